@@ -1,0 +1,1 @@
+"""The ground floor both stages stand on: the code contract, token datasets, training, images."""

@@ -1,0 +1,89 @@
+"""The errors that users see: each names the field, the value, what was expected and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MISSING = object()
+
+
+class TesseraError(ValueError):
+    """A refusal with a remedy.
+
+    The command line prints the message alone, without a traceback; a library user can catch the class.
+
+    Args:
+        what: one sentence that says what is wrong.
+        field: dotted name of the field or option at fault, e.g. ``tokenizer.training.steps``.
+        found: the offending value.
+        expected: what would have been right.
+        fix: what to do now.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        field: str | None = None,
+        found: object = _MISSING,
+        expected: object = _MISSING,
+        fix: str | None = None,
+    ) -> None:
+        lines = [what if field is None else f"{field}: {what}"]
+        if found is not _MISSING:
+            lines.append(f"  found:    {found}")
+        if expected is not _MISSING:
+            lines.append(f"  expected: {expected}")
+        if fix is not None:
+            lines.append(f"  fix:      {fix}")
+        super().__init__("\n".join(lines))
+        self.field = field
+
+
+class ConfigError(TesseraError):
+    """A recipe or model configuration has a wrong key or value."""
+
+
+class DataError(TesseraError):
+    """Images or codes that cannot be used as they are."""
+
+
+class ContractError(TesseraError):
+    """Two parts that do not belong together, e.g. a prior and another tokenizer's codes."""
+
+
+class CheckpointError(TesseraError):
+    """A checkpoint or model folder that is damaged, incomplete or of another run."""
+
+
+class StorageError(TesseraError):
+    """The disk refused a write; whatever was complete before is still there."""
+
+
+class TrainingError(TesseraError):
+    """Training cannot go on, e.g. because the loss is not finite."""
+
+
+class Interrupted(Exception):
+    """Training stopped at a step boundary after a signal, with a checkpoint saved.
+
+    Args:
+        signal_number: the signal; the process exits with 128 + this number.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+def nearest(name: str, known: Iterable[object]) -> str:
+    """A hint for a mistyped name: the nearest known one and the whole choice.
+
+    >>> nearest("widht", ["width", "depth"])
+    "'width'? (known: depth, width)"
+    """
+    names = sorted(str(each) for each in known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    choice = ", ".join(names) if len(names) <= 40 else f"{', '.join(names[:40])}, and {len(names) - 40} more"
+    return (f"'{close[0]}'? " if close else "") + f"(known: {choice})"

@@ -1,0 +1,257 @@
+"""The one training loop. The loop owns time (order of data, cadence, checkpoints); the task owns gradients.
+
+A run that is killed and started again continues from its last checkpoint and ends with the same weights: the order of
+the data is a function of (seed, epoch), dropout is seeded by (seed, step, rank), and the learning rate is a function
+of the step, so that a position is one integer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from foundation.checkpoint import latest_checkpoint, save_checkpoint
+from foundation.config import require
+from foundation.errors import CheckpointError, DataError, Interrupted
+from foundation.log import MetricsLog
+from foundation.randomness import derive_seed, permutation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Length and cadence of a training."""
+
+    steps: int = 1000
+    """optimizer steps"""
+    batch_size: int = 64
+    """examples in one optimizer step, over all processes"""
+    evaluate_every: int = 100
+    """optimizer steps between evaluations on the held-out set"""
+    checkpoint_every: int = 100
+    """optimizer steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """how many checkpoints stay on disk"""
+    log_every: int = 10
+    """optimizer steps between lines of training metrics"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+
+
+class Examples(Protocol):
+    """Training data that can be read at any position."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
+        """The examples ``indices``, each in its pass ``epochs`` over the data."""
+        ...
+
+
+class Task(Protocol):
+    """What a stage hands to ``fit``."""
+
+    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor | float]:
+        """Forward, backward, every optimizer, averages of weights; returns scalars to log."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics over the whole held-out set."""
+        ...
+
+    def exported(self) -> nn.Module:
+        """The model that users load, normally with averaged weights."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to continue."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        ...
+
+
+class DataOrder:
+    """The order of examples as a pure function of (seed, epoch); a position is the number of samples consumed.
+
+    Args:
+        n_examples: size of the data.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, n_examples: int, seed: int) -> None:
+        self.n_examples, self.seed = n_examples, seed
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs) of the samples at ``positions`` (B,) of the endless sequence."""
+        epochs = positions // self.n_examples
+        indices = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = self._permutation(int(epoch))[positions[here] % self.n_examples]
+        return indices, epochs
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._cached[0] != epoch:
+            self._cached = (epoch, permutation(self.n_examples, self.seed, "order", epoch))
+        return self._cached[1]
+
+
+def fit(
+    task: Task,
+    examples: Examples,
+    config: FitConfig,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    checkpoints: Path,
+    log: MetricsLog,
+    identity: str,
+) -> None:
+    """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
+
+    Args:
+        task: the stage; it has prepared its modules and optimizers with ``accelerator``.
+        examples: the training data.
+        config: length and cadence.
+        accelerator: devices, precision and processes.
+        seed: of the data order and of dropout.
+        checkpoints: folder of this stage's checkpoints.
+        log: where metrics go.
+        identity: hash of everything that determines the result; a checkpoint with another one is refused.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
+        CheckpointError: the checkpoints belong to another recipe or data.
+        DataError: fewer examples than processes need.
+    """
+    if len(examples) == 0:
+        raise DataError("there are no training examples", fix="check the data source")
+    start = _restore(task, checkpoints, identity, accelerator)
+    log.forget_from(start)
+    batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
+    progress = tqdm(
+        total=config.steps, initial=start, desc=f"training {log.stage}", unit="step", delay=1,
+        disable=not accelerator.is_main_process,
+    )  # fmt: skip
+    with _StopSignal() as stop, progress, contextlib.closing(batches):
+        clock = time.perf_counter()
+        for step in range(start, config.steps):
+            if step % config.evaluate_every == 0:
+                log.write("held_out", step, _evaluate(task, progress))
+            torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
+            metrics = task.train_step(next(batches), step)
+            progress.update()
+            if step % config.log_every == 0 or step == config.steps - 1:
+                numbers = {name: float(value) for name, value in metrics.items()}
+                numbers["seconds"] = time.perf_counter() - clock
+                log.write("train", step, numbers)
+            stopping = stop.agreed(accelerator)
+            if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                _save(task, checkpoints, step + 1, config, identity, accelerator)
+            if stopping:
+                raise Interrupted(stop.number)
+        log.write("held_out", config.steps, _evaluate(task, progress))
+
+
+def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
+    metrics = task.evaluate()
+    progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
+    return metrics
+
+
+def _restore(task: Task, checkpoints: Path, identity: str, accelerator: Accelerator) -> int:
+    found = latest_checkpoint(checkpoints)
+    if found is None:
+        return 0
+    for reason in found.skipped:
+        accelerator.print(f"skipped a damaged checkpoint: {reason}")
+    if found.state["identity"] != identity:
+        raise CheckpointError(
+            "the checkpoint belongs to another recipe or other data",
+            field=str(checkpoints),
+            found=found.state["identity"][:16],
+            expected=identity[:16],
+            fix="give another --run_dir, or delete that folder to start this stage from the beginning",
+        )
+    task.load_state_dict(found.state["task"])
+    accelerator.print(f"continuing from step {found.step} ({checkpoints})")
+    return found.step
+
+
+def _save(task: Task, checkpoints: Path, step: int, config: FitConfig, identity: str, accelerator: Accelerator) -> None:
+    accelerator.wait_for_everyone()
+    state = {"identity": identity, "samples_seen": step * config.batch_size, "task": task.state_dict()}
+    if accelerator.is_main_process:
+        save_checkpoint(checkpoints, step, state, keep=config.keep_checkpoints)
+    accelerator.wait_for_everyone()
+
+
+def _batches(
+    examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This process's share of each global batch, read one step ahead in a thread."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % world:
+        raise DataError("is not divisible by the number of processes", field="batch_size", found=config.batch_size,
+                        expected=f"a multiple of {world}")  # fmt: skip
+
+    def load(step: int) -> dict[str, torch.Tensor]:
+        share = config.batch_size // world
+        first = step * config.batch_size + rank * share
+        return examples.batch(*order.at(np.arange(first, first + share)))
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead: Future[dict[str, torch.Tensor]] = reader.submit(load, start)
+        for step in range(start, config.steps):
+            batch = ahead.result()
+            if step + 1 < config.steps:
+                ahead = reader.submit(load, step + 1)
+            yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+
+
+class _StopSignal:
+    """Remembers SIGTERM and SIGINT until the step is done; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                self._previous[each] = signal.signal(each, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.number = number
+        signal.signal(number, self._previous[number])
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was told to stop; every process gets the same answer."""
+        if accelerator.num_processes > 1:
+            flag = torch.tensor(self.number, device=accelerator.device)
+            self.number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]
+        return self.number != 0

@@ -1,0 +1,117 @@
+"""Optimizer groups, learning-rate schedules and the guard against non-finite steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from foundation.config import require
+from foundation.errors import TrainingError
+
+MAX_BAD_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 3e-4
+    """peak learning rate"""
+    min_factor: float = 0.05
+    """learning rate at the end, as a share of the peak, 0 to 1"""
+    warmup_steps: int = 50
+    """optimizer steps of linear warm-up"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """shape of the learning rate after the warm-up"""
+    beta1: float = 0.9
+    """decay of the gradient's average, 0 to 1"""
+    beta2: float = 0.95
+    """decay of the squared gradient's average, 0 to 1"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of matrices and kernels; biases, norms and tagged parameters have none"""
+    clip_norm: float = 1.0
+    """largest gradient norm; a larger gradient is scaled down to it"""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number, e.g. 3e-4")
+        require(0 <= self.min_factor <= 1, "min_factor", self.min_factor, "a share from 0 to 1")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or a number of steps")
+        require(0 <= self.beta1 < 1, "beta1", self.beta1, "from 0 to below 1")
+        require(0 <= self.beta2 < 1, "beta2", self.beta2, "from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "a positive number")
+
+
+def no_decay(parameter: nn.Parameter) -> nn.Parameter:
+    """Tag a parameter, where it is created, as exempt from weight decay."""
+    parameter.no_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels only (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    decayed, exempt = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim >= 2 and not getattr(parameter, "no_decay", False)
+            (decayed if plain else exempt).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
+    """The learning rate of optimizer step ``step`` (from 0) of ``n_steps``: a pure function, nothing to resume."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, n_steps - config.warmup_steps)
+    factor = config.min_factor + (1 - config.min_factor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.learning_rate * factor
+
+
+class StepGuard:
+    """Skips optimizer steps whose gradient is not finite, and stops training when that goes on.
+
+    Attributes:
+        n_skipped: steps skipped since the start of the run.
+        n_in_a_row: steps skipped since the last good one.
+    """
+
+    def __init__(self) -> None:
+        self.n_skipped = 0
+        self.n_in_a_row = 0
+
+    def allows(self, gradient_norm: torch.Tensor) -> bool:
+        """Whether this step may be taken.
+
+        Raises:
+            TrainingError: ten steps in a row were not finite.
+        """
+        if bool(torch.isfinite(gradient_norm)):
+            self.n_in_a_row = 0
+            return True
+        self.n_skipped += 1
+        self.n_in_a_row += 1
+        if self.n_in_a_row >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row",
+                fix="lower the learning rate or clip_norm, or train in float32; the last checkpoint is sound",
+            )
+        return False
+
+    def state_dict(self) -> dict[str, int]:
+        """For the checkpoint."""
+        return {"n_skipped": self.n_skipped, "n_in_a_row": self.n_in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """From the checkpoint."""
+        self.n_skipped, self.n_in_a_row = state["n_skipped"], state["n_in_a_row"]

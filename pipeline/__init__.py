@@ -1,0 +1,13 @@
+"""The roof: recipes, command line, export, generation, reports."""
+
+from typing import Any
+
+__all__ = ["ImageGenerator"]
+
+
+def __getattr__(name: str) -> Any:  # lazily, so that importing the package does not import torch
+    if name == "ImageGenerator":
+        from pipeline.generate import ImageGenerator
+
+        return ImageGenerator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

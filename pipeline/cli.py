@@ -1,0 +1,222 @@
+"""The command line: ``tessera COMMAND ...``. Heavy imports happen inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from foundation.errors import Interrupted, TesseraError
+
+RECIPE_COMMANDS = ("run", "train-tokenizer", "encode", "train-prior")
+
+
+def run(recipe: str, run_dir: str | None = None, print_recipe: bool = False) -> None:
+    """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
+
+    Any field of the recipe can be overridden, e.g. --prior.training.fit.steps 500; --help lists them all.
+
+    Args:
+        recipe: a YAML file, a built-in recipe's name (tessera recipes), or a run folder
+        run_dir: where the results go; default runs/<name of the recipe>
+        print_recipe: print the resolved recipe and stop
+    """
+    from pipeline.commands import start_run
+
+    job = start_run(recipe, run_dir, overrides=_OVERRIDES, print_only=print_recipe)
+    if job is not None:
+        job.all()
+
+
+def train_tokenizer(recipe: str, run_dir: str | None = None) -> None:
+    """Stage 1 alone: train the tokenizer and freeze it in the run folder.
+
+    Args:
+        recipe: a YAML file, a built-in recipe's name, or a run folder
+        run_dir: where the results go; default runs/<name of the recipe>
+    """
+    from pipeline.commands import start_run
+
+    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
+    if job is not None:
+        job.train_tokenizer()
+
+
+def encode(recipe: str, run_dir: str | None = None) -> None:
+    """Export the codes of all images with the run's frozen tokenizer.
+
+    Args:
+        recipe: a YAML file, a built-in recipe's name, or a run folder
+        run_dir: where the results go; default runs/<name of the recipe>
+    """
+    from pipeline.commands import start_run
+
+    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
+    if job is not None:
+        job.encode()
+
+
+def train_prior(recipe: str, run_dir: str | None = None) -> None:
+    """Stage 2 alone: train the prior on the run's codes.
+
+    Args:
+        recipe: a YAML file, a built-in recipe's name, or a run folder
+        run_dir: where the results go; default runs/<name of the recipe>
+    """
+    from pipeline.commands import start_run
+
+    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
+    if job is not None:
+        job.train_prior()
+
+
+def sample(
+    run: str,
+    class_labels: list[str] | None = None,
+    num_images_per_label: int = 1,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    out: str = "samples",
+    device: str = "cpu",
+) -> None:
+    """New images from a finished run.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        class_labels: classes by name or number, e.g. '[3,7]'; default every class, or none if there are none
+        num_images_per_label: images of each class
+        guidance_scale: how closely to follow the class; 1 is plain sampling; default from the recipe
+        temperature: below 1 is safer, above 1 more varied; default from the recipe
+        top_k: draw from the k likeliest codes only; default from the recipe
+        top_p: draw from the likeliest codes of this total probability; default from the recipe
+        seed: the same seed gives the same images; default a random one
+        out: folder for the images
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.commands import sample_to_folder
+
+    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sample_to_folder(run, class_labels, num_images_per_label, sampling, seed=seed, out=out, device=device)
+
+
+def reconstruct(run: str, images: list[str], out: str = "reconstructions", device: str = "cpu") -> None:
+    """Images beside what the tokenizer makes of them, with the PSNR of each.
+
+    Args:
+        run: a run folder, or a tokenizer folder
+        images: image files and folders of images, e.g. '[a.png,photos]'
+        out: folder for the pictures
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.commands import reconstruct_to_folder
+
+    reconstruct_to_folder(run, images, out=out, device=device)
+
+
+def report(run: str) -> None:
+    """Write report.html of a finished run anew.
+
+    Args:
+        run: the run folder
+    """
+    from pipeline.commands import start_run
+
+    job = start_run(run, run)
+    assert job is not None
+    job.report()
+
+
+def recipes() -> None:
+    """List the built-in recipes."""
+    from pipeline.recipe import built_in_recipes, load_recipe
+
+    for name in built_in_recipes():
+        print(f"{name:20} {load_recipe(name).description}")
+
+
+def doctor() -> None:
+    """Check the installation and say what to do about each problem."""
+    from pipeline.doctor import diagnose
+
+    findings = diagnose()
+    for finding in findings:
+        print(f"{'PROBLEM' if finding.cure else 'ok':8} {finding.subject}: {finding.state}")
+        if finding.cure:
+            print(f"         cure: {finding.cure}")
+    if any(finding.cure for finding in findings):
+        raise SystemExit(1)
+
+
+COMMANDS = {
+    "run": run,
+    "train-tokenizer": train_tokenizer,
+    "encode": encode,
+    "train-prior": train_prior,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "report": report,
+    "recipes": recipes,
+    "doctor": doctor,
+}
+_OVERRIDES: dict[str, Any] = {}
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Separate ``--dotted.field value`` and ``--dotted.field=value`` of the recipe from a command's own arguments."""
+    import yaml
+
+    if not arguments or arguments[0] not in RECIPE_COMMANDS:
+        return arguments, {}
+    own, overrides, rest = [], {}, list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and ("." in name or name in ("seed", "name", "description")):
+            if not equals and not rest:
+                raise TesseraError("has no value", field=argument, fix=f"write {argument} VALUE")
+            overrides[name] = yaml.safe_load(value if equals else rest.pop(0))
+        else:
+            own.append(argument)
+    return own, overrides
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        own, overrides = split_overrides(arguments)
+        _OVERRIDES.clear()
+        _OVERRIDES.update(overrides)
+        _dispatch(own)
+    except TesseraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    import jsonargparse
+
+    if len(arguments) > 1 and arguments[0] in RECIPE_COMMANDS and {"--help", "-h"} & set(arguments):
+        from pipeline.recipe_help import recipe_fields
+
+        print("\n".join(recipe_fields()), end="\n\n")
+    jsonargparse.auto_cli(
+        COMMANDS,
+        args=arguments,
+        prog="tessera",
+        description="Images into a generator of new ones, in two stages: a discrete tokenizer and a prior over its codes.",
+        as_positional=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""What the commands of ``cli.py`` do, behind its quick front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import ConfigError
+from pipeline.recipe import load_recipe, recipe_text
+from pipeline.run_folder import RunFolder
+from pipeline.stages import Run
+
+
+@dataclass
+class Job:
+    """A run started from the command line, with its messages."""
+
+    run: Run
+
+    def all(self) -> None:
+        """Everything, in order."""
+        began = time.perf_counter()
+        self.train_tokenizer()
+        self.encode()
+        self.train_prior()
+        self.run.sample()
+        self.report()
+        folder = self.run.folder
+        self._say(f"done in {time.perf_counter() - began:.0f} s")
+        self._say(f"  look at   {folder.report}")
+        self._say(f"  samples   {folder.samples / 'grid.png'}")
+        self._say(f"  more      tessera sample {folder.root}")
+
+    def train_tokenizer(self) -> None:
+        """Stage 1."""
+        self.run.train_tokenizer()
+        self._say(f"tokenizer: {self.run.folder.tokenizer}{_last(self.run.folder, 'tokenizer')}")
+
+    def encode(self) -> None:
+        """Export."""
+        self.run.encode()
+        self._say(f"codes: {self.run.folder.codes}")
+
+    def train_prior(self) -> None:
+        """Stage 2."""
+        self.run.train_prior()
+        self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")
+
+    def report(self) -> None:
+        """The report."""
+        from pipeline.report import write_report
+
+        if self.run.accelerator.is_main_process:
+            write_report(self.run.folder, self.run.images["validation"])
+
+    def _say(self, text: str) -> None:
+        self.run.accelerator.print(text, flush=True)
+
+
+def start_run(
+    recipe: str, run_dir: str | None, *, overrides: Mapping[str, Any] | None = None, print_only: bool = False
+) -> Job | None:
+    """Load a recipe, or that of a run folder, and claim its run folder.
+
+    Args:
+        recipe: YAML file, built-in name, or run folder.
+        run_dir: the run folder; None derives it.
+        overrides: dotted name -> value.
+        print_only: print the resolved recipe; then there is no job.
+    """
+    if Path(recipe).is_dir() and not Path(recipe).suffix:
+        folder = RunFolder(Path(recipe))
+        folder.load_recipe()
+        loaded = load_recipe(str(folder.recipe), overrides)
+        folder = folder if run_dir is None else RunFolder(Path(run_dir))
+    else:
+        loaded = load_recipe(recipe, overrides)
+        folder = RunFolder(Path(run_dir) if run_dir is not None else Path("runs") / loaded.name)
+    if print_only:
+        print(recipe_text(loaded))
+        return None
+    if folder.root.is_file():
+        raise ConfigError("is a file, not a folder", field="--run_dir", found=str(folder.root))
+    run = Run(loaded, folder)
+    run.start()
+    return Job(run)
+
+
+def sample_to_folder(
+    run: str,
+    class_labels: list[str] | None,
+    num_images_per_label: int,
+    sampling: dict[str, Any],
+    *,
+    seed: int | None,
+    out: str,
+    device: str,
+) -> None:
+    """Sample and save: one PNG per image, named by class and seed, and a grid of all."""
+    from pipeline.generate import ImageGenerator, grid_image
+
+    generator = ImageGenerator.from_pretrained(run).to(device)
+    labels = class_labels if class_labels is not None else (list(generator.labels) or None)
+    output = generator(labels, num_images_per_label, seed=seed, **sampling)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(generator.labels)
+    for image, label, image_seed in zip(output.images, output.labels, output.seeds, strict=True):
+        prefix = "image" if label is None else _file_name(names[label])
+        image.save(folder / f"{prefix}-seed{image_seed}.png")
+    per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(output.images) ** 0.5))
+    grid_image(output.images, per_row).save(folder / "grid.png")
+    print(
+        f"{len(output.images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})"
+    )
+
+
+def reconstruct_to_folder(run: str, images: list[str], *, out: str, device: str) -> None:
+    """Reconstruct files and folders; pictures and a line with the PSNR of each."""
+    from pipeline.reconstruct import reconstruct_files
+    from stage1_tokenizer.tokenizer import TokenizerModel
+
+    root = Path(run)
+    tokenizer = TokenizerModel.load(root / "tokenizer" if (root / "tokenizer").is_dir() else root).to(device)
+    done, failed = reconstruct_files(tokenizer, images)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, each in enumerate(done):
+        path = folder / f"{i:04d}-{_file_name(Path(each.image_id).stem)}.png"
+        each.pair.save(path)
+        print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
+    for line in failed:
+        print(f"unusable: {line}")
+    if done:
+        print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
+
+
+def _last(folder: RunFolder, stage: str) -> str:
+    from foundation.log import read_metrics
+
+    rows = read_metrics(folder.metrics, stage, "held_out")
+    if not rows:
+        return ""
+    row = rows[-1]
+    if stage == "tokenizer":
+        return f" (held-out PSNR {row['psnr']:.2f} dB, {row['code_usage']:.1%} of the codes in use)"
+    return (
+        f" (held-out {row['bits_per_code']:.3f} bits per code, {row['bits_per_image']:.1f} bits per image;"
+        f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
+        f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
+    )
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:80] or "image"

@@ -1,0 +1,175 @@
+"""A recipe: one file that describes one experiment, from images to samples."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from foundation.config import digest, from_dict, override, require, to_dict
+from foundation.errors import ConfigError, nearest
+from foundation.image_set import DataConfig
+from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.sampling import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage:
+    """Stage 1: the tokenizer."""
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """architecture"""
+    training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """how it is trained"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorStage:
+    """Stage 2: the prior."""
+
+    model: PriorConfig = field(default_factory=PriorConfig)
+    """architecture"""
+    training: PriorTraining = field(default_factory=PriorTraining)
+    """how it is trained"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How the token dataset is written."""
+
+    batch_size: int = 32
+    """images encoded at once; the same for the whole export, the last batch is padded"""
+    images_per_shard: int = 8192
+    """images in one parquet file; a crash loses at most the file being written"""
+    flip: bool = False
+    """also store the codes of each mirrored training image, as view 1"""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
+        require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """The sample grid at the end of a run."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """how codes are drawn; also the generator's defaults"""
+    images_per_class: int = 10
+    """images of each class in the grid"""
+    max_classes: int = 10
+    """classes shown, evenly spread over all"""
+    unconditional_images: int = 64
+    """images in the grid when there are no classes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where it runs; nothing here changes what a run computes on a CPU."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU when there is one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment, from images to samples."""
+
+    name: str
+    """short name; the run folder is runs/<name> unless --run_dir says otherwise"""
+    description: str = ""
+    """one sentence for readers and the report"""
+    seed: int = 0
+    """of everything random: initial weights, data order, augmentation, dropout, samples"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """which images"""
+    tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
+    """stage 1"""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """export of the codes"""
+    prior: PriorStage = field(default_factory=PriorStage)
+    """stage 2"""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """what is drawn at the end"""
+    machine: Machine = field(default_factory=Machine)
+    """where it runs"""
+
+    def __post_init__(self) -> None:
+        sound = self.name.strip() and not set(self.name) & set('/\\:*?"<>|') and not self.name.startswith(".")
+        require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
+
+
+def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: path of a YAML file, or the name of a built-in recipe such as ``digits``.
+        overrides: dotted name -> value, e.g. ``{"prior.training.fit.steps": 100}``.
+
+    Raises:
+        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
+    """
+    values = _read_yaml(_find(recipe))
+    values.pop("versions", None)  # what a run folder's copy records beside the recipe
+    for dotted, value in (overrides or {}).items():
+        override(values, dotted, value)
+    return from_dict(Recipe, values)
+
+
+def built_in_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(each.name.removesuffix(".yaml") for each in folder.iterdir() if each.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, with the versions of what computes."""
+    return yaml.safe_dump({**to_dict(recipe), "versions": versions()}, sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result can depend on."""
+    names = ("tessera-images", "torch", "accelerate", "datasets", "numpy", "pillow", "pyarrow")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def result_identity(*parts: Any) -> str:
+    """Hash of the parts of a recipe that determine a stage's result."""
+    return digest([to_dict(part) for part in parts])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _find(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if recipe in built_in_recipes():
+        return Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.yaml"))
+    raise ConfigError(
+        "is neither a file nor a built-in recipe",
+        field="recipe",
+        found=recipe,
+        fix=f"give the path of a YAML file, or one of the built-in names: did you mean {nearest(recipe, built_in_recipes())}",
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not readable as YAML: {error}", field=str(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("holds no recipe", field=str(path), expected="keys such as name, data, tokenizer, prior")
+    return values

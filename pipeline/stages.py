@@ -1,0 +1,163 @@
+"""The stages of a run, in order: tokenizer, codes, prior, samples. Each is skipped when its result is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from foundation import durable
+from foundation.errors import DataError
+from foundation.fit import fit
+from foundation.image_set import ImageSet, open_image_sets
+from foundation.log import MetricsLog
+from foundation.randomness import derive_seed
+from foundation.token_dataset import TokenDataset
+from pipeline.encode import encode_dataset, failures_text, is_encoded
+from pipeline.generate import ImageGenerator, grid_image, index_text
+from pipeline.recipe import Recipe, result_identity
+from pipeline.run_folder import RunFolder
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.train import TokenizerTask
+from stage2_prior.data import CodeExamples
+from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorTask
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Run:
+    """A recipe being carried out in its folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+
+    def start(self) -> None:
+        """Claim the folder for this recipe.
+
+        Raises:
+            CheckpointError: the folder belongs to another recipe.
+        """
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            self.folder.claim(self.recipe)
+        accelerator.wait_for_everyone()
+
+    @cached_property
+    def images(self) -> dict[str, ImageSet]:
+        """Training and held-out images; unusable ones are reported and listed in the run folder."""
+        augment = self.recipe.tokenizer.training.augment
+        train, held_out = open_image_sets(self.recipe.data, augment=augment, seed=self.recipe.seed)
+        images = {"train": train, "validation": held_out}
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            durable.replace_file(self.folder.failures, failures_text(images).encode())
+            for name, each in images.items():
+                classes = f", {len(each.class_names)} classes" if each.class_names else ", no classes"
+                accelerator.print(f"{name}: {len(each):,} of {each.n_planned:,} images usable{classes}")
+                for failure in each.failures:
+                    accelerator.print(f"  unusable: {failure.image_id}: {failure.reason}")
+        return images
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Devices and processes. Precision is the learner's business, since each stage may have its own."""
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
+        return Accelerator(mixed_precision="no", cpu=self.recipe.machine.device == "cpu", kwargs_handlers=[plain])
+
+    def train_tokenizer(self) -> None:
+        """Train stage 1 and freeze the averaged weights in ``tokenizer/``."""
+        if self.folder.tokenizer.exists():
+            return
+        recipe, stage = self.recipe, self.recipe.tokenizer
+        accelerator = self.accelerator
+        torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
+        model = TokenizerModel(stage.model, recipe.data.preprocess)
+        images = self.images
+        task = TokenizerTask(model, stage.training, images["validation"], accelerator, seed=recipe.seed)
+        fit(
+            task,
+            images["train"],
+            stage.training.fit,
+            accelerator,
+            seed=recipe.seed,
+            checkpoints=self.folder.checkpoints("tokenizer"),
+            log=MetricsLog(self.folder.metrics, "tokenizer", enabled=accelerator.is_main_process),
+            identity=result_identity(recipe.seed, recipe.data, stage, images["train"].ids, images["validation"].ids),
+        )
+        if accelerator.is_main_process:
+            durable.publish_folder(self.folder.tokenizer, task.exported().save)
+        accelerator.wait_for_everyone()
+
+    def encode(self) -> None:
+        """Export the codes of all images."""
+        accelerator = self.accelerator
+        if accelerator.is_main_process and not is_encoded(self.folder.codes):
+            if not self.folder.tokenizer.exists():
+                raise DataError("there is no tokenizer yet", field=str(self.folder.tokenizer),
+                                fix="run tessera train-tokenizer first")  # fmt: skip
+            config, device = self.recipe.encode, accelerator.device
+            encode_dataset(self.folder.tokenizer, self.images, self.folder.codes, config, device)
+        accelerator.wait_for_everyone()
+
+    def train_prior(self) -> None:
+        """Train stage 2 on the codes and freeze the averaged weights in ``prior/``."""
+        if self.folder.prior.exists():
+            return
+        recipe, stage = self.recipe, self.recipe.prior
+        accelerator = self.accelerator
+        codes = {split: TokenDataset(self.folder.codes, split) for split in ("train", "validation")}
+        torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
+        model = PriorModel(stage.model, codes["train"].spec)
+        task = PriorTask(model, stage.training, codes["validation"], accelerator)
+        dropout = stage.training.label_dropout
+        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, seed=recipe.seed)
+        fit(
+            task,
+            examples,
+            stage.training.fit,
+            accelerator,
+            seed=derive_seed(recipe.seed, "prior"),
+            checkpoints=self.folder.checkpoints("prior"),
+            log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
+            identity=result_identity(recipe.seed, stage, codes["train"].spec),
+        )
+        if accelerator.is_main_process:
+            durable.publish_folder(self.folder.prior, task.exported().save)
+            sampling = recipe.samples.sampling
+            durable.replace_file(self.folder.model_index, index_text(sampling).encode())
+        accelerator.wait_for_everyone()
+
+    def sample(self) -> None:
+        """Draw the run's sample grid: a row per class, or a square without classes."""
+        accelerator = self.accelerator
+        if not accelerator.is_main_process or self.folder.samples.exists():
+            return
+        generator = ImageGenerator.from_pretrained(self.folder.root).to(accelerator.device)
+        config = self.recipe.samples
+        n_classes = generator.prior.n_classes
+        if n_classes:
+            shown = np.unique(np.linspace(0, n_classes - 1, min(n_classes, config.max_classes)).round().astype(int))
+            labels, per_label = [int(label) for label in shown], config.images_per_class
+        else:
+            labels, per_label = None, config.unconditional_images
+        seed = derive_seed(self.recipe.seed, "samples") % 2**31
+        output = generator(labels, per_label, seed=seed)
+        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
+
+        def fill(temporary: Path) -> None:
+            grid_image(output.images, n_columns).save(temporary / "grid.png")
+            np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
+            about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
+            (temporary / "samples.json").write_text(json.dumps(about))
+
+        durable.publish_folder(self.folder.samples, fill)

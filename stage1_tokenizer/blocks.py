@@ -1,0 +1,119 @@
+"""The parts of the VQGAN family's encoder and decoder.
+
+Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A; Ho et al. 2020, arXiv:2006.11239, appendix B.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with the family's epsilon of 1e-6."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, 3 x 3 convolution, twice; plus the input, projected by 1 x 1 when the channels change."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in, groups)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) => (B, C_out, H, W)."""
+        hidden = self.conv1(F.silu(self.norm1(x_BCHW)))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        return self.shortcut(x_BCHW) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """One head of attention over all positions, plus the input."""
+
+    def __init__(self, channels: int, *, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) => (B, C, H, W)."""
+        normed = self.norm(x_BCHW)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H*W, C)
+        return x_BCHW + self.proj_out(attended.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided 3 x 3 convolution that is padded right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) => (B, C, H/2, W/2)."""
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3 x 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) => (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention if the level has any, then resampling."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        n_blocks: int,
+        attention: bool,
+        resample: nn.Module | None,
+        groups: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * n_blocks
+        self.blocks = nn.ModuleList(
+            ResidualBlock(one, other, groups=groups, dropout=dropout)
+            for one, other in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attentions = nn.ModuleList(
+            AttentionBlock(channels_out, groups=groups) if attention else nn.Identity() for _ in range(n_blocks)
+        )
+        self.resample = resample if resample is not None else nn.Identity()
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) => (B, C_out, H', W')."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x_BCHW = attention(block(x_BCHW))
+        return self.resample(x_BCHW)
+
+
+def middle(channels: int, *, attention: bool, groups: int, dropout: float) -> nn.Sequential:
+    """Residual block, attention, residual block: what stands between encoder levels and latents, and mirrored."""
+    return nn.Sequential(
+        ResidualBlock(channels, channels, groups=groups, dropout=dropout),
+        AttentionBlock(channels, groups=groups) if attention else nn.Identity(),
+        ResidualBlock(channels, channels, groups=groups, dropout=dropout),
+    )

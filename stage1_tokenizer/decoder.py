@@ -1,0 +1,42 @@
+"""The convolutional decoder; ``encoder.py`` is its mirror image."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stage1_tokenizer.blocks import Level, Upsample, group_norm, middle
+from stage1_tokenizer.config import TokenizerConfig
+
+
+class Decoder(nn.Module):
+    """latents => pixels: the middle, then levels from lowest to full resolution. No final tanh or clamp."""
+
+    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+        super().__init__()
+        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        common = {"groups": config.norm_groups, "dropout": config.dropout}
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.middle = middle(widths[-1], attention=config.middle_attention, **common)
+        self.levels = nn.Sequential(
+            *(
+                Level(
+                    widths[min(i + 1, last)],
+                    widths[i],
+                    n_blocks=config.n_res_blocks + 1,
+                    attention=i in config.attention_levels,
+                    resample=Upsample(widths[i]) if i > 0 else None,
+                    **common,
+                )
+                for i in reversed(range(len(widths)))
+            )
+        )
+        self.norm_out = group_norm(widths[0], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], image_channels, 3, padding=1)
+
+    def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, latent_channels, H, W) => (B, 3|1, Y, X)."""
+        hidden = self.levels(self.middle(self.conv_in(latents_BCHW)))
+        return self.conv_out(F.silu(self.norm_out(hidden)))

@@ -1,0 +1,42 @@
+"""The convolutional encoder; ``decoder.py`` is its mirror image."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stage1_tokenizer.blocks import Downsample, Level, group_norm, middle
+from stage1_tokenizer.config import TokenizerConfig
+
+
+class Encoder(nn.Module):
+    """pixels => latents: levels from full to lowest resolution, then the middle."""
+
+    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+        super().__init__()
+        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        common = {"groups": config.norm_groups, "dropout": config.dropout}
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(image_channels, config.base_width, 3, padding=1)
+        self.levels = nn.Sequential(
+            *(
+                Level(
+                    config.base_width if i == 0 else widths[i - 1],
+                    width,
+                    n_blocks=config.n_res_blocks,
+                    attention=i in config.attention_levels,
+                    resample=Downsample(width) if i < last else None,
+                    **common,
+                )
+                for i, width in enumerate(widths)
+            )
+        )
+        self.middle = middle(widths[-1], attention=config.middle_attention, **common)
+        self.norm_out = group_norm(widths[-1], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+        """(B, 3|1, Y, X) => (B, latent_channels, H, W)."""
+        hidden = self.middle(self.levels(self.conv_in(images_BCYX)))
+        return self.conv_out(F.silu(self.norm_out(hidden)))

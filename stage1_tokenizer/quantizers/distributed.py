@@ -1,0 +1,33 @@
+"""Codebook statistics over all processes; with one process each function returns its argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, the same everywhere."""
+    if _several():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def gathered(rows_ND: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, (world * N, D); every process must bring equally many."""
+    if not _several():
+        return rows_ND
+    parts = [torch.empty_like(rows_ND) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows_ND.contiguous())
+    return torch.cat(parts)
+
+
+def same_everywhere(tensor: torch.Tensor) -> torch.Tensor:
+    """Process 0's tensor."""
+    if _several():
+        distributed.broadcast(tensor, src=0)
+    return tensor

@@ -55,7 +55,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             "is not a mapping", field=where or cls.__name__, found=values, expected=f"the fields of {cls.__name__}"
         )
     values = {key: value for key, value in values.items() if not (key == "type" and issubclass(cls, Choice))}
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]
     for key in values:
         if key not in known:

@@ -27,7 +27,8 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        averages = [each.detach() for each in self.model.parameters()]
+        weights = [each.detach() for each in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

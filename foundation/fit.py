@@ -11,7 +11,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +207,8 @@ def _save(task: Task, checkpoints: Path, step: int, config: FitConfig, identity:
 
 def _batches(
     examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """This process's share of each global batch, read one step ahead in a thread."""
+) -> Generator[dict[str, torch.Tensor], None, None]:
+    """The share of each global batch that is this process's of each global batch, read one step ahead in a thread."""
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
         raise DataError("is not divisible by the number of processes", field="batch_size", found=config.batch_size,

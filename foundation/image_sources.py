@@ -236,9 +236,8 @@ def _load_split(config: DatasetData, split: str) -> Any:
     try:
         if local.is_file():
             return load("parquet", data_files={split: str(local)}, split=split)
-        if local.suffix == ".parquet" or config.path.startswith((".", "/")):
-            if not local.exists():
-                raise DataError("no such file or folder", field="data.source.path", found=config.path)
+        if not local.exists() and (local.suffix == ".parquet" or config.path.startswith((".", "/"))):
+            raise DataError("no such file or folder", field="data.source.path", found=config.path, fix="check the path")
         return load(config.path, config.config_name, split=split)
     except DataError:
         raise

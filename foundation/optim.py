@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -54,12 +54,13 @@ def no_decay(parameter: nn.Parameter) -> nn.Parameter:
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels only (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             plain = parameter.ndim >= 2 and not getattr(parameter, "no_decay", False)
             (decayed if plain else exempt).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": exempt, "weight_decay": 0.0},
     ]

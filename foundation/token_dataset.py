@@ -106,9 +106,10 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 
 def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
     """Derive ``manifest.json`` from the shards and publish it; its presence says that the dataset is complete."""
-    splits = {}
+    splits: dict[str, Any] = {}
     for split_folder in sorted(each for each in (folder / "data").iterdir() if each.is_dir()):
-        files, failures = [], []
+        files: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
         for path in shard_paths(folder, split_folder.name):
             shard = read_shard(path, spec)
             name = path.relative_to(folder).as_posix()

@@ -149,7 +149,7 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "run": run,
     "train-tokenizer": train_tokenizer,
     "encode": encode,
@@ -213,7 +213,7 @@ def _dispatch(arguments: list[str]) -> None:
         COMMANDS,
         args=arguments,
         prog="tessera",
-        description="Images into a generator of new ones, in two stages: a discrete tokenizer and a prior over its codes.",
+        description="Images into a generator of new ones: a discrete tokenizer, then a prior over its codes.",
         as_positional=True,
     )
 

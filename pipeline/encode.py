@@ -89,7 +89,7 @@ def is_encoded(folder: Path) -> bool:
 def encode_images(
     tokenizer: TokenizerModel, images: ImageSet, indices: np.ndarray, *, flip: bool, batch_size: int
 ) -> np.ndarray:
-    """Codes of some images, (B, T). Every batch has the same shape, since results may depend on it: the last is padded."""
+    """Codes of some images, (B, T). The last batch is padded to the shape of all, since results may depend on it."""
     device = next(tokenizer.parameters()).device
     rows = []
     for start in range(0, len(indices), batch_size):

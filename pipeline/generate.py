@@ -241,7 +241,7 @@ def _local_folder(folder: str | Path) -> Path:
         return root
     if root.is_dir():
         raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder),
-                              fix="run tessera run again with the same recipe; it continues where it stopped")  # fmt: skip
+                              fix="run tessera run again; it continues where it stopped")  # fmt: skip
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
         raise CheckpointError("no such folder", field=str(folder), fix="give a run folder, e.g. runs/digits")
     from huggingface_hub import snapshot_download

@@ -21,9 +21,9 @@ def recipe_fields() -> list[str]:
 def _lines(cls: type, prefix: str) -> Iterator[str]:
     texts = {each.arg_name: each.description or "" for each in parse_from_object(cls).params}
     hints = typing.get_type_hints(cls)
-    for each in dataclasses.fields(cls):
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
         name, hint = f"{prefix}{each.name}", hints[each.name]
-        alternatives = [t for t in _members(hint) if dataclasses.is_dataclass(t)]
+        alternatives: list[Any] = [each for each in _members(hint) if dataclasses.is_dataclass(each)]
         if not alternatives:
             yield f"  --{name}  {texts.get(each.name, '')}{_default(each)}"
         for alternative in alternatives:

@@ -5,6 +5,8 @@ Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A; Ho et al. 2
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -95,8 +97,7 @@ class Level(nn.Module):
         super().__init__()
         widths = [channels_in] + [channels_out] * n_blocks
         self.blocks = nn.ModuleList(
-            ResidualBlock(one, other, groups=groups, dropout=dropout)
-            for one, other in zip(widths[:-1], widths[1:], strict=True)
+            ResidualBlock(one, other, groups=groups, dropout=dropout) for one, other in pairwise(widths)
         )
         self.attentions = nn.ModuleList(
             AttentionBlock(channels_out, groups=groups) if attention else nn.Identity() for _ in range(n_blocks)

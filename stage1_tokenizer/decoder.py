@@ -16,10 +16,10 @@ class Decoder(nn.Module):
     def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
         super().__init__()
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
-        common = {"groups": config.norm_groups, "dropout": config.dropout}
+        groups, dropout = config.norm_groups, config.dropout
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.middle = middle(widths[-1], attention=config.middle_attention, **common)
+        self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
         self.levels = nn.Sequential(
             *(
                 Level(
@@ -28,7 +28,8 @@ class Decoder(nn.Module):
                     n_blocks=config.n_res_blocks + 1,
                     attention=i in config.attention_levels,
                     resample=Upsample(widths[i]) if i > 0 else None,
-                    **common,
+                    groups=groups,
+                    dropout=dropout,
                 )
                 for i in reversed(range(len(widths)))
             )

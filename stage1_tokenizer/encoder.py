@@ -16,7 +16,7 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
         super().__init__()
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
-        common = {"groups": config.norm_groups, "dropout": config.dropout}
+        groups, dropout = config.norm_groups, config.dropout
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(image_channels, config.base_width, 3, padding=1)
         self.levels = nn.Sequential(
@@ -27,12 +27,13 @@ class Encoder(nn.Module):
                     n_blocks=config.n_res_blocks,
                     attention=i in config.attention_levels,
                     resample=Downsample(width) if i < last else None,
-                    **common,
+                    groups=groups,
+                    dropout=dropout,
                 )
                 for i, width in enumerate(widths)
             )
         )
-        self.middle = middle(widths[-1], attention=config.middle_attention, **common)
+        self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
         self.norm_out = group_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 

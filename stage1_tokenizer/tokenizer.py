@@ -77,7 +77,7 @@ class TokenizerModel(nn.Module):
         stride = self.config.stride
         if channels != self.preprocess.n_channels:
             raise DataError("another number of channels", field="images", found=channels,
-                            expected=self.preprocess.n_channels, fix="preprocess images with tokenizer.preprocess")  # fmt: skip
+                            expected=self.preprocess.n_channels, fix="use tokenizer.preprocess")  # fmt: skip
         if height % stride or width % stride:
             raise DataError("sides are not multiples of the stride", field="images", found=f"{height} x {width}",
                             expected=f"multiples of {stride}", fix="crop or pad the images")  # fmt: skip

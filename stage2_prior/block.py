@@ -139,6 +139,14 @@ class Block(nn.Module):
         x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope))
         return x_BTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTE)))
 
+    def initialize(self, std: float, n_layers: int) -> None:
+        """Normal weights; the two outputs into the residual stream are scaled down by the depth of the model."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+        for output in (self.attention.out, self.feed_forward.down):
+            nn.init.normal_(output.weight, std=std / (2 * n_layers) ** 0.5)
+
     def extend(
         self, x_BTE: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], cache: KVCache, layer: int
     ) -> torch.Tensor:

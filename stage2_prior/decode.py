@@ -81,5 +81,6 @@ def _needs_guidance(prior: PriorModel, labels_B: torch.Tensor, sampling: Samplin
 def _choose(logits: torch.Tensor, uniforms_B: torch.Tensor, sampling: SamplingConfig, *, guided: bool) -> torch.Tensor:
     """Logits of (B,) or, guided, (2B,) rows => (B,) codes."""
     if guided:
-        logits = guide(*logits.float().chunk(2), sampling.guidance_scale)
+        conditional, unconditional = logits.float().chunk(2)
+        logits = guide(conditional, unconditional, sampling.guidance_scale)
     return draw(probabilities(logits, sampling), uniforms_B)

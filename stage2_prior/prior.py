@@ -1,4 +1,4 @@
-"""The prior: p(codes) = prod_t p(code_t | class, codes before t). Plain torch; ``hub.py`` dresses it for transformers."""
+"""The prior: p(codes) = prod_t p(code_t | class, codes before t). Plain torch; ``hub.py`` is its transformers shell."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class PriorModel(nn.Module):
 
     def _extend(self, x_BTE: torch.Tensor, cache: KVCache) -> torch.Tensor:
         rope = self._rope(cache.filled, cache.filled + x_BTE.shape[1])
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             x_BTE = block.extend(x_BTE, rope, cache, layer)
         cache.filled += x_BTE.shape[1]
         return self.head(self.norm(x_BTE[:, -1]))
@@ -129,13 +129,13 @@ class PriorModel(nn.Module):
         return rotation(grid_angles(rows, columns, self.config.d_head, self.config.rope_base))
 
     def _initialize(self) -> None:
-        """Normal(0, 0.02); residual outputs scaled down by depth (Radford et al. 2019, GPT-2, section 2.3); head zero."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
+        for block in self._blocks():
+            block.initialize(0.02, self.config.n_layers)
         for embedding in (self.class_embedding, self.code_embedding):
-            no_decay(embedding.weight)
-        for block in self.blocks:
-            for output in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(output.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+            nn.init.normal_(embedding.weight, std=0.02)
+            no_decay(embedding.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]

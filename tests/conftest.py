@@ -1,0 +1,88 @@
+"""Small real things that several tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parents[1]
+
+TINY = {
+    "tokenizer.model": {
+        "base_width": 8,
+        "width_multipliers": [1, 2],
+        "n_res_blocks": 1,
+        "latent_channels": 8,
+        "norm_groups": 4,
+        "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
+    },
+    "tokenizer.training.fit": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2},
+    "prior.model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.1},
+    "prior.training.fit": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2},
+    "samples.images_per_class": 2,
+}
+"""Overrides that make any recipe with 8 x 8 images run in seconds."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the repository."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real images are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the digits recipe, tiny; read only."""
+    from pipeline.commands import start_run
+
+    folder = tmp_path_factory.mktemp("finished") / "digits"
+    job = start_run("digits", str(folder), overrides=TINY)
+    assert job is not None
+    job.all()
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def mixed_folder(tmp_path: Path) -> Path:
+    """Images of every mode and size, rotated ones, a corrupt one and an empty one; no classes."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def pixels(height: int, width: int, channels: int) -> np.ndarray:
+        coarse = rng.integers(0, 256, (4, 4, channels), np.uint8)
+        return coarse.repeat(-(-height // 4), 0).repeat(-(-width // 4), 1)[:height, :width]
+
+    for i in range(24):
+        Image.fromarray(pixels(40 + i, 52 - i, 3)).save(folder / f"rgb-{i:02d}.png")
+    Image.fromarray(pixels(33, 47, 1)[..., 0]).save(folder / "grey.png")
+    Image.fromarray(pixels(64, 31, 3)).convert("P").save(folder / "palette.gif")
+    Image.fromarray(pixels(50, 50, 4)).save(folder / "alpha.png")
+    Image.fromarray(pixels(50, 40, 4), "CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 65536, (48, 48), np.uint16)).save(folder / "sixteen.png")
+    rotated = Image.fromarray(pixels(30, 60, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated.save(folder / "rotated.jpg", exif=exif)
+    whole = (folder / "rgb-00.png").read_bytes()
+    (folder / "corrupt.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("not an image")
+    return folder

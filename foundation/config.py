@@ -59,7 +59,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     known = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ConfigError("unknown key", field=_join(where, key), fix=f"did you mean {nearest(key, known)}")
+            raise ConfigError("unknown key", field=_join(where, key), fix=nearest(key, known))
     built = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     for name, each in known.items():
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING

@@ -81,9 +81,11 @@ def nearest(name: str, known: Iterable[object]) -> str:
     """A hint for a mistyped name: the nearest known one and the whole choice.
 
     >>> nearest("widht", ["width", "depth"])
-    "'width'? (known: depth, width)"
+    "did you mean 'width'? (known: depth, width)"
+    >>> nearest("colour", ["width", "depth"])
+    'choose one of: depth, width'
     """
     names = sorted(str(each) for each in known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     choice = ", ".join(names) if len(names) <= 40 else f"{', '.join(names[:40])}, and {len(names) - 40} more"
-    return (f"'{close[0]}'? " if close else "") + f"(known: {choice})"
+    return f"did you mean '{close[0]}'? (known: {choice})" if close else f"choose one of: {choice}"

@@ -158,7 +158,7 @@ class DatasetSource:
             rows = rows.select(numbers)
         for field, column in (("image_column", config.image_column), ("label_column", config.label_column)):
             if column is not None and column not in rows.column_names:
-                fix = f"did you mean {nearest(column, rows.column_names)}"
+                fix = nearest(column, rows.column_names)
                 raise DataError("no such column", field=f"data.source.{field}", found=column, fix=fix)
         self.labels, self.class_names = _labels(rows, config.label_column)
         self._rows = rows.select_columns([config.image_column]).cast_column(

@@ -58,7 +58,7 @@ class Preprocess:
         if image.size != (self.width, self.height):
             method = _RESAMPLING[self.resize]
             image = ImageOps.fit(image, (self.width, self.height), method=method, centering=(0.5, 0.5))
-        return np.asarray(image, dtype=np.uint8).reshape(self.height, self.width, self.n_channels)
+        return np.array(image, dtype=np.uint8).reshape(self.height, self.width, self.n_channels)
 
 
 def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:

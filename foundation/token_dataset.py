@@ -76,6 +76,8 @@ def read_shard(path: Path, expected: CodeSpec) -> Shard:
         DataError: the file is damaged.
         ContractError: it was made by another tokenizer or preprocess.
     """
+    if not path.is_file():
+        raise DataError("the shard is missing", field=str(path), fix="run encode again: it makes what is missing")
     try:
         footer = json.loads(pq.read_schema(path).metadata[_FOOTER])
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)

@@ -71,7 +71,7 @@ def train_prior(recipe: str, run_dir: str | None = None) -> None:
 
 def sample(
     run: str,
-    class_labels: list[str] | None = None,
+    class_labels: list[int | str] | int | str | None = None,
     num_images_per_label: int = 1,
     guidance_scale: float | None = None,
     temperature: float | None = None,
@@ -85,7 +85,7 @@ def sample(
 
     Args:
         run: the run folder, or a model repository's name on the hub
-        class_labels: classes by name or number, e.g. '[3,7]'; default every class, or none if there are none
+        class_labels: classes by name or number, e.g. 3 or '[cat,dog]'; default every class, or none if there are none
         num_images_per_label: images of each class
         guidance_scale: how closely to follow the class; 1 is plain sampling; default from the recipe
         temperature: below 1 is safer, above 1 more varied; default from the recipe
@@ -101,18 +101,18 @@ def sample(
     sample_to_folder(run, class_labels, num_images_per_label, sampling, seed=seed, out=out, device=device)
 
 
-def reconstruct(run: str, images: list[str], out: str = "reconstructions", device: str = "cpu") -> None:
+def reconstruct(run: str, images: list[str] | str, out: str = "reconstructions", device: str = "cpu") -> None:
     """Images beside what the tokenizer makes of them, with the PSNR of each.
 
     Args:
         run: a run folder, or a tokenizer folder
-        images: image files and folders of images, e.g. '[a.png,photos]'
+        images: an image file, a folder of images, or several, e.g. '[a.png,photos]'
         out: folder for the pictures
         device: cpu, cuda, cuda:1, ...
     """
     from pipeline.commands import reconstruct_to_folder
 
-    reconstruct_to_folder(run, images, out=out, device=device)
+    reconstruct_to_folder(run, [images] if isinstance(images, str) else images, out=out, device=device)
 
 
 def report(run: str) -> None:
@@ -121,11 +121,9 @@ def report(run: str) -> None:
     Args:
         run: the run folder
     """
-    from pipeline.commands import start_run
+    from pipeline.commands import open_run
 
-    job = start_run(run, run)
-    assert job is not None
-    job.report()
+    open_run(run).report()
 
 
 def recipes() -> None:

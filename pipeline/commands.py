@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,19 @@ def start_run(
     return Job(run)
 
 
+def open_run(folder: str) -> Job:
+    """A run that exists already.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+    """
+    run_folder = RunFolder(Path(folder))
+    return Job(Run(run_folder.load_recipe(), run_folder))
+
+
 def sample_to_folder(
     run: str,
-    class_labels: list[str] | None,
+    class_labels: Sequence[int | str] | int | str | None,
     num_images_per_label: int,
     sampling: dict[str, Any],
     *,

@@ -18,7 +18,7 @@ from foundation.config import to_dict
 from foundation.errors import ContractError
 from foundation.image_set import ImageSet
 from foundation.images import to_unit_range
-from foundation.token_dataset import MANIFEST, Shard, read_shard, shard_path, write_manifest, write_shard
+from foundation.token_dataset import MANIFEST, Shard, read_manifest, read_shard, shard_path, write_manifest, write_shard
 from pipeline.dataset_card import dataset_card
 from pipeline.recipe import EncodeConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -82,8 +82,11 @@ def encode_dataset(
 
 
 def is_encoded(folder: Path) -> bool:
-    """Whether the token dataset is complete."""
-    return (folder / MANIFEST).exists() and (folder / "README.md").exists()
+    """Whether the token dataset is complete: every file that its manifest names is there."""
+    if not (folder / MANIFEST).exists() or not (folder / "README.md").exists():
+        return False
+    splits = read_manifest(folder)["splits"].values()
+    return all((folder / each["file"]).exists() for entry in splits for each in entry["files"])
 
 
 def encode_images(

@@ -182,7 +182,7 @@ class ImageGenerator:
                 field="class_labels",
                 found=repr(label),
                 expected=f"a number in 0..{len(self.labels) - 1} or a name",
-                fix=f"did you mean {nearest(str(label), self.labels)}",
+                fix=nearest(str(label), self.labels),
             )
         return number
 

@@ -161,7 +161,7 @@ def _find(recipe: str) -> Path:
         "is neither a file nor a built-in recipe",
         field="recipe",
         found=recipe,
-        fix=f"give a YAML file or a built-in name: did you mean {nearest(recipe, built_in_recipes())}",
+        fix=f"give a YAML file or a built-in name: {nearest(recipe, built_in_recipes())}",
     )
 
 

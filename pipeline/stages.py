@@ -111,8 +111,13 @@ class Run:
 
     def train_prior(self) -> None:
         """Train stage 2 on the codes and freeze the averaged weights in ``prior/``."""
-        if self.folder.prior.exists():
-            return
+        if not self.folder.prior.exists():
+            self._train_prior()
+        if self.accelerator.is_main_process and not self.folder.model_index.exists():
+            durable.replace_file(self.folder.model_index, index_text(self.recipe.samples.sampling).encode())
+        self.accelerator.wait_for_everyone()
+
+    def _train_prior(self) -> None:
         recipe, stage = self.recipe, self.recipe.prior
         accelerator = self.accelerator
         codes = {split: TokenDataset(self.folder.codes, split) for split in ("train", "validation")}
@@ -133,8 +138,6 @@ class Run:
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.prior, task.exported().save)
-            sampling = recipe.samples.sampling
-            durable.replace_file(self.folder.model_index, index_text(sampling).encode())
         accelerator.wait_for_everyone()
 
     def sample(self) -> None:

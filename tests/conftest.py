@@ -32,6 +32,14 @@ TINY = {
 """Overrides that make any recipe with 8 x 8 images run in seconds."""
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in every run of a test."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images beside the repository."""

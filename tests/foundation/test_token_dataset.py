@@ -1,0 +1,155 @@
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from foundation.codes import CodeLevel, CodeSpec, require_same_codes
+from foundation.errors import ContractError, DataError
+from foundation.image_set import Failure
+from foundation.images import Preprocess
+from foundation.token_dataset import (
+    MANIFEST,
+    Shard,
+    TokenDataset,
+    read_shard,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
+
+
+def spec(codebook_size: int = 1000, **changes: object) -> CodeSpec:
+    level = CodeLevel(height=2, width=3, codebook_size=codebook_size)
+    settings: dict = {"levels": (level,), "stride": 4, "preprocess": Preprocess(height=8, width=12),
+                      "fingerprint": "f" * 64, "class_names": ("cat", "dog"), **changes}  # fmt: skip
+    return CodeSpec(**settings)
+
+
+def shard(n: int = 5, codebook_size: int = 1000, labelled: bool = True) -> Shard:
+    codes = np.random.default_rng(n).integers(0, codebook_size, (n, 6))
+    codes[0, :2] = (0, codebook_size - 1)
+    labels = np.arange(n) % 2 if labelled else None
+    return Shard(codes, [f"image {i}" for i in range(n)], np.zeros(n, np.uint8), labels, [Failure("bad", "empty")])
+
+
+@pytest.mark.parametrize("size", [2, 1000, 65_535, 65_536, 65_537])
+def test_codes_come_back_as_they_were(tmp_path: Path, size: int) -> None:
+    path = shard_path(tmp_path, "train", 0)
+    write_shard(path, shard(codebook_size=size), spec(size))
+    back = read_shard(path, spec(size))
+    assert np.array_equal(back.codes_BT, shard(codebook_size=size).codes_BT)
+    kept = pq.read_schema(path).field("codes").type.value_type
+    assert str(kept) == ("uint16" if size <= 65_536 else "int32")
+
+
+@pytest.mark.parametrize("code", [-1, 1000, 70_000])
+def test_a_code_outside_the_codebook_is_refused(tmp_path: Path, code: int) -> None:
+    wrong = shard()
+    wrong.codes_BT[2, 3] = code
+    with pytest.raises(DataError, match="outside the codebook"):
+        write_shard(tmp_path / "a.parquet", wrong, spec())
+    assert not (tmp_path / "a.parquet").exists()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    for i in range(3):
+        write_shard(shard_path(tmp_path, "train", i), shard(n=40 + i), spec())
+    write_shard(shard_path(tmp_path, "validation", 0), shard(n=7), spec())
+    write_manifest(tmp_path, spec())
+    return tmp_path
+
+
+def test_the_manifest_accounts_for_every_image(dataset: Path) -> None:
+    manifest = json.loads((dataset / MANIFEST).read_text())
+    assert manifest["splits"]["train"]["rows"] == 123
+    assert manifest["splits"]["train"]["failures"] == [{"image_id": "bad", "reason": "empty"}] * 3
+    before = (dataset / MANIFEST).read_bytes()
+    (dataset / MANIFEST).unlink()
+    write_manifest(dataset, spec())
+    assert (dataset / MANIFEST).read_bytes() == before, "it is derived from the shards alone"
+
+
+def test_common_tools_open_it_with_labels_and_grid(dataset: Path) -> None:
+    import pandas as pd
+    from datasets import load_dataset
+
+    ours = TokenDataset(dataset, "train")
+    assert ours.grids.shape == (123, 2, 3) and ours.codes_NT.dtype == np.uint16
+    rows = load_dataset(str(dataset), split="train", cache_dir=str(dataset / "cache"))
+    assert rows.features["label"].names == ["cat", "dog"]
+    assert rows.features["codes"].length == 6
+    assert np.array_equal(np.array(rows["codes"]), ours.codes_NT)
+    assert rows["label"] == ours.labels_N.tolist() and rows["image_id"] == ours.image_ids
+    frame = pd.concat(pd.read_parquet(path) for path in sorted((dataset / "data" / "train").glob("*.parquet")))
+    assert np.array_equal(np.stack(frame["codes"].to_list()), ours.codes_NT)
+    table = pq.read_table(dataset / "data" / "train")
+    assert table["label"].to_pylist() == ours.labels_N.tolist()
+
+
+def test_flipped_bits_and_truncations_are_detected(dataset: Path) -> None:
+    """Damage of the data pages and of the footer; every read either fails or returns what was written."""
+    path = shard_path(dataset, "train", 0)
+    whole, expected = path.read_bytes(), read_shard(path, spec())
+    rng = random.Random(0)
+    wrong = 0
+    for trial in range(120):
+        damaged = bytearray(whole)
+        if trial % 3 == 0:
+            damaged = damaged[: rng.randrange(len(whole))]
+        else:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = TokenDataset(dataset, "train")
+        except (DataError, ContractError):
+            continue
+        wrong += not np.array_equal(found.codes_NT[: len(expected.codes_BT)], expected.codes_BT)
+    assert wrong == 0
+
+
+def test_a_dataset_without_manifest_is_not_complete(dataset: Path) -> None:
+    (dataset / MANIFEST).unlink()
+    with pytest.raises(DataError, match="not complete"):
+        TokenDataset(dataset)
+    with pytest.raises(DataError, match="no such token dataset"):
+        TokenDataset(dataset / "nowhere")
+
+
+def test_a_split_that_does_not_exist_names_those_that_do(dataset: Path) -> None:
+    with pytest.raises(DataError, match=r"tset(.|\n)*train, validation"):
+        TokenDataset(dataset, "tset")
+
+
+MUTATIONS = [
+    ({"stride": 8}, "stride"),
+    ({"fingerprint": "e" * 64}, "fingerprint"),
+    ({"class_names": ("cat", "cow")}, "class_names"),
+    ({"levels": (CodeLevel(height=3, width=2, codebook_size=1000),)}, "levels"),
+    ({"levels": (CodeLevel(height=2, width=3, codebook_size=999),)}, "codebook_size"),
+    ({"preprocess": Preprocess(height=8, width=12, resize="bilinear")}, "preprocess.resize"),
+    ({"preprocess": Preprocess(height=8, width=12, background=(0, 0, 0))}, "preprocess.background"),
+    ({"preprocess": Preprocess(height=8, width=12, mode="L")}, "preprocess.mode"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), MUTATIONS)
+def test_another_contract_is_refused_naming_the_field(tmp_path: Path, changes: dict, field: str) -> None:
+    with pytest.raises(ContractError, match=field):
+        require_same_codes(spec(), spec(**changes), owner="the prior", other="the tokenizer")
+    write_shard(tmp_path / "a.parquet", shard(), spec())
+    with pytest.raises(ContractError, match=field):
+        read_shard(tmp_path / "a.parquet", spec(**changes))
+
+
+def test_class_names_are_compared_only_where_both_have_some() -> None:
+    require_same_codes(spec(), spec(class_names=()), owner="a", other="b")
+
+
+def test_an_unlabelled_dataset_has_no_label_column(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", shard(labelled=False), spec(class_names=()))
+    assert pq.read_schema(tmp_path / "a.parquet").names == ["codes", "image_id", "view"]
+    assert read_shard(tmp_path / "a.parquet", spec(class_names=())).labels is None

@@ -1,0 +1,79 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from foundation.errors import ConfigError
+from stage1_tokenizer.quantizers import FSQ, FSQConfig
+
+LEVELS = [(2,), (3,), (2, 3), (8, 5, 5, 5), (5, 5, 5, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (2,) * 10]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_codes_and_values_are_a_bijection_over_the_whole_codebook(levels: tuple[int, ...]) -> None:
+    fsq = FSQ(FSQConfig(levels=levels))
+    codes = torch.arange(fsq.codebook_size).view(1, 1, -1)
+    values = fsq.decode(codes)
+    assert len({tuple(row) for row in values[0, :, 0].T.tolist()}) == fsq.codebook_size == math.prod(levels)
+    assert torch.equal(fsq._combine(fsq._split(codes)), codes)
+    assert values.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_every_code_is_reached_by_some_latent(levels: tuple[int, ...]) -> None:
+    fsq = FSQ(FSQConfig(levels=levels))
+    ramp = torch.linspace(-8, 8, 4001)
+    for channel, level in enumerate(levels):
+        latents = torch.zeros(1, len(levels), 1, 4001)
+        latents[0, channel, 0] = ramp
+        digits = fsq._split(fsq.encode(latents))[0, channel, 0]
+        assert sorted(set(digits.tolist())) == list(range(level))
+        assert (digits.diff() >= 0).all(), "a larger latent never gives a lower level"
+
+
+def test_six_channels_of_five_levels_make_15625_codes() -> None:
+    assert FSQ(FSQConfig(levels=(5,) * 6)).codebook_size == 15_625
+
+
+def test_the_first_channel_is_the_fastest_digit() -> None:
+    fsq = FSQ(FSQConfig(levels=(3, 4)))
+    digits = [tuple(fsq._split(torch.tensor([[[code]]])).flatten().tolist()) for code in range(12)]
+    assert digits == [(a, b) for b, a in itertools.product(range(4), range(3))]
+
+
+def test_the_gradient_passes_the_rounding_unchanged() -> None:
+    """d out / d z equals the derivative of the bound alone, by finite differences of the bound."""
+    fsq = FSQ(FSQConfig(levels=(8, 5, 4)))
+    latents = torch.randn(2, 3, 4, 4, requires_grad=True)
+    fsq(latents).latents_BCHW.sum().backward()
+    smooth = latents.detach().double().requires_grad_(True)
+    steps = torch.tensor([4.0, 2.0, 2.0]).double().view(1, -1, 1, 1)
+    (fsq._bound(smooth) / steps).sum().backward()
+    assert smooth.grad is not None and latents.grad is not None
+    assert torch.allclose(latents.grad.double(), smooth.grad, atol=1e-6)
+    assert latents.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_input_of_equal_value_gives_equal_codes(dtype: torch.dtype) -> None:
+    fsq = FSQ(FSQConfig(levels=(8, 8, 8, 6, 5)))
+    low = (torch.randn(4, 5, 16, 16) * 2).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = fsq(low)
+    assert torch.equal(inside.codes_BHW, fsq.encode(low.float()))
+    assert inside.latents_BCHW.dtype == torch.float32
+    assert torch.equal(inside.latents_BCHW, fsq.decode(inside.codes_BHW))
+
+
+def test_large_codebooks_use_64_bit_arithmetic() -> None:
+    for levels in ((65_535,), (65_536,), (65_537,), (16, 16, 16, 16), (2,) * 18):
+        fsq = FSQ(FSQConfig(levels=levels))
+        codes = torch.tensor([[[0, 1, fsq.codebook_size // 2, fsq.codebook_size - 2, fsq.codebook_size - 1]]])
+        assert torch.equal(fsq._combine(fsq._split(codes)), codes)
+        assert torch.isfinite(fsq.decode(codes)).all()
+
+
+def test_channels_with_one_level_are_refused() -> None:
+    with pytest.raises(ConfigError, match="levels"):
+        FSQConfig(levels=(8, 1))

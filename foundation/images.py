@@ -22,6 +22,7 @@ _RESAMPLING = {
 }
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
+GRID_GAP = 2
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -127,7 +128,7 @@ def to_pil(image_YXC: np.ndarray) -> Image.Image:
     return Image.fromarray(image_YXC[..., 0] if image_YXC.shape[-1] == 1 else image_YXC)
 
 
-def image_grid(images_BYXC: np.ndarray, n_columns: int, *, scale: int = 1, gap: int = 2) -> Image.Image:
+def image_grid(images_BYXC: np.ndarray, n_columns: int, *, scale: int = 1, gap: int = GRID_GAP) -> Image.Image:
     """Lay images out row by row on a white ground.
 
     Args:

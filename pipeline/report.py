@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from foundation import durable
 from foundation.code_usage import CodeUsage, count_codes
 from foundation.image_set import ImageSet
+from foundation.images import GRID_GAP
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.reconstruct import originals_above_reconstructions
@@ -30,7 +32,8 @@ img { max-width: 100%; image-rendering: pixelated; } img.plot { image-rendering:
 table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid var(--line); } pre { overflow-x: auto; font-size: .85rem; }
-table.samples td { padding: 0; border: 0; } table.samples th { text-align: right; }
+table.samples tr { border: 0; } table.samples td { padding: 0; line-height: 0; }
+table.samples th { padding-right: .75rem; text-align: right; font-weight: normal; }
 """
 
 
@@ -75,16 +78,19 @@ def _section(title: str, body: str) -> str:
 
 
 def _samples(folder: RunFolder) -> str:
-    import json
-
     grid = Image.open(folder.samples / "grid.png")
     about = json.loads((folder.samples / "samples.json").read_text())
-    names = TokenDataset(folder.codes, "validation").spec.class_names
-    rows = list(dict.fromkeys(about["labels"]))
-    if rows == [None]:
-        return _picture(grid, "Images that no one drew: sampled without a class.")
-    labels = ", ".join(html.escape(names[row]) for row in rows)
-    return _picture(grid, f"Sampled by class, a row each, from the top: {labels}.")
+    labels = about["labels"][:: about["columns"]]
+    if labels[0] is None:
+        return _picture(grid, "New images, sampled without a class.")
+    names = read_manifest(folder.codes)["spec"]["class_names"]
+    height = (grid.height + GRID_GAP) // len(labels)
+    rows = [grid.crop((0, i * height, grid.width, (i + 1) * height - GRID_GAP)) for i in range(len(labels))]
+    body = "".join(
+        f"<tr><th>{html.escape(names[label])}</th><td>{_image(row, f'samples of class {names[label]}')}</td></tr>"
+        for label, row in zip(labels, rows, strict=True)
+    )
+    return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.</p>"
 
 
 def _figures_table(folder: RunFolder, usage: CodeUsage) -> str:
@@ -178,19 +184,19 @@ def _panels(n: int) -> tuple[Any, Any]:
 def _plot(figure: Any, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return _figure(buffer.getvalue(), caption, "plot")
+    return f"<figure>{_inline(buffer.getvalue(), caption, 'plot')}<figcaption>{caption}</figcaption></figure>"
 
 
 def _picture(image: Image.Image, caption: str) -> str:
+    return f"<figure>{_image(image, caption)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(image: Image.Image, alt: str) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return _figure(buffer.getvalue(), caption, "pixels")
+    return _inline(buffer.getvalue(), alt, "pixels")
 
 
-def _figure(png: bytes, caption: str, kind: str) -> str:
+def _inline(png: bytes, alt: str, kind: str) -> str:
     data = base64.b64encode(png).decode()
-    alt = html.escape(caption, quote=True)
-    return (
-        f"<figure><img class='{kind}' alt='{alt}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    return f"<img class='{kind}' alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"

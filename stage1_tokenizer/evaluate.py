@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import trange
 
 from foundation.code_usage import CodeUsage
 from foundation.image_set import ImageSet
@@ -52,7 +53,7 @@ def score_tokenizer(model: TokenizerModel, images: ImageSet, *, batch_size: int 
     device = next(model.parameters()).device
     total_psnr = total_l1 = 0.0
     counts_V = np.zeros(model.quantizer.codebook_size, np.int64)
-    for start in range(0, len(images), batch_size):
+    for start in trange(0, len(images), batch_size, desc="scoring the tokenizer", unit="batch", delay=2, leave=False):
         batch = images.images(np.arange(start, min(start + batch_size, len(images)))).to(device)
         codes = model.encode(batch)
         decoded = model.decode(codes)

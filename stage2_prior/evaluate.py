@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import trange
 
 from foundation.code_usage import count_codes
 from foundation.token_dataset import TokenDataset
@@ -55,7 +56,7 @@ def score_prior(prior: PriorModel, held_out: TokenDataset, *, batch_size: int = 
     examples = CodeExamples(held_out, prior.n_classes)
     device = prior.head.weight.device
     total = 0.0
-    for start in range(0, len(examples), batch_size):
+    for start in trange(0, len(examples), batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
         indices = np.arange(start, min(start + batch_size, len(examples)))
         batch = examples.batch(indices, np.zeros_like(indices))
         tokens = batch["tokens"].to(device)

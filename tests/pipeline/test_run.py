@@ -118,7 +118,7 @@ def test_the_report_is_one_file_that_shows_everything(finished_run: Path) -> Non
     page = (finished_run / "report.html").read_text()
     for title in ("Samples", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"):
         assert f"<h2>{title}</h2>" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 14
     assert "http" not in page.replace("https://", "http://").split("<h2>Recipe</h2>")[0]
     assert "src='/" not in page and "href=" not in page
 

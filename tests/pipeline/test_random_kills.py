@@ -1,0 +1,46 @@
+"""SIGKILL at random moments of a real run (slow)."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from foundation.durable import file_sha256
+
+STEPS = {
+    "tokenizer.training.fit": {"steps": 120, "batch_size": 64, "evaluate_every": 40, "checkpoint_every": 10},
+    "prior.training.fit": {"steps": 120, "batch_size": 64, "evaluate_every": 40, "checkpoint_every": 10},
+}
+
+
+def start(folder: Path) -> subprocess.Popen:
+    overrides = [part for name, value in STEPS.items() for part in (f"--{name}", str(value))]
+    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--run_dir", str(folder), *overrides]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_five_random_kills_change_nothing(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    duration = time.monotonic() - began
+    rng, kills = random.Random(0), 0
+    while kills < 5:
+        process = start(tmp_path / "killed")
+        time.sleep(4 + rng.random() * duration / 3)
+        if process.poll() is not None:
+            assert process.returncode == 0 and kills > 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert start(tmp_path / "killed").wait() == 0
+    print(f"{kills} kills")
+    for part in ("tokenizer", "codes", "prior", "samples"):
+        files = [path for path in (tmp_path / "whole" / part).rglob("*") if path.is_file()]
+        assert files
+        for path in files:
+            assert file_sha256(path) == file_sha256(tmp_path / "killed" / path.relative_to(tmp_path / "whole")), path

@@ -54,7 +54,7 @@ class Job:
         from pipeline.report import write_report
 
         if self.run.accelerator.is_main_process:
-            write_report(self.run.folder, self.run.images["validation"])
+            write_report(self.run.folder)
 
     def _say(self, text: str) -> None:
         self.run.accelerator.print(text, flush=True)

@@ -21,6 +21,7 @@ from foundation.images import to_unit_range
 from foundation.token_dataset import MANIFEST, Shard, read_manifest, read_shard, shard_path, write_manifest, write_shard
 from pipeline.dataset_card import dataset_card
 from pipeline.recipe import EncodeConfig
+from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -51,10 +52,12 @@ def encode_dataset(
         The specification of the codes, with the images' class names.
 
     Raises:
-        ContractError: the images are preprocessed otherwise than the tokenizer expects.
+        ContractError: the images are preprocessed otherwise than the tokenizer expects, or it is not what it was when
+            it was frozen.
         StorageError: the disk refused; finished shards stay.
     """
     tokenizer = TokenizerModel.load(tokenizer_folder).to(device)
+    check_canary(tokenizer, tokenizer_folder)
     class_names = next(iter(splits.values())).class_names
     for name, images in splits.items():
         if images.preprocess != tokenizer.preprocess:

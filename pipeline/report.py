@@ -15,12 +15,12 @@ from PIL import Image
 
 from foundation import durable
 from foundation.code_usage import CodeUsage, count_codes
-from foundation.image_set import ImageSet
 from foundation.images import GRID_GAP
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.reconstruct import originals_above_reconstructions
 from pipeline.run_folder import RunFolder
+from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _STYLE = """
@@ -37,12 +37,11 @@ table.samples th { padding-right: .75rem; text-align: right; font-weight: normal
 """
 
 
-def write_report(folder: RunFolder, held_out: ImageSet) -> None:
+def write_report(folder: RunFolder) -> None:
     """Write ``report.html`` from what the run folder holds.
 
     Args:
         folder: a finished run.
-        held_out: images to show beside their reconstructions.
     """
     recipe = folder.load_recipe()
     tokenizer = TokenizerModel.load(folder.tokenizer)
@@ -50,7 +49,7 @@ def write_report(folder: RunFolder, held_out: ImageSet) -> None:
         split: count_codes(TokenDataset(folder.codes, split).codes_NT, tokenizer.quantizer.codebook_size)
         for split in ("train", "validation")
     }
-    shown = held_out.pixels(np.arange(min(16, len(held_out))))
+    shown = load_canary(folder.tokenizer).pixels_BYXC
     sections = [
         f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>",
         _section("Samples", _samples(folder)),

@@ -22,6 +22,7 @@ from pipeline.encode import encode_dataset, failures_text, is_encoded
 from pipeline.generate import ImageGenerator, grid_image, index_text
 from pipeline.recipe import Recipe, result_identity
 from pipeline.run_folder import RunFolder
+from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.data import CodeExamples
@@ -95,8 +96,13 @@ class Run:
             identity=result_identity(recipe.seed, recipe.data, stage, images["train"].ids, images["validation"].ids),
         )
         if accelerator.is_main_process:
-            durable.publish_folder(self.folder.tokenizer, task.exported().save)
+            durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))
         accelerator.wait_for_everyone()
+
+    def _freeze(self, tokenizer: TokenizerModel, temporary: Path) -> None:
+        tokenizer.save(temporary)
+        held_out = self.images["validation"]
+        save_canary(tokenizer, held_out.pixels(np.arange(min(N_IMAGES, len(held_out)))), temporary)
 
     def encode(self) -> None:
         """Export the codes of all images."""

@@ -1,0 +1,51 @@
+"""The stored images tell a tokenizer that does something else from the one that was frozen."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundation.errors import ContractError
+from stage1_tokenizer.canary import check_canary, load_canary
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+@pytest.fixture
+def tokenizer(finished_run: Path) -> TokenizerModel:
+    return TokenizerModel.load(finished_run / "tokenizer")
+
+
+def test_the_frozen_tokenizer_passes(tokenizer: TokenizerModel, finished_run: Path) -> None:
+    check_canary(tokenizer, finished_run / "tokenizer")
+    canary = load_canary(finished_run / "tokenizer")
+    assert canary.pixels_BYXC.shape == (16, 8, 8, 1) and canary.codes_BHW.shape == (16, 4, 4)
+
+
+def dropped_layer(model: TokenizerModel) -> None:
+    model.encoder.middle[0] = torch.nn.Identity()
+
+
+def other_range(model: TokenizerModel) -> None:
+    original = model.encoder.forward
+    model.encoder.forward = lambda images: original((images + 1) / 2)  # type: ignore[method-assign]
+
+
+def raw_weights(model: TokenizerModel) -> None:
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+
+
+def mirrored(model: TokenizerModel) -> None:
+    original = model.encoder.forward
+    model.encoder.forward = lambda images: original(images.flip(-1))  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [dropped_layer, other_range, raw_weights, mirrored])
+def test_a_tokenizer_that_does_something_else_is_refused(
+    tokenizer: TokenizerModel, finished_run: Path, change: Callable[[TokenizerModel], None]
+) -> None:
+    change(tokenizer)
+    with pytest.raises(ContractError, match="no longer gives the codes"):
+        check_canary(tokenizer, finished_run / "tokenizer")

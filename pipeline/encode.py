@@ -72,7 +72,7 @@ def encode_dataset(
         for plan in plans:
             path = shard_path(folder, plan.split, plan.index)
             if path.exists():
-                read_shard(path, spec)
+                _require_planned(path, read_shard(path, spec), splits[plan.split], plan)
             else:
                 durable.sweep(path.parent)
                 write_shard(path, _encode_shard(tokenizer, splits[plan.split], plan, config.batch_size, spec), spec)
@@ -116,6 +116,19 @@ def _plan(splits: dict[str, ImageSet], config: EncodeConfig) -> Iterator[_ShardP
         views = (0, 1) if config.flip and split == "train" else (0,)
         for index, start in enumerate(range(0, len(images), config.images_per_shard)):
             yield _ShardPlan(split, index, start, min(start + config.images_per_shard, len(images)), views)
+
+
+def _require_planned(path: Path, shard: Shard, images: ImageSet, plan: _ShardPlan) -> None:
+    """Refuse a shard that an earlier run made from other images."""
+    planned = images.ids[plan.start : plan.stop] * len(plan.views)
+    if list(shard.image_ids) != planned:
+        raise ContractError(
+            "the shard holds other images than are there now",
+            field=str(path),
+            found=f"{len(shard.image_ids)} rows",
+            expected=f"{len(planned)} rows, of the images in the data source",
+            fix="remove the run's codes folder to encode the images that are there now",
+        )
 
 
 def _encode_shard(

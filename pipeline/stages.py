@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from foundation import durable
+from foundation.codes import require_same_codes
 from foundation.errors import DataError
 from foundation.fit import fit
 from foundation.image_set import ImageSet, open_image_sets
 from foundation.log import MetricsLog
 from foundation.randomness import derive_seed
-from foundation.token_dataset import TokenDataset
+from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.encode import encode_dataset, failures_text, is_encoded
 from pipeline.generate import ImageGenerator, grid_image, index_text
 from pipeline.recipe import Recipe, result_identity
@@ -127,6 +128,8 @@ class Run:
         recipe, stage = self.recipe, self.recipe.prior
         accelerator = self.accelerator
         codes = {split: TokenDataset(self.folder.codes, split) for split in ("train", "validation")}
+        tokenizer_spec = TokenizerModel.load(self.folder.tokenizer).spec
+        require_same_codes(tokenizer_spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         task = PriorTask(model, stage.training, codes["validation"], accelerator)
@@ -140,7 +143,7 @@ class Run:
             seed=derive_seed(recipe.seed, "prior"),
             checkpoints=self.folder.checkpoints("prior"),
             log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
-            identity=result_identity(recipe.seed, stage, codes["train"].spec),
+            identity=result_identity(recipe.seed, stage, read_manifest(self.folder.codes)),
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.prior, task.exported().save)

@@ -1,5 +1,6 @@
 """A whole run, tiny: its folder, what other tools make of it, and running it again."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from PIL import Image
 
 from foundation.durable import file_sha256
-from foundation.errors import CheckpointError, ConfigError
+from foundation.errors import CheckpointError, ConfigError, ContractError
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset
 from pipeline.commands import start_run
@@ -86,6 +87,30 @@ def test_another_recipe_is_refused_naming_the_fields(run_copy: Path) -> None:
         again(run_copy, **{"prior.training.label_dropout": 0.3, "seed": 5})
     for fragment in ("prior.training.label_dropout", "0.1", "0.3", "seed", "--run_dir"):
         assert fragment in str(caught.value)
+
+
+def test_codes_of_another_tokenizer_are_refused(run_copy: Path, tmp_path: Path) -> None:
+    other = start_run("digits", str(tmp_path / "other"), overrides={**TINY, "seed": 1})
+    assert other is not None
+    other.train_tokenizer()
+    shutil.rmtree(run_copy / "prior")
+    shutil.rmtree(run_copy / "tokenizer")
+    shutil.copytree(tmp_path / "other" / "tokenizer", run_copy / "tokenizer")
+    with pytest.raises(ContractError, match="fingerprint"):
+        again(run_copy)
+
+
+def test_codes_of_other_images_are_refused(run_copy: Path) -> None:
+    from foundation.token_dataset import read_shard, shard_path, write_shard
+
+    path = shard_path(run_copy / "codes", "train", 0)
+    spec = TokenDataset(run_copy / "codes").spec
+    shard = read_shard(path, spec)
+    path.unlink()
+    write_shard(path, dataclasses.replace(shard, image_ids=["x", *shard.image_ids[1:]]), spec)
+    (run_copy / "codes" / "manifest.json").unlink()
+    with pytest.raises(ContractError, match=r"other images(.|\n)*codes folder"):
+        again(run_copy)
 
 
 def test_metrics_say_whether_a_loss_is_normal(finished_run: Path) -> None:

@@ -91,13 +91,18 @@ def differences(expected: Any, found: Any, where: str = "") -> list[tuple[str, A
 
 
 def override(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``values["a"]["b"] = value`` for ``dotted = "a.b"``, making the mappings on the way."""
+    """Set ``values["a"]["b"] = value`` for ``dotted = "a.b"``, making the mappings on the way.
+
+    Another ``type`` drops the fields of the alternative that was there.
+    """
     *parents, last = dotted.split(".")
     for parent in parents:
         inner = values.get(parent)
         if not isinstance(inner, dict):
             inner = values[parent] = {}
         values = inner
+    if last == "type" and values.get("type") != value:
+        values.clear()
     values[last] = value
 
 
@@ -150,11 +155,10 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    elif (
-        (hint is int and isinstance(value, int) and not isinstance(value, bool))
-        or (hint in (str, bool) and isinstance(value, hint))
-        or hint is Any
-    ):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is str and whole:
+        return str(value)  # YAML reads a folder named 2024 as a number
+    if hint is Any or (hint is int and whole) or (hint in (str, bool) and isinstance(value, hint)):
         return value
     raise ConfigError("has the wrong type", field=where, found=repr(value), expected=_describe(hint))
 

@@ -38,7 +38,7 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
     Raises:
         StorageError: the disk refused, or ``path`` exists with other content.
     """
-    with _storage(path):
+    with writing(path):
         temporary = _temporary_name(path)
         try:
             write(temporary)
@@ -61,7 +61,7 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``, replacing what was there in one step."""
-    with _storage(path):
+    with writing(path):
         temporary = _temporary_name(path)
         try:
             write_bytes(temporary, content)
@@ -80,7 +80,7 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
     """
     if path.exists():
         raise StorageError("exists already and is never overwritten", field=str(path), fix="choose another folder")
-    with _storage(path):
+    with writing(path):
         temporary = _temporary_name(path)
         try:
             temporary.mkdir(parents=True)
@@ -102,6 +102,12 @@ def remove_folder(path: Path) -> None:
     _rename(path, doomed)
     _fsync(path.parent)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line of text. A crash may tear the last line of the file, nothing before it."""
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -140,8 +146,8 @@ def require_free_space(folder: Path, n_bytes: int, purpose: str) -> None:
 
 
 @contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal into an error with a remedy."""
+def writing(path: Path) -> Iterator[None]:
+    """Make the parent folder of ``path``; turn an operating system's refusal into an error with a remedy."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

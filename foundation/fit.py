@@ -8,6 +8,7 @@ of the step, so that a position is one integer.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from foundation.checkpoint import latest_checkpoint, save_checkpoint
 from foundation.config import require
-from foundation.errors import CheckpointError, DataError, Interrupted
+from foundation.errors import CheckpointError, DataError, Interrupted, TrainingError
 from foundation.log import MetricsLog
 from foundation.randomness import derive_seed, permutation
 
@@ -124,7 +125,7 @@ def fit(
     seed: int,
     checkpoints: Path,
     log: MetricsLog,
-    identity: str,
+    identity: dict[str, str],
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -136,7 +137,7 @@ def fit(
         seed: of the data order and of dropout.
         checkpoints: folder of this stage's checkpoints.
         log: where metrics go.
-        identity: hash of everything that determines the result; a checkpoint with another one is refused.
+        identity: a hash of each thing that determines the result; a checkpoint with others is refused by their names.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -161,7 +162,7 @@ def fit(
             metrics = task.train_step(next(batches), step)
             progress.update()
             if step % config.log_every == 0 or step == config.steps - 1:
-                numbers = {name: float(value) for name, value in metrics.items()}
+                numbers = _averaged(metrics, accelerator)
                 numbers["seconds"] = time.perf_counter() - clock
                 log.write("train", step, numbers)
             stopping = stop.agreed(accelerator)
@@ -169,7 +170,16 @@ def fit(
                 _save(task, checkpoints, step + 1, config, identity, accelerator)
             if stopping:
                 raise Interrupted(stop.number)
-        log.write("held_out", config.steps, _evaluate(task, progress))
+        final = _evaluate(task, progress)
+        log.write("held_out", config.steps, final)
+        _require_useful(final, checkpoints)
+
+
+def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean over processes of each metric."""
+    values = torch.tensor([float(value) for value in metrics.values()], device=accelerator.device)
+    means: Any = accelerator.reduce(values, "mean")
+    return dict(zip(metrics, means.tolist(), strict=True))
 
 
 def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
@@ -178,31 +188,53 @@ def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
     return metrics
 
 
-def _restore(task: Task, checkpoints: Path, identity: str, accelerator: Accelerator) -> int:
+def _restore(task: Task, checkpoints: Path, identity: dict[str, str], accelerator: Accelerator) -> int:
     found = latest_checkpoint(checkpoints)
     if found is None:
         return 0
     for reason in found.skipped:
         accelerator.print(f"skipped a damaged checkpoint: {reason}")
-    if found.state["identity"] != identity:
+    changed = [name for name, value in identity.items() if found.state["identity"].get(name) != value]
+    if changed:
         raise CheckpointError(
-            "the checkpoint belongs to another recipe or other data",
+            f"the checkpoint was made with something else: {', '.join(changed)} changed since",
             field=str(checkpoints),
-            found=found.state["identity"][:16],
-            expected=identity[:16],
-            fix="give another --run_dir, or delete that folder to start this stage from the beginning",
+            fix="undo the change, give another --run_dir, or delete that folder to start this stage from the beginning",
         )
     task.load_state_dict(found.state["task"])
     accelerator.print(f"continuing from step {found.step} ({checkpoints})")
     return found.step
 
 
-def _save(task: Task, checkpoints: Path, step: int, config: FitConfig, identity: str, accelerator: Accelerator) -> None:
+def _save(
+    task: Task, checkpoints: Path, step: int, config: FitConfig, identity: dict[str, str], accelerator: Accelerator
+) -> None:
+    _require_finite(task)
     accelerator.wait_for_everyone()
     state = {"identity": identity, "samples_seen": step * config.batch_size, "task": task.state_dict()}
     if accelerator.is_main_process:
         save_checkpoint(checkpoints, step, state, keep=config.keep_checkpoints)
     accelerator.wait_for_everyone()
+
+
+def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
+    """A model whose held-out metrics are not numbers is of no use to anyone."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"training diverged: {', '.join(bad)} on the held-out set is not finite",
+            fix=f"lower the learning rate, and remove {checkpoints} to train this stage anew",
+        )
+
+
+def _require_finite(task: Task) -> None:
+    """Weights that are not finite are never saved: the last checkpoint stays a sound one."""
+    for name, value in task.exported().state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"the weights are no longer finite ({name})",
+                fix="lower the learning rate; the last checkpoint is sound, remove it to start over",
+            )
 
 
 def _batches(

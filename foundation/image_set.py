@@ -19,6 +19,8 @@ from foundation.image_sources import DataSource, DigitsData, ImageSource, Subset
 from foundation.images import Preprocess, to_unit_range
 from foundation.randomness import permutation, uniforms
 
+_SURVEY_BLOCK = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -171,9 +173,14 @@ def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | No
             pixels[index] = decoded
         return None
 
-    with ThreadPoolExecutor() as pool:
-        indices = range(len(source.ids))
-        return list(tqdm(pool.map(attempt, indices), total=len(indices), desc=f"reading {name}", delay=2, unit="img"))
+    reasons: list[str | None] = []
+    n = len(source.ids)
+    with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
+        for start in range(0, n, _SURVEY_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
+            block = list(pool.map(attempt, range(start, min(start + _SURVEY_BLOCK, n))))
+            reasons += block
+            progress.update(len(block))
+    return reasons
 
 
 def _split(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:

@@ -94,50 +94,51 @@ def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
         DataError: a folder, file, split or column that does not exist, or no image at all.
     """
     if isinstance(config, FolderData):
-        train: ImageSource = FolderSource(Path(config.path))
-        held_out = None if config.validation_path is None else FolderSource(Path(config.validation_path))
-        _require_same_classes(train, held_out)
-        return train, held_out
+        train: ImageSource = FolderSource(config.path)
+        if config.validation_path is None:
+            return train, None
+        return train, FolderSource(config.validation_path, "data.source.validation_path", train.class_names)
     if isinstance(config, DatasetData):
         train = DatasetSource(config, config.split)
-        split = config.validation_split
-        return train, None if split is None else DatasetSource(config, split)
+        if config.validation_split is None:
+            return train, None
+        return train, DatasetSource(config, config.validation_split, train.class_names)
     return DigitsSource(), None
 
 
 class FolderSource:
     """Image files below a folder, sorted by relative path; symbolic links are not followed."""
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError("no such folder", field="data.source.path", found=str(folder), fix="check the path")
-        self.folder = folder
-        self.ids = sorted(_image_files(folder))
-        if not self.ids:
-            raise DataError(
-                "the folder holds no image files",
-                field="data.source.path",
-                found=str(folder),
-                expected=f"files ending in {', '.join(sorted(_SUFFIXES))}, or subfolders of them",
-            )
+    def __init__(self, path: str, field: str = "data.source.path", class_names: tuple[str, ...] | None = None) -> None:
+        """List the folder.
+
+        Args:
+            path: the folder; ``~`` is the home folder.
+            field: what error messages call it.
+            class_names: the classes it must have, where another folder has set them.
+        """
+        self.folder = Path(path).expanduser()
+        self._paths = image_files(self.folder, field)
+        self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
         tops = [path.split("/", 1)[0] if "/" in path else None for path in self.ids]
         if any(tops) and not all(tops):
             stray = [path for path, top in zip(self.ids, tops, strict=True) if top is None]
             raise DataError(
                 "mixes class subfolders with loose images",
-                field="data.source.path",
+                field=field,
                 found=f"{len(stray)} loose, e.g. {stray[0]}",
                 expected="either subfolders only (their names become classes) or images only (no classes)",
                 fix="move the loose images into a subfolder, or everything into one flat folder",
             )
-        self.class_names = tuple(sorted({top for top in tops if top is not None}))
+        self.class_names = in_order({top for top in tops if top is not None})
+        _require_same_classes(class_names, self.class_names, field)
         number = {name: i for i, name in enumerate(self.class_names)}
         self.labels = np.array([number[top] for top in tops if top], np.int64) if number else None
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""
         try:
-            data = (self.folder / self.ids[index]).read_bytes()
+            data = (self.folder / self._paths[index]).read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
         return decode_image(data)
@@ -146,7 +147,8 @@ class FolderSource:
 class DatasetSource:
     """One split of a ``datasets`` dataset, decoded here so that a damaged image stops nothing."""
 
-    def __init__(self, config: DatasetData, split: str) -> None:
+    def __init__(self, config: DatasetData, split: str, class_names: tuple[str, ...] | None = None) -> None:
+        """Open a split; ``class_names`` are the classes of the training split, when this is another one."""
         import datasets
 
         rows = _load_split(config, split)
@@ -160,7 +162,7 @@ class DatasetSource:
             if column is not None and column not in rows.column_names:
                 fix = nearest(column, rows.column_names)
                 raise DataError("no such column", field=f"data.source.{field}", found=column, fix=fix)
-        self.labels, self.class_names = _labels(rows, config.label_column)
+        self.labels, self.class_names = _labels(rows, config.label_column, class_names)
         self._rows = rows.select_columns([config.image_column]).cast_column(
             config.image_column, datasets.Image(decode=False)
         )
@@ -216,23 +218,53 @@ class SubsetSource:
         return self._whole.read(int(self._indices[index]))
 
 
-def _image_files(folder: Path) -> list[str]:
-    found = []
+def image_files(folder: Path, field: str) -> list[str]:
+    """Relative paths of the image files below a folder, sorted; hidden ones and symbolic links are left out.
+
+    Raises:
+        DataError: no such folder, or no image in it; ``field`` is what the message calls it.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder", field=field, found=str(folder), fix="check the path")
+    found, links = [], 0
     for root, folders, files in os.walk(folder, followlinks=False):
+        links += sum(Path(root, name).is_symlink() for name in folders)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(root, name)
+            links += path.is_symlink()
             if not name.startswith(".") and path.suffix.lower() in _SUFFIXES and not path.is_symlink():
                 found.append(path.relative_to(folder).as_posix())
-    return found
+    if not found:
+        skipped = f" ({links} symbolic links were skipped: they are not followed)" if links else ""
+        raise DataError(
+            "the folder holds no image files",
+            field=field,
+            found=f"{folder}{skipped}",
+            expected=f"files ending in {', '.join(sorted(_SUFFIXES))}, or subfolders of them",
+        )
+    return sorted(found)
+
+
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Class names in label order: by number when all are numbers, else alphabetically."""
+    numeric = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if numeric else (0, name)))
 
 
 def _load_split(config: DatasetData, split: str) -> Any:
     import datasets
 
-    local = Path(config.path)
+    local = Path(config.path).expanduser()
     load: Callable[..., Any] = datasets.load_dataset
     datasets.disable_progress_bars()
+    if local.is_file() and (config.split, config.validation_split) != ("train", None):
+        raise DataError(
+            "one file has one split, train",
+            field="data.source.validation_split" if config.validation_split else "data.source.split",
+            found=config.validation_split or config.split,
+            fix="leave both split fields out (data.validation_share holds some out), or give a folder with a file each",
+        )
     try:
         if local.is_file():
             return load("parquet", data_files={split: str(local)}, split=split)
@@ -243,31 +275,47 @@ def _load_split(config: DatasetData, split: str) -> Any:
         raise
     except Exception as error:  # the library raises many kinds; the message is what helps
         raise DataError(
-            f"cannot be opened: {error}",
+            f"cannot be opened: {error}{f' ({error.__cause__})' if error.__cause__ else ''}",
             field="data.source.path",
             found=f"{config.path} [{split}]",
             fix="check the path and the split's name; a hub dataset needs a network connection",
         ) from error
 
 
-def _labels(rows: Any, column: str | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _labels(
+    rows: Any, column: str | None, class_names: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Class numbers and names of a column; numbers follow ``class_names`` where another split has set them."""
     if column is None:
         return None, ()
-    feature, values = rows.features[column], rows[column][:]
-    if hasattr(feature, "names"):
-        return np.asarray(values, np.int64), tuple(feature.names)
+    field, feature, values = "data.source.label_column", rows.features[column], rows[column][:]
     if any(value is None for value in values):
-        raise DataError("has empty cells", field="data.source.label_column", found=column)
-    names = sorted(set(values))
+        raise DataError("has empty cells", field=field, found=column, fix="fill them, or leave label_column out")
+    if hasattr(feature, "names"):
+        names = tuple(feature.names)
+        _require_same_classes(class_names, names, field)
+        labels = np.asarray(values, np.int64)
+        if labels.min() < 0 or labels.max() >= len(names):
+            found = f"{labels.min()}..{labels.max()} in {column}"
+            raise DataError("has labels outside its classes", field=field, found=found, expected=f"0..{len(names) - 1}",
+                            fix="drop the unlabelled rows, or leave label_column out")  # fmt: skip
+        return labels, names
+    if not all(isinstance(value, (int, str)) for value in values):
+        raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")
+    names = class_names or in_order({str(value) for value in values})
     number = {name: i for i, name in enumerate(names)}
-    return np.array([number[value] for value in values], np.int64), tuple(str(name) for name in names)
+    unknown = sorted({str(value) for value in values} - number.keys())
+    if unknown:
+        raise DataError("has classes that the training split lacks", field=field, found=", ".join(unknown[:10]),
+                        fix="train on a split that has every class")  # fmt: skip
+    return np.array([number[str(value)] for value in values], np.int64), names
 
 
-def _require_same_classes(train: ImageSource, held_out: ImageSource | None) -> None:
-    if held_out is not None and held_out.class_names != train.class_names:
+def _require_same_classes(expected: tuple[str, ...] | None, found: tuple[str, ...], field: str) -> None:
+    if expected is not None and found != expected:
         raise DataError(
-            "has other class folders than the training folder",
-            field="data.source.validation_path",
-            found=", ".join(held_out.class_names) or "no classes",
-            expected=", ".join(train.class_names) or "no classes",
+            "has other classes than the training images",
+            field=field,
+            found=", ".join(found) or "no classes",
+            expected=", ".join(expected) or "no classes",
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from foundation.config import require
 from foundation.errors import DataError
@@ -55,11 +54,25 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8."""
-        image = to_mode(ImageOps.exif_transpose(image), self.mode, self.background)
+        image = to_mode(upright(image), self.mode, self.background)
         if image.size != (self.width, self.height):
             method = _RESAMPLING[self.resize]
             image = ImageOps.fit(image, (self.width, self.height), method=method, centering=(0.5, 0.5))
         return np.array(image, dtype=np.uint8).reshape(self.height, self.width, self.n_channels)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn and mirror an image as its EXIF orientation says.
+
+    Raises:
+        DataError: the EXIF block is damaged.
+    """
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged block raises anything at all
+        raise DataError(f"the EXIF data is damaged: {type(error).__name__}: {error}") from error
+    turned.format = image.format
+    return turned
 
 
 def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:
@@ -93,13 +106,13 @@ def decode_image(data: bytes) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise DataError("Pillow's LOAD_TRUNCATED_IMAGES is on, which turns damaged images grey", fix="turn it off")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size limits below are stricter than Pillow's warning
-            image = Image.open(io.BytesIO(data))
-            _require_sane_size(*image.size)
-            image.load()
+        image = Image.open(io.BytesIO(data))
+        _require_sane_size(*image.size)
+        image.load()
     except DataError:
         raise
+    except UnidentifiedImageError as error:  # its text holds a memory address; reasons must be the same every time
+        raise DataError("cannot be decoded: not an image of a known format") from error
     except Exception as error:  # decoders raise anything at all on hostile bytes: the reason is reported, never hidden
         raise DataError(f"cannot be decoded: {type(error).__name__}: {error}") from error
     return image

@@ -26,8 +26,7 @@ class MetricsLog:
             return
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"stage": self.stage, "kind": kind, "step": step, **numbers})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        durable.append_line(self.path, line)
 
     def forget_from(self, step: int) -> None:
         """Drop this stage's lines of step ``step`` and later: a resumed run writes them again."""
@@ -38,14 +37,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, stage: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a metrics file, optionally of one stage and kind; a torn last line is left out."""
+    """The lines of a metrics file, optionally of one stage and kind; damaged lines are left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # a crash in the middle of a line: the step is logged again on resume
+            continue
+        if not isinstance(row, dict) or not {"stage", "kind", "step"} <= row.keys():
             continue
         if stage in (None, row["stage"]) and kind in (None, row["kind"]):
             rows.append(row)

@@ -15,39 +15,44 @@ from safetensors.torch import save_file
 from torch import nn
 
 from foundation.errors import CheckpointError
-from foundation.tensor_files import load_tensors
+from foundation.json_files import read_json
+from foundation.tensor_files import load_tensors, tensors_sha256
 
 PREFIX = "model."
 WEIGHTS = "model.safetensors"
+REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: take it anew from where it came"
 
 
 def save_model_folder(
     folder: Path, module: nn.Module, model_type: str, architecture: str, settings: dict[str, Any]
 ) -> None:
     """Write ``config.json`` and the weights into an existing, empty folder."""
-    config = {"model_type": model_type, "architectures": [architecture], **settings}
+    hashed = {"weights_sha256": tensors_sha256(module.state_dict())}
+    config = {"model_type": model_type, "architectures": [architecture], **settings, **hashed}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
     tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_model_folder(folder: Path, model_type: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The settings and the weights (without prefix) of a model folder.
+def load_model_folder(
+    folder: Path, model_type: str, keys: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The settings, among them ``keys``, and the weights (without prefix) of a model folder.
 
     Raises:
-        CheckpointError: no such folder, no readable config, or another type of model.
+        CheckpointError: no such folder, a damaged file, another type of model, or weights that were changed.
     """
     path = folder / "config.json"
     if not path.is_file():
         found = "no such folder" if not folder.is_dir() else "a folder without config.json"
         raise CheckpointError("is not a model folder", field=str(folder), found=found, fix="check the path")
-    try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"config.json is damaged: {error}", field=str(folder)) from error
-    if settings.get("model_type") != model_type:
+    settings = read_json(path, ("model_type",), fix=REMEDY)
+    if settings["model_type"] != model_type:
         raise CheckpointError(
-            "is another type of model", field=str(folder), found=settings.get("model_type"), expected=model_type
+            "is another type of model", field=str(folder), found=settings["model_type"], expected=model_type
         )
-    tensors = load_tensors(folder / WEIGHTS)
-    return settings, {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    settings = read_json(path, (*keys, "weights_sha256"), fix=REMEDY)
+    tensors = {name.removeprefix(PREFIX): value for name, value in load_tensors(folder / WEIGHTS).items()}
+    if tensors_sha256(tensors) != settings["weights_sha256"]:
+        raise CheckpointError("the weights were changed or damaged after saving", field=str(folder), fix=REMEDY)
+    return settings, tensors

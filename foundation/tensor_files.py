@@ -81,7 +81,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path)) from error
+        fix = "take the file anew from where it came; in a run folder delete its folder and run tessera run again"
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -98,7 +99,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sour
             "the weights do not fit the configuration",
             field=source,
             found=f"missing {missing[:5]}, left over {extra[:5]}, other shapes {shapes[:5]}",
-            fix="the folder mixes two models or was edited: take it anew from where it came",
+            fix="the folder mixes two models or was edited: take it anew, or in a run folder delete it and run again",
         )
     module.load_state_dict(tensors)
 

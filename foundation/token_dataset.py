@@ -21,6 +21,7 @@ from foundation.codes import CodeSpec, require_same_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ContractError, DataError
 from foundation.image_set import Failure
+from foundation.json_files import read_json
 
 _FOOTER = b"tessera"
 MANIFEST = "manifest.json"
@@ -81,19 +82,27 @@ def read_shard(path: Path, expected: CodeSpec) -> Shard:
     try:
         footer = json.loads(pq.read_schema(path).metadata[_FOOTER])
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        spec = from_dict(CodeSpec, footer["spec"])
+        require_same_codes(expected, spec, owner="this run", other=f"the shard {path.name}")
+        return _from_table(table, footer, spec)
+    except ContractError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"the shard is damaged: {error}", field=str(path), fix="delete this file and run encode again"
-        ) from error
-    spec = from_dict(CodeSpec, footer["spec"])
-    require_same_codes(expected, spec, owner="this run", other=f"the shard {path.name}")
+        raise _damaged(path, str(error)) from error
+
+
+def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shard:
     codes = table["codes"].combine_chunks()
     codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
     flat = codes.flatten().to_numpy(zero_copy_only=False)
-    labels = table["label"].to_numpy() if "label" in table.column_names else None
+    labels = table["label"].to_numpy() if footer["labelled"] else None
     failures = [Failure(**each) for each in footer["failures"]]
     views = table["view"].to_numpy()
-    return Shard(flat.reshape(len(table), spec.n_codes), table["image_id"].to_pylist(), views, labels, failures)
+    return Shard(flat.reshape(footer["rows"], spec.n_codes), table["image_id"].to_pylist(), views, labels, failures)
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"the shard is damaged: {reason}", field=str(path), fix="delete this file and run encode again")
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -146,7 +155,7 @@ class TokenDataset:
         if split not in manifest["splits"]:
             raise DataError("no such split", field=str(folder), found=split, expected=", ".join(manifest["splits"]))
         entry = manifest["splits"][split]
-        shards = [read_shard(folder / each["file"], self.spec) for each in entry["files"]]
+        shards = [_read_listed(folder, each, self.spec) for each in entry["files"]]
         rows = sum(len(shard.image_ids) for shard in shards)
         if rows != entry["rows"] or rows == 0:
             raise DataError("has another number of rows than its manifest", field=str(folder), found=rows,
@@ -180,14 +189,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
         raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
-    try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise DataError(f"the manifest is damaged: {error}", field=str(path), fix="delete it, run encode") from error
+    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode: it is made again")
     spec = from_dict(CodeSpec, manifest["spec"])
     if spec.contract != manifest["contract"]:
         raise ContractError("the manifest's specification was edited", field=str(path), fix="run encode again")
     return manifest
+
+
+def _read_listed(folder: Path, entry: dict[str, Any], spec: CodeSpec) -> Shard:
+    """A shard whose bytes are the ones that the manifest lists."""
+    path = folder / entry["file"]
+    shard = read_shard(path, spec)
+    if durable.file_sha256(path) != entry["sha256"]:
+        raise _damaged(path, "its bytes are not the ones that the manifest lists")
+    return shard
 
 
 def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
@@ -210,6 +225,7 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
         "contract": spec.contract,
         "spec": to_dict(spec),
         "rows": n,
+        "labelled": shard.labels is not None,
         "failures": [to_dict(each) for each in shard.failures],
     }
     metadata = {**(schema.metadata or {}), _FOOTER: json.dumps(footer, sort_keys=True).encode()}

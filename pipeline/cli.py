@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
-from foundation.errors import Interrupted, TesseraError
+from foundation.errors import ConfigError, Interrupted, TesseraError
 
 RECIPE_COMMANDS = ("run", "train-tokenizer", "encode", "train-prior")
 
@@ -78,7 +79,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    out: str = "samples",
+    out: str = "new_samples",
     device: str = "cpu",
 ) -> None:
     """New images from a finished run.
@@ -163,28 +164,56 @@ _OVERRIDES: dict[str, Any] = {}
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Separate ``--dotted.field value`` and ``--dotted.field=value`` of the recipe from a command's own arguments."""
-    import yaml
-
     if not arguments or arguments[0] not in RECIPE_COMMANDS:
         return arguments, {}
     own, overrides, rest = [], {}, list(arguments)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and ("." in name or name in ("seed", "name", "description")):
+        if argument == "--print_recipe" and (not rest or rest[0] not in ("true", "false")):
+            own += [argument, "true"]
+        elif argument.startswith("--") and ("." in name or name in ("seed", "name", "description")):
             if not equals and not rest:
-                raise TesseraError("has no value", field=argument, fix=f"write {argument} VALUE")
-            overrides[name] = yaml.safe_load(value if equals else rest.pop(0))
+                raise ConfigError("has no value", field=argument, fix=f"write {argument} VALUE")
+            overrides[name] = _parsed(argument, value if equals else rest.pop(0))
         else:
             own.append(argument)
     return own, overrides
+
+
+def join_images(arguments: list[str]) -> list[str]:
+    """``reconstruct RUN a.png b.png ...`` as the shell expands it: the images become one list."""
+    if not arguments or arguments[0] != "reconstruct":
+        return arguments
+    positional: list[str] = []
+    named: list[str] = []
+    rest = arguments[1:]
+    while rest:
+        if rest[0].startswith("-"):
+            taken = 1 if "=" in rest[0] or rest[0] in ("-h", "--help") else 2
+            named, rest = named + rest[:taken], rest[taken:]
+        else:
+            positional.append(rest.pop(0))
+    images = positional[1:] if len(positional) < 3 else [json.dumps(positional[1:])]
+    return ["reconstruct", *positional[:1], *images, *named]
+
+
+def _parsed(argument: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(f"is not a YAML value: {reason}", field=argument, found=text,
+                          fix="quote it twice, e.g. \"'@name'\"") from error  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        own, overrides = split_overrides(arguments)
+        own, overrides = split_overrides(join_images(arguments))
         _OVERRIDES.clear()
         _OVERRIDES.update(overrides)
         _dispatch(own)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import ConfigError
+from foundation import durable
+from foundation.errors import ConfigError, DataError
 from pipeline.recipe import load_recipe, recipe_text
 from pipeline.run_folder import RunFolder
 from pipeline.stages import Run
@@ -71,9 +73,10 @@ def start_run(
         overrides: dotted name -> value.
         print_only: print the resolved recipe; then there is no job.
     """
-    if Path(recipe).is_dir() and not Path(recipe).suffix:
+    if run_dir == "":
+        raise ConfigError("is empty", field="--run_dir", found="''", expected="a folder")
+    if RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(Path(recipe))
-        folder.load_recipe()
         loaded = load_recipe(str(folder.recipe), overrides)
         folder = folder if run_dir is None else RunFolder(Path(run_dir))
     else:
@@ -112,17 +115,17 @@ def sample_to_folder(
     """Sample and save: one PNG per image, named by class and seed, and a grid of all."""
     from pipeline.generate import ImageGenerator, grid_image
 
-    generator = ImageGenerator.from_pretrained(run).to(device)
-    labels = class_labels if class_labels is not None else (list(generator.labels) or None)
+    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    folder = _output_folder(out, run)
+    labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     output = generator(labels, num_images_per_label, seed=seed, **sampling)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     names = list(generator.labels)
-    for image, label, image_seed in zip(output.images, output.labels, output.seeds, strict=True):
-        prefix = "image" if label is None else _file_name(names[label])
-        image.save(folder / f"{prefix}-seed{image_seed}.png")
     per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(output.images) ** 0.5))
-    grid_image(output.images, per_row).save(folder / "grid.png")
+    with durable.writing(folder / "grid.png"):
+        for image, label, image_seed in zip(output.images, output.labels, output.seeds, strict=True):
+            prefix = "image" if label is None else _file_name(names[label])
+            image.save(folder / f"{prefix}-seed{image_seed}.png")
+        grid_image(output.images, per_row).save(folder / "grid.png")
     print(
         f"{len(output.images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})"
     )
@@ -134,18 +137,51 @@ def reconstruct_to_folder(run: str, images: list[str], *, out: str, device: str)
     from stage1_tokenizer.tokenizer import TokenizerModel
 
     root = Path(run)
-    tokenizer = TokenizerModel.load(root / "tokenizer" if (root / "tokenizer").is_dir() else root).to(device)
-    done, failed = reconstruct_files(tokenizer, images)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = TokenizerModel.load(root / "tokenizer" if (root / "tokenizer").is_dir() else root)
+    folder = _output_folder(out, run)
+    done, failed = reconstruct_files(tokenizer.to(usable_device(device)), images)
     for i, each in enumerate(done):
         path = folder / f"{i:04d}-{_file_name(Path(each.image_id).stem)}.png"
-        each.pair.save(path)
+        with durable.writing(path):
+            each.pair.save(path)
         print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
     for line in failed:
         print(f"unusable: {line}")
-    if done:
-        print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
+    if not done:
+        raise DataError("none of the images can be used", field="images", found=f"{len(failed)} unusable")
+    print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
+
+
+def usable_device(name: str) -> str:
+    """The device's name, if this machine has it.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot be used here: {reason}", field="--device", found=name, fix="use cpu") from error
+    return name
+
+
+def _named(class_labels: Sequence[int | str] | int | str) -> list[str]:
+    """What was typed, as names: 3 is first the class named 3, and only then the class numbered 3."""
+    several = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
+    return [str(each) for each in several]
+
+
+def _output_folder(out: str, run: str) -> Path:
+    folder = Path(out)
+    if folder.resolve() == RunFolder(Path(run)).samples.resolve():
+        raise ConfigError(
+            "is where the run keeps its own samples", field="--out", found=out, fix="choose another folder"
+        )
+    with durable.writing(folder / "grid.png"):
+        return folder
 
 
 def _last(folder: RunFolder, stage: str) -> str:
@@ -154,7 +190,7 @@ def _last(folder: RunFolder, stage: str) -> str:
     rows = read_metrics(folder.metrics, stage, "held_out")
     if not rows:
         return ""
-    row = rows[-1]
+    row = {name: math.nan if value is None else value for name, value in rows[-1].items()}
     if stage == "tokenizer":
         return f" (held-out PSNR {row['psnr']:.2f} dB, {row['code_usage']:.1%} of the codes in use)"
     return (

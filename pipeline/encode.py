@@ -35,6 +35,11 @@ class _ShardPlan:
     stop: int
     views: tuple[int, ...]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return (self.stop - self.start) * len(self.views)
+
 
 def encode_dataset(
     tokenizer_folder: Path, splits: dict[str, ImageSet], folder: Path, config: EncodeConfig, device: torch.device
@@ -65,8 +70,10 @@ def encode_dataset(
                                 found=images.preprocess, expected=tokenizer.preprocess)  # fmt: skip
     spec = tokenizer.spec.with_classes(class_names)
     plans = list(_plan(splits, config))
-    total = sum((plan.stop - plan.start) * len(plan.views) for plan in plans)
-    size = total * spec.n_codes * 4 + folder_bytes(tokenizer_folder)
+    _require_no_others(folder, plans)
+    total = sum(plan.rows for plan in plans)
+    missing = sum(plan.rows for plan in plans if not shard_path(folder, plan.split, plan.index).exists())
+    size = missing * spec.n_codes * 4 + folder_bytes(tokenizer_folder)
     durable.require_free_space(folder, size, "the token dataset")
     with tqdm(total=total, desc="encoding", unit="img", delay=2) as progress:
         for plan in plans:
@@ -76,7 +83,7 @@ def encode_dataset(
             else:
                 durable.sweep(path.parent)
                 write_shard(path, _encode_shard(tokenizer, splits[plan.split], plan, config.batch_size, spec), spec)
-            progress.update((plan.stop - plan.start) * len(plan.views))
+            progress.update(plan.rows)
     if not (folder / "tokenizer").exists():
         durable.publish_folder(folder / "tokenizer", lambda temporary: _copy(tokenizer_folder, temporary))
     manifest = write_manifest(folder, spec)
@@ -116,6 +123,19 @@ def _plan(splits: dict[str, ImageSet], config: EncodeConfig) -> Iterator[_ShardP
         views = (0, 1) if config.flip and split == "train" else (0,)
         for index, start in enumerate(range(0, len(images), config.images_per_shard)):
             yield _ShardPlan(split, index, start, min(start + config.images_per_shard, len(images)), views)
+
+
+def _require_no_others(folder: Path, plans: list[_ShardPlan]) -> None:
+    """Refuse shards that are not part of the plan: they would become rows that nobody asked for."""
+    planned = {shard_path(folder, plan.split, plan.index) for plan in plans}
+    others = sorted(set((folder / "data").glob("*/*.parquet")) - planned)
+    if others:
+        raise ContractError(
+            "is a shard of other images than are there now",
+            field=str(others[0]),
+            found=f"{len(others)} such",
+            fix="remove the run's codes folder to encode the images that are there now",
+        )
 
 
 def _require_planned(path: Path, shard: Shard, images: ImageSet, plan: _ShardPlan) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from foundation.codes import require_same_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, DataError, nearest
 from foundation.images import to_pil, to_uint8
+from foundation.json_files import read_json
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decode import sample_codes, stream_uniforms
 from stage2_prior.prior import PriorModel
@@ -72,11 +74,8 @@ class ImageGenerator:
             ContractError: the parts do not belong together.
         """
         root = _local_folder(folder)
-        try:
-            index = json.loads((root / INDEX).read_text())
-            defaults = from_dict(SamplingConfig, index["sampling"], "sampling")
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{INDEX} is damaged: {error}", field=str(root)) from error
+        index = read_json(root / INDEX, ("sampling",), fix="run tessera run again: it is made anew")
+        defaults = from_dict(SamplingConfig, index["sampling"], "sampling")
         return cls(TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior"), defaults)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -155,7 +154,9 @@ class ImageGenerator:
         seeds = _seeds(seed, len(labels))
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        sampling = from_dict(SamplingConfig, to_dict(replace(self.defaults, **changes)))
+        sampling = from_dict(SamplingConfig, {**to_dict(self.defaults), **changes})
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ConfigError("cannot be called", field="callback_on_step_end", found=repr(callback_on_step_end))
         codes = self._sample(labels, seeds, sampling, batch_size, callback_on_step_end)
         images = codes if output_type == "latent" else self._decode(codes, batch_size, output_type)
         return GeneratorOutput(images, codes, [None if x == self.prior.null_class else x for x in labels], seeds)
@@ -164,7 +165,8 @@ class ImageGenerator:
         """Class numbers of names or numbers; ``None`` becomes the null class."""
         if class_labels is None:
             return [self.prior.null_class]
-        labels = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
+        single = isinstance(class_labels, (int, str)) or not isinstance(class_labels, Iterable)
+        labels: list[Any] = [class_labels] if single or getattr(class_labels, "ndim", 1) == 0 else list(class_labels)  # type: ignore[arg-type]
         if not labels:
             raise DataError("is empty", field="class_labels", expected="a class, several, or None for no class")
         if not self.labels:
@@ -172,11 +174,11 @@ class ImageGenerator:
                             fix="leave class_labels out: it generates without a class")  # fmt: skip
         return [self._label_id(label) for label in labels]
 
-    def _label_id(self, label: Label) -> int:
+    def _label_id(self, label: Any) -> int:
         if isinstance(label, str) and label in self.labels:
             return self.labels[label]
-        number = int(label) if isinstance(label, int) or (isinstance(label, str) and label.isdecimal()) else -1
-        if isinstance(label, bool) or not 0 <= number < len(self.labels):
+        number = int(label) if isinstance(label, str) and label.isdecimal() else _whole(label, -1)
+        if not 0 <= number < len(self.labels):
             raise DataError(
                 "no such class",
                 field="class_labels",
@@ -253,17 +255,28 @@ def _local_folder(folder: str | Path) -> Path:
         raise CheckpointError(f"is neither a folder nor a model on the hub: {error}", field=str(folder)) from error
 
 
+def _whole(value: Any, default: int) -> int:
+    """A Python, NumPy or torch whole number as ``int``; ``default`` for anything else, True and False included."""
+    try:
+        return default if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        return default
+
+
 def _require_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if _whole(value, 0) < 1:
         raise ConfigError("has a value that cannot work", field=name, found=repr(value), expected="1 or more")
 
 
-def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
+def _seeds(seed: Any, n: int) -> list[int]:
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
-    if isinstance(seed, int):
-        return [seed + i for i in range(n)]
-    seeds = [int(each) for each in seed]
-    if len(seeds) != n:
-        raise ConfigError("has another number of seeds than images", field="seed", found=len(seeds), expected=n)
+    first = _whole(seed, -1)
+    if first < 0 and isinstance(seed, Iterable) and not isinstance(seed, str):
+        seeds = [_whole(each, -1) for each in seed]
+    else:
+        seeds = [first + i for i in range(n)]
+    if first < 0 and (len(seeds) != n or any(each < 0 for each in seeds)):
+        raise ConfigError("is not a seed", field="seed", found=repr(seed),
+                          expected=f"a whole number from 0, or a list of {n} of them, one for each image")  # fmt: skip
     return seeds

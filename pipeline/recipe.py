@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
-from foundation.config import digest, from_dict, override, require, to_dict
+from foundation.config import from_dict, override, require, to_dict
 from foundation.errors import ConfigError, nearest
 from foundation.image_set import DataConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.sampling import SamplingConfig
+
+_CADENCE = {"cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,10 @@ class SamplesConfig:
     unconditional_images: int = 64
     """images in the grid when there are no classes"""
 
+    def __post_init__(self) -> None:
+        for name in ("images_per_class", "max_classes", "unconditional_images"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -103,6 +110,10 @@ class Recipe:
     def __post_init__(self) -> None:
         sound = self.name.strip() and not set(self.name) & set('/\\:*?"<>|') and not self.name.startswith(".")
         require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
+        dropout, scale = self.prior.training.label_dropout, self.samples.sampling.guidance_scale
+        trained = dropout > 0 or scale == 1.0 or not self.prior.model.class_conditional
+        require(trained, "prior.training.label_dropout", dropout, f"above 0 for a guidance_scale of {scale}",
+                "guidance compares with the null class, which only label dropout trains")  # fmt: skip
 
 
 def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -139,9 +150,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 
-def result_identity(*parts: Any) -> str:
-    """Hash of the parts of a recipe that determine a stage's result."""
-    return digest([to_dict(part) for part in parts])
+def determining(part: Any) -> Any:
+    """A part of a recipe as plain values, without the fields that change nothing about what is computed."""
+    if isinstance(part, dict):
+        return {name: determining(value) for name, value in part.items() if name not in _CADENCE}
+    return determining(to_dict(part)) if dataclasses.is_dataclass(part) else part
 
 
 def _version(name: str) -> str:
@@ -168,8 +181,8 @@ def _find(recipe: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not readable as YAML: {error}", field=str(path)) from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
     if not isinstance(values, dict):
         raise ConfigError("holds no recipe", field=str(path), expected="keys such as name, data, tokenizer, prior")
     return values

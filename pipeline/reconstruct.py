@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from foundation.errors import DataError
-from foundation.image_sources import FolderSource
+from foundation.image_sources import image_files
 from foundation.images import decode_image, image_grid, to_uint8, to_unit_range
 from stage1_tokenizer.evaluate import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -75,7 +75,7 @@ def _expand(paths: list[str]) -> list[Path]:
     files: list[Path] = []
     for each in map(Path, paths):
         if each.is_dir():
-            files += [each / name for name in FolderSource(each).ids]
+            files += [each / name for name in image_files(each, "images")]
         elif each.is_file():
             files.append(each)
         else:

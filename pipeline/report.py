@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,9 @@ from PIL import Image
 
 from foundation import durable
 from foundation.code_usage import CodeUsage, count_codes
+from foundation.errors import CheckpointError
 from foundation.images import GRID_GAP
+from foundation.json_files import read_json
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.reconstruct import originals_above_reconstructions
@@ -23,6 +24,7 @@ from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
+_SAMPLES_FIX = "delete that folder and run tessera run again: they are drawn again"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --muted: #777; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -49,15 +51,11 @@ def write_report(folder: RunFolder) -> None:
         split: count_codes(TokenDataset(folder.codes, split).codes_NT, tokenizer.quantizer.codebook_size)
         for split in ("train", "validation")
     }
-    shown = load_canary(folder.tokenizer).pixels_BYXC
     sections = [
         f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>",
         _section("Samples", _samples(folder)),
         _section("Figures", _figures_table(folder, usage["validation"])),
-        _section("Reconstructions", _picture(
-            originals_above_reconstructions(tokenizer, shown),
-            "Held-out images above what the tokenizer makes of them from their codes alone.",
-        )),
+        _section("Reconstructions", _reconstructions(folder, tokenizer)),
         _section("Training", _tokenizer_plot(folder) + _prior_plot(folder)),
         _section("Use of the codebook", _usage_plot(usage)),
         _section("Data", _data(folder)),
@@ -77,8 +75,10 @@ def _section(title: str, body: str) -> str:
 
 
 def _samples(folder: RunFolder) -> str:
+    if not folder.has_samples():
+        raise CheckpointError("the samples are missing or incomplete", field=str(folder.samples), fix=_SAMPLES_FIX)
     grid = Image.open(folder.samples / "grid.png")
-    about = json.loads((folder.samples / "samples.json").read_text())
+    about = read_json(folder.samples / "samples.json", ("labels", "columns"), fix=_SAMPLES_FIX)
     labels = about["labels"][:: about["columns"]]
     if labels[0] is None:
         return _picture(grid, "New images, sampled without a class.")
@@ -92,9 +92,18 @@ def _samples(folder: RunFolder) -> str:
     return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.</p>"
 
 
+def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
+    canary = load_canary(folder.tokenizer)
+    if canary is None:
+        return "<p>No images are stored beside the tokenizer.</p>"
+    caption = "Held-out images above what the tokenizer makes of them from their codes alone."
+    return _picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
+
+
 def _figures_table(folder: RunFolder, usage: CodeUsage) -> str:
-    tokenizer = read_metrics(folder.metrics, "tokenizer", "held_out")
-    prior = read_metrics(folder.metrics, "prior", "held_out")
+    tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
+    if not tokenizer or not prior:
+        return "<p>There are no metrics in the run folder.</p>"
     spec = read_manifest(folder.codes)["spec"]
     last, best = prior[-1], min(row["nats_per_code"] for row in prior)
     pixels = spec["preprocess"]["height"] * spec["preprocess"]["width"]
@@ -118,8 +127,9 @@ def _figures_table(folder: RunFolder, usage: CodeUsage) -> str:
 
 
 def _tokenizer_plot(folder: RunFolder) -> str:
-    train = read_metrics(folder.metrics, "tokenizer", "train")
-    held_out = read_metrics(folder.metrics, "tokenizer", "held_out")
+    train, held_out = read_metrics(folder.metrics, "tokenizer", "train"), _held_out(folder, "tokenizer")
+    if not train or not held_out:
+        return ""
     figure, (left, right) = _panels(2)
     left.semilogy(*_series(train, "loss_pixel"), label="training", linewidth=1)
     left.set(title="Tokenizer: pixel loss", xlabel="step")
@@ -133,8 +143,9 @@ def _tokenizer_plot(folder: RunFolder) -> str:
 
 
 def _prior_plot(folder: RunFolder) -> str:
-    train = read_metrics(folder.metrics, "prior", "train")
-    held_out = read_metrics(folder.metrics, "prior", "held_out")
+    train, held_out = read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior")
+    if not train or not held_out:
+        return ""
     figure, (axis,) = _panels(1)
     steps, nats = _series(train, "loss")
     axis.plot(steps, np.asarray(nats, float) / math.log(2), linewidth=1, label="training (with dropout)")
@@ -167,6 +178,13 @@ def _data(folder: RunFolder) -> str:
     ]
     listed = f"<h3>Unusable images ({len(bad)})</h3><table>{''.join(bad[:200])}</table>" if bad else ""
     return f"<table>{''.join(rows)}</table>{listed}"
+
+
+def _held_out(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """The evaluations of a stage, whole rows only; what was not finite is shown as such."""
+    needed = "psnr" if stage == "tokenizer" else "nats_per_code"
+    rows = [row for row in read_metrics(folder.metrics, stage, "held_out") if needed in row]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from foundation import durable
 from foundation.config import differences
 from foundation.errors import CheckpointError
-from pipeline.recipe import Recipe, load_recipe, recipe_text
+from pipeline.recipe import Recipe, determining, load_recipe, recipe_text
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,46 @@ class RunFolder:
         return self.root / "checkpoints" / stage
 
     def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's, or check that it is already.
+        """Make the folder this recipe's, or check that nothing that has begun in it was made by another.
 
         Raises:
-            CheckpointError: the folder belongs to another recipe; the message names what differs.
+            CheckpointError: what was made by another recipe; the message names what differs.
         """
-        if not self.recipe.exists():
-            durable.publish_bytes(self.recipe, recipe_text(recipe).encode())
-            return
-        rows = differences(self.load_recipe(), recipe)
-        rows = [row for row in rows if row[0] != "description" and not row[0].startswith("machine")]
-        if rows:
-            shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in rows)
+        rows = []
+        if self.recipe.exists():
+            rows = differences(determining(self.load_recipe()), determining(recipe))
+        wrong = [row for row in rows if row[0].split(".")[0] in self._settled()]
+        if wrong:
+            shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
             raise CheckpointError(
                 f"the run folder belongs to another recipe; they differ in:{shown}",
                 field=str(self.root),
                 fix="give another --run_dir, or remove the folder to start over",
             )
+        if rows or not self.recipe.exists():
+            durable.replace_file(self.recipe, recipe_text(recipe).encode())
+
+    def has_samples(self) -> bool:
+        """Whether the sample grid is complete."""
+        return all((self.samples / name).is_file() for name in ("grid.png", "codes.npy", "samples.json"))
+
+    def sweep(self) -> None:
+        """Remove what crashed processes left behind; only under the run's lock."""
+        splits = (self.codes / "data").glob("*")
+        for folder in (self.root, self.checkpoints("tokenizer"), self.checkpoints("prior"), self.codes, *splits):
+            durable.sweep(folder)
+
+    def _settled(self) -> set[str]:
+        """Parts of the recipe that can no longer change, since something was made with them."""
+        begun = {
+            "encode": self.codes.exists(),
+            "prior": self.prior.exists() or self.checkpoints("prior").exists(),
+            "samples": self.samples.exists(),
+        }
+        settled = {part for part, exists in begun.items() if exists}
+        if settled or self.tokenizer.exists() or self.checkpoints("tokenizer").exists():
+            settled |= {"seed", "data", "tokenizer"}
+        return settled
 
     def load_recipe(self) -> Recipe:
         """The recipe of this run.

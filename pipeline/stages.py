@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ import torch
 
 from foundation import durable
 from foundation.codes import require_same_codes
-from foundation.errors import DataError
+from foundation.config import digest, require
+from foundation.errors import CheckpointError, DataError
 from foundation.fit import fit
 from foundation.image_set import ImageSet, open_image_sets
 from foundation.log import MetricsLog
@@ -21,7 +23,7 @@ from foundation.randomness import derive_seed
 from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.encode import encode_dataset, failures_text, is_encoded
 from pipeline.generate import ImageGenerator, grid_image, index_text
-from pipeline.recipe import Recipe, result_identity
+from pipeline.recipe import Recipe, determining
 from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -42,15 +44,36 @@ class Run:
     folder: RunFolder
 
     def start(self) -> None:
-        """Claim the folder for this recipe.
+        """Claim the folder for this recipe, and keep other processes out of it until this one ends.
 
         Raises:
-            CheckpointError: the folder belongs to another recipe.
+            CheckpointError: the folder belongs to another recipe, or another process works in it.
+            ConfigError: a batch size that the processes cannot share.
         """
-        accelerator = self.accelerator
-        if accelerator.is_main_process:
+        for stage in ("tokenizer", "prior"):
+            size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
+            require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of the {n} processes")
+        if self.accelerator.is_main_process:
+            self._lock()
+            self.folder.sweep()
             self.folder.claim(self.recipe)
-        accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Let other processes into the folder; the end of this process does it too."""
+        self._held.release()
+
+    def _lock(self) -> None:
+        from filelock import FileLock, Timeout
+
+        path = self.folder.root / ".lock"
+        self._held = FileLock(path)
+        with durable.writing(path):
+            try:
+                self._held.acquire(timeout=0)
+            except Timeout:
+                raise CheckpointError("another process is working in this run folder", field=str(self.folder.root),
+                                      fix="wait for it, stop it, or give another --run_dir") from None  # fmt: skip
 
     @cached_property
     def images(self) -> dict[str, ImageSet]:
@@ -71,10 +94,15 @@ class Run:
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes. Precision is the learner's business, since each stage may have its own."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
-        return Accelerator(mixed_precision="no", cpu=self.recipe.machine.device == "cpu", kwargs_handlers=[plain])
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
+        cpu = self.recipe.machine.device == "cpu"
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
+        steps = accelerator.gradient_accumulation_steps
+        require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: a recipe says everything")
+        return accelerator
 
     def train_tokenizer(self) -> None:
         """Train stage 1 and freeze the averaged weights in ``tokenizer/``."""
@@ -94,11 +122,18 @@ class Run:
             seed=recipe.seed,
             checkpoints=self.folder.checkpoints("tokenizer"),
             log=MetricsLog(self.folder.metrics, "tokenizer", enabled=accelerator.is_main_process),
-            identity=result_identity(recipe.seed, recipe.data, stage, images["train"].ids, images["validation"].ids),
+            identity={
+                "seed": digest(recipe.seed),
+                "data": digest(determining(recipe.data)),
+                "tokenizer": digest(determining(stage)),
+                "the training images": digest(images["train"].ids),
+                "the held-out images": digest(images["validation"].ids),
+            },
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))
         accelerator.wait_for_everyone()
+        accelerator.free_memory()
 
     def _freeze(self, tokenizer: TokenizerModel, temporary: Path) -> None:
         tokenizer.save(temporary)
@@ -120,8 +155,10 @@ class Run:
         """Train stage 2 on the codes and freeze the averaged weights in ``prior/``."""
         if not self.folder.prior.exists():
             self._train_prior()
-        if self.accelerator.is_main_process and not self.folder.model_index.exists():
-            durable.replace_file(self.folder.model_index, index_text(self.recipe.samples.sampling).encode())
+        index = self.folder.model_index
+        text = index_text(self.recipe.samples.sampling).encode()
+        if self.accelerator.is_main_process and (not index.exists() or index.read_bytes() != text):
+            durable.replace_file(index, text)
         self.accelerator.wait_for_everyone()
 
     def _train_prior(self) -> None:
@@ -143,17 +180,25 @@ class Run:
             seed=derive_seed(recipe.seed, "prior"),
             checkpoints=self.folder.checkpoints("prior"),
             log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
-            identity=result_identity(recipe.seed, stage, read_manifest(self.folder.codes)),
+            identity={
+                "seed": digest(recipe.seed),
+                "prior": digest(determining(stage)),
+                "the token dataset": digest(read_manifest(self.folder.codes)),
+            },
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.prior, task.exported().save)
         accelerator.wait_for_everyone()
+        accelerator.free_memory()
 
     def sample(self) -> None:
         """Draw the run's sample grid: a row per class, or a square without classes."""
         accelerator = self.accelerator
-        if not accelerator.is_main_process or self.folder.samples.exists():
+        if not accelerator.is_main_process or self.folder.has_samples():
             return
+        if self.folder.samples.exists():
+            raise CheckpointError("holds something else than the run's samples", field=str(self.folder.samples),
+                                  fix="move it away and run the same command again")  # fmt: skip
         generator = ImageGenerator.from_pretrained(self.folder.root).to(accelerator.device)
         config = self.recipe.samples
         n_classes = generator.prior.n_classes

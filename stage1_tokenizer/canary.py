@@ -43,12 +43,14 @@ def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path
     save_file(tensors, folder / FILE)
 
 
-def load_canary(folder: Path) -> Canary:
-    """Read what ``save_canary`` stored.
+def load_canary(folder: Path) -> Canary | None:
+    """Read what ``save_canary`` stored; None beside a tokenizer that was frozen without one.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is damaged.
     """
+    if not (folder / FILE).exists():
+        return None
     tensors = load_tensors(folder / FILE)
     return Canary(tensors["pixels"].numpy(), tensors["codes"])
 
@@ -60,6 +62,8 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
         ContractError: more than one code in a thousand differs.
     """
     canary = load_canary(folder)
+    if canary is None:
+        return
     differing = float((_encode(tokenizer, canary.pixels_BYXC) != canary.codes_BHW).double().mean())
     if differing > TOLERANCE:
         raise ContractError(

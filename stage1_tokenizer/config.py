@@ -38,6 +38,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         require(len(self.width_multipliers) > 0, "width_multipliers", self.width_multipliers, "at least one level")
+        require(self.norm_groups > 0, "norm_groups", self.norm_groups, "a positive whole number")
         for multiplier in self.width_multipliers:
             width = self.base_width * multiplier
             fits = multiplier > 0 and width > 0 and width % self.norm_groups == 0

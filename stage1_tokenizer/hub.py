@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from foundation.codes import CodeSpec
+from foundation.tensor_files import tensors_sha256
 from foundation.torchvision_guard import hide_broken_torchvision
 from stage1_tokenizer.tokenizer import MODEL_TYPE, TokenizerModel, TokenizerOutput
 
@@ -22,6 +23,7 @@ class TokenizerHubConfig(PreTrainedConfig):
     tokenizer: dict[str, Any] | None = None
     preprocess: dict[str, Any] | None = None
     fingerprint: str | None = None
+    weights_sha256: str | None = None
 
 
 class Tokenizer(PreTrainedModel):
@@ -30,11 +32,18 @@ class Tokenizer(PreTrainedModel):
     config_class = TokenizerHubConfig
     base_model_prefix = "model"
     main_input_name = "images_BCYX"
+    _keep_in_fp32_modules_strict = {"quantizer"}
 
     def __init__(self, config: TokenizerHubConfig) -> None:
         super().__init__(config)
         self.model = TokenizerModel.from_settings({"tokenizer": config.tokenizer, "preprocess": config.preprocess})
         self.post_init()
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """As in transformers; the hash of the weights as they are now goes into ``config.json``."""
+        self.config.weights_sha256 = tensors_sha256(self.model.state_dict())
+        self.config.fingerprint = self.model.fingerprint
+        super().save_pretrained(*arguments, **options)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The plain modules initialise themselves."""

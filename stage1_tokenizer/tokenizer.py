@@ -15,7 +15,7 @@ from foundation.codes import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, DataError
 from foundation.images import Preprocess
-from foundation.model_files import load_model_folder, save_model_folder
+from foundation.model_files import REMEDY, load_model_folder, save_model_folder
 from foundation.tensor_files import load_weights, tensors_sha256
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.decoder import Decoder
@@ -116,7 +116,8 @@ class TokenizerModel(nn.Module):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the weights."""
-        settings = digest({"config": to_dict(self.config), "preprocess": to_dict(self.preprocess)})
+        config = from_dict(TokenizerConfig, to_dict(self.config))  # 0 in a float field becomes 0.0, as after loading
+        settings = digest({"config": config, "preprocess": self.preprocess})
         return hashlib.sha256(f"{settings}|{tensors_sha256(self.state_dict())}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -133,12 +134,11 @@ class TokenizerModel(nn.Module):
         Raises:
             CheckpointError: the folder is missing, damaged, not a tokenizer, or its weights were changed.
         """
-        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE)
+        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE, ("tokenizer", "preprocess", "fingerprint"))
         model = cls.from_settings(settings)
         load_weights(model, tensors, str(folder))
         if model.fingerprint != settings["fingerprint"]:
-            raise CheckpointError("the weights or settings were changed after saving", field=str(folder),
-                                  fix="take the folder anew from where it came")  # fmt: skip
+            raise CheckpointError("the settings were changed after saving", field=str(folder), fix=REMEDY)
         return model.eval()
 
     @classmethod
@@ -148,7 +148,7 @@ class TokenizerModel(nn.Module):
         return cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
 
     def _decode_latents(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.from_code(latents_BCHW)).float()
+        return self.decoder(self.from_code(latents_BCHW.to(self.from_code.weight.dtype))).float()
 
 
 def _require_divisible(config: TokenizerConfig, preprocess: Preprocess) -> None:
@@ -156,10 +156,11 @@ def _require_divisible(config: TokenizerConfig, preprocess: Preprocess) -> None:
         side = getattr(preprocess, name)
         if side % config.stride:
             lower = side // config.stride * config.stride
+            choices = f"{lower} or {lower + config.stride}" if lower else str(config.stride)
             raise ConfigError(
                 "is not divisible by the tokenizer's stride",
                 field=f"data.preprocess.{name}",
                 found=side,
                 expected=f"a multiple of {config.stride} (2 for each level after the first)",
-                fix=f"use {lower or config.stride} or {lower + config.stride}, or fewer width_multipliers",
+                fix=f"use {choices}, or fewer width_multipliers",
             )

@@ -30,7 +30,7 @@ class CodeExamples:
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
         """``tokens`` (B, T) int64 and ``labels`` (B,) int64."""
         if self.labels_N is None:
-            labels = np.zeros(len(indices), np.int64)
+            labels = np.full(len(indices), self.n_classes, np.int64)
         else:
             dropped = uniforms(indices, epochs, self.seed, "label dropout") < self.label_dropout
             labels = np.where(dropped, self.n_classes, self.labels_N[indices])

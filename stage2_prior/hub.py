@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from foundation.codes import CodeSpec
+from foundation.tensor_files import tensors_sha256
 from foundation.torchvision_guard import hide_broken_torchvision
 from stage2_prior.prior import MODEL_TYPE, PriorModel
 
@@ -21,6 +22,7 @@ class PriorHubConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
     prior: dict[str, Any] | None = None
     code_spec: dict[str, Any] | None = None
+    weights_sha256: str | None = None
 
 
 class Prior(PreTrainedModel):
@@ -34,6 +36,11 @@ class Prior(PreTrainedModel):
         super().__init__(config)
         self.model = PriorModel.from_settings({"prior": config.prior, "code_spec": config.code_spec})
         self.post_init()
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """As in transformers; the hash of the weights as they are now goes into ``config.json``."""
+        self.config.weights_sha256 = tensors_sha256(self.model.state_dict())
+        super().save_pretrained(*arguments, **options)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The plain modules initialise themselves."""

@@ -99,7 +99,7 @@ class PriorModel(nn.Module):
         Raises:
             CheckpointError: the folder is missing, damaged or not a prior.
         """
-        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE)
+        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE, ("prior", "code_spec"))
         model = cls.from_settings(settings)
         load_weights(model, tensors, str(folder))
         return model.eval()

@@ -9,6 +9,9 @@ import torch
 
 from foundation.config import require
 
+MAX_GUIDANCE = 1000.0
+MIN_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -17,7 +20,7 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     """classifier-free guidance: 1 is the plain class-conditional distribution, larger follows the class more closely"""
     temperature: float = 1.0
-    """divides the logits; 0 always takes the likeliest code"""
+    """divides the logits; 0 (and anything below 0.00001) always takes the likeliest code"""
     top_k: int | None = None
     """draw from the k likeliest codes only; null draws from all"""
     top_p: float | None = None
@@ -25,7 +28,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         scale = self.guidance_scale
-        require(math.isfinite(scale) and scale >= 0, "guidance_scale", scale, "a finite number, 0 or more")
+        require(0 <= scale <= MAX_GUIDANCE, "guidance_scale", scale, f"a number from 0 to {MAX_GUIDANCE:g}")
         hot = math.isfinite(self.temperature) and self.temperature >= 0
         require(hot, "temperature", self.temperature, "a finite number, 0 or more")
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null")
@@ -49,9 +52,9 @@ def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig) -> torch.Te
     (Holtzman et al. 2020, arXiv:1904.09751, section 3.1).
     """
     logits = logits_BV.float()
-    if sampling.temperature == 0.0:
+    if sampling.temperature < MIN_TEMPERATURE:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = logits / sampling.temperature
+    logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
         threshold = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)

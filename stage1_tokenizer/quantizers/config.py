@@ -19,8 +19,8 @@ class FSQConfig(Choice):
     """levels of each channel; the codebook has their product, here 1,000"""
 
     def __post_init__(self) -> None:
-        fits = len(self.levels) > 0 and all(level >= 2 for level in self.levels)
-        require(fits, "levels", self.levels, "at least one channel, each with 2 or more levels")
+        fits = len(self.levels) > 0 and all(2 <= level <= 1000 for level in self.levels)
+        require(fits, "levels", self.levels, "at least one channel, each with 2 to 1,000 levels")
         require(self.codebook_size < 2**31, "levels", self.levels, "a product below 2^31")
 
     @property

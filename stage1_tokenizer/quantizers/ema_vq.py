@@ -62,8 +62,9 @@ class EMAVQ(Quantizer):
     @torch.no_grad()
     def initialize(self, latents_BCHW: torch.Tensor, generator: torch.Generator) -> None:
         """k-means over the first batch's latents of all processes."""
-        vectors = gathered(_rows(latents_BCHW.detach().float()))
-        centres = kmeans(vectors, self.codebook_size, self.config.kmeans_iterations, generator)
+        with without_autocast(latents_BCHW):
+            vectors = gathered(_rows(latents_BCHW.detach().float()))
+            centres = kmeans(vectors, self.codebook_size, self.config.kmeans_iterations, generator)
         self.codebook.copy_(same_everywhere(centres))
         self.code_sums.copy_(self.codebook)
         self.code_counts.fill_(1.0)
@@ -80,9 +81,10 @@ class EMAVQ(Quantizer):
         self.code_sums.mul_(keep).add_(summed(sums_VD), alpha=1 - keep)
         if self.config.revive_below > 0 and (step + 1) % self.config.revive_every == 0:
             self._revive(vectors_ND, generator)
-        # A code that nothing chose has count and sum shrinking alike: their ratio, the code, stays where it is.
-        counts = self.code_counts.clamp_min(1e-12).unsqueeze(1)
-        self.codebook.copy_(self.code_sums / counts)
+        # A code that nothing chooses has count and sum shrinking alike: it stays where it is, also when both vanish.
+        alive_V1 = (self.code_counts > 1e-12).unsqueeze(1)
+        means_VD = self.code_sums / self.code_counts.clamp_min(1e-12).unsqueeze(1)
+        self.codebook.copy_(torch.where(alive_V1, means_VD, self.codebook))
 
     def forget(self) -> None:
         """Drop the latents of a step that was not taken."""

@@ -52,7 +52,7 @@ def test_numbers_that_yaml_reads_as_text_are_floats() -> None:
         ({"name": "a", "rate": float("nan")}, ["rate", "nan"]),
         ({"name": "a", "limit": 1.5}, ["limit", "1.5"]),
         ({"name": "a", "limit": True}, ["limit", "True"]),
-        ({"name": 3}, ["name", "3", "text"]),
+        ({"name": [3]}, ["name", "3", "text"]),
         ({}, ["name", "missing"]),
     ],
 )
@@ -78,3 +78,5 @@ def test_override_makes_the_mappings_on_the_way() -> None:
     values: dict = {"a": {"x": 1}}
     override(values, "a.b.c", 2)
     assert values == {"a": {"x": 1, "b": {"c": 2}}}
+    override(values, "a.type", "round")
+    assert values == {"a": {"type": "round"}}, "fields of the other alternative are gone"

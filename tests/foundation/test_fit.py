@@ -65,7 +65,12 @@ CONFIG = FitConfig(steps=20, batch_size=7, evaluate_every=5, checkpoint_every=4,
 
 def train(folder: Path, task: Regression, identity: str = "same") -> Regression:
     log = MetricsLog(folder / "metrics.jsonl", "toy")
-    options: dict[str, Any] = {"seed": 3, "checkpoints": folder / "checkpoints", "log": log, "identity": identity}
+    options: dict[str, Any] = {
+        "seed": 3,
+        "checkpoints": folder / "checkpoints",
+        "log": log,
+        "identity": {"recipe": identity},
+    }
     fit(task, Numbers(), CONFIG, Accelerator(cpu=True), **options)
     return task
 
@@ -97,7 +102,7 @@ def test_evaluation_happens_before_the_first_step_and_after_the_last(tmp_path: P
 
 def test_another_recipe_s_checkpoint_is_refused(tmp_path: Path) -> None:
     train(tmp_path, Regression(), identity="one")
-    with pytest.raises(CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match="recipe changed since"):
         train(tmp_path, Regression(), identity="two")
 
 

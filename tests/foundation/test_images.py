@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_damaged_and_huge_images_are_refused_with_a_reason(data: bytes, reason: 
 
 
 def test_a_folder_of_mixed_images_loses_nothing_but_the_bad_ones(mixed_folder: Path) -> None:
-    images = ImageSet(FolderSource(mixed_folder), Preprocess(height=16, width=16))
+    images = ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=16, width=16))
     assert {each.image_id for each in images.failures} == {"corrupt.png", "empty.jpg"}
     assert all(each.reason for each in images.failures)
     assert len(images) + len(images.failures) == images.n_planned == 32
@@ -103,13 +104,13 @@ def test_class_subfolders_become_sorted_labels(tmp_path: Path) -> None:
     for name in ("zebra", "ant"):
         (tmp_path / name / "deep").mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name / "deep" / "a.png")
-    source = FolderSource(tmp_path)
+    source = FolderSource(str(tmp_path))
     assert source.ids == ["ant/deep/a.png", "zebra/deep/a.png"]
     assert source.class_names == ("ant", "zebra") and source.labels is not None
     assert source.labels.tolist() == [0, 1]
     Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
     with pytest.raises(DataError, match=r"loose(.|\n)*loose.png"):
-        FolderSource(tmp_path)
+        FolderSource(str(tmp_path))
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
 
 
 def test_pixels_on_demand_equal_pixels_in_memory(mixed_folder: Path) -> None:
-    source, preprocess = FolderSource(mixed_folder), Preprocess(height=16, width=16)
+    source, preprocess = FolderSource(str(mixed_folder)), Preprocess(height=16, width=16)
     everything = np.arange(30)
     in_memory, on_demand = ImageSet(source, preprocess), ImageSet(source, preprocess, cache_mib=0)
     assert np.array_equal(in_memory.pixels(everything), on_demand.pixels(everything))
@@ -191,3 +192,82 @@ def test_a_grid_puts_images_row_by_row() -> None:
     grid = np.asarray(image_grid(images, 2, scale=2, gap=1))
     assert grid.shape == (9, 9)
     assert grid[0, 0] == 10 and grid[0, 5] == 20 and grid[5, 0] == 30 and grid[4, 4] == 255
+
+
+@pytest.mark.parametrize("block", ["4578696600004dd7002a00000008", "4578696600004d4d002a"])
+def test_damaged_exif_is_a_reason_not_a_crash(tmp_path: Path, block: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "bad.png", exif=bytes.fromhex(block))
+    images = ImageSet(FolderSource(str(tmp_path)), Preprocess(height=8, width=8))
+    assert [(each.image_id, "EXIF" in each.reason) for each in images.failures] == [("bad.png", True)]
+
+
+def test_reasons_are_the_same_every_time(mixed_folder: Path) -> None:
+    (mixed_folder / "page.jpg").write_text("<html>")
+    sets = [ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)) for _ in range(2)]
+    assert sets[0].failures == sets[1].failures and len(sets[0].failures) == 3
+
+
+def test_classes_that_are_numbers_are_in_numeric_order(tmp_path: Path) -> None:
+    for name in ("0", "10", "2"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    assert FolderSource(str(tmp_path)).class_names == ("0", "2", "10")
+
+
+def test_links_are_mentioned_and_a_second_folder_is_called_by_its_name(tmp_path: Path, mixed_folder: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(mixed_folder / "grey.png")
+    with pytest.raises(DataError, match="1 symbolic links were skipped"):
+        FolderSource(str(tmp_path / "links"))
+    source = FolderData(path=str(mixed_folder), validation_path=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data.source.validation_path: no such folder"):
+        open_image_sets(DataConfig(source=source))
+
+
+def test_names_that_are_not_utf_8_are_kept_readable(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    images = ImageSet(FolderSource(str(tmp_path)), Preprocess(height=4, width=4))
+    assert images.ids == ["caf\\xe9.png"] and len(images) == 1
+    images.ids[0].encode()
+
+
+def splits(folder: Path, train: list, validation: list, features: object = None) -> DatasetData:
+    """A dataset on disk with two splits of the given labels."""
+    from datasets import Dataset
+
+    for name, labels in (("train", train), ("validation", validation)):
+        cells = [{"bytes": encoded(Image.new("L", (4, 4), i)), "path": None} for i in range(len(labels))]
+        rows = Dataset.from_dict({"image": cells, "label": labels})
+        if features is not None:
+            rows = rows.cast_column("label", features)
+        (folder / name).mkdir(parents=True)
+        rows.to_parquet(folder / name / "part.parquet")
+    return DatasetData(path=str(folder), validation_split="validation", label_column="label")
+
+
+def test_held_out_labels_follow_the_training_split_s_numbers(tmp_path: Path) -> None:
+    source = splits(tmp_path / "a", ["ant", "bee", "cat", "ant"], ["bee", "cat"])
+    train, held_out = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=4, width=4)))
+    assert train.class_names == held_out.class_names == ("ant", "bee", "cat")
+    assert held_out.labels is not None and held_out.labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"training split lacks(.|\n)*dog"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "b", ["ant", "bee"], ["dog"])))
+
+
+def test_labels_that_cannot_be_classes_are_refused(tmp_path: Path) -> None:
+    from datasets import ClassLabel
+
+    two = ClassLabel(names=["a", "b"])
+    with pytest.raises(DataError, match=r"outside its classes(.|\n)*-1\.\.1"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "a", [0, 1, -1], [0], two)))
+    with pytest.raises(DataError, match="empty cells"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "b", [0, None], [0], two)))
+    with pytest.raises(DataError, match="holds no classes"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "c", [[1], [2]], [[1]])))
+
+
+def test_one_parquet_file_has_no_held_out_split(parquet: Path) -> None:
+    with pytest.raises(DataError, match=r"validation_split(.|\n)*validation_share"):
+        open_image_sets(DataConfig(source=DatasetData(path=str(parquet), validation_split="validation")))

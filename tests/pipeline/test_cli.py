@@ -11,7 +11,7 @@ import pytest
 
 from foundation import durable
 from foundation.durable import file_sha256
-from pipeline.cli import main, split_overrides
+from pipeline.cli import join_images, main, split_overrides
 
 from conftest import TINY  # isort: skip
 
@@ -50,6 +50,11 @@ def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
         (["sample", "nowhere"], ["nowhere", "no such folder"]),
         (["report", "nowhere"], ["nowhere", "not a run folder", "no such folder"]),
         (["run", "digits", "--seed"], ["--seed", "no value"]),
+        (["run", "digits", "--prior.model.d_model", "[1"], ["--prior.model.d_model", "not a YAML value"]),
+        (["run", "digits", "--tokenizer.model.norm_groups", "0"], ["norm_groups", "positive"]),
+        (["run", "digits", "--samples.images_per_class", "0"], ["samples.images_per_class", "positive"]),
+        (["run", "digits", "--prior.training.label_dropout", "0"], ["label_dropout", "guidance_scale"]),
+        (["run", "digits", "--run_dir", ""], ["--run_dir", "empty"]),
     ],
 )
 def test_mistakes_are_answered_with_the_way_out(
@@ -169,6 +174,31 @@ def test_sample_and_reconstruct_write_pictures(
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 30
     assert "mean PSNR" in text and text.count("unusable") == 2
     assert "corrupt.png" in text and "empty.jpg" in text
+
+
+def test_outputs_and_devices_that_cannot_be_used_are_refused(
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(run_copy)
+    (tmp_path / "file").write_text("")
+    assert "could not be written" in refused(capsys, "sample", run, "--out", str(tmp_path / "file"))
+    assert "keeps its own samples" in refused(capsys, "sample", run, "--out", str(run_copy / "samples"))
+    assert "use cpu" in refused(capsys, "sample", run, "--device", "gpu", "--out", str(tmp_path / "out"))
+    (tmp_path / "bad.png").write_bytes(b"x")
+    line = ("reconstruct", run, str(tmp_path / "bad.png"), "--out", str(tmp_path / "out"))
+    assert "none of the images" in refused(capsys, *line)
+    assert "no such file or folder" in refused(capsys, "reconstruct", run, "nowhere.png")
+
+
+def test_images_may_be_listed_as_the_shell_expands_them() -> None:
+    line = ["reconstruct", "run", "a.png", "b c.png", "--out", "x", "d.png", "--device=cpu"]
+    assert join_images(line) == ["reconstruct", "run", '["a.png", "b c.png", "d.png"]', "--out", "x", "--device=cpu"]
+    assert join_images(["reconstruct", "run", "a.png"]) == ["reconstruct", "run", "a.png"]
+
+
+def test_print_recipe_needs_no_value(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["run", "digits", "--print_recipe", "--tokenizer.model.quantizer.type", "fsq"]) == 0
+    assert "type: fsq" in capsys.readouterr().out
 
 
 def test_one_part_at_a_time_gives_the_same_run(tmp_path: Path, finished_run: Path) -> None:

@@ -43,6 +43,13 @@ def test_image_i_is_the_same_alone_and_in_any_batch(generator: ImageGenerator) -
     assert not torch.equal(generator(1).codes, generator(1).codes), "without a seed images differ"
 
 
+def test_numbers_of_other_libraries_are_numbers(generator: ImageGenerator) -> None:
+    expected = generator([1, 2], seed=5).codes
+    assert torch.equal(generator(np.array([1, 2]), seed=np.int64(5)).codes, expected)
+    assert torch.equal(generator(torch.tensor([1, 2]), seed=torch.tensor(5)).codes, expected)
+    assert torch.equal(generator(np.int64(1), seed=2**70).codes, generator("1", seed=2**70).codes)
+
+
 def test_without_a_label_it_generates_without_a_class(generator: ImageGenerator) -> None:
     assert generator(seed=1).labels == [None]
     assert len(generator(None, 3, seed=1).images) == 3
@@ -66,7 +73,13 @@ def test_the_callback_sees_every_code(generator: ImageGenerator) -> None:
         ({"class_labels": 1, "top_k": 0}, "top_k"), ({"class_labels": 1, "top_p": 2.0}, "top_p"),
         ({"class_labels": 1, "guidance_scale": float("inf")}, "guidance_scale"),
         ({"class_labels": 1, "output_type": "jpg"}, "output_type"), ({"class_labels": [1, 2], "seed": [1]}, "seed"),
-        ({"class_labels": 1, "batch_size": 0}, "batch_size"),
+        ({"class_labels": 1, "batch_size": 0}, "batch_size"), ({"class_labels": 3.5}, "class_labels"),
+        ({"class_labels": object()}, "class_labels"), ({"class_labels": 1, "seed": 1.5}, "seed"),
+        ({"class_labels": 1, "seed": "x"}, "seed"), ({"class_labels": 1, "seed": True}, "seed"),
+        ({"class_labels": 1, "seed": -1}, "seed"), ({"class_labels": 1, "seed": [1.7]}, "seed"),
+        ({"class_labels": 1, "temperature": "hot"}, "temperature"), ({"class_labels": 1, "top_k": "3"}, "top_k"),
+        ({"class_labels": 1, "guidance_scale": 1e300}, "guidance_scale"),
+        ({"class_labels": 1, "callback_on_step_end": "x"}, "callback_on_step_end"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_by_name(generator: ImageGenerator, arguments: dict, field: str) -> None:

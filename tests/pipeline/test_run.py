@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,10 @@ import yaml
 from PIL import Image
 
 from foundation.durable import file_sha256
-from foundation.errors import CheckpointError, ConfigError, ContractError
+from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset
+from pipeline import ImageGenerator
 from pipeline.commands import start_run
 from pipeline.recipe import built_in_recipes, load_recipe
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -24,7 +28,10 @@ from conftest import TINY  # isort: skip
 def again(folder: Path, **overrides: object) -> None:
     job = start_run("digits", str(folder), overrides={**TINY, **overrides})
     assert job is not None
-    job.all()
+    try:
+        job.all()
+    finally:
+        job.run.release()
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -111,6 +118,96 @@ def test_codes_of_other_images_are_refused(run_copy: Path) -> None:
     (run_copy / "codes" / "manifest.json").unlink()
     with pytest.raises(ContractError, match=r"other images(.|\n)*codes folder"):
         again(run_copy)
+
+
+def test_shards_that_are_not_planned_are_refused(run_copy: Path) -> None:
+    data = run_copy / "codes" / "data" / "train"
+    shutil.copy(data / "part-00000.parquet", data / "part-00001.parquet")
+    (run_copy / "codes" / "manifest.json").unlink()
+    with pytest.raises(ContractError, match="part-00001"):
+        again(run_copy)
+
+
+def test_what_has_not_begun_can_still_be_changed(run_copy: Path) -> None:
+    """A mistake in a later part costs nothing: training that is done stays."""
+    before = hashes(run_copy)
+    shutil.rmtree(run_copy / "samples")
+    again(run_copy, **{"samples.images_per_class": 1, "samples.sampling.temperature": 0.5})
+    assert json.loads((run_copy / "model_index.json").read_text())["sampling"]["temperature"] == 0.5
+    after = hashes(run_copy)
+    assert {name: value for name, value in after.items() if not name.startswith("samples")} == {
+        name: value for name, value in before.items() if not name.startswith("samples")
+    }
+    with pytest.raises(CheckpointError, match=r"samples\.images_per_class"):
+        again(run_copy, **{"samples.images_per_class": 3})
+
+
+def test_a_first_mistake_does_not_claim_the_folder(tmp_path: Path) -> None:
+    wrong = start_run(
+        "digits", str(tmp_path), overrides={**TINY, "data.source": {"type": "folder", "path": "/nowhere"}}
+    )
+    assert wrong is not None
+    with pytest.raises(DataError, match="/nowhere"):
+        wrong.all()
+    wrong.run.release()
+    again(tmp_path)
+
+
+def test_cadence_and_memory_may_change(run_copy: Path) -> None:
+    again(run_copy, **{"prior.training.fit.log_every": 1, "data.cache_mib": 0})
+
+
+def test_a_folder_is_worked_in_by_one_process_at_a_time(run_copy: Path) -> None:
+    job = start_run("digits", str(run_copy), overrides=TINY)
+    assert job is not None
+    line = [sys.executable, "-m", "pipeline.cli", "run", str(run_copy)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "another process" in done.stderr
+    job.run.release()
+
+
+def test_leftovers_of_killed_runs_are_swept(run_copy: Path) -> None:
+    name = f".tmp-{'0' * 32}-x"
+    places = [run_copy, run_copy / "checkpoints" / "prior", run_copy / "codes", run_copy / "codes" / "data" / "train"]
+    for place in places:
+        (place / name).mkdir()
+        (place / name / "state.safetensors").write_bytes(b"x")
+    again(run_copy)
+    assert not [place for place in places if (place / name).exists()]
+
+
+def test_a_run_that_diverges_stops_and_freezes_nothing(tmp_path: Path) -> None:
+    job = start_run("digits", str(tmp_path), overrides={**TINY, "tokenizer.training.optim.learning_rate": 1e30})
+    assert job is not None
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        job.all()
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_damaged_weights_are_refused(run_copy: Path) -> None:
+    for part in ("tokenizer", "prior"):
+        path = run_copy / part / "model.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with pytest.raises(CheckpointError, match=part):
+            ImageGenerator.from_pretrained(run_copy)
+        path.write_bytes(whole)
+    ImageGenerator.from_pretrained(run_copy)
+
+
+def test_two_processes_train_like_one(tmp_path: Path, finished_run: Path) -> None:
+    overrides = [part for name, value in TINY.items() for part in (f"--{name}", json.dumps(value))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline.cli"]
+    line = [*launch, "run", "digits", "--run_dir", str(tmp_path), "--machine.device", "cpu", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done in") == 1
+    alone = read_metrics(finished_run / "metrics.jsonl", "tokenizer", "train")
+    together = read_metrics(tmp_path / "metrics.jsonl", "tokenizer", "train")
+    for one, two in zip(alone, together, strict=True):
+        assert two["step"] == one["step"] and two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    ImageGenerator.from_pretrained(tmp_path)(3, seed=0)
 
 
 def test_metrics_say_whether_a_loss_is_normal(finished_run: Path) -> None:

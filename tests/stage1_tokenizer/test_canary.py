@@ -19,6 +19,7 @@ def tokenizer(finished_run: Path) -> TokenizerModel:
 def test_the_frozen_tokenizer_passes(tokenizer: TokenizerModel, finished_run: Path) -> None:
     check_canary(tokenizer, finished_run / "tokenizer")
     canary = load_canary(finished_run / "tokenizer")
+    assert canary is not None
     assert canary.pixels_BYXC.shape == (16, 8, 8, 1) and canary.codes_BHW.shape == (16, 4, 4)
 
 

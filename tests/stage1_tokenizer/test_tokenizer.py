@@ -6,6 +6,7 @@ import torch
 from foundation.errors import CheckpointError, ConfigError, DataError
 from foundation.images import Preprocess
 from foundation.model_files import WEIGHTS
+from foundation.tensor_files import load_weights
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.evaluate import psnr
 from stage1_tokenizer.quantizers import EMAVQConfig, FSQConfig, QuantizerConfig
@@ -82,6 +83,7 @@ def test_the_fingerprint_changes_with_every_weight_and_setting() -> None:
         model.decoder.conv_out.bias[0] += 1e-6
     assert model.fingerprint != before
     assert small(dropout=0.1).fingerprint != before
+    assert small(dropout=0).fingerprint == small(dropout=0.0).fingerprint
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -103,6 +105,16 @@ def test_save_and_load_keep_every_parameter_buffer_and_output(tmp_path: Path, qu
     assert TokenizerModel.load(tmp_path / "again").fingerprint == model.fingerprint
 
 
+def test_lower_precision_weights_keep_the_quantizer_in_float32(tmp_path: Path) -> None:
+    from stage1_tokenizer import Tokenizer
+
+    small(QUANTIZERS[1]).save(tmp_path)
+    low = Tokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert low.model.quantizer.codebook.dtype == torch.float32
+    output = low(torch.rand(1, 3, 16, 24).bfloat16())
+    assert torch.equal(low.decode(output.codes_BHW), output.images_BCYX)
+
+
 def test_transformers_auto_classes_open_the_folder(tmp_path: Path) -> None:
     from transformers import AutoModel
 
@@ -121,12 +133,16 @@ def test_a_changed_weight_a_missing_key_and_a_wrong_folder_are_refused(tmp_path:
     tensors = load_file(tmp_path / WEIGHTS)
     changed = {name: value + 1 if "conv_out.bias" in name else value for name, value in tensors.items()}
     save_file(changed, tmp_path / WEIGHTS)
-    with pytest.raises(CheckpointError, match="changed after saving"):
+    with pytest.raises(CheckpointError, match="changed or damaged after saving"):
         TokenizerModel.load(tmp_path)
     name = next(iter(tensors))
     save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / WEIGHTS)
-    with pytest.raises(CheckpointError, match=name.removeprefix("model.").replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match="changed or damaged"):
         TokenizerModel.load(tmp_path)
+    state = small().state_dict()
+    odd = {**{k: v for k, v in state.items() if k != "to_code.bias"}, "stray": state["to_code.bias"]}
+    with pytest.raises(CheckpointError, match=r"missing \['to_code.bias'\], left over \['stray'\]"):
+        load_weights(small(), odd, "x")
     (tmp_path / WEIGHTS).write_bytes(b"not tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         TokenizerModel.load(tmp_path)

@@ -44,7 +44,15 @@ def test_limits_are_argmax_and_no_filter() -> None:
     assert torch.equal(probabilities(logits, SamplingConfig(top_k=1)), best)
     assert torch.allclose(probabilities(logits, SamplingConfig(temperature=1e-3)), best, atol=1e-3)
     plain = logits.softmax(1)
-    assert torch.equal(probabilities(logits, SamplingConfig(top_p=1.0, top_k=50)), plain)
+    assert torch.allclose(probabilities(logits, SamplingConfig(top_p=1.0, top_k=50)), plain, atol=1e-7)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-5, 1e30, 1e300])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_extreme_settings_still_give_a_distribution(temperature: float, scale: float) -> None:
+    logits = guide(torch.randn(4, 50) * 1e4, torch.randn(4, 50) * 1e4, scale)
+    chances = probabilities(logits, SamplingConfig(temperature=temperature, guidance_scale=scale))
+    assert torch.allclose(chances.sum(1), torch.ones(4), atol=1e-5)
 
 
 def test_guidance_identities_are_exact() -> None:
@@ -80,6 +88,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_codes() -> None:
     [
         {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": 0}, {"top_p": 0.0},
         {"top_p": 1.1}, {"top_p": math.nan}, {"guidance_scale": -0.1}, {"guidance_scale": math.nan},
+        {"guidance_scale": 1e300},
     ],
 )  # fmt: skip
 def test_values_outside_their_range_are_refused_by_name(values: dict) -> None:

@@ -61,6 +61,26 @@ def test_one_step_follows_the_formula() -> None:
     assert torch.allclose(vq.codebook.flatten(), torch.tensor([1.5 / 1.25, 10.0]))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.99])
+def test_a_code_that_is_never_used_stays_where_it_is(decay: float) -> None:
+    vq = EMAVQ(EMAVQConfig(codebook_size=2, width=2, decay=decay, revive_below=0))
+    vq.codebook.copy_(torch.tensor([[0.0, 0.0], [30.0, -40.0]]))
+    vq.code_sums.copy_(vq.codebook)
+    for step in range(20 if decay == 0 else 4000):
+        vq(torch.ones(1, 2, 1, 1))
+        vq.update(step, generator())
+    assert torch.allclose(vq.codebook[1], torch.tensor([30.0, -40.0]), rtol=1e-3)
+
+
+def test_initialization_is_the_same_inside_autocast() -> None:
+    latents = torch.randn(4, 8, 16, 16)
+    plain, inside = (EMAVQ(EMAVQConfig(codebook_size=64, width=8)) for _ in range(2))
+    plain.initialize(latents, generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside.initialize(latents, generator())
+    assert torch.equal(plain.codebook, inside.codebook)
+
+
 def test_unused_codes_are_revived_with_averages_that_belong_to_them() -> None:
     torch.manual_seed(0)
     vq = EMAVQ(EMAVQConfig(codebook_size=64, width=4, revive_below=0.1, revive_every=1, decay=0.5))

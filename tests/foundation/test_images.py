@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foundation.dataset_source import DatasetData
 from foundation.errors import DataError
 from foundation.image_set import Augment, DataConfig, ImageSet, augmented, open_image_sets
-from foundation.image_sources import DatasetData, DigitsData, FolderData, FolderSource
+from foundation.image_sources import DigitsData, FolderData, FolderSource
 from foundation.images import Preprocess, decode_image, image_grid, to_uint8, to_unit_range
 
 

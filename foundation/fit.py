@@ -146,40 +146,43 @@ def fit(
     """
     if len(examples) == 0:
         raise DataError("there are no training examples", fix="check the data source")
-    start = _restore(task, checkpoints, identity, accelerator)
+    keeper = _Keeper(task, checkpoints, config, identity, accelerator)
+    start = keeper.restore()
     log.forget_from(start)
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
-    progress = tqdm(
-        total=config.steps, initial=start, desc=f"training {log.stage}", unit="step", delay=1,
-        disable=not accelerator.is_main_process,
-    )  # fmt: skip
-    with _StopSignal() as stop, progress, contextlib.closing(batches):
+    with _StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = time.perf_counter()
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
-                log.write("held_out", step, _evaluate(task, progress))
+                log.write("held_out", step, _evaluate(task, bar))
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(next(batches), step)
-            progress.update()
+            bar.update()
             if step % config.log_every == 0 or step == config.steps - 1:
-                numbers = _averaged(metrics, accelerator)
-                numbers["seconds"] = time.perf_counter() - clock
-                log.write("train", step, numbers)
+                seconds = {"seconds": time.perf_counter() - clock}
+                log.write("train", step, {**_averaged(metrics, accelerator), **seconds})
             stopping = stop.agreed(accelerator)
             if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                _save(task, checkpoints, step + 1, config, identity, accelerator)
+                keeper.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
-        final = _evaluate(task, progress)
+        final = _evaluate(task, bar)
         log.write("held_out", config.steps, final)
         _require_useful(final, checkpoints)
 
 
+def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
+    hidden = not accelerator.is_main_process
+    return tqdm(total=config.steps, initial=start, desc=f"training {log.stage}", unit="step", delay=1, disable=hidden)
+
+
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
     """The mean over processes of each metric."""
-    values = torch.tensor([float(value) for value in metrics.values()], device=accelerator.device)
-    means: Any = accelerator.reduce(values, "mean")
-    return dict(zip(metrics, means.tolist(), strict=True))
+    numbers = {name: float(value) for name, value in metrics.items()}
+    if accelerator.num_processes == 1:
+        return numbers
+    means: Any = accelerator.reduce(torch.tensor(list(numbers.values()), device=accelerator.device), "mean")
+    return dict(zip(numbers, means.tolist(), strict=True))
 
 
 def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
@@ -188,33 +191,44 @@ def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
     return metrics
 
 
-def _restore(task: Task, checkpoints: Path, identity: dict[str, str], accelerator: Accelerator) -> int:
-    found = latest_checkpoint(checkpoints)
-    if found is None:
-        return 0
-    for reason in found.skipped:
-        accelerator.print(f"skipped a damaged checkpoint: {reason}")
-    changed = [name for name, value in identity.items() if found.state["identity"].get(name) != value]
-    if changed:
-        raise CheckpointError(
-            f"the checkpoint was made with something else: {', '.join(changed)} changed since",
-            field=str(checkpoints),
-            fix="undo the change, give another --run_dir, or delete that folder to start this stage from the beginning",
-        )
-    task.load_state_dict(found.state["task"])
-    accelerator.print(f"continuing from step {found.step} ({checkpoints})")
-    return found.step
+@dataclass(frozen=True)
+class _Keeper:
+    """Saves a task to its checkpoints and restores it."""
 
+    task: Task
+    checkpoints: Path
+    config: FitConfig
+    identity: dict[str, str]
+    accelerator: Accelerator
 
-def _save(
-    task: Task, checkpoints: Path, step: int, config: FitConfig, identity: dict[str, str], accelerator: Accelerator
-) -> None:
-    _require_finite(task)
-    accelerator.wait_for_everyone()
-    state = {"identity": identity, "samples_seen": step * config.batch_size, "task": task.state_dict()}
-    if accelerator.is_main_process:
-        save_checkpoint(checkpoints, step, state, keep=config.keep_checkpoints)
-    accelerator.wait_for_everyone()
+    def restore(self) -> int:
+        """Load the newest sound checkpoint; returns the steps done, 0 without one."""
+        found = latest_checkpoint(self.checkpoints)
+        if found is None:
+            return 0
+        for reason in found.skipped:
+            self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
+        saved = found.state["identity"]
+        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
+        if changed:
+            raise CheckpointError(
+                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
+                field=str(self.checkpoints),
+                fix="undo the change, give another --run_dir, or delete that folder to train this stage anew",
+            )
+        self.task.load_state_dict(found.state["task"])
+        self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
+        return found.step
+
+    def save(self, step: int) -> None:
+        """Publish a checkpoint after ``step`` steps; every process waits until it is there."""
+        _require_finite(self.task)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            samples = step * self.config.batch_size
+            state = {"identity": self.identity, "samples_seen": samples, "task": self.task.state_dict()}
+            save_checkpoint(self.checkpoints, step, state, keep=self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
 
 
 def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:

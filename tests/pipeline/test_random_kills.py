@@ -11,8 +11,8 @@ import pytest
 from foundation.durable import file_sha256
 
 STEPS = {
-    "tokenizer.training.fit": {"steps": 120, "batch_size": 64, "evaluate_every": 40, "checkpoint_every": 10},
-    "prior.training.fit": {"steps": 120, "batch_size": 64, "evaluate_every": 40, "checkpoint_every": 10},
+    "tokenizer.training.fit": {"steps": 400, "batch_size": 64, "evaluate_every": 100, "checkpoint_every": 10},
+    "prior.training.fit": {"steps": 400, "batch_size": 64, "evaluate_every": 100, "checkpoint_every": 10},
 }
 
 
@@ -24,21 +24,15 @@ def start(folder: Path) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_five_random_kills_change_nothing(tmp_path: Path) -> None:
-    began = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0
-    duration = time.monotonic() - began
-    rng, kills = random.Random(0), 0
-    while kills < 5:
+    rng = random.Random(0)
+    for _ in range(5):
         process = start(tmp_path / "killed")
-        time.sleep(4 + rng.random() * duration / 3)
-        if process.poll() is not None:
-            assert process.returncode == 0 and kills > 0
-            break
+        time.sleep(5 + rng.random() * 8)
+        assert process.poll() is None, "the run was over before the kill: make it longer"
         process.kill()
         process.wait()
-        kills += 1
     assert start(tmp_path / "killed").wait() == 0
-    print(f"{kills} kills")
     for part in ("tokenizer", "codes", "prior", "samples"):
         files = [path for path in (tmp_path / "whole" / part).rglob("*") if path.is_file()]
         assert files

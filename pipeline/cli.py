@@ -11,63 +11,65 @@ from foundation.errors import ConfigError, Interrupted, TesseraError
 RECIPE_COMMANDS = ("run", "train-tokenizer", "encode", "train-prior")
 
 
-def run(recipe: str, run_dir: str | None = None, print_recipe: bool = False) -> None:
+Overrides = dict[str, Any] | None
+
+
+def run(recipe: str, run_dir: str | None = None, print_recipe: bool = False, overrides: Overrides = None) -> None:
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
-    Any field of the recipe can be overridden, e.g. --prior.training.fit.steps 500; --help lists them all.
+    Any field of the recipe can be given, e.g. --prior.training.fit.steps 500; --help lists them all.
 
     Args:
         recipe: a YAML file, a built-in recipe's name (tessera recipes), or a run folder
         run_dir: where the results go; default runs/<name of the recipe>
         print_recipe: print the resolved recipe and stop
+        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
     """
-    from pipeline.commands import start_run
+    from pipeline.commands import print_resolved, start_run
 
-    job = start_run(recipe, run_dir, overrides=_OVERRIDES, print_only=print_recipe)
-    if job is not None:
-        job.all()
+    if print_recipe:
+        print_resolved(recipe, overrides)
+    else:
+        start_run(recipe, run_dir, overrides).all()
 
 
-def train_tokenizer(recipe: str, run_dir: str | None = None) -> None:
+def train_tokenizer(recipe: str, run_dir: str | None = None, overrides: Overrides = None) -> None:
     """Stage 1 alone: train the tokenizer and freeze it in the run folder.
 
     Args:
         recipe: a YAML file, a built-in recipe's name, or a run folder
         run_dir: where the results go; default runs/<name of the recipe>
+        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
     """
     from pipeline.commands import start_run
 
-    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
-    if job is not None:
-        job.train_tokenizer()
+    start_run(recipe, run_dir, overrides).train_tokenizer()
 
 
-def encode(recipe: str, run_dir: str | None = None) -> None:
+def encode(recipe: str, run_dir: str | None = None, overrides: Overrides = None) -> None:
     """Export the codes of all images with the run's frozen tokenizer.
 
     Args:
         recipe: a YAML file, a built-in recipe's name, or a run folder
         run_dir: where the results go; default runs/<name of the recipe>
+        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
     """
     from pipeline.commands import start_run
 
-    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
-    if job is not None:
-        job.encode()
+    start_run(recipe, run_dir, overrides).encode()
 
 
-def train_prior(recipe: str, run_dir: str | None = None) -> None:
+def train_prior(recipe: str, run_dir: str | None = None, overrides: Overrides = None) -> None:
     """Stage 2 alone: train the prior on the run's codes.
 
     Args:
         recipe: a YAML file, a built-in recipe's name, or a run folder
         run_dir: where the results go; default runs/<name of the recipe>
+        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
     """
     from pipeline.commands import start_run
 
-    job = start_run(recipe, run_dir, overrides=_OVERRIDES)
-    if job is not None:
-        job.train_prior()
+    start_run(recipe, run_dir, overrides).train_prior()
 
 
 def sample(
@@ -159,14 +161,15 @@ COMMANDS: dict[str, Any] = {
     "recipes": recipes,
     "doctor": doctor,
 }
-_OVERRIDES: dict[str, Any] = {}
 
 
-def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Separate ``--dotted.field value`` and ``--dotted.field=value`` of the recipe from a command's own arguments."""
+def join_overrides(arguments: list[str]) -> list[str]:
+    """Gather ``--dotted.field value`` and ``--dotted.field=value`` of the recipe in the one option ``--overrides``."""
     if not arguments or arguments[0] not in RECIPE_COMMANDS:
-        return arguments, {}
-    own, overrides, rest = [], {}, list(arguments)
+        return arguments
+    own: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
@@ -178,7 +181,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             overrides[name] = _parsed(argument, value if equals else rest.pop(0))
         else:
             own.append(argument)
-    return own, overrides
+    return [*own, f"--overrides={json.dumps(overrides)}"] if overrides else own
 
 
 def join_images(arguments: list[str]) -> list[str]:
@@ -213,10 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        own, overrides = split_overrides(join_images(arguments))
-        _OVERRIDES.clear()
-        _OVERRIDES.update(overrides)
-        _dispatch(own)
+        _dispatch(join_overrides(join_images(arguments)))
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from typing import Any
 
 from foundation import durable
 from foundation.errors import ConfigError, DataError
-from pipeline.recipe import load_recipe, recipe_text
+from pipeline.recipe import Recipe, load_recipe, recipe_text
 from pipeline.run_folder import RunFolder
 from pipeline.stages import Run
 
@@ -62,34 +62,40 @@ class Job:
         self.run.accelerator.print(text, flush=True)
 
 
-def start_run(
-    recipe: str, run_dir: str | None, *, overrides: Mapping[str, Any] | None = None, print_only: bool = False
-) -> Job | None:
+def start_run(recipe: str, run_dir: str | None = None, overrides: Mapping[str, Any] | None = None) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
 
     Args:
         recipe: YAML file, built-in name, or run folder.
         run_dir: the run folder; None derives it.
         overrides: dotted name -> value.
-        print_only: print the resolved recipe; then there is no job.
+
+    Raises:
+        ConfigError: a recipe that cannot be read, or a wrong value in it.
+        CheckpointError: the folder belongs to another recipe, or another process works in it.
     """
-    if run_dir == "":
-        raise ConfigError("is empty", field="--run_dir", found="''", expected="a folder")
-    if RunFolder(Path(recipe)).recipe.is_file():
-        folder = RunFolder(Path(recipe))
-        loaded = load_recipe(str(folder.recipe), overrides)
-        folder = folder if run_dir is None else RunFolder(Path(run_dir))
-    else:
-        loaded = load_recipe(recipe, overrides)
-        folder = RunFolder(Path(run_dir) if run_dir is not None else Path("runs") / loaded.name)
-    if print_only:
-        print(recipe_text(loaded))
-        return None
-    if folder.root.is_file():
-        raise ConfigError("is a file, not a folder", field="--run_dir", found=str(folder.root))
+    loaded, folder = _resolve(recipe, overrides)
+    if run_dir is not None:
+        if not run_dir or Path(run_dir).is_file():
+            raise ConfigError("cannot be a run folder", field="--run_dir", found=repr(run_dir), expected="a folder")
+        folder = RunFolder(Path(run_dir))
     run = Run(loaded, folder)
     run.start()
     return Job(run)
+
+
+def print_resolved(recipe: str, overrides: Mapping[str, Any] | None = None) -> None:
+    """Print a recipe with every default filled in."""
+    print(recipe_text(_resolve(recipe, overrides)[0]))
+
+
+def _resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[Recipe, RunFolder]:
+    """The recipe, and the run folder that it belongs to or would get."""
+    folder = RunFolder(Path(recipe))
+    if folder.recipe.is_file():
+        return load_recipe(str(folder.recipe), overrides), folder
+    loaded = load_recipe(recipe, overrides)
+    return loaded, RunFolder(Path("runs") / loaded.name)
 
 
 def open_run(folder: str) -> Job:

@@ -56,7 +56,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("finished") / "digits"
     job = start_run("digits", str(folder), overrides=TINY)
-    assert job is not None
     job.all()
     return folder
 

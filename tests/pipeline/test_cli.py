@@ -11,7 +11,7 @@ import pytest
 
 from foundation import durable
 from foundation.durable import file_sha256
-from pipeline.cli import join_images, main, split_overrides
+from pipeline.cli import join_images, join_overrides, main
 
 from conftest import TINY  # isort: skip
 
@@ -31,10 +31,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
     line = ["run", "digits", "--run_dir", "x.y", "--a.b", "3", "--c.d=[1, 2]", "--seed", "7", "--print_recipe", "true"]
-    own, overrides = split_overrides(line)
+    *own, overrides = join_overrides(line)
     assert own == ["run", "digits", "--run_dir", "x.y", "--print_recipe", "true"]
-    assert overrides == {"a.b": 3, "c.d": [1, 2], "seed": 7}
-    assert split_overrides(["sample", "r", "--seed", "7"])[1] == {}
+    assert overrides == '--overrides={"a.b": 3, "c.d": [1, 2], "seed": 7}'
+    assert join_overrides(["sample", "r", "--seed", "7"]) == ["sample", "r", "--seed", "7"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
         (["run", "digits", "--tokenizer.model.norm_groups", "0"], ["norm_groups", "positive"]),
         (["run", "digits", "--samples.images_per_class", "0"], ["samples.images_per_class", "positive"]),
         (["run", "digits", "--prior.training.label_dropout", "0"], ["label_dropout", "guidance_scale"]),
-        (["run", "digits", "--run_dir", ""], ["--run_dir", "empty"]),
+        (["run", "digits", "--run_dir", ""], ["--run_dir", "run folder"]),
     ],
 )
 def test_mistakes_are_answered_with_the_way_out(

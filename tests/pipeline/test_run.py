@@ -27,7 +27,6 @@ from conftest import TINY  # isort: skip
 
 def again(folder: Path, **overrides: object) -> None:
     job = start_run("digits", str(folder), overrides={**TINY, **overrides})
-    assert job is not None
     try:
         job.all()
     finally:
@@ -98,7 +97,6 @@ def test_another_recipe_is_refused_naming_the_fields(run_copy: Path) -> None:
 
 def test_codes_of_another_tokenizer_are_refused(run_copy: Path, tmp_path: Path) -> None:
     other = start_run("digits", str(tmp_path / "other"), overrides={**TINY, "seed": 1})
-    assert other is not None
     other.train_tokenizer()
     shutil.rmtree(run_copy / "prior")
     shutil.rmtree(run_copy / "tokenizer")
@@ -146,7 +144,6 @@ def test_a_first_mistake_does_not_claim_the_folder(tmp_path: Path) -> None:
     wrong = start_run(
         "digits", str(tmp_path), overrides={**TINY, "data.source": {"type": "folder", "path": "/nowhere"}}
     )
-    assert wrong is not None
     with pytest.raises(DataError, match="/nowhere"):
         wrong.all()
     wrong.run.release()
@@ -159,7 +156,6 @@ def test_cadence_and_memory_may_change(run_copy: Path) -> None:
 
 def test_a_folder_is_worked_in_by_one_process_at_a_time(run_copy: Path) -> None:
     job = start_run("digits", str(run_copy), overrides=TINY)
-    assert job is not None
     line = [sys.executable, "-m", "pipeline.cli", "run", str(run_copy)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "another process" in done.stderr
@@ -178,7 +174,6 @@ def test_leftovers_of_killed_runs_are_swept(run_copy: Path) -> None:
 
 def test_a_run_that_diverges_stops_and_freezes_nothing(tmp_path: Path) -> None:
     job = start_run("digits", str(tmp_path), overrides={**TINY, "tokenizer.training.optim.learning_rate": 1e30})
-    assert job is not None
     with pytest.raises(TrainingError, match="lower the learning rate"):
         job.all()
     assert not (tmp_path / "tokenizer").exists()
@@ -258,7 +253,6 @@ def test_a_flat_folder_of_mixed_images_runs_unconditionally(mixed_folder: Path, 
         "samples.unconditional_images": 4,
     }
     job = start_run("digits", str(tmp_path / "run"), overrides=overrides)
-    assert job is not None
     job.all()
     failed = [json.loads(line) for line in (tmp_path / "run" / "failed_images.jsonl").read_text().splitlines()]
     assert {each["image_id"] for each in failed} == {"corrupt.png", "empty.jpg"}
@@ -284,7 +278,6 @@ def test_cifar10_runs(shared_data: Path, tmp_path: Path) -> None:
         "samples.images_per_class": 1,
     }  # fmt: skip
     job = start_run("digits", str(tmp_path / "run"), overrides=overrides)
-    assert job is not None
     job.all()
     assert TokenDataset(tmp_path / "run" / "codes").spec.class_names[0] == "airplane"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from typing import Any
 
 from foundation.errors import ConfigError, Interrupted, TesseraError
@@ -215,6 +216,9 @@ def _parsed(argument: str, text: str) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"tessera-images {metadata.version('tessera-images')}")
+        return 0
     try:
         _dispatch(join_overrides(join_images(arguments)))
     except TesseraError as error:

@@ -34,7 +34,7 @@ img { max-width: 100%; image-rendering: pixelated; } img.plot { image-rendering:
 table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid var(--line); } pre { overflow-x: auto; font-size: .85rem; }
-table.samples tr { border: 0; } table.samples td { padding: 0; line-height: 0; }
+table.samples tr { border: 0; } table.samples td { padding: 0 0 6px; line-height: 0; }
 table.samples th { padding-right: .75rem; text-align: right; font-weight: normal; }
 """
 

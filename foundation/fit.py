@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +23,11 @@ from tqdm import tqdm
 
 from foundation.checkpoint import latest_checkpoint, save_checkpoint
 from foundation.config import require
+from foundation.data_order import DataOrder
 from foundation.errors import CheckpointError, DataError, Interrupted, TrainingError
 from foundation.log import MetricsLog
-from foundation.randomness import derive_seed, permutation
+from foundation.randomness import derive_seed
+from foundation.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,33 +89,6 @@ class Task(Protocol):
         ...
 
 
-class DataOrder:
-    """The order of examples as a pure function of (seed, epoch); a position is the number of samples consumed.
-
-    Args:
-        n_examples: size of the data.
-        seed: of the shuffling.
-    """
-
-    def __init__(self, n_examples: int, seed: int) -> None:
-        self.n_examples, self.seed = n_examples, seed
-        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-
-    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(indices, epochs) of the samples at ``positions`` (B,) of the endless sequence."""
-        epochs = positions // self.n_examples
-        indices = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = self._permutation(int(epoch))[positions[here] % self.n_examples]
-        return indices, epochs
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._cached[0] != epoch:
-            self._cached = (epoch, permutation(self.n_examples, self.seed, "order", epoch))
-        return self._cached[1]
-
-
 def fit(
     task: Task,
     examples: Examples,
@@ -150,7 +123,7 @@ def fit(
     start = keeper.restore()
     log.forget_from(start)
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
-    with _StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
+    with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = time.perf_counter()
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
@@ -272,32 +245,3 @@ def _batches(
             if step + 1 < config.steps:
                 ahead = reader.submit(load, step + 1)
             yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-
-
-class _StopSignal:
-    """Remembers SIGTERM and SIGINT until the step is done; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGTERM, signal.SIGINT):
-                self._previous[each] = signal.signal(each, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.number = number
-        signal.signal(number, self._previous[number])
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told to stop; every process gets the same answer."""
-        if accelerator.num_processes > 1:
-            flag = torch.tensor(self.number, device=accelerator.device)
-            self.number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]
-        return self.number != 0

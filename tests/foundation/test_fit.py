@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
+from foundation.data_order import DataOrder
 from foundation.ema import WeightAverage
 from foundation.errors import CheckpointError, TrainingError
-from foundation.fit import DataOrder, FitConfig, fit
+from foundation.fit import FitConfig, fit
 from foundation.learner import Learner
 from foundation.log import MetricsLog, read_metrics
 from foundation.optim import OptimConfig, adamw, learning_rate, no_decay

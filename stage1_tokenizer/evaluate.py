@@ -48,7 +48,7 @@ class TokenizerScores:
 
 
 @torch.no_grad()
-def score_tokenizer(model: TokenizerModel, images: ImageSet, *, batch_size: int = 256) -> TokenizerScores:
+def score_tokenizer(model: TokenizerModel, images: ImageSet, *, batch_size: int = 64) -> TokenizerScores:
     """Encode and decode every image of the set, unaugmented."""
     device = next(model.parameters()).device
     total_psnr = total_l1 = 0.0

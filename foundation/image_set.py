@@ -6,6 +6,7 @@ Every image of a source is decoded once. What works is kept; what does not is li
 
 from __future__ import annotations
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.config import require
+from foundation.config import digest, require
 from foundation.errors import DataError
 from foundation.image_sources import DataSource, DigitsData, ImageSource, SubsetSource, open_sources
 from foundation.images import Preprocess, to_unit_range
@@ -90,9 +91,10 @@ class ImageSet:
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
         fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
-        reasons = _survey(source, preprocess, pixels, name)
-        good = np.flatnonzero([reason is None for reason in reasons])
-        self.failures = [Failure(source.ids[i], reason) for i, reason in enumerate(reasons) if reason is not None]
+        results = _survey(source, preprocess, pixels, name)
+        good = np.flatnonzero([isinstance(each, int) for each in results])
+        self.failures = [Failure(source.ids[i], each) for i, each in enumerate(results) if isinstance(each, str)]
+        self._checksums = [results[i] for i in good]
         self.n_planned = len(source.ids)
         self._source = SubsetSource(source, good)
         self.ids, self.labels = self._source.ids, self._source.labels
@@ -100,6 +102,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def content(self) -> str:
+        """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
+        return digest([self.ids, self._checksums])
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
         """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
@@ -161,26 +168,26 @@ def augmented(
     return pixels_BYXC
 
 
-def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[str | None]:
-    """Decode every image once; returns the reason of each failure, None for what works."""
+def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[str | int]:
+    """Decode every image once; returns a checksum of the pixels of each that works, the reason for each that fails."""
 
-    def attempt(index: int) -> str | None:
+    def attempt(index: int) -> str | int:
         try:
             decoded = preprocess(source.read(index))
         except (DataError, ValueError, OSError) as error:
             return str(error).replace("\n", ";")
         if pixels is not None:
             pixels[index] = decoded
-        return None
+        return zlib.crc32(decoded.data)
 
-    reasons: list[str | None] = []
+    results: list[str | int] = []
     n = len(source.ids)
     with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
         for start in range(0, n, _SURVEY_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
             block = list(pool.map(attempt, range(start, min(start + _SURVEY_BLOCK, n))))
-            reasons += block
+            results += block
             progress.update(len(block))
-    return reasons
+    return results
 
 
 def _split(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:

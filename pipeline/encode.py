@@ -141,9 +141,14 @@ def _require_no_others(folder: Path, plans: list[_ShardPlan]) -> None:
 def _require_planned(path: Path, shard: Shard, images: ImageSet, plan: _ShardPlan) -> None:
     """Refuse a shard that an earlier run made from other images."""
     planned = images.ids[plan.start : plan.stop] * len(plan.views)
-    if list(shard.image_ids) != planned:
+    labels = None if images.labels is None else np.tile(images.labels[plan.start : plan.stop], len(plan.views))
+    unlabelled = labels is None and shard.labels is None
+    same_labels = unlabelled or (
+        labels is not None and shard.labels is not None and np.array_equal(labels, shard.labels)
+    )
+    if list(shard.image_ids) != planned or not same_labels:
         raise ContractError(
-            "the shard holds other images than are there now",
+            "the shard holds other images or labels than are there now",
             field=str(path),
             found=f"{len(shard.image_ids)} rows",
             expected=f"{len(planned)} rows, of the images in the data source",

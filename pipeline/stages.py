@@ -126,8 +126,8 @@ class Run:
                 "seed": digest(recipe.seed),
                 "data": digest(determining(recipe.data)),
                 "tokenizer": digest(determining(stage)),
-                "the training images": digest(images["train"].ids),
-                "the held-out images": digest(images["validation"].ids),
+                "the training images": images["train"].content,
+                "the held-out images": images["validation"].content,
             },
         )
         if accelerator.is_main_process:

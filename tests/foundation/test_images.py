@@ -181,6 +181,13 @@ def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
     assert (mirrored | same).all() and 8 < mirrored.sum() < 32
 
 
+def test_the_content_changes_with_every_pixel(mixed_folder: Path) -> None:
+    before = ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)).content
+    assert ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8), cache_mib=0).content == before
+    Image.new("L", (33, 47), 128).save(mixed_folder / "grey.png")
+    assert ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)).content != before
+
+
 def test_pixels_on_demand_equal_pixels_in_memory(mixed_folder: Path) -> None:
     source, preprocess = FolderSource(str(mixed_folder)), Preprocess(height=16, width=16)
     everything = np.arange(30)

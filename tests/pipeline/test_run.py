@@ -114,8 +114,25 @@ def test_codes_of_other_images_are_refused(run_copy: Path) -> None:
     path.unlink()
     write_shard(path, dataclasses.replace(shard, image_ids=["x", *shard.image_ids[1:]]), spec)
     (run_copy / "codes" / "manifest.json").unlink()
-    with pytest.raises(ContractError, match=r"other images(.|\n)*codes folder"):
+    with pytest.raises(ContractError, match=r"other images or labels(.|\n)*codes folder"):
         again(run_copy)
+
+
+def test_images_that_changed_since_a_checkpoint_are_named(mixed_folder: Path, tmp_path: Path) -> None:
+    overrides = {
+        **TINY,
+        "data.source": {"type": "folder", "path": str(mixed_folder)},
+        "data.preprocess": {"height": 16, "width": 16, "mode": "RGB"},
+        "data.max_failed_share": 0.2,
+    }
+    job = start_run("digits", str(tmp_path / "run"), overrides=overrides)
+    job.train_tokenizer()
+    job.run.release()
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    for path in mixed_folder.glob("rgb-*.png"):
+        Image.new("RGB", (40, 40), "red").save(path)
+    with pytest.raises(CheckpointError, match="the training images"):
+        start_run("digits", str(tmp_path / "run"), overrides=overrides).train_tokenizer()
 
 
 def test_shards_that_are_not_planned_are_refused(run_copy: Path) -> None:

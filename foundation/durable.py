@@ -22,11 +22,6 @@ from foundation.errors import StorageError
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-")
 
 
-def publish_bytes(path: Path, content: bytes) -> None:
-    """Create the file ``path`` with ``content``, all or nothing; see ``publish_file``."""
-    publish_file(path, lambda temporary: write_bytes(temporary, content))
-
-
 def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
     """Create ``path`` from what ``write`` puts at a temporary name. The first writer wins.
 

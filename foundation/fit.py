@@ -106,7 +106,7 @@ def fit(
         task: the stage; it has prepared its modules and optimizers with ``accelerator``.
         examples: the training data.
         config: length and cadence.
-        accelerator: devices, precision and processes.
+        accelerator: devices and processes.
         seed: of the data order and of dropout.
         checkpoints: folder of this stage's checkpoints.
         log: where metrics go.
@@ -115,7 +115,8 @@ def fit(
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
         CheckpointError: the checkpoints belong to another recipe or data.
-        DataError: fewer examples than processes need.
+        DataError: no examples, or a batch size that the processes cannot share.
+        TrainingError: the weights or the last metrics are not finite.
     """
     if len(examples) == 0:
         raise DataError("there are no training examples", fix="check the data source")

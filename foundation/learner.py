@@ -70,7 +70,9 @@ class Learner:
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=lower)
 
     def apply(self, loss: torch.Tensor, step: int) -> Update:
-        """Backward, clip, and, if the gradient is finite, one optimizer step and one step of the average.
+        """Backward, clip, and, if the gradient is finite, one optimizer step.
+
+        The caller moves ``average`` after a step that was taken, once everything else of the model is up to date.
 
         Raises:
             TrainingError: ten steps in a row were not finite.

@@ -37,6 +37,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, nth: int, error: BaseException) -> 
     return lambda: seen
 
 
+def publish(path: Path, content: bytes) -> None:
+    durable.publish_file(path, lambda temporary: durable.write_bytes(temporary, content))
+
+
 def visible(folder: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in folder.iterdir() if not each.name.startswith(".tmp-")}
 
@@ -49,12 +53,12 @@ def test_a_file_is_absent_or_whole_at_every_operation(tmp_path: Path, failure: B
         with pytest.MonkeyPatch.context() as patch:
             count = stop_at(patch, nth, failure)
             try:
-                durable.publish_bytes(folder / "a", b"whole content")
+                publish(folder / "a", b"whole content")
             except (Stop, StorageError):
                 pass
             reached = count() >= nth
         assert visible(folder) in ({}, {"a": b"whole content"})
-        durable.publish_bytes(folder / "a", b"whole content")  # doing it again succeeds
+        publish(folder / "a", b"whole content")  # doing it again succeeds
         assert visible(folder) == {"a": b"whole content"}
         durable.sweep(folder)
         assert len(list(folder.iterdir())) == 1
@@ -92,10 +96,10 @@ def test_a_checkpoint_survives_a_stop_at_every_operation_of_the_next(tmp_path: P
 
 
 def test_the_first_writer_wins_and_another_content_is_loud(tmp_path: Path) -> None:
-    durable.publish_bytes(tmp_path / "a", b"one")
-    durable.publish_bytes(tmp_path / "a", b"one")
+    publish(tmp_path / "a", b"one")
+    publish(tmp_path / "a", b"one")
     with pytest.raises(StorageError, match="exists already with other content"):
-        durable.publish_bytes(tmp_path / "a", b"two")
+        publish(tmp_path / "a", b"two")
     assert visible(tmp_path) == {"a": b"one"}
 
 

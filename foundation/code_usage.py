@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foundation.code_positions import code_positions, require_codes
+from foundation.codes import CodeSpec
+
 
 @dataclass(frozen=True)
 class CodeUsage:
@@ -16,6 +19,10 @@ class CodeUsage:
     """
 
     counts_V: np.ndarray
+
+    def __add__(self, other: CodeUsage) -> CodeUsage:
+        """Usage over both."""
+        return CodeUsage(self.counts_V + other.counts_V)
 
     @property
     def share_used(self) -> float:
@@ -37,3 +44,41 @@ class CodeUsage:
 def count_codes(codes: np.ndarray, codebook_size: int) -> CodeUsage:
     """Usage over an array of codes of any shape."""
     return CodeUsage(np.bincount(codes.reshape(-1), minlength=codebook_size))
+
+
+@dataclass(frozen=True)
+class UsageSummary:
+    """Usage over all slots of a specification.
+
+    Attributes:
+        share_used: entries that occur over all entries, 0 to 1.
+        entropy_bits: what an ideal coder that knows the slot, and is blind to all else, needs per code.
+    """
+
+    share_used: float
+    entropy_bits: float
+
+    @property
+    def perplexity(self) -> float:
+        """2 to the entropy."""
+        return float(2.0**self.entropy_bits)
+
+
+def count_codes_by_slot(codes_BT: np.ndarray, spec: CodeSpec) -> list[CodeUsage]:
+    """Usage of each slot's codebook, in the order of ``spec.slots``: one per depth of each level.
+
+    Raises:
+        DataError: sequences that do not fit ``spec``, or a code outside its codebook.
+    """
+    require_codes(codes_BT, spec)
+    slot_T = code_positions(spec).slot_T
+    return [count_codes(codes_BT[:, slot_T == i], slot.codebook_size) for i, slot in enumerate(spec.slots)]
+
+
+def summarize(usages: list[CodeUsage]) -> UsageSummary:
+    """One summary of several slots, or of one; slots weigh in the entropy as many codes as they hold."""
+    n_used = sum(int((usage.counts_V > 0).sum()) for usage in usages)
+    n_entries = sum(len(usage.counts_V) for usage in usages)
+    n_codes = sum(int(usage.counts_V.sum()) for usage in usages)
+    bits = sum(usage.entropy_bits * int(usage.counts_V.sum()) for usage in usages)
+    return UsageSummary(n_used / n_entries, bits / n_codes if n_codes else 0.0)

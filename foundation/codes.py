@@ -7,13 +7,37 @@ refused, and the message names the fields.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from foundation.config import differences, digest, require
-from foundation.errors import ContractError
+from foundation.errors import ContractError, DataError
 from foundation.images import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+Codes = TypeVar("Codes", np.ndarray, "torch.Tensor")
+
+
+@dataclass(frozen=True)
+class CodeSlot:
+    """One codebook of a specification: the codes of one depth of one level index it.
+
+    Attributes:
+        level: 0 is the coarsest.
+        depth: 0 is the outermost residual step.
+        codebook_size: number of different codes.
+        n_codes: codes of one image that index it, H * W.
+    """
+
+    level: int
+    depth: int
+    codebook_size: int
+    n_codes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +88,10 @@ class CodeSpec:
 
     def __post_init__(self) -> None:
         require(len(self.levels) > 0, "levels", self.levels, "at least one level")
+        for i, (coarse, fine) in enumerate(zip(self.levels, self.levels[1:], strict=False), start=1):
+            ordered = coarse.height <= fine.height and coarse.width <= fine.width
+            expected = f"at least levels[{i - 1}]'s {coarse.height} x {coarse.width}: coarse to fine"
+            require(ordered, f"levels[{i}]", f"{fine.height} x {fine.width}", expected)
 
     @property
     def n_codes(self) -> int:
@@ -84,10 +112,68 @@ class CodeSpec:
         """The same codes for a labelled set of images."""
         return dataclasses.replace(self, class_names=tuple(class_names))
 
-    def grid(self, codes_BT: np.ndarray) -> np.ndarray:
-        """(B, T) sequences => (B, H, W) or (B, H, W, D) grids; for specifications with one level."""
-        (level,) = self.levels
-        return codes_BT.reshape(len(codes_BT), *level.shape)
+    @property
+    def slots(self) -> tuple[CodeSlot, ...]:
+        """The codebooks, one for each depth of each level, in sequence order."""
+        return tuple(
+            CodeSlot(i, depth, level.codebook_size, level.height * level.width)
+            for i, level in enumerate(self.levels)
+            for depth in range(level.depth)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One image's codes: (H, W) or (H, W, D) for one level, the flat (T,) for several."""
+        return self.levels[0].shape if len(self.levels) == 1 else (self.n_codes,)
+
+    def grid(self, codes_BT: Codes) -> Codes:
+        """(B, T) sequences => a tokenizer's layout, ``shape`` for each image; ``flatten(1)`` is the inverse.
+
+        Raises:
+            DataError: sequences of another length.
+        """
+        self.require_length(codes_BT)
+        return codes_BT.reshape(len(codes_BT), *self.shape)
+
+    def split(self, codes_BT: Codes) -> list[Codes]:
+        """(B, T) sequences => each level's grid, (B, H, W) or (B, H, W, D), coarse to fine; ``join`` is the inverse.
+
+        Raises:
+            DataError: sequences of another length.
+        """
+        self.require_length(codes_BT)
+        ends = np.cumsum([level.n_codes for level in self.levels]).tolist()
+        return [
+            codes_BT[:, end - level.n_codes : end].reshape(len(codes_BT), *level.shape)
+            for level, end in zip(self.levels, ends, strict=True)
+        ]
+
+    def join(self, grids: Sequence[Codes]) -> Codes:
+        """Each level's grid, (B, H, W) or (B, H, W, D), coarse to fine => (B, T) sequences.
+
+        Raises:
+            DataError: another number of grids, or one of another shape.
+        """
+        found, expected = [tuple(grid.shape) for grid in grids], [level.shape for level in self.levels]
+        if [shape[1:] for shape in found] != expected or len({shape[0] for shape in found}) != 1:
+            raise DataError("the grids do not fit the levels, or differ in length", field="codes", found=found,
+                            expected=f"each (B, ...) with these sides: {expected}")  # fmt: skip
+        flat = [grid.reshape(len(grid), level.n_codes) for grid, level in zip(grids, self.levels, strict=True)]
+        if isinstance(flat[0], np.ndarray):
+            return np.concatenate(flat, axis=1)
+        import torch
+
+        return torch.cat(flat, dim=1)
+
+    def require_length(self, codes_BT: Codes, field: str = "codes") -> None:
+        """Refuse anything but (B, T) sequences.
+
+        Raises:
+            DataError: naming ``field`` and both shapes.
+        """
+        if codes_BT.ndim != 2 or codes_BT.shape[1] != self.n_codes:
+            raise DataError("codes do not fit the specification", field=field, found=tuple(codes_BT.shape),
+                            expected=("B", self.n_codes))  # fmt: skip
 
 
 def require_same_codes(expected: CodeSpec, found: CodeSpec, *, owner: str, other: str) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundation import durable
+from foundation.code_positions import require_codes
 from foundation.codes import CodeSpec, require_same_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ContractError, DataError
@@ -32,7 +33,7 @@ class Shard:
     """The content of one parquet file, one row per (image, view).
 
     Attributes:
-        codes_BT: (B, T) integers in [0, codebook_size).
+        codes_BT: (B, T) integers, each in the codebook of its position; the order is that of ``CodeSpec``.
         image_ids: B stable names of the source images.
         views: (B,) 0 = centre, 1 = flip, 2.. = crops.
         labels: (B,) class numbers, or None.
@@ -165,17 +166,14 @@ class TokenDataset:
         self.image_ids = [name for shard in shards for name in shard.image_ids]
         labelled = [shard.labels for shard in shards if shard.labels is not None]
         self.labels_N = np.concatenate(labelled).astype(np.int64) if labelled else None
-        highest = int(self.codes_NT.max())
-        if highest >= self.spec.codebook_size:
-            raise DataError("holds a code outside the codebook", field=str(folder), found=highest,
-                            expected=f"below {self.spec.codebook_size}", fix="encode again")  # fmt: skip
+        require_codes(self.codes_NT, self.spec, str(folder))
 
     def __len__(self) -> int:
         return len(self.codes_NT)
 
     @property
     def grids(self) -> np.ndarray:
-        """(N, H, W) codes; for one-level specifications."""
+        """Codes as ``tokenizer.decode`` takes them: (N, H, W), (N, H, W, D), or (N, T) for several levels."""
         return self.spec.grid(self.codes_NT)
 
 
@@ -207,11 +205,10 @@ def _read_listed(folder: Path, entry: dict[str, Any], spec: CodeSpec) -> Shard:
 
 def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
     n = len(shard.image_ids)
-    if shard.codes_BT.shape != (n, spec.n_codes) or len(shard.views) != n:
-        raise DataError("codes do not fit the specification", found=shard.codes_BT.shape, expected=(n, spec.n_codes))
-    if n and not (shard.codes_BT.min() >= 0 and shard.codes_BT.max() < spec.codebook_size):
-        found = f"{shard.codes_BT.min()}..{shard.codes_BT.max()}"
-        raise DataError("codes outside the codebook", found=found, expected=f"0..{spec.codebook_size - 1}")
+    require_codes(shard.codes_BT, spec)
+    if len(shard.codes_BT) != n or len(shard.views) != n:
+        raise DataError("codes, views and image_ids differ in length", field="shard", expected=n,
+                        found=(len(shard.codes_BT), len(shard.views)))  # fmt: skip
     flat = pa.array(np.ascontiguousarray(shard.codes_BT).reshape(-1).astype(np.int64))
     flat = flat.cast(code_dtype(spec.codebook_size))  # a checked cast: it raises, it never wraps
     columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, spec.n_codes)}

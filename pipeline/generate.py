@@ -36,7 +36,7 @@ class GeneratorOutput:
     Attributes:
         images: a list of Pillow images ("pil"), (B, Y, X, C) float32 in [0, 1] ("np"), (B, C, Y, X) float32 in
             [-1, 1] ("pt"), or the codes ("latent").
-        codes: (B, H, W) int64.
+        codes: int64, as the tokenizer's: (B, H, W), (B, H, W, D) for depth D, or (B, T) for several levels.
         labels: the class number of each image, None for none.
         seeds: the seed of each image; the same seed and label give the same image.
     """
@@ -205,7 +205,7 @@ class ImageGenerator:
                 labels_B = torch.tensor(labels[part], device=self.device)
                 uniforms_BT = stream_uniforms(seeds[part], self.prior.n_codes)
                 parts.append(sample_codes(self.prior, labels_B, uniforms_BT, sampling, on_code))
-        return torch.cat(parts).view(-1, *self.prior.spec.levels[0].shape)
+        return self.prior.spec.grid(torch.cat(parts))
 
     def _decode(self, codes: torch.Tensor, batch_size: int, output_type: str) -> Any:
         images = torch.cat([self.tokenizer.decode(part) for part in codes.split(batch_size)])

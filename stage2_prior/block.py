@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foundation.optim import no_decay
 from stage2_prior.config import PriorConfig
+from stage2_prior.places import Places
 from stage2_prior.rope2d import rotate
 
 _EPSILON = 1e-5
@@ -40,11 +41,13 @@ class KVCache:
     >>> k.shape
     torch.Size([2, 1, 1, 4])
 
-    ``filled`` is the number of tokens held; the model advances it once all layers have appended.
+    ``filled`` is the number of tokens held; the model advances it once all layers have appended. ``places`` are those
+    of all tokens to come: kept here, so that a step need not compute its own.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    places: Places | None = None
     filled: int = 0
 
     @classmethod
@@ -58,11 +61,12 @@ class KVCache:
         d_head: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        places: Places | None = None,
     ) -> KVCache:
         """Room for ``length`` tokens."""
         shape = (batch, n_heads, length, d_head)
         keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(n_layers)]
-        return cls(keys, [torch.empty_like(each) for each in keys])
+        return cls(keys, [torch.empty_like(each) for each in keys], places)
 
     def append(self, layer: int, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new tokens of one layer; returns all keys and values of that layer so far (views)."""

@@ -1,4 +1,4 @@
-"""Drawing whole grids from a prior, one code at a time with a cache of keys and values."""
+"""Drawing all codes of an image from a prior, one code at a time with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample_codes(
     sampling: SamplingConfig,
     on_code: OnCode | None = None,
 ) -> torch.Tensor:
-    """Draw a grid per row, cached.
+    """Draw the codes of an image per row, cached.
 
     Args:
         prior: in evaluation mode.
@@ -40,7 +40,7 @@ def sample_codes(
         on_code: called with (position, codes_B) after each code.
 
     Returns:
-        (B, T) int64.
+        (B, T) int64, in the order of ``CodeSpec``.
     """
     batch = len(labels_B)
     guided = _needs_guidance(prior, labels_B, sampling)
@@ -49,7 +49,7 @@ def sample_codes(
     tokens_BT = torch.empty(batch, prior.n_codes, dtype=torch.int64, device=labels_B.device)
     logits = prior.prefill(rows_labels, tokens_BT.new_empty(len(rows_labels), 0), cache)
     for t in range(prior.n_codes):
-        tokens_BT[:, t] = _choose(logits, uniforms_BT[:, t], sampling, guided=guided)
+        tokens_BT[:, t] = _choose(prior.possible(logits, t), uniforms_BT[:, t], sampling, guided=guided)
         if on_code is not None:
             on_code(t, tokens_BT[:, t])
         if t + 1 < prior.n_codes:
@@ -70,7 +70,7 @@ def sample_codes_reference(
         if guided:
             nothing = torch.full_like(labels_B, prior.null_class)
             logits = torch.cat([logits, prior(tokens_BT, nothing)[:, t]])
-        tokens_BT[:, t] = _choose(logits, uniforms_BT[:, t], sampling, guided=guided)
+        tokens_BT[:, t] = _choose(prior.possible(logits, t), uniforms_BT[:, t], sampling, guided=guided)
     return tokens_BT
 
 

@@ -10,19 +10,22 @@ from torch import nn
 
 from foundation.codes import CodeSpec
 from foundation.config import from_dict, to_dict
-from foundation.errors import ContractError
+from foundation.errors import DataError
 from foundation.model_files import load_model_folder, save_model_folder
 from foundation.optim import no_decay
 from foundation.tensor_files import load_weights
 from stage2_prior.block import Block, KVCache, RMSNorm
 from stage2_prior.config import PriorConfig
-from stage2_prior.rope2d import grid_angles, rotation
+from stage2_prior.places import Places, PlaceTables
 
 MODEL_TYPE = "tessera_prior"
 
 
 class PriorModel(nn.Module):
     """A decoder-only transformer over [class, code 0, code 1, ...]; output t is the distribution of code t.
+
+    Codes of all levels and depths form one sequence, in the order of ``CodeSpec``. Each slot (a depth of a level) has
+    its own rows of the embedding; where there are several, an input also learns which slot it is to predict.
 
     Args:
         config: the size.
@@ -31,17 +34,14 @@ class PriorModel(nn.Module):
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
-        if len(spec.levels) > 1 or spec.levels[0].depth > 1:
-            raise ContractError(
-                "this prior models one grid of one code per position",
-                found=[level.shape for level in spec.levels],
-                fix="train a tokenizer with one level and depth 1",
-            )
         self.config, self.spec = config, spec
         self.vocab_size, self.n_codes = spec.codebook_size, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
+        self.place_tables = PlaceTables(spec, config.d_head, config.rope_base)
         self.class_embedding = nn.Embedding(self.n_classes + 1, config.d_model)  # the last row is the null class
-        self.code_embedding = nn.Embedding(self.vocab_size, config.d_model)
+        self.code_embedding = nn.Embedding(self.place_tables.n_rows, config.d_model)
+        self.slot_embedding = nn.Embedding(len(spec.slots), config.d_model) if len(spec.slots) > 1 else None
+        self._unequal = len({slot.codebook_size for slot in spec.slots}) > 1
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
@@ -61,23 +61,37 @@ class PriorModel(nn.Module):
             labels_B: classes, ``null_class`` for none, int64.
 
         Returns:
-            (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1.
+            (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1; -inf beyond the codebook
+            of position t, where it has fewer than V codes.
+
+        Raises:
+            DataError: more than T codes.
         """
-        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1]))
-        rope = self._rope(0, tokens_BT.shape[1])
+        length = tokens_BT.shape[1]
+        self._require_room(length)
+        places = self.place_tables.on(self.head.weight.device).part(0, length)
+        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], places))
         for block in self.blocks:
-            x = block(x, rope)
-        return self.head(self.norm(x))
+            x = block(x, places.rope)
+        return self._predict(x, places)
 
     @torch.no_grad()
     def prefill(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Put the class and P known codes (P may be 0) into an empty cache; returns code P's logits, (B, V)."""
-        return self._extend(self._embed(labels_B, tokens_BP), cache)
+        self._require_room(tokens_BP.shape[1] + 1)
+        places = self._places(cache, tokens_BP.shape[1] + 1)
+        return self._extend(self._embed(labels_B, tokens_BP, places), places, cache)
 
     @torch.no_grad()
     def decode_one(self, tokens_B: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Append one code per row to the cache; returns the next code's logits, (B, V)."""
-        return self._extend(self.code_embedding(tokens_B).unsqueeze(1), cache)
+        self._require_room(cache.filled + 1)
+        places = self._places(cache, 1)
+        return self._extend(self._embed_codes(tokens_B.unsqueeze(1), places), places, cache)
+
+    def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
+        """The finite part of the logits of a position: those of its own codebook, (B, V) or narrower (a view)."""
+        return logits_BV[:, : int(self.place_tables.size_T[position])]
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for whole grids."""
@@ -85,6 +99,7 @@ class PriorModel(nn.Module):
         return KVCache.empty(
             n_layers=self.config.n_layers, batch=batch, n_heads=self.config.n_heads, length=self.n_codes,
             d_head=self.config.d_head, device=weight.device, dtype=weight.dtype,
+            places=self.place_tables.on(weight.device),
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:
@@ -110,31 +125,50 @@ class PriorModel(nn.Module):
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
         return cls(from_dict(PriorConfig, settings["prior"], "prior"), spec)
 
-    def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor) -> torch.Tensor:
-        """[class, codes] => (B, 1 + P, E)."""
-        return torch.cat([self.class_embedding(labels_B).unsqueeze(1), self.code_embedding(tokens_BP)], dim=1)
+    def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, places: Places) -> torch.Tensor:
+        """[class, codes] => (B, 1 + P, E); ``places`` are those of all 1 + P inputs."""
+        class_B1E = self.class_embedding(labels_B).unsqueeze(1)
+        if self.slot_embedding is not None:
+            class_B1E = class_B1E + self.slot_embedding(places.slot_T[:1])
+        return torch.cat([class_B1E, self._embed_codes(tokens_BP, places.part(1, None))], dim=1)
 
-    def _extend(self, x_BTE: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        rope = self._rope(cache.filled, cache.filled + x_BTE.shape[1])
+    def _embed_codes(self, tokens_BP: torch.Tensor, places: Places) -> torch.Tensor:
+        """(B, P) codes at these places => (B, P, E)."""
+        if self.slot_embedding is None:
+            return self.code_embedding(tokens_BP)
+        return self.code_embedding(tokens_BP + places.offset_T) + self.slot_embedding(places.slot_T)
+
+    def _extend(self, x_BTE: torch.Tensor, places: Places, cache: KVCache) -> torch.Tensor:
         for layer, block in enumerate(self._blocks()):
-            x_BTE = block.extend(x_BTE, rope, cache, layer)
+            x_BTE = block.extend(x_BTE, places.rope, cache, layer)
         cache.filled += x_BTE.shape[1]
-        return self.head(self.norm(x_BTE[:, -1]))
+        return self._predict(x_BTE[:, -1:], places.part(-1, None)).squeeze(1)
 
-    def _rope(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin) of sequence positions start..end-1: position 0 is the class, position p is code p - 1."""
-        codes = torch.arange(start, end, device=self.head.weight.device) - 1
-        width = self.spec.levels[0].width
-        rows, columns = (codes // width).clamp_min(0), (codes % width) * (codes >= 0)
-        return rotation(grid_angles(rows, columns, self.config.d_head, self.config.rope_base))
+    def _predict(self, x_BTE: torch.Tensor, places: Places) -> torch.Tensor:
+        logits_BTV = self.head(self.norm(x_BTE))
+        if self._unequal:
+            beyond_TV = torch.arange(self.vocab_size, device=x_BTE.device) >= places.size_T.unsqueeze(1)
+            logits_BTV = logits_BTV.masked_fill(beyond_TV, -torch.inf)
+        return logits_BTV
+
+    def _places(self, cache: KVCache, n: int) -> Places:
+        """Places of the next n inputs of a cache."""
+        assert cache.places is not None, "made by new_cache"
+        return cache.places.part(cache.filled, cache.filled + n)
+
+    def _require_room(self, length: int) -> None:
+        if length > self.n_codes:
+            raise DataError("more codes than an image has", field="tokens", found=length,
+                            expected=f"up to {self.n_codes}")  # fmt: skip
 
     def _initialize(self) -> None:
         """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
         for block in self._blocks():
             block.initialize(0.02, self.config.n_layers)
-        for embedding in (self.class_embedding, self.code_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
-            no_decay(embedding.weight)  # type: ignore[arg-type]
+        for embedding in (self.class_embedding, self.code_embedding, self.slot_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
+                no_decay(embedding.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
     def _blocks(self) -> list[Block]:

@@ -13,7 +13,8 @@ def grid_angles(rows: torch.Tensor, columns: torch.Tensor, d_head: int, base: fl
     """Rotation angles of tokens at given places.
 
     Args:
-        rows, columns: (T,) places; a prefix token stands at (0, 0), where the rotation is the identity.
+        rows, columns: (T,) places, whole or fractional; a prefix token stands at (0, 0), where the rotation is the
+            identity.
         d_head: width of a head, a multiple of 4.
         base: frequency j is ``base ** (-2 j / (d_head / 2))``.
 
@@ -22,7 +23,7 @@ def grid_angles(rows: torch.Tensor, columns: torch.Tensor, d_head: int, base: fl
     """
     quarter = d_head // 4
     exponents = torch.arange(quarter, dtype=torch.float32, device=rows.device) * (-2.0 / (d_head / 2))
-    frequencies = torch.tensor(base, dtype=torch.float32, device=rows.device) ** exponents
+    frequencies = torch.full((), base, dtype=torch.float32, device=rows.device) ** exponents
     places_T2 = torch.stack([rows, columns], dim=1).to(torch.float32)
     return (places_T2.unsqueeze(2) * frequencies).flatten(1)
 

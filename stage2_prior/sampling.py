@@ -38,7 +38,8 @@ class SamplingConfig:
 def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance on logits (Ho and Salimans 2022, arXiv:2207.12598, Eq. 6).
 
-    Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly.
+    Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior
+    whose codebooks differ in size, pass ``PriorModel.possible`` ones.
     """
     if scale == 1.0:
         return conditional_BV

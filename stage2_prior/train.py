@@ -23,12 +23,12 @@ class PriorTask:
     Args:
         model: freshly built.
         training: how to train.
-        held_out: codes for ``evaluate``.
+        held_out: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
     """
 
     def __init__(
-        self, model: PriorModel, training: PriorTraining, held_out: TokenDataset, accelerator: Accelerator
+        self, model: PriorModel, training: PriorTraining, held_out: TokenDataset | None, accelerator: Accelerator
     ) -> None:
         self.model, self.held_out = model, held_out
         self.learner = Learner(
@@ -53,6 +53,7 @@ class PriorTask:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out likelihood of the averaged weights."""
+        assert self.held_out is not None, "built without codes to evaluate on"
         return score_prior(self.exported(), self.held_out).metrics()
 
     def exported(self) -> PriorModel:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from foundation.code_positions import code_positions
 from foundation.codes import CodeLevel, CodeSpec, require_same_codes
 from foundation.errors import CheckpointError, ContractError, DataError
 from foundation.image_set import Failure
@@ -52,6 +54,45 @@ def test_a_code_outside_the_codebook_is_refused(tmp_path: Path, code: int) -> No
     with pytest.raises(DataError, match="outside the codebook"):
         write_shard(tmp_path / "a.parquet", wrong, spec())
     assert not (tmp_path / "a.parquet").exists()
+
+
+LEVELS = [
+    (CodeLevel(height=2, width=3, codebook_size=70_000, depth=4),),
+    (CodeLevel(height=1, width=2, codebook_size=5), CodeLevel(height=2, width=4, codebook_size=300, depth=2)),
+]
+"""A residual level whose codes need int32; two levels of unequal codebooks."""
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_codes_of_several_depths_and_levels_come_back_as_they_were(
+    tmp_path: Path, levels: tuple[CodeLevel, ...]
+) -> None:
+    several = spec(levels=levels)
+    sizes_T = code_positions(several).codebook_size_T
+    codes = np.random.default_rng(0).integers(0, sizes_T, (9, several.n_codes))
+    codes[0] = sizes_T - 1
+    write_shard(shard_path(tmp_path, "train", 0), Shard(codes, ["x"] * 9, np.zeros(9, np.uint8), None), several)
+    write_manifest(tmp_path, several)
+    back = TokenDataset(tmp_path, "train")
+    assert back.spec == several and np.array_equal(back.codes_NT, codes)
+    assert back.codes_NT.dtype == (np.int32 if levels == LEVELS[0] else np.uint16)
+    assert back.grids.shape == (9, *several.shape)
+    assert np.array_equal(several.join(several.split(back.codes_NT)), codes)
+    table = pq.read_table(shard_path(tmp_path, "train", 0))
+    assert table["codes"].type.list_size == several.n_codes and np.array_equal(table["codes"].to_pylist(), codes)
+
+
+def test_a_code_of_one_level_outside_that_level_s_codebook_is_refused(tmp_path: Path) -> None:
+    several = spec(levels=LEVELS[1])
+    codes = np.zeros((2, several.n_codes), int)
+    codes[1, 1], codes[1, 2] = 5, 299
+    shard = Shard(codes, ["a", "b"], np.zeros(2, np.uint8), None)
+    with pytest.raises(DataError, match=r"position 1 \(level 0, depth 0\)(.|\n)*0\.\.5(.|\n)*0\.\.4"):
+        write_shard(tmp_path / "a.parquet", shard, several)
+    with pytest.raises(DataError, match="not whole"):
+        write_shard(tmp_path / "a.parquet", dataclasses.replace(shard, codes_BT=codes * 0.5), several)
+    with pytest.raises(DataError, match="differ in length"):
+        write_shard(tmp_path / "a.parquet", dataclasses.replace(shard, codes_BT=codes[:1] * 0), several)
 
 
 @pytest.fixture
@@ -130,6 +171,8 @@ MUTATIONS = [
     ({"class_names": ("cat", "cow")}, "class_names"),
     ({"levels": (CodeLevel(height=3, width=2, codebook_size=1000),)}, "levels"),
     ({"levels": (CodeLevel(height=2, width=3, codebook_size=999),)}, "codebook_size"),
+    ({"levels": (CodeLevel(height=2, width=3, codebook_size=1000, depth=2),)}, r"levels\[0\].depth"),
+    ({"levels": (CodeLevel(height=2, width=3, codebook_size=1000),) * 2}, "levels"),
     ({"preprocess": Preprocess(height=8, width=12, resize="bilinear")}, "preprocess.resize"),
     ({"preprocess": Preprocess(height=8, width=12, background=(0, 0, 0))}, "preprocess.background"),
     ({"preprocess": Preprocess(height=8, width=12, mode="L")}, "preprocess.mode"),

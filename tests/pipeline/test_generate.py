@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from foundation.code_positions import require_codes
+from foundation.codes import CodeLevel, CodeSpec
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
+from foundation.images import Preprocess
 from pipeline import ImageGenerator
 from pipeline.commands import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.config import PriorConfig
+from stage2_prior.prior import PriorModel
 
 from conftest import TINY  # isort: skip
 
@@ -96,6 +101,45 @@ def test_a_prior_refuses_another_tokenizer_s_codes(generator: ImageGenerator) ->
     other = TokenizerModel(generator.tokenizer.config, generator.tokenizer.preprocess)
     with pytest.raises(ContractError, match="fingerprint"):
         ImageGenerator(other, generator.prior)
+
+
+LEVELS = {
+    "depth 3": (CodeLevel(height=2, width=4, codebook_size=6, depth=3),),
+    "two levels": (CodeLevel(height=1, width=2, codebook_size=4), CodeLevel(height=2, width=4, codebook_size=6)),
+}
+
+
+class PaintedCodes(torch.nn.Module):
+    """Stands in for a tokenizer of several codes per place: it paints the codes of the finest grid."""
+
+    def __init__(self, spec: CodeSpec) -> None:
+        super().__init__()
+        self.spec, self.decoded = spec, []
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        self.decoded.append(codes)
+        finest = self.spec.split(codes.flatten(1))[-1]
+        painted = finest.reshape(len(codes), 2, 4, -1)[..., 0] / 6
+        return painted.unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_codes_of_several_depths_and_levels_reach_the_tokenizer(levels: tuple[CodeLevel, ...]) -> None:
+    spec = CodeSpec(levels=levels, stride=4, preprocess=Preprocess(height=8, width=16, mode="L"), fingerprint="f",
+                    class_names=("a", "b"))  # fmt: skip
+    tokenizer = PaintedCodes(spec)
+    prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), spec)
+    generator = ImageGenerator(tokenizer, prior)  # type: ignore[arg-type]
+    steps: list[torch.Tensor] = []
+    out = generator(["a", "b"], 3, seed=1, batch_size=4, guidance_scale=2.0, output_type="pt",
+                    callback_on_step_end=lambda _, step, codes: steps.append(codes))  # fmt: skip
+    assert out.codes.shape == (6, *spec.shape) and out.images.shape == (6, 1, 8, 16)
+    assert [tuple(codes.shape) for codes in tokenizer.decoded] == [(4, *spec.shape), (2, *spec.shape)]
+    assert len(steps) == 2 * spec.n_codes and torch.equal(
+        torch.stack(steps[: spec.n_codes], 1), out.codes[:4].flatten(1)
+    )
+    require_codes(out.codes.flatten(1).numpy(), spec)
+    assert torch.equal(generator("b", seed=6, guidance_scale=2.0, output_type="latent").images[0], out.codes[5])
 
 
 def test_an_unfinished_run_and_a_missing_one_are_told_apart(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Quantizers compute in float32 with autocast off and index arithmetic in int64, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,39 +17,64 @@ class Quantized:
     """What a quantizer makes of latents.
 
     Attributes:
-        latents_BCHW: float32, equal to ``decode(codes_BHW)`` bit for bit; gradients pass straight to the input.
-        codes_BHW: int64 in [0, codebook_size); (B, H, W, D) for depth D above 1.
+        latents_BCHW: float32, what the decoder gets. Outside training, equal to ``decode(codes_BHW)`` bit for bit; in
+            training too, but for relaxations (Gumbel-softmax) and noise (Gaussian). Gradients reach the input.
+        codes_BHW: int64 in [0, codebook_size); (B, H, W, D) for depth D above 1. For a continuous quantizer: the
+            latents that ``decode`` takes, (B, C, H, W) float32.
         losses: scalar terms to add to the training loss, already weighted.
+        metrics: scalars worth logging that are no losses, detached.
     """
 
     latents_BCHW: torch.Tensor
     codes_BHW: torch.Tensor
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module):
     """Base of all quantizers.
 
-    Subclasses set ``width`` (channels), ``codebook_size`` and ``depth`` and implement ``encode``, ``decode`` and
-    ``forward``. A quantizer that learns outside the optimizer also implements ``initialize`` and ``update``; the
-    training task calls them, so that a skipped step changes nothing.
+    Subclasses set ``width`` and implement ``encode``, ``decode`` and ``forward``. A quantizer that learns outside the
+    optimizer also implements ``initialize``, ``update`` and ``forget``; the training task calls them, so that a
+    skipped step changes nothing.
+
+    Attributes:
+        width: channels of what ``decode`` returns.
+        latent_width: channels that the encoder must deliver; equal to ``width`` unless a subclass says otherwise.
+        codebook_size: number of codes; 0 for a continuous quantizer.
+        depth: codes at each position.
+        is_discrete: False for the Gaussian latent, whose "codes" are float latents.
+        learns_codebook: whether the codebook has entries that training places, and that can die.
     """
 
     width: int
     codebook_size: int
     depth: int = 1
+    is_discrete: bool = True
+    learns_codebook: bool = False
+
+    @property
+    def latent_width(self) -> int:
+        """Channels that ``forward`` and ``encode`` take."""
+        return self.width
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Quantize (B, C, H, W) latents of any float type."""
+        """Quantize (B, latent_width, H, W) latents of any float type."""
         raise NotImplementedError
 
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) => codes, (B, H, W) int64."""
+        """(B, latent_width, H, W) => codes, (B, H, W) or (B, H, W, D) int64. Deterministic, also in training mode."""
         raise NotImplementedError
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
-        """Codes => (B, C, H, W) float32. Every code must be in [0, codebook_size)."""
+        """Codes => (B, width, H, W) float32. Every code must be in [0, codebook_size)."""
         raise NotImplementedError
+
+    def schedule(self, step: int) -> None:
+        """Set what changes with the optimizer step (temperature, weights) before step ``step``. Default: nothing.
+
+        A pure function of the step, so that nothing of it has to be saved.
+        """
 
     def initialize(self, latents_BCHW: torch.Tensor, generator: torch.Generator) -> None:
         """Set the codebook from the first batch's latents, all processes' together. Default: nothing."""
@@ -83,3 +109,14 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Te
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
     """A context in which arithmetic on ``tensor``'s device is not silently lowered."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def to_rows(latents_BCHW: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) => (B * H * W, C), one row for each position."""
+    return latents_BCHW.permute(0, 2, 3, 1).reshape(-1, latents_BCHW.shape[1])
+
+
+def to_grid(rows_NC: torch.Tensor, like_BCHW: torch.Tensor) -> torch.Tensor:
+    """(B * H * W, C) => (B, C, H, W) with the batch, height and width of ``like_BCHW``."""
+    batch, _, height, width = like_BCHW.shape
+    return rows_NC.view(batch, height, width, rows_NC.shape[1]).permute(0, 3, 1, 2)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from foundation.config import Choice, require
 
@@ -35,34 +35,197 @@ class FSQConfig(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMAVQConfig(Choice):
-    """Vector quantization with a codebook that follows the latents by exponential averages."""
+class VQConfig(Choice):
+    """Vector quantization: each latent takes the nearest vector of a learned codebook."""
 
-    type_name: ClassVar[str] = "ema_vq"
+    type_name: ClassVar[str] = "vq"
 
     codebook_size: int = 1024
     """number of codes"""
-    width: int = 64
+    width: int = 8
     """channels of a code vector"""
+    learning: Literal["ema", "gradient"] = "ema"
+    """how codes follow their latents: by exponential averages, or by the optimizer through a codebook loss"""
     decay: float = 0.99
-    """share of the running counts and sums kept at each step, 0 to below 1"""
+    """share of the running counts and sums kept at each step, 0 to below 1; with learning: ema"""
     commitment: float = 0.25
     """weight of the loss that pulls latents to their codes"""
+    codebook_weight: float = 1.0
+    """weight of the loss that pulls codes to their latents; with learning: gradient"""
+    normalize: bool = False
+    """put latents and codes on the unit sphere, so that the nearest code is the one with the largest cosine"""
+    rotation: bool = False
+    """pass the gradient through the rotation from latent to code instead of straight through"""
+    projection: bool = False
+    """freeze the codebook and learn one linear map of it, so that all codes move together; with learning: gradient"""
+    initial: Literal["latents", "normal", "uniform"] = "latents"
+    """where codes start: latents of the first batch, N(0, 1 / width), or +-1 / codebook_size, where most codes die"""
     kmeans_iterations: int = 10
-    """rounds of k-means that initialise the codebook from the first batch; 0 takes random latents"""
+    """rounds of k-means that refine initial: latents; 0 takes them as drawn"""
     revive_below: float = 0.05
     """a code used less than this share of uniform use is replaced by a latent of the batch; 0 never replaces"""
     revive_every: int = 10
-    """optimizer steps between replacements"""
+    """optimizer steps between replacements; more where a code was not yet due to be used a few times"""
+    entropy_weight: float = 0.0
+    """weight of E[H(p)] - H(E[p]), which rewards certain choices and even use; 0 leaves it out"""
+    entropy_temperature: float = 0.01
+    """temperature of p = softmax(-squared distance / temperature)"""
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
         require(self.width > 0, "width", self.width, "a positive number of channels")
         require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
         require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
+        require(self.codebook_weight >= 0, "codebook_weight", self.codebook_weight, "0 or more")
         require(self.kmeans_iterations >= 0, "kmeans_iterations", self.kmeans_iterations, "0 or more")
         require(0 <= self.revive_below < 1, "revive_below", self.revive_below, "from 0 to below 1")
         require(self.revive_every > 0, "revive_every", self.revive_every, "a positive number of steps")
+        require(self.entropy_weight >= 0, "entropy_weight", self.entropy_weight, "0 or more")
+        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+        enough = not self.normalize or self.width > 1
+        require(enough, "width", self.width, "2 or more with normalize", "one channel on the unit sphere is a sign")
+        if self.projection:
+            self._require_projection_can_work()
+
+    def _require_projection_can_work(self) -> None:
+        fix = "set learning: gradient, or projection: false"
+        require(self.learning == "gradient", "learning", self.learning, "gradient, which moves the projection", fix)
+        fix = "set rotation: false, or projection: false"
+        require(not self.rotation, "rotation", self.rotation, "false with projection, which was shown without it", fix)
+        fix = "set revive_below: 0; with a projection every code moves at every step"
+        require(self.revive_below == 0, "revive_below", self.revive_below, "0 with projection: codes are frozen", fix)
 
 
-QuantizerConfig = FSQConfig | EMAVQConfig
+@dataclass(frozen=True, kw_only=True)
+class ResidualConfig(Choice):
+    """Residual vector quantization: each of several codes refines what those before it left over."""
+
+    type_name: ClassVar[str] = "residual"
+
+    depth: int = 4
+    """codes at each position"""
+    shared: bool = True
+    """one codebook for all depths; otherwise each has its own"""
+    codebook: VQConfig = field(default_factory=VQConfig)
+    """the codebook of each depth: its size, width and learning"""
+
+    def __post_init__(self) -> None:
+        require(self.depth > 0, "depth", self.depth, "at least one code at each position")
+        for name in ("normalize", "rotation", "projection", "entropy_weight"):
+            value = getattr(self.codebook, name)
+            fix = "leave it out; sums of codes need plain vectors"
+            require(not value, f"codebook.{name}", value, "off in a residual quantizer", fix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFQConfig(Choice):
+    """Lookup-free quantization: the sign of each channel is one bit of the code."""
+
+    type_name: ClassVar[str] = "lfq"
+
+    width: int = 10
+    """channels and bits; the codebook has 2^width codes"""
+    commitment: float = 0.25
+    """weight of the loss that pulls latents to their codes"""
+    entropy_weight: float = 0.1
+    """weight of E[H(p)] - H(E[p]), which rewards certain bits and even use of the codes"""
+    entropy_temperature: float = 0.01
+    """temperature of p = softmax(-squared distance / temperature)"""
+    entropy_boost: float = 1.0
+    """factor of the entropy's weight at step 0, falling linearly to 1"""
+    boost_steps: int = 0
+    """optimizer steps until the entropy's weight is no longer boosted"""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.width <= 30, "width", self.width, "from 1 to 30 bits")
+        require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
+        require(self.entropy_weight >= 0, "entropy_weight", self.entropy_weight, "0 or more")
+        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+        require(self.entropy_boost >= 1, "entropy_boost", self.entropy_boost, "1 or more")
+        require(self.boost_steps >= 0, "boost_steps", self.boost_steps, "0 or a number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelConfig(Choice):
+    """Gumbel-softmax: the encoder gives a logit for each code; training mixes codes ever more sharply."""
+
+    type_name: ClassVar[str] = "gumbel"
+
+    codebook_size: int = 1024
+    """number of codes; the encoder delivers as many channels"""
+    width: int = 64
+    """channels of a code vector"""
+    temperature_start: float = 1.0
+    """temperature of the softmax at step 0"""
+    temperature_end: float = 0.0625
+    """temperature after temperature_steps"""
+    temperature_steps: int = 10_000
+    """optimizer steps from the first temperature to the last; 0 starts with the last"""
+    temperature_shape: Literal["cosine", "exponential"] = "cosine"
+    """how the temperature falls"""
+    hard: bool = False
+    """in training too, give the decoder one code instead of a mixture, with the mixture's gradient"""
+    kl_weight: float = 5e-4
+    """weight of KL(q || uniform), in nats, averaged over positions"""
+    kl_warmup_steps: int = 0
+    """optimizer steps in which the KL's weight rises linearly from 0"""
+
+    def __post_init__(self) -> None:
+        require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
+        require(self.width > 0, "width", self.width, "a positive number of channels")
+        require(self.temperature_start > 0, "temperature_start", self.temperature_start, "above 0")
+        require(self.temperature_end > 0, "temperature_end", self.temperature_end, "above 0")
+        require(self.temperature_steps >= 0, "temperature_steps", self.temperature_steps, "0 or a number of steps")
+        require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
+        require(self.kl_warmup_steps >= 0, "kl_warmup_steps", self.kl_warmup_steps, "0 or a number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBQConfig(Choice):
+    """Index backpropagation: every code gets a gradient through the softmax of its inner product with the latent."""
+
+    type_name: ClassVar[str] = "ibq"
+
+    codebook_size: int = 16_384
+    """number of codes"""
+    width: int = 32
+    """channels of a code vector"""
+    commitment: float = 1.0
+    """weight of the loss that pulls latents to their codes"""
+    codebook_weight: float = 0.25
+    """weight of the loss that pulls the chosen codes to their latents"""
+    double_weight: float = 1.0
+    """weight of the squared error whose gradient reaches latents and, through the softmax, all codes"""
+    entropy_weight: float = 0.05
+    """weight of E[H(p)] - H(E[p]), which rewards certain choices and even use; 0 leaves it out"""
+    entropy_temperature: float = 0.01
+    """temperature of the entropies' p = softmax(inner product / temperature)"""
+
+    def __post_init__(self) -> None:
+        require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
+        require(self.width > 0, "width", self.width, "a positive number of channels")
+        for name in ("commitment", "codebook_weight", "double_weight", "entropy_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig(Choice):
+    """Gaussian latents with a KL penalty: continuous, so no codes and no prior."""
+
+    type_name: ClassVar[str] = "kl"
+
+    width: int = 4
+    """channels of the latents; the encoder delivers a mean and a log-variance for each"""
+    weight: float = 1e-6
+    """weight of the KL to N(0, 1), in nats, averaged over all latent values"""
+    anneal_steps: int = 0
+    """optimizer steps in which the weight rises linearly from 0"""
+
+    def __post_init__(self) -> None:
+        require(self.width > 0, "width", self.width, "a positive number of channels")
+        require(self.weight >= 0, "weight", self.weight, "0 or more")
+        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "0 or a number of steps")
+
+
+QuantizerConfig = FSQConfig | VQConfig | ResidualConfig | LFQConfig | GumbelConfig | IBQConfig | KLConfig

@@ -5,14 +5,74 @@ Source: Mentzer, Minnen, Agustsson and Tschannen 2023, arXiv:2309.15505, section
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, without_autocast
+from stage1_tokenizer.quantizers.base import Quantized, Quantizer, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
 
 _EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
+_EXACT_IN_FLOAT32 = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Per-channel numbers as (C, 1, 1) float32; ``radix`` in a type that holds every code exactly."""
+
+    half: torch.Tensor
+    offset: torch.Tensor
+    shift: torch.Tensor
+    steps: torch.Tensor
+    lowest: torch.Tensor
+    highest: torch.Tensor
+    radix: torch.Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(levels: tuple[int, ...], device: torch.device) -> _Columns:
+    """Outside the module, so that no table can be lost or changed when a model is loaded, cast or moved."""
+    half = [(level - 1) * (1 - _EPSILON) / 2 for level in levels]
+    offset = [0.5 if level % 2 == 0 else 0.0 for level in levels]
+    # The paper's code has tan here; atanh would put z = 0 exactly at the middle, but is undefined at L = 2.
+    shift = [math.tan(o / h) for o, h in zip(offset, half, strict=True)]
+    middle = [level // 2 for level in levels]
+    radix_type = torch.float32 if math.prod(levels) <= _EXACT_IN_FLOAT32 else torch.float64
+
+    def column(values: list[float] | list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
+
+    with torch.inference_mode(False):  # a table made in inference mode could not be used in training later
+        return _Columns(
+            half=column(half),
+            offset=column(offset),
+            shift=column(shift),
+            steps=column(middle),
+            lowest=column([-each for each in middle]),
+            highest=column([level - 1 - each for level, each in zip(levels, middle, strict=True)]),
+            radix=column([math.prod(levels[:i]) for i in range(len(levels))], radix_type),
+        )
+
+
+class _RoundToLevels(torch.autograd.Function):
+    """Forward: bound and round. Backward: the exact derivative of the bound; that of the rounding counts as one."""
+
+    @staticmethod
+    def forward(ctx: Any, latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:
+        squashed_BCHW, rounded_BCHW = _round(latents_BCHW, columns)
+        ctx.save_for_backward(squashed_BCHW)
+        ctx.slope = columns.half / columns.steps
+        ctx.mark_non_differentiable(rounded_BCHW)
+        return rounded_BCHW / columns.steps, rounded_BCHW
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (squashed_BCHW,) = ctx.saved_tensors
+        slopes_BCHW = squashed_BCHW.square().neg_().add_(1).mul_(ctx.slope)
+        return slopes_BCHW.mul_(gradients[0]), None
 
 
 class FSQ(Quantizer):
@@ -30,64 +90,36 @@ class FSQ(Quantizer):
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; the gradient of the rounding is one, that of the bounding is exact."""
         with without_autocast(latents_BCHW):
-            bounded = self._bound(latents_BCHW.float())
-            indices = self._indices(bounded)
-            steps = self._column(self._half_steps(), bounded)
-            quantized = straight_through(bounded / steps, self._values(indices))
-            return Quantized(quantized, self._combine(indices))
+            columns = _columns(self.levels, latents_BCHW.device)
+            quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
+            return Quantized(quantized, _combine(rounded, columns))
 
+    @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            return self._combine(self._indices(self._bound(latents_BCHW.float())))
+            columns = _columns(self.levels, latents_BCHW.device)
+            return _combine(_round(latents_BCHW.float(), columns)[1], columns)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) values in [-1, 1]."""
-        return self._values(self._split(codes_BHW))
+        columns = _columns(self.levels, codes_BHW.device)
+        levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
+        digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
+        return (digits_BCHW + columns.lowest) / columns.steps
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"levels={self.levels}, codebook_size={self.codebook_size}"
 
-    def _bound(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """Squash channel c into an interval that holds exactly ``levels[c]`` integers."""
-        half = [(level - 1) * (1 - _EPSILON) / 2 for level in self.levels]
-        offset = [0.5 if level % 2 == 0 else 0.0 for level in self.levels]
-        # The paper's code has tan here; atanh would put z = 0 exactly at the middle, but is undefined at L = 2.
-        shift = [math.tan(o / h) for o, h in zip(offset, half, strict=True)]
-        columns = (self._column(values, latents_BCHW) for values in (half, offset, shift))
-        half_1C11, offset_1C11, shift_1C11 = columns
-        return torch.tanh(latents_BCHW + shift_1C11) * half_1C11 - offset_1C11
 
-    def _indices(self, bounded_BCHW: torch.Tensor) -> torch.Tensor:
-        """Bounded values => level indices, int64 in [0, levels[c])."""
-        lowest = self._column([level // 2 for level in self.levels], bounded_BCHW, torch.int64)
-        highest = self._column([level - 1 for level in self.levels], bounded_BCHW, torch.int64)
-        return torch.minimum((bounded_BCHW.round().to(torch.int64) + lowest).clamp_min(0), highest)
+def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents => (tanh of the shifted latents, whole numbers from ``lowest`` to ``highest``), both float32."""
+    squashed = (latents_BCHW + columns.shift).tanh_()
+    rounded = torch.addcmul(-columns.offset, squashed, columns.half).round_()
+    return squashed, rounded.clamp_(columns.lowest, columns.highest)
 
-    def _values(self, indices_BCHW: torch.Tensor) -> torch.Tensor:
-        """Level indices => values in [-1, 1], float32."""
-        steps = self._column(self._half_steps(), indices_BCHW, torch.float32)
-        lowest = self._column([level // 2 for level in self.levels], indices_BCHW, torch.int64)
-        return (indices_BCHW - lowest).to(torch.float32) / steps
 
-    def _combine(self, indices_BCHW: torch.Tensor) -> torch.Tensor:
-        radix = self._column(self._radix(), indices_BCHW, torch.int64)
-        return (indices_BCHW * radix).sum(1)
-
-    def _split(self, codes_BHW: torch.Tensor) -> torch.Tensor:
-        codes_B1HW = codes_BHW.to(torch.int64).unsqueeze(1)
-        radix = self._column(self._radix(), codes_B1HW, torch.int64)
-        levels = self._column(list(self.levels), codes_B1HW, torch.int64)
-        return codes_B1HW // radix % levels
-
-    def _half_steps(self) -> list[float]:
-        return [float(level // 2) for level in self.levels]
-
-    def _radix(self) -> list[int]:
-        return [math.prod(self.levels[:i]) for i in range(self.width)]
-
-    @staticmethod
-    def _column(values: list[float] | list[int], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Per-channel numbers as (1, C, 1, 1): recomputed, so that no table can be lost when a model is loaded."""
-        return torch.tensor(values, device=like.device, dtype=dtype or like.dtype).view(1, -1, 1, 1)
+def _combine(rounded_BCHW: torch.Tensor, columns: _Columns) -> torch.Tensor:
+    """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``."""
+    return ((rounded_BCHW - columns.lowest) * columns.radix).sum(1).to(torch.int64)

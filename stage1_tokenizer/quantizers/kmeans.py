@@ -1,4 +1,4 @@
-"""k-means (Lloyd 1982) to initialise a codebook."""
+"""k-means (Lloyd 1982) to initialise a codebook, and drawing vectors to revive one."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ def kmeans(vectors_ND: torch.Tensor, n_codes: int, iterations: int, generator: t
 
 
 def draw_vectors(vectors_ND: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
-    """``n`` of the vectors, without repetition while there are enough, (n, D)."""
+    """``n`` of the vectors, without repetition while there are enough, (n, D).
+
+    Beyond that each repetition gets a little noise: two equal codes would share one fate, the second never chosen.
+    """
     picks = [torch.randperm(len(vectors_ND), generator=generator) for _ in range(-(-n // len(vectors_ND)))]
-    chosen = vectors_ND[torch.cat(picks)[:n].to(vectors_ND.device)].clone()
+    chosen_ND = vectors_ND[torch.cat(picks)[:n].to(vectors_ND.device)]
     if n > len(vectors_ND):
-        noise = torch.randn(chosen.shape, generator=generator).to(chosen.device)
-        chosen += 0.01 * vectors_ND.std() * noise
-    return chosen
+        repeated_ND = chosen_ND[len(vectors_ND) :]
+        noise = torch.randn(repeated_ND.shape, generator=generator).to(chosen_ND.device)
+        repeated_ND += 0.01 * vectors_ND.std(0, correction=0).clamp_min(1e-6) * noise
+    return chosen_ND
 
 
 def count_and_sum(vectors_ND: torch.Tensor, codes_N: torch.Tensor, n_codes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,25 @@
+"""Losses beyond pixels: perceptual distance (LPIPS) and adversarial training. Each is off unless its weight is set."""
+
+from typing import Any
+
+__all__ = ["LPIPS", "AdversarialConfig", "Adversary", "PerceptualConfig", "gan_health"]
+
+
+def __getattr__(name: str) -> Any:  # lazily, so that a recipe without these losses does not load them
+    if name in ("AdversarialConfig", "PerceptualConfig"):
+        from stage1_tokenizer.losses import config
+
+        return getattr(config, name)
+    if name == "LPIPS":
+        from stage1_tokenizer.losses.lpips import LPIPS
+
+        return LPIPS
+    if name == "Adversary":
+        from stage1_tokenizer.losses.gan import Adversary
+
+        return Adversary
+    if name == "gan_health":
+        from stage1_tokenizer.losses.gan_health import gan_health
+
+        return gan_health
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

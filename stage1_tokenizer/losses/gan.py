@@ -1,0 +1,197 @@
+"""The adversary: a discriminator that learns beside the tokenizer, and the term it adds to the tokenizer's loss.
+
+Source: Esser et al. 2021, arXiv:2012.09841, section 3.1. In each training step: ``generator_term`` before the
+tokenizer's backward, ``train_step`` after it, both on every process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.func import functional_call
+
+from foundation.config import require
+from foundation.errors import DataError
+from foundation.learner import Learner, Precision
+from foundation.randomness import derive_seed
+from stage1_tokenizer.losses import adversarial
+from stage1_tokenizer.losses.config import AdversarialConfig
+from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_DISCRIMINATOR_LOSSES = {
+    "hinge": adversarial.hinge_discriminator_loss,
+    "non_saturating": adversarial.non_saturating_discriminator_loss,
+}
+_GENERATOR_LOSSES = {
+    "hinge": adversarial.hinge_generator_loss,
+    "non_saturating": adversarial.non_saturating_generator_loss,
+}
+
+
+class Adversary:
+    """A discriminator in training.
+
+    Building it leaves the process's random numbers as they were, and before ``start_step`` nothing of it runs.
+
+    Args:
+        config: losses, start and discriminator.
+        image_shape_CYX: channels (3 or 1), height and width in pixels of training images.
+        n_steps: optimizer steps of the whole training.
+        precision: of the discriminator's convolutions; the losses use float32.
+        accelerator: devices and processes.
+        seed: of the discriminator's first weights.
+
+    Attributes:
+        learner: the discriminator, its optimizer and the guard that skips steps that are not finite.
+        mean_logits: (2,) float32, running means of the logits of images and of reconstructions, over all processes.
+
+    Raises:
+        ConfigError: training ends before the adversary starts, or the images are too small for the discriminator.
+    """
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        *,
+        image_shape_CYX: tuple[int, int, int],
+        n_steps: int,
+        precision: Precision,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        require(config.start_step < n_steps, "adversarial.start_step", config.start_step,
+                f"less than the {n_steps} steps of training",
+                "start earlier, train longer, or set adversarial.weight to 0")  # fmt: skip
+        channels, height, width = image_shape_CYX
+        require_patches(config.discriminator, height, width)
+        self.config, self.accelerator = config, accelerator
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "discriminator"))
+            model = PatchDiscriminator(config.discriminator, channels)
+        self.learner = Learner(
+            model,
+            config.optim,
+            n_steps - config.start_step,
+            average_decay=0.0,
+            precision=precision,
+            accelerator=accelerator,
+        )
+        self.mean_logits = torch.zeros(2, device=accelerator.device)
+
+    def generator_term(
+        self,
+        reconstructions_BCYX: torch.Tensor,
+        reconstruction_loss: torch.Tensor,
+        last_layer_weight: torch.Tensor,
+        step: int,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
+        """What to add to the tokenizer's loss; the discriminator gets no gradient from it.
+
+        Args:
+            reconstructions_BCYX: of this batch, with their graph.
+            reconstruction_loss: scalar, pixel and perceptual terms of this batch, with its graph.
+            last_layer_weight: the decoder's last kernel, where the two gradients are compared.
+            step: optimizer step, from 0.
+
+        Returns:
+            A scalar, already weighted, and metrics. Before ``start_step``: 0 and no metrics.
+        """
+        config = self.config
+        if step < config.start_step:
+            return torch.zeros((), device=reconstructions_BCYX.device), {}
+        loss = _GENERATOR_LOSSES[config.loss](fake_logits=self._frozen_logits(reconstructions_BCYX))
+        metrics: dict[str, torch.Tensor | float] = {"loss_adversarial": loss.detach()}
+        scale: torch.Tensor | float = 1.0
+        if config.adaptive:
+            metrics["adaptive_weight"] = scale = self._adaptive_weight(reconstruction_loss, loss, last_layer_weight)
+        metrics["gan_ramp"] = grown = adversarial.ramp(step, config.start_step, config.ramp_steps)
+        return config.weight * grown * scale * loss, metrics
+
+    def train_step(
+        self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor | float]:
+        """One step of the discriminator on (B, C, Y, X) images and their reconstructions, which are detached here.
+
+        Returns:
+            Metrics; none before ``start_step``.
+
+        Raises:
+            DataError: the two differ in shape.
+            TrainingError: ten steps in a row were not finite.
+        """
+        config = self.config
+        if step < config.start_step:
+            return {}
+        if images_BCYX.shape != reconstructions_BCYX.shape:
+            raise DataError("images and reconstructions differ in shape",
+                            found=f"{tuple(images_BCYX.shape)} and {tuple(reconstructions_BCYX.shape)}")  # fmt: skip
+        self.learner.wrapped.train()
+        # One forward of both: DDP allows one per backward.
+        both = torch.cat([images_BCYX.float(), reconstructions_BCYX.detach().float()])
+        with self.learner.autocast():
+            logits = self.learner.wrapped(both).float()
+        real, fake = logits.chunk(2)
+        loss = _DISCRIMINATOR_LOSSES[config.loss](real_logits=real, fake_logits=fake)
+        metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
+        if config.lecam_weight > 0:
+            ema_real, ema_fake = self.mean_logits.clone()
+            lecam = adversarial.lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
+            loss = loss + config.lecam_weight * lecam
+            metrics["lecam"] = lecam.detach()
+        update = self.learner.apply(loss, step - config.start_step)
+        if update.taken:
+            self._follow(real.detach(), fake.detach())
+        names = ("gradient_norm", "learning_rate", "skipped_steps")
+        return {**metrics, **{f"discriminator_{name}": update.metrics[name] for name in names}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to continue."""
+        state = self.learner.state_dict()
+        del state["average"]  # nobody uses an average of discriminators
+        return {"discriminator": state, "mean_logits": self.mean_logits}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        learner = state["discriminator"]
+        self.learner.load_state_dict({**learner, "average": learner["model"]})
+        self.mean_logits.copy_(state["mean_logits"])
+
+    def _frozen_logits(self, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
+        """Logits whose graph holds no parameter of the discriminator, from the module that DDP does not see."""
+        model = self.learner.model.eval()  # spectral normalisation moves in training mode only
+        constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        with self.learner.autocast():
+            return functional_call(model, constants, (reconstructions_BCYX.float(),)).float()
+
+    def _adaptive_weight(
+        self, reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer_weight: torch.Tensor
+    ) -> torch.Tensor:
+        """The weight that the whole batch of all processes would give: gradients are averaged before their norms."""
+        gradients = torch.stack([
+            torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach().float()
+            for loss in (reconstruction_loss, adversarial_loss)
+        ])  # fmt: skip
+        reconstruction, adversary = self._averaged(gradients)
+        return adversarial.adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
+
+    def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
+        means = self._averaged(torch.stack([real.mean(), fake.mean()]))
+        self.mean_logits.lerp_(means, 1.0 - self.config.lecam_decay)
+
+    def _averaged(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over processes, equal everywhere."""
+        return self.accelerator.reduce(tensor, "mean")  # type: ignore[return-value]
+
+
+def _separation(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How well logits tell images from reconstructions; an accuracy of 0.5 each is a discriminator that guesses."""
+    return {
+        "logits_real": real.mean(),
+        "logits_fake": fake.mean(),
+        "discriminator_accuracy_real": (real > 0).float().mean(),
+        "discriminator_accuracy_fake": (fake < 0).float().mean(),
+    }

@@ -1,0 +1,130 @@
+"""Frechet distance between two sets of features (FID when the features are Inception's)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from foundation.errors import DataError
+
+
+class FeatureMoments:
+    """Count, mean and scatter of features that arrive in batches, in float64; no feature is kept.
+
+    Batches are centred before they are squared and joined by the pairwise update of Chan et al. 1979, so that
+    features with a large mean lose no digits. States of several processes are joined by ``merge``, in any order.
+
+    Args:
+        n_features: length F of a feature vector.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        self.n_features = n_features
+        self.n = 0
+        self.mean_F = np.zeros(n_features)
+        self.scatter_FF = np.zeros((n_features, n_features))
+
+    def update(self, features_BF: np.ndarray) -> None:
+        """Take in a batch, (B, F).
+
+        Raises:
+            DataError: another number of features, or values that are not finite.
+        """
+        features_BF = finite_features(features_BF, self.n_features)
+        if len(features_BF):
+            mean_F = features_BF.mean(0)
+            centred_BF = features_BF - mean_F
+            self._join(len(features_BF), mean_F, centred_BF.T @ centred_BF)
+
+    def merge(self, other: FeatureMoments) -> None:
+        """Take in everything that ``other`` has seen.
+
+        Raises:
+            DataError: another number of features.
+        """
+        if other.n_features != self.n_features:
+            raise DataError("moments of different features", field="features", found=other.n_features,
+                            expected=self.n_features, fix="use one extractor for both sets")  # fmt: skip
+        if other.n:
+            self._join(other.n, other.mean_F, other.scatter_FF)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance, (F, F).
+
+        Raises:
+            DataError: fewer than 2 feature vectors.
+        """
+        if self.n < 2:
+            raise DataError("too few images for a covariance", field="images", found=self.n, expected="at least 2")
+        return self.scatter_FF / (self.n - 1)
+
+    def _join(self, n: int, mean_F: np.ndarray, scatter_FF: np.ndarray) -> None:
+        total = self.n + n
+        shift_F = mean_F - self.mean_F
+        self.scatter_FF += scatter_FF + np.outer(shift_F, shift_F) * (self.n * n / total)
+        self.mean_F += shift_F * (n / total)
+        self.n = total
+
+
+def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
+    """Frechet distance of the Gaussians fitted to two sets, 0 or more (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+    Warns when a set has no more images than features: its covariance is then singular and the distance too large.
+
+    Raises:
+        DataError: different features, or fewer than 2 images in a set.
+    """
+    if one.n_features != other.n_features:
+        found = f"{one.n_features} and {other.n_features}"
+        raise DataError("sets of different features", field="features", found=found, expected="one length",
+                        fix="use one extractor for both sets")  # fmt: skip
+    n = min(one.n, other.n)
+    if 2 <= n <= one.n_features:
+        warnings.warn(f"Frechet distance from {n} images and {one.n_features} features: the covariance is singular and "
+                      "the distance biased upwards; use more images, or KID", stacklevel=2)  # fmt: skip
+    return gaussian_frechet_distance(one.mean_F, one.covariance, other.mean_F, other.covariance)
+
+
+def gaussian_frechet_distance(
+    mean_F: np.ndarray, covariance_FF: np.ndarray, other_mean_F: np.ndarray, other_covariance_FF: np.ndarray
+) -> float:
+    """Frechet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (arXiv:1706.08500, eq. 6).
+
+    With S1 = A A' and S2 = B B' the last trace is the sum of the singular values of A' B: real by construction, and
+    without the root of a rounding error that a matrix square root of a singular product takes.
+
+    Args:
+        mean_F, other_mean_F: (F,).
+        covariance_FF, other_covariance_FF: (F, F), symmetric and positive semi-definite.
+
+    Raises:
+        DataError: values that are not finite.
+    """
+    if not all(np.isfinite(each).all() for each in (mean_F, covariance_FF, other_mean_F, other_covariance_FF)):
+        raise DataError("moments that are not finite", field="features", found="NaN or infinity", expected="numbers")
+    factors = _factor(covariance_FF).T @ _factor(other_covariance_FF)
+    overlap = np.linalg.svd(factors, compute_uv=False).sum()
+    spread = np.trace(covariance_FF) + np.trace(other_covariance_FF) - 2 * overlap
+    return max(0.0, float(np.square(mean_F - other_mean_F).sum() + spread))
+
+
+def finite_features(features_BF: np.ndarray, n_features: int) -> np.ndarray:
+    """The same features as float64.
+
+    Raises:
+        DataError: not (B, n_features), or values that are not finite.
+    """
+    if features_BF.ndim != 2 or features_BF.shape[1] != n_features:
+        raise DataError("features of another shape", field="features", found=features_BF.shape,
+                        expected=f"(B, {n_features})", fix="use one extractor for both sets")  # fmt: skip
+    if not np.isfinite(features_BF).all():
+        raise DataError("features that are not finite", field="features", found="NaN or infinity", expected="numbers",
+                        fix="look for NaN in the images, and run the extractor in float32")  # fmt: skip
+    return features_BF.astype(np.float64)
+
+
+def _factor(covariance_FF: np.ndarray) -> np.ndarray:
+    eigenvalues, vectors = np.linalg.eigh(covariance_FF)
+    return vectors * np.sqrt(eigenvalues.clip(min=0))

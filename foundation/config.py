@@ -1,7 +1,7 @@
 """Typed configuration: frozen dataclasses to plain dictionaries and back, strictly.
 
 A recipe, a model's ``config.json`` and the code contract all pass through here. Alternatives are types: a field
-annotated ``FSQConfig | EMAVQConfig`` is written as a mapping whose ``type`` key names the alternative.
+annotated ``FSQConfig | VQConfig`` is written as a mapping whose ``type`` key names the alternative.
 """
 
 from __future__ import annotations
@@ -104,6 +104,21 @@ def override(values: dict[str, Any], dotted: str, value: Any) -> None:
     if last == "type" and values.get("type") != value:
         values.clear()
     values[last] = value
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, mapping by mapping; lists and scalars are replaced whole.
+
+    Another ``type`` drops the fields of the alternative that was there.
+    """
+    if "type" in changes and "type" in base and changes["type"] != base["type"]:
+        return dict(changes)
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def require(condition: bool, field: str, found: object, expected: str, fix: str | None = None) -> None:

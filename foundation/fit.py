@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from foundation.checkpoint import latest_checkpoint, save_checkpoint
 from foundation.config import require
 from foundation.data_order import DataOrder
 from foundation.errors import CheckpointError, DataError, Interrupted, TrainingError
-from foundation.log import MetricsLog
+from foundation.log import MetricsLog, read_metrics
 from foundation.randomness import derive_seed
 from foundation.stop_signal import StopSignal
 
@@ -89,6 +89,13 @@ class Task(Protocol):
         ...
 
 
+Health = Callable[[list[dict[str, Any]]], list[str]]
+
+
+def _no_concern(rows: list[dict[str, Any]]) -> list[str]:
+    return []
+
+
 def fit(
     task: Task,
     examples: Examples,
@@ -99,6 +106,7 @@ def fit(
     checkpoints: Path,
     log: MetricsLog,
     identity: dict[str, str],
+    health: Health = _no_concern,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -111,6 +119,7 @@ def fit(
         checkpoints: folder of this stage's checkpoints.
         log: where metrics go.
         identity: a hash of each thing that determines the result; a checkpoint with others is refused by their names.
+        health: called after each evaluation with this stage's metrics so far; what it returns is shown and logged.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -128,7 +137,7 @@ def fit(
         clock = time.perf_counter()
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
-                log.write("held_out", step, _evaluate(task, bar))
+                _evaluate(task, step, log, health, bar)
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(next(batches), step)
             bar.update()
@@ -140,8 +149,7 @@ def fit(
                 keeper.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
-        final = _evaluate(task, bar)
-        log.write("held_out", config.steps, final)
+        final = _evaluate(task, config.steps, log, health, bar)
         _require_useful(final, checkpoints)
 
 
@@ -159,9 +167,13 @@ def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator
     return dict(zip(numbers, means.tolist(), strict=True))
 
 
-def _evaluate(task: Task, progress: tqdm[Any]) -> dict[str, float]:
+def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any]) -> dict[str, float]:
     metrics = task.evaluate()
+    log.write("held_out", step, metrics)
     progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
+    for sentence in health(read_metrics(log.path, log.stage)) if log.enabled else ():
+        log.warn(step, sentence)
+        progress.write(f"warning, {log.stage} step {step}: {sentence}")
     return metrics
 
 

@@ -52,6 +52,21 @@ class Preprocess:
         """Channels of the result: 3 for RGB, 1 for L."""
         return 3 if self.mode == "RGB" else 1
 
+    def keeping_size(self, image: Image.Image, multiple: int) -> np.ndarray:
+        """As a call, but instead of resizing, crop each side to the largest multiple. Returns (Y, X, C) uint8.
+
+        Raises:
+            DataError: a side shorter than ``multiple``.
+        """
+        image = to_mode(upright(image), self.mode, self.background)
+        width, height = (side // multiple * multiple for side in image.size)
+        if not width or not height:
+            raise DataError("the image is too small", found=f"{image.width} x {image.height}",
+                            expected=f"sides of at least {multiple}")  # fmt: skip
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+        return np.array(image, dtype=np.uint8).reshape(height, width, self.n_channels)
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8."""
         image = to_mode(upright(image), self.mode, self.background)

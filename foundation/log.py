@@ -13,24 +13,32 @@ from foundation import durable
 class MetricsLog:
     """Appends to and reads ``metrics.jsonl``.
 
-    Each line has ``stage`` (``tokenizer`` or ``prior``), ``kind`` (``train`` or ``held_out``), ``step`` and numbers.
+    Each line has ``stage`` (``tokenizer`` or ``prior``), ``kind`` (``train``, ``held_out`` or ``warning``), ``step``
+    and numbers, or the warning's ``text``.
     A number that is not finite is written as null, since JSON has none.
     """
 
     def __init__(self, path: Path, stage: str, *, enabled: bool = True) -> None:
-        self.path, self.stage, self._enabled = path, stage, enabled
+        self.path, self.stage, self.enabled = path, stage, enabled
 
     def write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
         """Append one line."""
-        if not self._enabled:
+        if not self.enabled:
             return
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"stage": self.stage, "kind": kind, "step": step, **numbers})
         durable.append_line(self.path, line)
 
+    def warn(self, step: int, text: str) -> None:
+        """Append a line of kind ``warning`` with its ``text``."""
+        if self.enabled:
+            durable.append_line(
+                self.path, json.dumps({"stage": self.stage, "kind": "warning", "step": step, "text": text})
+            )
+
     def forget_from(self, step: int) -> None:
         """Drop this stage's lines of step ``step`` and later: a resumed run writes them again."""
-        if not self._enabled or not self.path.exists():
+        if not self.enabled or not self.path.exists():
             return
         kept = [row for row in read_metrics(self.path) if row["stage"] != self.stage or row["step"] < step]
         durable.replace_file(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from foundation.config import from_dict, override, require, to_dict
+from foundation.config import from_dict, merge, override, require, to_dict
 from foundation.errors import ConfigError, nearest
 from foundation.image_set import DataConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
@@ -119,6 +119,9 @@ class Recipe:
 def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe and apply overrides.
 
+    A recipe that says ``extends: NAME``, or a list of names, is laid over those: built-in recipes, YAML files, or files
+    beside it without their ending.
+
     Args:
         recipe: path of a YAML file, or the name of a built-in recipe such as ``digits``.
         overrides: dotted name -> value, e.g. ``{"prior.training.fit.steps": 100}``.
@@ -126,7 +129,7 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
     Raises:
         ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
     """
-    values = _read_yaml(_find(recipe))
+    values = _read_extended(_find(recipe))
     values.pop("versions", None)  # what a run folder's copy records beside the recipe
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
@@ -176,6 +179,21 @@ def _find(recipe: str) -> Path:
         found=recipe,
         fix=f"give a YAML file or a built-in name: {nearest(recipe, built_in_recipes())}",
     )
+
+
+def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
+    chain = (*above, path.resolve())
+    values = _read_yaml(path)
+    bases = values.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = path.parent / f"{base}.yaml"
+        parent = beside if beside.is_file() else _find(str(base))
+        if parent.resolve() in chain:
+            raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
+        merged = merge(merged, _read_extended(parent, chain))
+    return merge(merged, values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Every built-in recipe trains, shrunk to seconds, on real images where they are at hand."""
+
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from foundation.errors import ConfigError
+from foundation.log import read_metrics
+from pipeline.commands import start_run
+from pipeline.recipe import built_in_recipes, load_recipe
+from pipeline.run_folder import RunFolder
+
+SMALL = {
+    "tokenizer.model": {"patch_size": 2, "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1,
+                        "latent_channels": 8, "norm_groups": 4, "attention_levels": []},
+    "tokenizer.training.fit": {"steps": 3, "batch_size": 4, "evaluate_every": 3, "checkpoint_every": 3},
+    "data.preprocess": {"height": 32, "width": 32},
+}  # fmt: skip
+COLOUR = [name for name in built_in_recipes() if name != "digits"]
+
+
+def test_the_systems_of_the_field_each_have_a_recipe() -> None:
+    systems = ("vae", "beta-vae", "kl-gan", "vqvae", "vqvae2", "dvae", "vqgan", "rqvae", "fsq", "lfq", "ibq", "simvq")
+    for prefix in ("cifar10", "pictures"):
+        assert {f"{prefix}-{system}" for system in systems} <= set(built_in_recipes())
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, shared_data: Path, tmp_path: Path) -> None:
+    source = {"type": "dataset", "path": str(shared_data / "cifar10"), "validation_split": "validation", "limit": 16}
+    overrides = {"data.source": source}
+    for part, values in SMALL.items():
+        overrides |= {f"{part}.{key}": value for key, value in values.items()}
+    recipe = load_recipe(name)
+    quantizer = recipe.tokenizer.model.quantizer.type_name
+    if quantizer in ("vq", "ibq", "gumbel"):  # as many codes as 16 images can place
+        overrides["tokenizer.model.quantizer.codebook_size"] = 64
+    if quantizer == "residual":
+        overrides["tokenizer.model.quantizer.codebook.codebook_size"] = 64
+    training = recipe.tokenizer.training
+    if training.perceptual.weight > 0:
+        overrides["tokenizer.training.perceptual.vgg_weights"] = "random"
+    if training.adversarial.weight > 0:
+        overrides |= {"tokenizer.training.adversarial.start_step": 1,
+                      "tokenizer.training.adversarial.discriminator": {"width": 8, "n_layers": 2}}  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    start_run(name, str(folder.root), overrides).train_tokenizer()
+    last = read_metrics(folder.metrics, "tokenizer", "held_out")[-1]
+    assert last["step"] == 3 and last["psnr"] > 0
+    rows = read_metrics(folder.metrics, "tokenizer", "train")
+    assert ("discriminator_loss" in rows[-1]) == (training.adversarial.weight > 0)
+    assert all(row["loss"] is not None for row in rows)
+
+
+def test_a_recipe_extends_others_the_later_over_the_earlier(tmp_path: Path) -> None:
+    (tmp_path / "big.yaml").write_text("seed: 7\nprior: {model: {d_model: 512}}\n")
+    (tmp_path / "mine.yaml").write_text("extends: [digits, big]\nname: mine\nprior: {model: {n_layers: 2}}\n")
+    recipe, base = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("digits")
+    assert (recipe.name, recipe.seed, recipe.prior.model.d_model, recipe.prior.model.n_layers) == ("mine", 7, 512, 2)
+    assert recipe.tokenizer == base.tokenizer and recipe.prior.model.n_heads == base.prior.model.n_heads
+
+
+def test_another_type_drops_the_fields_of_the_one_it_replaces(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: digits\nname: mine\ntokenizer: {model: {quantizer: {type: fsq, levels: [8, 8]}}}\n"
+    )
+    assert load_recipe(str(tmp_path / "mine.yaml")).tokenizer.model.quantizer.codebook_size == 64
+
+
+def test_a_circle_and_an_unknown_base_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("extends: two\nname: one\n")
+    (tmp_path / "two.yaml").write_text("extends: one\nname: two\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_recipe(str(tmp_path / "one.yaml"))
+    (tmp_path / "two.yaml").write_text("extends: digit\nname: two\n")
+    with pytest.raises(ConfigError, match="'digits'"):
+        load_recipe(str(tmp_path / "one.yaml"))
+
+
+def test_a_continuous_tokenizer_runs_to_its_report_and_refuses_what_needs_codes(tmp_path: Path) -> None:
+    from foundation.errors import ContractError
+
+    overrides = {**TINY, "tokenizer.model": {**TINY["tokenizer.model"], "quantizer": {"type": "kl", "width": 2}}}
+    job = start_run("digits", str(tmp_path / "run"), overrides)
+    job.all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the latent is continuous" in page and "PSNR" in page
+    assert not (tmp_path / "run" / "codes").exists()
+    for stage in (job.encode, job.train_prior):
+        with pytest.raises(ContractError, match="makes no codes"):
+            stage()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 32, "width": 4}},
+        {"quantizer": {"type": "residual", "depth": 2, "codebook": {"codebook_size": 32, "width": 4}}},
+    ],
+)
+def test_two_grids_and_two_depths_go_through_encode_export_prior_and_decode(changes: dict, tmp_path: Path) -> None:
+    from pipeline.generate import ImageGenerator
+
+    overrides = {**TINY, "tokenizer.model": {**TINY["tokenizer.model"], **changes}}
+    start_run("digits", str(tmp_path / "run"), overrides).all()
+    generator = ImageGenerator.from_pretrained(tmp_path / "run")
+    output = generator([3, 7], seed=0, output_type="pt")
+    two_grids = "coarse_halvings" in changes
+    assert output.codes.shape == ((2, 4 + 16) if two_grids else (2, 4, 4, 2))
+    assert output.images.shape == (2, 1, 8, 8)
+    assert generator.prior.n_codes == (20 if two_grids else 32)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "validation, grid 2" in page if two_grids else "validation, depth 2" in page

@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.errors import ConfigError, Interrupted, TesseraError
 
-RECIPE_COMMANDS = ("run", "train-tokenizer", "encode", "train-prior")
+RECIPE_COMMANDS = ("run", "train-tokenizer", "encode", "train-prior", "estimate")
 
 
 Overrides = dict[str, Any] | None
@@ -105,18 +105,80 @@ def sample(
     sample_to_folder(run, class_labels, num_images_per_label, sampling, seed=seed, out=out, device=device)
 
 
-def reconstruct(run: str, images: list[str] | str, out: str = "reconstructions", device: str = "cpu") -> None:
+def reconstruct(
+    run: str,
+    images: list[str] | str,
+    keep_size: bool = False,
+    out: str = "reconstructions",
+    device: str = "cpu",
+) -> None:
     """Images beside what the tokenizer makes of them, with the PSNR of each.
 
     Args:
         run: a run folder, or a tokenizer folder
         images: an image file, a folder of images, or several, e.g. '[a.png,photos]'
+        keep_size: crop images to multiples of the stride instead of resizing them to the tokenizer's own size
         out: folder for the pictures
         device: cpu, cuda, cuda:1, ...
     """
-    from pipeline.commands import reconstruct_to_folder
+    from pipeline.tokenizer_commands import reconstruct_to_folder
 
-    reconstruct_to_folder(run, [images] if isinstance(images, str) else images, out=out, device=device)
+    paths = [images] if isinstance(images, str) else images
+    reconstruct_to_folder(run, paths, keep_size=keep_size, out=out, device=device)
+
+
+def interpolate(
+    run: str, first: str, last: str, steps: int = 8, out: str = "interpolation.png", device: str = "cpu"
+) -> None:
+    """A strip of images on the way from one to another, in the tokenizer's latent space.
+
+    Args:
+        run: a run folder, or a tokenizer folder
+        first: the image file to start from
+        last: the image file to end at
+        steps: images in the strip, both ends included
+        out: file for the strip
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.tokenizer_commands import interpolate_to_file
+
+    interpolate_to_file(run, first, last, steps=steps, out=out, device=device)
+
+
+def evaluate(
+    run: str,
+    extractor: str = "small",
+    weights: str | None = None,
+    lpips: str | None = None,
+    split: str = "validation",
+    device: str = "cpu",
+) -> None:
+    """Score the run's tokenizer on its images: PSNR, SSIM, LPIPS, rFID, KID, use of the codes.
+
+    Args:
+        run: the run folder
+        extractor: features for rFID and KID: inception, dinov2, small (needs no file, not comparable) or none
+        weights: the extractor's weights, a file, folder or hub name; default its cached or downloaded ones
+        lpips: VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS
+        split: validation or train
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.tokenizer_commands import evaluate_run
+
+    evaluate_run(run, extractor=extractor, weights=weights, lpips=lpips, split=split, device=device)
+
+
+def estimate(recipe: str, device: str = "cpu", overrides: Overrides = None) -> None:
+    """What a recipe costs before it runs: parameters, FLOPs, tokens, compression, hours on this machine.
+
+    Args:
+        recipe: a YAML file, a built-in recipe's name, or a run folder
+        device: cpu, cuda, cuda:1, ...
+        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
+    """
+    from pipeline.commands import print_estimate
+
+    print_estimate(recipe, overrides, device)
 
 
 def report(run: str) -> None:
@@ -158,6 +220,9 @@ COMMANDS: dict[str, Any] = {
     "train-prior": train_prior,
     "sample": sample,
     "reconstruct": reconstruct,
+    "interpolate": interpolate,
+    "evaluate": evaluate,
+    "estimate": estimate,
     "report": report,
     "recipes": recipes,
     "doctor": doctor,
@@ -194,6 +259,8 @@ def join_images(arguments: list[str]) -> list[str]:
     rest = arguments[1:]
     while rest:
         if rest[0].startswith("-"):
+            if rest[0] == "--keep_size" and (len(rest) < 2 or rest[1] not in ("true", "false")):
+                rest[0] = "--keep_size=true"
             taken = 1 if "=" in rest[0] or rest[0] in ("-h", "--help") else 2
             named, rest = named + rest[:taken], rest[taken:]
         else:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from foundation import durable
-from foundation.errors import ConfigError, DataError
+from foundation.errors import ConfigError
+from pipeline.outputs import file_name, output_folder, usable_device
 from pipeline.recipe import Recipe, load_recipe, recipe_text
 from pipeline.run_folder import RunFolder
 from pipeline.stages import Run
@@ -26,15 +27,20 @@ class Job:
         """Everything, in order."""
         began = time.perf_counter()
         self.train_tokenizer()
-        self.encode()
-        self.train_prior()
-        self.run.sample()
+        has_codes = self.run.recipe.tokenizer.model.is_discrete
+        if has_codes:
+            self.encode()
+            self.train_prior()
+            self.run.sample()
+        else:
+            self._say("no codes, prior or samples: the tokenizer's latent is continuous")
         self.report()
         folder = self.run.folder
         self._say(f"done in {time.perf_counter() - began:.0f} s")
         self._say(f"  look at   {folder.report}")
-        self._say(f"  samples   {folder.samples / 'grid.png'}")
-        self._say(f"  more      tessera sample {folder.root}")
+        if has_codes:
+            self._say(f"  samples   {folder.samples / 'grid.png'}")
+            self._say(f"  more      tessera sample {folder.root}")
 
     def train_tokenizer(self) -> None:
         """Stage 1."""
@@ -98,6 +104,15 @@ def _resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[Recipe, 
     return loaded, RunFolder(Path("runs") / loaded.name)
 
 
+def print_estimate(recipe: str, overrides: Mapping[str, Any] | None, device: str) -> None:
+    """Print what a recipe costs."""
+    import torch
+
+    from pipeline.estimate import estimate
+
+    print(estimate(_resolve(recipe, overrides)[0], torch.device(usable_device(device))).text())
+
+
 def open_run(folder: str) -> Job:
     """A run that exists already.
 
@@ -122,14 +137,14 @@ def sample_to_folder(
     from pipeline.generate import ImageGenerator, grid_image
 
     generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
-    folder = _output_folder(out, run)
+    folder = output_folder(out, run)
     labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     output = generator(labels, num_images_per_label, seed=seed, **sampling)
     names = list(generator.labels)
     per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(output.images) ** 0.5))
     with durable.writing(folder / "grid.png"):
         for image, label, image_seed in zip(output.images, output.labels, output.seeds, strict=True):
-            prefix = "image" if label is None else _file_name(names[label])
+            prefix = "image" if label is None else file_name(names[label])
             image.save(folder / f"{prefix}-seed{image_seed}.png")
         grid_image(output.images, per_row).save(folder / "grid.png")
     print(
@@ -137,57 +152,10 @@ def sample_to_folder(
     )
 
 
-def reconstruct_to_folder(run: str, images: list[str], *, out: str, device: str) -> None:
-    """Reconstruct files and folders; pictures and a line with the PSNR of each."""
-    from pipeline.reconstruct import reconstruct_files
-    from stage1_tokenizer.tokenizer import TokenizerModel
-
-    root = Path(run)
-    tokenizer = TokenizerModel.load(root / "tokenizer" if (root / "tokenizer").is_dir() else root)
-    folder = _output_folder(out, run)
-    done, failed = reconstruct_files(tokenizer.to(usable_device(device)), images)
-    for i, each in enumerate(done):
-        path = folder / f"{i:04d}-{_file_name(Path(each.image_id).stem)}.png"
-        with durable.writing(path):
-            each.pair.save(path)
-        print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
-    for line in failed:
-        print(f"unusable: {line}")
-    if not done:
-        raise DataError("none of the images can be used", field="images", found=f"{len(failed)} unusable")
-    print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
-
-
-def usable_device(name: str) -> str:
-    """The device's name, if this machine has it.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot be used here: {reason}", field="--device", found=name, fix="use cpu") from error
-    return name
-
-
 def _named(class_labels: Sequence[int | str] | int | str) -> list[str]:
     """What was typed, as names: 3 is first the class named 3, and only then the class numbered 3."""
     several = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
     return [str(each) for each in several]
-
-
-def _output_folder(out: str, run: str) -> Path:
-    folder = Path(out)
-    if folder.resolve() == RunFolder(Path(run)).samples.resolve():
-        raise ConfigError(
-            "is where the run keeps its own samples", field="--out", found=out, fix="choose another folder"
-        )
-    with durable.writing(folder / "grid.png"):
-        return folder
 
 
 def _last(folder: RunFolder, stage: str) -> str:
@@ -198,13 +166,10 @@ def _last(folder: RunFolder, stage: str) -> str:
         return ""
     row = {name: math.nan if value is None else value for name, value in rows[-1].items()}
     if stage == "tokenizer":
-        return f" (held-out PSNR {row['psnr']:.2f} dB, {row['code_usage']:.1%} of the codes in use)"
+        use = f", {row['code_usage']:.1%} of the codes in use" if "code_usage" in row else ""
+        return f" (held-out PSNR {row['psnr']:.2f} dB{use})"
     return (
         f" (held-out {row['bits_per_code']:.3f} bits per code, {row['bits_per_image']:.1f} bits per image;"
         f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
         f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
     )
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:80] or "image"

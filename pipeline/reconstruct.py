@@ -13,7 +13,7 @@ from tqdm import tqdm
 from foundation.errors import DataError
 from foundation.image_sources import image_files
 from foundation.images import decode_image, image_grid, to_uint8, to_unit_range
-from stage1_tokenizer.evaluate import psnr
+from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -32,8 +32,32 @@ class Reconstructed:
     pair: Image.Image
 
 
-def reconstruct_files(tokenizer: TokenizerModel, paths: list[str]) -> tuple[list[Reconstructed], list[str]]:
+def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np.ndarray:
+    """An image file as the tokenizer takes it, (1, Y, X, C) uint8.
+
+    Args:
+        tokenizer: knows the preprocess.
+        path: an image file.
+        keep_size: crop to multiples of the stride instead of resizing to the tokenizer's own size.
+
+    Raises:
+        DataError: the file cannot be decoded, or is too small.
+    """
+    image = decode_image(path.read_bytes())
+    if keep_size:
+        return tokenizer.preprocess.keeping_size(image, tokenizer.config.side_multiple)[None]
+    return tokenizer.preprocess(image)[None]
+
+
+def reconstruct_files(
+    tokenizer: TokenizerModel, paths: list[str], *, keep_size: bool = False
+) -> tuple[list[Reconstructed], list[str]]:
     """Reconstruct image files, or all images below folders.
+
+    Args:
+        tokenizer: in evaluation mode.
+        paths: files and folders.
+        keep_size: crop images to multiples of the stride instead of resizing them.
 
     Returns:
         What worked, and a line for each file that did not.
@@ -45,12 +69,12 @@ def reconstruct_files(tokenizer: TokenizerModel, paths: list[str]) -> tuple[list
     done, failed = [], []
     for path in tqdm(_expand(paths), desc="reconstructing", unit="img", delay=2):
         try:
-            pixels = tokenizer.preprocess(decode_image(path.read_bytes()))[None]
+            pixels = read_pixels(tokenizer, path, keep_size=keep_size)
         except (DataError, OSError, ValueError) as error:
             failed.append(f"{path}: {error}")
             continue
         image = to_unit_range(pixels).to(device)
-        decoded = tokenizer.decode(tokenizer.encode(image))
+        decoded = tokenizer.decode(tokenizer.encode(image), (image.shape[-2], image.shape[-1]))
         pair = np.concatenate([pixels, to_uint8(decoded)])
         done.append(Reconstructed(str(path), float(psnr(image, decoded)), side_by_side(pair)))
     return done, failed

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from foundation import durable
-from foundation.code_usage import CodeUsage, count_codes
+from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
 from foundation.images import GRID_GAP
 from foundation.json_files import read_json
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset, read_manifest
 from pipeline.reconstruct import originals_above_reconstructions
+from pipeline.report_plots import adversary_plot, inline_image, picture, prior_plot, tokenizer_plot, usage_plot
 from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -35,6 +32,7 @@ table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; tex
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid var(--line); } pre { overflow-x: auto; font-size: .85rem; }
 table.samples tr { border: 0; } table.samples td { padding: 0 0 6px; line-height: 0; }
+ul.warnings { color: #b33; }
 table.samples th { padding-right: .75rem; text-align: right; font-weight: normal; }
 """
 
@@ -43,31 +41,56 @@ def write_report(folder: RunFolder) -> None:
     """Write ``report.html`` from what the run folder holds.
 
     Args:
-        folder: a finished run.
+        folder: a finished run; of a continuous tokenizer, which has no codes and no prior, its first stage.
     """
     recipe = folder.load_recipe()
     tokenizer = TokenizerModel.load(folder.tokenizer)
-    usage = {
-        split: count_codes(TokenDataset(folder.codes, split).codes_NT, tokenizer.quantizer.codebook_size)
-        for split in ("train", "validation")
-    }
-    sections = [
-        f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>",
-        _section("Samples", _samples(folder)),
-        _section("Figures", _figures_table(folder, usage["validation"])),
-        _section("Reconstructions", _reconstructions(folder, tokenizer)),
-        _section("Training", _tokenizer_plot(folder) + _prior_plot(folder)),
-        _section("Use of the codebook", _usage_plot(usage)),
-        _section("Data", _data(folder)),
-        _section("Recipe", f"<pre>{html.escape(folder.recipe.read_text())}</pre>"),
-    ]  # fmt: skip
+    train, held_out = read_metrics(folder.metrics, "tokenizer", "train"), _held_out(folder, "tokenizer")
+    sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
+    curves = tokenizer_plot(train, held_out) + adversary_plot(train)
+    if tokenizer.is_discrete:
+        usages = _usages(folder)
+        curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior"))
+        sections = [
+            ("Samples", _samples(folder)),
+            ("Figures", _figures_table(folder, usages)),
+            *sections,
+            ("Training", _warnings(folder) + curves),
+            ("Use of the codebook", usage_plot(usages)),
+            ("Data", _data(folder)),
+        ]
+    else:
+        sections = [("Figures", _continuous_table(held_out)), *sections, ("Training", _warnings(folder) + curves)]
+    sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text())}</pre>"))
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(recipe.name)} - Tessera</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(sections)}</body></html>"
+        f"<title>{html.escape(recipe.name)} - Tessera</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>"
+        f"{''.join(_section(title, body) for title, body in sections)}</body></html>"
     )
     durable.replace_file(folder.report, page.encode())
+
+
+def _usages(folder: RunFolder) -> dict[str, CodeUsage]:
+    """Usage of each codebook in each split, by a name for the reader; the held-out ones last."""
+    usages = {}
+    for split in ("train", "validation"):
+        dataset = TokenDataset(folder.codes, split)
+        slots = dataset.spec.slots
+        for slot, usage in zip(slots, count_codes_by_slot(dataset.codes_NT, dataset.spec), strict=True):
+            level = f", grid {slot.level + 1}" if len(dataset.spec.levels) > 1 else ""
+            depth = f", depth {slot.depth + 1}" if dataset.spec.levels[slot.level].depth > 1 else ""
+            usages[f"{split}{level}{depth}"] = usage
+    return usages
+
+
+def _warnings(folder: RunFolder) -> str:
+    rows = read_metrics(folder.metrics, kind="warning")
+    if not rows:
+        return ""
+    lines = "".join(f"<li>{row['stage']}, step {row['step']:,}: {html.escape(row['text'])}</li>" for row in rows[-20:])
+    return f"<ul class='warnings'>{lines}</ul>"
 
 
 def _section(title: str, body: str) -> str:
@@ -81,12 +104,12 @@ def _samples(folder: RunFolder) -> str:
     about = read_json(folder.samples / "samples.json", ("labels", "columns"), fix=_SAMPLES_FIX)
     labels = about["labels"][:: about["columns"]]
     if labels[0] is None:
-        return _picture(grid, "New images, sampled without a class.")
+        return picture(grid, "New images, sampled without a class.")
     names = read_manifest(folder.codes)["spec"]["class_names"]
     height = (grid.height + GRID_GAP) // len(labels)
     rows = [grid.crop((0, i * height, grid.width, (i + 1) * height - GRID_GAP)) for i in range(len(labels))]
     body = "".join(
-        f"<tr><th>{html.escape(names[label])}</th><td>{_image(row, f'samples of class {names[label]}')}</td></tr>"
+        f"<tr><th>{html.escape(names[label])}</th><td>{inline_image(row, f'samples of class {names[label]}')}</td></tr>"
         for label, row in zip(labels, rows, strict=True)
     )
     return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.</p>"
@@ -97,73 +120,48 @@ def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
     if canary is None:
         return "<p>No images are stored beside the tokenizer.</p>"
     caption = "Held-out images above what the tokenizer makes of them from their codes alone."
-    return _picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
+    return picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
 
 
-def _figures_table(folder: RunFolder, usage: CodeUsage) -> str:
+def _figures_table(folder: RunFolder, usages: dict[str, CodeUsage]) -> str:
+    held_out = [usage for name, usage in usages.items() if name.startswith("validation")]
+    total, n_entries = summarize(held_out), sum(len(usage.counts_V) for usage in held_out)
     tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
     if not tokenizer or not prior:
         return "<p>There are no metrics in the run folder.</p>"
-    spec = read_manifest(folder.codes)["spec"]
+    spec = TokenDataset(folder.codes, "validation").spec
     last, best = prior[-1], min(row["nats_per_code"] for row in prior)
-    pixels = spec["preprocess"]["height"] * spec["preprocess"]["width"]
-    channels = 3 if spec["preprocess"]["mode"] == "RGB" else 1
-    n_codes = round(last["bits_per_image"] / last["bits_per_code"]) if last["bits_per_code"] else 0
-    bits = n_codes * math.log2(len(usage.counts_V))
+    values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
+    bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)
     rows = [
         ("Reconstruction, held-out PSNR", f"{tokenizer[-1]['psnr']:.2f} dB"),
-        ("Codes in use, held-out", f"{usage.share_used:.1%} of {len(usage.counts_V):,}"),
-        ("Code perplexity, held-out", f"{usage.perplexity:,.1f}"),
-        ("Codes per image", f"{n_codes} ({bits:,.0f} bits; {pixels * channels * 8 / bits:,.1f}x smaller than pixels)"),
+        ("Reconstruction, held-out SSIM", f"{tokenizer[-1]['ssim']:.3f}"),
+        ("Codes in use, held-out", f"{total.share_used:.1%} of {n_entries:,}"),
+        ("Code perplexity, held-out", f"{total.perplexity:,.1f}"),
+        ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits; {values * 8 / bits:,.1f}x smaller than pixels)"),
         ("Prior, held-out bits per code", f"{last['bits_per_code']:.3f}"),
-        ("&nbsp;&nbsp;a code of equal chances needs", f"{math.log2(len(usage.counts_V)):.3f}"),
+        ("&nbsp;&nbsp;a code of equal chances needs", f"{bits / spec.n_codes:.3f}"),
         ("&nbsp;&nbsp;code frequencies alone need", f"{last['unigram_bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;below code frequencies", f"{last['below_unigram']:.1%}"),
         ("Prior, held-out bits per image", f"{last['bits_per_image']:,.1f}"),
         ("Prior, loss at the end over its best", f"{last['nats_per_code'] / best - 1:+.2%}"),
     ]
+    return _table(rows)
+
+
+def _continuous_table(held_out: list[dict[str, Any]]) -> str:
+    if not held_out:
+        return "<p>There are no metrics in the run folder.</p>"
+    return _table([
+        ("Reconstruction, held-out PSNR", f"{held_out[-1]['psnr']:.2f} dB"),
+        ("Reconstruction, held-out SSIM", f"{held_out[-1]['ssim']:.3f}"),
+        ("Codes", "none: the latent is continuous, so there is no prior and there are no samples"),
+    ])  # fmt: skip
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
     body = "".join(f"<tr><td>{name}</td><td class='number'>{value}</td></tr>" for name, value in rows)
     return f"<table>{body}</table>"
-
-
-def _tokenizer_plot(folder: RunFolder) -> str:
-    train, held_out = read_metrics(folder.metrics, "tokenizer", "train"), _held_out(folder, "tokenizer")
-    if not train or not held_out:
-        return ""
-    figure, (left, right) = _panels(2)
-    left.semilogy(*_series(train, "loss_pixel"), label="training", linewidth=1)
-    left.set(title="Tokenizer: pixel loss", xlabel="step")
-    left.legend()
-    right.plot(*_series(held_out, "psnr"), marker=".", label="PSNR, dB")
-    right.set(title="Tokenizer, held-out", xlabel="step", ylabel="PSNR, dB")
-    share = right.twinx()
-    share.plot(*_series(held_out, "code_usage"), marker=".", color="tab:orange", label="codes in use")
-    share.set(ylabel="share of codes in use", ylim=(0, 1.02))
-    return _plot(figure, "Left: loss while training. Right: reconstruction (blue) and codebook use (orange).")
-
-
-def _prior_plot(folder: RunFolder) -> str:
-    train, held_out = read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior")
-    if not train or not held_out:
-        return ""
-    figure, (axis,) = _panels(1)
-    steps, nats = _series(train, "loss")
-    axis.plot(steps, np.asarray(nats, float) / math.log(2), linewidth=1, label="training (with dropout)")
-    axis.plot(*_series(held_out, "bits_per_code"), marker=".", label="held-out")
-    axis.axhline(held_out[-1]["unigram_bits_per_code"], linestyle="--", color="gray", label="code frequencies alone")
-    axis.set(title="Prior: bits per code", xlabel="step")
-    axis.legend()
-    return _plot(figure, "Lower is better; a held-out curve that turns up is a prior that memorises.")
-
-
-def _usage_plot(usage: dict[str, CodeUsage]) -> str:
-    figure, axes = _panels(len(usage))
-    for axis, (split, counts) in zip(axes, usage.items(), strict=True):
-        ordered = np.sort(counts.counts_V)[::-1] / counts.counts_V.sum()
-        axis.fill_between(np.arange(len(ordered)), ordered, step="mid")
-        title = f"{split}: {counts.share_used:.1%} used, perplexity {counts.perplexity:,.0f}"
-        axis.set(title=title, xlabel="codes, most frequent first", ylabel="share of all codes", yscale="log")
-    return _plot(figure, "A flat top with a steep end means that the codebook is well used.")
 
 
 def _data(folder: RunFolder) -> str:
@@ -185,35 +183,3 @@ def _held_out(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
     needed = "psnr" if stage == "tokenizer" else "nats_per_code"
     rows = [row for row in read_metrics(folder.metrics, stage, "held_out") if needed in row]
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
-
-
-def _series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[Any]]:
-    return [row["step"] for row in rows], [row[name] for row in rows]
-
-
-def _panels(n: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8 * n if n > 1 else 6.4, 3.2), layout="constrained")
-    return figure, figure.subplots(1, n, squeeze=False)[0]
-
-
-def _plot(figure: Any, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f"<figure>{_inline(buffer.getvalue(), caption, 'plot')}<figcaption>{caption}</figcaption></figure>"
-
-
-def _picture(image: Image.Image, caption: str) -> str:
-    return f"<figure>{_image(image, caption)}<figcaption>{caption}</figcaption></figure>"
-
-
-def _image(image: Image.Image, alt: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return _inline(buffer.getvalue(), alt, "pixels")
-
-
-def _inline(png: bytes, alt: str, kind: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f"<img class='{kind}' alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"

@@ -15,7 +15,7 @@ import torch
 from foundation import durable
 from foundation.codes import require_same_codes
 from foundation.config import digest, require
-from foundation.errors import CheckpointError, DataError
+from foundation.errors import CheckpointError, ContractError, DataError
 from foundation.fit import fit
 from foundation.image_set import ImageSet, open_image_sets
 from foundation.log import MetricsLog
@@ -26,8 +26,9 @@ from pipeline.generate import ImageGenerator, grid_image, index_text
 from pipeline.recipe import Recipe, determining
 from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import N_IMAGES, save_canary
+from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage1_tokenizer.train import TokenizerTask
+from stage1_tokenizer.train import TokenizerTask, require_enough_data, tokenizer_health
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
@@ -112,8 +113,10 @@ class Run:
         accelerator = self.accelerator
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
+        objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
         images = self.images
-        task = TokenizerTask(model, stage.training, images["validation"], accelerator, seed=recipe.seed)
+        require_enough_data(model, len(images["train"]))
+        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
         fit(
             task,
             images["train"],
@@ -129,6 +132,7 @@ class Run:
                 "the training images": images["train"].content,
                 "the held-out images": images["validation"].content,
             },
+            health=tokenizer_health,
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))
@@ -141,7 +145,12 @@ class Run:
         save_canary(tokenizer, held_out.pixels(np.arange(min(N_IMAGES, len(held_out)))), temporary)
 
     def encode(self) -> None:
-        """Export the codes of all images."""
+        """Export the codes of all images.
+
+        Raises:
+            ContractError: the tokenizer makes no codes.
+        """
+        self._require_codes()
         accelerator = self.accelerator
         if accelerator.is_main_process and not is_encoded(self.folder.codes):
             if not self.folder.tokenizer.exists():
@@ -152,7 +161,12 @@ class Run:
         accelerator.wait_for_everyone()
 
     def train_prior(self) -> None:
-        """Train stage 2 on the codes and freeze the averaged weights in ``prior/``."""
+        """Train stage 2 on the codes and freeze the averaged weights in ``prior/``.
+
+        Raises:
+            ContractError: the tokenizer makes no codes.
+        """
+        self._require_codes()
         if not self.folder.prior.exists():
             self._train_prior()
         index = self.folder.model_index
@@ -160,6 +174,16 @@ class Run:
         if self.accelerator.is_main_process and (not index.exists() or index.read_bytes() != text):
             durable.replace_file(index, text)
         self.accelerator.wait_for_everyone()
+
+    def _require_codes(self) -> None:
+        model = self.recipe.tokenizer.model
+        if not model.is_discrete:
+            raise ContractError(
+                "the tokenizer makes no codes: its latent is continuous",
+                field="tokenizer.model.quantizer.type",
+                found=model.quantizer.type_name,
+                fix="choose a discrete quantizer; tessera run stops after the tokenizer by itself",
+            )
 
     def _train_prior(self) -> None:
         recipe, stage = self.recipe, self.recipe.prior

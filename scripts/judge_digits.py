@@ -30,7 +30,7 @@ def judge(run: Path) -> dict[str, Any]:
     generator = ImageGenerator.from_pretrained(run)
     train, held_out = open_image_sets(folder.load_recipe().data)
     codes = {split: TokenDataset(folder.codes, split) for split in ("train", "validation")}
-    reconstruction = score_tokenizer(generator.tokenizer, held_out)
+    reconstruction = score_tokenizer(generator.tokenizer, held_out).metrics()
     likelihood = score_prior(generator.prior, codes["validation"])
     history = [row["nats_per_code"] for row in read_metrics(folder.metrics, "prior", "held_out")]
     classes = list(range(10))
@@ -39,8 +39,8 @@ def judge(run: Path) -> dict[str, Any]:
     drawn = samples.codes.flatten(1).numpy()
     real, sampled = _svc_accuracies(train, held_out, samples.images, np.array(samples.labels))
     return {
-        "held-out PSNR, dB": (reconstruction.psnr, ">=", 27.0),
-        "share of codes in use, held-out": (reconstruction.usage.share_used, ">=", 0.8),
+        "held-out PSNR, dB": (reconstruction["psnr"], ">=", 27.0),
+        "share of codes in use, held-out": (reconstruction["code_usage"], ">=", 0.8),
         "held-out NLL below unigram entropy": (likelihood.metrics()["below_unigram"], ">=", 0.15),
         "held-out NLL at the end over its best": (likelihood.nats_per_code / min(history) - 1, "<=", 0.03),
         "SVC accuracy on 500 samples": (sampled, ">=", 0.9),

@@ -29,11 +29,11 @@ class Canary:
 
     Attributes:
         pixels_BYXC: (B, Y, X, C) uint8.
-        codes_BHW: (B, H, W) int64.
+        codes: as the tokenizer encoded them; latents of a continuous one.
     """
 
     pixels_BYXC: np.ndarray
-    codes_BHW: torch.Tensor
+    codes: torch.Tensor
 
 
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
@@ -64,12 +64,12 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
     canary = load_canary(folder)
     if canary is None:
         return
-    differing = float((_encode(tokenizer, canary.pixels_BYXC) != canary.codes_BHW).double().mean())
+    differing = float((_encode(tokenizer, canary.pixels_BYXC) != canary.codes).double().mean())
     if differing > TOLERANCE:
         raise ContractError(
             "the tokenizer no longer gives the codes it gave when it was frozen",
             field=str(folder),
-            found=f"{differing:.1%} of the codes of {len(canary.codes_BHW)} stored images differ",
+            found=f"{differing:.1%} of the codes of {len(canary.codes)} stored images differ",
             expected=f"at most {TOLERANCE:.1%}",
             fix="take the folder anew; if it is unchanged, this machine computes differently: report it",
         )
@@ -77,4 +77,4 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
 
 def _encode(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> torch.Tensor:
     device = next(tokenizer.parameters()).device
-    return tokenizer.encode(to_unit_range(pixels_BYXC).to(device)).cpu()
+    return tokenizer.encode(to_unit_range(pixels_BYXC).to(device)).cpu().contiguous()

@@ -10,13 +10,17 @@ from foundation.fit import FitConfig
 from foundation.image_set import Augment
 from foundation.learner import Precision
 from foundation.optim import OptimConfig
-from stage1_tokenizer.quantizers.config import FSQConfig, QuantizerConfig
+from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
+from stage1_tokenizer.quantizers.config import FSQConfig, KLConfig, QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Architecture of the VQGAN family: residual blocks, GroupNorm, attention (Esser et al. 2021, arXiv:2012.09841)."""
 
+    patch_size: int = 1
+    """side of the pixel blocks folded into channels before the first convolution, and unfolded after the last;
+    multiplies the stride"""
     base_width: int = 64
     """channels at full resolution"""
     width_multipliers: tuple[int, ...] = (1, 2, 2, 4)
@@ -35,8 +39,11 @@ class TokenizerConfig:
     """dropout inside residual blocks, 0 to below 1"""
     quantizer: QuantizerConfig = field(default_factory=FSQConfig)
     """how latents become codes"""
+    coarse_halvings: int = 0
+    """above 0: a second, coarser grid of codes with sides halved this often (VQ-VAE-2)"""
 
     def __post_init__(self) -> None:
+        require(self.patch_size > 0, "patch_size", self.patch_size, "a positive whole number of pixels")
         require(len(self.width_multipliers) > 0, "width_multipliers", self.width_multipliers, "at least one level")
         require(self.norm_groups > 0, "norm_groups", self.norm_groups, "a positive whole number")
         for multiplier in self.width_multipliers:
@@ -50,11 +57,24 @@ class TokenizerConfig:
         require(self.n_res_blocks > 0, "n_res_blocks", self.n_res_blocks, "a positive whole number")
         require(self.latent_channels > 0, "latent_channels", self.latent_channels, "a positive whole number")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        require(self.coarse_halvings >= 0, "coarse_halvings", self.coarse_halvings, "0 or more")
+        grouped = self.coarse_halvings == 0 or self.latent_channels % self.norm_groups == 0
+        require(grouped, "latent_channels", self.latent_channels, f"a multiple of norm_groups, {self.norm_groups}")
 
     @property
     def stride(self) -> int:
         """Pixels per code along each side."""
-        return 2 ** (len(self.width_multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.width_multipliers) - 1)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether it makes codes; a Gaussian latent has none, and so no prior."""
+        return not isinstance(self.quantizer, KLConfig)
+
+    @property
+    def side_multiple(self) -> int:
+        """What both sides of an image must be multiples of: the stride, at the coarsest grid."""
+        return self.stride * 2**self.coarse_halvings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +89,17 @@ class TokenizerTraining:
     """random changes to training images"""
     pixel_loss: Literal["l1", "l2"] = "l2"
     """distance between an image and its reconstruction, averaged over values in [-1, 1]"""
+    pixel_weight: float = 1.0
+    """factor of the pixel loss"""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    """LPIPS beside the pixel loss; off unless its weight is above 0"""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """a discriminator that reconstructions must deceive; off unless its weight is above 0"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     precision: Precision = "float32"
     """arithmetic of the convolutions; the quantizer and the losses always use float32"""
 
     def __post_init__(self) -> None:
+        require(self.pixel_weight > 0, "pixel_weight", self.pixel_weight, "a positive number")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

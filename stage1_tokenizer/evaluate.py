@@ -1,26 +1,24 @@
-"""How good a tokenizer is, over a whole set of images: PSNR, code usage, perplexity."""
+"""How good a tokenizer is, over a whole set of images: PSNR, SSIM, L1, LPIPS if asked for, use of the codebooks."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import trange
 
-from foundation.code_usage import CodeUsage
+from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.config import require
 from foundation.image_set import ImageSet
+from stage1_tokenizer.metrics.psnr import psnr
+from stage1_tokenizer.metrics.ssim import ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-
-def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each image in dB, (B,).
-
-    Both arguments are in [-1, 1] (reconstructions are clamped to it), so the peak-to-peak range is 2. An exact
-    reconstruction counts as 100 dB.
-    """
-    error = (images_BCYX.float() - reconstructions_BCYX.float().clamp(-1, 1)).square().flatten(1).mean(1)
-    return (10 * torch.log10(4.0 / error.clamp_min(4e-10))).clamp_max(100.0)
+PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PairWatcher = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -28,36 +26,93 @@ class TokenizerScores:
     """Averages over a whole set.
 
     Attributes:
-        psnr: mean over images, dB.
-        l1: mean absolute error of values in [-1, 1].
-        usage: which codes occurred, how often.
+        n_images: size of the set.
+        means: ``psnr`` (dB), ``ssim`` (at most 1), ``l1`` (of values in [-1, 1]) and, where it was asked for,
+            ``lpips``: means over images.
+        usages: which codes occurred, how often: one for each codebook. Empty for a continuous tokenizer.
     """
 
-    psnr: float
-    l1: float
-    usage: CodeUsage
+    n_images: int
+    means: dict[str, float]
+    usages: tuple[CodeUsage, ...]
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log."""
+        rest = {name: value for name, value in self.means.items() if name != "psnr"}
+        if not self.usages:
+            return {"psnr": self.means["psnr"], **rest}
+        total = summarize(list(self.usages))
+        single = {f"code_usage_{i}": each.share_used for i, each in enumerate(self.usages) if len(self.usages) > 1}
         return {
-            "psnr": self.psnr,
-            "code_usage": self.usage.share_used,
-            "code_perplexity": self.usage.perplexity,
-            "l1": self.l1,
+            "psnr": self.means["psnr"],
+            "code_usage": total.share_used,
+            "code_perplexity": total.perplexity,
+            **rest,
+            "code_usage_possible": _possible(self.usages),
+            **single,
         }
 
 
 @torch.no_grad()
-def score_tokenizer(model: TokenizerModel, images: ImageSet, *, batch_size: int = 64) -> TokenizerScores:
-    """Encode and decode every image of the set, unaugmented."""
+def score_tokenizer(
+    model: TokenizerModel,
+    images: ImageSet,
+    *,
+    batch_size: int = 64,
+    lpips: PairScore | None = None,
+    watch: PairWatcher | None = None,
+) -> TokenizerScores:
+    """Encode and decode every image of the set, unaugmented, with dropout off. Memory does not grow with the set.
+
+    Args:
+        model: discrete, or continuous (then without code usage).
+        images: the set.
+        batch_size: images at a time.
+        lpips: ``lpips(images_BCYX, reconstructions_BCYX) -> (B,)``, on the model's device.
+        watch: called with each batch of images and reconstructions, both in [-1, 1].
+
+    Raises:
+        ConfigError: a batch size below 1.
+    """
+    require(batch_size > 0, "batch_size", batch_size, "a positive number of images")
     device = next(model.parameters()).device
-    total_psnr = total_l1 = 0.0
-    counts_V = np.zeros(model.quantizer.codebook_size, np.int64)
-    for start in trange(0, len(images), batch_size, desc="scoring the tokenizer", unit="batch", delay=2, leave=False):
-        batch = images.images(np.arange(start, min(start + batch_size, len(images)))).to(device)
-        codes = model.encode(batch)
-        decoded = model.decode(codes)
-        total_psnr += float(psnr(batch, decoded).sum())
-        total_l1 += float((batch - decoded.clamp(-1, 1)).abs().mean(dim=(1, 2, 3)).sum())
-        counts_V += np.bincount(codes.flatten().cpu().numpy(), minlength=len(counts_V))
-    return TokenizerScores(total_psnr / len(images), total_l1 / len(images), CodeUsage(counts_V))
+    totals: dict[str, float] = defaultdict(float)
+    usages: tuple[CodeUsage, ...] = ()
+    was_training = model.training
+    model.eval()
+    try:
+        for start in trange(
+            0, len(images), batch_size, desc="scoring the tokenizer", unit="batch", delay=2, leave=False
+        ):
+            batch = images.images(np.arange(start, min(start + batch_size, len(images)))).to(device)
+            codes = model.encode(batch)
+            decoded = model.decode(codes).clamp(-1, 1)
+            for name, values_B in _scores(batch, decoded, lpips).items():
+                totals[name] += float(values_B.double().sum())
+            if model.is_discrete:
+                found = count_codes_by_slot(codes.flatten(1).cpu().numpy(), model.layout)
+                usages = tuple(a + b for a, b in zip(usages, found, strict=True)) if usages else tuple(found)
+            if watch is not None:
+                watch(batch, decoded)
+    finally:
+        model.train(was_training)
+    return TokenizerScores(len(images), {name: total / len(images) for name, total in totals.items()}, usages)
+
+
+def _scores(images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, lpips: PairScore | None) -> dict[str, torch.Tensor]:
+    """Scores of each image, (B,)."""
+    scores = {
+        "psnr": psnr(images_BCYX, decoded_BCYX),
+        "ssim": ssim(images_BCYX, decoded_BCYX),
+        "l1": (images_BCYX - decoded_BCYX).abs().flatten(1).mean(1),
+    }
+    if lpips is not None:
+        scores["lpips"] = lpips(images_BCYX, decoded_BCYX)
+    return scores
+
+
+def _possible(usages: tuple[CodeUsage, ...]) -> float:
+    """The share of the codebooks that so many codes drawn with equal chances would use."""
+    sizes = np.array([len(usage.counts_V) for usage in usages], float)
+    drawn = np.array([usage.counts_V.sum() for usage in usages], float)
+    return float((sizes * -np.expm1(drawn * np.log1p(-1 / np.maximum(sizes, 2)))).sum() / sizes.sum())

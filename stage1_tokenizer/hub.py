@@ -53,12 +53,12 @@ class Tokenizer(PreTrainedModel):
         return self.model(images_BCYX)  # type: ignore[no-any-return]
 
     def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """(B, 3|1, Y, X) in [-1, 1] => (B, H, W) int64 codes."""
+        """(B, 3|1, Y, X) in [-1, 1] => codes, see ``TokenizerModel``."""
         return self.model.encode(images_BCYX)
 
-    def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) codes => (B, 3|1, Y, X) images."""
-        return self.model.decode(codes_BHW)
+    def decode(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Codes => (B, 3|1, Y, X) images, see ``TokenizerModel``."""
+        return self.model.decode(codes, image_size)
 
     @property
     def spec(self) -> CodeSpec:

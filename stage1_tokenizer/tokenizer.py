@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ from torch import nn
 
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
-from foundation.errors import CheckpointError, ConfigError, DataError
+from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
 from foundation.images import Preprocess
 from foundation.model_files import REMEDY, load_model_folder, save_model_folder
 from foundation.tensor_files import load_weights, tensors_sha256
+from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.decoder import Decoder
 from stage1_tokenizer.encoder import Encoder
-from stage1_tokenizer.quantizers import build_quantizer
+from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
 
@@ -31,19 +34,24 @@ class TokenizerOutput:
 
     Attributes:
         images_BCYX: the reconstruction, not clamped.
-        codes_BHW: int64.
-        latents_BCHW: before quantization, float32.
-        losses: the quantizer's terms, already weighted.
+        codes: as ``TokenizerModel.encode`` returns them.
+        latents_BCHW: before quantization, float32; of the fine grid where there are two.
+        losses: the quantizers' terms, already weighted.
+        metrics: the quantizers' other scalars.
     """
 
     images_BCYX: torch.Tensor
-    codes_BHW: torch.Tensor
+    codes: torch.Tensor
     latents_BCHW: torch.Tensor
     losses: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor | float]
 
 
 class TokenizerModel(nn.Module):
-    """Encoder, 1 x 1 projection, quantizer, 1 x 1 projection, decoder.
+    """Encoder, bottleneck, decoder.
+
+    Codes are one tensor: (B, H, W) int64, or (B, H, W, D) for D codes at each position, or the sequence (B, T) where
+    there are two grids. A continuous tokenizer (Gaussian latent) has (B, C, H, W) float32 latents in their place.
 
     Args:
         config: the architecture.
@@ -55,63 +63,104 @@ class TokenizerModel(nn.Module):
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
         self.encoder = Encoder(config, preprocess.n_channels)
-        self.quantizer = build_quantizer(config.quantizer)
-        self.to_code = nn.Conv2d(config.latent_channels, self.quantizer.width, 1)
-        self.from_code = nn.Conv2d(self.quantizer.width, config.latent_channels, 1)
+        self.bottleneck = build_bottleneck(config)
         self.decoder = Decoder(config, preprocess.n_channels)
 
     def forward(self, images_BCYX: torch.Tensor) -> TokenizerOutput:
         """Reconstruct; everything that training differentiates passes through here."""
-        latents = self.latents(images_BCYX)
-        quantized = self.quantizer(latents)
-        images = self._decode_latents(quantized.latents_BCHW)
-        return TokenizerOutput(images, quantized.codes_BHW, latents, quantized.losses)
+        coded = self.bottleneck(self.features(images_BCYX))
+        images = self.decoder(coded.features_BCHW).float()
+        return TokenizerOutput(images, coded.codes, coded.latents_BCHW, coded.losses, coded.metrics)
 
-    def latents(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] => (B, C, H, W) float32, before quantization.
+    def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] => (B, latent_channels, H, W), the encoder's output.
 
         Raises:
             DataError: sides that are not multiples of the stride, or another number of channels.
         """
         channels, height, width = images_BCYX.shape[1:]
-        stride = self.config.stride
+        multiple = self.config.side_multiple
         if channels != self.preprocess.n_channels:
             raise DataError("another number of channels", field="images", found=channels,
                             expected=self.preprocess.n_channels, fix="use tokenizer.preprocess")  # fmt: skip
-        if height % stride or width % stride:
+        if height % multiple or width % multiple:
             raise DataError("sides are not multiples of the stride", field="images", found=f"{height} x {width}",
-                            expected=f"multiples of {stride}", fix="crop or pad the images")  # fmt: skip
-        return self.to_code(self.encoder(images_BCYX)).float()
+                            expected=f"multiples of {multiple}", fix="crop or pad the images")  # fmt: skip
+        features: torch.Tensor = self.encoder(images_BCYX)
+        return features
 
     @torch.no_grad()
     def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1] => codes, (B, H, W) int64."""
-        return self.quantizer.encode(self.latents(images_BCYX))
-
-    @torch.no_grad()
-    def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
-        """Codes => pixels, (B, 3|1, Y, X), nominally in [-1, 1] but not clamped.
+        """Pixels in [-1, 1] => codes.
 
         Raises:
-            DataError: a code outside the codebook.
+            DataError: as ``features``; values that are not finite, or outside [-1, 1].
         """
-        low, high = int(codes_BHW.min()), int(codes_BHW.max())
-        if low < 0 or high >= self.quantizer.codebook_size:
-            raise DataError("codes outside the codebook", field="codes", found=f"{low}..{high}",
-                            expected=f"0..{self.quantizer.codebook_size - 1}")  # fmt: skip
-        return self._decode_latents(self.quantizer.decode(codes_BHW))
+        _require_pixels(images_BCYX)
+        return self.bottleneck.encode(self.features(images_BCYX))
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Codes => pixels, (B, 3|1, Y, X), nominally in [-1, 1] but not clamped.
+
+        Args:
+            codes: as ``encode`` returns them.
+            image_size: (Y, X) of the images; needed only for two grids of another size than the preprocess's.
+
+        Raises:
+            DataError: a code outside the codebook, or another number of codes than the image size has.
+        """
+        grid = self._grid(image_size)
+        if self.is_discrete:
+            self._require_codes(codes, grid)
+        images: torch.Tensor = self.decoder(self.bottleneck.decode(codes, grid)).float()
+        return images
+
+    @torch.no_grad()
+    def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
+        """Set the codebooks from the first batch, all processes' together."""
+        for quantizer, latents in self.bottleneck.stages(self.features(images_BCYX)):
+            quantizer.initialize(latents, generator)
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """One for each grid, coarse to fine."""
+        return self.bottleneck.quantizers
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether it makes codes; a Gaussian latent has none, and so no prior."""
+        return self.config.is_discrete
+
+    @property
+    def levels(self) -> tuple[CodeLevel, ...]:
+        """The grids of an image of the configured size.
+
+        Raises:
+            ContractError: a continuous tokenizer has no codes.
+        """
+        if not self.is_discrete:
+            raise ContractError("this tokenizer makes no codes: its latent is continuous", field="quantizer.type",
+                                found=self.config.quantizer.type_name, fix="use a discrete quantizer")  # fmt: skip
+        return self.bottleneck.levels(*self._grid(None))
+
+    @property
+    def layout(self) -> CodeSpec:
+        """``spec`` without the fingerprint, which takes time to compute.
+
+        Raises:
+            ContractError: a continuous tokenizer has no codes.
+        """
+        return CodeSpec(levels=self.levels, stride=self.config.stride, preprocess=self.preprocess, fingerprint="")
 
     @property
     def spec(self) -> CodeSpec:
-        """What the codes of an image of the configured size are. Computes the fingerprint of the weights."""
-        preprocess, stride, quantizer = self.preprocess, self.config.stride, self.quantizer
-        level = CodeLevel(
-            height=preprocess.height // stride,
-            width=preprocess.width // stride,
-            codebook_size=quantizer.codebook_size,
-            depth=quantizer.depth,
-        )
-        return CodeSpec(levels=(level,), stride=stride, preprocess=preprocess, fingerprint=self.fingerprint)
+        """What the codes of an image of the configured size are. Computes the fingerprint of the weights.
+
+        Raises:
+            ContractError: a continuous tokenizer has no codes.
+        """
+        return dataclasses.replace(self.layout, fingerprint=self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -122,10 +171,10 @@ class TokenizerModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Tokenizer.from_pretrained`` open."""
-        spec = self.spec
         settings = {"tokenizer": to_dict(self.config), "preprocess": to_dict(self.preprocess)}
-        save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": spec.fingerprint})
-        (folder / "code_spec.json").write_text(json.dumps(to_dict(spec), indent=1, sort_keys=True))
+        save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
+        if self.is_discrete:
+            (folder / "code_spec.json").write_text(json.dumps(to_dict(self.spec), indent=1, sort_keys=True))
 
     @classmethod
     def load(cls, folder: str | Path) -> TokenizerModel:
@@ -147,20 +196,42 @@ class TokenizerModel(nn.Module):
         config = from_dict(TokenizerConfig, settings["tokenizer"], "tokenizer")
         return cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
 
-    def _decode_latents(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.from_code(latents_BCHW.to(self.from_code.weight.dtype))).float()
+    def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
+        height, width = image_size or (self.preprocess.height, self.preprocess.width)
+        return height // self.config.stride, width // self.config.stride
+
+    def _require_codes(self, codes: torch.Tensor, grid: tuple[int, int]) -> None:
+        low, high, size = int(codes.min()), int(codes.max()), self.bottleneck.quantizer.codebook_size
+        if low < 0 or high >= size:
+            raise DataError("codes outside the codebook", field="codes", found=f"{low}..{high}",
+                            expected=f"0..{size - 1}")  # fmt: skip
+        n_codes = sum(level.n_codes for level in self.bottleneck.levels(*grid))
+        if codes.ndim == 2 and codes.shape[1] != n_codes:
+            raise DataError("another number of codes than the image has", field="codes", found=codes.shape[1],
+                            expected=n_codes, fix="say image_size for other sides than the preprocess's")  # fmt: skip
+
+
+def _require_pixels(images_BCYX: torch.Tensor) -> None:
+    low, high = (float(each) for each in images_BCYX.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError("holds values that are not finite", field="images", found=f"{low}..{high}",
+                        expected="values in [-1, 1]", fix="find the image with torch.isfinite")  # fmt: skip
+    if max(-low, high) > 1.001:
+        raise DataError("holds values outside the range", field="images", found=f"{low:.4g}..{high:.4g}",
+                        expected="values in [-1, 1]", fix="use tokenizer.preprocess and to_unit_range")  # fmt: skip
 
 
 def _require_divisible(config: TokenizerConfig, preprocess: Preprocess) -> None:
     for name in ("height", "width"):
         side = getattr(preprocess, name)
-        if side % config.stride:
-            lower = side // config.stride * config.stride
-            choices = f"{lower} or {lower + config.stride}" if lower else str(config.stride)
+        multiple = config.side_multiple
+        if side % multiple:
+            lower = side // multiple * multiple
+            choices = f"{lower} or {lower + multiple}" if lower else str(multiple)
             raise ConfigError(
                 "is not divisible by the tokenizer's stride",
                 field=f"data.preprocess.{name}",
                 found=side,
-                expected=f"a multiple of {config.stride} (2 for each level after the first)",
-                fix=f"use {choices}, or fewer width_multipliers",
+                expected=f"a multiple of {multiple}",
+                fix=f"use {choices}, or fewer halvings (width_multipliers, patch_size, coarse_halvings)",
             )

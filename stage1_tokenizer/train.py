@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 
+from foundation.errors import ConfigError
 from foundation.image_set import ImageSet
 from foundation.learner import Learner
 from foundation.randomness import derive_seed
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
+from stage1_tokenizer.health import codebook_health
+from stage1_tokenizer.losses.gan_health import gan_health
+from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 class TokenizerTask:
@@ -26,22 +28,23 @@ class TokenizerTask:
     Args:
         model: freshly built.
         training: how to train.
-        held_out: images for ``evaluate``.
+        objective: what to minimise.
+        held_out: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
-        seed: of the codebook's initialisation and revival.
+        seed: of the codebooks' initialisation and revival.
     """
 
     def __init__(
         self,
         model: TokenizerModel,
         training: TokenizerTraining,
-        held_out: ImageSet,
+        objective: Objective,
+        held_out: ImageSet | None,
         accelerator: Accelerator,
         *,
         seed: int,
     ) -> None:
-        self.model, self.held_out, self.seed = model, held_out, seed
-        self.pixel_loss = _PIXEL_LOSSES[training.pixel_loss]
+        self.model, self.objective, self.held_out, self.seed = model, objective, held_out, seed
         self.learner = Learner(
             model,
             training.optim,
@@ -51,27 +54,38 @@ class TokenizerTask:
             accelerator=accelerator,
         )
 
-    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor | float]:
-        """One optimizer step on (B, C, Y, X) images."""
-        images, quantizer = batch["images"], self.model.quantizer
+    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
+        """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
+        images = batch["images"]
         self.learner.wrapped.train()
+        for quantizer in self.model.quantizers:
+            quantizer.schedule(step)
         if step == 0:
-            with torch.no_grad(), self.learner.autocast():
-                quantizer.initialize(self.model.latents(images), self._generator("initialize", step))
+            with self.learner.autocast():
+                self.model.initialize(images, self._generator("initialize", step))
         with self.learner.autocast():
             output = self.learner.wrapped(images)
-        pixel = self.pixel_loss(output.images_BCYX, images)
-        update = self.learner.apply(pixel + sum(output.losses.values()), step)
+        loss, metrics = self.objective(images, output.images_BCYX, self.model.decoder.conv_out.weight, step)
+        update = self.learner.apply(loss + sum(output.losses.values()), step)
+        self._move_on(step, taken=update.taken)
         if update.taken:
-            quantizer.update(step, self._generator("update", step))
-            self.learner.average.update(self.model, step)
-        else:
-            quantizer.forget()
+            metrics |= self.objective.train_adversary(images, output.images_BCYX, step)
         terms = {f"loss_{name}": value.detach() for name, value in output.losses.items()}
-        return {**update.metrics, "loss_pixel": pixel.detach(), **terms}
+        return {**update.metrics, **metrics, **terms, **output.metrics}
+
+    def _move_on(self, step: int, *, taken: bool) -> None:
+        """What learns outside the optimizer follows a step that was taken, and forgets one that was not."""
+        for i, quantizer in enumerate(self.model.quantizers):
+            if taken:
+                quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
+            else:
+                quantizer.forget()
+        if taken:
+            self.learner.average.update(self.model, step)
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR, code usage and perplexity of the averaged weights over the held-out set."""
+        """PSNR, SSIM, code usage and perplexity of the averaged weights over the held-out set."""
+        assert self.held_out is not None, "built without images to evaluate on"
         return score_tokenizer(self.exported(), self.held_out).metrics()
 
     def exported(self) -> TokenizerModel:
@@ -82,11 +96,38 @@ class TokenizerTask:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to continue."""
-        return self.learner.state_dict()
+        return {**self.learner.state_dict(), "objective": self.objective.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         self.learner.load_state_dict(state)
+        self.objective.load_state_dict(state["objective"])
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, "codebook", purpose, step))
+
+
+def tokenizer_health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with a training so far, in plain words; see ``codebook_health`` and ``gan_health``."""
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("held_out", "train")}
+    return codebook_health(by_kind["held_out"]) + gan_health(by_kind["train"])
+
+
+def require_enough_data(model: TokenizerModel, n_images: int) -> None:
+    """Refuse a learned codebook with more codes than all training images have vectors to place them on.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    if not model.is_discrete:
+        return
+    for quantizer, level in zip(model.quantizers, model.levels, strict=True):
+        vectors = n_images * level.height * level.width
+        if quantizer.learns_codebook and quantizer.codebook_size > vectors:
+            raise ConfigError(
+                "is larger than the data supports",
+                field="tokenizer.model.quantizer.codebook_size",
+                found=f"{quantizer.codebook_size:,} codes",
+                expected=f"at most {vectors:,}: {n_images:,} training images with {level.height} x {level.width} codes",
+                fix="use fewer codes, more images, a smaller stride, or fsq, whose codes are not learned",
+            )

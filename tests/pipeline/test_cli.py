@@ -25,7 +25,7 @@ def options(overrides: dict) -> list[str]:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "Traceback" not in error
+    assert "error: " in error and "Traceback" not in error
     return error
 
 
@@ -41,7 +41,7 @@ def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
     ("arguments", "fragments"),
     [
         (["run", "digits", "--prior.model.n_layer", "3"], ["prior.model.n_layer", "'n_layers'?"]),
-        (["run", "digits", "--tokenizer.model.quantizer.type", "ema"], ["quantizer.type", "'ema_vq'?"]),
+        (["run", "digits", "--tokenizer.model.quantizer.type", "vqq"], ["quantizer.type", "'vq'"]),
         (["run", "digits", "--prior.training.fit.steps", "many"], ["prior.training.fit.steps", "'many'", "whole"]),
         (["run", "digits", "--prior.training.fit.steps", "0"], ["prior.training.fit.steps", "positive"]),
         (["run", "digits", "--data.preprocess.height", "9"], ["data.preprocess.height", "9", "multiple of 2", "10"]),

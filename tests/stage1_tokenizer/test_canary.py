@@ -20,7 +20,7 @@ def test_the_frozen_tokenizer_passes(tokenizer: TokenizerModel, finished_run: Pa
     check_canary(tokenizer, finished_run / "tokenizer")
     canary = load_canary(finished_run / "tokenizer")
     assert canary is not None
-    assert canary.pixels_BYXC.shape == (16, 8, 8, 1) and canary.codes_BHW.shape == (16, 4, 4)
+    assert canary.pixels_BYXC.shape == (16, 8, 8, 1) and canary.codes.shape == (16, 4, 4)
 
 
 def dropped_layer(model: TokenizerModel) -> None:

@@ -3,16 +3,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundation.errors import CheckpointError, ConfigError, DataError
+from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
 from foundation.images import Preprocess
 from foundation.model_files import WEIGHTS
 from foundation.tensor_files import load_weights
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.evaluate import psnr
-from stage1_tokenizer.quantizers import EMAVQConfig, FSQConfig, QuantizerConfig
+from stage1_tokenizer.metrics.psnr import psnr
+from stage1_tokenizer.quantizers import (
+    FSQConfig,
+    GumbelConfig,
+    IBQConfig,
+    KLConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    VQConfig,
+)
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-QUANTIZERS = [FSQConfig(levels=(5, 5, 5)), EMAVQConfig(codebook_size=32, width=6)]
+QUANTIZERS = [
+    FSQConfig(levels=(5, 5, 5)),
+    VQConfig(codebook_size=32, width=6),
+    VQConfig(codebook_size=32, width=6, normalize=True, learning="gradient"),
+    ResidualConfig(depth=3, codebook=VQConfig(codebook_size=16, width=6)),
+    LFQConfig(width=6),
+    GumbelConfig(codebook_size=16, width=6),
+    IBQConfig(codebook_size=32, width=6),
+]
 
 
 def small(quantizer: QuantizerConfig = QUANTIZERS[0], **changes: object) -> TokenizerModel:
@@ -35,8 +52,9 @@ def test_decoding_the_codes_equals_the_forward_reconstruction(quantizer: Quantiz
     images = torch.rand(3, 3, 16, 24) * 2 - 1
     output = model(images)
     codes = model.encode(images)
-    assert torch.equal(codes, output.codes_BHW)
-    assert codes.shape == (3, 4, 6) and codes.dtype == torch.int64
+    assert torch.equal(codes, output.codes)
+    depth = (3,) if isinstance(quantizer, ResidualConfig) else ()
+    assert codes.shape == (3, 4, 6, *depth) and codes.dtype == torch.int64
     assert torch.equal(model.decode(codes), output.images_BCYX.detach())
 
 
@@ -57,8 +75,65 @@ def test_wrong_images_and_codes_are_refused_by_name() -> None:
         model.encode(torch.zeros(1, 1, 16, 24))
     with pytest.raises(DataError, match=r"outside the codebook(.|\n)*0\.\.124"):
         model.decode(torch.full((1, 4, 6), 125))
+    with pytest.raises(DataError, match="not finite"):
+        model.encode(torch.full((1, 3, 16, 24), torch.nan))
+    with pytest.raises(DataError, match=r"outside the range(.|\n)*\[-1, 1\]"):
+        model.encode(torch.full((1, 3, 16, 24), 255.0))
     with pytest.raises(ConfigError, match=r"data.preprocess.height(.|\n)*18(.|\n)*16 or 20"):
         TokenizerModel(model.config, Preprocess(height=18, width=24))
+
+
+@pytest.mark.parametrize("quantizer", [QUANTIZERS[1], QUANTIZERS[3]])
+def test_two_grids_decode_to_the_forward_reconstruction_at_any_size(quantizer: QuantizerConfig) -> None:
+    model = small(quantizer, coarse_halvings=1)
+    depth = 3 if isinstance(quantizer, ResidualConfig) else 1
+    assert [level.shape[:2] for level in model.levels] == [(2, 3), (4, 6)]
+    for height, width in ((16, 24), (8, 32)):
+        images = torch.rand(2, 3, height, width) * 2 - 1
+        output, codes = model(images), model.encode(images)
+        assert codes.shape == (2, (height * width // 64 + height * width // 16) * depth)
+        assert torch.equal(codes, output.codes)
+        assert torch.equal(model.decode(codes, (height, width)), output.images_BCYX.detach())
+    with pytest.raises(DataError, match=r"number of codes(.|\n)*image_size"):
+        model.decode(codes[:, :-1])
+    with pytest.raises(DataError, match=r"12 x 24(.|\n)*multiples of 8"):
+        model.encode(torch.zeros(1, 3, 12, 24))
+
+
+def test_the_fine_grid_is_encoded_knowing_the_coarse_one() -> None:
+    model = small(QUANTIZERS[1], coarse_halvings=1)
+    images = torch.rand(1, 3, 16, 24) * 2 - 1
+    before = model.encode(images)
+    with torch.no_grad():
+        model.bottleneck.coarse.from_code.bias += 3
+    after = model.encode(images)
+    assert torch.equal(before[:, :6], after[:, :6]) and not torch.equal(before[:, 6:], after[:, 6:])
+
+
+def test_both_codebooks_of_two_grids_start_at_latents_of_the_first_batch() -> None:
+    model = small(VQConfig(codebook_size=8, width=6, kmeans_iterations=0), coarse_halvings=1)
+    before = [quantizer.codebook.clone() for quantizer in model.quantizers]
+    model.train()
+    model.initialize(torch.rand(4, 3, 16, 24) * 2 - 1, torch.Generator().manual_seed(0))
+    assert all(not torch.equal(one, each.codebook) for one, each in zip(before, model.quantizers, strict=True))
+    model(torch.rand(4, 3, 16, 24) * 2 - 1)  # nothing of the initialisation is left over for the update
+
+
+def test_a_continuous_tokenizer_has_latents_and_no_codes(tmp_path: Path) -> None:
+    model = small(KLConfig(width=4))
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = model.encode(images)
+    assert latents.shape == (2, 4, 4, 6) and latents.dtype == torch.float32 and not model.is_discrete
+    assert torch.equal(model.decode(latents), model(images).images_BCYX.detach())
+    with pytest.raises(ContractError, match=r"makes no codes(.|\n)*kl"):
+        _ = model.spec
+    model.save(tmp_path)
+    assert torch.equal(TokenizerModel.load(tmp_path).encode(images), latents)
+
+
+def test_256_pixels_at_stride_8_are_1024_tokens_192_times_fewer() -> None:
+    config = TokenizerConfig(base_width=32, latent_channels=8)
+    assert 256 * 256 * 3 // (256 // config.stride) ** 2 == 192
 
 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
@@ -110,9 +185,9 @@ def test_lower_precision_weights_keep_the_quantizer_in_float32(tmp_path: Path) -
 
     small(QUANTIZERS[1]).save(tmp_path)
     low = Tokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert low.model.quantizer.codebook.dtype == torch.float32
+    assert low.model.bottleneck.quantizer.codebook.dtype == torch.float32
     output = low(torch.rand(1, 3, 16, 24).bfloat16())
-    assert torch.equal(low.decode(output.codes_BHW), output.images_BCYX)
+    assert torch.equal(low.decode(output.codes), output.images_BCYX)
 
 
 def test_transformers_auto_classes_open_the_folder(tmp_path: Path) -> None:
@@ -140,8 +215,8 @@ def test_a_changed_weight_a_missing_key_and_a_wrong_folder_are_refused(tmp_path:
     with pytest.raises(CheckpointError, match="changed or damaged"):
         TokenizerModel.load(tmp_path)
     state = small().state_dict()
-    odd = {**{k: v for k, v in state.items() if k != "to_code.bias"}, "stray": state["to_code.bias"]}
-    with pytest.raises(CheckpointError, match=r"missing \['to_code.bias'\], left over \['stray'\]"):
+    odd = {**{k: v for k, v in state.items() if k != "bottleneck.to_code.bias"}, "stray": state["bottleneck.to_code.bias"]}
+    with pytest.raises(CheckpointError, match=r"missing \['bottleneck.to_code.bias'\], left over \['stray'\]"):
         load_weights(small(), odd, "x")
     (tmp_path / WEIGHTS).write_bytes(b"not tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):

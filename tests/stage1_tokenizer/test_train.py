@@ -9,7 +9,8 @@ from foundation.image_set import ImageSet
 from foundation.images import Preprocess
 from foundation.optim import OptimConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
-from stage1_tokenizer.quantizers import EMAVQConfig, FSQConfig, QuantizerConfig
+from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.quantizers import FSQConfig, QuantizerConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 
@@ -42,11 +43,14 @@ def task(quantizer: QuantizerConfig, precision: str = "float32") -> tuple[Tokeni
         average_decay=0.8,
         precision=precision,
     )  # fmt: skip
-    return TokenizerTask(TokenizerModel(config, PREPROCESS), training, images, Accelerator(cpu=True), seed=0), images
+    accelerator = Accelerator(cpu=True)
+    objective = Objective(training, PREPROCESS, accelerator, seed=0)
+    model = TokenizerModel(config, PREPROCESS)
+    return TokenizerTask(model, training, objective, images, accelerator, seed=0), images
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("quantizer", [FSQConfig(levels=(5, 5, 5)), EMAVQConfig(codebook_size=64, width=6)])
+@pytest.mark.parametrize("quantizer", [FSQConfig(levels=(5, 5, 5)), VQConfig(codebook_size=64, width=6)])
 def test_training_improves_the_held_out_reconstruction(quantizer: QuantizerConfig, precision: str) -> None:
     learner, images = task(quantizer, precision)
     before = learner.evaluate()["psnr"]
@@ -59,7 +63,7 @@ def test_training_improves_the_held_out_reconstruction(quantizer: QuantizerConfi
 
 
 def test_a_nan_in_an_image_changes_nothing_and_is_counted() -> None:
-    learner, images = task(EMAVQConfig(codebook_size=64, width=6))
+    learner, images = task(VQConfig(codebook_size=64, width=6))
     batch = images.batch(np.arange(32), np.zeros(32, int))
     learner.train_step(batch, 0)
     model = {name: value.clone() for name, value in learner.model.state_dict().items()}

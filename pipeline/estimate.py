@@ -1,0 +1,156 @@
+"""What a recipe costs before it runs: parameters, FLOPs, tokens, compression, hours on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.recipe import Recipe
+from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.train import TokenizerTask
+from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorTask
+
+_MEASURED_FLOPS = 2e11  # of the forward pass that is timed: a second or so on a small machine
+_TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line for each quantity.
+
+    Attributes:
+        rows: (what, how much), for a reader.
+    """
+
+    rows: list[tuple[str, str]]
+
+    def text(self) -> str:
+        """A table."""
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in self.rows)
+
+
+def estimate(recipe: Recipe, device: torch.device) -> Estimate:
+    """Build both models with random weights, count, and time a few real training steps on noise.
+
+    Losses that need weights which are not on this machine stop it, as they would stop the run.
+
+    Raises:
+        ConfigError: VGG16's weights are asked for and not found.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    stage, seed = recipe.tokenizer, recipe.seed
+    objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=seed)
+    tokenizer = TokenizerModel(stage.model, recipe.data.preprocess).to(device)
+    rows = _tokenizer_rows(tokenizer)
+    task = TokenizerTask(tokenizer, stage.training, objective, None, accelerator, seed=seed)
+    seconds, steps = _tokenizer_step_seconds(recipe, task), stage.training.fit.steps
+    rows.append(("training the tokenizer, here", _duration(steps * seconds, steps, seconds)))
+    if tokenizer.is_discrete:
+        prior = PriorModel(recipe.prior.model, tokenizer.layout).to(device)
+        rows += _prior_rows(prior)
+        prior_task = PriorTask(prior, recipe.prior.training, None, accelerator)
+        seconds, steps = _prior_step_seconds(recipe, prior_task), recipe.prior.training.fit.steps
+        rows.append(("training the prior, here", _duration(steps * seconds, steps, seconds)))
+    return Estimate(rows)
+
+
+def _tokenizer_rows(tokenizer: TokenizerModel) -> list[tuple[str, str]]:
+    preprocess = tokenizer.preprocess
+    image = torch.zeros(1, preprocess.n_channels, preprocess.height, preprocess.width, device=_device(tokenizer))
+    encode = _flops(lambda: tokenizer.encode(image))
+    codes = tokenizer.encode(image)
+    decode = _flops(lambda: tokenizer.decode(codes))
+    values = image.numel()
+    rows = [("image", f"{preprocess.height} x {preprocess.width} x {preprocess.n_channels} = {values:,} values")]
+    if tokenizer.is_discrete:
+        slots = tokenizer.layout.slots
+        n_codes = sum(slot.n_codes for slot in slots)
+        bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in slots)
+        grids = ", ".join(" x ".join(map(str, level.shape)) for level in tokenizer.levels)
+        rows.append(("tokens per image", f"{n_codes:,} ({grids})"))
+        rows.append(("codebook", ", ".join(f"{slot.codebook_size:,}" for slot in slots)))
+        rows.append(("compression, values", f"{values / n_codes:,.1f}x"))
+        rows.append(("compression, bits", f"{values * 8 / bits:,.1f}x ({values * 8:,} to {bits:,.0f})"))
+    else:
+        rows.append(("latent values per image", f"{codes.numel():,} ({' x '.join(map(str, codes.shape[1:]))})"))
+        rows.append(("compression, values", f"{values / codes.numel():,.1f}x"))
+    parts = ("encoder", "bottleneck", "decoder")
+    counts = ", ".join(f"{name} {_parameters(getattr(tokenizer, name)) / 1e6:.2f}" for name in parts)
+    rows.append(("tokenizer parameters", f"{_parameters(tokenizer) / 1e6:.2f} million ({counts})"))
+    rows.append(("tokenizer FLOPs per image", f"encode {encode / 1e9:.3f}, decode {decode / 1e9:.3f} billion"))
+    return rows
+
+
+def _prior_rows(prior: PriorModel) -> list[tuple[str, str]]:
+    tokens = torch.zeros(1, prior.n_codes, dtype=torch.int64, device=_device(prior))
+    labels = torch.full((1,), prior.null_class, device=tokens.device)
+    flops = _flops(lambda: prior(tokens, labels))
+    return [
+        ("prior parameters", f"{_parameters(prior) / 1e6:.2f} million"),
+        ("prior FLOPs per token", f"{flops / prior.n_codes / 1e6:,.1f} million (forward)"),
+    ]
+
+
+def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
+    """Seconds of an optimizer step at the recipe's batch size, the adversary at work if it has one."""
+    training, model = recipe.tokenizer.training, task.model
+    preprocess = model.preprocess
+    shape = (preprocess.n_channels, preprocess.height, preprocess.width)
+    batch = _timed_batch(_flops(lambda: model(torch.zeros(1, *shape, device=_device(model)))), training.fit.batch_size)
+    images = torch.rand(batch, *shape, device=_device(model)) * 2 - 1
+    seconds = _seconds(lambda: task.train_step({"images": images}, training.fit.steps - 1))
+    return seconds * training.fit.batch_size / batch
+
+
+def _prior_step_seconds(recipe: Recipe, task: PriorTask) -> float:
+    """Seconds of an optimizer step at the recipe's batch size."""
+    fit, model = recipe.prior.training.fit, task.model
+    labels = torch.full((1,), model.null_class, device=_device(model))
+    tokens = torch.zeros(1, model.n_codes, dtype=torch.int64, device=_device(model))
+    batch = _timed_batch(_flops(lambda: model(tokens, labels)), fit.batch_size)
+    examples = {"tokens": tokens.expand(batch, -1).contiguous(), "labels": labels.expand(batch).contiguous()}
+    return _seconds(lambda: task.train_step(examples, fit.steps - 1)) * fit.batch_size / batch
+
+
+def _timed_batch(flops_of_one: float, batch_size: int) -> int:
+    return max(1, min(batch_size, int(_MEASURED_FLOPS / max(flops_of_one, 1))))
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    step()
+    began = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / _TIMED_STEPS
+
+
+def _flops(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return float(counter.get_total_flops())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _duration(total: float, steps: int, seconds: float) -> str:
+    shown = f"{total / 3600:,.1f} hours" if total >= 5400 else f"{total / 60:,.1f} minutes"
+    return f"{shown} ({steps:,} steps of {seconds:.3g} s)"

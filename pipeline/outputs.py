@@ -1,0 +1,46 @@
+"""Where commands write, and on which device they compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foundation import durable
+from foundation.errors import ConfigError
+from pipeline.run_folder import RunFolder
+
+
+def usable_device(name: str) -> str:
+    """The device's name, if this machine has it.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot be used here: {reason}", field="--device", found=name, fix="use cpu") from error
+    return name
+
+
+def output_folder(out: str, run: str) -> Path:
+    """The folder that a command writes to; it can be written to.
+
+    Raises:
+        ConfigError: it is where the run keeps its own samples.
+        StorageError: it cannot be written to.
+    """
+    folder = Path(out)
+    if folder.resolve() == RunFolder(Path(run)).samples.resolve():
+        raise ConfigError(
+            "is where the run keeps its own samples", field="--out", found=out, fix="choose another folder"
+        )
+    with durable.writing(folder / "grid.png"):
+        return folder
+
+
+def file_name(text: str) -> str:
+    """A text as a file name: letters, digits, - and _."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:80] or "image"

@@ -1,0 +1,179 @@
+"""What stands between encoder and decoder: features become codes and codes become features, on one grid or on two.
+
+The two grids are those of VQ-VAE-2 (Razavi, van den Oord and Vinyals 2019, arXiv:1906.00446, section 3.1): the coarse
+one says what the image is about, the fine one is encoded knowing the coarse one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from foundation.codes import CodeLevel
+from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.quantizers import Quantizer, build_quantizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What passes through a bottleneck.
+
+    Attributes:
+        features_BCHW: what the decoder gets.
+        codes: as ``Bottleneck.encode`` returns them.
+        latents_BCHW: before quantization, float32; of the fine grid where there are two.
+        losses: the quantizers' terms, already weighted.
+        metrics: the quantizers' other scalars.
+    """
+
+    features_BCHW: torch.Tensor
+    codes: torch.Tensor
+    latents_BCHW: torch.Tensor
+    losses: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor | float]
+
+
+class OneGrid(nn.Module):
+    """1 x 1 projection, quantizer, 1 x 1 projection."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.quantizer = build_quantizer(config.quantizer)
+        self.to_code = nn.Conv2d(config.latent_channels, self.quantizer.latent_width, 1)
+        self.from_code = nn.Conv2d(self.quantizer.width, config.latent_channels, 1)
+
+    def forward(self, features_BCHW: torch.Tensor) -> Coded:
+        """Features => quantized features, with codes and losses."""
+        latents = self.to_code(features_BCHW).float()
+        quantized = self.quantizer(latents)
+        features = _project(self.from_code, quantized.latents_BCHW)
+        return Coded(features, quantized.codes_BHW, latents, quantized.losses, quantized.metrics)
+
+    def encode(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) features => codes, (B, H, W) or (B, H, W, D)."""
+        return self.quantizer.encode(self.to_code(features_BCHW).float())
+
+    def decode(self, codes_BHW: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Codes => (B, C, H, W) features."""
+        return _project(self.from_code, self.quantizer.decode(codes_BHW))
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """The one quantizer."""
+        return (self.quantizer,)
+
+    def stages(self, features_BCHW: torch.Tensor) -> Iterator[tuple[Quantizer, torch.Tensor]]:
+        """Each quantizer with its latents, in order; what comes later sees what the caller did to the earlier."""
+        yield self.quantizer, self.to_code(features_BCHW).float()
+
+    def levels(self, height: int, width: int) -> tuple[CodeLevel, ...]:
+        """The grids of an image whose finest grid is ``height`` by ``width``."""
+        return (_level(self.quantizer, height, width),)
+
+
+class TwoGrids(nn.Module):
+    """A coarse grid of codes, decoded and joined to the features, and a fine grid of what is then still to say.
+
+    Codes are the flat sequence (B, T): the coarse grid, then the fine one.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        channels, halvings = config.latent_channels, config.coarse_halvings
+        self.ratio = 2**halvings
+        self.coarse = OneGrid(config)
+        self.coarse_encoder = nn.Sequential(
+            *(layer for _ in range(halvings) for layer in (_residual(config), Downsample(channels))), _residual(config)
+        )
+        self.coarse_decoder = nn.Sequential(
+            _residual(config), *(layer for _ in range(halvings) for layer in (Upsample(channels), _residual(config)))
+        )
+        self.quantizer = build_quantizer(config.quantizer)
+        self.to_code = nn.Conv2d(2 * channels, self.quantizer.latent_width, 1)
+        self.from_code = nn.Conv2d(self.quantizer.width + channels, channels, 1)
+
+    def forward(self, features_BCHW: torch.Tensor) -> Coded:
+        """Features => quantized features, with codes and losses of both grids."""
+        coarse: Coded = self.coarse(self.coarse_encoder(features_BCHW))
+        context = self.coarse_decoder(coarse.features_BCHW)
+        latents = self._fine_latents(features_BCHW, context)
+        fine = self.quantizer(latents)
+        return Coded(
+            self._join(fine.latents_BCHW, context),
+            torch.cat([coarse.codes.flatten(1), fine.codes_BHW.flatten(1)], 1),
+            latents,
+            {**_prefixed("coarse_", coarse.losses), **fine.losses},
+            {**_prefixed("coarse_", coarse.metrics), **fine.metrics},
+        )
+
+    def encode(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) features => (B, T) codes."""
+        grid = features_BCHW.shape[-2] // self.ratio, features_BCHW.shape[-1] // self.ratio
+        coarse_codes = self.coarse.encode(self.coarse_encoder(features_BCHW))
+        context = self.coarse_decoder(self.coarse.decode(coarse_codes, grid))
+        fine_codes = self.quantizer.encode(self._fine_latents(features_BCHW, context))
+        return torch.cat([coarse_codes.flatten(1), fine_codes.flatten(1)], 1)
+
+    def decode(self, codes_BT: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, T) codes of a fine grid of ``grid`` = (H, W) => (B, C, H, W) features."""
+        coarse, fine = self.levels(*grid)
+        coarse_BHW = codes_BT[:, : coarse.n_codes].reshape(-1, *coarse.shape)
+        fine_BHW = codes_BT[:, coarse.n_codes :].reshape(-1, *fine.shape)
+        context = self.coarse_decoder(self.coarse.decode(coarse_BHW, (coarse.height, coarse.width)))
+        return self._join(self.quantizer.decode(fine_BHW), context)
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Of the coarse grid, of the fine grid."""
+        return (self.coarse.quantizer, self.quantizer)
+
+    def stages(self, features_BCHW: torch.Tensor) -> Iterator[tuple[Quantizer, torch.Tensor]]:
+        """Each quantizer with its latents, in order; what comes later sees what the caller did to the earlier."""
+        above = self.coarse_encoder(features_BCHW)
+        yield from self.coarse.stages(above)
+        context = self.coarse_decoder(self.coarse.decode(self.coarse.encode(above), (above.shape[-2], above.shape[-1])))
+        yield self.quantizer, self._fine_latents(features_BCHW, context)
+
+    def levels(self, height: int, width: int) -> tuple[CodeLevel, ...]:
+        """The grids of an image whose finest grid is ``height`` by ``width``."""
+        coarse = _level(self.coarse.quantizer, height // self.ratio, width // self.ratio)
+        return (coarse, _level(self.quantizer, height, width))
+
+    def _fine_latents(self, features_BCHW: torch.Tensor, context_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.to_code(torch.cat([features_BCHW, context_BCHW.to(features_BCHW.dtype)], 1)).float()
+
+    def _join(self, fine_BCHW: torch.Tensor, context_BCHW: torch.Tensor) -> torch.Tensor:
+        return _project(self.from_code, torch.cat([fine_BCHW, context_BCHW.float()], 1))
+
+
+Bottleneck = OneGrid | TwoGrids
+
+
+def build_bottleneck(config: TokenizerConfig) -> Bottleneck:
+    """One grid of codes, or a coarse one above it."""
+    return TwoGrids(config) if config.coarse_halvings else OneGrid(config)
+
+
+def _residual(config: TokenizerConfig) -> ResidualBlock:
+    channels = config.latent_channels
+    return ResidualBlock(channels, channels, groups=config.norm_groups, dropout=config.dropout)
+
+
+def _project(layer: nn.Conv2d, latents_BCHW: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = layer(latents_BCHW.to(layer.weight.dtype))
+    return out
+
+
+def _level(quantizer: Quantizer, height: int, width: int) -> CodeLevel:
+    return CodeLevel(height=height, width=width, codebook_size=quantizer.codebook_size, depth=quantizer.depth)
+
+
+def _prefixed(prefix: str, values: dict[str, T]) -> dict[str, T]:
+    return {prefix + name: value for name, value in values.items()}

@@ -1,0 +1,97 @@
+"""What a tokenizer minimises besides its quantizer's terms: pixel, perceptual and adversarial distance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from foundation.images import Preprocess
+from stage1_tokenizer.config import TokenizerTraining
+from stage1_tokenizer.losses.gan import Adversary
+from stage1_tokenizer.losses.lpips import LPIPS
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+Metrics = dict[str, torch.Tensor | float]
+
+
+class Objective:
+    """The reconstruction's loss (Esser et al. 2021, arXiv:2012.09841, section 3.1).
+
+    Build it before any data is read: it finds out what is missing.
+
+    Args:
+        training: weights and kinds of the terms.
+        preprocess: of the images.
+        accelerator: devices and processes.
+        seed: of the discriminator's first weights.
+
+    Attributes:
+        lpips: the perceptual distance, None when its weight is 0.
+        adversary: the discriminator in training, None when its weight is 0.
+
+    Raises:
+        ConfigError: VGG16's weights are asked for and not found, or an adversary that cannot work.
+    """
+
+    def __init__(
+        self, training: TokenizerTraining, preprocess: Preprocess, accelerator: Accelerator, *, seed: int
+    ) -> None:
+        self.training = training
+        self.lpips: LPIPS | None = None
+        self.adversary: Adversary | None = None
+        if training.perceptual.weight > 0:
+            perceptual = training.perceptual
+            self.lpips = LPIPS(perceptual.vgg_weights, precision=perceptual.precision).to(accelerator.device)
+        if training.adversarial.weight > 0:
+            self.adversary = Adversary(
+                training.adversarial,
+                image_shape_CYX=(preprocess.n_channels, preprocess.height, preprocess.width),
+                n_steps=training.fit.steps,
+                precision=training.precision,
+                accelerator=accelerator,
+                seed=seed,
+            )
+
+    def __call__(
+        self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, last_layer: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The weighted sum of the terms, a float32 scalar, and each term for the log.
+
+        Args:
+            images_BCYX: in [-1, 1].
+            reconstructions_BCYX: with their graph.
+            last_layer: the decoder's last kernel, for the adaptive weight.
+            step: optimizer step, from 0.
+        """
+        training = self.training
+        pixel = _PIXEL_LOSSES[training.pixel_loss](reconstructions_BCYX, images_BCYX)
+        loss = training.pixel_weight * pixel
+        metrics: Metrics = {"loss_pixel": pixel.detach()}
+        if self.lpips is not None:
+            perceptual = self.lpips(images_BCYX, reconstructions_BCYX).mean()
+            metrics["loss_perceptual"] = perceptual.detach()
+            loss = loss + training.perceptual.weight * perceptual
+        if self.adversary is not None:
+            term, more = self.adversary.generator_term(reconstructions_BCYX, loss, last_layer, step)
+            loss, metrics = loss + term, {**metrics, **more}
+        return loss, metrics
+
+    def train_adversary(self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int) -> Metrics:
+        """One step of the discriminator, where there is one; returns its metrics."""
+        if self.adversary is None:
+            return {}
+        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to continue; empty without an adversary."""
+        return {} if self.adversary is None else {"adversary": self.adversary.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])

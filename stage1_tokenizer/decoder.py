@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.blocks import Level, Upsample, group_norm, middle
+from stage1_tokenizer.blocks import Level, Upsample, fast_layout, group_norm, middle
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.fused_norm import norm_silu_conv
 
 
 class Decoder(nn.Module):
@@ -18,6 +19,7 @@ class Decoder(nn.Module):
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
         groups, dropout = config.norm_groups, config.dropout
         last = len(widths) - 1
+        self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
         self.levels = nn.Sequential(
@@ -35,9 +37,9 @@ class Decoder(nn.Module):
             )
         )
         self.norm_out = group_norm(widths[0], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], image_channels * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, latent_channels, H, W) => (B, 3|1, Y, X)."""
-        hidden = self.levels(self.middle(self.conv_in(latents_BCHW)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        hidden = self.levels(self.middle(self.conv_in(fast_layout(latents_BCHW))))
+        return F.pixel_shuffle(norm_silu_conv(self.norm_out, self.conv_out, hidden), self.patch_size)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.blocks import Downsample, Level, group_norm, middle
+from stage1_tokenizer.blocks import Downsample, Level, fast_layout, group_norm, middle
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.fused_norm import norm_silu_conv
 
 
 class Encoder(nn.Module):
@@ -18,7 +19,8 @@ class Encoder(nn.Module):
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
         groups, dropout = config.norm_groups, config.dropout
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(image_channels, config.base_width, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(image_channels * config.patch_size**2, config.base_width, 3, padding=1)
         self.levels = nn.Sequential(
             *(
                 Level(
@@ -39,5 +41,6 @@ class Encoder(nn.Module):
 
     def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """(B, 3|1, Y, X) => (B, latent_channels, H, W)."""
-        hidden = self.middle(self.levels(self.conv_in(images_BCYX)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        patches = F.pixel_unshuffle(images_BCYX, self.patch_size)
+        hidden = self.middle(self.levels(self.conv_in(fast_layout(patches))))
+        return norm_silu_conv(self.norm_out, self.conv_out, hidden)

@@ -115,8 +115,9 @@ def refuse_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_codebook_larger_than_the_data_supports_is_refused_with_both_numbers() -> None:
-    config = from_dict(TokenizerConfig, {"base_width": 8, "width_multipliers": [1, 2], "norm_groups": 4,
-                                         "latent_channels": 8, "quantizer": {"type": "vq", "codebook_size": 2048}})  # fmt: skip
+    quantizer = {"type": "vq", "codebook_size": 2048}
+    sizes = {"base_width": 8, "width_multipliers": [1, 2], "norm_groups": 4, "latent_channels": 8}
+    config = from_dict(TokenizerConfig, {**sizes, "quantizer": quantizer})
     model = TokenizerModel(config, PREPROCESS)
     require_enough_data(model, 8)
     with pytest.raises(ConfigError, match=r"2,048 codes(.|\n)*1,792: 7 training images with 16 x 16 codes"):

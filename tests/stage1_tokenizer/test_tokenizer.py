@@ -215,7 +215,10 @@ def test_a_changed_weight_a_missing_key_and_a_wrong_folder_are_refused(tmp_path:
     with pytest.raises(CheckpointError, match="changed or damaged"):
         TokenizerModel.load(tmp_path)
     state = small().state_dict()
-    odd = {**{k: v for k, v in state.items() if k != "bottleneck.to_code.bias"}, "stray": state["bottleneck.to_code.bias"]}
+    odd = {
+        **{k: v for k, v in state.items() if k != "bottleneck.to_code.bias"},
+        "stray": state["bottleneck.to_code.bias"],
+    }
     with pytest.raises(CheckpointError, match=r"missing \['bottleneck.to_code.bias'\], left over \['stray'\]"):
         load_weights(small(), odd, "x")
     (tmp_path / WEIGHTS).write_bytes(b"not tensors")

@@ -142,6 +142,8 @@ def test_residual_block_with_and_without_dropout(channels_in, channels_out):
     torch.manual_seed(4)
     block = ResidualBlock(channels_in, channels_out, groups=4, dropout=0.5)
     x = torch.randn(2, channels_in, 8, 8)
+    torch.testing.assert_close(block(x), block.shortcut(x) + block.conv2.bias[:, None, None])  # as it starts
+    nn.init.normal_(block.conv2.weight)
     expected = block.shortcut(x) + _plain(block.norm2, block.conv2, _plain(block.norm1, block.conv1, x))
     torch.testing.assert_close(block.eval()(x), expected)
     assert not torch.allclose(block.train()(x), expected, atol=1e-3)
@@ -160,6 +162,9 @@ def test_copies_and_repeats_agree_bit_for_bit():
     torch.manual_seed(5)
     config = TokenizerConfig(base_width=32, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=16)
     encoder, decoder = Encoder(config, 3), Decoder(config, 3)
+    for block in [*encoder.modules(), *decoder.modules()]:
+        if isinstance(block, ResidualBlock):
+            nn.init.normal_(block.conv2.weight, std=0.1)
     x = torch.randn(2, 3, 16, 16)
     pairs = [(encoder, decoder), copy.deepcopy((encoder, decoder)), (encoder, decoder)]
     runs = [_with_gradients(lambda x, e=e, d=d: d(e(x)), x, e, d) for e, d in pairs]

@@ -37,7 +37,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "fsq-16384": {"type": "fsq", "levels": [4] * 7},
     "lfq-1024": {"type": "lfq", "width": 10},
     "residual-4x1024": {"type": "residual", "depth": 4, "codebook": {"codebook_size": 1024, "width": 8}},
-    "gumbel-1024": {"type": "gumbel", "codebook_size": 1024, "width": 8, "kl_weight": 0.0, "temperature_steps": 300},
+    "gumbel-1024": {"type": "gumbel", "codebook_size": 1024, "width": 8, "kl_weight": 0.0, "temperature_steps": 200},
     "ibq-1024": {"type": "ibq", "codebook_size": 1024, "width": 8},
     "ibq-16384": {"type": "ibq", "codebook_size": 16384, "width": 8},
     "kl-4": {"type": "kl", "width": 4, "weight": 1e-6},
@@ -105,7 +105,7 @@ def main() -> int:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of parquet files with splits train and validation; default the hub's")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each row")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each row")
     parser.add_argument("--only", nargs="*", default=list(QUANTIZERS), metavar="NAME", help="rows to make")
     parser.add_argument("--out", default="runs/compare", help="where the runs go")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")

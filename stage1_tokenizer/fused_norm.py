@@ -81,29 +81,29 @@ def _normalize_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of GroupNorm to its input, scale and shift.
 
-    With n values in a group, y = scale * (x - mean) * rstd + shift has
-    dx = rstd * scale * dy + slope * x + constant, where
-    slope = rstd^3 / n * (mean * sum(scale * dy) - sum(scale * dy * x)),
-    constant = -slope * mean - rstd / n * sum(scale * dy), with sums over the group.
+    With n values in a group and c = x - mean, y = scale * c * rstd + shift has
+    dx = rstd * scale * dy + slope * c + constant, where slope = -rstd^3 / n * sum(scale * dy * c) and
+    constant = -rstd / n * sum(scale * dy), with sums over the group. The mean is subtracted first: products with x
+    itself would cancel badly in bf16 where the mean is large beside the deviation.
     """
     B, C, H, W = x_BCHW.shape
     n_groups, stats = mean_BG.shape[1], mean_BG.dtype
+    per_channel = C // n_groups
+    mean_BC, rstd_BC = (each.repeat_interleave(per_channel, 1) for each in (mean_BG, rstd_BG))
+    rounded_BC = mean_BC.to(x_BCHW.dtype)
+    centred = x_BCHW - rounded_BC[:, :, None, None]
+    rest_BC = mean_BC - rounded_BC.to(stats)  # what the rounded mean left in centred
     sum_BC = gradient.sum((2, 3), dtype=stats)
-    product_BC = (gradient * x_BCHW).sum((2, 3), dtype=stats)
-    per_group = (B, n_groups, C // n_groups)
-    sum_BG = (sum_BC * scale_C).view(per_group).sum(2)
-    product_BG = (product_BC * scale_C).view(per_group).sum(2)
-    n_values = H * W * (C // n_groups)
-    slope_BG = rstd_BG**3 / n_values * (mean_BG * sum_BG - product_BG)
-    constant_BG = -slope_BG * mean_BG - rstd_BG * sum_BG / n_values
-    mean_BC, rstd_BC, slope_BC, constant_BC = (
-        each.repeat_interleave(C // n_groups, 1) for each in (mean_BG, rstd_BG, slope_BG, constant_BG)
-    )
-    to_scale_C = ((product_BC - mean_BC * sum_BC) * rstd_BC).sum(0)
+    product_BC = (gradient * centred).sum((2, 3), dtype=stats) - rest_BC * sum_BC
+    sum_BG, product_BG = ((each * scale_C).view(B, n_groups, per_channel).sum(2) for each in (sum_BC, product_BC))
+    n_values = H * W * per_channel
+    slope_BC = (-(rstd_BG**3) / n_values * product_BG).repeat_interleave(per_channel, 1)
+    constant_BC = (-rstd_BG * sum_BG / n_values).repeat_interleave(per_channel, 1) - slope_BC * rest_BC
     factor, slope, constant = (
         each[:, :, None, None].to(x_BCHW.dtype) for each in (rstd_BC * scale_C, slope_BC, constant_BC)
     )
-    return torch.addcmul(constant, x_BCHW, slope).addcmul_(gradient, factor), to_scale_C, sum_BC.sum(0)
+    to_scale_C = (product_BC * rstd_BC).sum(0)
+    return torch.addcmul(constant, centred, slope).addcmul_(gradient, factor), to_scale_C, sum_BC.sum(0)
 
 
 def _in_memory_of(model: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,21 @@ def test_norm_silu_conv_under_autocast():
         assert _relative(one, other) < 2e-2
 
 
+@pytest.mark.parametrize("offset", [10.0, 100.0])
+def test_norm_silu_conv_in_bf16_where_the_mean_is_large_beside_the_deviation(offset):
+    norm, conv = _norm_and_conv(32, 32)
+    x = (torch.randn(4, 32, 32, 32) + offset).bfloat16()
+
+    def lowered(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return norm_silu_conv(norm, conv, x)
+
+    exact_norm, exact_conv = copy.deepcopy(norm).double(), copy.deepcopy(conv).double()
+    exact = _with_gradients(lambda x: _plain(exact_norm, exact_conv, x), x.double(), exact_norm, exact_conv)
+    for one, other in zip(_with_gradients(lowered, x, norm, conv), exact, strict=True):
+        assert _relative(one, other) < 2e-2
+
+
 def test_only_the_input_is_kept_for_the_backward_pass():
     norm, conv = _norm_and_conv(8, 8)
     x = torch.randn(2, 8, 16, 16, requires_grad=True)

@@ -58,6 +58,9 @@ class TokenizerConfig:
         require(self.latent_channels > 0, "latent_channels", self.latent_channels, "a positive whole number")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
         require(self.coarse_halvings >= 0, "coarse_halvings", self.coarse_halvings, "0 or more")
+        fits = self.coarse_halvings == 0 or self.is_discrete
+        require(fits, "coarse_halvings", self.coarse_halvings, "0 with a continuous quantizer",
+                "choose a discrete quantizer, or one grid")  # fmt: skip
         grouped = self.coarse_halvings == 0 or self.latent_channels % self.norm_groups == 0
         require(grouped, "latent_channels", self.latent_channels, f"a multiple of norm_groups, {self.norm_groups}")
 

@@ -69,7 +69,8 @@ def score_tokenizer(
         images: the set.
         batch_size: images at a time.
         lpips: ``lpips(images_BCYX, reconstructions_BCYX) -> (B,)``, on the model's device.
-        watch: called with each batch of images and reconstructions, both in [-1, 1].
+        watch: called with each batch of images and reconstructions, both in [-1, 1]; batches come in a fixed random
+            order, since sets are often sorted by class.
 
     Raises:
         ConfigError: a batch size below 1.
@@ -78,13 +79,14 @@ def score_tokenizer(
     device = next(model.parameters()).device
     totals: dict[str, float] = defaultdict(float)
     usages: tuple[CodeUsage, ...] = ()
+    order = np.random.default_rng(0).permutation(len(images))  # whoever watches sees samples of the whole set
     was_training = model.training
     model.eval()
     try:
         for start in trange(
             0, len(images), batch_size, desc="scoring the tokenizer", unit="batch", delay=2, leave=False
         ):
-            batch = images.images(np.arange(start, min(start + batch_size, len(images)))).to(device)
+            batch = images.images(order[start : start + batch_size]).to(device)
             codes = model.encode(batch)
             decoded = model.decode(codes).clamp(-1, 1)
             for name, values_B in _scores(batch, decoded, lpips).items():

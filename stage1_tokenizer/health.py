@@ -7,6 +7,8 @@ from typing import Any
 
 WASTED = 0.5
 FALL = 3.0
+RECENT = 3
+"""evaluations that a fall is measured against"""
 
 
 def codebook_health(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -21,19 +23,19 @@ def codebook_health(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [row for row in evaluations if row["step"] > 0 and row.get("code_usage") is not None]
     if not rows:
         return []
-    last, earlier = rows[-1], rows[:-1]
+    last, recent = rows[-1], rows[-1 - RECENT : -1]
     alarms = []
-    used, possible = last["code_usage"], last["code_usage_possible"]
+    used, possible = last["code_usage"], last.get("code_usage_possible", 1.0)
     if used < WASTED * possible:
         alarms.append(
             f"most of the codebook is wasted: {used:.1%} of the codes are in use on the held-out images, "
             f"{possible:.1%} could be; if it stays so, use fewer codes, and for a learned codebook k-means "
             "initialisation (initial: latents), revival (revive_below) or a smaller width"
         )
-    best = max((row["code_perplexity"] for row in earlier), default=0.0)
+    best = max((row["code_perplexity"] for row in recent), default=0.0)
     if last["code_perplexity"] * FALL < best:
         alarms.append(
             f"the use of the codebook has fallen suddenly: perplexity {last['code_perplexity']:,.1f}, it was "
-            f"{best:,.1f}; go back to an earlier checkpoint and lower the learning rate"
+            f"{best:,.1f}; lower the learning rate, or keep more checkpoints to go back to an earlier one"
         )
     return alarms

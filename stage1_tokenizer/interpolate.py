@@ -15,8 +15,8 @@ def interpolate(
     """Decode points on the line between the latents of two images.
 
     The line is drawn before quantization; a discrete tokenizer then quantizes each point, a continuous one (Gaussian
-    latent) decodes it as it is. Where a latent is an affine map of the encoder's features, as here, the line between
-    features is the line between latents.
+    latent) decodes it as it is. It is drawn between the encoder's features, of which the latents of one grid are an
+    affine map, so that the latents lie on a line too; of two grids, those of the coarse one at least start on it.
 
     Args:
         model: in evaluation mode.

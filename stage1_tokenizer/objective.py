@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from foundation.config import require
 from foundation.images import Preprocess
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.losses.gan import Adversary
-from stage1_tokenizer.losses.lpips import LPIPS
+from stage1_tokenizer.losses.lpips import LPIPS, MIN_SIDE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,6 +47,9 @@ class Objective:
         self.adversary: Adversary | None = None
         if training.perceptual.weight > 0:
             perceptual = training.perceptual
+            side = min(preprocess.height, preprocess.width)
+            require(side >= MIN_SIDE, "perceptual.weight", perceptual.weight,
+                    f"0 for images with sides below {MIN_SIDE} pixels; these have {side}")  # fmt: skip
             self.lpips = LPIPS(perceptual.vgg_weights, precision=perceptual.precision).to(accelerator.device)
         if training.adversarial.weight > 0:
             self.adversary = Adversary(

@@ -78,6 +78,10 @@ class TokenizerModel(nn.Module):
         Raises:
             DataError: sides that are not multiples of the stride, or another number of channels.
         """
+        if images_BCYX.ndim != 4 or not images_BCYX.is_floating_point() or not len(images_BCYX):
+            raise DataError("are not a batch of images", field="images",
+                            found=f"{tuple(images_BCYX.shape)} {images_BCYX.dtype}",
+                            expected="(B, C, Y, X) float", fix="use to_unit_range")  # fmt: skip
         channels, height, width = images_BCYX.shape[1:]
         multiple = self.config.side_multiple
         if channels != self.preprocess.n_channels:
@@ -96,8 +100,9 @@ class TokenizerModel(nn.Module):
         Raises:
             DataError: as ``features``; values that are not finite, or outside [-1, 1].
         """
+        features = self.features(images_BCYX)
         _require_pixels(images_BCYX)
-        return self.bottleneck.encode(self.features(images_BCYX))
+        return self.bottleneck.encode(features)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -198,17 +203,29 @@ class TokenizerModel(nn.Module):
 
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         height, width = image_size or (self.preprocess.height, self.preprocess.width)
+        multiple = self.config.side_multiple
+        if height % multiple or width % multiple:
+            raise DataError("sides are not multiples of the stride", field="image_size", found=f"{height} x {width}",
+                            expected=f"multiples of {multiple}")  # fmt: skip
         return height // self.config.stride, width // self.config.stride
 
     def _require_codes(self, codes: torch.Tensor, grid: tuple[int, int]) -> None:
+        levels = self.bottleneck.levels(*grid)
+        several, depth = len(levels) > 1, levels[0].depth
+        n_codes = sum(level.n_codes for level in levels)
+        layout = f"(B, {n_codes})" if several else "(B, H, W)" if depth == 1 else f"(B, H, W, {depth})"
+        if codes.is_floating_point() or codes.ndim != (2 if several else 3 + (depth > 1)) or not codes.numel():
+            found = f"{tuple(codes.shape)} {codes.dtype}"
+            raise DataError("are not this tokenizer's codes", field="codes", found=found, expected=f"int64 {layout}")
+        if depth > 1 and not several and codes.shape[3] != depth:
+            raise DataError("another depth", field="codes", found=codes.shape[3], expected=depth)
+        if several and codes.shape[1] != n_codes:
+            raise DataError("another number of codes than the image has", field="codes", found=codes.shape[1],
+                            expected=layout, fix="say image_size for other sides than the preprocess's")  # fmt: skip
         low, high, size = int(codes.min()), int(codes.max()), self.bottleneck.quantizer.codebook_size
         if low < 0 or high >= size:
             raise DataError("codes outside the codebook", field="codes", found=f"{low}..{high}",
                             expected=f"0..{size - 1}")  # fmt: skip
-        n_codes = sum(level.n_codes for level in self.bottleneck.levels(*grid))
-        if codes.ndim == 2 and codes.shape[1] != n_codes:
-            raise DataError("another number of codes than the image has", field="codes", found=codes.shape[1],
-                            expected=n_codes, fix="say image_size for other sides than the preprocess's")  # fmt: skip
 
 
 def _require_pixels(images_BCYX: torch.Tensor) -> None:

@@ -55,9 +55,9 @@ def _network(weights: str) -> Any:
     except (OSError, ValueError) as error:
         fix = (
             "one of\n"
-            "    - give a local folder:       --extractor.weights FOLDER (config.json and model.safetensors)\n"
-            "    - or, with a network, a name: --extractor.weights facebook/dinov2-large, without HF_HUB_OFFLINE\n"
-            "    - or use no weights:         --extractor.type small (compares with no published figure)"
+            "    - give a local folder:       --weights FOLDER (config.json and model.safetensors)\n"
+            "    - or, with a network, a name: --weights facebook/dinov2-large, without HF_HUB_OFFLINE\n"
+            "    - or use no weights:         --extractor small (compares with no published figure)"
         )
         raise CheckpointError("DINOv2 weights cannot be had", field=weights, found=str(error).split("\n")[0],
                               fix=fix) from error  # fmt: skip

@@ -62,11 +62,6 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.name, self.n_features, self.resize, self.caveat = name, n_features, resize, caveat
 
-    @property
-    def comparable(self) -> bool:
-        """Whether figures compare with published ones (of the same images, in the same number)."""
-        return self.caveat is None
-
     @torch.no_grad()
     def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """(B, 3|1, Y, X) in [-1, 1] => (B, F) float32; values outside are clamped, grey is repeated.

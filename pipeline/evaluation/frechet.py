@@ -13,7 +13,7 @@ class FeatureMoments:
     """Count, mean and scatter of features that arrive in batches, in float64; no feature is kept.
 
     Batches are centred before they are squared and joined by the pairwise update of Chan et al. 1979, so that
-    features with a large mean lose no digits. States of several processes are joined by ``merge``, in any order.
+    features with a large mean lose no digits.
 
     Args:
         n_features: length F of a feature vector.
@@ -36,18 +36,6 @@ class FeatureMoments:
             mean_F = features_BF.mean(0)
             centred_BF = features_BF - mean_F
             self._join(len(features_BF), mean_F, centred_BF.T @ centred_BF)
-
-    def merge(self, other: FeatureMoments) -> None:
-        """Take in everything that ``other`` has seen.
-
-        Raises:
-            DataError: another number of features.
-        """
-        if other.n_features != self.n_features:
-            raise DataError("moments of different features", field="features", found=other.n_features,
-                            expected=self.n_features, fix="use one extractor for both sets")  # fmt: skip
-        if other.n:
-            self._join(other.n, other.mean_F, other.scatter_FF)
 
     @property
     def covariance(self) -> np.ndarray:

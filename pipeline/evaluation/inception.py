@@ -89,14 +89,14 @@ def _require_package() -> None:
     try:
         import torch_fidelity  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
-        raise ConfigError("needs the package torch-fidelity", field="extractor.type=inception",
-                          found=problem or error, fix=f"{_INSTALL}, or --extractor.type small") from error  # fmt: skip
+        raise ConfigError("needs the package torch-fidelity", field="--extractor inception",
+                          found=problem or error, fix=f"{_INSTALL}, or --extractor small") from error  # fmt: skip
 
 
 def _remedies() -> str:
     return (
         "one of\n"
-        "    - give the published file:   --extractor.weights FOLDER/pt_inception-2015-12-05-6726825d.pth\n"
+        "    - give the published file:   --weights FOLDER/pt_inception-2015-12-05-6726825d.pth\n"
         f"    - or put it, named weights-inception-2015-12-05-6726825d.pth, into {torch.hub.get_dir()}/checkpoints\n"
-        "    - or use no weights:         --extractor.type small (compares with no published figure)"
+        "    - or use no weights:         --extractor small (compares with no published figure)"
     )

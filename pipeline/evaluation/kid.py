@@ -34,7 +34,8 @@ class KernelDistanceStream:
     """KID from features that arrive in batches, at most one subset of each set in memory.
 
     The distance is taken on consecutive, disjoint subsets of ``subset_size`` images and averaged. An incomplete last
-    subset counts only when there is no other.
+    subset counts only when there is no other. Bring images in random order: subsets of images that are sorted by
+    class compare classes, not sets.
 
     Args:
         n_features: length F of a feature vector.
@@ -64,19 +65,6 @@ class KernelDistanceStream:
             self._values.append(unbiased_mmd2(one_BF[:size], other_BF[:size], paired=self.paired))
             one_BF, other_BF = one_BF[size:], other_BF[size:]
         self._waiting_one_BF, self._waiting_other_BF = one_BF, other_BF
-
-    def merge(self, other: KernelDistanceStream) -> None:
-        """Take in everything that ``other``, a stream with the same settings, has seen.
-
-        Raises:
-            DataError: other settings.
-        """
-        settings = [(each.n_features, each.subset_size, each.paired) for each in (self, other)]
-        if settings[0] != settings[1]:
-            raise DataError("streams with different settings", field="(n_features, subset_size, paired)",
-                            found=settings[1], expected=settings[0])  # fmt: skip
-        self._values += other._values
-        self.update(other._waiting_one_BF, other._waiting_other_BF)
 
     def result(self) -> KernelDistance:
         """The distance so far.

@@ -118,7 +118,7 @@ def _require_images(images_BCYX: torch.Tensor) -> None:
     if min(shape[2:]) < MIN_SIDE:
         raise DataError("are too small for LPIPS, whose last features are 1/16 of the size", field="images_BCYX",
                         found=f"{shape[2]} x {shape[3]} pixels", expected=f"sides of at least {MIN_SIDE} pixels",
-                        fix="train larger images, or set perceptual.weight to 0")  # fmt: skip
+                        fix="use larger images, or leave LPIPS out")  # fmt: skip
 
 
 def _linear_weights() -> list[torch.Tensor]:

@@ -55,6 +55,8 @@ def describe_vgg16(weights: str) -> str:
     """What a log or report says about the weights; random ones are called so."""
     if weights == RANDOM:
         return "VGG16 with random weights (not comparable with published LPIPS)"
+    if weights and Path(weights).name != FILE_NAME:
+        return f"VGG16 with the weights of {Path(weights).name}, which were not verified"
     return "VGG16 trained on ImageNet"
 
 

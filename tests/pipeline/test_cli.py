@@ -11,7 +11,8 @@ import pytest
 
 from foundation import durable
 from foundation.durable import file_sha256
-from pipeline.cli import join_images, join_overrides, main
+from pipeline.arguments import join_images, join_overrides
+from pipeline.cli import main
 
 from conftest import TINY  # isort: skip
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_evaluate_prints_a_table_that_says_what_does_not_compare(
     assert main(["evaluate", str(run_copy)]) == 0
     printed = capsys.readouterr().out
     assert "PSNR" in printed and "SSIM" in printed and "rKID" in printed and "NOT COMPARABLE" in printed
-    written = json.loads((run_copy / "evaluation" / "tokenizer-validation.json").read_text())
+    written = json.loads((run_copy / "evaluation" / "tokenizer-validation-small.json").read_text())
     assert written["metrics"]["n_images"] == 359 and "rfid_small" in written["metrics"]
 
 
@@ -29,7 +30,10 @@ def test_evaluate_prints_a_table_that_says_what_does_not_compare(
     ("arguments", "fragments"),
     [
         (["--split", "test"], ["--split", "'test'", "validation"]),
-        (["--extractor", "inceptio"], ["inceptio", "'inception'"]),
+        (["--extractor", "inceptio"], ["--extractor", "inceptio", "'inception'"]),
+        (["--extractor", "small", "--weights", "x.pth"], ["--weights", "x.pth", "leave it out"]),
+        (["--extractor", "none", "--weights", "x.pth"], ["--weights", "x.pth", "leave it out"]),
+        (["--extractor", "dinov2", "--weights", "/nowhere"], ["/nowhere", "--weights FOLDER"]),
         (["--lpips", "/nowhere.pth"], ["/nowhere.pth"]),
     ],
 )
@@ -50,6 +54,13 @@ def test_interpolate_writes_a_strip(
     assert main(["interpolate", str(finished_run), str(picture), "gone.png", "--out", str(out)]) == 2
     assert "gone.png" in capsys.readouterr().err
     assert main(["interpolate", str(finished_run), str(picture), str(picture), "--steps", "1"]) == 2
+    for bad in (str(tmp_path), "", "strip", "strip.webpp"):
+        assert main(["interpolate", str(finished_run), str(picture), str(picture), "--out", bad]) == 2
+        assert "--out" in capsys.readouterr().err
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    assert main(["interpolate", str(finished_run), str(picture), str(text), "--out", str(out)]) == 2
+    assert "text.png" in capsys.readouterr().err
 
 
 def test_reconstruct_keeps_the_size_when_asked(finished_run: Path, picture: Path, tmp_path: Path) -> None:
@@ -62,7 +73,10 @@ def test_reconstruct_keeps_the_size_when_asked(finished_run: Path, picture: Path
 def test_estimate_names_parameters_tokens_compression_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "digits", "--tokenizer.training.fit.steps", "100"]) == 0
     printed = capsys.readouterr().out
-    assert "16 (4 x 4)" in printed and "4.0x" in printed and "100 steps" in printed
+    assert "16 (4 x 4)" in printed and "100 steps" in printed
+    assert "4.0x" in printed and "4.2x (512 to 121)" in printed  # 64 values to 16 codes; 64 bytes to 16 log2(192) bits
+    flops = re.search(r"encode ([\d.]+), decode ([\d.]+) billion", printed)
+    assert flops is not None and 0.005 < float(flops[1]) < 0.02 and 0.01 < float(flops[2]) < 0.04
     for line in ("tokenizer parameters", "FLOPs per image", "compression, bits", "training the prior, here"):
         assert line in printed
 

@@ -25,6 +25,11 @@ def test_a_sudden_fall_is_named_with_both_values() -> None:
     assert codebook_health([*healthy, row(300, 0.8, 250)]) == []
 
 
+def test_a_fall_is_measured_against_the_last_few_evaluations_only() -> None:
+    rows = [row(100, 0.9, 600), *(row(step, 0.8, 150) for step in range(200, 700, 100))]
+    assert codebook_health(rows[:2]) and not codebook_health(rows)
+
+
 def test_before_the_first_step_and_without_codes_nothing_is_said() -> None:
     assert codebook_health([]) == []
     assert codebook_health([row(0, 0.01, 3)]) == []

@@ -97,7 +97,11 @@ def test_missing_vgg_weights_stop_it_before_any_data_is_read(
 ) -> None:
     from pipeline.commands import start_run
 
-    job = start_run("digits", str(tmp_path / "run"), {"tokenizer.training.perceptual": {"weight": 1.0}})
+    job = start_run(
+        "digits",
+        str(tmp_path / "run"),
+        {"tokenizer.training.perceptual": {"weight": 1.0}, "data.preprocess": {"height": 32, "width": 32, "mode": "L"}},
+    )
 
     def read(*arguments: object, **options: object) -> None:
         raise AssertionError("data was read first")
@@ -105,6 +109,12 @@ def test_missing_vgg_weights_stop_it_before_any_data_is_read(
     monkeypatch.setattr("pipeline.stages.open_image_sets", read)
     with pytest.raises(ConfigError, match="TESSERA_VGG16"):
         job.train_tokenizer()
+
+
+def test_images_too_small_for_lpips_are_refused_before_any_data_is_read() -> None:
+    training = from_dict(TokenizerTraining, {"perceptual": {"weight": 1.0, "vgg_weights": "random"}})
+    with pytest.raises(ConfigError, match=r"perceptual.weight(.|\n)*16(.|\n)*8"):
+        Objective(training, Preprocess(height=8, width=8), Accelerator(cpu=True), seed=0)
 
 
 @pytest.fixture

@@ -75,6 +75,16 @@ def test_wrong_images_and_codes_are_refused_by_name() -> None:
         model.encode(torch.zeros(1, 1, 16, 24))
     with pytest.raises(DataError, match=r"outside the codebook(.|\n)*0\.\.124"):
         model.decode(torch.full((1, 4, 6), 125))
+    for codes in (torch.zeros(1, 4, 6), torch.zeros(0, 4, 6, dtype=torch.int64), torch.zeros(1, 24, dtype=torch.int64)):
+        with pytest.raises(DataError, match=r"this tokenizer's codes(.|\n)*\(B, H, W\)"):
+            model.decode(codes)
+    with pytest.raises(DataError, match=r"depth(.|\n)*2(.|\n)*3"):
+        small(QUANTIZERS[3]).decode(torch.zeros(1, 4, 6, 2, dtype=torch.int64))
+    for images in (torch.zeros(3, 16, 24), torch.zeros(1, 3, 16, 24, dtype=torch.uint8), torch.zeros(0, 3, 16, 24)):
+        with pytest.raises(DataError, match="not a batch of images"):
+            model.encode(images)
+    with pytest.raises(ConfigError, match="coarse_halvings"):
+        small(KLConfig(width=4), coarse_halvings=1)
     with pytest.raises(DataError, match="not finite"):
         model.encode(torch.full((1, 3, 16, 24), torch.nan))
     with pytest.raises(DataError, match=r"outside the range(.|\n)*\[-1, 1\]"):
@@ -96,6 +106,8 @@ def test_two_grids_decode_to_the_forward_reconstruction_at_any_size(quantizer: Q
         assert torch.equal(model.decode(codes, (height, width)), output.images_BCYX.detach())
     with pytest.raises(DataError, match=r"number of codes(.|\n)*image_size"):
         model.decode(codes[:, :-1])
+    with pytest.raises(DataError, match=r"image_size(.|\n)*17 x 24(.|\n)*multiples of 8"):
+        model.decode(codes, (17, 24))
     with pytest.raises(DataError, match=r"12 x 24(.|\n)*multiples of 8"):
         model.encode(torch.zeros(1, 3, 12, 24))
 

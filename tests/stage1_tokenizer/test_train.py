@@ -10,7 +10,7 @@ from foundation.images import Preprocess
 from foundation.optim import OptimConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.quantizers import FSQConfig, QuantizerConfig, VQConfig
+from stage1_tokenizer.quantizers import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 
@@ -60,6 +60,46 @@ def test_training_improves_the_held_out_reconstruction(quantizer: QuantizerConfi
     after = learner.evaluate()
     assert after["psnr"] > before + 6
     assert after["code_usage"] > 0.1 and after["code_perplexity"] > 2
+
+
+def test_what_changes_with_the_step_is_told_the_step() -> None:
+    learner, images = task(KLConfig(width=4, weight=1.0, anneal_steps=10))
+    batch = images.batch(np.arange(32), np.zeros(32, int))
+    terms = [float(learner.train_step(batch, step)["loss_kl"]) for step in (0, 5)]
+    assert terms[0] == 0.0 < terms[1]
+    learner, _ = task(GumbelConfig(codebook_size=16, width=4, temperature_steps=10))
+    temperatures = [float(learner.train_step(batch, step)["temperature"]) for step in (0, 10)]
+    assert temperatures == pytest.approx([1.0, 0.0625])
+
+
+def test_a_skipped_step_leaves_nothing_behind_for_the_next_update() -> None:
+    learner, images = task(VQConfig(codebook_size=16, width=4))
+    batch = images.batch(np.arange(32), np.zeros(32, int))
+    learner.train_step(batch, 0)
+    spoilt = {"images": batch["images"].clone()}
+    spoilt["images"][0, 0, 0, 0] = torch.nan
+    learner.train_step(spoilt, 1)
+    quantizer = learner.model.quantizers[0]
+    before = quantizer.codebook.clone()
+    quantizer.update(1, torch.Generator())
+    assert torch.equal(quantizer.codebook, before)
+
+
+def test_the_adaptive_weight_is_taken_at_the_decoders_last_layer() -> None:
+    learner, images = task(FSQConfig(levels=(5, 5, 5)))
+    seen = []
+
+    class Objective:
+        def __call__(self, images, reconstructions, last_layer, step):
+            seen.append(last_layer)
+            return (reconstructions - images).square().mean(), {}
+
+        def train_adversary(self, images, reconstructions, step):
+            return {}
+
+    learner.objective = Objective()
+    learner.train_step(images.batch(np.arange(32), np.zeros(32, int)), 0)
+    assert seen[0] is learner.model.decoder.conv_out.weight
 
 
 def test_a_nan_in_an_image_changes_nothing_and_is_counted() -> None:

@@ -33,18 +33,6 @@ def test_a_large_mean_costs_no_digits() -> None:
     np.testing.assert_allclose(moments(values + 1e8).covariance, np.cov(values.T), atol=1e-6)
 
 
-def test_merged_states_equal_one_state_in_any_order() -> None:
-    values = features()
-    parts = [moments(values[:13]), moments(values[13:300]), moments(values[300:]), FeatureMoments(12)]
-    for order in ([0, 1, 2, 3], [3, 2, 0, 1]):
-        total = FeatureMoments(12)
-        for i in order:
-            total.merge(parts[i])
-        assert total.n == 500
-        np.testing.assert_allclose(total.covariance, np.cov(values.T), rtol=1e-10)
-    assert parts[0].n == 13
-
-
 def test_diagonal_gaussians_follow_the_closed_form() -> None:
     one, other = np.array([1.0, 4.0, 0.0]), np.array([9.0, 4.0, 2.0])
     expected = (0.5**2) * 3 + ((np.sqrt(one) - np.sqrt(other)) ** 2).sum()
@@ -88,8 +76,6 @@ def test_bad_input_is_refused() -> None:
         state.update(np.zeros((2, 4)))
     with pytest.raises(DataError, match="not finite"):
         state.update(np.full((2, 3), np.nan))
-    with pytest.raises(DataError, match="one extractor"):
-        state.merge(FeatureMoments(4))
     with pytest.raises(DataError, match="3 and 4"):
         frechet_distance(state, FeatureMoments(4))
     with pytest.raises(DataError, match="not finite"):

@@ -40,11 +40,11 @@ def test_inception_reads_both_formats_and_does_not_vouch_for_other_weights(
         assert torch.equal(tensor, inception_tensors[name])
     features = extractor(torch.rand(2, 3, 32, 40) * 2 - 1)
     assert features.shape == (2, extractor.n_features) == (2, 2048)
-    assert not extractor.comparable
+    assert extractor.caveat is not None
 
 
 def test_missing_inception_weights_name_the_remedies(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"(?s)no such file.*extractor.weights.*extractor.type small"):
+    with pytest.raises(CheckpointError, match=r"(?s)no such file.*--weights.*--extractor small"):
         build_extractor(InceptionConfig(weights=str(tmp_path / "absent.pth")))
 
 

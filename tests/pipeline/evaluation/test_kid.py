@@ -76,16 +76,6 @@ def test_a_single_incomplete_subset_counts_and_has_no_standard_error() -> None:
     assert math.isnan(result.standard_error)
 
 
-def test_merged_streams_hold_every_image() -> None:
-    one, other = draw(250, 0), draw(250, 1, 0.2)
-    left, right = stream(one[:130], other[:130], subset_size=50), stream(one[130:], other[130:], subset_size=50)
-    left.merge(right)
-    subsets = [slice(0, 50), slice(50, 100), slice(130, 180), slice(180, 230), np.r_[100:130, 230:250]]
-    expected = np.mean([unbiased_mmd2(one[each], other[each]) for each in subsets])
-    assert left.result().n_subsets == 5
-    assert left.result().value == pytest.approx(expected, rel=1e-12)
-
-
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ConfigError, match="subset_size"):
         KernelDistanceStream(3, subset_size=1)
@@ -96,5 +86,3 @@ def test_bad_input_is_refused() -> None:
         state.update(np.zeros((2, 3)), np.full((2, 3), np.inf))
     with pytest.raises(DataError, match="too few"):
         state.result()
-    with pytest.raises(DataError, match="different settings"):
-        state.merge(KernelDistanceStream(3, paired=True))

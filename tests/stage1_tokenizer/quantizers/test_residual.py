@@ -24,6 +24,13 @@ def test_reconstruction_improves_with_every_depth(shared: bool) -> None:
     assert errors[3] < 0.25 * errors[0] < 0.25
 
 
+def test_a_shared_codebook_starts_with_vectors_of_every_depth() -> None:
+    rq = ResidualVQ(ResidualConfig(depth=2, codebook=VQConfig(codebook_size=16, width=4, kmeans_iterations=0)))
+    rq.initialize(torch.randn(4, 4, 8, 8) + 5, generator())
+    lengths = rq.codebooks[0].codebook.norm(dim=1)
+    assert (lengths > 6).any() and (lengths < 4).any()  # latents are about 10 long, what is left over about 3
+
+
 def test_each_code_is_nearest_to_what_is_left_over() -> None:
     rq = ResidualVQ(ResidualConfig(depth=3, shared=False, codebook=VQConfig(codebook_size=30, width=3)))
     latents = torch.randn(1, 3, 4, 4)

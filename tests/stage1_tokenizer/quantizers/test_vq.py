@@ -229,12 +229,17 @@ def test_combinations_that_cannot_work_are_refused(options: dict, field: str) ->
 
 def _two_processes() -> None:
     from accelerate import PartialState
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked process keeps its parent's
     state = PartialState(cpu=True)
+    assert state.num_processes == 2
     torch.manual_seed(state.process_index)
     vq = VQ(VQConfig(codebook_size=32, width=4, revive_every=2, revive_below=0.2, decay=0.8))
-    vq.initialize(torch.randn(2, 4, 4, 4) + state.process_index, generator(7))
+    vq.initialize(torch.randn(2, 4, 4, 4) + 9 * state.process_index, generator(7))
     start = vq.codebook.clone()
+    from_second = (start.mean(1) > 4.5).sum()
+    assert 8 <= from_second <= 24, "codes start at latents of both processes"
     for step in range(50):
         vq(torch.randn(2, 4, 4, 4) * (1 + state.process_index) + 3 * state.process_index)
         vq.update(step, generator(step))
@@ -244,6 +249,17 @@ def _two_processes() -> None:
     assert torch.equal(both[0], both[1])
     assert torch.isfinite(mine).all()
     assert not torch.equal(start, vq.codebook)
+    with torch.no_grad():  # all codes far from everything: the next look replaces every one
+        vq.code_sums.fill_(1e3)
+        vq.code_counts.fill_(1.0)
+        vq.codebook.fill_(1e3)
+        vq.codebook[0] = 0.0
+        vq.code_uses.zero_()
+    for step in range(1, 9, 2):
+        vq(torch.randn(2, 4, 4, 4) + 9 * state.process_index)
+        vq.update(step, generator(step))
+    revived = vq.codebook.mean(1)
+    assert (revived < 4.5).sum() > 4 and ((revived > 4.5) & (revived < 100)).sum() > 4, "of both processes"
 
 
 def test_two_processes_with_other_data_hold_the_same_codebook(monkeypatch: pytest.MonkeyPatch) -> None:

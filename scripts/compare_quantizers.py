@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import DataError, nearest
+from foundation.errors import DataError, TesseraError, nearest
 from foundation.log import read_metrics
 from pipeline.commands import start_run
 from pipeline.run_folder import RunFolder
@@ -74,6 +74,8 @@ def overrides(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.data:
         values["data.source"] = {"type": "dataset", "path": arguments.data, "validation_split": "validation"}
+    if arguments.limit:
+        values["data.source.limit"] = arguments.limit
     return values
 
 
@@ -106,14 +108,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of parquet files with splits train and validation; default the hub's")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each row")
+    parser.add_argument("--limit", type=int, help="use only this many images of each split")
     parser.add_argument("--only", nargs="*", default=list(QUANTIZERS), metavar="NAME", help="rows to make")
     parser.add_argument("--out", default="runs/compare", help="where the runs go")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     arguments = parser.parse_args()
-    for name in arguments.only:
-        if name not in QUANTIZERS:
-            raise DataError("no such row", field="--only", found=name, fix=nearest(name, QUANTIZERS))
-    rows = [row(name, arguments) for name in arguments.only]
+    try:
+        for name in arguments.only:
+            if name not in QUANTIZERS:
+                raise DataError("no such row", field="--only", found=name, fix=nearest(name, QUANTIZERS))
+        rows = [row(name, arguments) for name in arguments.only]
+    except TesseraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(table(rows))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=1))

@@ -121,5 +121,5 @@ def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor,
 
 
 def _combine(rounded_BCHW: torch.Tensor, columns: _Columns) -> torch.Tensor:
-    """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``."""
-    return ((rounded_BCHW - columns.lowest) * columns.radix).sum(1).to(torch.int64)
+    """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``. NaN becomes code 0."""
+    return ((rounded_BCHW - columns.lowest) * columns.radix).sum(1).nan_to_num_().to(torch.int64)

@@ -94,3 +94,10 @@ def test_levels_that_cannot_work_are_refused() -> None:
     for levels in ((8, 1), (), (1001,)):
         with pytest.raises(ConfigError, match="levels"):
             FSQConfig(levels=levels)
+
+
+def test_a_latent_that_is_not_a_number_has_a_code_in_range_and_a_value_that_shows_it() -> None:
+    fsq = FSQ(FSQConfig(levels=(5, 4)))
+    latents = torch.full((1, 2, 1, 1), torch.nan)
+    assert fsq.encode(latents).item() == 0
+    assert fsq(latents).latents_BCHW.isnan().all()

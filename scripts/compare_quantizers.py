@@ -35,6 +35,8 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
                    "revive_below": 0.0},
     "fsq-1024": {"type": "fsq", "levels": [4] * 5},
     "fsq-16384": {"type": "fsq", "levels": [4] * 7},
+    "fsq-even-1024": {"type": "fsq", "levels": [4] * 5, "evenness": 0.1},
+    "fsq-even-16384": {"type": "fsq", "levels": [4] * 7, "evenness": 0.2},
     "lfq-1024": {"type": "lfq", "width": 10},
     "residual-4x1024": {"type": "residual", "depth": 4, "codebook": {"codebook_size": 1024, "width": 8}},
     "gumbel-1024": {"type": "gumbel", "codebook_size": 1024, "width": 8, "kl_weight": 0.0, "temperature_steps": 200},

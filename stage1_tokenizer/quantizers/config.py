@@ -17,11 +17,15 @@ class FSQConfig(Choice):
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """levels of each channel; the codebook has their product, here 1,000"""
+    evenness: float = 0.0
+    """weight of a loss that draws means and covariances of the channels to those of evenly used codes; above 0,
+    channels that would say the same thing part, and more of a large codebook is used sooner"""
 
     def __post_init__(self) -> None:
         fits = len(self.levels) > 0 and all(2 <= level <= 1000 for level in self.levels)
         require(fits, "levels", self.levels, "at least one channel, each with 2 to 1,000 levels")
         require(self.codebook_size < 2**31, "levels", self.levels, "a product below 2^31")
+        require(self.evenness >= 0, "evenness", self.evenness, "0 or more")
 
     @property
     def codebook_size(self) -> int:

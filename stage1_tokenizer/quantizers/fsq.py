@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.quantizers.base import Quantized, Quantizer, without_autocast
+from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
 
 _EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
@@ -83,7 +83,7 @@ class FSQ(Quantizer):
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__()
-        self.levels = config.levels
+        self.levels, self.evenness = config.levels, config.evenness
         self.width = config.width
         self.codebook_size = config.codebook_size
 
@@ -92,7 +92,10 @@ class FSQ(Quantizer):
         with without_autocast(latents_BCHW):
             columns = _columns(self.levels, latents_BCHW.device)
             quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
-            return Quantized(quantized, _combine(rounded, columns))
+            losses = {}
+            if self.evenness > 0:
+                losses["evenness"] = self.evenness * unevenness(to_rows(quantized), self.levels)
+            return Quantized(quantized, _combine(rounded, columns), losses)
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
@@ -113,6 +116,26 @@ class FSQ(Quantizer):
         return f"levels={self.levels}, codebook_size={self.codebook_size}"
 
 
+def unevenness(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
+    """How far means and covariances of quantized channels are from those of evenly used codes, a scalar, 0 or more.
+
+    Each channel is brought to mean 0 and variance 1 under even use; the result is the mean square of the channels'
+    means plus that of the differences of their second moments from the identity matrix. The off-diagonal part is the
+    covariance term of Bardes, Ponce and LeCun 2021, arXiv:2105.04906, equation 3.
+
+    Args:
+        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2).
+        levels: of each channel.
+    """
+    steps = [level // 2 for level in levels]
+    means = [((level - 1) / 2 - step) / step for level, step in zip(levels, steps, strict=True)]
+    deviations = [math.sqrt((level**2 - 1) / 12) / step for level, step in zip(levels, steps, strict=True)]
+    scaled_NC = (values_NC - values_NC.new_tensor(means)) / values_NC.new_tensor(deviations)
+    moments_CC = scaled_NC.T @ scaled_NC / len(values_NC)
+    identity_CC = torch.eye(len(levels), device=values_NC.device)
+    return scaled_NC.mean(0).square().mean() + (moments_CC - identity_CC).square().mean()
+
+
 def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents => (tanh of the shifted latents, whole numbers from ``lowest`` to ``highest``), both float32."""
     squashed = (latents_BCHW + columns.shift).tanh_()
@@ -121,5 +144,5 @@ def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor,
 
 
 def _combine(rounded_BCHW: torch.Tensor, columns: _Columns) -> torch.Tensor:
-    """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``. NaN becomes code 0."""
+    """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``. NaN is code 0."""
     return ((rounded_BCHW - columns.lowest) * columns.radix).sum(1).nan_to_num_().to(torch.int64)

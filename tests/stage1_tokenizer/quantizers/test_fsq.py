@@ -6,7 +6,7 @@ import torch
 
 from foundation.errors import ConfigError
 from stage1_tokenizer.quantizers import FSQ, FSQConfig
-from stage1_tokenizer.quantizers.fsq import _columns, _combine
+from stage1_tokenizer.quantizers.fsq import _columns, _combine, unevenness
 
 LEVELS = [(2,), (3,), (1000,), (2, 3), (8, 5, 5, 5), (5, 5, 5, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (2,) * 10]
 
@@ -101,3 +101,30 @@ def test_a_latent_that_is_not_a_number_has_a_code_in_range_and_a_value_that_show
     latents = torch.full((1, 2, 1, 1), torch.nan)
     assert fsq.encode(latents).item() == 0
     assert fsq(latents).latents_BCHW.isnan().all()
+
+
+@pytest.mark.parametrize("levels", [(4, 4, 4), (5, 3), (8, 5, 2)])
+def test_evenly_used_codes_have_no_unevenness_and_anything_else_has(levels: tuple[int, ...]) -> None:
+    fsq = FSQ(FSQConfig(levels=levels))
+    codes = torch.arange(fsq.codebook_size).view(1, 1, -1)
+    values_NC = fsq.decode(codes).flatten(2)[0].T
+    assert unevenness(values_NC, levels).item() == pytest.approx(0.0, abs=1e-10)
+    assert unevenness(values_NC[: len(values_NC) // 2], levels) > 0.05
+    assert unevenness(values_NC[:, :1].expand(-1, len(levels)), levels) > 0.05
+
+
+def test_evenness_is_a_loss_whose_descent_uses_more_codes() -> None:
+    torch.manual_seed(0)
+    fsq = FSQ(FSQConfig(levels=(4, 4, 4), evenness=0.5))
+    mixing = (torch.randn(3, 3, 1, 1) * 0.3).requires_grad_()
+    optimizer = torch.optim.Adam([mixing], lr=0.05)
+    latents = torch.randn(8, 1, 16, 16).expand(-1, 3, -1, -1) + 0.5 * torch.randn(8, 3, 16, 16)  # correlated
+    used = []
+    for _ in range(150):
+        out = fsq(torch.nn.functional.conv2d(latents, mixing))
+        used.append(len(out.codes_BHW.unique()))
+        optimizer.zero_grad()
+        out.losses["evenness"].backward()
+        optimizer.step()
+    assert used[0] < 40 < 60 <= used[-1] <= 64
+    assert "evenness" not in FSQ(FSQConfig(levels=(4, 4)))(torch.randn(1, 2, 4, 4)).losses

@@ -18,7 +18,7 @@ from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
 
-_MEASURED_FLOPS = 2e11  # of the forward pass that is timed: a second or so on a small machine
+_MEASURED_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of the forward pass that is timed: a second or so
 _TIMED_STEPS = 2
 
 
@@ -107,7 +107,8 @@ def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
     training, model = recipe.tokenizer.training, task.model
     preprocess = model.preprocess
     shape = (preprocess.n_channels, preprocess.height, preprocess.width)
-    batch = _timed_batch(_flops(lambda: model(torch.zeros(1, *shape, device=_device(model)))), training.fit.batch_size)
+    flops = _flops(lambda: model(torch.zeros(1, *shape, device=_device(model))))
+    batch = _timed_batch(model, flops, training.fit.batch_size)
     images = torch.rand(batch, *shape, device=_device(model)) * 2 - 1
     seconds = _seconds(lambda: task.train_step({"images": images}, training.fit.steps - 1))
     return seconds * training.fit.batch_size / batch
@@ -118,23 +119,29 @@ def _prior_step_seconds(recipe: Recipe, task: PriorTask) -> float:
     fit, model = recipe.prior.training.fit, task.model
     labels = torch.full((1,), model.null_class, device=_device(model))
     tokens = torch.zeros(1, model.n_codes, dtype=torch.int64, device=_device(model))
-    batch = _timed_batch(_flops(lambda: model(tokens, labels)), fit.batch_size)
+    batch = _timed_batch(model, _flops(lambda: model(tokens, labels)), fit.batch_size)
     examples = {"tokens": tokens.expand(batch, -1).contiguous(), "labels": labels.expand(batch).contiguous()}
     return _seconds(lambda: task.train_step(examples, fit.steps - 1)) * fit.batch_size / batch
 
 
-def _timed_batch(flops_of_one: float, batch_size: int) -> int:
-    return max(1, min(batch_size, int(_MEASURED_FLOPS / max(flops_of_one, 1))))
+def _timed_batch(model: nn.Module, flops_of_one: float, batch_size: int) -> int:
+    flops = _MEASURED_FLOPS.get(_device(model).type, _MEASURED_FLOPS["cpu"])
+    return max(1, min(batch_size, int(flops / max(flops_of_one, 1))))
 
 
 def _seconds(step: Callable[[], object]) -> float:
     step()
+    _wait()
     began = time.perf_counter()
     for _ in range(_TIMED_STEPS):
         step()
+    _wait()
+    return (time.perf_counter() - began) / _TIMED_STEPS
+
+
+def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / _TIMED_STEPS
 
 
 def _flops(work: Callable[[], object]) -> float:

@@ -50,24 +50,21 @@ def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np
 
 
 def reconstruct_files(
-    tokenizer: TokenizerModel, paths: list[str], *, keep_size: bool = False
+    tokenizer: TokenizerModel, paths: list[Path], *, keep_size: bool = False
 ) -> tuple[list[Reconstructed], list[str]]:
-    """Reconstruct image files, or all images below folders.
+    """Reconstruct image files.
 
     Args:
         tokenizer: in evaluation mode.
-        paths: files and folders.
+        paths: of files.
         keep_size: crop images to multiples of the stride instead of resizing them.
 
     Returns:
         What worked, and a line for each file that did not.
-
-    Raises:
-        DataError: a path that does not exist, or a folder without images.
     """
     device = next(tokenizer.parameters()).device
     done, failed = [], []
-    for path in tqdm(_expand(paths), desc="reconstructing", unit="img", delay=2):
+    for path in tqdm(paths, desc="reconstructing", unit="img", delay=2):
         try:
             pixels = read_pixels(tokenizer, path, keep_size=keep_size)
         except (DataError, OSError, ValueError) as error:
@@ -95,7 +92,12 @@ def originals_above_reconstructions(tokenizer: TokenizerModel, pixels_BYXC: np.n
     return image_grid(np.concatenate([pixels_BYXC, decoded]), len(pixels_BYXC), scale=scale)
 
 
-def _expand(paths: list[str]) -> list[Path]:
+def files_below(paths: list[str]) -> list[Path]:
+    """Image files: those given, and all below the folders given.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without images.
+    """
     files: list[Path] = []
     for each in map(Path, paths):
         if each.is_dir():

@@ -41,11 +41,12 @@ def open_tokenizer(run: str, device: str) -> TokenizerModel:
 
 def reconstruct_to_folder(run: str, images: list[str], *, keep_size: bool, out: str, device: str) -> None:
     """Reconstruct files and folders; pictures and a line with the PSNR of each."""
-    from pipeline.reconstruct import reconstruct_files
+    from pipeline.reconstruct import files_below, reconstruct_files
 
     tokenizer = open_tokenizer(run, device)
+    paths = files_below(images)
     folder = output_folder(out, run)
-    done, failed = reconstruct_files(tokenizer, images, keep_size=keep_size)
+    done, failed = reconstruct_files(tokenizer, paths, keep_size=keep_size)
     for i, each in enumerate(done):
         path = folder / f"{i:04d}-{file_name(Path(each.image_id).stem)}.png"
         with durable.writing(path):

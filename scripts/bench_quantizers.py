@@ -104,9 +104,12 @@ def peak_mib(work: Workload, build: Callable[[Workload, int], Callable[[], objec
     return peak_memory_mib(build(work, work.n_vectors))
 
 
-def measure(work: Workload, repeats: int, threads: int, peak_flops: float) -> list[Row]:
+def measure(work: Workload, seconds: float, threads: int, peak_flops: float) -> list[Row]:
+    """Time and memory; quick steps are timed more often, each case for ``seconds`` or so, at least 3 times."""
     cases = {"ours": our_step(work, work.n_vectors), "reference": reference_step(work, work.n_vectors)}
-    timing = time_in_turn(cases, repeats=repeats)
+    once = sum(each.median for each in time_in_turn(cases, repeats=1, warm_up=1).values())
+    repeats = min(300, max(3, int(seconds / once)))
+    timing = time_in_turn(cases, repeats=repeats, warm_up=0 if once > seconds else 2)
     name = f"{REFERENCE}.{work.reference}"
     config = {"n_vectors": work.n_vectors, "threads": threads, "repeats": repeats, "reference_options": work.options}
     floor = None if work.matmul_flops is None else work.matmul_flops / peak_flops * 1e3
@@ -121,15 +124,15 @@ def measure(work: Workload, repeats: int, threads: int, peak_flops: float) -> li
 
 def main() -> None:
     parser = bench_parser(__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, help="timed rounds; default 7, with --quick 3")
+    parser.add_argument("--seconds", type=float, help="of timing each comparison; default 10, with --quick 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     arguments = parser.parse_args()
     if importlib.util.find_spec(REFERENCE) is None:
         sys.exit(MISSING)
     torch.set_num_threads(arguments.threads)
-    repeats = arguments.repeats or (3 if arguments.quick else 7)
+    seconds = arguments.seconds or (1.0 if arguments.quick else 10.0)
     peak_flops = matmul_peak()
-    rows = [row for work in workloads(arguments.quick) for row in measure(work, repeats, arguments.threads, peak_flops)]
+    rows = [row for work in workloads(arguments.quick) for row in measure(work, seconds, arguments.threads, peak_flops)]
     report(rows, arguments.json)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LINE = [sys.executable, "scripts/bench_quantizers.py", "--quick", "--repeats", "1", "--threads", "1"]
+LINE = [sys.executable, "scripts/bench_quantizers.py", "--quick", "--seconds", "0.1", "--threads", "1"]
 
 
 @pytest.mark.slow  # eight fresh interpreters, each importing torch

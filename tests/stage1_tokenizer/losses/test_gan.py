@@ -176,6 +176,7 @@ def test_lower_precision_keeps_the_losses_in_float32() -> None:
 
 def _two_processes() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # else a fork keeps its parent's single process
+    torch.set_num_threads(1)  # nor can a fork use its parent's OpenMP threads
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     discriminator = DiscriminatorConfig(width=8, n_layers=2, spectral_norm=True)

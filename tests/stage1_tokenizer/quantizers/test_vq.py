@@ -232,6 +232,7 @@ def _two_processes() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # a forked process keeps its parent's
+    torch.set_num_threads(1)  # nor can it use the parent's OpenMP threads
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     torch.manual_seed(state.process_index)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from foundation.codes import CodeLevel
-from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample
+from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample, fast_layout
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers import Quantizer, build_quantizer
 
@@ -167,7 +167,8 @@ def _residual(config: TokenizerConfig) -> ResidualBlock:
 
 
 def _project(layer: nn.Conv2d, latents_BCHW: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = layer(latents_BCHW.to(layer.weight.dtype))
+    # One memory layout, whoever made the latents: the rounding of a convolution depends on it.
+    out: torch.Tensor = layer(fast_layout(latents_BCHW.to(layer.weight.dtype).contiguous()))
     return out
 
 

@@ -6,7 +6,6 @@ one says what the image is about, the fine one is encoded knowing the coarse one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from foundation.codes import CodeLevel
 from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample, fast_layout
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers import Quantizer, build_quantizer
+from stage1_tokenizer.quantizers.base import without_autocast
 
 T = TypeVar("T")
 
@@ -41,13 +41,15 @@ class Coded:
 
 
 class OneGrid(nn.Module):
-    """1 x 1 projection, quantizer, 1 x 1 projection."""
+    """1 x 1 projection, quantizer, 1 x 1 projection; or the quantizer alone."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.quantizer = build_quantizer(config.quantizer)
-        self.to_code = nn.Conv2d(config.latent_channels, self.quantizer.latent_width, 1)
-        self.from_code = nn.Conv2d(self.quantizer.width, config.latent_channels, 1)
+        none = config.projection == "none"
+        width = self.quantizer.latent_width
+        self.to_code = nn.Identity() if none else nn.Conv2d(config.encoder_channels, width, 1)
+        self.from_code = nn.Identity() if none else nn.Conv2d(self.quantizer.width, config.latent_channels, 1)
 
     def forward(self, features_BCHW: torch.Tensor) -> Coded:
         """Features => quantized features, with codes and losses."""
@@ -69,9 +71,9 @@ class OneGrid(nn.Module):
         """The one quantizer."""
         return (self.quantizer,)
 
-    def stages(self, features_BCHW: torch.Tensor) -> Iterator[tuple[Quantizer, torch.Tensor]]:
-        """Each quantizer with its latents, in order; what comes later sees what the caller did to the earlier."""
-        yield self.quantizer, self.to_code(features_BCHW).float()
+    def start(self, features_BCHW: torch.Tensor, generator: torch.Generator) -> None:
+        """Place latents and codebook by the features of a first batch, all processes' together."""
+        _start(self.quantizer, self.to_code, features_BCHW, generator)
 
     def levels(self, height: int, width: int) -> tuple[CodeLevel, ...]:
         """The grids of an image whose finest grid is ``height`` by ``width``."""
@@ -134,12 +136,12 @@ class TwoGrids(nn.Module):
         """Of the coarse grid, of the fine grid."""
         return (self.coarse.quantizer, self.quantizer)
 
-    def stages(self, features_BCHW: torch.Tensor) -> Iterator[tuple[Quantizer, torch.Tensor]]:
-        """Each quantizer with its latents, in order; what comes later sees what the caller did to the earlier."""
+    def start(self, features_BCHW: torch.Tensor, generator: torch.Generator) -> None:
+        """Place latents and codebooks by the features of a first batch: the coarse grid, then the fine one, which sees it."""
         above = self.coarse_encoder(features_BCHW)
-        yield from self.coarse.stages(above)
+        self.coarse.start(above, generator)
         context = self.coarse_decoder(self.coarse.decode(self.coarse.encode(above), (above.shape[-2], above.shape[-1])))
-        yield self.quantizer, self._fine_latents(features_BCHW, context)
+        _start(self.quantizer, self.to_code, self._beside(features_BCHW, context), generator)
 
     def levels(self, height: int, width: int) -> tuple[CodeLevel, ...]:
         """The grids of an image whose finest grid is ``height`` by ``width``."""
@@ -147,7 +149,10 @@ class TwoGrids(nn.Module):
         return (coarse, _level(self.quantizer, height, width))
 
     def _fine_latents(self, features_BCHW: torch.Tensor, context_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.to_code(torch.cat([features_BCHW, context_BCHW.to(features_BCHW.dtype)], 1)).float()
+        return self.to_code(self._beside(features_BCHW, context_BCHW)).float()
+
+    def _beside(self, features_BCHW: torch.Tensor, context_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.cat([features_BCHW, context_BCHW.to(features_BCHW.dtype)], 1)
 
     def _join(self, fine_BCHW: torch.Tensor, context_BCHW: torch.Tensor) -> torch.Tensor:
         return _project(self.from_code, torch.cat([fine_BCHW, context_BCHW.float()], 1))
@@ -161,14 +166,30 @@ def build_bottleneck(config: TokenizerConfig) -> Bottleneck:
     return TwoGrids(config) if config.coarse_halvings else OneGrid(config)
 
 
+@torch.no_grad()
+def _start(
+    quantizer: Quantizer, to_code: nn.Conv2d | nn.Identity, inputs_BCHW: torch.Tensor, generator: torch.Generator
+) -> None:
+    wanted = quantizer.projection_start(to_code(inputs_BCHW).float()) if isinstance(to_code, nn.Conv2d) else None
+    if wanted is not None:
+        assert isinstance(to_code, nn.Conv2d)
+        matrix_CC, offset_C = wanted
+        with without_autocast(matrix_CC):
+            assert to_code.bias is not None
+            to_code.weight.copy_(torch.einsum("oc,cihw->oihw", matrix_CC, to_code.weight))
+            to_code.bias.copy_(matrix_CC @ to_code.bias + offset_C)
+    quantizer.initialize(to_code(inputs_BCHW).float(), generator)
+
+
 def _residual(config: TokenizerConfig) -> ResidualBlock:
     channels = config.latent_channels
     return ResidualBlock(channels, channels, groups=config.norm_groups, dropout=config.dropout)
 
 
-def _project(layer: nn.Conv2d, latents_BCHW: torch.Tensor) -> torch.Tensor:
+def _project(layer: nn.Conv2d | nn.Identity, latents_BCHW: torch.Tensor) -> torch.Tensor:
     # One memory layout, whoever made the latents: the rounding of a convolution depends on it.
-    out: torch.Tensor = layer(fast_layout(latents_BCHW.to(layer.weight.dtype).contiguous()))
+    dtype = layer.weight.dtype if isinstance(layer, nn.Conv2d) else latents_BCHW.dtype
+    out: torch.Tensor = layer(fast_layout(latents_BCHW.to(dtype).contiguous()))
     return out
 
 

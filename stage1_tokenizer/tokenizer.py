@@ -21,8 +21,8 @@ from foundation.model_files import REMEDY, load_model_folder, save_model_folder
 from foundation.tensor_files import load_weights, tensors_sha256
 from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.decoder import Decoder
-from stage1_tokenizer.encoder import Encoder
+from stage1_tokenizer.later_fields import settled
+from stage1_tokenizer.networks import build_decoder, build_encoder
 from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
@@ -62,9 +62,9 @@ class TokenizerModel(nn.Module):
         super().__init__()
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
-        self.encoder = Encoder(config, preprocess.n_channels)
+        self.encoder = build_encoder(config, preprocess.n_channels)
         self.bottleneck = build_bottleneck(config)
-        self.decoder = Decoder(config, preprocess.n_channels)
+        self.decoder = build_decoder(config, preprocess.n_channels)
 
     def forward(self, images_BCYX: torch.Tensor) -> TokenizerOutput:
         """Reconstruct; everything that training differentiates passes through here."""
@@ -73,7 +73,7 @@ class TokenizerModel(nn.Module):
         return TokenizerOutput(images, coded.codes, coded.latents_BCHW, coded.losses, coded.metrics)
 
     def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] => (B, latent_channels, H, W), the encoder's output.
+        """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.
 
         Raises:
             DataError: sides that are not multiples of the stride, or another number of channels.
@@ -123,9 +123,8 @@ class TokenizerModel(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
-        """Set the codebooks from the first batch, all processes' together."""
-        for quantizer, latents in self.bottleneck.stages(self.features(images_BCYX)):
-            quantizer.initialize(latents, generator)
+        """Place latents and codebooks by the first batch, all processes' together."""
+        self.bottleneck.start(self.features(images_BCYX), generator)
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
@@ -171,7 +170,7 @@ class TokenizerModel(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the weights."""
         config = from_dict(TokenizerConfig, to_dict(self.config))  # 0 in a float field becomes 0.0, as after loading
-        settings = digest({"config": config, "preprocess": self.preprocess})
+        settings = digest({"config": settled(config), "preprocess": self.preprocess})
         return hashlib.sha256(f"{settings}|{tensors_sha256(self.state_dict())}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:

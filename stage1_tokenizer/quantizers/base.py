@@ -76,6 +76,14 @@ class Quantizer(nn.Module):
         A pure function of the step, so that nothing of it has to be saved.
         """
 
+    def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """How the projection before this quantizer should place the first batch's latents. Default: as it does.
+
+        Returns:
+            (C, C) matrix and (C,) offset of a map to apply to the latents, the same on every process; or None.
+        """
+        return None
+
     def initialize(self, latents_BCHW: torch.Tensor, generator: torch.Generator) -> None:
         """Set the codebook from the first batch's latents, all processes' together. Default: nothing."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from foundation.config import Choice, require
+from stage1_tokenizer.later_fields import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class FSQConfig(Choice):
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """levels of each channel; the codebook has their product, here 1,000"""
+    initial: Literal["whitened", "random"] = "whitened"
+    """how the projection before the rounding starts: so that the first batch's channels are uncorrelated and fill their
+    levels, or at random"""
     evenness: float = 0.0
     """weight of a loss that draws means and covariances of the channels to those of evenly used codes; above 0,
     channels that would say the same thing part, and more of a large codebook is used sooner"""
@@ -173,6 +177,8 @@ class GumbelConfig(Choice):
     """weight of KL(q || uniform), in nats, averaged over positions"""
     kl_warmup_steps: int = 0
     """optimizer steps in which the KL's weight rises linearly from 0"""
+    logit_layer: bool = later(False)
+    """the encoder delivers ``width`` channels instead, and the quantizer makes the logits of them by a 1 x 1 convolution"""
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
@@ -225,11 +231,15 @@ class KLConfig(Choice):
     """weight of the KL to N(0, 1), in nats, averaged over all latent values"""
     anneal_steps: int = 0
     """optimizer steps in which the weight rises linearly from 0"""
+    scaling_factor: float = later(1.0)
+    """what a diffusion model over these latents multiplies them by; only recorded, ``encode`` and ``decode`` leave it
+    out"""
 
     def __post_init__(self) -> None:
         require(self.width > 0, "width", self.width, "a positive number of channels")
         require(self.weight >= 0, "weight", self.weight, "0 or more")
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "0 or a number of steps")
+        require(self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "above 0")
 
 
 QuantizerConfig = FSQConfig | VQConfig | ResidualConfig | LFQConfig | GumbelConfig | IBQConfig | KLConfig

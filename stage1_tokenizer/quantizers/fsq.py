@@ -14,9 +14,11 @@ import torch
 
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.quantizers.whitening import whitening
 
 _EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
 _EXACT_IN_FLOAT32 = 1 << 24
+_EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (-1, 1): fills the levels evenly
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class FSQ(Quantizer):
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__()
-        self.levels, self.evenness = config.levels, config.evenness
+        self.levels, self.evenness, self.initial = config.levels, config.evenness, config.initial
         self.width = config.width
         self.codebook_size = config.codebook_size
 
@@ -110,6 +112,14 @@ class FSQ(Quantizer):
         levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
         digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
         return (digits_BCHW + columns.lowest) / columns.steps
+
+    def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Uncorrelated channels, each spread over all its levels."""
+        if self.initial == "random":
+            return None
+        with without_autocast(latents_BCHW):
+            matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), _EVEN_DEVIATION)
+            return matrix_CC, offset_C - _columns(self.levels, latents_BCHW.device).shift.flatten()
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -27,12 +27,13 @@ class Gumbel(Quantizer):
         self.config = config
         self.width, self.codebook_size = config.width, config.codebook_size
         self.codebook = no_decay(nn.Parameter(torch.randn(config.codebook_size, config.width) / config.width**0.5))
+        self.to_logits = nn.Conv2d(config.width, config.codebook_size, 1) if config.logit_layer else None
         self.schedule(0)
 
     @property
     def latent_width(self) -> int:
-        """One logit for each code."""
-        return self.codebook_size
+        """One logit for each code, or what the logits are made of."""
+        return self.width if self.config.logit_layer else self.codebook_size
 
     def schedule(self, step: int) -> None:
         """Set the temperature and the KL's weight."""
@@ -42,10 +43,11 @@ class Gumbel(Quantizer):
         self.kl_weight = config.kl_weight * warm
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Mix codes by (B, V, H, W) logits; ``codes_BHW`` are those of ``encode``, without the noise."""
+        """Mix codes by their logits; ``codes_BHW`` are those of ``encode``, without the noise."""
         with without_autocast(latents_BCHW):
-            logits_NV = to_rows(latents_BCHW.float())
-            codes_BHW = self.encode(latents_BCHW)
+            logits_BVHW = self.logits(latents_BCHW)
+            logits_NV = to_rows(logits_BVHW)
+            codes_BHW = logits_BVHW.detach().argmax(1)
             losses = {"kl": self.kl_weight * kl_to_uniform(logits_NV)}
             metrics = {"temperature": self.temperature}
             if not self.training:
@@ -54,8 +56,14 @@ class Gumbel(Quantizer):
             return Quantized(to_grid(weights_NV @ self.codebook, latents_BCHW), codes_BHW, losses, metrics)
 
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, V, H, W) logits => (B, H, W) codes; the lowest index on ties."""
-        return latents_BCHW.detach().float().argmax(1)
+        """(B, latent_width, H, W) => (B, H, W) codes; the lowest index on ties."""
+        with without_autocast(latents_BCHW):
+            return self.logits(latents_BCHW.detach()).argmax(1)
+
+    def logits(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, latent_width, H, W) => (B, V, H, W) float32."""
+        latents_BCHW = latents_BCHW.float()
+        return latents_BCHW if self.to_logits is None else self.to_logits(latents_BCHW)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) code vectors."""

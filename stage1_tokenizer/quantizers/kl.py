@@ -47,8 +47,7 @@ class GaussianLatent(Quantizer):
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Draw from (B, 2C, H, W) parameters, means first; ``codes_BHW`` is the mean."""
         with without_autocast(latents_BCHW):
-            mean, logvar = latents_BCHW.float().chunk(2, 1)
-            logvar = logvar.clamp(*_LOG_VARIANCE)
+            mean, logvar = split_moments(latents_BCHW)
             kl_BCHW = gaussian_kl(mean, logvar)
             sigma = (0.5 * logvar).exp()
             drawn = mean + sigma * torch.randn_like(mean) if self.training else mean
@@ -70,6 +69,12 @@ class GaussianLatent(Quantizer):
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"width={self.width}, weight={self.config.weight}"
+
+
+def split_moments(latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 2C, H, W) parameters => mean and log-variance, each (B, C, H, W) float32; the second clamped to [-30, 20]."""
+    mean, logvar = latents_BCHW.float().chunk(2, 1)
+    return mean, logvar.clamp(*_LOG_VARIANCE)
 
 
 def gaussian_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

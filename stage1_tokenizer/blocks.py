@@ -34,16 +34,18 @@ class ResidualBlock(nn.Module):
     section 5.1): short trainings gain 1 dB.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, groups: int, dropout: float) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, *, groups: int, dropout: float, conv_bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = group_norm(channels_in, groups)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=conv_bias)
         self.norm2 = group_norm(channels_out, groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=conv_bias)
         nn.init.zeros_(self.conv2.weight)
         same = channels_in == channels_out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, bias=conv_bias)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) => (B, C_out, H, W)."""

@@ -137,7 +137,7 @@ class TwoGrids(nn.Module):
         return (self.coarse.quantizer, self.quantizer)
 
     def start(self, features_BCHW: torch.Tensor, generator: torch.Generator) -> None:
-        """Place latents and codebooks by the features of a first batch: the coarse grid, then the fine one, which sees it."""
+        """Place latents and codebooks by the features of a first batch, coarse ones first."""
         above = self.coarse_encoder(features_BCHW)
         self.coarse.start(above, generator)
         context = self.coarse_decoder(self.coarse.decode(self.coarse.encode(above), (above.shape[-2], above.shape[-1])))

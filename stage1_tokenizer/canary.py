@@ -1,26 +1,35 @@
 """A few fixed images with their codes, stored beside a frozen tokenizer.
 
 Encoding them again shows at once whether the tokenizer still does what it did when it was frozen: another value range,
-channel order, precision, codebook, or weights that were never averaged all change some code.
+channel order, filter, precision, codebook, or weights that were never averaged all change something. Codes that a
+rounding error can change (near ties, found by encoding one image at a time with noise of the size of rounding) are not
+compared.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from foundation.errors import ContractError
 from foundation.images import to_unit_range
-from foundation.tensor_files import load_tensors
+from foundation.tensor_files import load_tensors, write_tensors
+from stage1_tokenizer.canary_sources import preprocessed, source_images
+from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 FILE = "canary.safetensors"
 N_IMAGES = 16
 TOLERANCE = 1e-3  # share of codes that may differ on another device or with other libraries
+_PSNR_TOLERANCE = 0.1  # dB
+_GREY_LEVELS = 2  # by which versions of Pillow may differ
+_NUDGE = 1e-5  # of pixels in [-1, 1]; float32 rounds values near 1 by 6e-8, and a deep network adds its own
+_N_CROPS, _CROP_CODES = 4, 4  # crops of 4 x 4 codes, for a check in no time
+_LATENT_TOLERANCE = 1e-2  # of a latent's standard deviation
 
 
 @dataclass(frozen=True)
@@ -30,41 +39,116 @@ class Canary:
     Attributes:
         pixels_BYXC: (B, Y, X, C) uint8.
         codes: as the tokenizer encoded them; latents of a continuous one.
+        stable: which of the codes no rounding error changes.
+        psnr_B: of the images decoded from their codes, in dB; None beside tokenizers frozen by an earlier version.
     """
 
     pixels_BYXC: np.ndarray
     codes: torch.Tensor
+    stable: torch.Tensor
+    psnr_B: torch.Tensor | None
 
 
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
-    """Encode up to 16 images, (B, Y, X, C) uint8, and store them with their codes."""
+    """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does."""
     pixels = np.ascontiguousarray(pixels_BYXC[:N_IMAGES])
-    tensors = {"pixels": torch.from_numpy(pixels), "codes": _encode(tokenizer, pixels)}
-    save_file(tensors, folder / FILE)
+    sources = source_images(tokenizer.preprocess)
+    tensors = {
+        **_record(tokenizer, pixels, ""),
+        **_record(tokenizer, _crops(tokenizer, pixels), "crop_"),
+        "sources": torch.from_numpy(sources),
+        "source_pixels": torch.from_numpy(preprocessed(sources, tokenizer.preprocess)),
+    }
+    write_tensors(folder / FILE, tensors)
 
 
 def load_canary(folder: Path) -> Canary | None:
-    """Read what ``save_canary`` stored; None beside a tokenizer that was frozen without one.
+    """The images that ``save_canary`` stored; None beside a tokenizer that was frozen without one.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     if not (folder / FILE).exists():
         return None
-    tensors = load_tensors(folder / FILE)
-    return Canary(tensors["pixels"].numpy(), tensors["codes"])
+    return _canary(load_tensors(folder / FILE), "")
 
 
 def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
-    """Encode the stored images again and compare.
+    """Preprocess, encode and decode what is stored again, and compare.
 
     Raises:
-        ContractError: more than one code in a thousand differs.
+        ContractError: a filter, more than one code in a thousand, or a reconstruction differs.
+        CheckpointError: the file is damaged.
     """
-    canary = load_canary(folder)
-    if canary is None:
+    if not (folder / FILE).exists():
         return
-    differing = float((_encode(tokenizer, canary.pixels_BYXC) != canary.codes).double().mean())
+    tensors = load_tensors(folder / FILE)
+    _require_same_preprocess(tokenizer, tensors, folder)
+    canary = _canary(tensors, "")
+    _require_same_codes(canary, _encode(tokenizer, canary.pixels_BYXC), folder)
+    _require_same_images(tokenizer, canary, folder)
+
+
+def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float = 0.2) -> None:
+    """``check_canary`` on small crops, one after the other until the time is up; one at least.
+
+    For where a model is loaded to be used at once: it finds what changes every image, not damage at one place.
+
+    Raises:
+        ContractError, CheckpointError: as ``check_canary``.
+    """
+    if not (folder / FILE).exists():
+        return
+    started, tensors = time.perf_counter(), load_tensors(folder / FILE)
+    _require_same_preprocess(tokenizer, tensors, folder)
+    if "crop_pixels" not in tensors:  # frozen by an earlier version
+        return
+    canary = _canary(tensors, "crop_")
+    for i in range(len(canary.codes)):
+        one = slice(i, i + 1)
+        psnr_B = None if canary.psnr_B is None else canary.psnr_B[one]
+        each = Canary(canary.pixels_BYXC[one], canary.codes[one], canary.stable[one], psnr_B)
+        _require_same_codes(each, _encode(tokenizer, each.pixels_BYXC), folder)
+        _require_same_images(tokenizer, each, folder)
+        if time.perf_counter() - started > seconds:
+            return
+
+
+def _record(tokenizer: TokenizerModel, pixels: np.ndarray, prefix: str) -> dict[str, torch.Tensor]:
+    codes = _encode(tokenizer, pixels)
+    singly = torch.cat([_encode(tokenizer, pixels[i : i + 1], _NUDGE) for i in range(len(pixels))])
+    psnr_B = _psnr(tokenizer, pixels, codes)
+    stable = ~_differing(codes, singly)
+    values = {"pixels": torch.from_numpy(pixels), "codes": codes, "stable": stable, "psnr": psnr_B}
+    return {prefix + name: value for name, value in values.items()}
+
+
+def _canary(tensors: dict[str, torch.Tensor], prefix: str) -> Canary:
+    codes = tensors[f"{prefix}codes"]
+    stable = tensors.get(f"{prefix}stable", torch.ones_like(codes, dtype=torch.bool))
+    return Canary(tensors[f"{prefix}pixels"].numpy(), codes, stable, tensors.get(f"{prefix}psnr"))
+
+
+def _require_same_preprocess(tokenizer: TokenizerModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    if "sources" not in tensors:  # frozen by an earlier version
+        return
+    expected = tensors["source_pixels"].numpy().astype(int)
+    found = preprocessed(tensors["sources"].numpy(), tokenizer.preprocess).astype(int)
+    same_shape = found.shape == expected.shape
+    differing = float((abs(found - expected) > _GREY_LEVELS).mean()) if same_shape else 1.0
+    if differing > TOLERANCE:
+        raise ContractError(
+            "images become other pixels than when the tokenizer was frozen",
+            field=str(folder),
+            found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
+            expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
+            fix="take the folder anew; if it is unchanged, the version of Pillow resizes otherwise: report it",
+        )
+
+
+def _require_same_codes(canary: Canary, found: torch.Tensor, folder: Path) -> None:
+    changed = _differing(canary.codes, found) & canary.stable
+    differing = int(changed.sum()) / max(1, int(canary.stable.sum()))
     if differing > TOLERANCE:
         raise ContractError(
             "the tokenizer no longer gives the codes it gave when it was frozen",
@@ -75,6 +159,51 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
         )
 
 
-def _encode(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> torch.Tensor:
-    device = next(tokenizer.parameters()).device
-    return tokenizer.encode(to_unit_range(pixels_BYXC).to(device)).cpu().contiguous()
+def _require_same_images(tokenizer: TokenizerModel, canary: Canary, folder: Path) -> None:
+    if canary.psnr_B is None:
+        return
+    expected, found = float(canary.psnr_B.mean()), float(_psnr(tokenizer, canary.pixels_BYXC, canary.codes).mean())
+    if not abs(found - expected) <= _PSNR_TOLERANCE:
+        raise ContractError(
+            "the tokenizer no longer decodes its codes as it did when it was frozen",
+            field=str(folder),
+            found=f"{found:.2f} dB on {len(canary.codes)} stored images",
+            expected=f"{expected:.2f} dB, give or take {_PSNR_TOLERANCE}",
+            fix="take the folder anew; if it is unchanged, this machine computes differently: report it",
+        )
+
+
+def _encode(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, nudge: float = 0.0) -> torch.Tensor:
+    images_BCYX = to_unit_range(pixels_BYXC)
+    if nudge:
+        noise = torch.rand(images_BCYX.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+        images_BCYX = (images_BCYX + nudge * noise).clamp_(-1, 1)
+    return tokenizer.encode(images_BCYX.to(_device(tokenizer))).cpu().contiguous()
+
+
+def _psnr(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes: torch.Tensor) -> torch.Tensor:
+    """Of each image decoded from its codes, (B,) on the CPU."""
+    height, width = pixels_BYXC.shape[1:3]
+    images_BCYX = tokenizer.decode(codes.to(_device(tokenizer)), (height, width)).cpu()
+    return psnr(to_unit_range(pixels_BYXC), images_BCYX)
+
+
+def _differing(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Which codes differ; latents, by more than rounding can make them."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return torch.ones_like(one, dtype=torch.bool)
+    if one.is_floating_point():
+        return ~((one - other).abs() <= _LATENT_TOLERANCE * one.std())
+    return one != other
+
+
+def _crops(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> np.ndarray:
+    """The middle of the first images."""
+    side = _CROP_CODES * tokenizer.config.side_multiple
+    height, width = (min(side, size) for size in pixels_BYXC.shape[1:3])
+    top, left = (pixels_BYXC.shape[1] - height) // 2, (pixels_BYXC.shape[2] - width) // 2
+    return np.ascontiguousarray(pixels_BYXC[:_N_CROPS, top : top + height, left : left + width])
+
+
+def _device(tokenizer: TokenizerModel) -> torch.device:
+    return next(tokenizer.parameters()).device

@@ -8,15 +8,22 @@ from typing import Literal
 from foundation.config import require
 from foundation.fit import FitConfig
 from foundation.image_set import Augment
+from foundation.later_fields import later
 from foundation.learner import Precision
 from foundation.optim import OptimConfig
 from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
-from stage1_tokenizer.quantizers.config import FSQConfig, KLConfig, QuantizerConfig
+from stage1_tokenizer.quantizers.config import (
+    FSQConfig,
+    GumbelConfig,
+    KLConfig,
+    QuantizerConfig,
+    ResidualConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Architecture of the VQGAN family: residual blocks, GroupNorm, attention (Esser et al. 2021, arXiv:2012.09841)."""
+    """Architecture: by default VQGAN's residual blocks, GroupNorm, attention (Esser et al. 2021, arXiv:2012.09841)."""
 
     patch_size: int = 1
     """side of the pixel blocks folded into channels before the first convolution, and unfolded after the last;
@@ -41,6 +48,12 @@ class TokenizerConfig:
     """how latents become codes"""
     coarse_halvings: int = 0
     """above 0: a second, coarser grid of codes with sides halved this often (VQ-VAE-2)"""
+    networks: Literal["vqgan", "magvit2", "dvae"] = later("vqgan")
+    """family of encoder and decoder: vqgan; magvit2 has no attention and a decoder whose norms follow the codes; dvae
+    has neither norms nor attention"""
+    projection: Literal["plain", "double", "none"] = later("plain")
+    """1 x 1 convolutions around the quantizer: plain goes from latent_channels and back; with double the encoder ends
+    in twice as many channels; with none it ends in what the quantizer takes"""
 
     def __post_init__(self) -> None:
         require(self.patch_size > 0, "patch_size", self.patch_size, "a positive whole number of pixels")
@@ -63,11 +76,39 @@ class TokenizerConfig:
                 "choose a discrete quantizer, or one grid")  # fmt: skip
         grouped = self.coarse_halvings == 0 or self.latent_channels % self.norm_groups == 0
         require(grouped, "latent_channels", self.latent_channels, f"a multiple of norm_groups, {self.norm_groups}")
+        self._require_variant_can_work()
+
+    def _require_variant_can_work(self) -> None:
+        if self.networks != "vqgan":
+            reason = f"what networks: {self.networks} has"
+            require(not self.attention_levels, "attention_levels", self.attention_levels, f"none, {reason}")
+            require(not self.middle_attention, "middle_attention", self.middle_attention, f"false, {reason}")
+            require(self.patch_size == 1, "patch_size", self.patch_size, f"1, {reason}")
+        if self.networks == "dvae":
+            require(self.projection == "none", "projection", self.projection, "none, what networks: dvae has")
+            require(self.dropout == 0, "dropout", self.dropout, "0, what networks: dvae has")
+        usual = self.networks == "vqgan" and self.projection == "plain"
+        require(usual or self.coarse_halvings == 0, "coarse_halvings", self.coarse_halvings,
+                "0 with other networks than vqgan or another projection than plain")  # fmt: skip
+        if self.projection == "none":
+            taken = quantizer_width(self.quantizer)
+            require(self.latent_channels == taken, "latent_channels", self.latent_channels,
+                    f"{taken}, the quantizer's width, where there is no projection")  # fmt: skip
 
     @property
     def stride(self) -> int:
         """Pixels per code along each side."""
         return self.patch_size * 2 ** (len(self.width_multipliers) - 1)
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels in which the encoder ends."""
+        if self.projection != "none":
+            return self.latent_channels * (2 if self.projection == "double" else 1)
+        if isinstance(self.quantizer, KLConfig):
+            return 2 * self.quantizer.width
+        logits = isinstance(self.quantizer, GumbelConfig) and not self.quantizer.logit_layer
+        return self.quantizer.codebook_size if logits else self.latent_channels  # type: ignore[union-attr]
 
     @property
     def is_discrete(self) -> bool:
@@ -78,6 +119,11 @@ class TokenizerConfig:
     def side_multiple(self) -> int:
         """What both sides of an image must be multiples of: the stride, at the coarsest grid."""
         return self.stride * 2**self.coarse_halvings
+
+
+def quantizer_width(config: QuantizerConfig) -> int:
+    """Channels of what a quantizer gives the decoder."""
+    return config.codebook.width if isinstance(config, ResidualConfig) else config.width
 
 
 @dataclass(frozen=True, kw_only=True)

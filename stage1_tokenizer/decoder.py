@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from stage1_tokenizer.blocks import Level, Upsample, fast_layout, group_norm, middle
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks import DecoderNetwork
 
 
-class Decoder(nn.Module):
+class Decoder(DecoderNetwork):
     """latents => pixels: the middle, then levels from lowest to full resolution. No final tanh or clamp."""
 
     def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
@@ -41,5 +42,6 @@ class Decoder(nn.Module):
 
     def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, latent_channels, H, W) => (B, 3|1, Y, X)."""
+        latents_BCHW = latents_BCHW.to(self.conv_in.weight.dtype)  # straight from a float32 quantizer they may be finer
         hidden = self.levels(self.middle(self.conv_in(fast_layout(latents_BCHW))))
         return F.pixel_shuffle(norm_silu_conv(self.norm_out, self.conv_out, hidden), self.patch_size)

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from stage1_tokenizer.blocks import Downsample, Level, fast_layout, group_norm, middle
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks import EncoderNetwork
 
 
-class Encoder(nn.Module):
+class Encoder(EncoderNetwork):
     """pixels => latents: levels from full to lowest resolution, then the middle."""
 
     def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
@@ -37,10 +38,10 @@ class Encoder(nn.Module):
         )
         self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
         self.norm_out = group_norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.encoder_channels, 3, padding=1)
 
     def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """(B, 3|1, Y, X) => (B, latent_channels, H, W)."""
+        """(B, 3|1, Y, X) => (B, encoder_channels, H, W)."""
         patches = F.pixel_unshuffle(images_BCYX, self.patch_size)
         hidden = self.middle(self.levels(self.conv_in(fast_layout(patches))))
         return norm_silu_conv(self.norm_out, self.conv_out, hidden)

@@ -24,14 +24,14 @@ def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x_BCHW: torch.Tensor) ->
 
     Args:
         norm: with scale and shift.
-        conv: of stride 1, with a bias.
+        conv: of stride 1, with a bias or without.
         x_BCHW: input; on a CPU in training, all that is kept for the backward pass.
     """
     if x_BCHW.device.type != "cpu":
         return conv(F.silu(norm(x_BCHW)))
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
-    assert conv.bias is not None and conv.stride == (1, 1)
-    kernel, bias = conv.weight.to(dtype), conv.bias.to(dtype)
+    assert conv.stride == (1, 1)
+    kernel, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
     with torch.autocast("cpu", enabled=False):
         return _NormSiluConv.apply(x_BCHW.to(dtype), norm.weight, norm.bias, kernel, bias, norm, conv.padding)  # type: ignore[no-any-return]
 
@@ -44,11 +44,11 @@ class _NormSiluConv(torch.autograd.Function):
         scale_C: torch.Tensor,
         shift_C: torch.Tensor,
         kernel: torch.Tensor,
-        bias_C: torch.Tensor,
+        bias_C: torch.Tensor | None,
         norm: nn.GroupNorm,
         padding: tuple[int, int],
     ) -> torch.Tensor:
-        ctx.n_groups, ctx.eps, ctx.padding = norm.num_groups, norm.eps, padding
+        ctx.n_groups, ctx.eps, ctx.padding, ctx.has_bias = norm.num_groups, norm.eps, padding, bias_C is not None
         ctx.save_for_backward(x_BCHW, scale_C, shift_C, kernel)
         normed, _, _ = _normalize(x_BCHW, scale_C, shift_C, norm.num_groups, norm.eps)
         return F.conv2d(F.silu(normed, inplace=True), kernel, bias_C, padding=padding)
@@ -60,7 +60,7 @@ class _NormSiluConv(torch.autograd.Function):
         normed, mean_BG, rstd_BG = _normalize(x_BCHW, scale_C, shift_C, ctx.n_groups, ctx.eps)
         to_activated, to_kernel, to_bias = torch.ops.aten.convolution_backward(
             gradient, F.silu(normed), kernel, [len(gradient[0])], [1, 1], ctx.padding, [1, 1],
-            False, [0, 0], 1, [True, True, True])  # fmt: skip
+            False, [0, 0], 1, [True, True, ctx.has_bias])  # fmt: skip
         to_normed = torch.ops.aten.silu_backward(to_activated, normed)
         to_x, to_scale, to_shift = _normalize_backward(to_normed, x_BCHW, mean_BG, rstd_BG, scale_C)
         return to_x, to_scale, to_shift, to_kernel, to_bias, None, None

@@ -17,11 +17,11 @@ from foundation.codes import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
 from foundation.images import Preprocess
+from foundation.later_fields import settled
 from foundation.model_files import REMEDY, load_model_folder, save_model_folder
 from foundation.tensor_files import load_weights, tensors_sha256
 from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.later_fields import settled
 from stage1_tokenizer.networks import build_decoder, build_encoder
 from stage1_tokenizer.quantizers import Quantizer
 

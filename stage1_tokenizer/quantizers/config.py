@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from foundation.config import Choice, require
-from stage1_tokenizer.later_fields import later
+from foundation.later_fields import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class FSQConfig(Choice):
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """levels of each channel; the codebook has their product, here 1,000"""
-    initial: Literal["whitened", "random"] = "whitened"
+    initial: Literal["whitened", "random"] = later("whitened")  # type: ignore[assignment]
     """how the projection before the rounding starts: so that the first batch's channels are uncorrelated and fill their
     levels, or at random"""
     evenness: float = 0.0
@@ -178,7 +178,7 @@ class GumbelConfig(Choice):
     kl_warmup_steps: int = 0
     """optimizer steps in which the KL's weight rises linearly from 0"""
     logit_layer: bool = later(False)
-    """the encoder delivers ``width`` channels instead, and the quantizer makes the logits of them by a 1 x 1 convolution"""
+    """the encoder delivers ``width`` channels instead, of which the quantizer makes logits by a 1 x 1 convolution"""
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")

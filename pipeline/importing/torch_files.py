@@ -1,0 +1,202 @@
+"""Files that ``torch.save`` or ``pickle.dump`` wrote, read without running anything: zip, the older format, plain.
+
+Sizes that a file declares are compared with the bytes that it has before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundation.errors import CheckpointError
+from pipeline.importing.inert import Name
+from pipeline.importing.lazy_tensor import DTYPES, Storage, from_bytes
+from pipeline.importing.rebuild import Rebuilder
+from pipeline.importing.safe_unpickle import Machine
+
+MAX_PICKLE_BYTES = 1 << 26
+_ZIP = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_HEADER = 30  # bytes of a zip entry's local header, without its name
+_SHARING = 4  # all tensors together may have this many times the bytes of the file
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
+"""what the standard library raises over damaged files"""
+_CUT_OFF = "the file is cut off or damaged: take it anew from where it came"
+
+
+def read_torch_file(path: Path) -> Any:
+    """What a file holds: containers, numbers, ``LazyTensor`` for tensors, ``Inert`` for everything else.
+
+    Raises:
+        CheckpointError: damaged, cut off, not such a file, or one that asks for what is refused.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LEGACY_START))
+            if start[:4] == _ZIP:
+                return _read_zip(path)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                if start == _LEGACY_START:
+                    return _read_legacy(mapped, path.stat().st_size, _on_disk(path))
+                return _read_plain(mapped, path.stat().st_size)
+    except CheckpointError as error:
+        raise error if error.field else CheckpointError(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=_CUT_OFF) from error
+
+
+def _read_zip(path: Path) -> Any:
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        entries = {each.filename: each for each in archive.infolist()}
+        _require_plain_entries(archive, size)
+        roots = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(roots) != 1:
+            raise CheckpointError("is a zip archive without one checkpoint in it", found=f"{len(entries)} files",
+                                  fix="unpack it and name the checkpoint inside")  # fmt: skip
+        prefix = roots[0].removesuffix("data.pkl")
+        if entries[roots[0]].file_size > MAX_PICKLE_BYTES:
+            raise CheckpointError("has an absurdly large pickle", found=f"{entries[roots[0]].file_size:,} bytes")
+        order = archive.read(f"{prefix}byteorder") if f"{prefix}byteorder" in entries else b"little"
+        if order != b"little":
+            raise CheckpointError("was written on a machine of another byte order", found=repr(order[:20]))
+        pickle = archive.read(roots[0])
+
+    def storage(name: str, key: str, n_elements: int) -> Storage:
+        dtype, entry = _dtype(name), entries.get(f"{prefix}data/{key}")
+        if entry is None or entry.file_size != n_elements * dtype.itemsize:
+            raise CheckpointError(f"has no sound data for storage {key!r}", fix=_CUT_OFF,
+                                  found="nothing" if entry is None else f"{entry.file_size:,} bytes",
+                                  expected=f"{n_elements * dtype.itemsize:,} bytes")  # fmt: skip
+        return Storage(dtype, n_elements, functools.partial(_zip_values, path, entry.filename, dtype))
+
+    return Machine(_persistent(storage), Rebuilder(_SHARING * size)).load(io.BytesIO(pickle))
+
+
+def _require_plain_entries(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse what torch never writes and zip bombs are made of: compression, entries that overlap or repeat."""
+    end = 0
+    for entry in sorted(archive.infolist(), key=lambda each: each.header_offset):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise CheckpointError("has compressed entries, which no checkpoint has", found=repr(entry.filename)[:100])
+        if entry.header_offset < end or entry.header_offset + _HEADER + entry.file_size > size:
+            raise CheckpointError("has entries that overlap or reach beyond the file", found=repr(entry.filename)[:100])
+        end = entry.header_offset + _HEADER + entry.file_size
+    if len(set(archive.namelist())) != len(archive.namelist()):
+        raise CheckpointError("has two entries of one name")
+
+
+@functools.lru_cache(maxsize=4)
+def _zip_values(path: Path, name: str, dtype: torch.dtype) -> torch.Tensor:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return from_bytes(archive.read(name), dtype)
+    except _DAMAGE as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=_CUT_OFF) from error
+
+
+def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) -> Any:
+    """The format before torch 1.6: four pickles, a list of storages, then the storages, each after its length.
+
+    Args:
+        stream: all bytes.
+        size: how many.
+        values: reads bytes at a place, now or later.
+    """
+    places: dict[str, int] = {}
+    seen: dict[str, Storage] = {}
+
+    def storage(name: str, key: str, n_elements: int) -> Storage:
+        dtype = _dtype(name)
+        n_bytes = n_elements * dtype.itemsize
+        if n_bytes > size:
+            raise CheckpointError("declares a storage larger than the file", fix=_CUT_OFF)
+        described = Storage(dtype, n_elements, lambda: from_bytes(values(places[key], n_bytes), dtype))
+        known = seen.setdefault(key, described)
+        if (known.dtype, known.n_elements) != (dtype, n_elements):
+            raise CheckpointError(f"describes storage {key!r} in two ways")
+        return known
+
+    machine = Machine(_persistent(storage), Rebuilder(_SHARING * size))
+    magic, version, _ = (machine.load(stream) for _ in range(3))
+    if magic != _LEGACY_MAGIC or version != 1001:
+        raise CheckpointError("is a torch file of an unknown version", found=str(version)[:100])
+    root, keys = machine.load(stream), machine.load(stream)
+    for key in keys if isinstance(keys, list) else []:
+        header = stream.read(8)
+        n_bytes = seen[key].n_elements * seen[key].dtype.itemsize if isinstance(key, str) and key in seen else -1
+        if len(header) < 8 or n_bytes < 0 or struct.unpack("<q", header)[0] != seen[key].n_elements:
+            raise CheckpointError("has storages that do not fit their description", fix=_CUT_OFF)
+        places[key] = stream.tell()
+        stream.seek(n_bytes, io.SEEK_CUR)
+        if stream.tell() > size:
+            raise CheckpointError("ends before its last storage", fix=_CUT_OFF)
+    if seen.keys() - places.keys():
+        raise CheckpointError("ends before its storages", found=f"{len(places)} of {len(seen)}", fix=_CUT_OFF)
+    return root
+
+
+def _read_plain(stream: Any, size: int) -> Any:
+    """A pickle that torch did not frame; storages inside are files of the older format, as bytes."""
+    nothing = _persistent(lambda name, key, n: _refuse_persistent())
+    return Machine(nothing, Rebuilder(_SHARING * size, _stored)).load(stream)
+
+
+def _stored(data: bytes) -> Any:
+    if not data.startswith(_LEGACY_START):
+        raise CheckpointError("holds a storage of an unknown format", found=repr(data[:20]))
+    return _read_legacy(io.BytesIO(data), len(data), lambda place, n: data[place : place + n])
+
+
+def _refuse_persistent() -> Storage:
+    raise CheckpointError("refers to storages that are not in the file")
+
+
+def _on_disk(path: Path) -> Callable[[int, int], bytes]:
+    def values(place: int, n_bytes: int) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(place)
+            return file.read(n_bytes)
+
+    return values
+
+
+def _persistent(storage: Callable[[str, str, int], Storage]) -> Callable[[Any], Any]:
+    """What a persistent id stands for: ("storage", class, key, place, length), in the older format with a sixth entry.
+
+    The older format also has ("module", class, file, source text), which stands for the class.
+    """
+
+    def resolve(identity: Any) -> Any:
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            return identity[1]
+        plain = isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage"
+        if not plain or (len(identity) == 6 and identity[5] is not None):
+            raise CheckpointError("refers to something else than a storage")
+        _, name, key, _, n_elements = identity[:5]
+        if not isinstance(name, Name) or not isinstance(key, str) or type(n_elements) is not int or n_elements < 0:
+            raise CheckpointError("refers to a storage in an unknown way")
+        return storage(name.path, key, n_elements)
+
+    return resolve
+
+
+def _dtype(path: str) -> torch.dtype:
+    module, _, name = path.rpartition(".")
+    if name not in DTYPES or module not in ("torch", "torch.cuda", "torch.storage"):
+        raise CheckpointError("has a storage of an unknown type", found=path[:100])
+    return DTYPES[name]
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that begins so is one that ``read_torch_file`` can try: a zip archive, or a pickle."""
+    return start[:4] == _ZIP or start[:1] in (b"\x80", b"(", b"c", b"}", b"]")

@@ -1,22 +1,30 @@
 """Checkpoints to resume from: a folder per step, complete or absent, verified before use.
 
-Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both.
+Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
-from foundation.errors import CheckpointError
-from foundation.tensor_files import load_state, save_state, split_state
+import torch
 
-_NAME = re.compile(r"step-(\d{8})")
+from foundation import durable
+from foundation.config import digest
+from foundation.errors import CheckpointError
+from foundation.json_files import json_text
+from foundation.tensor_files import load_state, save_state
+
+_NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "MANIFEST.json"
+_FILES = {"state.json", "state.safetensors"}
+_FORMAT = 2
+_MIN_KEPT = 2  # one may turn out to be damaged when it is needed
 
 
 @dataclass(frozen=True)
@@ -34,42 +42,53 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
 
 
-def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
-    """Publish ``root/step-<step>`` and then remove all but the newest ``keep`` verified ones.
+def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT) -> Path:
+    """Publish ``root/step-<step>``, and after that remove all but the newest ``keep`` verified ones, at least two.
 
     Raises:
         StorageError: the disk is too full or refused; earlier checkpoints are untouched.
     """
     path = root / f"step-{step:08d}"
-    if path.exists():
-        if _why_broken(path) is None:
-            return path
+    if path.exists() and _why_broken(path, step) is not None:
         durable.remove_folder(path)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in split_state(state)[1].values())
-    durable.require_free_space(root, int(1.1 * size) + 2**20, "a checkpoint")
+    if not path.exists():
+        _publish(path, step, state)
+    _rotate(root, path, max(keep, _MIN_KEPT))
+    return path
+
+
+def _publish(path: Path, step: int, state: dict[str, Any]) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(state))
+    durable.require_free_space(path.parent, int(1.1 * size) + 2**20, "a checkpoint")
 
     def fill(folder: Path) -> None:
         save_state(folder, state)
-        files = {each.name: durable.file_sha256(each) for each in sorted(folder.iterdir())}
-        (folder / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "sha256": files}, sort_keys=True))
+        files = {name: durable.file_sha256(folder / name) for name in sorted(_FILES)}
+        manifest = {"format": _FORMAT, "step": step, "sha256": files}
+        durable.write_bytes(folder / _MANIFEST, json_text({"manifest": manifest, "sha256": digest(manifest)}))
 
     def verify(folder: Path) -> None:
-        reason = _why_broken(folder)
+        reason = _why_broken(folder, step)
         if reason is not None:
             raise CheckpointError(f"did not survive being written: {reason}", field=str(path), fix="check the disk")
 
     durable.publish_folder(path, fill, verify)
-    _rotate(root, keep)
-    return path
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None when there is none at all."""
+    """The newest checkpoint that verifies, or None when there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none verifies; each is named with its reason.
+    """
     skipped: list[str] = []
     for step, path in _folders(root):
-        reason = _why_broken(path)
+        reason = _why_broken(path, step)
         if reason is None:
-            return Checkpoint(step, load_state(path), tuple(skipped))
+            try:
+                return Checkpoint(step, load_state(path), tuple(skipped))
+            except CheckpointError as error:  # changed since it was verified a moment ago
+                reason = str(error).replace("\n", ";")
         skipped.append(f"{path.name}: {reason}")
     if skipped:
         raise CheckpointError(
@@ -81,6 +100,15 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
+def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of every tensor in a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    for key, value in pairs:
+        yield from named_tensors(value, f"{name}/{key}" if name else str(key))
+
+
 def _folders(root: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every published checkpoint, newest first."""
     if not root.is_dir():
@@ -89,19 +117,34 @@ def _folders(root: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), each) for match, each in matches if match), reverse=True)
 
 
-def _why_broken(path: Path) -> str | None:
-    """None for a complete, undamaged checkpoint; else the reason."""
+def _why_broken(path: Path, step: int) -> str | None:
+    """None for the complete, undamaged checkpoint of ``step``; else the reason."""
     try:
-        files = json.loads((path / _MANIFEST).read_text())["sha256"]
-        for name, expected in files.items():
-            if durable.file_sha256(path / name) != expected:
+        saved = json.loads((path / _MANIFEST).read_bytes())
+        manifest = saved["manifest"]
+        if saved["sha256"] != digest(manifest):
+            return f"{_MANIFEST} is damaged"
+        if manifest["format"] != _FORMAT:
+            return f"it has format {manifest['format']}, not {_FORMAT}"
+        if manifest["step"] != step:
+            return f"it is the checkpoint of step {manifest['step']}"
+        for name in sorted(_FILES):
+            if (path / name).is_symlink() or path.is_symlink():
+                return f"{name} is a symbolic link"
+            if durable.file_sha256(path / name) != manifest["sha256"][name]:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{_MANIFEST} or a file that it names cannot be read: {type(error).__name__}: {error}"
     return None
 
 
-def _rotate(root: Path, keep: int) -> None:
-    verified = [path for _, path in _folders(root) if _why_broken(path) is None]
-    for path in verified[max(keep, 1) :]:
-        durable.remove_folder(path)
+def _rotate(root: Path, newest: Path, keep: int) -> None:
+    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one."""
+    n_sound = 0
+    for step, path in _folders(root):
+        if n_sound >= keep:
+            durable.remove_folder(path)
+        elif path == newest or _why_broken(path, step) is None:
+            n_sound += 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from foundation.errors import DataError
 
 
@@ -20,3 +24,28 @@ def require_same_classes(expected: tuple[str, ...] | None, found: tuple[str, ...
             found=", ".join(found) or "no classes",
             expected=", ".join(expected) or "no classes",
         )
+
+
+def class_numbers(
+    names_N: Sequence[str], class_names: tuple[str, ...] | None, field: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The number of each image's class, and the classes in order.
+
+    Args:
+        names_N: the class of each image.
+        class_names: the classes of the training images, when these are others; None makes them from ``names_N``.
+        field: what error messages call the source of the names.
+
+    Returns:
+        (N,) int64 and the names.
+
+    Raises:
+        DataError: a class that the training images lack.
+    """
+    classes = class_names or in_order(set(names_N))
+    number = {name: i for i, name in enumerate(classes)}
+    unknown = sorted(set(names_N) - number.keys())
+    if unknown:
+        raise DataError("has classes that the training split lacks", field=field, found=", ".join(unknown[:10]),
+                        fix="train on a split that has every class")  # fmt: skip
+    return np.array([number[name] for name in names_N], np.int64), classes

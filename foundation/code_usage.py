@@ -9,6 +9,8 @@ import numpy as np
 from foundation.code_positions import code_positions, require_codes
 from foundation.codes import CodeSpec
 
+_ROWS = 65_536  # read at once of a token dataset that is not in memory
+
 
 @dataclass(frozen=True)
 class CodeUsage:
@@ -70,9 +72,15 @@ def count_codes_by_slot(codes_BT: np.ndarray, spec: CodeSpec) -> list[CodeUsage]
     Raises:
         DataError: sequences that do not fit ``spec``, or a code outside its codebook.
     """
-    require_codes(codes_BT, spec)
+    spec.require_length(codes_BT)
     slot_T = code_positions(spec).slot_T
-    return [count_codes(codes_BT[:, slot_T == i], slot.codebook_size) for i, slot in enumerate(spec.slots)]
+    usages = [CodeUsage(np.zeros(slot.codebook_size, np.int64)) for slot in spec.slots]
+    for start in range(0, len(codes_BT), _ROWS):
+        rows = np.asarray(codes_BT[start : start + _ROWS])
+        require_codes(rows, spec)
+        for i, usage in enumerate(usages):
+            usages[i] = usage + count_codes(rows[:, slot_T == i], len(usage.counts_V))
+    return usages
 
 
 def summarize(usages: list[CodeUsage]) -> UsageSummary:

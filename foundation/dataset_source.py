@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from foundation.class_names import in_order, require_same_classes
+from foundation.class_names import class_numbers, require_same_classes
 from foundation.config import Choice, require
 from foundation.errors import DataError, nearest
+from foundation.image_failures import BadImage
 from foundation.images import decode_image
+from foundation.plain_files import read_plain_file
 from foundation.randomness import permutation
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetData(Choice):
-    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens."""
+    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
+    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there."""
 
     type_name: ClassVar[str] = "dataset"
 
@@ -65,20 +68,32 @@ class DatasetSource:
             config.image_column, datasets.Image(decode=False)
         )
         self._column = config.image_column
-        self.ids = [f"{split}/{number:08d}" for number in numbers]  # row numbers of the source, whatever the limit
+        self.ids = _keys(rows, split) or [f"{split}/{number:08d}" for number in numbers]  # whatever the limit
 
     def read(self, index: int) -> Image.Image:
-        """The decoded image of row ``index``."""
+        """The decoded image of row ``index``.
+
+        Raises:
+            BadImage: with the reason.
+        """
         cell = self._rows[index][self._column]
         if cell is None:
-            raise DataError("the cell is empty")
+            raise BadImage("unreadable", "the cell is empty")
         data = cell.get("bytes")
         if data is None:
-            try:
-                data = Path(cell["path"]).read_bytes()
-            except (OSError, TypeError) as error:
-                raise DataError(f"cannot be read: {error}") from error
+            if not cell.get("path"):
+                raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
+            data = read_plain_file(Path(cell["path"]), follow_links=True)  # the hub's cache consists of links
         return decode_image(data)
+
+
+def _keys(rows: Any, split: str) -> list[str] | None:
+    """Names of samples of tar archives (webdataset), by archive and key, where rows come from such."""
+    if not {"__key__", "__url__"} <= set(rows.column_names):
+        return None
+    archives = [PurePosixPath(str(url)).name for url in rows["__url__"][:]]
+    keys = [f"{split}/{archive}/{key}" for archive, key in zip(archives, rows["__key__"][:], strict=True)]
+    return keys if len(set(keys)) == len(keys) else None
 
 
 def _load_split(config: DatasetData, split: str) -> Any:
@@ -131,10 +146,4 @@ def _labels(
         return labels, names
     if not all(isinstance(value, (int, str)) for value in values):
         raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")
-    names = class_names or in_order({str(value) for value in values})
-    number = {name: i for i, name in enumerate(names)}
-    unknown = sorted({str(value) for value in values} - number.keys())
-    if unknown:
-        raise DataError("has classes that the training split lacks", field=field, found=", ".join(unknown[:10]),
-                        fix="train on a split that has every class")  # fmt: skip
-    return np.array([number[str(value)] for value in values], np.int64), names
+    return class_numbers([str(value) for value in values], class_names, field)

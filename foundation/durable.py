@@ -11,15 +11,15 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foundation.errors import StorageError
+from foundation.temporary_names import is_left_behind, is_temporary, temporary_name
 
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-")
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
@@ -28,20 +28,21 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
     Args:
         path: the final name. If it exists already, the new content must be identical to it.
         write: writes the whole content to the path it is given.
-        verify: reads the temporary file back and raises if it is not what was meant.
+        verify: reads the temporary file back and raises if it is not what was meant. Without it only ``write`` itself
+            can tell, as ``write_bytes`` does.
 
     Raises:
         StorageError: the disk refused, or ``path`` exists with other content.
     """
     with writing(path):
-        temporary = _temporary_name(path)
+        temporary = temporary_name(path)
         try:
-            write(temporary)
+            _write(temporary, write)
             _fsync(temporary)
             if verify is not None:
                 verify(temporary)
             try:
-                _link(temporary, path)
+                _take_name(temporary, path)
             except FileExistsError:
                 if file_sha256(temporary) != file_sha256(path):
                     raise StorageError(
@@ -51,24 +52,30 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
                     ) from None
             _fsync(path.parent)
         finally:
-            _unlink(temporary)
+            _discard(temporary)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, replacing what was there in one step."""
+    """Put ``content`` at ``path``, replacing what was there in one step.
+
+    Raises:
+        StorageError: the disk refused; what was there before is untouched.
+    """
     with writing(path):
-        temporary = _temporary_name(path)
+        temporary = temporary_name(path)
         try:
             write_bytes(temporary, content)
             _fsync(temporary)
             _rename(temporary, path)
             _fsync(path.parent)
         finally:
-            _unlink(temporary)
+            _discard(temporary)
 
 
 def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
     """Create the folder ``path`` with what ``fill`` puts into a temporary one, all or nothing.
+
+    ``fill`` should write with ``write_file`` and ``write_bytes``.
 
     Raises:
         StorageError: the disk refused, or ``path`` exists.
@@ -76,9 +83,9 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
     if path.exists():
         raise StorageError("exists already and is never overwritten", field=str(path), fix="choose another folder")
     with writing(path):
-        temporary = _temporary_name(path)
+        temporary = temporary_name(path)
         try:
-            temporary.mkdir(parents=True)
+            _make_folder(temporary)
             fill(temporary)
             for each in sorted(temporary.rglob("*")):
                 _fsync(each)
@@ -88,36 +95,64 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
             _rename(temporary, path)
             _fsync(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a published folder: it disappears under its name in one step, then its content goes."""
-    doomed = _temporary_name(path)
-    _rename(path, doomed)
-    _fsync(path.parent)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a published folder: it disappears under its name in one step, then its content goes.
+
+    Raises:
+        StorageError: the disk refused; the folder is whole under its name, or gone from it.
+    """
+    with writing(path):
+        doomed = temporary_name(path)
+        _rename(path, doomed)
+        _fsync(path.parent)
+        _discard(doomed)
 
 
 def append_line(path: Path, line: str) -> None:
     """Append one line of text. A crash may tear the last line of the file, nothing before it."""
-    with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with writing(path):
+        _append(path, f"{line}\n".encode())
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` put a whole file at a (temporary) path; the caller verifies it."""
+    _write(path, write)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to a (temporary) path."""
-    with open(path, "wb") as file:
-        file.write(content)
+    """Write ``content`` to a (temporary) path, and read it back.
+
+    Raises:
+        StorageError: what was read back is something else.
+    """
+
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    _write(path, write)
+    if path.read_bytes() != content:
+        raise lost(path)
+
+
+def lost(path: Path) -> StorageError:
+    """What to raise for a file that does not hold what was written to it."""
+    return StorageError(
+        "what was read back differs from what was written",
+        field=str(path),
+        fix="check the disk, then run the same command again; what was complete is untouched",
+    )
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary names that a crashed process left in ``folder``; only when no other process writes there."""
+    """Remove what dead processes left half-written in ``folder``; what live ones are writing there stays."""
     if not folder.is_dir():
         return
     for each in folder.iterdir():
-        if _TEMPORARY.match(each.name):
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if is_temporary(each) and is_left_behind(each):
+            _discard(each)
 
 
 def file_sha256(path: Path) -> str:
@@ -155,17 +190,58 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+def _take_name(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` its final name.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        _link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(str(path)) from None
+        _rename(temporary, path)  # FAT and some network disks have no links; a race is then of equal contents
+
+
+def _discard(path: Path) -> None:
+    """Remove a temporary file or folder; what cannot be removed now is left to ``sweep``."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            _remove_tree(path)
+        else:
+            _unlink(path)
 
 
 # The primitive operations, one function each: tests replace them to stop a process at every one in turn.
+
+PRIMITIVES = ("_make_folder", "_write", "_append", "_fsync", "_link", "_rename", "_unlink", "_remove_tree")
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    write(path)
+
+
+def _append(path: Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
 
 
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_FLUSH):  # some network disks flush no folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -180,3 +256,7 @@ def _rename(source: Path, target: Path) -> None:
 
 def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
+
+
+def _remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

@@ -10,24 +10,24 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from foundation.checkpoint import latest_checkpoint, save_checkpoint
 from foundation.config import require
 from foundation.data_order import DataOrder
-from foundation.errors import CheckpointError, DataError, Interrupted, TrainingError
+from foundation.errors import DataError, Interrupted, TrainingError
+from foundation.keeper import Keeper
 from foundation.log import MetricsLog, read_metrics
 from foundation.randomness import derive_seed
 from foundation.stop_signal import StopSignal
+from foundation.task import Examples, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,40 +53,6 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
-
-
-class Examples(Protocol):
-    """Training data that can be read at any position."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
-        """The examples ``indices``, each in its pass ``epochs`` over the data."""
-        ...
-
-
-class Task(Protocol):
-    """What a stage hands to ``fit``."""
-
-    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor | float]:
-        """Forward, backward, every optimizer, averages of weights; returns scalars to log."""
-        ...
-
-    def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole held-out set."""
-        ...
-
-    def exported(self) -> nn.Module:
-        """The model that users load, normally with averaged weights."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to continue."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        ...
 
 
 Health = Callable[[list[dict[str, Any]]], list[str]]
@@ -129,21 +95,20 @@ def fit(
     """
     if len(examples) == 0:
         raise DataError("there are no training examples", fix="check the data source")
-    keeper = _Keeper(task, checkpoints, config, identity, accelerator)
+    keeper = Keeper(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
     start = keeper.restore()
     log.forget_from(start)
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
-        clock = time.perf_counter()
+        clock = _Clock()
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
                 _evaluate(task, step, log, health, bar)
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
-            metrics = task.train_step(next(batches), step)
+            metrics = task.train_step(clock.wait_for(batches), step)
             bar.update()
             if step % config.log_every == 0 or step == config.steps - 1:
-                seconds = {"seconds": time.perf_counter() - clock}
-                log.write("train", step, {**_averaged(metrics, accelerator), **seconds})
+                log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
             stopping = stop.agreed(accelerator)
             if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 keeper.save(step + 1)
@@ -151,6 +116,30 @@ def fit(
                 raise Interrupted(stop.number)
         final = _evaluate(task, config.steps, log, health, bar)
         _require_useful(final, checkpoints)
+
+
+class _Clock:
+    """Where the time goes: seconds since training began here, and those a step waited for its data."""
+
+    def __init__(self) -> None:
+        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The next batch."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        self._steps += 1
+        return batch
+
+    def read(self) -> dict[str, float]:
+        """``seconds``, and ``loading_seconds``: the mean wait of the steps since the last reading."""
+        figures = {
+            "seconds": time.perf_counter() - self._began,
+            "loading_seconds": self._waited / max(1, self._steps),
+        }
+        self._waited, self._steps = 0.0, 0
+        return figures
 
 
 def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
@@ -163,7 +152,8 @@ def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator
     numbers = {name: float(value) for name, value in metrics.items()}
     if accelerator.num_processes == 1:
         return numbers
-    means: Any = accelerator.reduce(torch.tensor(list(numbers.values()), device=accelerator.device), "mean")
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+    means: Any = accelerator.reduce(values, "mean")
     return dict(zip(numbers, means.tolist(), strict=True))
 
 
@@ -177,46 +167,6 @@ def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: 
     return metrics
 
 
-@dataclass(frozen=True)
-class _Keeper:
-    """Saves a task to its checkpoints and restores it."""
-
-    task: Task
-    checkpoints: Path
-    config: FitConfig
-    identity: dict[str, str]
-    accelerator: Accelerator
-
-    def restore(self) -> int:
-        """Load the newest sound checkpoint; returns the steps done, 0 without one."""
-        found = latest_checkpoint(self.checkpoints)
-        if found is None:
-            return 0
-        for reason in found.skipped:
-            self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
-        saved = found.state["identity"]
-        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
-        if changed:
-            raise CheckpointError(
-                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
-                field=str(self.checkpoints),
-                fix="undo the change, give another --run_dir, or delete that folder to train this stage anew",
-            )
-        self.task.load_state_dict(found.state["task"])
-        self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
-        return found.step
-
-    def save(self, step: int) -> None:
-        """Publish a checkpoint after ``step`` steps; every process waits until it is there."""
-        _require_finite(self.task)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            samples = step * self.config.batch_size
-            state = {"identity": self.identity, "samples_seen": samples, "task": self.task.state_dict()}
-            save_checkpoint(self.checkpoints, step, state, keep=self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
-
 def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
     """A model whose held-out metrics are not numbers is of no use to anyone."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -227,34 +177,26 @@ def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
         )
 
 
-def _require_finite(task: Task) -> None:
-    """Weights that are not finite are never saved: the last checkpoint stays a sound one."""
-    for name, value in task.exported().state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise TrainingError(
-                f"the weights are no longer finite ({name})",
-                fix="lower the learning rate; the last checkpoint is sound, remove it to start over",
-            )
-
-
 def _batches(
     examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
 ) -> Generator[dict[str, torch.Tensor], None, None]:
-    """The share of each global batch that is this process's of each global batch, read one step ahead in a thread."""
+    """This process's share of each global batch, read one step ahead in a thread."""
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
         raise DataError("is not divisible by the number of processes", field="batch_size", found=config.batch_size,
                         expected=f"a multiple of {world}")  # fmt: skip
 
-    def load(step: int) -> dict[str, torch.Tensor]:
+    def load(step: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
         share = config.batch_size // world
         first = step * config.batch_size + rank * share
-        return examples.batch(*order.at(np.arange(first, first + share)))
+        positions = np.arange(first, first + share)
+        return examples.batch(*order.at(positions)), positions
 
     with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead: Future[dict[str, torch.Tensor]] = reader.submit(load, start)
+        ahead: Future[tuple[dict[str, torch.Tensor], np.ndarray]] = reader.submit(load, start)
         for step in range(start, config.steps):
-            batch = ahead.result()
+            batch, positions = ahead.result()
             if step + 1 < config.steps:
                 ahead = reader.submit(load, step + 1)
-            yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            moved = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            yield {**moved, "positions": torch.from_numpy(positions)}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from foundation.config import digest, require
 from foundation.errors import DataError
+from foundation.image_failures import Failure, failure_of
 from foundation.image_sources import DataSource, DigitsData, ImageSource, SubsetSource, open_sources
 from foundation.images import Preprocess, to_unit_range
 from foundation.randomness import permutation, uniforms
@@ -56,14 +57,6 @@ class DataConfig:
         require(0 <= self.max_failed_share <= 1, "max_failed_share", self.max_failed_share, "a share from 0 to 1")
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be used."""
-
-    image_id: str
-    reason: str
-
-
 class ImageSet:
     """Usable images of one split.
 
@@ -93,7 +86,7 @@ class ImageSet:
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
         results = _survey(source, preprocess, pixels, name)
         good = np.flatnonzero([isinstance(each, int) for each in results])
-        self.failures = [Failure(source.ids[i], each) for i, each in enumerate(results) if isinstance(each, str)]
+        self.failures = [each for each in results if isinstance(each, Failure)]
         self._checksums = [results[i] for i in good]
         self.n_planned = len(source.ids)
         self._source = SubsetSource(source, good)
@@ -132,15 +125,26 @@ class ImageSet:
         return to_unit_range(self.pixels(indices))
 
 
+def open_splits(config: DataConfig) -> dict[str, ImageSource]:
+    """The images ``train`` and ``validation`` that a data configuration names; none is looked at.
+
+    Raises:
+        DataError: nothing to read.
+    """
+    train, held_out = open_sources(config.source)
+    if held_out is None:
+        train, held_out = _split(train, config.validation_share)
+    return {"train": train, "validation": held_out}
+
+
 def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """The training and held-out images that a data configuration describes.
 
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
-    train, held_out = open_sources(config.source)
-    if held_out is None:
-        train, held_out = _split(train, config.validation_share)
+    sources = open_splits(config)
+    train, held_out = sources["train"], sources["validation"]
     cache, preprocess = config.cache_mib, config.preprocess
     train_set = ImageSet(train, preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")
     held_out_set = ImageSet(held_out, preprocess, cache_mib=cache, name="held-out images")
@@ -168,19 +172,19 @@ def augmented(
     return pixels_BYXC
 
 
-def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[str | int]:
+def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
     """Decode every image once; returns a checksum of the pixels of each that works, the reason for each that fails."""
 
-    def attempt(index: int) -> str | int:
+    def attempt(index: int) -> Failure | int:
         try:
             decoded = preprocess(source.read(index))
-        except (DataError, ValueError, OSError) as error:
-            return str(error).replace("\n", ";")
+        except Exception as error:  # decoders raise anything at all on hostile bytes
+            return failure_of(source.ids[index], error)
         if pixels is not None:
             pixels[index] = decoded
         return zlib.crc32(decoded.data)
 
-    results: list[str | int] = []
+    results: list[Failure | int] = []
     n = len(source.ids)
     with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
         for start in range(0, n, _SURVEY_BLOCK):  # in blocks: a future per image would cost gigabytes for millions

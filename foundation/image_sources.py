@@ -1,29 +1,35 @@
-"""Where images come from: a folder, parquet or any dataset that ``datasets`` opens, scikit-learn's digits.
+"""Where images come from: a folder, tar archives, parquet or any dataset that ``datasets`` opens, scikit-learn's digits.
 
 A source knows how many images there are, each one's stable id and label, and how to read one. It does not decide what
-is usable: ``foundation.image_set`` decodes everything once and lists what fails.
+is usable: ``foundation.image_set`` and the export decode everything and list what fails.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
-from foundation.class_names import in_order, require_same_classes
-from foundation.config import Choice
+from foundation.archive_source import ArchiveData, ArchiveSource
+from foundation.config import Choice, require
 from foundation.dataset_source import DatasetData, DatasetSource
 from foundation.errors import DataError
-from foundation.images import decode_image
+from foundation.folder_source import FolderData, FolderSource, image_files
 
-_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".tga", ".ico", ".avif", ".jp2",
-}  # fmt: skip
+__all__ = [
+    "ArchiveData",
+    "DataSource",
+    "DatasetData",
+    "DigitsData",
+    "FolderData",
+    "FolderSource",
+    "ImageSource",
+    "SubsetSource",
+    "image_files",
+    "open_sources",
+]
 
 
 class ImageSource(Protocol):
@@ -41,25 +47,13 @@ class ImageSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderData(Choice):
-    """A folder of image files: class subfolders become labels, a flat folder means no labels."""
-
-    type_name: ClassVar[str] = "folder"
-
-    path: str
-    """the folder"""
-    validation_path: str | None = None
-    """a second folder for the held-out images; null takes a share of the first"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DigitsData(Choice):
     """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in 17 grey levels; needs no network."""
 
     type_name: ClassVar[str] = "digits"
 
 
-DataSource = FolderData | DatasetData | DigitsData
+DataSource = FolderData | ArchiveData | DatasetData | DigitsData
 
 
 def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
@@ -69,10 +63,13 @@ def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
         DataError: a folder, file, split or column that does not exist, or no image at all.
     """
     if isinstance(config, FolderData):
-        train: ImageSource = FolderSource(config.path)
+        return _open_folders(config)
+    if isinstance(config, ArchiveData):
+        train: ImageSource = ArchiveSource(config.path, config.label_field)
         if config.validation_path is None:
             return train, None
-        return train, FolderSource(config.validation_path, "data.source.validation_path", train.class_names)
+        field = "data.source.validation_path"
+        return train, ArchiveSource(config.validation_path, config.label_field, field, train.class_names or None)
     if isinstance(config, DatasetData):
         train = DatasetSource(config, config.split)
         if config.validation_split is None:
@@ -81,42 +78,16 @@ def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
     return DigitsSource(), None
 
 
-class FolderSource:
-    """Image files below a folder, sorted by relative path; symbolic links are not followed."""
-
-    def __init__(self, path: str, field: str = "data.source.path", class_names: tuple[str, ...] | None = None) -> None:
-        """List the folder.
-
-        Args:
-            path: the folder; ``~`` is the home folder.
-            field: what error messages call it.
-            class_names: the classes it must have, where another folder has set them.
-        """
-        self.folder = Path(path).expanduser()
-        self._paths = image_files(self.folder, field)
-        self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
-        tops = [path.split("/", 1)[0] if "/" in path else None for path in self.ids]
-        if any(tops) and not all(tops):
-            stray = [path for path, top in zip(self.ids, tops, strict=True) if top is None]
-            raise DataError(
-                "mixes class subfolders with loose images",
-                field=field,
-                found=f"{len(stray)} loose, e.g. {stray[0]}",
-                expected="either subfolders only (their names become classes) or images only (no classes)",
-                fix="move the loose images into a subfolder, or everything into one flat folder",
-            )
-        self.class_names = in_order({top for top in tops if top is not None})
-        require_same_classes(class_names, self.class_names, field)
-        number = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = np.array([number[top] for top in tops if top], np.int64) if number else None
-
-    def read(self, index: int) -> Image.Image:
-        """The decoded image ``ids[index]``."""
-        try:
-            data = (self.folder / self._paths[index]).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}") from error
-        return decode_image(data)
+def _open_folders(config: FolderData) -> tuple[ImageSource, ImageSource | None]:
+    train = FolderSource(config.path, labels=config.labels)
+    if config.validation_path is None:
+        require(config.validation_labels is None, "data.source.validation_labels", config.validation_labels,
+                "null where there is no validation_path")  # fmt: skip
+        return train, None
+    both = (config.labels is None) == (config.validation_labels is None)
+    require(both, "data.source.validation_labels", config.validation_labels, "a CSV file if labels is one, else null")
+    field, labels = "data.source.validation_path", config.validation_labels
+    return train, FolderSource(config.validation_path, field, train.class_names, labels)
 
 
 class DigitsSource:
@@ -152,31 +123,3 @@ class SubsetSource:
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""
         return self._whole.read(int(self._indices[index]))
-
-
-def image_files(folder: Path, field: str) -> list[str]:
-    """Relative paths of the image files below a folder, sorted; hidden ones and symbolic links are left out.
-
-    Raises:
-        DataError: no such folder, or no image in it; ``field`` is what the message calls it.
-    """
-    if not folder.is_dir():
-        raise DataError("no such folder", field=field, found=str(folder), fix="check the path")
-    found, links = [], 0
-    for root, folders, files in os.walk(folder, followlinks=False):
-        links += sum(Path(root, name).is_symlink() for name in folders)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(root, name)
-            links += path.is_symlink()
-            if not name.startswith(".") and path.suffix.lower() in _SUFFIXES and not path.is_symlink():
-                found.append(path.relative_to(folder).as_posix())
-    if not found:
-        skipped = f" ({links} symbolic links were skipped: they are not followed)" if links else ""
-        raise DataError(
-            "the folder holds no image files",
-            field=field,
-            found=f"{folder}{skipped}",
-            expected=f"files ending in {', '.join(sorted(_SUFFIXES))}, or subfolders of them",
-        )
-    return sorted(found)

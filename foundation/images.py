@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from foundation.config import require
 from foundation.errors import DataError
+from foundation.image_failures import BadImage
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,7 +22,10 @@ _RESAMPLING = {
 }
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
+MAX_SIDES_RATIO = 20
+MAX_FILE_BYTES = 1 << 30
 GRID_GAP = 2
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -58,7 +62,7 @@ class Preprocess:
         Raises:
             DataError: a side shorter than ``multiple``.
         """
-        image = to_mode(upright(image), self.mode, self.background)
+        image = self.prepared(image)
         width, height = (side // multiple * multiple for side in image.size)
         if not width or not height:
             raise DataError("the image is too small", found=f"{image.width} x {image.height}",
@@ -69,23 +73,34 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8."""
-        image = to_mode(upright(image), self.mode, self.background)
-        if image.size != (self.width, self.height):
+        return self.covering(self.prepared(image), self.height, self.width)
+
+    def prepared(self, image: Image.Image) -> Image.Image:
+        """Orient, flatten onto the background, convert; every pixel is kept.
+
+        Raises:
+            DataError: damaged EXIF data, or a pixel format without a defined range.
+        """
+        return to_mode(upright(image), self.mode, self.background)
+
+    def covering(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
+        """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) uint8."""
+        if prepared.size != (width, height):
             method = _RESAMPLING[self.resize]
-            image = ImageOps.fit(image, (self.width, self.height), method=method, centering=(0.5, 0.5))
-        return np.array(image, dtype=np.uint8).reshape(self.height, self.width, self.n_channels)
+            prepared = ImageOps.fit(prepared, (width, height), method=method, centering=(0.5, 0.5))
+        return np.array(prepared, dtype=np.uint8).reshape(height, width, self.n_channels)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn and mirror an image as its EXIF orientation says.
 
     Raises:
-        DataError: the EXIF block is damaged.
+        BadImage: the EXIF block is damaged.
     """
     try:
         turned = ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged block raises anything at all
-        raise DataError(f"the EXIF data is damaged: {type(error).__name__}: {error}") from error
+        raise BadImage("unreadable", f"the EXIF data is damaged: {type(error).__name__}: {error}") from error
     turned.format = image.format
     return turned
 
@@ -94,7 +109,7 @@ def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
     """Convert to RGB or L with transparency flattened and 16-bit values scaled (not clipped) to 8 bits.
 
     Raises:
-        DataError: a pixel format whose range is not known, such as 32-bit float.
+        BadImage: a pixel format whose range is not known, such as 32-bit float.
     """
     if image.mode.startswith("I;16"):
         sixteen = np.asarray(image, dtype=np.uint16)
@@ -102,7 +117,8 @@ def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
     elif image.mode == "I" and image.format == "PNG":  # Pillow opens some 16-bit PNG files as 32-bit integers
         image = Image.fromarray(((np.asarray(image).clip(0, 65535) + 128) // 257).astype(np.uint8))
     elif image.mode not in _KNOWN_MODES:
-        raise DataError(f"pixel format {image.mode} has no defined range", fix="save it as an 8-bit or 16-bit image")
+        what = f"pixel format {image.mode} has no defined range"
+        raise BadImage("pixel_format", what, fix="save it as an 8-bit or 16-bit image")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         flat = Image.new("RGBA", layer.size, (*background, 255))
@@ -113,30 +129,39 @@ def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
 def decode_image(data: bytes) -> Image.Image:
     """Decode an image file's bytes, refusing what is damaged, truncated or far too large.
 
+    Sizes are taken from the file's header, before anything is decoded. Formats that Pillow hands to other programs,
+    such as PostScript, are not among the known ones. Of an animation, the first frame counts.
+
     Raises:
-        DataError: with the reason, in plain words.
+        BadImage: with the reason, in plain words.
     """
     if not data:
-        raise DataError("the file is empty (0 bytes)")
+        raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise DataError("Pillow's LOAD_TRUNCATED_IMAGES is on, which turns damaged images grey", fix="turn it off")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         _require_sane_size(*image.size)
         image.load()
     except DataError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage("too_large", "the image is too large", expected=_SIZE_LIMIT) from error
     except UnidentifiedImageError as error:  # its text holds a memory address; reasons must be the same every time
-        raise DataError("cannot be decoded: not an image of a known format") from error
+        raise BadImage("unreadable", "cannot be decoded: not an image of a known format") from error
     except Exception as error:  # decoders raise anything at all on hostile bytes: the reason is reported, never hidden
-        raise DataError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+        raise BadImage("unreadable", f"cannot be decoded: {type(error).__name__}: {error}") from error
     return image
 
 
+_SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} a side, and sides of at most {MAX_SIDES_RATIO} to 1"
+
+
 def _require_sane_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        limit = f"at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
-        raise DataError("the image is too large", found=f"{width} x {height}", expected=limit)
+    ratio = max(width, height) / max(1, min(width, height))
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE or ratio > MAX_SIDES_RATIO:
+        raise BadImage("too_large", "the image is too large or too long", found=f"{width} x {height}",
+                       expected=_SIZE_LIMIT)  # fmt: skip
 
 
 def to_unit_range(images_BYXC: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged."""
+"""Writing JSON whole, and reading JSON that may be damaged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 from foundation.errors import CheckpointError
 
 
+def json_text(values: Any, *, indent: int | None = None) -> bytes:
+    """JSON with sorted keys, the same bytes for the same values; what JSON cannot hold, NaN too, is a ``ValueError``."""
+    return json.dumps(values, indent=indent, sort_keys=True, allow_nan=False).encode()
+
+
 def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     """The object in ``path``, which must have ``keys``.
 
@@ -17,7 +22,7 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     if missing:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from foundation.ema import WeightAverage
+from foundation.ema import WeightAverage, load_whole
+from foundation.module_copy import copy_with, on_meta
 from foundation.optim import OptimConfig, StepGuard, adamw, learning_rate
+from foundation.parallel import gathered, replicated, shard, sharded_like, sharding_asked, unsynchronised, whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,7 +27,7 @@ class Update:
     """What became of a step.
 
     Attributes:
-        taken: False when the gradient was not finite: then nothing was changed.
+        taken: False when the gradient was not finite: then nothing was changed, on any process.
         metrics: scalars to log.
     """
 
@@ -35,17 +39,21 @@ class Learner:
     """Prepares a model for training and applies gradients to it.
 
     Args:
-        model: the plain module; moved to the accelerator's device.
+        model: the plain module, built alike on every process; moved to the accelerator's device.
         optim: optimizer and learning rate.
         n_steps: length of the learning-rate schedule.
-        average_decay: of the weight average.
+        average_decay: of the weight average; 0 keeps none.
         precision: arithmetic of forward passes under ``autocast``.
         accelerator: devices and processes.
+        objective: a module that holds ``model`` and computes its loss, to be called in training; None calls the model.
+        blocks: the parts of the model that FSDP2 gathers one by one, where accelerate was launched with it. Without
+            them the model is replicated on every process, whatever the launch says.
 
     Attributes:
-        model: the plain module.
+        model: the plain module; its parameters are sharded under FSDP2, with the same names.
         wrapped: the module to call in training, synchronised over processes.
         average: the average of the weights.
+        is_sharded: whether processes share the weights.
     """
 
     def __init__(
@@ -57,11 +65,20 @@ class Learner:
         average_decay: float,
         precision: Precision,
         accelerator: Accelerator,
+        objective: nn.Module | None = None,
+        blocks: Sequence[nn.Module] = (),
     ) -> None:
         self.optim, self.n_steps, self.precision, self.accelerator = optim, n_steps, precision, accelerator
-        self.model = model.to(accelerator.device)
-        self.average = WeightAverage(self.model, average_decay)
-        self.wrapped, self.optimizer = accelerator.prepare(self.model, adamw(self.model, optim))
+        self.model, root = model, model if objective is None else objective
+        self.is_sharded = len(blocks) > 0 and sharding_asked(accelerator)
+        if self.is_sharded:
+            shell = copy_with(model, on_meta)
+            shard(root, blocks, accelerator)
+            self.average, self.wrapped = WeightAverage(model, average_decay, shell), root
+        else:
+            root.to(accelerator.device)
+            self.average, self.wrapped = WeightAverage(model, average_decay), replicated(root, accelerator)
+        self.optimizer = adamw(model, optim)
         self.guard = StepGuard()
 
     def autocast(self) -> torch.autocast:
@@ -69,10 +86,24 @@ class Learner:
         lower = self.precision == "bf16"
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=lower)
 
-    def apply(self, loss: torch.Tensor, step: int) -> Update:
-        """Backward, clip, and, if the gradient is finite, one optimizer step.
+    def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """The context of one forward and backward of a step with several: only the last synchronises processes."""
+        return contextlib.nullcontext() if last else unsynchronised(self.wrapped)
 
-        The caller moves ``average`` after a step that was taken, once everything else of the model is up to date.
+    def apply(self, loss: torch.Tensor, step: int) -> Update:
+        """Backward and ``take_step``; for a step with one forward."""
+        loss.backward()
+        return self.take_step(loss.detach(), step)
+
+    def take_step(self, loss: torch.Tensor, step: int) -> Update:
+        """Clip the gradient that is there and, if it is finite, take one optimizer step.
+
+        The gradient is that of all processes, so that all of them decide alike. The caller moves ``average`` after a
+        step that was taken, once everything else of the model is up to date.
+
+        Args:
+            loss: for the log.
+            step: optimizer step, from 0.
 
         Raises:
             TrainingError: ten steps in a row were not finite.
@@ -80,14 +111,13 @@ class Learner:
         rate = learning_rate(self.optim, step, self.n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm))
         taken = self.guard.allows(norm)
         if taken:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = {
-            "loss": loss.detach(),
+        metrics: dict[str, torch.Tensor | float] = {
+            "loss": loss,
             "gradient_norm": norm,
             "learning_rate": rate,
             "skipped_steps": self.guard.n_skipped,
@@ -95,17 +125,30 @@ class Learner:
         return Update(taken, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, average, optimizer and guard."""
-        return {
+        """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
+
+        Names and shapes are those of the plain model, however many processes share it.
+        """
+        state = {
             "model": self.model.state_dict(),
-            "average": self.average.model.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
         }
+        return gathered(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        self.model.load_state_dict(state["model"])
-        self.average.model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore ``state_dict``, of any number of processes; every process calls it with the complete one."""
+        load_whole(self.model, state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(self._shared_out(state["optimizer"]))
         self.guard.load_state_dict(state["guard"])
+
+    def _shared_out(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state with each moment sharded like its parameter."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        moments = {
+            i: {name: sharded_like(value, parameters[i]) for name, value in own.items()}
+            for i, own in optimizer["state"].items()
+        }
+        return {**optimizer, "state": moments}

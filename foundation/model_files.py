@@ -6,17 +6,16 @@ that both open the same folder.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from foundation import durable
 from foundation.errors import CheckpointError
-from foundation.json_files import read_json
-from foundation.tensor_files import load_tensors, tensors_sha256
+from foundation.json_files import json_text, read_json
+from foundation.tensor_files import load_tensors, tensors_sha256, write_tensors
 
 PREFIX = "model."
 WEIGHTS = "model.safetensors"
@@ -26,12 +25,16 @@ REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere
 def save_model_folder(
     folder: Path, module: nn.Module, model_type: str, architecture: str, settings: dict[str, Any]
 ) -> None:
-    """Write ``config.json`` and the weights into an existing, empty folder."""
+    """Write ``config.json`` and the weights into an existing, empty folder.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
     hashed = {"weights_sha256": tensors_sha256(module.state_dict())}
     config = {"model_type": model_type, "architectures": [architecture], **settings, **hashed}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
+    durable.write_bytes(folder / "config.json", json_text(config, indent=1))
     tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
 def load_model_folder(

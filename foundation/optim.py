@@ -25,8 +25,11 @@ class OptimConfig:
     """learning rate at the end, as a share of the peak, 0 to 1"""
     warmup_steps: int = 50
     """optimizer steps of linear warm-up"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """shape of the learning rate after the warm-up"""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """shape of the learning rate after the warm-up; wsd is constant and then falls over the last decay_share of the
+    steps"""
+    decay_share: float = 0.2
+    """share of all steps over which wsd falls to its floor, above 0 to 1; the other schedules do not use it"""
     beta1: float = 0.9
     """decay of the gradient's average, 0 to 1"""
     beta2: float = 0.95
@@ -39,6 +42,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number, e.g. 3e-4")
         require(0 <= self.min_factor <= 1, "min_factor", self.min_factor, "a share from 0 to 1")
+        require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "a share above 0, up to 1")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or a number of steps")
         require(0 <= self.beta1 < 1, "beta1", self.beta1, "from 0 to below 1")
         require(0 <= self.beta2 < 1, "beta2", self.beta2, "from 0 to below 1")
@@ -69,14 +73,32 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
-    """The learning rate of optimizer step ``step`` (from 0) of ``n_steps``: a pure function, nothing to resume."""
+    """The learning rate of optimizer step ``step`` (from 0) of ``n_steps``: a pure function, nothing to resume.
+
+    Sources: cosine: Loshchilov and Hutter 2017, arXiv:1608.03983; wsd: Hu et al. 2024, arXiv:2404.06395, with the
+    decay 1 - sqrt of Hägele et al. 2024, arXiv:2405.18392.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
+    shape = _SHAPES[config.schedule](config, step, n_steps)
+    return config.learning_rate * (config.min_factor + (1 - config.min_factor) * shape)
+
+
+def _cosine(config: OptimConfig, step: int, n_steps: int) -> float:
     done = (step - config.warmup_steps) / max(1, n_steps - config.warmup_steps)
-    factor = config.min_factor + (1 - config.min_factor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return config.learning_rate * factor
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _warmup_stable_decay(config: OptimConfig, step: int, n_steps: int) -> float:
+    n_decay = config.decay_share * n_steps
+    done = (step - (n_steps - n_decay)) / n_decay
+    return 1.0 - math.sqrt(min(max(done, 0.0), 1.0))
+
+
+_SHAPES = {"cosine": _cosine, "wsd": _warmup_stable_decay}
+"""From 1 after the warm-up to 0 at the floor."""
 
 
 class StepGuard:

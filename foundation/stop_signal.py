@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,21 @@ import torch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+REPEAT_SECONDS = 2.0
+"""signals so soon after the first are the same request: Ctrl-C reaches a process from the terminal and again from the
+launcher above it"""
+
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the step is done; a second one acts at once."""
+    """Remembers SIGTERM and SIGINT until the step is done; one that comes two seconds later or more acts at once.
+
+    Attributes:
+        number: the signal to stop for, 0 for none.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self._first_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -27,15 +37,24 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        self._previous.clear()
 
     def _note(self, number: int, _frame: object) -> None:
-        self.number = number
-        signal.signal(number, self._previous[number])
+        if not self.number:
+            self._stop_for(number)
+        elif time.monotonic() - self._first_at >= REPEAT_SECONDS:
+            self.__exit__()
+            signal.raise_signal(number)
+
+    def _stop_for(self, number: int) -> None:
+        self.number, self._first_at = number, time.monotonic()
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was told to stop; every process gets the same answer."""
         if accelerator.num_processes > 1:
             flag = torch.tensor(self.number, device=accelerator.device)
-            self.number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]
+            number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]
+            if number and not self.number:
+                self._stop_for(number)
         return self.number != 0

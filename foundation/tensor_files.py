@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from foundation import durable
 from foundation.errors import CheckpointError
+from foundation.json_files import json_text
 
 _TENSOR = "__tensor__"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 def split_state(state: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
     """Separate a nested state into a JSON tree and a flat dictionary of tensors.
 
     Mappings keep their key types (``int`` keys are marked), sequences become lists.
+
+    Raises:
+        CheckpointError: two tensors would get one name.
     """
-    if isinstance(state, torch.Tensor):
-        return {_TENSOR: prefix}, {prefix: state.detach().cpu().contiguous().clone()}
     tensors: dict[str, torch.Tensor] = {}
+    return _split(state, prefix, tensors), tensors
+
+
+def _split(state: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(state, torch.Tensor):
+        if prefix in tensors:
+            raise CheckpointError("two parts of the state have one name", field=prefix, fix="rename one of them")
+        tensors[prefix] = state.detach().cpu().contiguous().clone()
+        return {_TENSOR: prefix}
     if isinstance(state, dict):
-        tree: dict[str, Any] = {}
-        for key, value in state.items():
-            name = f"#{key}" if isinstance(key, int) else str(key)
-            tree[name], inner = split_state(value, f"{prefix}/{name}" if prefix else name)
-            tensors |= inner
-        return tree, tensors
+        names = {key: f"#{key}" if isinstance(key, int) else str(key) for key in state}
+        return {
+            name: _split(state[key], f"{prefix}/{name}" if prefix else name, tensors) for key, name in names.items()
+        }
     if isinstance(state, (list, tuple)):
-        items = []
-        for i, value in enumerate(state):
-            item, inner = split_state(value, f"{prefix}/{i}")
-            items.append(item)
-            tensors |= inner
-        return items, tensors
-    return state, tensors
+        return [_split(value, f"{prefix}/{i}", tensors) for i, value in enumerate(state)]
+    return state
 
 
 def join_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -53,10 +61,14 @@ def join_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state.json`` and ``state.safetensors`` into an existing folder."""
+    """Write ``state.json`` and ``state.safetensors`` into an existing folder.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
     tree, tensors = split_state(state)
-    (folder / "state.json").write_text(json.dumps(tree, sort_keys=True, allow_nan=False))
-    save_file(tensors, folder / "state.safetensors")
+    durable.write_bytes(folder / "state.json", json_text(tree))
+    write_tensors(folder / "state.safetensors", tensors)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -65,11 +77,51 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    tensors = load_tensors(folder / "state.safetensors")
     try:
-        tree = json.loads((folder / "state.json").read_text())
-        return join_state(tree, load_tensors(folder / "state.safetensors"))
-    except (OSError, ValueError, KeyError) as error:
+        return dict(join_state(json.loads((folder / "state.json").read_bytes()), tensors))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(folder)) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors to a (temporary) path as safetensors, and compare what is there then with them.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
+
+    def write(target: Path) -> None:
+        try:
+            save_file(tensors, target, metadata)
+        except SafetensorError as error:
+            number = _SYSTEM_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    with durable.writing(path):
+        durable.write_file(path, write)
+    if not _holds(path, tensors):
+        raise durable.lost(path)
+
+
+def _holds(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether a file has these tensors and no others, to the bit. Memory: one tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()) == tensors.keys() and all(
+                _same_bits(file.get_tensor(name), each) for name, each in tensors.items()
+            )
+    except (OSError, SafetensorError):
+        return False
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat_one, flat_other = (each.detach().cpu().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(flat_one, flat_other)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
-"""Order of data, resume, learning rate, non-finite steps."""
+"""The training loop: order of data, cadence, resume, what it logs and what it refuses to save."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.data_order import DataOrder
-from foundation.ema import WeightAverage
 from foundation.errors import CheckpointError, TrainingError
 from foundation.fit import FitConfig, fit
 from foundation.learner import Learner
 from foundation.log import MetricsLog, read_metrics
-from foundation.optim import OptimConfig, adamw, learning_rate, no_decay
+from foundation.optim import OptimConfig
 
 
 class Numbers:
@@ -28,6 +28,9 @@ class Numbers:
         return {"x": x, "indices": torch.from_numpy(indices)}
 
 
+NUMBERS = Numbers()
+
+
 class Regression:
     """A task with dropout, so that its random numbers matter."""
 
@@ -36,12 +39,13 @@ class Regression:
         model = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.Linear(16, 1))
         options: dict[str, Any] = {"average_decay": 0.9, "precision": "float32", "accelerator": Accelerator(cpu=True)}
         self.learner = Learner(model, OptimConfig(learning_rate=0.01), 20, **options)
-        self.stop_at, self.seen = stop_at, []
+        self.stop_at, self.seen, self.positions = stop_at, [], []
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, Any]:
         if step == self.stop_at:
             raise KeyboardInterrupt
         self.seen.append(batch["indices"].tolist())
+        self.positions.append(batch["positions"].numpy())
         self.learner.wrapped.train()
         loss = F.mse_loss(self.learner.wrapped(batch["x"])[:, 0], batch["x"].sum(1))
         update = self.learner.apply(loss, step)
@@ -64,7 +68,7 @@ class Regression:
 CONFIG = FitConfig(steps=20, batch_size=7, evaluate_every=5, checkpoint_every=4, log_every=1)
 
 
-def train(folder: Path, task: Regression, identity: str = "same") -> Regression:
+def train(folder: Path, task: Regression, identity: str = "same", examples: Numbers = NUMBERS) -> Regression:
     log = MetricsLog(folder / "metrics.jsonl", "toy")
     options: dict[str, Any] = {
         "seed": 3,
@@ -72,13 +76,13 @@ def train(folder: Path, task: Regression, identity: str = "same") -> Regression:
         "log": log,
         "identity": {"recipe": identity},
     }
-    fit(task, Numbers(), CONFIG, Accelerator(cpu=True), **options)
+    fit(task, examples, CONFIG, Accelerator(cpu=True), **options)
     return task
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     rows = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
 
 
 def test_a_stopped_run_ends_with_the_same_weights_and_log(tmp_path: Path) -> None:
@@ -123,44 +127,33 @@ def test_a_position_can_be_read_on_its_own() -> None:
     assert np.array_equal(whole, parts)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_its_floor() -> None:
-    config = OptimConfig(learning_rate=1.0, warmup_steps=10, min_factor=0.1)
-    rates = [learning_rate(config, step, 100) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[100] == pytest.approx(0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+def test_the_log_says_how_long_a_step_waits_for_its_data(tmp_path: Path) -> None:
+    class Slow(Numbers):
+        def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
+            time.sleep(0.02)
+            return super().batch(indices, epochs)
+
+    train(tmp_path, Regression(), examples=Slow())
+    waits = [row["loading_seconds"] for row in read_metrics(tmp_path / "metrics.jsonl", kind="train")]
+    assert len(waits) == 20 and np.median(waits) > 0.005
 
 
-def test_decay_spares_vectors_and_tagged_matrices() -> None:
-    module = nn.Module()
-    module.kernel, module.bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    module.table = no_decay(nn.Parameter(torch.ones(2, 2)))
-    decayed, exempt = adamw(module, OptimConfig(weight_decay=0.5)).param_groups
-    assert [id(p) for p in decayed["params"]] == [id(module.kernel)]
-    assert decayed["weight_decay"] == 0.5 and exempt["weight_decay"] == 0.0
+def test_a_batch_knows_its_places_in_the_sequence_of_samples(tmp_path: Path) -> None:
+    task = train(tmp_path, Regression())
+    assert np.concatenate(task.positions).tolist() == list(range(140))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_ten_stop_the_run() -> None:
-    task = Regression()
-    before = [p.clone() for p in task.learner.model.parameters()]
-    for step in range(9):
-        update = task.learner.apply(task.learner.model(torch.full((1, 2), torch.nan)).sum(), step)
-        assert not update.taken
-    for one, other in zip(before, task.learner.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    with pytest.raises(TrainingError, match="10 steps in a row"):
-        task.learner.apply(task.learner.model(torch.full((1, 2), torch.nan)).sum(), 9)
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Broken(Regression):
+        def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, Any]:
+            metrics = super().train_step(batch, step)
+            if step == 11:
+                next(iter(self.learner.optimizer.state.values()))["exp_avg"][0] = torch.inf
+            return metrics
 
-
-def test_the_average_follows_the_weights_and_copies_buffers() -> None:
-    model = nn.BatchNorm1d(2)
-    average = WeightAverage(model, 0.5)
-    with torch.no_grad():
-        model.weight.add_(1.0)
-        model.running_mean.fill_(7.0)
-    average.update(model, step=100)
-    assert torch.allclose(average.model.weight, torch.full((2,), 1.5))
-    assert torch.equal(average.model.running_mean, torch.full((2,), 7.0))
-    assert not average.model.training
+    with pytest.raises(TrainingError, match=r"no longer finite \(optimizer/state/0/exp_avg"):
+        train(tmp_path, Broken())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
 
 
 def test_metrics_survive_a_torn_line_and_values_that_are_not_finite(tmp_path: Path) -> None:

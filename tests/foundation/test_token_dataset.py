@@ -10,7 +10,7 @@ import pytest
 from foundation.code_positions import code_positions
 from foundation.codes import CodeLevel, CodeSpec, require_same_codes
 from foundation.errors import CheckpointError, ContractError, DataError
-from foundation.image_set import Failure
+from foundation.image_failures import Failure
 from foundation.images import Preprocess
 from foundation.token_dataset import (
     MANIFEST,

@@ -1,0 +1,137 @@
+"""One model on several processes: replicated (DDP), or sharded (FSDP2), by torch's own wrappers.
+
+Accelerate finds the processes and their devices. It is not asked to wrap modules, since its FSDP2 takes one model only
+and is off on a CPU. Sources: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from foundation.config import require
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def sharding_asked(accelerator: Accelerator) -> bool:
+    """Whether ``accelerate launch`` was told to use FSDP, and there is more than one process to share the weights.
+
+    Raises:
+        ConfigError: FSDP in its first version, or weights kept in the host's memory; neither is done here.
+    """
+    if not _flag("ACCELERATE_USE_FSDP", default=False):
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    require(version == "2", "fsdp_version", version, "2", "set it in the configuration of accelerate launch")
+    offload = _flag("FSDP_OFFLOAD_PARAMS", default=False)
+    require(not offload, "fsdp_offload_params", offload, "false", "set it in the configuration of accelerate launch")
+    return accelerator.num_processes > 1
+
+
+def replicated(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module to call in training: it averages gradients over all processes. The module itself for one process."""
+    if accelerator.num_processes == 1:
+        return module
+    options = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
+    ids = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
+    return DistributedDataParallel(module, device_ids=ids, **options)
+
+
+def shard(root: nn.Module, blocks: Sequence[nn.Module], accelerator: Accelerator) -> None:
+    """Leave each process its share of every parameter, in place; calls of ``root`` gather what they need.
+
+    Each of ``blocks`` is gathered and let go as a whole, everything else of ``root`` once per call. All processes hold
+    the same weights before. Tags of parameters (``no_decay``) stay, names too.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    tags = {name: dict(parameter.__dict__) for name, parameter in root.named_parameters()}
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    again = _flag("FSDP_RESHARD_AFTER_FORWARD", default=True)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+    fully_shard(root, mesh=mesh)
+    for name, parameter in root.named_parameters():
+        parameter.__dict__.update(tags[name])
+
+
+@contextlib.contextmanager
+def unsynchronised(wrapped: nn.Module) -> Iterator[None]:
+    """Forward and backward passes in here only add up gradients; the first backward after it synchronises the sum."""
+    if isinstance(wrapped, DistributedDataParallel):
+        with wrapped.no_sync():
+            yield
+    elif hasattr(wrapped, "set_requires_gradient_sync"):  # FSDP2
+        sharded = cast(Any, wrapped)
+        sharded.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            sharded.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's share, in the same memory; a plain tensor itself."""
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All shares joined; every process calls it. A plain tensor is returned itself."""
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether other processes hold parts of it."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The share of a whole tensor that ``like`` holds, if they have one shape and ``like`` is sharded; else itself.
+
+    Every process calls it; process 0's values count.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def gathered(state: Any, *, keep: bool) -> Any:
+    """A nested state with every sharded tensor joined, in the host's memory; every process calls it.
+
+    Tensors are joined one at a time. A process that does not ``keep`` them gets empty ones instead.
+    """
+    if isinstance(state, dict):
+        return {name: gathered(value, keep=keep) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [gathered(value, keep=keep) for value in state]
+    if isinstance(state, torch.Tensor) and is_sharded(state):
+        joined = whole(state.detach())
+        return joined.cpu() if keep else torch.empty(0)
+    return state
+
+
+def on_every_process(number: int, accelerator: Accelerator) -> list[int]:
+    """The number of each process; every process calls it and gets the same list."""
+    if accelerator.num_processes == 1:
+        return [number]
+    gathered_N: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
+    return gathered_N.tolist()
+
+
+def _flag(name: str, *, default: bool) -> bool:
+    return os.environ.get(name, str(default)).strip().lower() in ("1", "true", "yes", "on")

@@ -1,0 +1,148 @@
+"""The manifest of a token dataset: which shards it consists of. Its presence says that the dataset is complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation import durable
+from foundation.code_positions import require_codes
+from foundation.codes import CodeSpec
+from foundation.config import digest, from_dict, to_dict
+from foundation.errors import ContractError, DataError
+from foundation.json_files import read_json
+from foundation.token_shards import Shard, damaged_shard, is_labelled, read_shard, require_file, shard_paths
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
+    """Derive ``manifest.json`` from the shards and publish it; its presence says that the dataset is complete."""
+    splits: dict[str, Any] = {}
+    for split_folder in sorted(each for each in (folder / "data").iterdir() if each.is_dir()):
+        files: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
+        for path in shard_paths(folder, split_folder.name):
+            shard = read_shard(path, spec)
+            name = path.relative_to(folder).as_posix()
+            files.append({"file": name, "rows": len(shard.image_ids), "sha256": durable.file_sha256(path)})
+            failures += [to_dict(each) for each in shard.failures]
+        n_rows = sum(each["rows"] for each in files)
+        splits[split_folder.name] = {"rows": n_rows, "files": files, "failures": failures}
+    manifest = {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
+    durable.replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete token dataset.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
+        raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
+    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode: it is made again")
+    spec = from_dict(CodeSpec, manifest["spec"])
+    if spec.contract != manifest["contract"]:
+        raise ContractError("the manifest's specification was edited", field=str(path), fix="run encode again")
+    return manifest
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    """One shard as the manifest lists it.
+
+    Attributes:
+        path: the parquet file.
+        rows: how many it holds.
+        sha256: of its bytes.
+    """
+
+    path: Path
+    rows: int
+    sha256: str
+
+    def require_unchanged(self) -> None:
+        """Raise ``DataError`` unless the file's bytes are the ones that the manifest lists."""
+        require_file(self.path)
+        if durable.file_sha256(self.path) != self.sha256:
+            raise damaged_shard(self.path, "its bytes are not the ones that the manifest lists")
+
+
+@dataclass(frozen=True)
+class SplitShards:
+    """The shards of one split of a complete token dataset.
+
+    Attributes:
+        folder: the dataset.
+        split: its name.
+        spec: what the codes mean.
+        shards: in order; the rows of the split are theirs, one after the other.
+    """
+
+    folder: Path
+    split: str
+    spec: CodeSpec
+    shards: tuple[ListedShard, ...]
+
+    @property
+    def rows_by_shard(self) -> tuple[int, ...]:
+        """Rows of each shard."""
+        return tuple(each.rows for each in self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the split."""
+        return sum(self.rows_by_shard)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels, which the first shard decides for all."""
+        return is_labelled(self.shards[0].path)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what the split holds: the specification and every shard's bytes, in order."""
+        return digest({"contract": self.spec.contract, "shards": [each.sha256 for each in self.shards]})
+
+    def read(self) -> Iterator[Shard]:
+        """Every shard in order, each verified: its bytes, its specification, its rows and its codes.
+
+        Raises:
+            DataError: a shard is missing, damaged, or holds a code outside the codebook.
+            ContractError: a shard was made by another tokenizer or preprocess.
+        """
+        labelled = self.labelled
+        for listed in self.shards:
+            shard = read_shard(listed.path, self.spec)
+            listed.require_unchanged()
+            if len(shard.image_ids) != listed.rows or (shard.labels is not None) != labelled:
+                raise damaged_shard(
+                    listed.path, "it has other rows or columns than the manifest and the first shard say"
+                )
+            require_codes(shard.codes_BT, self.spec, str(listed.path))
+            yield shard
+
+
+def open_split(folder: Path, split: str) -> SplitShards:
+    """What the manifest of a complete token dataset says of one split.
+
+    Raises:
+        DataError: no such dataset, an incomplete one, no such split, or one without rows.
+    """
+    manifest = read_manifest(folder)
+    if split not in manifest["splits"]:
+        raise DataError("no such split", field=str(folder), found=split, expected=", ".join(manifest["splits"]))
+    entry = manifest["splits"][split]
+    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in entry["files"])
+    found = SplitShards(folder, split, from_dict(CodeSpec, manifest["spec"]), shards)
+    if found.rows != entry["rows"] or found.rows == 0:
+        raise DataError("has another number of rows than its manifest", field=str(folder), found=found.rows,
+                        expected=entry["rows"] or "at least one", fix="run encode again")  # fmt: skip
+    return found

@@ -130,6 +130,11 @@ def peak_memory_mib(run: Callable[[], object], device: str = "cpu") -> float:
     return max(0, _process_kib("VmHWM") - before) / 1024
 
 
+def resident_mib() -> float:
+    """MiB of this process in memory now."""
+    return _process_kib("VmRSS") / 1024
+
+
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a module-level function called in a new interpreter."""
     context = multiprocessing.get_context("spawn")

@@ -3,53 +3,110 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from foundation.config import require
+from foundation.errors import ConfigError, nearest
 from foundation.fit import FitConfig
 from foundation.learner import Precision
 from foundation.optim import OptimConfig
+from stage2_prior.random_order import RandomOrder
+from stage2_prior.sizes import SIZES, UNNAMED, TransformerShape
+
+
+class Dropouts(NamedTuple):
+    """Shares of zeroed values in training."""
+
+    token: float
+    residual: float
+    attention: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
     """Size of the transformer; vocabulary, grid and classes follow from the codes."""
 
-    d_model: int = 256
-    """width"""
-    n_layers: int = 6
-    """blocks"""
-    n_heads: int = 4
-    """attention heads; d_model / n_heads must be a multiple of 4 for rotations by row and column"""
+    size: str | None = None
+    """one dial for d_model, n_layers and n_heads: tiny, small, gpt-b, gpt-l, gpt-xl, gpt-xxl or gpt-3b"""
+    d_model: int | None = None
+    """width; null takes that of size, or 256 where there is none"""
+    n_layers: int | None = None
+    """blocks; null takes those of size, or 6"""
+    n_heads: int | None = None
+    """attention heads; null takes those of size, or 4; d_model / n_heads must be a multiple of 4 for rotations by row
+    and column"""
     d_ff: int | None = None
     """width of the feed-forward layer; null takes 8/3 of d_model, rounded up to a multiple of 32"""
+    positions: Literal["rope", "learned"] = "rope"
+    """how a code's place is known: rope turns queries and keys by row and column; learned adds an embedding of the
+    place to the input and turns nothing"""
     rope_base: float = 10_000.0
     """base of the rotary frequencies; small grids train better with a small base, such as 100"""
+    target_aware: bool = False
+    """add an embedding of the place that is to be predicted to each input, so that codes can be predicted in any order;
+    training in random order needs it"""
     qk_norm: bool = True
     """normalise queries and keys per head before rotating them"""
     dropout: float = 0.1
-    """dropout of embeddings, attention and residual branches in training, 0 to below 1"""
+    """dropout in training, 0 to below 1; the one value of the three below where they are null"""
+    token_dropout: float | None = None
+    """dropout of the embedded codes and class; null takes dropout"""
+    residual_dropout: float | None = None
+    """dropout of what each attention and feed-forward layer adds; null takes dropout"""
+    attention_dropout: float | None = None
+    """dropout of attention weights; null takes dropout"""
     class_conditional: bool = True
     """condition on labels where the codes have them; false trains an unconditional prior"""
 
     def __post_init__(self) -> None:
+        self._take_size()
+        shape = self.shape
         for name in ("d_model", "n_layers", "n_heads"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
-        fits = self.d_model % self.n_heads == 0 and self.d_head % 4 == 0
-        require(fits, "n_heads", self.n_heads, f"a divisor of d_model = {self.d_model} with d_model / n_heads a "
+            require(getattr(shape, name) > 0, name, getattr(shape, name), "a positive whole number")
+        fits = shape.d_model % shape.n_heads == 0 and self.d_head % 4 == 0
+        require(fits, "n_heads", shape.n_heads, f"a divisor of d_model = {shape.d_model} with d_model / n_heads a "
                 "multiple of 4")  # fmt: skip
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
+        require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
+            share = getattr(self, name)
+            require(share is None or 0 <= share < 1, name, share, "from 0 to below 1")
+
+    @property
+    def shape(self) -> TransformerShape:
+        """d_model, n_layers and n_heads, which are whole numbers once the config is made."""
+        assert self.d_model is not None and self.n_layers is not None and self.n_heads is not None
+        return TransformerShape(self.n_layers, self.n_heads, self.d_model)
 
     @property
     def d_head(self) -> int:
         """Width of one head."""
-        return self.d_model // self.n_heads
+        return self.shape.d_model // self.shape.n_heads
 
     @property
     def feed_forward_width(self) -> int:
         """``d_ff``, or the default derived from ``d_model``."""
-        return self.d_ff if self.d_ff is not None else -(-self.d_model * 8 // 3 // 32) * 32
+        return self.d_ff if self.d_ff is not None else -(-self.shape.d_model * 8 // 3 // 32) * 32
+
+    @property
+    def dropouts(self) -> Dropouts:
+        """The shares in force."""
+        own = (self.token_dropout, self.residual_dropout, self.attention_dropout)
+        return Dropouts(*(self.dropout if each is None else each for each in own))
+
+    def _take_size(self) -> None:
+        """Fill in what is null; the whole numbers are kept, so that a saved prior does not depend on the table."""
+        if self.size is not None and self.size not in SIZES:
+            raise ConfigError("names no known size", field="size", found=self.size, fix=nearest(self.size, SIZES))
+        named = UNNAMED if self.size is None else SIZES[self.size].shape
+        for name in ("d_model", "n_layers", "n_heads"):
+            given, taken = getattr(self, name), getattr(named, name)
+            if given is None:
+                object.__setattr__(self, name, taken)
+            elif self.size is not None and given != taken:
+                raise ConfigError(f"says otherwise than size {self.size}", field=name, found=given,
+                                  expected=f"{taken}, or null", fix=f"leave out {name} or size")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +119,32 @@ class PriorTraining:
     """optimizer and learning rate"""
     label_dropout: float = 0.1
     """share of training examples whose label is replaced by the null class, which guidance needs"""
+    views: Literal["all", "one"] = "all"
+    """what an epoch passes over: every stored view of each image (centre, flip, crops), or one view of each image, drawn
+    anew in each epoch"""
     average_decay: float = 0.99
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     precision: Precision = "float32"
     """arithmetic of the transformer; the loss always uses float32"""
+    micro_batch_size: int | None = None
+    """most examples in one forward pass of one process; a step takes as many passes as its share of batch_size needs;
+    null puts the whole share through at once"""
+    checkpoint_blocks: bool = False
+    """keep only the inputs of blocks in a forward pass and compute the rest again: less memory, a third more time"""
+    compile: bool = False
+    """compile each block with torch.compile; the first step then takes a minute or more"""
+    z_loss: float = 0.0
+    """weight of the mean squared log-partition of the logits, e.g. 1e-4; keeps them from drifting in bf16"""
+    random_order: RandomOrder | None = None
+    """predict codes in random order first, in raster order at the end; needs a model that is target_aware; null
+    predicts in raster order throughout"""
 
     def __post_init__(self) -> None:
+        require(self.z_loss >= 0, "z_loss", self.z_loss, "0 or more")
+        micro = self.micro_batch_size
+        require(micro is None or micro > 0, "micro_batch_size", micro, "a positive whole number, or null")
+        raster = 0 if self.random_order is None else self.random_order.zero_step
+        require(raster < self.fit.steps, "random_order.zero_step", raster, f"below fit.steps, {self.fit.steps}",
+                "training has to end in raster order, in which images are drawn")  # fmt: skip
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "from 0 to below 1")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

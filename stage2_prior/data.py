@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
 from foundation.randomness import uniforms
 from foundation.token_dataset import TokenDataset
+from foundation.token_views import ImageViews
 
 
 class CodeExamples:
@@ -16,23 +19,45 @@ class CodeExamples:
         dataset: the codes.
         n_classes: 0 for an unconditional prior, whose labels are all the null class.
         label_dropout: share of labels replaced by the null class, drawn for each (sample, epoch).
-        seed: of the label dropout.
+        views: what an example is. ``all``: every stored view of an image, so that an epoch passes over each of them.
+            ``one``: an image, in a stored view that is drawn for each (image, epoch); an epoch passes over the images,
+            so it has as many steps however many views are stored.
+        seed: of the label dropout and the views.
+
+    Raises:
+        DataError: with ``one``, rows that do not hold the same views of every image.
     """
 
-    def __init__(self, dataset: TokenDataset, n_classes: int, *, label_dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        n_classes: int,
+        *,
+        label_dropout: float = 0.0,
+        views: Literal["all", "one"] = "all",
+        seed: int = 0,
+    ) -> None:
         self.codes_NT, self.n_classes = dataset.codes_NT, n_classes
         self.labels_N = dataset.labels_N if n_classes else None
         self.label_dropout, self.seed = label_dropout, seed
+        self.views = ImageViews(dataset.views_N, dataset.rows_by_shard) if views == "one" else None
 
     def __len__(self) -> int:
-        return len(self.codes_NT)
+        return len(self.codes_NT) if self.views is None else len(self.views)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
         """``tokens`` (B, T) int64 and ``labels`` (B,) int64."""
+        rows = self._rows(indices, epochs)
         if self.labels_N is None:
             labels = np.full(len(indices), self.n_classes, np.int64)
         else:
             dropped = uniforms(indices, epochs, self.seed, "label dropout") < self.label_dropout
-            labels = np.where(dropped, self.n_classes, self.labels_N[indices])
-        tokens = self.codes_NT[indices].astype(np.int64)
+            labels = np.where(dropped, self.n_classes, self.labels_N[rows])
+        tokens = self.codes_NT[rows].astype(np.int64)
         return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
+
+    def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        if self.views is None:
+            return indices
+        drawn = uniforms(indices, epochs, self.seed, "view") * self.views.n_views
+        return self.views.rows(indices, drawn.astype(np.int64))

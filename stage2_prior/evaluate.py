@@ -8,15 +8,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import trange
 
 from foundation.code_positions import code_positions
-from foundation.code_usage import count_codes_by_slot, summarize
-from foundation.codes import CodeSlot
+from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.codes import CodeSlot, CodeSpec
+from foundation.errors import DataError
 from foundation.token_dataset import TokenDataset
-from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Likelihood of the images of one class.
+
+    Attributes:
+        name: of the class.
+        n_images: how many there were, 1 or more.
+        bits_per_code: mean over their codes.
+    """
+
+    name: str
+    n_images: int
+    bits_per_code: float
 
 
 @dataclass(frozen=True)
@@ -24,20 +38,31 @@ class PriorScores:
     """Held-out likelihood.
 
     Attributes:
-        nats_per_slot: mean negative log-likelihood of the codes of each slot, nats per code.
-        slots: the codebooks, one for each depth of each level.
+        spec: what the codes are.
+        n_images: images scored, each view for itself.
+        nats_T: (T,) float64, mean negative log-likelihood at each position of the sequence, nats per code.
+        classes: by class number, classes without images left out; empty where the codes have no labels. Also of an
+            unconditional prior, which does not see them.
         unigram_bits: entropy of the held-out codes' own frequencies in each slot, bits per code on average over all
             codes: what knowing the slot and how often each of its codes occurs, and nothing else, could reach at best.
     """
 
-    nats_per_slot: tuple[float, ...]
-    slots: tuple[CodeSlot, ...]
+    spec: CodeSpec
+    n_images: int
+    nats_T: np.ndarray
+    classes: tuple[ClassScore, ...]
     unigram_bits: float
 
     @property
-    def codes_per_image(self) -> int:
-        """Length of a sequence."""
-        return sum(slot.n_codes for slot in self.slots)
+    def slots(self) -> tuple[CodeSlot, ...]:
+        """The codebooks, one for each depth of each level."""
+        return self.spec.slots
+
+    @property
+    def nats_per_slot(self) -> tuple[float, ...]:
+        """Mean negative log-likelihood of the codes of each slot, nats per code."""
+        slot_T = code_positions(self.spec).slot_T
+        return tuple((np.bincount(slot_T, self.nats_T) / np.bincount(slot_T)).tolist())
 
     @property
     def nats_per_code(self) -> float:
@@ -50,20 +75,49 @@ class PriorScores:
         return self._mean([math.log(slot.codebook_size) for slot in self.slots])
 
     @property
+    def uniform_bits(self) -> float:
+        """uniform_nats / ln 2."""
+        return self.uniform_nats / math.log(2)
+
+    @property
     def bits_per_code(self) -> float:
         """nats_per_code / ln 2."""
         return self.nats_per_code / math.log(2)
 
+    @property
+    def bits_per_image(self) -> float:
+        """Bits of all codes of an image together."""
+        return self.bits_per_code * self.spec.n_codes
+
+    @property
+    def bits_per_value(self) -> float:
+        """bits_per_image / (Y * X * C): "per pixel dimension", as likelihoods of images are given.
+
+        It is the likelihood of the codes. What the tokenizer loses has no probability here, so that it is no
+        likelihood of the pixels and no bound on one: a tokenizer that keeps less makes it smaller. Compare it between
+        priors of one tokenizer, or beside the tokenizer's distortion.
+        """
+        preprocess = self.spec.preprocess
+        return self.bits_per_image / (preprocess.height * preprocess.width * preprocess.n_channels)
+
+    def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
+        """For each slot, the (H, W) mean bits of its codes at each place of the grid."""
+        slot_T = code_positions(self.spec).slot_T
+        shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.slots]
+        bits_T = self.nats_T / math.log(2)
+        return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(self.slots)]
+
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log."""
+        """Numbers for the log; of the classes only the two extremes, by number."""
         return {
             "bits_per_code": self.bits_per_code,
             "below_unigram": 1.0 - self.bits_per_code / self.unigram_bits if self.unigram_bits else 0.0,
-            "bits_per_image": self.bits_per_code * self.codes_per_image,
+            "bits_per_image": self.bits_per_image,
             "nats_per_code": self.nats_per_code,
             "uniform_nats_per_code": self.uniform_nats,
             "unigram_bits_per_code": self.unigram_bits,
             **self._bits_per_slot(),
+            **self._extreme_classes(),
         }
 
     def _bits_per_slot(self) -> dict[str, float]:
@@ -73,28 +127,72 @@ class PriorScores:
         pairs = zip(self.slots, self.nats_per_slot, strict=True)
         return {f"bits_per_code_level{slot.level}_depth{slot.depth}": nats / math.log(2) for slot, nats in pairs}
 
+    def _extreme_classes(self) -> dict[str, float]:
+        if len(self.classes) < 2:
+            return {}
+        worst = max(self.classes, key=lambda each: each.bits_per_code)
+        best = min(self.classes, key=lambda each: each.bits_per_code)
+        return {
+            "worst_class": float(self.spec.class_names.index(worst.name)),
+            "worst_class_bits_per_code": worst.bits_per_code,
+            "best_class": float(self.spec.class_names.index(best.name)),
+            "best_class_bits_per_code": best.bits_per_code,
+        }
+
     def _mean(self, per_slot: Sequence[float]) -> float:
         """Average over codes of a figure that each slot has."""
         if len(per_slot) == 1:
             return per_slot[0]
         total = sum(slot.n_codes * value for slot, value in zip(self.slots, per_slot, strict=True))
-        return total / self.codes_per_image
+        return total / self.spec.n_codes
 
 
 @torch.no_grad()
 def score_prior(prior: PriorModel, held_out: TokenDataset, *, batch_size: int = 256) -> PriorScores:
-    """Mean negative log-likelihood of every held-out code, given its image's class where the prior uses classes."""
-    examples = CodeExamples(held_out, prior.n_classes)
-    device = prior.head.weight.device
-    nats_T = torch.zeros(prior.n_codes, dtype=torch.float64)
-    for start in trange(0, len(examples), batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
-        indices = np.arange(start, min(start + batch_size, len(examples)))
-        batch = examples.batch(indices, np.zeros_like(indices))
-        tokens = batch["tokens"].to(device)
-        logits = prior(tokens, batch["labels"].to(device))
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
-        nats_T += nats.view_as(tokens).double().sum(0).cpu()
-    slots, slot_T = prior.spec.slots, code_positions(prior.spec).slot_T
-    per_slot = np.bincount(slot_T, nats_T.numpy(), minlength=len(slots)) / np.bincount(slot_T) / len(examples)
-    unigram = summarize(count_codes_by_slot(held_out.codes_NT, prior.spec))
-    return PriorScores(tuple(per_slot.tolist()), slots, unigram.entropy_bits)
+    """Negative log-likelihood of every held-out code, given its image's class where the prior uses classes.
+
+    One pass in batches: memory does not grow with the number of images. Dropout is off.
+
+    Args:
+        prior: as it is.
+        held_out: the codes, possibly memory-mapped.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: there are no codes, or they do not fit the prior's.
+    """
+    n_images, spec = len(held_out.codes_NT), prior.spec
+    if n_images == 0:
+        raise DataError("there are no codes to score", field="held_out", found=0, expected="one image or more")
+    labels_N = held_out.labels_N if spec.class_names else None
+    device, n_named = prior.head.weight.device, 0 if labels_N is None else len(spec.class_names)
+    nats_T, nats_L, images_L = np.zeros(spec.n_codes), np.zeros(n_named), np.zeros(n_named, np.int64)
+    usages: list[CodeUsage] = []
+    was_training = prior.training
+    prior.eval()
+    try:
+        for start in trange(0, n_images, batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
+            codes_BT = np.asarray(held_out.codes_NT[start : start + batch_size])
+            found = count_codes_by_slot(codes_BT, spec)
+            usages = [a + b for a, b in zip(usages, found, strict=True)] if usages else found
+            labels_B = None if labels_N is None else np.asarray(labels_N[start : start + batch_size])
+            nats_BT = _nats(prior, codes_BT, labels_B, device)
+            nats_T += nats_BT.sum(0)
+            if labels_B is not None:
+                nats_L += np.bincount(labels_B, nats_BT.sum(1), minlength=n_named)
+                images_L += np.bincount(labels_B, minlength=n_named)
+    finally:
+        prior.train(was_training)
+    bits_L = nats_L / (np.maximum(images_L, 1) * spec.n_codes * math.log(2))
+    rows = zip(spec.class_names[:n_named], images_L.tolist(), bits_L.tolist(), strict=True)
+    classes = tuple(ClassScore(*row) for row in rows if row[1])
+    return PriorScores(spec, n_images, nats_T / n_images, classes, summarize(usages).entropy_bits)
+
+
+def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, device: torch.device) -> np.ndarray:
+    """(B, T) float64."""
+    if labels_B is None or not prior.n_classes:
+        labels_B = np.full(len(codes_BT), prior.null_class)
+    tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
+    labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
+    return prior.nll(tokens, labels).double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What the transformer knows of its inputs before it sees them: rotation, rows of the tables, codes that may follow."""
+"""What the transformer knows of its inputs before it sees them: places, rows of the tables, codes that may follow."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ import torch
 
 from foundation.code_positions import code_positions
 from foundation.codes import CodeSpec
-from stage2_prior.rope2d import grid_angles, rotation
+from foundation.errors import DataError
+from stage2_prior.rope2d import Rope, grid_angles, rotation
 
 
 @dataclass(frozen=True)
 class Places:
-    """Tables over T inputs, on one device. Input 0 is the class, input p is code p - 1; input p predicts code p.
+    """Tables over T inputs, on one device. Input 0 is the class; in raster order input p is code p - 1, and predicts
+    code p.
 
     Attributes:
-        rope: (cos, sin), each (T, K): the rotation by the input's own place; the class stands at (0, 0).
+        rope: the rotation by the input's own place; the class stands at (0, 0). None where nothing is rotated.
+            Where images have orders of their own, it and the next two have an axis B in front.
+        own_T: int64, the input's own place: 0 for the class, 1 + t for code t.
+        target_T: int64, the position of the code that the input predicts.
         offset_T: int64, the first row that the input's slot has in the table of code embeddings.
         slot_T: int64, the slot of the code that the input predicts.
         size_T: int64, the size of that slot's codebook.
     """
 
-    rope: tuple[torch.Tensor, torch.Tensor]
+    rope: Rope | None
+    own_T: torch.Tensor
+    target_T: torch.Tensor
     offset_T: torch.Tensor
     slot_T: torch.Tensor
     size_T: torch.Tensor
 
     def part(self, start: int, end: int | None) -> Places:
-        """Those of inputs ``start:end`` (views)."""
-        cos, sin = self.rope
+        """Those of inputs ``start:end`` of raster order (views)."""
         here = slice(start, end)
-        return Places((cos[here], sin[here]), self.offset_T[here], self.slot_T[here], self.size_T[here])
+        rope = None if self.rope is None else self.rope.part(start, end)
+        return Places(rope, self.own_T[here], self.target_T[here], self.offset_T[here], self.slot_T[here],
+                      self.size_T[here])  # fmt: skip
 
 
 class PlaceTables:
@@ -41,24 +49,57 @@ class PlaceTables:
     Args:
         spec: what the codes are.
         d_head: width of a head.
-        rope_base: base of the rotary frequencies.
+        rope_base: base of the rotary frequencies; None for no rotation.
     """
 
-    def __init__(self, spec: CodeSpec, d_head: int, rope_base: float) -> None:
+    def __init__(self, spec: CodeSpec, d_head: int, rope_base: float | None) -> None:
         positions = code_positions(spec)
         self.d_head, self.rope_base = d_head, rope_base
         self.size_T = positions.codebook_size_T
+        self.n_codes, self.n_slots = spec.n_codes, len(spec.slots)
         sizes = [slot.codebook_size for slot in spec.slots]
         self.n_rows = sum(sizes)
         first_rows = np.cumsum([0, *sizes[:-1]])
-        own = np.stack([positions.row_T, positions.column_T])[:, :-1]
-        self._place_2T = np.concatenate([np.zeros((2, 1), np.float32), own], axis=1)
+        own_2P = np.stack([positions.row_T, positions.column_T])
+        self._place_2P = np.concatenate([np.zeros((2, 1), np.float32), own_2P], axis=1)  # P = 1 + T: class, codes
         offset_T = np.concatenate([[0], first_rows[positions.slot_T[:-1]]])
-        self._table_3T = np.stack([offset_T, positions.slot_T, self.size_T])
+        self._table_4T = np.stack([np.arange(self.n_codes), offset_T, positions.slot_T, self.size_T])
 
     def on(self, device: torch.device) -> Places:
-        """All T inputs, on a device."""
-        rows, columns = torch.from_numpy(self._place_2T).to(device, non_blocking=True)
-        offset_T, slot_T, size_T = torch.from_numpy(self._table_3T).to(device, non_blocking=True)
-        rope = rotation(grid_angles(rows, columns, self.d_head, self.rope_base))
-        return Places(rope, offset_T, slot_T, size_T)
+        """All T inputs in raster order, on a device."""
+        rope = self._rope(device)
+        target_T, offset_T, slot_T, size_T = torch.from_numpy(self._table_4T).to(device, non_blocking=True)
+        rope = None if rope is None else rope.part(0, -1)
+        return Places(rope, target_T, target_T, offset_T, slot_T, size_T)
+
+    def ordered(self, orders_BT: torch.Tensor, n_images: int) -> Places:
+        """All T inputs of images that are predicted in orders of their own.
+
+        Args:
+            orders_BT: int64, on the model's device: entry i is the position that is predicted i-th.
+            n_images: B.
+
+        Raises:
+            DataError: not a permutation of the T positions, or codes of several slots: a code of a coarser level or
+                of a smaller depth says what the finer ones refine, so that only their own order is meaningful.
+        """
+        if self.n_slots > 1:
+            raise DataError("codes of several levels or depths have one order only", field="orders",
+                            found=f"{self.n_slots} slots", expected="1 slot", fix="train in raster order")  # fmt: skip
+        raster = self.on(orders_BT.device)
+        right = orders_BT.shape == (n_images, self.n_codes)
+        if not right or not torch.equal(orders_BT.sort(1).values, raster.target_T.expand_as(orders_BT)):
+            raise DataError("is not a permutation of the positions of each image", field="orders",
+                            found=f"a tensor of shape {tuple(orders_BT.shape)}",
+                            expected=f"{n_images} rows with each of 0..{self.n_codes - 1} once")  # fmt: skip
+        own_BT = torch.cat([torch.zeros_like(orders_BT[:, :1]), orders_BT[:, :-1] + 1], dim=1)
+        rope = self._rope(orders_BT.device)
+        rope = None if rope is None else rope.of(own_BT)
+        return Places(rope, own_BT, orders_BT, raster.offset_T, raster.slot_T, raster.size_T)
+
+    def _rope(self, device: torch.device) -> Rope | None:
+        """Of the class and all T codes, (1 + T, K) each."""
+        if self.rope_base is None:
+            return None
+        rows, columns = torch.from_numpy(self._place_2P).to(device, non_blocking=True)
+        return rotation(grid_angles(rows, columns, self.d_head, self.rope_base))

@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from foundation.codes import CodeSpec
 from foundation.config import from_dict, to_dict
-from foundation.errors import DataError
+from foundation.errors import ConfigError, DataError
 from foundation.model_files import load_model_folder, save_model_folder
 from foundation.optim import no_decay
 from foundation.tensor_files import load_weights
-from stage2_prior.block import Block, KVCache, RMSNorm
+from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig
+from stage2_prior.dropout import Dropout
+from stage2_prior.head_loss import nll_per_code
+from stage2_prior.norm import RMSNorm
 from stage2_prior.places import Places, PlaceTables
 
 MODEL_TYPE = "tessera_prior"
@@ -30,22 +34,30 @@ class PriorModel(nn.Module):
     Args:
         config: the size.
         spec: what the codes are; the prior is bound to it.
+
+    Attributes:
+        checkpoint_blocks: keep only the inputs of the blocks in training and compute the rest again in the backward
+            pass: less memory, about a third more time.
     """
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.checkpoint_blocks = config, spec, False
         self.vocab_size, self.n_codes = spec.codebook_size, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
-        self.place_tables = PlaceTables(spec, config.d_head, config.rope_base)
-        self.class_embedding = nn.Embedding(self.n_classes + 1, config.d_model)  # the last row is the null class
-        self.code_embedding = nn.Embedding(self.place_tables.n_rows, config.d_model)
-        self.slot_embedding = nn.Embedding(len(spec.slots), config.d_model) if len(spec.slots) > 1 else None
+        n_layers, _, d_model = config.shape
+        learned = config.positions == "learned"
+        self.place_tables = PlaceTables(spec, config.d_head, None if learned else config.rope_base)
+        self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
+        self.code_embedding = nn.Embedding(self.place_tables.n_rows, d_model)
+        self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
+        self.place_embedding = nn.Embedding(1 + spec.n_codes, d_model) if learned else None  # row 0 is the class's
+        self.target_embedding = nn.Embedding(spec.n_codes, d_model) if config.target_aware else None
         self._unequal = len({slot.codebook_size for slot in spec.slots}) > 1
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, self.vocab_size, bias=False)
+        self.dropout = Dropout(config.dropouts.token)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
+        self.norm = RMSNorm(d_model)
+        self.head = nn.Linear(d_model, self.vocab_size, bias=False)
         self._initialize()
 
     @property
@@ -53,54 +65,81 @@ class PriorModel(nn.Module):
         """The label that means "no class"; every label of an unconditional prior."""
         return self.n_classes
 
-    def forward(self, tokens_BT: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Teacher-forced logits.
 
         Args:
             tokens_BT: all T codes of each image, int64; the last is never an input.
             labels_B: classes, ``null_class`` for none, int64.
+            orders_BT: a permutation of the T positions for each image; None for raster order. The codes themselves
+                stay in raster order.
 
         Returns:
             (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1; -inf beyond the codebook
-            of position t, where it has fewer than V codes.
+            of position t, where it has fewer than V codes. With orders, entry i is the distribution of code
+            ``orders_BT[b, i]`` given the class and codes ``orders_BT[b, :i]``.
+
+        Raises:
+            DataError: more than T codes, or orders that are no permutations.
+            ConfigError: orders given to a prior that is not ``target_aware``.
+        """
+        logits_BTV = self.head(self.hidden(tokens_BT, labels_B, orders_BT))
+        sizes = self.sizes(tokens_BT)
+        return logits_BTV if sizes is None else self._mask(logits_BTV, sizes.view_as(tokens_BT))
+
+    def hidden(
+        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the head reads, (B, T, E), after the last norm; arguments and errors as of ``forward``."""
+        length = tokens_BT.shape[1]
+        self._require_room(length)
+        if orders_BT is None:
+            places = self.place_tables.on(self.head.weight.device).part(0, length)
+        else:
+            self._require_target_aware()
+            places = self.place_tables.ordered(orders_BT, len(tokens_BT))
+            tokens_BT = tokens_BT.gather(1, orders_BT)
+        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], places))
+        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
+        for block in self.blocks:
+            x = checkpoint(block, x, places.rope, use_reentrant=False) if recompute else block(x, places.rope)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def nll(self, tokens_BT: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of each code given its class and the codes before it.
+
+        Args:
+            tokens_BT: (B, T) int64.
+            labels_B: (B,) int64, ``null_class`` for none.
+
+        Returns:
+            (B, T) float32, nats. The logits of all B * T codes never exist at once.
 
         Raises:
             DataError: more than T codes.
         """
-        length = tokens_BT.shape[1]
-        self._require_room(length)
-        places = self.place_tables.on(self.head.weight.device).part(0, length)
-        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], places))
+        hidden_NE = self.hidden(tokens_BT, labels_B).flatten(0, 1)
+        nll_N = nll_per_code(hidden_NE, self.head.weight, tokens_BT.flatten(), self.sizes(tokens_BT))
+        return nll_N.view_as(tokens_BT)
+
+    def sizes(self, tokens_BT: torch.Tensor) -> torch.Tensor | None:
+        """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes."""
+        if not self._unequal:
+            return None
+        size_T = torch.from_numpy(self.place_tables.size_T[: tokens_BT.shape[1]])
+        return size_T.to(tokens_BT.device, non_blocking=True).expand_as(tokens_BT).flatten()
+
+    def compile_blocks(self) -> None:
+        """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
         for block in self.blocks:
-            x = block(x, places.rope)
-        return self._predict(x, places)
-
-    @torch.no_grad()
-    def prefill(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Put the class and P known codes (P may be 0) into an empty cache; returns code P's logits, (B, V)."""
-        self._require_room(tokens_BP.shape[1] + 1)
-        places = self._places(cache, tokens_BP.shape[1] + 1)
-        return self._extend(self._embed(labels_B, tokens_BP, places), places, cache)
-
-    @torch.no_grad()
-    def decode_one(self, tokens_B: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Append one code per row to the cache; returns the next code's logits, (B, V)."""
-        self._require_room(cache.filled + 1)
-        places = self._places(cache, 1)
-        return self._extend(self._embed_codes(tokens_B.unsqueeze(1), places), places, cache)
+            block.compile()
 
     def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
         """The finite part of the logits of a position: those of its own codebook, (B, V) or narrower (a view)."""
         return logits_BV[:, : int(self.place_tables.size_T[position])]
-
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for whole grids."""
-        weight = self.head.weight
-        return KVCache.empty(
-            n_layers=self.config.n_layers, batch=batch, n_heads=self.config.n_heads, length=self.n_codes,
-            d_head=self.config.d_head, device=weight.device, dtype=weight.dtype,
-            places=self.place_tables.on(weight.device),
-        )  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Prior.from_pretrained`` open."""
@@ -128,45 +167,44 @@ class PriorModel(nn.Module):
     def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, places: Places) -> torch.Tensor:
         """[class, codes] => (B, 1 + P, E); ``places`` are those of all 1 + P inputs."""
         class_B1E = self.class_embedding(labels_B).unsqueeze(1)
+        codes_BPE = self._embed_codes(tokens_BP, places.offset_T[1:])
+        return self._at_places(torch.cat([class_B1E, codes_BPE], dim=1), places)
+
+    def _embed_codes(self, tokens_BP: torch.Tensor, offset_P: torch.Tensor) -> torch.Tensor:
+        """(B, P) codes of slots whose rows begin at these offsets => (B, P, E)."""
+        return self.code_embedding(tokens_BP if self.slot_embedding is None else tokens_BP + offset_P)
+
+    def _at_places(self, x_BTE: torch.Tensor, places: Places) -> torch.Tensor:
+        """Add what each input learns of its own place and of what it is to predict."""
         if self.slot_embedding is not None:
-            class_B1E = class_B1E + self.slot_embedding(places.slot_T[:1])
-        return torch.cat([class_B1E, self._embed_codes(tokens_BP, places.part(1, None))], dim=1)
+            x_BTE = x_BTE + self.slot_embedding(places.slot_T)
+        if self.place_embedding is not None:
+            x_BTE = x_BTE + self.place_embedding(places.own_T)
+        if self.target_embedding is not None:
+            x_BTE = x_BTE + self.target_embedding(places.target_T)
+        return x_BTE
 
-    def _embed_codes(self, tokens_BP: torch.Tensor, places: Places) -> torch.Tensor:
-        """(B, P) codes at these places => (B, P, E)."""
-        if self.slot_embedding is None:
-            return self.code_embedding(tokens_BP)
-        return self.code_embedding(tokens_BP + places.offset_T) + self.slot_embedding(places.slot_T)
-
-    def _extend(self, x_BTE: torch.Tensor, places: Places, cache: KVCache) -> torch.Tensor:
-        for layer, block in enumerate(self._blocks()):
-            x_BTE = block.extend(x_BTE, places.rope, cache, layer)
-        cache.filled += x_BTE.shape[1]
-        return self._predict(x_BTE[:, -1:], places.part(-1, None)).squeeze(1)
-
-    def _predict(self, x_BTE: torch.Tensor, places: Places) -> torch.Tensor:
-        logits_BTV = self.head(self.norm(x_BTE))
-        if self._unequal:
-            beyond_TV = torch.arange(self.vocab_size, device=x_BTE.device) >= places.size_T.unsqueeze(1)
-            logits_BTV = logits_BTV.masked_fill(beyond_TV, -torch.inf)
-        return logits_BTV
-
-    def _places(self, cache: KVCache, n: int) -> Places:
-        """Places of the next n inputs of a cache."""
-        assert cache.places is not None, "made by new_cache"
-        return cache.places.part(cache.filled, cache.filled + n)
+    def _mask(self, logits_BTV: torch.Tensor, size_T: torch.Tensor) -> torch.Tensor:
+        """-inf beyond each position's codebook; sizes are (T,) or (B, T)."""
+        beyond_TV = torch.arange(self.vocab_size, device=logits_BTV.device) >= size_T.unsqueeze(-1)
+        return logits_BTV.masked_fill(beyond_TV, -torch.inf)
 
     def _require_room(self, length: int) -> None:
         if length > self.n_codes:
             raise DataError("more codes than an image has", field="tokens", found=length,
                             expected=f"up to {self.n_codes}")  # fmt: skip
 
+    def _require_target_aware(self) -> None:
+        if self.target_embedding is None:
+            raise ConfigError("is needed to predict codes in other orders", field="target_aware", found=False,
+                              expected=True, fix="set prior.model.target_aware to true")  # fmt: skip
+
     def _initialize(self) -> None:
         """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
         for block in self._blocks():
-            block.initialize(0.02, self.config.n_layers)
-        for embedding in (self.class_embedding, self.code_embedding, self.slot_embedding):
-            if embedding is not None:
+            block.initialize(0.02, len(self.blocks))
+        for embedding in self.children():
+            if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)
                 no_decay(embedding.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)

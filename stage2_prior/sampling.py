@@ -1,16 +1,22 @@
-"""From logits to codes: guidance, temperature, top-k, top-p, and a draw. Pure functions of tensors."""
+"""From logits to codes: temperature, top-k, top-p, and a draw. Pure functions of tensors, each row by itself."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 from foundation.config import require
+from stage2_prior.filters import Filters
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
+_BLOCK = 128  # codes
+_LAST = 1 - 2.0**-52  # times any positive float64 it is below that number
+_SCHEDULES = ("constant", "linear", "power-cosine", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,67 +24,99 @@ class SamplingConfig:
     """How codes are drawn from the prior."""
 
     guidance_scale: float = 1.0
-    """classifier-free guidance: 1 is the plain class-conditional distribution, larger follows the class more closely"""
+    """classifier-free guidance: 1 is the plain class-conditional distribution, 0 that of all classes together, larger
+    follows the class more closely"""
+    schedule: Literal["constant", "linear", "power-cosine", "step"] = "constant"
+    """how guidance grows over the codes of an image: constant uses guidance_scale throughout; linear starts at 1 and
+    ends at guidance_scale; power-cosine stays near 1 for longer, see schedule_power; step is 1 before schedule_start"""
+    schedule_power: float = 1.0
+    """power-cosine only: the strength at share x of the codes is (1 - cos(pi * x ** power)) / 2; larger begins later"""
+    schedule_start: float = 0.18
+    """step only: share of the codes, 0 to 1, that are drawn before guidance begins"""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """shares of the codes between which guidance acts; outside it the scale is 1"""
     temperature: float = 1.0
     """divides the logits; 0 (and anything below 0.00001) always takes the likeliest code"""
     top_k: int | None = None
-    """draw from the k likeliest codes only; null draws from all"""
+    """draw from the k likeliest codes only, and those tied with the last of them; null draws from all"""
     top_p: float | None = None
-    """draw from the smallest set of codes with at least this total probability; null draws from all"""
+    """draw from the smallest set of codes with at least this total probability, and those tied with the last of them;
+    null draws from all"""
 
     def __post_init__(self) -> None:
-        scale = self.guidance_scale
+        scale, power, start = self.guidance_scale, self.schedule_power, self.schedule_start
         require(0 <= scale <= MAX_GUIDANCE, "guidance_scale", scale, f"a number from 0 to {MAX_GUIDANCE:g}")
+        require(self.schedule in _SCHEDULES, "schedule", self.schedule, "one of " + ", ".join(_SCHEDULES))
+        require(math.isfinite(power) and power > 0, "schedule_power", power, "a finite number above 0")
+        require(0 <= start <= 1, "schedule_start", start, "a share from 0 to 1")
+        interval = self.guidance_interval
+        ordered = len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1
+        require(ordered, "guidance_interval", interval, "two shares from 0 to 1, the first at most the last")
         hot = math.isfinite(self.temperature) and self.temperature >= 0
         require(hot, "temperature", self.temperature, "a finite number, 0 or more")
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and up to 1, or null")
 
 
-def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance on logits (Ho and Salimans 2022, arXiv:2207.12598, Eq. 6).
-
-    Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior
-    whose codebooks differ in size, pass ``PriorModel.possible`` ones.
-    """
-    if scale == 1.0:
-        return conditional_BV
-    return unconditional_BV + scale * (conditional_BV - unconditional_BV)
+def choose(
+    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None
+) -> torch.Tensor:
+    """One code per row, (B,) int64, from finite logits and one uniform number per row in [0, 1), float64."""
+    if sampling.temperature < MIN_TEMPERATURE:
+        return logits_BV.argmax(1)
+    return draw(probabilities(logits_BV, sampling, filters), uniforms_B)
 
 
-def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """Temperature, then top-k, then top-p. (B, V) logits => (B, V) float32 that sum to 1.
+def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None) -> torch.Tensor:
+    """Temperature, then top-k, then top-p.
 
-    top-k keeps every code tied with the k-th likeliest; top-p keeps codes up to and including the one that crosses p
-    (Holtzman et al. 2020, arXiv:1904.09751, section 3.1).
+    Args:
+        logits_BV: finite.
+        sampling: what to apply.
+        filters: memory for B rows and at least V codes; None takes new.
+
+    Returns:
+        (B, V) float32 that sum to 1.
     """
     logits = logits_BV.float()
     if sampling.temperature < MIN_TEMPERATURE:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
-        threshold = logits.topk(sampling.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if sampling.temperature != 1.0:
+        logits = (logits - logits.amax(1, keepdim=True)).div_(sampling.temperature)
     chances = logits.softmax(1)
-    if sampling.top_p is not None and sampling.top_p < 1.0:
-        ordered, places = chances.sort(dim=1, descending=True)
-        before = ordered.cumsum(1) - ordered  # probability of everything likelier
-        ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-        chances = torch.zeros_like(chances).scatter_(1, places, ordered)
-        chances = chances / chances.sum(1, keepdim=True)
-    return chances
+    if sampling.top_k is None and sampling.top_p is None:
+        return chances
+    filters = filters or Filters(len(chances), chances.shape[1], chances.device)
+    if sampling.top_k is not None:
+        chances = filters.keep_top_k(chances, sampling.top_k)
+    if sampling.top_p is not None:
+        chances = filters.keep_top_p(chances, sampling.top_p)
+    return chances.div_(chances.sum(1, keepdim=True))
 
 
 def draw(chances_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF sampling: row b takes the code at which its cumulative probability passes its uniform number.
 
+    The cumulative sum is taken over blocks of codes first, then within one block, in float64: each code's probability
+    is met to about 1e-7 of itself.
+
     Args:
-        chances_BV: (B, V) probabilities.
+        chances_BV: (B, V) probabilities, float32; they need not sum to 1.
         uniforms_B: (B,) float64 in [0, 1), one per row, so that a row does not depend on its neighbours.
 
     Returns:
         (B,) int64 codes of positive probability.
     """
-    cumulative_BV = chances_BV.double().cumsum(1)
-    targets_B1 = (uniforms_B.to(cumulative_BV.device) * cumulative_BV[:, -1]).unsqueeze(1)
-    return torch.searchsorted(cumulative_BV, targets_B1, right=True).squeeze(1).clamp_max(chances_BV.shape[1] - 1)
+    n_rows, n_codes = chances_BV.shape
+    if n_codes % _BLOCK:
+        chances_BV = F.pad(chances_BV, (0, -n_codes % _BLOCK))
+    blocks_BNK = chances_BV.view(n_rows, -1, _BLOCK)
+    mass_BN = blocks_BNK.sum(2).double()
+    ends_BN = mass_BN.cumsum(1)
+    target_B1 = uniforms_B.clamp_max(_LAST).unsqueeze(1) * ends_BN[:, -1:]
+    block_B1 = torch.searchsorted(ends_BN, target_B1, right=True)
+    past_B1 = 1 - (ends_BN.gather(1, block_B1) - target_B1) / mass_BN.gather(1, block_B1)
+    block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1)
+    within_BK = block_BK.cumsum(1, dtype=torch.float64)
+    code_B1 = torch.searchsorted(within_BK, past_B1.clamp_(0, _LAST) * within_BK[:, -1:], right=True)
+    return block_B1.mul_(_BLOCK).add_(code_B1).squeeze(1)

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 
+from foundation.config import require
 from foundation.learner import Learner
+from foundation.randomness import derive_seed
 from foundation.token_dataset import TokenDataset
-from stage2_prior.config import PriorTraining
+from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
+from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
+from stage2_prior.random_order import draw_orders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Metrics = dict[str, torch.Tensor | float]
 
 
 class PriorTask:
     """A prior in training, with the average of its weights.
 
     Args:
-        model: freshly built.
+        model: freshly built, alike on every process.
         training: how to train.
         held_out: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
+        seed: of dropout after the first forward pass of a step, and of random orders.
+
+    Raises:
+        ConfigError: training in random order for a model that is not aware of its target.
     """
 
     def __init__(
-        self, model: PriorModel, training: PriorTraining, held_out: TokenDataset | None, accelerator: Accelerator
+        self,
+        model: PriorModel,
+        training: PriorTraining,
+        held_out: TokenDataset | None,
+        accelerator: Accelerator,
+        *,
+        seed: int = 0,
     ) -> None:
-        self.model, self.held_out = model, held_out
+        require_order_aware(model.config, training)
+        self.model, self.training, self.held_out, self.seed = model, training, held_out, seed
+        self.accelerator = accelerator
+        model.checkpoint_blocks = training.checkpoint_blocks
+        if training.compile:
+            model.compile_blocks()
         self.learner = Learner(
             model,
             training.optim,
@@ -38,18 +59,53 @@ class PriorTask:
             average_decay=training.average_decay,
             precision=training.precision,
             accelerator=accelerator,
+            objective=PriorLoss(model, training.z_loss),
+            blocks=list(model.blocks),
         )
 
-    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor | float]:
-        """One optimizer step on (B, T) tokens and (B,) labels."""
+    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
+        """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in as many forward passes as memory asks for.
+
+        The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
+        processes have equally many.
+        """
+        began = time.perf_counter()
         self.learner.wrapped.train()
-        tokens = batch["tokens"]
-        with self.learner.autocast():
-            logits = self.learner.wrapped(tokens, batch["labels"])
-        update = self.learner.apply(F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), step)
+        parts = self._parts(batch, step)
+        metrics: Metrics = {}
+        for i, part in enumerate(parts):
+            if i > 0:  # fit has seeded the first
+                rank = self.accelerator.process_index
+                torch.manual_seed(derive_seed(self.seed, "micro step", step, rank, i))
+            with self.learner.accumulating(last=i == len(parts) - 1):
+                share = len(part["tokens"]) / len(batch["tokens"])
+                for name, value in self._backward(part, share).items():
+                    metrics[name] = metrics.get(name, 0.0) + share * value
+        update = self.learner.take_step(metrics.pop("loss"), step)  # type: ignore[arg-type]
         if update.taken:
             self.learner.average.update(self.model, step)
-        return update.metrics
+        n_tokens = batch["tokens"].numel() * self.accelerator.num_processes
+        return {**update.metrics, **metrics, "tokens_per_second": n_tokens / (time.perf_counter() - began)}
+
+    def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
+        """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
+        examples = {name: batch[name] for name in ("tokens", "labels")}
+        order = self.training.random_order
+        share = 0.0 if order is None else order.share(step)
+        if share > 0:
+            orders_BT = draw_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
+            examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
+        n_examples = len(batch["tokens"])
+        n_parts = -(-n_examples // (self.training.micro_batch_size or n_examples))
+        columns = [[(name, each) for each in value.tensor_split(n_parts)] for name, value in examples.items()]
+        return [dict(row) for row in zip(*columns, strict=True)]
+
+    def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+        """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
+        with self.learner.autocast():
+            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], part.get("orders"))
+        (share * loss).backward()
+        return {"loss": loss.detach(), **metrics}
 
     def evaluate(self) -> dict[str, float]:
         """Held-out likelihood of the averaged weights."""
@@ -57,15 +113,26 @@ class PriorTask:
         return score_prior(self.exported(), self.held_out).metrics()
 
     def exported(self) -> PriorModel:
-        """The model with averaged weights."""
-        model = self.learner.average.model
+        """The model with averaged weights, whole; every process calls it."""
+        model = self.learner.average.exported()
         assert isinstance(model, PriorModel)
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to continue."""
+        """Everything that training needs to continue; every process calls it."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
+        """Restore ``state_dict``; every process calls it."""
         self.learner.load_state_dict(state)
+
+
+def require_order_aware(model: PriorConfig, training: PriorTraining) -> None:
+    """Refuse random orders for a model that cannot be told what it is to predict.
+
+    Raises:
+        ConfigError: naming the field to set.
+    """
+    aware = model.target_aware or training.random_order is None
+    require(aware, "prior.model.target_aware", model.target_aware, "true for training in random order",
+            "set it, or set prior.training.random_order to null")  # fmt: skip

@@ -12,7 +12,7 @@ from foundation.codes import CodeLevel, CodeSpec
 from foundation.images import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.data import CodeExamples
-from stage2_prior.decode import sample_codes, stream_uniforms
+from stage2_prior.decode import decode_codes, stream_uniforms
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
 from stage2_prior.sampling import SamplingConfig
@@ -64,7 +64,7 @@ def test_the_fine_codes_cost_nothing_and_the_coarse_ones_their_entropy(trained: 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=6, top_p=0.95)])
 def test_samples_obey_the_rule(trained: PriorModel, sampling: SamplingConfig) -> None:
     labels = torch.full((200,), trained.null_class)
-    drawn = sample_codes(trained, labels, stream_uniforms(list(range(200)), trained.n_codes), sampling)
+    drawn = decode_codes(trained, labels, stream_uniforms(list(range(200)), trained.n_codes), sampling)
     top, bottom = SPEC.split(drawn.numpy())
     assert (bottom == bottom_of(top)).mean() > 0.98
     assert len(np.unique(top.reshape(200, -1), axis=0)) > 15, "it draws many different images"

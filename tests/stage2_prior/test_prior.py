@@ -1,59 +1,26 @@
 """Causality, rotary positions, the cache, guidance, sampling: properties of the prior."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from random_prior import LEVELS, OPTIONS, examples, model, spec
 from torch.nn import functional as F
 
-from foundation.code_positions import code_positions, require_codes
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.code_positions import code_positions
+from foundation.codes import CodeLevel
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess
+from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig
-from stage2_prior.decode import sample_codes, sample_codes_reference, stream_uniforms
+from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
-
-LEVELS = [
-    (CodeLevel(height=4, width=4, codebook_size=29),),
-    (CodeLevel(height=3, width=5, codebook_size=29),),
-    (CodeLevel(height=1, width=7, codebook_size=29),),
-    (CodeLevel(height=1, width=3, codebook_size=29, depth=4),),
-    (CodeLevel(height=2, width=1, codebook_size=5), CodeLevel(height=4, width=3, codebook_size=9)),
-    (CodeLevel(height=1, width=2, codebook_size=9, depth=2), CodeLevel(height=2, width=2, codebook_size=5, depth=3)),
-]
-"""One level, a residual one, two levels, two residual levels; square and not; codebooks of unequal size."""
-
-
-def spec(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3) -> CodeSpec:
-    names = tuple(f"class {i}" for i in range(n_classes))
-    preprocess = Preprocess(height=8 * levels[-1].height, width=8 * levels[-1].width)
-    return CodeSpec(levels=levels, stride=8, preprocess=preprocess, fingerprint="f" * 64, class_names=names)
-
-
-def model(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3, **changes: object) -> PriorModel:
-    """A small prior whose head is not zero."""
-    torch.manual_seed(0)
-    settings: dict = {"d_model": 32, "n_layers": 3, "n_heads": 4, "rope_base": 100.0, "dropout": 0.2, **changes}
-    prior = PriorModel(PriorConfig(**settings), spec(levels, n_classes)).eval()
-    for parameter in prior.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return prior
-
-
-def examples(prior: PriorModel, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    sizes = torch.from_numpy(code_positions(prior.spec).codebook_size_T)
-    tokens = (torch.rand(batch, prior.n_codes, generator=generator) * sizes).long()
-    return tokens, torch.randint(prior.n_classes + 1, (batch,), generator=generator)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_each_output_depends_on_the_codes_before_it_and_no_other(levels: tuple[CodeLevel, ...], qk_norm: bool) -> None:
-    prior = model(levels, qk_norm=qk_norm)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_each_output_depends_on_the_codes_before_it_and_no_other(levels: tuple[CodeLevel, ...], options: dict) -> None:
+    prior = model(levels, **options)
     tokens, labels = examples(prior, batch=1)
     embedded = torch.randn(1, prior.n_codes - 1, 32).requires_grad_(True)
     prior.code_embedding.register_forward_hook(lambda *_: embedded)
@@ -63,39 +30,6 @@ def test_each_output_depends_on_the_codes_before_it_and_no_other(levels: tuple[C
         (gradient,) = torch.autograd.grad(finite.square().sum(), embedded, retain_graph=True)
         reached = gradient[0].abs().sum(-1) > 0
         assert reached.tolist() == [i < t for i in range(prior.n_codes - 1)]
-
-
-@pytest.mark.parametrize("levels", LEVELS)
-def test_cached_decoding_equals_the_full_forward(levels: tuple[CodeLevel, ...]) -> None:
-    prior = model(levels)
-    tokens, labels = examples(prior)
-    full = prior(tokens, labels).detach()
-    for given in (0, 1, prior.n_codes // 2, prior.n_codes - 1):
-        cache = prior.new_cache(len(tokens))
-        steps = [prior.prefill(labels, tokens[:, :given], cache)]
-        steps += [prior.decode_one(tokens[:, t], cache) for t in range(given, prior.n_codes - 1)]
-        cached = torch.stack(steps, 1)
-        assert torch.allclose(cached, full[:, given:], rtol=0, atol=1e-4)
-        assert torch.equal(cached.isneginf(), full[:, given:].isneginf())
-        assert torch.equal(cached.argmax(-1), full[:, given:].argmax(-1))
-        with pytest.raises(DataError, match="more codes than an image has"):
-            prior.decode_one(tokens[:, -1], cache)
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.0, 2.5])
-@pytest.mark.parametrize("levels", LEVELS)
-def test_cached_and_uncached_sampling_draw_the_same_codes(levels: tuple[CodeLevel, ...], scale: float) -> None:
-    prior = model(levels)
-    labels = torch.tensor([0, 1, 2, prior.null_class])
-    uniforms = stream_uniforms([5, 6, 7, 8], prior.n_codes)
-    for sampling in (
-        SamplingConfig(guidance_scale=scale),
-        SamplingConfig(guidance_scale=scale, temperature=0.7, top_k=9, top_p=0.8),
-        SamplingConfig(guidance_scale=scale, temperature=0.0),
-    ):
-        drawn = sample_codes(prior, labels, uniforms, sampling)
-        assert torch.equal(drawn, sample_codes_reference(prior, labels, uniforms, sampling))
-        require_codes(drawn.numpy(), prior.spec)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -138,36 +72,84 @@ def test_slots_have_rows_of_their_own(levels: tuple[CodeLevel, ...]) -> None:
     assert (prior.slot_embedding.weight.grad.abs().sum(1) > 0).all()  # type: ignore[union-attr]
 
 
-def test_guidance_of_zero_is_unconditional() -> None:
-    prior = model()
-    uniforms = stream_uniforms([1, 2], prior.n_codes)
-    without = sample_codes(prior, torch.full((2,), prior.null_class), uniforms, SamplingConfig())
-    zero = sample_codes(prior, torch.tensor([0, 2]), uniforms, SamplingConfig(guidance_scale=0.0))
-    assert torch.equal(without, zero)
-
-
-def test_an_image_s_codes_do_not_depend_on_its_batch() -> None:
-    prior = model()
-    labels, seeds = torch.tensor([0, 1, 2, 1, 0]), [11, 12, 13, 14, 15]
-    sampling = SamplingConfig(guidance_scale=1.7, top_p=0.9)
-    together = sample_codes(prior, labels, stream_uniforms(seeds, prior.n_codes), sampling)
-    for i, seed in enumerate(seeds):
-        alone = sample_codes(prior, labels[i : i + 1], stream_uniforms([seed], prior.n_codes), sampling)
-        assert torch.equal(alone[0], together[i])
-
-
 def test_training_starts_at_a_loss_of_ln_v() -> None:
     prior = PriorModel(PriorConfig(d_model=32, n_layers=2, n_heads=4), spec())
     tokens, labels = examples(prior)
     assert torch.equal(prior(tokens, labels), torch.zeros(3, 16, 29))
 
 
-def test_dropout_acts_in_training_only() -> None:
-    prior = model()
+@pytest.mark.parametrize("changes", [{}, {"token_dropout": 0.2}, {"residual_dropout": 0.2}, {"attention_dropout": 0.2}])
+def test_dropout_acts_in_training_only(changes: dict) -> None:
+    """All three, and each alone."""
+    prior = model(**({"dropout": 0.0, **changes} if changes else {}))
     tokens, labels = examples(prior)
     assert torch.equal(prior(tokens, labels), prior(tokens, labels))
     prior.train()
     assert not torch.equal(prior(tokens, labels), prior(tokens, labels))
+    without = model(dropout=0.0).train()
+    assert torch.equal(without(tokens, labels), without(tokens, labels))
+
+
+def gradients(prior: PriorModel, tokens: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    prior.zero_grad()
+    PriorLoss(prior)(tokens, labels)[0].backward()
+    return {name: parameter.grad.clone() for name, parameter in prior.named_parameters()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_written_out_steps_and_plain_formulas_make_the_same_model(options: dict, monkeypatch: Any) -> None:
+    """The plain ones are what a GPU and ``torch.compile`` run."""
+    prior = model(dropout=0.0, **options).train()
+    tokens, labels = examples(prior)
+    ours, logits = gradients(prior, tokens, labels), prior(tokens, labels)
+    for name in ("attention", "dropout", "heads", "norm", "swiglu"):
+        monkeypatch.setattr(f"stage2_prior.{name}.written_out", lambda x: False)
+    assert torch.allclose(prior(tokens, labels), logits, rtol=0, atol=1e-5)
+    for name, gradient in gradients(prior, tokens, labels).items():
+        assert torch.allclose(gradient, ours[name], rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_checkpointing_blocks_changes_no_gradient(precision: torch.dtype) -> None:
+    """With dropout: the masks of the second pass are those of the first."""
+    prior = model(dropout=0.3).train()
+    tokens, labels = examples(prior)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        plain = gradients(prior, tokens, labels)
+        prior.checkpoint_blocks = True
+        kept = gradients(prior, tokens, labels)
+    assert all(torch.equal(gradient, kept[name]) for name, gradient in plain.items())
+
+
+def test_compiled_blocks_keep_the_names_of_parameters_and_the_results() -> None:
+    prior = model(dropout=0.0).train()
+    tokens, labels = examples(prior)
+    expected, names = prior(tokens, labels), prior.state_dict().keys()
+    for block in prior.blocks:
+        block.compile(backend="eager")
+    assert prior.state_dict().keys() == names
+    assert torch.allclose(prior(tokens, labels), expected, rtol=0, atol=1e-5)
+
+
+def test_compile_blocks_compiles_each_block(monkeypatch: Any) -> None:
+    compiled = []
+    monkeypatch.setattr(Block, "compile", lambda self: compiled.append(self))
+    prior = model()
+    prior.compile_blocks()
+    assert compiled == list(prior.blocks)
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_bf16_stays_close_to_float32(positions: str) -> None:
+    prior = model(dropout=0.0, positions=positions).train()
+    tokens, labels = examples(prior)
+    exact = gradients(prior, tokens, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gradients(prior, tokens, labels)
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact[name]).norm() < 0.1 * exact[name].norm() + 1e-6, name
 
 
 def test_an_unconditional_prior_has_one_class_the_null_class() -> None:
@@ -177,10 +159,13 @@ def test_an_unconditional_prior_has_one_class_the_null_class() -> None:
 
 
 @pytest.mark.parametrize("levels", [LEVELS[1], LEVELS[3], LEVELS[4]])
-def test_save_and_load_keep_every_parameter_buffer_and_output(tmp_path: Path, levels: tuple[CodeLevel, ...]) -> None:
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
+def test_save_and_load_keep_every_parameter_buffer_and_output(
+    tmp_path: Path, levels: tuple[CodeLevel, ...], options: dict
+) -> None:
     from stage2_prior import Prior
 
-    prior = model(levels)
+    prior = model(levels, **options)
     prior.save(tmp_path)
     tokens, labels = examples(prior)
     expected = prior(tokens, labels)

@@ -5,7 +5,7 @@ from stage2_prior.rope2d import grid_angles, rotate, rotation
 
 def turned(x: torch.Tensor, row: int, column: int) -> torch.Tensor:
     rope = rotation(grid_angles(torch.tensor([row]), torch.tensor([column]), x.shape[-1], 100.0))
-    return rotate(x.view(1, 1, 1, -1), *rope).flatten()
+    return rotate(x.view(1, 1, 1, -1), rope).flatten()
 
 
 def test_scores_depend_on_row_and_column_differences_only() -> None:
@@ -35,4 +35,4 @@ def test_each_pair_turns_by_its_own_angle() -> None:
 
 def test_lower_precision_is_kept() -> None:
     rope = rotation(grid_angles(torch.arange(3), torch.arange(3), 8, 100.0))
-    assert rotate(torch.randn(1, 2, 3, 8, dtype=torch.bfloat16), *rope).dtype == torch.bfloat16
+    assert rotate(torch.randn(1, 2, 3, 8, dtype=torch.bfloat16), rope).dtype == torch.bfloat16

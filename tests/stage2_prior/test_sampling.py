@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 
 from foundation.errors import ConfigError
-from stage2_prior.sampling import SamplingConfig, draw, guide, probabilities
+from stage2_prior.guidance import guide
+from stage2_prior.sampling import SamplingConfig, choose, draw, probabilities
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -55,26 +56,52 @@ def test_extreme_settings_still_give_a_distribution(temperature: float, scale: f
     assert torch.allclose(chances.sum(1), torch.ones(4), atol=1e-5)
 
 
-def test_guidance_identities_are_exact() -> None:
-    conditional, unconditional = torch.randn(3, 9), torch.randn(3, 9)
-    assert torch.equal(guide(conditional, unconditional, 1.0), conditional)
-    assert torch.equal(guide(conditional, unconditional, 0.0), unconditional)
-    assert torch.allclose(guide(conditional, unconditional, 2.0), 2 * conditional - unconditional, atol=1e-6)
-
-
-def test_frequencies_match_probabilities() -> None:
+@pytest.mark.parametrize("size", [30, 300])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 20}, {"top_p": 0.8}, {"temperature": 0.5, "top_k": 25, "top_p": 0.9}]
+)
+def test_frequencies_match_probabilities(size: int, options: dict) -> None:
     """Chi-square over 40,000 draws; a right sampler exceeds the 99.9 % quantile at one seed in 1,000."""
     from scipy.stats import chi2
 
-    chances = probabilities(torch.randn(1, 30, generator=torch.Generator().manual_seed(3)), SamplingConfig(top_k=20))
-    n = 40_000
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(3))
+    chances, n = probabilities(logits, SamplingConfig(**options)), 40_000
     uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    counts = torch.bincount(draw(chances.expand(n, -1), uniforms), minlength=30).double()
+    counts = torch.bincount(draw(chances.expand(n, -1).contiguous(), uniforms), minlength=size).double()
     possible = chances[0] > 0
     assert counts[~possible].sum() == 0
     expected = chances[0][possible].double() * n
     statistic = float(((counts[possible] - expected) ** 2 / expected).sum())
     assert statistic < chi2.ppf(0.999, int(possible.sum()) - 1)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31), size=st.integers(1, 400), spread=st.floats(0, 30), holes=st.floats(0, 0.99),
+    uniform=st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-30, 1 - 2.0**-53]) | st.floats(0, 1, exclude_max=True),
+)  # fmt: skip
+def test_every_drawn_code_is_possible_and_is_the_one_at_its_cumulative_probability(
+    seed: int, size: int, spread: float, holes: float, uniform: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chances = (torch.randn(3, size, generator=generator) * spread).softmax(1)
+    chances = chances * (torch.rand(3, size, generator=generator) >= holes)
+    chances[:, int(torch.randint(size, (), generator=generator))] += 1e-3
+    code = draw(chances, torch.full((3,), uniform, dtype=torch.float64)).unsqueeze(1)
+    assert (chances.gather(1, code) > 0).all()
+    cumulative = chances.double().cumsum(1)
+    end = (cumulative.gather(1, code) / cumulative[:, -1:]).squeeze(1)
+    begin = end - (chances.double().gather(1, code) / cumulative[:, -1:]).squeeze(1)
+    assert (begin <= uniform + 1e-6).all() and (uniform <= end + 1e-6).all()
+
+
+def test_a_row_is_drawn_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, uniforms = torch.randn(20, 500, generator=generator), torch.rand(20, dtype=torch.float64)
+    for sampling in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)):
+        together = choose(logits, uniforms, sampling)
+        alone = torch.cat([choose(logits[i : i + 1], uniforms[i : i + 1], sampling) for i in range(20)])
+        assert torch.equal(together, alone)
 
 
 def test_the_ends_of_the_unit_interval_draw_possible_codes() -> None:

@@ -1,0 +1,211 @@
+"""Reference models that count: what code frequencies, and the two nearest codes, predict without a network.
+
+Both are fitted on training codes and judged on others, as a prior is. Each slot (a depth of a level) has its own
+counts, and neighbours are those of the same slot.
+
+Sources: additive smoothing by one half: Krichevsky and Trofimov 1981, IEEE Trans. Inf. Theory 27(2); a context's
+counts interpolated with the probabilities of a shorter context: MacKay and Peto 1995, "A hierarchical Dirichlet
+language model", Natural Language Engineering 1(3), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from foundation.code_positions import code_positions, require_codes
+from foundation.code_usage import CodeUsage, count_codes_by_slot
+from foundation.codes import CodeSlot, CodeSpec
+from foundation.errors import DataError
+from stage2_prior.context_counts import MAX_CODEBOOK, Evidence, NeighbourCounts, Neighbours, neighbours
+
+_SMOOTHING = 0.5
+_ROWS_AT_A_TIME = 4096
+_MAX_CODES = 10_000_000  # counted by the neighbour model: half a gigabyte
+_MAX_TUNING_CODES = 200_000
+_STRENGTHS = 2.0 ** np.arange(-4, 15)
+_LEFT_SHARES = np.linspace(0, 1, 11)
+
+
+class UnigramModel:
+    """p(code) by its frequency in its slot, blind to all else.
+
+    Args:
+        spec: what the codes are.
+        usages: counts of each slot's codes.
+    """
+
+    def __init__(self, spec: CodeSpec, usages: list[CodeUsage]) -> None:
+        self.spec = spec
+        self._slot_T = code_positions(spec).slot_T
+        self._bits = [-np.log2(_unigram(each.counts_V, int(each.counts_V.sum()), len(each.counts_V)))
+                      for each in usages]  # fmt: skip
+
+    @classmethod
+    def fit(cls, codes_NT: np.ndarray, spec: CodeSpec) -> UnigramModel:
+        """Count (N, T) codes, some rows at a time.
+
+        Raises:
+            DataError: no codes, or codes that do not fit ``spec``.
+        """
+        _require_rows(codes_NT)
+        usages = [CodeUsage(np.zeros(slot.codebook_size, np.int64)) for slot in spec.slots]
+        for start in range(0, len(codes_NT), _ROWS_AT_A_TIME):
+            rows = np.asarray(codes_NT[start : start + _ROWS_AT_A_TIME])
+            usages = [a + b for a, b in zip(usages, count_codes_by_slot(rows, spec), strict=True)]
+        return cls(spec, usages)
+
+    def bits(self, codes_BT: np.ndarray) -> np.ndarray:
+        """(B, T) codes => (B, T) float64: -log2 p of each."""
+        require_codes(codes_BT, self.spec)
+        bits_BT = np.empty(codes_BT.shape)
+        for i, bits_V in enumerate(self._bits):
+            bits_BT[:, self._slot_T == i] = bits_V[codes_BT[:, self._slot_T == i]]
+        return bits_BT
+
+
+@dataclass(frozen=True)
+class NeighbourWeights:
+    """How far the counts of a context are trusted.
+
+    Attributes:
+        left, up: strength of the code frequencies beside the counts of (left, code) and of (up, code), in codes.
+        left_share: of the left neighbour in the mixture of both, 0 to 1.
+        pair: strength of that mixture beside the counts of (left, up, code), in codes.
+    """
+
+    left: float
+    up: float
+    left_share: float
+    pair: float
+
+
+class NeighbourModel:
+    """p(code | code to the left, code above): a bigram in two directions, which backs off where it has seen little.
+
+    p(c) = (n(c) + 1/2) / (N + V/2); p(c|l) = (n(l,c) + a p(c)) / (n(l) + a), likewise p(c|u) with b;
+    p(c|l,u) = (n(l,u,c) + k (s p(c|l) + (1-s) p(c|u))) / (n(l,u) + k). The weights a, b, s, k of each slot are those
+    under which a tenth of the training rows is likeliest, given the counts of the others; the counts used are of all.
+    An edge of the grid counts as one more neighbour.
+
+    Args:
+        spec: what the codes are.
+        counts, weights: of each slot.
+        n_rows: rows that were counted.
+    """
+
+    def __init__(
+        self, spec: CodeSpec, counts: list[NeighbourCounts], weights: list[NeighbourWeights], n_rows: int
+    ) -> None:
+        self.spec, self.weights, self.n_rows = spec, weights, n_rows
+        self._counts, self._slot_T = counts, code_positions(spec).slot_T
+
+    @classmethod
+    def fit(cls, codes_NT: np.ndarray, spec: CodeSpec, *, max_codes: int = _MAX_CODES) -> NeighbourModel:
+        """Count (N, T) codes and choose the weights.
+
+        Args:
+            codes_NT: training codes, possibly memory-mapped.
+            spec: what they are.
+            max_codes: of a larger set, rows at even distances are counted, about so many codes in all.
+
+        Raises:
+            DataError: no codes, codes that do not fit ``spec``, or a codebook of more than 1,048,576 codes.
+        """
+        _require_rows(codes_NT)
+        step = -(-len(codes_NT) * spec.n_codes // max_codes)
+        rows = np.asarray(codes_NT[np.arange(0, len(codes_NT), step if step == 1 else step | 1)])  # odd: all views
+        require_codes(rows, spec)
+        slot_T, counts, weights = code_positions(spec).slot_T, [], []
+        for i, slot in enumerate(spec.slots):
+            if slot.codebook_size > MAX_CODEBOOK:
+                raise DataError("has too many codes for counts of neighbours", field="codebook_size",
+                                found=slot.codebook_size, expected=f"up to {MAX_CODEBOOK:,}")  # fmt: skip
+            seen = neighbours(_grid(rows[:, slot_T == i], spec, slot), slot.codebook_size)
+            weights.append(_choose_weights(seen, slot, len(rows)))
+            counts.append(NeighbourCounts(seen, slot.codebook_size))
+        return cls(spec, counts, weights, len(rows))
+
+    def bits(self, codes_BT: np.ndarray) -> np.ndarray:
+        """(B, T) codes => (B, T) float64: -log2 p of each, given its neighbours."""
+        require_codes(codes_BT, self.spec)
+        bits_BT = np.empty(codes_BT.shape)
+        for i, slot in enumerate(self.spec.slots):
+            of = neighbours(_grid(codes_BT[:, self._slot_T == i], self.spec, slot), slot.codebook_size)
+            chances = _probability(self._counts[i].evidence(of), self.weights[i], slot.codebook_size)
+            bits_BT[:, self._slot_T == i] = -np.log2(chances).reshape(len(codes_BT), -1)
+        return bits_BT
+
+
+def mean_bits(model: UnigramModel | NeighbourModel, codes_NT: np.ndarray) -> float:
+    """Bits per code over (N, T) codes, some rows at a time.
+
+    Raises:
+        DataError: no codes, or codes that do not fit.
+    """
+    _require_rows(codes_NT)
+    starts = range(0, len(codes_NT), _ROWS_AT_A_TIME)
+    total = sum(float(model.bits(np.asarray(codes_NT[each : each + _ROWS_AT_A_TIME])).sum()) for each in starts)
+    return total / (len(codes_NT) * model.spec.n_codes)
+
+
+def _unigram(count: np.ndarray, total: int, size: int) -> np.ndarray:
+    return (count + _SMOOTHING) / (total + _SMOOTHING * size)
+
+
+def _backed_off(count: np.ndarray, total: np.ndarray, shorter: np.ndarray, strength: float) -> np.ndarray:
+    """A context's counts, with ``strength`` more codes spread as the shorter context says."""
+    return (count + strength * shorter) / (total + strength)
+
+
+def _mixture(seen: Evidence, weights: NeighbourWeights, size: int) -> np.ndarray:
+    alone = _unigram(seen.code, seen.total, size)
+    by_left = _backed_off(seen.left, seen.left_total, alone, weights.left)
+    by_up = _backed_off(seen.up, seen.up_total, alone, weights.up)
+    return weights.left_share * by_left + (1 - weights.left_share) * by_up
+
+
+def _probability(seen: Evidence, weights: NeighbourWeights, size: int) -> np.ndarray:
+    return _backed_off(seen.pair, seen.pair_total, _mixture(seen, weights, size), weights.pair)
+
+
+def _choose_weights(seen: Neighbours, slot: CodeSlot, n_rows: int) -> NeighbourWeights:
+    """Those under which the tuning rows are likeliest, given the counts of the others."""
+    held_back = np.repeat(_tuning_rows(n_rows), slot.n_codes)
+    tuning = seen.part(np.flatnonzero(held_back)[:: -(-int(held_back.sum()) // _MAX_TUNING_CODES)])
+    others = seen if n_rows == 1 else seen.part(~held_back)
+    evidence, size = NeighbourCounts(others, slot.codebook_size).evidence(tuning), slot.codebook_size
+    alone = _unigram(evidence.code, evidence.total, size)
+    left = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.left, evidence.left_total, alone, x))
+    up = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.up, evidence.up_total, alone, x))
+    best, chosen = -np.inf, NeighbourWeights(left, up, 0.5, 1.0)
+    for share in _LEFT_SHARES:
+        mixture = _mixture(evidence, NeighbourWeights(left, up, float(share), 1.0), size)
+        for pair in _STRENGTHS:
+            score = np.log(_backed_off(evidence.pair, evidence.pair_total, mixture, float(pair))).mean()
+            if score > best:
+                best, chosen = score, NeighbourWeights(left, up, float(share), float(pair))
+    return chosen
+
+
+def _likeliest(values: np.ndarray, chances_of: Callable[[float], np.ndarray]) -> float:
+    return float(max(values, key=lambda value: float(np.log(chances_of(float(value))).mean())))
+
+
+def _tuning_rows(n_rows: int) -> np.ndarray:
+    """(N,) bool: a tenth of the rows, in blocks spread evenly, so that sets sorted by class are cut fairly."""
+    chosen: np.ndarray = np.arange(n_rows) // max(1, n_rows // 200) % 10 == 9
+    chosen[-1] |= not chosen.any()
+    return chosen
+
+
+def _grid(codes_BS: np.ndarray, spec: CodeSpec, slot: CodeSlot) -> np.ndarray:
+    level = spec.levels[slot.level]
+    return codes_BS.reshape(len(codes_BS), level.height, level.width)  # (B, H * W) => (B, H, W)
+
+
+def _require_rows(codes_NT: np.ndarray) -> None:
+    if len(codes_NT) == 0:
+        raise DataError("there are no codes to count", field="codes", found=0, expected="one image or more")

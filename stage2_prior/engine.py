@@ -1,0 +1,210 @@
+"""The transformer of a prior as plain tensor functions over a cache: what draws codes.
+
+It computes what ``PriorModel.forward`` does, up to rounding, on a copy of the weights that is merged and laid out for
+few rows (``weights.py``), without modules or gradients. One token takes about 25 calls per layer; at a batch of one,
+their number is the time.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch.nn import functional as F
+
+from foundation.errors import DataError
+from stage2_prior.cache import KVCache
+from stage2_prior.prior import PriorModel
+from stage2_prior.weights import InferenceWeights
+
+_PREFILL_TOKENS = 4096
+"""Most tokens that go through a layer at once."""
+_ONE_THREAD = 32767
+"""Numbers up to which torch computes a function of each with one thread."""
+_ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[list[tuple[int, int]], DecodingEngine]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def engine_for(prior: PriorModel) -> DecodingEngine:
+    """The engine of a prior: made at the first call, and again after a change of the prior's weights or their place."""
+    state = [(each.data_ptr(), each._version) for each in prior.parameters()]
+    known = _ENGINES.get(prior)
+    if known is None or known[0] != state:
+        known = (state, DecodingEngine(prior))
+        _ENGINES[prior] = known
+    return known[1]
+
+
+class DecodingEngine:
+    """Prefill and single steps of a prior.
+
+    On a CPU with oneDNN a row's results do not depend on the other rows, to the last bit, as long as there are at
+    least ``linear.MIN_ROWS``.
+
+    Args:
+        prior: the model; its weights are copied, cast to ``linear.weight_type`` of the type that they have.
+
+    Attributes:
+        weights: the copy.
+        n_codes: T.
+        null_class: the label of no class.
+        vocab_size: V, the size of the largest codebook.
+    """
+
+    def __init__(self, prior: PriorModel) -> None:
+        with torch.inference_mode():
+            self.weights = InferenceWeights(prior)
+        self.n_codes, self._sizes = prior.n_codes, prior.place_tables.size_T.tolist()
+        self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
+
+    @torch.inference_mode()
+    def new_cache(self, n_rows: int) -> KVCache:
+        """An empty cache for whole images."""
+        weights = self.weights
+        dtype = torch.float32 if weights.device.type == "cpu" else weights.dtype
+        shape = (len(weights.layers), 2, n_rows * weights.n_heads, self.n_codes, weights.d_head)
+        return KVCache(torch.empty(shape, device=weights.device, dtype=dtype), weights.n_heads)
+
+    @torch.inference_mode()
+    def prefill(self, labels_R: torch.Tensor, tokens_RP: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Put the class and P known codes (P may be 0) into an empty cache.
+
+        Args:
+            labels_R: class numbers, int64.
+            tokens_RP: codes, int64.
+            cache: of R rows; what it held is overwritten.
+
+        Returns:
+            (R, E) what ``logits`` makes code P's logits of.
+
+        Raises:
+            DataError: P codes or more make an image.
+        """
+        length = tokens_RP.shape[1] + 1
+        self._require_room(length)
+        rows = max(1, _PREFILL_TOKENS // length)
+        parts = [
+            self._prefill(labels_R[i : i + rows], tokens_RP[i : i + rows], cache.kv[:, :, i * cache.n_heads :])
+            for i in range(0, len(labels_R), rows)
+        ]
+        cache.filled = length
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def decode_one(self, tokens_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Append one code per row to the cache.
+
+        Returns:
+            (R, E) what ``logits`` makes the next code's logits of.
+
+        Raises:
+            DataError: the cache holds a whole image.
+        """
+        t, weights = cache.filled, self.weights
+        self._require_room(t + 1)
+        x_RE = self._embed(tokens_R, slice(t, t + 1))
+        turns = zip(weights.cos[..., t, :].unbind(0), weights.sin[..., t, :].unbind(0), strict=True)
+        slots = cache.kv[:, :, :, t].unbind(0)
+        keys = cache.kv[:, 0, :, : t + 1].transpose(2, 3).unbind(0)
+        values = cache.kv[:, 1, :, : t + 1].unbind(0)
+        for layer, turn, slot, k, v in zip(weights.layers, turns, slots, keys, values, strict=True):
+            qkv_RF = layer.qkv(self._normalize(x_RE))
+            self._turn(qkv_RF.view(cache.n_rows, 3, cache.n_heads, -1).transpose(0, 1), turn, cache)
+            slot.copy_(cache.kv_new)
+            x_RE = layer.out.add_to(x_RE, _attention(cache.q, k, v).view(x_RE.shape))
+            x_RE = layer.down.add_to(x_RE, _swiglu(layer.gate_up(self._normalize(x_RE))))
+        cache.filled = t + 1
+        return x_RE
+
+    @torch.inference_mode()
+    def logits(self, x_RE: torch.Tensor, position: int) -> torch.Tensor:
+        """The logits of the codes that may stand at a position: (R, size of its codebook) float32."""
+        return self.weights.head(self._normalize(x_RE))[:, : self._sizes[position]]
+
+    def _embed(self, tokens: torch.Tensor, inputs: slice) -> torch.Tensor:
+        """Codes that are these inputs, (R,) or (R, P) => (R, E) or (R, P, E)."""
+        weights = self.weights
+        if weights.offset_T is not None:
+            tokens = tokens + weights.offset_T[inputs]
+        x = F.embedding(tokens, weights.code_SE)
+        return x if weights.place_TE is None else x.add_(weights.place_TE[inputs])
+
+    def _normalize(self, x_RE: torch.Tensor) -> torch.Tensor:
+        """RMSNorm without the constants that the next weight holds."""
+        return x_RE / torch.linalg.vector_norm(x_RE, dim=1, keepdim=True).hypot_(self.weights.eps_E)
+
+    def _turn(self, qkv_3RNK: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
+        """Normalise and rotate queries and keys into the cache's room."""
+        turned = torch.mul(qkv_3RNK, turn[0], out=cache.turned_3RNK)
+        turned.addcmul_(qkv_3RNK.roll(turned.shape[-1] // 2, -1), turn[1])
+        if self.weights.normalized_heads:
+            torch.linalg.vector_norm(qkv_3RNK, dim=-1, keepdim=True, out=cache.lengths_3RN1)
+            torch.hypot(cache.lengths_3RN1[:2], self.weights.eps_K, out=cache.divisors_3RN1[:2])
+            turned.div_(cache.divisors_3RN1)
+
+    def _prefill(self, labels_R: torch.Tensor, tokens_RP: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """As ``prefill``, for the first R rows of a cache's memory, all layers and tokens at once."""
+        weights, (n_rows, length) = self.weights, (len(labels_R), tokens_RP.shape[1] + 1)
+        class_R1E = F.embedding(labels_R.unsqueeze(1), weights.class_CE)
+        if weights.place_TE is not None:
+            class_R1E.add_(weights.place_TE[:1])
+        x_XE = torch.cat([class_R1E, self._embed(tokens_RP, slice(1, length))], 1).flatten(0, 1)  # X = R * T
+        kv_LSRNTK = kv[:, :, : n_rows * weights.n_heads, :length].unflatten(2, (n_rows, weights.n_heads))
+        cos, sin = weights.cos[..., :length, :], weights.sin[..., :length, :]
+        for i, layer in enumerate(weights.layers):
+            qkv_XF = layer.qkv(self._normalize(x_XE))
+            qkv = qkv_XF.view(n_rows, length, 3, weights.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, R, N, T, K)
+            turned = (qkv * cos[i]).addcmul_(qkv.roll(weights.d_head // 2, -1), sin[i])
+            if weights.normalized_heads:
+                turned[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(weights.eps_K))
+            kv_LSRNTK[i].copy_(turned[1:])
+            attended_RNTK = _causal_attention(turned[0], *kv_LSRNTK[i])
+            x_XE = layer.out.add_to(x_XE, attended_RNTK.transpose(1, 2).reshape(x_XE.shape))
+            x_XE = layer.down.add_to(x_XE, _swiglu(layer.gate_up(self._normalize(x_XE))))
+        return x_XE.view(n_rows, length, -1)[:, -1]
+
+    def _require_room(self, length: int) -> None:
+        if length > self.n_codes:
+            raise DataError("more codes than an image has", field="tokens", found=length,
+                            expected=f"up to {self.n_codes}")  # fmt: skip
+
+
+def _causal_attention(q_RNTK: torch.Tensor, k_RNTK: torch.Tensor, v_RNTK: torch.Tensor) -> torch.Tensor:
+    """All queries of a prefill over the cache.
+
+    On a CPU one after another, by the calls of a step, so that it makes no difference to the last bit whether codes
+    were drawn or given; the products around it take longer. Elsewhere, where calls are dear, all at once.
+    """
+    if q_RNTK.device.type != "cpu":
+        q = q_RNTK.to(k_RNTK.dtype)
+        return F.scaled_dot_product_attention(q, k_RNTK, v_RNTK, is_causal=True, scale=1.0).float()
+    attended_RNTK = torch.empty_like(q_RNTK)
+    keys_XKT, values_XTK = k_RNTK.flatten(0, 1).transpose(1, 2), v_RNTK.flatten(0, 1)
+    for t in range(q_RNTK.shape[2]):
+        q_X1K = q_RNTK[:, :, t].flatten(0, 1).unsqueeze(1)
+        attended_X1K = _attention(q_X1K, keys_XKT[:, :, : t + 1], values_XTK[:, : t + 1])
+        attended_RNTK[:, :, t] = attended_X1K.view(attended_RNTK[:, :, t].shape)
+    return attended_RNTK
+
+
+def _attention(q_X1K: torch.Tensor, keys_XKT: torch.Tensor, values_XTK: torch.Tensor) -> torch.Tensor:
+    """One query per row and head, X = R * N, (X, 1, K)."""
+    if keys_XKT.dtype == torch.float32:
+        return torch.bmm(torch.bmm(q_X1K, keys_XKT).softmax(-1), values_XTK)
+    scores = torch.bmm(q_X1K.to(keys_XKT.dtype), keys_XKT).float()
+    return torch.bmm(scores.softmax(-1).to(keys_XKT.dtype), values_XTK).float()
+
+
+def _swiglu(gate_up_RF: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, in the gate's memory.
+
+    On a CPU in parts that one thread computes: where a part is cut between threads, the numbers next to the cut are
+    computed by another formula for exp than the rest, and a row would depend on where it stands.
+    """
+    gate_RG, up_RG = gate_up_RF.chunk(2, 1)
+    whole = gate_RG.numel() < _ONE_THREAD or gate_RG.device.type != "cpu"
+    parts = (gate_RG,) if whole else gate_RG.split(max(1, _ONE_THREAD // gate_RG.shape[1]))
+    for part in parts:
+        F.silu(part, inplace=True)
+    return gate_RG.mul_(up_RG)

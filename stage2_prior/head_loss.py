@@ -1,0 +1,175 @@
+"""Cross entropy of codes under the head, in groups of rows: the logits of all codes never exist at once.
+
+Each group's loss and its share of the gradients of hidden states and head are computed while its logits are there, in
+the forward pass, so that no product is computed twice. (Leaving the logits out is as in Wijmans et al. 2024,
+arXiv:2411.09009, which computes them again in the backward pass.) With p = softmax(logits), the gradient of the sum of
+nll + z * lse^2 to the logits is p * (1 + 2 z lse) - onehot. It takes the place of the logits, a block of rows at a
+time that fits the cache, where softmax and loss are float32. (torch's chunked ``linear_cross_entropy`` does the like,
+but has no z-loss and no codebooks of unequal size, and takes float32 products under autocast.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from stage2_prior.arithmetic import product_type, sum_type
+
+_GROUP_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""logits that exist at once: more cost memory, fewer add to the head's gradient more often"""
+_BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 512 << 20}
+"""float32 logits worked on at once: on a CPU they should fit the cache of a core"""
+
+
+class HeadLoss(NamedTuple):
+    """Means over the codes, float32 scalars.
+
+    Attributes:
+        loss: nll + z_loss * squared_lse; the only one with a gradient.
+        nll: negative log-likelihood, nats.
+        squared_lse: the square of the logarithm of the sum of exponentials of the logits.
+    """
+
+    loss: torch.Tensor
+    nll: torch.Tensor
+    squared_lse: torch.Tensor
+
+
+def head_loss(
+    hidden_NE: torch.Tensor,
+    weight_VE: torch.Tensor,
+    tokens_N: torch.Tensor,
+    size_N: torch.Tensor | None = None,
+    z_loss: float = 0.0,
+) -> HeadLoss:
+    """Mean cross entropy of ``softmax(hidden @ weight.T)``; its gradients are computed along with it.
+
+    Products run in autocast's type where autocast is on.
+
+    Args:
+        hidden_NE: what the head reads.
+        weight_VE: the head.
+        tokens_N: codes, int64.
+        size_N: for each code, the size of its codebook, int64: the rest of the V is impossible. None: all are possible.
+        z_loss: weight of the mean squared logarithm of the sum of exponentials (Chowdhery et al. 2022,
+            arXiv:2204.02311, section 5).
+    """
+    kind, wanted = product_type(hidden_NE), torch.is_grad_enabled()
+    return HeadLoss(*_HeadLoss.apply(hidden_NE, weight_VE, tokens_N, size_N, z_loss, kind, wanted))
+
+
+@torch.no_grad()
+def nll_per_code(
+    hidden_NE: torch.Tensor, weight_VE: torch.Tensor, tokens_N: torch.Tensor, size_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Negative log-likelihoods without gradients, (N,) float32, nats; arguments as of ``head_loss``."""
+    kind = product_type(hidden_NE)
+    hidden_NE, weight_VE = hidden_NE.to(kind), weight_VE.to(kind)
+    rows, groups = _Rows.empty(hidden_NE), _groups(hidden_NE, weight_VE)
+    space_MV = hidden_NE.new_empty(groups[0].stop, len(weight_VE))
+    with torch.autocast(hidden_NE.device.type, enabled=False):
+        for group in groups:
+            logits_MV = _logits(hidden_NE[group], weight_VE, _part(size_N, group), space_MV)
+            _to_gradients_(logits_MV, tokens_N[group], rows.part(group), z_loss=None)
+    return rows.nll.float()
+
+
+class _Rows(NamedTuple):
+    """What is known of each row (code)."""
+
+    nll: torch.Tensor
+    lse: torch.Tensor
+
+    @classmethod
+    def empty(cls, hidden_NE: torch.Tensor) -> _Rows:
+        nll, lse = hidden_NE.new_empty((2, len(hidden_NE)), dtype=sum_type(hidden_NE.dtype))
+        return cls(nll, lse)
+
+    def part(self, here: slice) -> _Rows:
+        return _Rows(self.nll[here], self.lse[here])
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NE: torch.Tensor,
+        weight_VE: torch.Tensor,
+        tokens_N: torch.Tensor,
+        size_N: torch.Tensor | None,
+        z_loss: float,
+        kind: torch.dtype,
+        wanted: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden, weight, rows = hidden_NE.to(kind), weight_VE.to(kind), _Rows.empty(hidden_NE)
+        to_hidden, to_weight, groups = torch.empty_like(hidden), None, _groups(hidden, weight)
+        space_MV = hidden.new_empty(groups[0].stop, len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for group in groups:
+                logits_MV = _logits(hidden[group], weight, _part(size_N, group), space_MV)
+                _to_gradients_(logits_MV, tokens_N[group], rows.part(group), z_loss if wanted else None)
+                if wanted:
+                    torch.mm(logits_MV, weight, out=to_hidden[group])
+                    share = logits_MV.T @ hidden[group]
+                    to_weight = share.to(rows.nll.dtype) if to_weight is None else to_weight.add_(share)
+        ctx.types, ctx.gradients = (hidden_NE.dtype, weight_VE.dtype), (to_hidden, to_weight) if wanted else None
+        nll, squared_lse = rows.nll.mean(), rows.lse.square().mean()
+        ctx.mark_non_differentiable(nll, squared_lse)
+        return nll + z_loss * squared_lse, nll, squared_lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of head_loss are handed over, not kept: take them once")
+        (to_hidden, to_weight), ctx.gradients = ctx.gradients, None
+        scale = gradient / len(to_hidden)
+        return to_hidden.to(ctx.types[0]).mul_(scale), to_weight.to(ctx.types[1]).mul_(scale), *[None] * 5
+
+
+def _to_gradients_(logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows: _Rows, z_loss: float | None) -> None:
+    """Fill in the rows' figures; replace the logits by the gradients to them, unless ``z_loss`` is None."""
+    n_rows = max(1, _BLOCK_BYTES.get(logits_MV.device.type, _BLOCK_BYTES["cuda"]) // (4 * logits_MV.shape[1]))
+    space = logits_MV.new_empty((2, min(n_rows, len(logits_MV)), logits_MV.shape[1]), dtype=rows.nll.dtype)
+    for start in range(0, len(logits_MV), n_rows):
+        here = slice(start, start + n_rows)
+        own_M1 = tokens_M[here].unsqueeze(1)
+        logits, log_chances = space[:, : len(own_M1)]
+        torch.log_softmax(logits.copy_(logits_MV[here]), 1, out=log_chances)
+        own_log_M1 = log_chances.gather(1, own_M1)
+        lse_M1 = logits[:, :1] - log_chances[:, :1]
+        rows.nll[here], rows.lse[here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
+        if z_loss is None:
+            continue
+        to_own_M1 = own_log_M1.expm1()
+        chances = log_chances.exp_()
+        if z_loss:
+            to_own_M1 += 2 * z_loss * lse_M1 * own_log_M1.exp()
+            chances.mul_(1 + 2 * z_loss * lse_M1)
+        logits_MV[here] = chances.scatter_(1, own_M1, to_own_M1)
+
+
+def _groups(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> list[slice]:
+    """Ranges of rows, of which the first is the longest."""
+    budget = _GROUP_BYTES.get(hidden_NE.device.type, _GROUP_BYTES["cuda"])
+    n_rows, n_all = max(1, budget // (hidden_NE.element_size() * len(weight_VE))), len(hidden_NE)
+    return [slice(start, min(start + n_rows, n_all)) for start in range(0, n_all, n_rows)]
+
+
+def _logits(
+    hidden_ME: torch.Tensor, weight_VE: torch.Tensor, size_M: torch.Tensor | None, space_MV: torch.Tensor
+) -> torch.Tensor:
+    """(M, V), the first rows of ``space_MV``, because fresh memory costs a CPU as much as the product; -inf from each
+    row's size on.
+    """
+    logits_MV = torch.mm(hidden_ME, weight_VE.T, out=space_MV[: len(hidden_ME)])
+    if size_M is not None:
+        beyond_MV = torch.arange(len(weight_VE), device=weight_VE.device) >= size_M.unsqueeze(1)
+        logits_MV.masked_fill_(beyond_MV, -torch.inf)
+    return logits_MV
+
+
+def _part(size_N: torch.Tensor | None, here: slice) -> torch.Tensor | None:
+    return None if size_N is None else size_N[here]

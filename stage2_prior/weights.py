@@ -1,0 +1,112 @@
+"""A prior's weights as the decoding engine reads them: cast once, merged, with all constant factors multiplied in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from stage2_prior.block import Block
+from stage2_prior.linear import Linear, prepare, weight_type
+from stage2_prior.norm import EPSILON
+from stage2_prior.prior import PriorModel
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One block.
+
+    Attributes:
+        qkv: to queries, keys and values, (3, N, K) in a row; holds the weight of the norm before it.
+        out: back from attention.
+        gate_up: to the gate, then the value, of the feed-forward layer; holds the weight of the norm before it.
+        down: back from the feed-forward layer.
+    """
+
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+
+
+class InferenceWeights:
+    """The inference copy of a prior.
+
+    Within each head of queries and keys the channels stand in another order than in the model: first those that were
+    even, then those that were odd, so that a pair that turns together is K / 2 apart.
+
+    Args:
+        prior: what is copied; later changes of it do not reach the copy.
+
+    Attributes:
+        device: of all tensors.
+        dtype: in which the products keep their weights.
+        layers: the blocks.
+        head: to logits, with the weight of the last norm.
+        cos, sin: (L, 3, 1, 1, T, K): what each layer multiplies queries, keys and values, and their partners K / 2
+            channels away, by at each input's place: rotation, weights of the norms and the factor 1 / sqrt(K) of
+            attention. Values are left as they are.
+        class_CE: the embedding of each class, the null class last.
+        code_SE: the embedding of each code of each slot.
+        offset_T: the row at which the slot of input t begins in ``code_SE``; None where there is one slot only.
+        place_TE: what is added to input t for its place and target; None for nothing.
+        eps_E, eps_K: sqrt(n * epsilon) for the norms of n channels.
+        normalized_heads: whether queries and keys are normalised.
+    """
+
+    def __init__(self, prior: PriorModel) -> None:
+        _, self.n_heads, self.d_model = prior.config.shape
+        self.d_head, self.normalized_heads = prior.config.d_head, prior.config.qk_norm
+        self.device = device = prior.head.weight.device
+        self.dtype = weight_type(prior.head.weight.dtype, device)
+        self.eps_E = torch.tensor(math.sqrt(self.d_model * EPSILON), device=device)
+        self.eps_K = torch.tensor(math.sqrt(self.d_head * EPSILON), device=device)
+        places = prior.place_tables.on(device)
+        size = (prior.n_codes, self.d_head)
+        cos_TK, sin_TK = places.rope or (torch.ones(size, device=device), torch.zeros(size, device=device))
+        self._rotation = cos_TK.float(), sin_TK.float()
+        self._order = torch.arange(self.d_head, device=device).view(-1, 2).t().flatten()  # even channels, then odd
+        blocks = [block for block in prior.blocks if isinstance(block, Block)]
+        self.layers = [self._layer(block) for block in blocks]
+        turns = [self._turns(block) for block in blocks]
+        self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*turns, strict=True))
+        self.head = prepare(self._after_norm(prior.norm.weight, prior.head.weight), self.dtype)
+        self.class_CE = prior.class_embedding.weight.detach().float().clone()
+        self.code_SE = prior.code_embedding.weight.detach().float().clone()
+        self.offset_T = None if prior.slot_embedding is None else places.offset_T
+        self.place_TE = self._places(prior)
+
+    def _layer(self, block: Block) -> LayerWeights:
+        attention, feed_forward = block.attention, block.feed_forward
+        qkv = self._after_norm(block.attention_norm.weight, attention.qkv.weight)
+        qkv = qkv.view(3, self.n_heads, self.d_head, -1)
+        qkv = torch.cat([qkv[:2, :, self._order], qkv[2:]]).flatten(0, 2)
+        gate_up = self._after_norm(block.feed_forward_norm.weight, feed_forward.gate_up.weight)
+        parts = (qkv, attention.out.weight, gate_up, feed_forward.down.weight)
+        return LayerWeights(*(prepare(each, self.dtype) for each in parts))
+
+    def _after_norm(self, norm_E: torch.Tensor, weight_NE: torch.Tensor) -> torch.Tensor:
+        """A weight for x / hypot(|x|, eps_E) in place of the norm's x / rms(x) * norm_E."""
+        return weight_NE.detach().float() * (norm_E.detach().float() * math.sqrt(self.d_model))
+
+    def _turns(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of (queries, keys, values) at each place, and of their partners: each (3, T, K)."""
+        cos_TK, sin_TK = self._rotation
+        factors = []
+        for norm, scale in ((block.attention.q_norm, self.d_head**-0.5), (block.attention.k_norm, 1.0)):
+            weight_K = torch.full_like(cos_TK[0], scale)
+            if norm is not None:
+                weight_K = weight_K * norm.weight.detach().float() * math.sqrt(self.d_head)
+            partner_K = weight_K.view(-1, 2).flip(1).flatten()
+            factors.append(((cos_TK * weight_K)[:, self._order], (sin_TK * partner_K)[:, self._order]))
+        factors.append((torch.ones_like(cos_TK), torch.zeros_like(sin_TK)))
+        cos, sin = zip(*factors, strict=True)
+        return torch.stack(cos), torch.stack(sin)
+
+    def _places(self, prior: PriorModel) -> torch.Tensor | None:
+        places = prior.place_tables.on(prior.head.weight.device)
+        tables = ((prior.slot_embedding, places.slot_T), (prior.place_embedding, places.own_T),
+                  (prior.target_embedding, places.target_T))  # fmt: skip
+        rows = [table.weight.detach().float()[index_T] for table, index_T in tables if table is not None]
+        return torch.stack(rows).sum(0) if rows else None

@@ -1,0 +1,226 @@
+"""Drawn codes are the reference's, whatever the batch, its split and what is known beforehand."""
+
+from typing import Any
+
+import pytest
+import torch
+from random_prior import LEVELS, OPTIONS, model, with_norm_weights
+
+from foundation.code_positions import require_codes
+from foundation.codes import CodeLevel
+from foundation.errors import DataError
+from stage2_prior import memory
+from stage2_prior.decode import DRAW, decode_codes, iterate_codes, sample_codes_reference, stream_uniforms
+from stage2_prior.engine import DecodingEngine
+from stage2_prior.prior import PriorModel
+from stage2_prior.sampling import SamplingConfig
+from stage2_prior.streams import iterate_rows
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 0.0},
+    {"guidance_scale": 2.5},
+    {"guidance_scale": 2.5, "temperature": 0.7, "top_k": 9, "top_p": 0.8},
+    {"guidance_scale": 1.7, "temperature": 0.0},
+    {"guidance_scale": 3.0, "schedule": "linear"},
+    {"guidance_scale": 0.0, "schedule": "linear"},
+    {"guidance_scale": 6.0, "schedule": "power-cosine", "schedule_power": 2.0, "top_p": 0.9},
+    {"guidance_scale": 3.0, "schedule": "step", "schedule_start": 0.4},
+    {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.7)},
+]
+"""Each way in which rows join and leave, and each filter."""
+
+BUILT = [(levels, {}) for levels in LEVELS] + [(LEVELS[1], options) for options in OPTIONS[1:]]
+CASES = [(LEVELS[i], {}, each) for i in (0, 5) for each in SETTINGS]
+CASES += [(*built, SETTINGS[i]) for built in BUILT[1:5] + BUILT[6:] for i in (3, 8)]
+PLAIN = SamplingConfig(guidance_scale=2.0)
+
+
+def inputs(prior: PriorModel, batch: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels, the null class among them, and uniform numbers."""
+    labels = torch.arange(batch) % (prior.n_classes + 1)
+    return labels, stream_uniforms(list(range(10, 10 + batch)), prior.n_codes)
+
+
+@pytest.mark.parametrize(("levels", "built", "options"), CASES)
+def test_cached_split_and_completed_draws_are_the_reference_s(
+    levels: tuple[CodeLevel, ...], built: dict, options: dict
+) -> None:
+    prior, sampling = with_norm_weights(model(levels, **built)), SamplingConfig(**options)
+    labels, uniforms = inputs(prior)
+    drawn = decode_codes(prior, labels, uniforms, sampling)
+    require_codes(drawn.numpy(), prior.spec)
+    assert torch.equal(drawn, sample_codes_reference(prior, labels, uniforms, sampling))
+    for max_rows in (1, 2, 3):
+        assert torch.equal(decode_codes(prior, labels, uniforms, sampling, max_rows=max_rows), drawn)
+    known = drawn.clone()
+    known[:, prior.n_codes // 2 :] = DRAW
+    assert torch.equal(decode_codes(prior, labels, uniforms, sampling, known_BT=known), drawn)
+    known = torch.where(uniforms < 0.5, drawn.roll(1, 0), DRAW)
+    inpainted = decode_codes(prior, labels, uniforms, sampling, known_BT=known)
+    assert torch.equal(inpainted[known >= 0], known[known >= 0])
+    assert torch.equal(inpainted, sample_codes_reference(prior, labels, uniforms, sampling, known))
+
+
+def test_guidance_of_one_is_conditional_and_of_zero_unconditional() -> None:
+    prior = model()
+    labels, uniforms = inputs(prior)
+    nothing = torch.full_like(labels, prior.null_class)
+    without = decode_codes(prior, nothing, uniforms, SamplingConfig())
+    assert torch.equal(decode_codes(prior, labels, uniforms, SamplingConfig(guidance_scale=0.0)), without)
+    assert torch.equal(decode_codes(prior, nothing, uniforms, SamplingConfig(guidance_scale=4.0)), without)
+    conditional = decode_codes(prior, labels, uniforms, SamplingConfig())
+    late = SamplingConfig(guidance_scale=4.0, schedule="step", schedule_start=1.0)
+    assert torch.equal(decode_codes(prior, labels, uniforms, late), conditional)
+    assert not torch.equal(conditional, without)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_s_codes_do_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    prior = model((CodeLevel(height=6, width=6, codebook_size=300),), d_model=64, n_heads=2, d_ff=1408).to(dtype)
+    labels, uniforms = inputs(prior, batch=33)
+    for options in SETTINGS[:4] + SETTINGS[7:]:
+        sampling = SamplingConfig(**options)
+        together = decode_codes(prior, labels, uniforms, sampling)
+        for rows in (slice(0, 1), slice(4, 5), slice(5, 7), slice(9, 33)):
+            assert torch.equal(decode_codes(prior, labels[rows], uniforms[rows], sampling), together[rows])
+
+
+def test_rows_that_guidance_does_not_need_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, seen = model(), []
+    step = DecodingEngine.decode_one
+
+    def counting(self: DecodingEngine, tokens_R: torch.Tensor, cache: Any) -> torch.Tensor:
+        seen.append(len(tokens_R))
+        return step(self, tokens_R, cache)
+
+    monkeypatch.setattr(DecodingEngine, "decode_one", counting)
+    labels, uniforms = inputs(prior, batch=4)
+
+    def rows(**options: Any) -> list[int]:
+        seen.clear()
+        decode_codes(prior, labels, uniforms, SamplingConfig(**options))
+        return list(seen)
+
+    assert rows() == rows(guidance_scale=0.0) == [4] * 15
+    assert rows(guidance_scale=2.0) == [8] * 15
+    late = rows(guidance_scale=2.0, schedule="step", schedule_start=0.5)
+    assert late == [4] * 8 + [8] * 7  # the unconditional rows come in one go, before code 8
+    assert rows(guidance_scale=2.0, guidance_interval=(0.0, 0.5)) == [8] * 7 + [4] * 8
+    labels, uniforms = inputs(prior, batch=1)  # never a single row: another kernel would compute it
+    for options in SETTINGS:
+        assert set(rows(**options)) == {2}
+
+
+def test_nothing_is_computed_after_the_last_unknown_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = model()
+    labels, uniforms = inputs(prior)
+    codes = decode_codes(prior, labels, uniforms, PLAIN)
+    calls = []
+    step = DecodingEngine.decode_one
+    monkeypatch.setattr(DecodingEngine, "decode_one", lambda *given: calls.append(1) or step(*given))
+    known = codes.clone()
+    known[:, 5] = DRAW
+    known[2, 6] = DRAW
+    assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=known), codes)
+    assert len(calls) == 1
+    assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=codes), codes)
+    assert len(calls) == 1
+
+
+def test_steps_are_reported_in_order_and_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = model()
+    labels, uniforms = inputs(prior)
+    reported: list[tuple[int, torch.Tensor]] = []
+    codes = decode_codes(
+        prior, labels, uniforms, PLAIN, max_rows=3, on_code=lambda t, codes_B: reported.append((t, codes_B.clone()))
+    )
+    assert [t for t, _ in reported] == [*range(16), *range(16)]
+    assert all(torch.equal(codes_B, codes[:3, t]) for t, codes_B in reported[:16])
+    steps = iterate_codes(prior, labels, uniforms, PLAIN, known_BT=torch.where(torch.arange(16) < 4, codes, DRAW))
+    first = next(steps)
+    assert (first.position, first.rows) == (4, slice(0, 5)) and torch.equal(first.codes_B, codes[:, 4])
+    monkeypatch.setattr(DecodingEngine, "decode_one", lambda *_: pytest.fail("nobody asked"))
+    steps.close()
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_rows_of_the_grid_arrive_whole(levels: tuple[CodeLevel, ...]) -> None:
+    prior = model(levels)
+    labels, uniforms = inputs(prior)
+    codes = decode_codes(prior, labels, uniforms, PLAIN)
+    grids = prior.spec.split(codes)
+    arrived = list(iterate_rows(iterate_codes(prior, labels, uniforms, PLAIN, max_rows=2), prior.spec))
+    assert len(arrived) == 3 * sum(level.height for level in levels)
+    for each in arrived:
+        assert torch.equal(each.codes, grids[each.level][each.rows, each.row])
+
+
+def test_a_row_that_was_begun_before_is_left_out() -> None:
+    prior = model()
+    labels, uniforms = inputs(prior)
+    codes = decode_codes(prior, labels, uniforms, PLAIN)
+    known = torch.where(torch.arange(16) < 6, codes, DRAW)
+    rows = iterate_rows(iterate_codes(prior, labels, uniforms, PLAIN, known_BT=known), prior.spec)
+    assert [each.row for each in rows] == [2, 3]
+
+
+def test_what_is_returned_can_be_changed() -> None:
+    prior = model()
+    labels, uniforms = inputs(prior)
+    codes = decode_codes(prior, labels, uniforms, PLAIN)
+    codes[0, 0] = 1
+    step = next(iterate_codes(prior, labels, uniforms, PLAIN))
+    step.codes_B[0] = 1
+
+
+def test_no_images_take_no_steps() -> None:
+    prior = model()
+    labels, uniforms = torch.empty(0, dtype=torch.int64), torch.empty(0, 16, dtype=torch.float64)
+    assert decode_codes(prior, labels, uniforms, PLAIN).shape == (0, 16)
+    assert decode_codes(prior, labels, uniforms, PLAIN, known_BT=torch.empty(0, 16, dtype=torch.int64)).shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"labels_B": torch.tensor([0, 9])}, "labels_B"), ({"labels_B": torch.tensor([0, -1])}, "labels_B"),
+        ({"labels_B": torch.tensor([0.0, 1.0])}, "labels_B"), ({"labels_B": torch.tensor([[0], [1]])}, "labels_B"),
+        ({"uniforms_BT": torch.rand(2, 15, dtype=torch.float64)}, "uniforms_BT"),
+        ({"uniforms_BT": torch.rand(2, 16)}, "uniforms_BT"),
+        ({"known_BT": torch.zeros(2, 15, dtype=torch.int64)}, "known_BT"),
+        ({"known_BT": torch.full((2, 16), 29)}, r"known_BT\[0, 0\](.|\n)*29(.|\n)*0..28"),
+        ({"known_BT": torch.full((2, 16), -2)}, r"known_BT\[0, 0\]"),
+        ({"known_BT": torch.zeros(2, 16)}, "known_BT"),
+        ({"start": 1}, "start"), ({"start": -1}, "start"), ({"max_rows": 0}, "max_rows"),
+    ],
+)  # fmt: skip
+def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, field: str) -> None:
+    prior = model()
+    labels, uniforms = inputs(prior, batch=2)
+    given = {"labels_B": labels, "uniforms_BT": uniforms, "sampling": PLAIN, **changes}
+    with pytest.raises(DataError, match=field):
+        decode_codes(prior, **given)
+
+
+def test_batches_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DecodingEngine(model())
+    one, two = (memory.bytes_per_image(engine, rows) for rows in (1, 2))
+    assert one < two <= 2 * one
+    for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 256)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert memory.images_that_fit(engine, 2) == images
+    monkeypatch.undo()
+    assert 0 < memory.free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_importing_it_imports_no_training_library() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, stage2_prior.decode, stage2_prior.streams; "
+        "heavy = ('transformers', 'accelerate', 'datasets', 'torchvision', 'torch._dynamo', 'torch._inductor'); "
+        "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

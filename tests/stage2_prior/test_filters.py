@@ -1,0 +1,77 @@
+"""top-k and top-p find, without sorting, what sorting finds."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from stage2_prior.filters import Filters
+
+CPU = torch.device("cpu")
+
+
+def sorted_top_k(row: list[float], k: int) -> list[bool]:
+    least = sorted(row, reverse=True)[min(k, len(row)) - 1]
+    return [each >= least for each in row]
+
+
+def sorted_top_p(row: torch.Tensor, p: float) -> list[bool]:
+    """Up to and including the one at which the sum reaches p, less a rounding, and whatever is as likely."""
+    ordered = row.double().sort(descending=True).values
+    reached = (ordered.cumsum(0) >= p * float(row.double().sum()) * (1 - 2.0**-23)).nonzero()
+    least = ordered[int(reached[0]) if len(reached) else -1]
+    return (row >= least).tolist()
+
+
+def chances(seed: int, rows: int, size: int, spread: float, levels: int) -> torch.Tensor:
+    """Probabilities; with few levels many are tied."""
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * spread
+    return (logits if levels == 0 else (logits * levels).round() / levels).softmax(1)
+
+
+FOUND = {
+    "seed": st.integers(0, 2**31),
+    "size": st.integers(1, 300),
+    "spread": st.floats(0, 40),
+    "levels": st.sampled_from([0, 0, 1, 3]),
+}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(k=st.integers(1, 320), **FOUND)
+def test_top_k_keeps_what_sorting_keeps(seed: int, size: int, spread: float, levels: int, k: int) -> None:
+    before = chances(seed, 3, size, spread, levels)
+    after = Filters(3, size, CPU).keep_top_k(before.clone(), k)
+    for row, kept in zip(before, after, strict=True):
+        expected = torch.tensor(sorted_top_k(row.tolist(), k))
+        assert torch.equal(kept, row * expected)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(p=st.floats(1e-9, 1) | st.sampled_from([1e-300, 0.5, 1 - 1e-7]), **FOUND)
+def test_top_p_keeps_what_sorting_keeps(seed: int, size: int, spread: float, levels: int, p: float) -> None:
+    before = chances(seed, 3, size, spread, levels)
+    after = Filters(3, size, CPU).keep_top_p(before.clone(), p)
+    for row, kept in zip(before, after, strict=True):
+        expected = torch.tensor(sorted_top_p(row, p)) if p < 1 else row >= 0
+        assert torch.equal(kept, row * expected)
+        assert (kept > 0).any()
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_a_whole_vocabulary(spread: float) -> None:
+    before = chances(1, 2, 16384, spread, 0)
+    filters = Filters(2, 16384, CPU)
+    for k in (1, 2, 100, 2000, 16383, 16384):
+        kept = filters.keep_top_k(before.clone(), k) > 0
+        least = before.sort(1, descending=True).values[:, k - 1 : k]
+        assert torch.equal(kept, (before >= least) & (before > 0))
+    for p in (0.01, 0.5, 0.95, 0.999):
+        kept = filters.keep_top_p(before.clone(), p) > 0
+        assert kept.tolist() == [sorted_top_p(row, p) for row in before]
+
+
+def test_memory_for_more_serves_less() -> None:
+    filters, before = Filters(3, 500, CPU), chances(5, 3, 77, 2.0, 0)
+    filters.keep_top_p(chances(6, 3, 500, 2.0, 0), 0.5)
+    assert torch.equal(filters.keep_top_k(before.clone(), 10), Filters(3, 77, CPU).keep_top_k(before.clone(), 10))

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from foundation.config import require
 from foundation.errors import ConfigError, nearest
 from foundation.fit import FitConfig
+from foundation.later_fields import later
 from foundation.learner import Precision
 from foundation.optim import OptimConfig
 from stage2_prior.random_order import RandomOrder
@@ -36,7 +37,8 @@ class PriorConfig:
     """attention heads; null takes those of size, or 4; d_model / n_heads must be a multiple of 4 for rotations by row
     and column"""
     d_ff: int | None = None
-    """width of the feed-forward layer; null takes 8/3 of d_model, rounded up to a multiple of 32"""
+    """width of the feed-forward layer; null takes 8/3 of d_model, rounded up to a multiple of 32, or 4 times d_model
+    where block is gpt"""
     positions: Literal["rope", "learned"] = "rope"
     """how a code's place is known: rope turns queries and keys by row and column; learned adds an embedding of the
     place to the input and turns nothing"""
@@ -57,6 +59,14 @@ class PriorConfig:
     """dropout of attention weights; null takes dropout"""
     class_conditional: bool = True
     """condition on labels where the codes have them; false trains an unconditional prior"""
+    block: Literal["llama", "gpt"] = later("llama")
+    """what a block is made of: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases"""
+    class_rotation: Literal["identity", "zero"] = later("identity")
+    """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
+    every code scores the class with 0, as LlamaGen does"""
+    extra_codes: int = later(0)
+    """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
+    never draws them"""
 
     def __post_init__(self) -> None:
         self._take_size()
@@ -69,6 +79,11 @@ class PriorConfig:
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
         require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
+        require(self.block in ("llama", "gpt"), "block", self.block, "llama or gpt")
+        zero = self.class_rotation == "zero" and self.positions == "rope"
+        require(self.class_rotation == "identity" or zero, "class_rotation", self.class_rotation,
+                "identity, or zero where positions are rope")  # fmt: skip
+        require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
             require(share is None or 0 <= share < 1, name, share, "from 0 to below 1")
@@ -87,7 +102,10 @@ class PriorConfig:
     @property
     def feed_forward_width(self) -> int:
         """``d_ff``, or the default derived from ``d_model``."""
-        return self.d_ff if self.d_ff is not None else -(-self.shape.d_model * 8 // 3 // 32) * 32
+        if self.d_ff is not None:
+            return self.d_ff
+        d_model = self.shape.d_model
+        return 4 * d_model if self.block == "gpt" else -(-d_model * 8 // 3 // 32) * 32
 
     @property
     def dropouts(self) -> Dropouts:
@@ -120,8 +138,8 @@ class PriorTraining:
     label_dropout: float = 0.1
     """share of training examples whose label is replaced by the null class, which guidance needs"""
     views: Literal["all", "one"] = "all"
-    """what an epoch passes over: every stored view of each image (centre, flip, crops), or one view of each image, drawn
-    anew in each epoch"""
+    """what an epoch passes over: every stored view of each image (centre, flip, crops), or one view of each image,
+    drawn anew in each epoch"""
     average_decay: float = 0.99
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     precision: Precision = "float32"

@@ -123,17 +123,6 @@ def iterate_codes(
             yield DecodedCode(position, rows, drawing.step(position).clone())
 
 
-def sample_codes(
-    prior: PriorModel,
-    labels_B: torch.Tensor,
-    uniforms_BT: torch.Tensor,
-    sampling: SamplingConfig,
-    on_code: OnCode | None = None,
-) -> torch.Tensor:
-    """``decode_codes`` with nothing known."""
-    return decode_codes(prior, labels_B, uniforms_BT, sampling, on_code=on_code)
-
-
 @torch.no_grad()
 def sample_codes_reference(
     prior: PriorModel,

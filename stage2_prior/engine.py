@@ -8,6 +8,7 @@ their number is the time.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -55,6 +56,7 @@ class DecodingEngine:
     def __init__(self, prior: PriorModel) -> None:
         with torch.inference_mode():
             self.weights = InferenceWeights(prior)
+        self._activate = _gelu if self.weights.gpt else _swiglu
         self.n_codes, self._sizes = prior.n_codes, prior.place_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
 
@@ -113,7 +115,7 @@ class DecodingEngine:
             self._turn(qkv_RF.view(cache.n_rows, 3, cache.n_heads, -1).transpose(0, 1), turn, cache)
             slot.copy_(cache.kv_new)
             x_RE = layer.out.add_to(x_RE, _attention(cache.q, k, v).view(x_RE.shape))
-            x_RE = layer.down.add_to(x_RE, _swiglu(layer.gate_up(self._normalize(x_RE))))
+            x_RE = layer.down.add_to(x_RE, self._activate(layer.gate_up(self._normalize(x_RE))))
         cache.filled = t + 1
         return x_RE
 
@@ -131,7 +133,9 @@ class DecodingEngine:
         return x if weights.place_TE is None else x.add_(weights.place_TE[inputs])
 
     def _normalize(self, x_RE: torch.Tensor) -> torch.Tensor:
-        """RMSNorm without the constants that the next weight holds."""
+        """RMSNorm, or LayerNorm, without the constants that the next weight holds."""
+        if self.weights.gpt:
+            x_RE = x_RE - x_RE.mean(1, keepdim=True)
         return x_RE / torch.linalg.vector_norm(x_RE, dim=1, keepdim=True).hypot_(self.weights.eps_E)
 
     def _turn(self, qkv_3RNK: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
@@ -161,7 +165,7 @@ class DecodingEngine:
             kv_LSRNTK[i].copy_(turned[1:])
             attended_RNTK = _causal_attention(turned[0], *kv_LSRNTK[i])
             x_XE = layer.out.add_to(x_XE, attended_RNTK.transpose(1, 2).reshape(x_XE.shape))
-            x_XE = layer.down.add_to(x_XE, _swiglu(layer.gate_up(self._normalize(x_XE))))
+            x_XE = layer.down.add_to(x_XE, self._activate(layer.gate_up(self._normalize(x_XE))))
         return x_XE.view(n_rows, length, -1)[:, -1]
 
     def _require_room(self, length: int) -> None:
@@ -197,14 +201,23 @@ def _attention(q_X1K: torch.Tensor, keys_XKT: torch.Tensor, values_XTK: torch.Te
 
 
 def _swiglu(gate_up_RF: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, in the gate's memory.
-
-    On a CPU in parts that one thread computes: where a part is cut between threads, the numbers next to the cut are
-    computed by another formula for exp than the rest, and a row would depend on where it stands.
-    """
+    """silu(gate) * up, in the gate's memory."""
     gate_RG, up_RG = gate_up_RF.chunk(2, 1)
-    whole = gate_RG.numel() < _ONE_THREAD or gate_RG.device.type != "cpu"
-    parts = (gate_RG,) if whole else gate_RG.split(max(1, _ONE_THREAD // gate_RG.shape[1]))
-    for part in parts:
+    for part in _parts(gate_RG):
         F.silu(part, inplace=True)
     return gate_RG.mul_(up_RG)
+
+
+def _gelu(x_RG: torch.Tensor) -> torch.Tensor:
+    """The exact GELU, x * Phi(x), in the memory of x."""
+    for part in _parts(x_RG):
+        torch.ops.aten.gelu_(part)
+    return x_RG
+
+
+def _parts(x_RG: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows that one thread computes, on a CPU: where a part is cut between threads, the numbers next to the cut are
+    computed by another formula for exp than the rest, and a row would depend on where it stands.
+    """
+    whole = x_RG.numel() < _ONE_THREAD or x_RG.device.type != "cpu"
+    return (x_RG,) if whole else x_RG.split(max(1, _ONE_THREAD // x_RG.shape[1]))

@@ -17,18 +17,19 @@ MIN_ROWS = 2
 
 
 class Linear(Protocol):
-    """x => x W^T in float32; the weight may be kept in a narrower type, to which x is then rounded first."""
+    """x => x W^T + b in float32; weight and bias may be kept in a narrower type, to which x is then rounded first."""
 
     def __call__(self, x_RK: torch.Tensor) -> torch.Tensor:
         """(R, K) float32 => (R, N) float32."""
 
     def add_to(self, sum_RN: torch.Tensor, x_RK: torch.Tensor) -> torch.Tensor:
-        """The sum and x W^T together, which may take the place of ``sum_RN``."""
+        """The sum and x W^T + b together, which may take the place of ``sum_RN``."""
 
 
-def prepare(weight_NK: torch.Tensor, dtype: torch.dtype) -> Linear:
+def prepare(weight_NK: torch.Tensor, dtype: torch.dtype, bias_N: torch.Tensor | None = None) -> Linear:
     """The weight in the form for its device and a type of weights; ``can_pack`` says which form that is."""
-    return PackedLinear(weight_NK, dtype) if can_pack(weight_NK.device) else PlainLinear(weight_NK, dtype)
+    form = PackedLinear if can_pack(weight_NK.device) else PlainLinear
+    return form(weight_NK, dtype, bias_N)
 
 
 def can_pack(device: torch.device) -> bool:
@@ -56,9 +57,11 @@ class PackedLinear:
     Args:
         weight_NK: (N, K), on a CPU.
         dtype: float32 or bfloat16.
+        bias_N: None for no bias.
     """
 
-    def __init__(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight_NK: torch.Tensor, dtype: torch.dtype, bias_N: torch.Tensor | None = None) -> None:
+        self._bias = None if bias_N is None else bias_N.detach().to(dtype, copy=True)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().to(dtype).contiguous(), _ROWS_HINT)
         self._narrow = None if dtype == torch.float32 else dtype
         self._product = torch.ops.mkldnn._linear_pointwise.default
@@ -67,14 +70,14 @@ class PackedLinear:
     def __call__(self, x_RK: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
         if self._narrow is None:
-            return self._product(x_RK, self._weight, None, "none", [], "")
-        return self._product(x_RK.to(self._narrow), self._weight, None, "none", [], "").float()
+            return self._product(x_RK, self._weight, self._bias, "none", [], "")
+        return self._product(x_RK.to(self._narrow), self._weight, self._bias, "none", [], "").float()
 
     def add_to(self, sum_RN: torch.Tensor, x_RK: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
         if self._narrow is None:
-            return self._sum(x_RK, sum_RN, self._weight, None, "add")
-        return sum_RN.add_(self._product(x_RK.to(self._narrow), self._weight, None, "none", [], ""))
+            return self._sum(x_RK, sum_RN, self._weight, self._bias, "add")
+        return sum_RN.add_(self._product(x_RK.to(self._narrow), self._weight, self._bias, "none", [], ""))
 
 
 class PlainLinear:
@@ -83,15 +86,21 @@ class PlainLinear:
     Args:
         weight_NK: (N, K).
         dtype: in which it is kept.
+        bias_N: None for no bias.
     """
 
-    def __init__(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight_NK: torch.Tensor, dtype: torch.dtype, bias_N: torch.Tensor | None = None) -> None:
         self._weight_KN = weight_NK.detach().to(dtype, copy=True).t()
+        self._bias = None if bias_N is None else bias_N.detach().to(dtype, copy=True)
 
     def __call__(self, x_RK: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        return torch.mm(x_RK.to(self._weight_KN.dtype), self._weight_KN).float()
+        return self._product(x_RK).float()
 
     def add_to(self, sum_RN: torch.Tensor, x_RK: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        return sum_RN.add_(torch.mm(x_RK.to(self._weight_KN.dtype), self._weight_KN))
+        return sum_RN.add_(self._product(x_RK))
+
+    def _product(self, x_RK: torch.Tensor) -> torch.Tensor:
+        x_RK = x_RK.to(self._weight_KN.dtype)
+        return torch.mm(x_RK, self._weight_KN) if self._bias is None else torch.addmm(self._bias, x_RK, self._weight_KN)

@@ -10,19 +10,21 @@ import torch
 from stage2_prior.engine import DecodingEngine
 
 _SHARE = 0.25  # of the free memory
-_MOST_IMAGES = 256  # more at once are no faster per image
+_MOST_IMAGES = {"cpu": 64, "other": 256}  # more at once are no faster per image
 _GIB = 1 << 30
 
 
 def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
-    """Images whose cache, activations and probabilities take a quarter of the free memory; 1 to 256.
+    """Images whose cache, activations and probabilities take a quarter of the free memory; from 1 to a number
+    from which on more are no faster.
 
     Args:
         engine: what draws.
         rows_per_image: 2 with guidance, else 1.
     """
-    free = free_bytes(engine.weights.device)
-    return int(min(_MOST_IMAGES, max(1, free * _SHARE // bytes_per_image(engine, rows_per_image))))
+    device = engine.weights.device
+    fitting = int(free_bytes(device) * _SHARE // bytes_per_image(engine, rows_per_image))
+    return min(max(1, fitting), _MOST_IMAGES["cpu" if device.type == "cpu" else "other"])
 
 
 def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:

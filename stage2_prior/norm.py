@@ -1,7 +1,8 @@
-"""RMSNorm: x / rms(x) * weight.
+"""RMSNorm: x / rms(x) * weight; and LayerNorm, which takes the mean off first and adds a bias.
 
-Source: Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4. With n = x / rms(x) and g = weight * dy, the gradient is
-dx = (g - n * mean(g * n)) / rms(x), and that of the weight is the sum of dy * n.
+Sources: Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4; Ba et al. 2016, arXiv:1607.06450, Eq. 4. For RMSNorm, with
+n = x / rms(x) and g = weight * dy, the gradient is dx = (g - n * mean(g * n)) / rms(x), and that of the weight is the
+sum of dy * n.
 """
 
 from __future__ import annotations
@@ -32,6 +33,21 @@ class RMSNorm(nn.Module):
         if written_out(x):
             return _RMSNorm.apply(x, self.weight, kind)  # type: ignore[no-any-return]
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPSILON).to(kind)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * weight + bias, computed in float32; the result is what products read."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = no_decay(nn.Parameter(torch.ones(width)))
+        self.bias = no_decay(nn.Parameter(torch.zeros(width)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) => the same."""
+        wide = sum_type(x.dtype)
+        normed = F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.bias.to(wide), EPSILON)
+        return normed.to(product_type(x))
 
 
 def normalize_(x: torch.Tensor) -> torch.Tensor:

@@ -50,14 +50,24 @@ class PlaceTables:
         spec: what the codes are.
         d_head: width of a head.
         rope_base: base of the rotary frequencies; None for no rotation.
+        zero_class: multiply queries and keys of the class by 0 in place of rotating them.
+        extra_codes: codes that each slot has beyond its codebook.
     """
 
-    def __init__(self, spec: CodeSpec, d_head: int, rope_base: float | None) -> None:
+    def __init__(
+        self,
+        spec: CodeSpec,
+        d_head: int,
+        rope_base: float | None,
+        *,
+        zero_class: bool = False,
+        extra_codes: int = 0,
+    ) -> None:
         positions = code_positions(spec)
-        self.d_head, self.rope_base = d_head, rope_base
-        self.size_T = positions.codebook_size_T
+        self.d_head, self.rope_base, self.zero_class = d_head, rope_base, zero_class
+        self.size_T = positions.codebook_size_T + extra_codes
         self.n_codes, self.n_slots = spec.n_codes, len(spec.slots)
-        sizes = [slot.codebook_size for slot in spec.slots]
+        sizes = [slot.codebook_size + extra_codes for slot in spec.slots]
         self.n_rows = sum(sizes)
         first_rows = np.cumsum([0, *sizes[:-1]])
         own_2P = np.stack([positions.row_T, positions.column_T])
@@ -102,4 +112,7 @@ class PlaceTables:
         if self.rope_base is None:
             return None
         rows, columns = torch.from_numpy(self._place_2P).to(device, non_blocking=True)
-        return rotation(grid_angles(rows, columns, self.d_head, self.rope_base))
+        rope = rotation(grid_angles(rows, columns, self.d_head, self.rope_base))
+        if self.zero_class:
+            rope.cos[0], rope.sin[0] = 0.0, 0.0
+        return rope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from foundation.codes import CodeSpec
-from foundation.config import from_dict, to_dict
+from foundation.config import from_dict, require, to_dict
 from foundation.errors import ConfigError, DataError
 from foundation.model_files import load_model_folder, save_model_folder
 from foundation.optim import no_decay
 from foundation.tensor_files import load_weights
-from stage2_prior.block import Block
+from stage2_prior.block import Block, stream_norm
 from stage2_prior.config import PriorConfig
 from stage2_prior.dropout import Dropout
 from stage2_prior.head_loss import nll_per_code
-from stage2_prior.norm import RMSNorm
 from stage2_prior.places import Places, PlaceTables
 
 MODEL_TYPE = "tessera_prior"
@@ -43,11 +43,15 @@ class PriorModel(nn.Module):
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
         self.config, self.spec, self.checkpoint_blocks = config, spec, False
-        self.vocab_size, self.n_codes = spec.codebook_size, spec.n_codes
+        self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
+        require(config.extra_codes == 0 or len(spec.slots) == 1, "extra_codes", config.extra_codes,
+                "0 where there are several levels or depths")  # fmt: skip
         n_layers, _, d_model = config.shape
         learned = config.positions == "learned"
-        self.place_tables = PlaceTables(spec, config.d_head, None if learned else config.rope_base)
+        self.place_tables = PlaceTables(spec, config.d_head, None if learned else config.rope_base,
+                                        zero_class=config.class_rotation == "zero",
+                                        extra_codes=config.extra_codes)  # fmt: skip
         self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
         self.code_embedding = nn.Embedding(self.place_tables.n_rows, d_model)
         self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
@@ -56,7 +60,7 @@ class PriorModel(nn.Module):
         self._unequal = len({slot.codebook_size for slot in spec.slots}) > 1
         self.dropout = Dropout(config.dropouts.token)
         self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
-        self.norm = RMSNorm(d_model)
+        self.norm = stream_norm(config)
         self.head = nn.Linear(d_model, self.vocab_size, bias=False)
         self._initialize()
 
@@ -78,8 +82,9 @@ class PriorModel(nn.Module):
 
         Returns:
             (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1; -inf beyond the codebook
-            of position t, where it has fewer than V codes. With orders, entry i is the distribution of code
-            ``orders_BT[b, i]`` given the class and codes ``orders_BT[b, :i]``.
+            of position t, where it has fewer than V codes. V is the size of the largest, and ``extra_codes``. With
+            orders, entry i is the distribution of code ``orders_BT[b, i]`` given the class and codes
+            ``orders_BT[b, :i]``.
 
         Raises:
             DataError: more than T codes, or orders that are no permutations.
@@ -140,6 +145,17 @@ class PriorModel(nn.Module):
     def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
         """The finite part of the logits of a position: those of its own codebook, (B, V) or narrower (a view)."""
         return logits_BV[:, : int(self.place_tables.size_T[position])]
+
+    def within_codebook(self) -> PriorModel:
+        """This prior, or if it has ``extra_codes`` one without them: all codes that it draws belong to an image."""
+        if not self.config.extra_codes:
+            return self
+        with torch.device(self.head.weight.device):
+            kept = PriorModel(dataclasses.replace(self.config, extra_codes=0), self.spec)
+        rows = {"code_embedding.weight", "head.weight"}
+        state = {name: x[: kept.vocab_size] if name in rows else x for name, x in self.state_dict().items()}
+        kept.load_state_dict(state)
+        return kept.to(self.head.weight.dtype).train(self.training)
 
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Prior.from_pretrained`` open."""

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from stage2_prior.block import Block
+from stage2_prior.block import Block, GELUFeedForward
 from stage2_prior.linear import Linear, prepare, weight_type
-from stage2_prior.norm import EPSILON
+from stage2_prior.norm import EPSILON, LayerNorm, RMSNorm
 from stage2_prior.prior import PriorModel
 
 
@@ -18,9 +19,10 @@ class LayerWeights:
     """One block.
 
     Attributes:
-        qkv: to queries, keys and values, (3, N, K) in a row; holds the weight of the norm before it.
+        qkv: to queries, keys and values, (3, N, K) in a row; holds weight and bias of the norm before it.
         out: back from attention.
-        gate_up: to the gate, then the value, of the feed-forward layer; holds the weight of the norm before it.
+        gate_up: to the gate, then the value, of SwiGLU, or to what GELU takes; holds weight and bias of the norm
+            before it.
         down: back from the feed-forward layer.
     """
 
@@ -43,7 +45,8 @@ class InferenceWeights:
         device: of all tensors.
         dtype: in which the products keep their weights.
         layers: the blocks.
-        head: to logits, with the weight of the last norm.
+        head: to logits, with weight and bias of the last norm.
+        gpt: whether the norms take off the mean, and GELU stands in the place of SwiGLU.
         cos, sin: (L, 3, 1, 1, T, K): what each layer multiplies queries, keys and values, and their partners K / 2
             channels away, by at each input's place: rotation, weights of the norms and the factor 1 / sqrt(K) of
             attention. Values are left as they are.
@@ -58,6 +61,7 @@ class InferenceWeights:
     def __init__(self, prior: PriorModel) -> None:
         _, self.n_heads, self.d_model = prior.config.shape
         self.d_head, self.normalized_heads = prior.config.d_head, prior.config.qk_norm
+        self.gpt = prior.config.block == "gpt"
         self.device = device = prior.head.weight.device
         self.dtype = weight_type(prior.head.weight.dtype, device)
         self.eps_E = torch.tensor(math.sqrt(self.d_model * EPSILON), device=device)
@@ -71,7 +75,8 @@ class InferenceWeights:
         self.layers = [self._layer(block) for block in blocks]
         turns = [self._turns(block) for block in blocks]
         self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*turns, strict=True))
-        self.head = prepare(self._after_norm(prior.norm.weight, prior.head.weight), self.dtype)
+        weight, bias = self._after_norm(prior.norm, prior.head)
+        self.head = prepare(weight, self.dtype, bias)
         self.class_CE = prior.class_embedding.weight.detach().float().clone()
         self.code_SE = prior.code_embedding.weight.detach().float().clone()
         self.offset_T = None if prior.slot_embedding is None else places.offset_T
@@ -79,16 +84,29 @@ class InferenceWeights:
 
     def _layer(self, block: Block) -> LayerWeights:
         attention, feed_forward = block.attention, block.feed_forward
-        qkv = self._after_norm(block.attention_norm.weight, attention.qkv.weight)
-        qkv = qkv.view(3, self.n_heads, self.d_head, -1)
-        qkv = torch.cat([qkv[:2, :, self._order], qkv[2:]]).flatten(0, 2)
-        gate_up = self._after_norm(block.feed_forward_norm.weight, feed_forward.gate_up.weight)
-        parts = (qkv, attention.out.weight, gate_up, feed_forward.down.weight)
-        return LayerWeights(*(prepare(each, self.dtype) for each in parts))
+        inner = feed_forward.up if isinstance(feed_forward, GELUFeedForward) else feed_forward.gate_up
+        qkv, qkv_bias = self._after_norm(block.attention_norm, attention.qkv)
+        parts = (
+            (self._reordered(qkv), None if qkv_bias is None else self._reordered(qkv_bias)),
+            (attention.out.weight, attention.out.bias),
+            self._after_norm(block.feed_forward_norm, inner),
+            (feed_forward.down.weight, feed_forward.down.bias),
+        )
+        return LayerWeights(*(prepare(weight, self.dtype, bias) for weight, bias in parts))
 
-    def _after_norm(self, norm_E: torch.Tensor, weight_NE: torch.Tensor) -> torch.Tensor:
-        """A weight for x / hypot(|x|, eps_E) in place of the norm's x / rms(x) * norm_E."""
-        return weight_NE.detach().float() * (norm_E.detach().float() * math.sqrt(self.d_model))
+    def _reordered(self, qkv: torch.Tensor) -> torch.Tensor:
+        """The rows of a weight, or the entries of a bias, in the order of channels described above."""
+        qkv = qkv.unflatten(0, (3, self.n_heads, self.d_head))
+        return torch.cat([qkv[:2, :, self._order], qkv[2:]]).flatten(0, 2)
+
+    def _after_norm(self, norm: RMSNorm | LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias for x / hypot(|x|, eps_E), of a LayerNorm less its mean, in the place of norm(x)."""
+        weight_NE = linear.weight.detach().float()
+        bias_N = None if linear.bias is None else linear.bias.detach().float()
+        if isinstance(norm, LayerNorm):
+            moved_N = weight_NE @ norm.bias.detach().float()
+            bias_N = moved_N if bias_N is None else bias_N + moved_N
+        return weight_NE * (norm.weight.detach().float() * math.sqrt(self.d_model)), bias_N
 
     def _turns(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of (queries, keys, values) at each place, and of their partners: each (3, T, K)."""

@@ -207,7 +207,7 @@ def test_batches_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DecodingEngine(model())
     one, two = (memory.bytes_per_image(engine, rows) for rows in (1, 2))
     assert one < two <= 2 * one
-    for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 256)):
+    for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 64)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.images_that_fit(engine, 2) == images
     monkeypatch.undo()

@@ -1,0 +1,205 @@
+"""Time of one token step of drawing codes: ours beside transformers' ``generate`` on a Llama of the same size.
+
+Both draw 256 codes of 16,384 from the whole distribution with a cache, in float32, with random weights. The reference
+runs with its dynamic and its static cache, and the faster of the two counts; its guidance is ``guidance_scale`` with a
+prompt of its own for the unconditional rows. The floor is the larger of two times: that of reading all weights and the
+mean of keys and values once, at the bandwidth of reading a tensor of the weights' size; and that of the products'
+floating-point operations at the fastest matrix product of this run. Filters and bf16 are compared with ours without.
+
+    OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report, time_in_turn
+
+from foundation.codes import CodeLevel, CodeSpec
+from foundation.images import Preprocess
+from stage2_prior.config import PriorConfig
+from stage2_prior.decode import decode_codes
+from stage2_prior.linear import prepare
+from stage2_prior.prior import PriorModel
+from stage2_prior.sampling import SamplingConfig
+
+VOCAB, GUIDANCE = 16384, 2.0
+SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8)}
+BATCHES = (1, 16)
+FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}}
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is drawn.
+
+    Attributes:
+        size: key of ``SIZES``.
+        batch: images.
+        side: of the square grid of codes.
+    """
+
+    size: str
+    batch: int
+    side: int
+
+    @property
+    def n_codes(self) -> int:
+        """Token steps."""
+        return self.side**2
+
+    @property
+    def config(self) -> PriorConfig:
+        """The transformer."""
+        width, layers, heads = SIZES[self.size]
+        return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.0)
+
+    def floor(self, rows: int, bandwidth: float, peak: float, n_bytes: int = 4) -> float:
+        """Milliseconds per step that no implementation with this cache can beat."""
+        layers, _, width = self.config.shape
+        cached = layers * 2 * width * self.n_codes / 2  # keys and values of a row, the mean over the steps
+        seconds = (self.n_weights * n_bytes + rows * cached * 4) / bandwidth
+        return 1e3 * max(seconds, rows * 2 * (self.n_weights + cached) / peak)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the products of one step."""
+        (layers, _, width), wide = self.config.shape, self.config.feed_forward_width
+        return layers * (4 * width**2 + 3 * width * wide) + width * VOCAB
+
+
+def our_prior(workload: Workload, dtype: torch.dtype = torch.float32) -> PriorModel:
+    """The prior with a head that is not zero."""
+    torch.manual_seed(0)
+    level = CodeLevel(height=workload.side, width=workload.side, codebook_size=VOCAB)
+    preprocess = Preprocess(height=8 * workload.side, width=8 * workload.side)
+    spec = CodeSpec(levels=(level,), stride=8, preprocess=preprocess, fingerprint="bench", class_names=("a", "b"))
+    prior = PriorModel(workload.config, spec).eval()
+    torch.nn.init.normal_(prior.head.weight, std=0.05)
+    return prior.to(dtype)
+
+
+def our_run(prior: PriorModel, batch: int, **sampling: Any) -> Run:
+    """Draws a batch of images."""
+    labels_B = torch.zeros(batch, dtype=torch.int64)
+    uniforms_BT = torch.rand(batch, prior.n_codes, dtype=torch.float64)
+    return lambda: decode_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling))
+
+
+def reference_model(workload: Workload) -> Any:
+    """A Llama of the same depth, widths, heads and vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, heads, width = workload.config.shape
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=width, intermediate_size=workload.config.feed_forward_width,
+        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=workload.n_codes + 1,
+        tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def reference_run(model: Any, workload: Workload, cache: str, *, guided: bool) -> Run:
+    """``generate`` from a prompt of one token; another one is the unconditional prompt."""
+    prompt = torch.zeros(workload.batch, 1, dtype=torch.int64)
+    options: dict[str, Any] = {
+        "max_new_tokens": workload.n_codes, "min_new_tokens": workload.n_codes, "do_sample": True, "top_k": 0,
+        "top_p": 1.0, "temperature": 1.0, "cache_implementation": cache, "disable_compile": True,
+        "attention_mask": torch.ones_like(prompt),
+    }  # fmt: skip
+    if guided:
+        negative = {"negative_prompt_ids": prompt + 1, "negative_prompt_attention_mask": torch.ones_like(prompt)}
+        options |= {"guidance_scale": GUIDANCE, **negative}
+
+    def run() -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return model.generate(prompt, **options)
+
+    return run
+
+
+def read_bandwidth(n_bytes: int) -> float:
+    """Bytes per second of reading a tensor of this size."""
+    tensor = torch.ones(n_bytes // 4)
+    return n_bytes / min(time_in_turn({"read": tensor.sum}, repeats=20)["read"].seconds)
+
+
+def product_peak() -> float:
+    """FLOP/s of the faster of torch's and oneDNN's product."""
+    size = 1024
+    x, linear = torch.randn(size, size), prepare(torch.randn(size, size), torch.float32)
+    with torch.inference_mode():
+        packed = time_in_turn({"packed": lambda: linear(x)}, repeats=8)["packed"]
+    return max(matmul_peak(), 2 * size**3 / min(packed.seconds))
+
+
+def bench(workload: Workload, repeats: int) -> list[Row]:
+    """Without and with guidance, beside the reference; filters and bf16, beside ours."""
+    prior, model = our_prior(workload), reference_model(workload)
+    bandwidth, peak = read_bandwidth(4 * workload.n_weights), product_peak()
+    config = {"threads": torch.get_num_threads(), "repeats": repeats, "codes": workload.n_codes,
+              "gb_per_s": bandwidth / 1e9, "gflop_per_s": peak / 1e9}  # fmt: skip
+    rows = []
+    for guided in (False, True):
+        sampling = {"guidance_scale": GUIDANCE} if guided else {}
+        cases = {"ours": our_run(prior, workload.batch, **sampling)}
+        for cache in ("dynamic", "static"):
+            cases[cache] = reference_run(model, workload, cache, guided=guided)
+        timings = time_in_turn(cases, repeats=repeats, warm_up=1)
+        reference = min(("dynamic", "static"), key=lambda name: timings[name].median)
+        name = f"{workload.size}, batch {workload.batch}, {'with' if guided else 'no'} guidance"
+        floor = workload.floor(workload.batch * (1 + guided), bandwidth, peak)
+        each = {key: _milliseconds(timing, workload) for key, timing in timings.items()}
+        rows.append(_row(name, timings["ours"], timings[reference], f"generate, {reference} cache", workload, floor,
+                         {**config, "ms_by_case": each}))  # fmt: skip
+    cases = {"plain": our_run(prior, workload.batch, guidance_scale=GUIDANCE)}
+    for name, sampling in FILTERS.items():
+        cases[name] = our_run(prior, workload.batch, guidance_scale=GUIDANCE, **sampling)
+    cases["bf16"] = our_run(our_prior(workload, torch.bfloat16), workload.batch, guidance_scale=GUIDANCE)
+    timings = time_in_turn(cases, repeats=repeats, warm_up=1)
+    for name in (*FILTERS, "bf16"):
+        n_bytes = 2 if name == "bf16" else 4
+        floor = workload.floor(2 * workload.batch, bandwidth, peak, n_bytes)
+        rows.append(_row(f"{workload.size}, batch {workload.batch}, guidance, {name}", timings[name], timings["plain"],
+                         "ours without", workload, floor, config))  # fmt: skip
+    return rows
+
+
+def _row(
+    name: str, ours: Timing, reference: Timing, reference_name: str, workload: Workload, floor: float, config: dict
+) -> Row:
+    spreads = {"spread_ours": ours.spread, "spread_reference": reference.spread}
+    return compare(name, "ms/step", _milliseconds(ours, workload), _milliseconds(reference, workload), reference_name,
+                   floor=floor, config={**config, **spreads})  # fmt: skip
+
+
+def _milliseconds(timing: Timing, workload: Workload) -> float:
+    return 1e3 * timing.median / workload.n_codes
+
+
+def main() -> None:
+    parser = bench_parser(str(__doc__).splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="width x layers")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images at once")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    options = parser.parse_args()
+    sizes, side, repeats = options.sizes, 16, options.repeats
+    if options.quick:
+        sizes, side, repeats = options.sizes[:1], 8, 2
+    rows = [row for size in sizes for batch in options.batches for row in bench(Workload(size, batch, side), repeats)]
+    report(rows, options.json)
+    for row in rows:
+        share, floors = row.ours / (row.reference or row.ours), row.ours / (row.floor or row.ours)
+        print(f"{row.workload}: {share:.2f} of the reference's time, {floors:.2f} of the floor")
+    print(", ".join(f"{key} {value:.0f}" for key, value in rows[0].config.items() if key.startswith("g")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Write docs/RELIABILITY.md from the results of the tests: each promise, its test, the last figures, the known gaps.
+
+    python -m pytest tests/reliability -o junit_family=xunit1 --junitxml=reliability.xml
+    python scripts/reliability_report.py reliability.xml
+
+A promise whose test failed, or did not run, is shown as such; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROMISES = {
+    "checkpoints all or nothing": "A process that is killed, or meets a full, broken or lying disk, at any durable "
+    "operation of a save or a rotation leaves every checkpoint whole or not there, and always two sound ones.",
+    "models all or nothing": "The same for a tokenizer being published.",
+    "packed copies all or nothing": "The same for the packed copy of a token dataset.",
+    "files all or nothing": "A recipe, index or report is replaced in one step or left as it was.",
+    "the log of metrics": "A crash costs the log at most the line that was being written.",
+    "a disk that is really full": "On a disk that is full, a save is refused with a remedy, and nothing is lost.",
+    "exports all or nothing": "A fault at any durable operation of an export tears, loses and doubles nothing; taken "
+    "up again it ends as the same files to the bit.",
+    "racing exporters": "The same for exporters that race for the same files and are killed at random.",
+    "any number of exporters": "Any number of processes, in any order, joining and leaving, write the same dataset.",
+    "damaged shards": "A damaged file of a token dataset is refused; it never gives wrong codes.",
+    "damaged checkpoints": "A damaged checkpoint is skipped by name, with a reason, for the newest sound one.",
+    "damaged models": "A damaged model folder is refused, or what was damaged decides nothing.",
+    "hostile images": "Whatever is in a folder of images, each file is read, or listed with a code and a reason.",
+    "the contract": "Parts whose codes mean different things are refused, and the field is named.",
+    "the canary": "A tokenizer that does something else than when it was frozen is refused.",
+    "no code runs": "No file that is loaded runs code, whatever it holds; seen by an audit hook.",
+    "mutated headers of weights": "Damaged headers of weight files neither hang a loader nor eat memory.",
+    "a step that is not finite": "NaN or infinity anywhere, on one process of several too, changes nothing in that "
+    "step on any process, and is never saved.",
+    "stop signals": "SIGTERM and SIGINT save within one step on every process and exit with 143 and 130; an export "
+    "stops within a batch.",
+    "sweeping": "What dead processes left half-written is removed; what live ones write is not.",
+    "free space": "Space is looked for before it is needed.",
+    "the order of samples": "The order of samples does not depend on how many processes there are, nor on changes.",
+    "codes of any size": "Codes are stored in a type that holds them, or refused; they never wrap.",
+    "states restored whole": "A state that lacks a tensor is refused, not filled up.",
+    "the tests are tested": "With a fault planted on purpose, the test that should find it does.",
+}
+ELSEWHERE = {
+    "A run that is killed in the middle of each stage ends like one that was not, to the bit.":
+        "tests/pipeline/test_cli.py::test_a_killed_run_ends_like_one_that_was_not",
+    "A run on a disk that fills up stops with a reason and continues once there is room.":
+        "tests/pipeline/test_cli.py::test_a_full_disk_stops_with_a_reason_and_the_run_continues_after",
+    "A whole run survives random kills.": "tests/pipeline/test_random_kills.py::test_five_random_kills_change_nothing",
+    "A resumed training has the log and weights of one that was never stopped.":
+        "tests/foundation/test_fit.py::test_a_stopped_run_ends_with_the_same_weights_and_log",
+    "The number of processes of a training may change in the middle of an epoch.":
+        "tests/stage2_prior/test_train_processes.py::"
+        "test_the_number_of_processes_may_change_in_the_middle_of_an_epoch",
+    "Learning rates and gradients do not depend on the number of processes.":
+        "tests/foundation/test_learner.py::"
+        "test_learning_rates_and_gradients_do_not_depend_on_the_number_of_processes",
+    "Two processes with other data hold the same codebook.":
+        "tests/stage1_tokenizer/quantizers/test_vq.py::test_two_processes_with_other_data_hold_the_same_codebook",
+    "Published checkpoints are unpickled without running anything.":
+        "tests/pipeline/importing/test_safe_unpickle.py::test_attacks_execute_nothing",
+    "Another recipe's run folder is refused, and what differs is named.":
+        "tests/pipeline/test_run.py::test_another_recipe_is_refused_naming_the_fields",
+}  # fmt: skip
+GAPS = (
+    "A disk that confirms a flush and loses the data in a power cut cannot be told from one that does not; files are "
+    "read back through the system's cache, not from the medium.",
+    "The packed copy of a token dataset is verified when it is made, and again when its size or time of writing "
+    "changed; a bit that flips on disk later, with the time unchanged, is not seen. The shards it is made from are "
+    "verified at every opening.",
+    "Where a file system has no hard links, two processes that publish one name with different content in the same "
+    "instant are not told apart; the same content is what they always have here.",
+    "What a process of another machine left half-written stays for a day.",
+    "Training stops after ten steps in a row that are not finite; a run with many single ones goes on, and counts them "
+    "in its log.",
+    "Changes of the number of processes give the same samples and rates, and losses that differ by rounding.",
+    "A canary that is checked where a generator is opened covers crops of a few images; an export checks all of it.",
+    "The weights of VGG16 and Inception are read by torch.load with weights_only=True, which is as safe as torch's "
+    "list of allowed types.",
+    "Power cuts, network disks and several hosts were not tried: crashes are those of processes on one machine.",
+)
+
+
+@dataclass
+class Kept:
+    """What the tests of one promise found.
+
+    Attributes:
+        figures: numbers are summed over tests, texts are those of the last.
+        tests: names of the functions.
+        failed: names of those that failed.
+    """
+
+    figures: dict[str, int | str] = field(default_factory=dict)
+    tests: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+
+    def add(self, test: str, figures: dict[str, int | str]) -> None:
+        """Take in what one test found."""
+        self.tests.add(test)
+        for name, value in figures.items():
+            before = self.figures.get(name, 0)
+            both = isinstance(value, int) and isinstance(before, int)
+            self.figures[name] = before + value if both else value  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run of the tests.
+
+    Attributes:
+        kept: by promise.
+        counts: tests by outcome.
+        seconds: the whole run.
+        timestamp: when it began.
+    """
+
+    kept: dict[str, Kept]
+    counts: dict[str, int]
+    seconds: float
+    timestamp: str
+
+
+def read_results(path: Path) -> Results:
+    """Read pytest's JUnit file.
+
+    Raises:
+        SystemExit: a test keeps figures of a promise that is not in ``PROMISES``.
+    """
+    suite = next(ElementTree.parse(path).getroot().iter("testsuite"))
+    kept: dict[str, Kept] = defaultdict(Kept)
+    counts: dict[str, int] = defaultdict(int)
+    for case in suite.iter("testcase"):
+        outcome = next((each.tag for each in case if each.tag in ("failure", "error", "skipped")), "passed")
+        outcome = _outcome(case, outcome)
+        counts[outcome] += 1
+        for promise, figures in _figures(case):
+            kept[promise].add(_name(case), figures)
+            if outcome in ("failure", "error"):
+                kept[promise].failed.add(_name(case))
+    unknown = sorted(set(kept) - set(PROMISES))
+    if unknown:
+        raise SystemExit(f"figures of promises that nobody made: {', '.join(unknown)}")
+    return Results(dict(kept), dict(counts), float(suite.get("time", 0)), suite.get("timestamp", "")[:10])
+
+
+def report(results: Results) -> str:
+    """The document."""
+    counts = ", ".join(f"{n} {name}" for name, n in sorted(results.counts.items()))
+    lines = [
+        "# Reliability",
+        "",
+        "What Tessera promises, the test of each promise, and what the tests found when they last ran. This page is "
+        "made by `scripts/reliability_report.py` from their results; do not edit it.",
+        "",
+        f"Last run: {results.timestamp}, {results.seconds:.0f} s, {counts}. {_versions()}",
+        "",
+        "```",
+        "python -m pytest tests/reliability -o junit_family=xunit1 --junitxml=reliability.xml",
+        "python scripts/reliability_report.py reliability.xml",
+        "```",
+        "",
+        "The marks `-m 'not slow'` leave out the long counts; `make test` runs the rest.",
+        "",
+        "| Promise | Found | Test |",
+        "|---|---|---|",
+    ]
+    for promise, sentence in PROMISES.items():
+        lines.append(f"| {sentence} | {_found(results.kept.get(promise))} | {_tests(results.kept.get(promise))} |")
+    lines += ["", "## Kept by tests elsewhere", "", "| Promise | Test |", "|---|---|"]
+    lines += [f"| {sentence} | `{test}` |" for sentence, test in ELSEWHERE.items()]
+    lines += ["", "## Known gaps", "", *(f"- {gap}" for gap in GAPS)]
+    return "\n".join(lines) + "\n"
+
+
+def broken(results: Results) -> list[str]:
+    """Promises whose test failed, or of which nothing is known."""
+    return [name for name in PROMISES if name not in results.kept or results.kept[name].failed]
+
+
+def missing_tests() -> list[str]:
+    """Tests named in ``ELSEWHERE`` that are not there."""
+    wanted = [test.split("::") for test in ELSEWHERE.values()]
+    return [f"{file}::{name}" for file, name in wanted if f"def {name}(" not in (ROOT / file).read_text()]
+
+
+def _outcome(case: ElementTree.Element, outcome: str) -> str:
+    expected = outcome == "skipped" and any(each.get("type") == "pytest.xfail" for each in case)
+    return "expected to fail" if expected else outcome
+
+
+def _figures(case: ElementTree.Element) -> Iterator[tuple[str, dict[str, int | str]]]:
+    promise = ""
+    for each in case.iter("property"):
+        if each.get("name") == "promise":
+            promise = each.get("value", "")
+        elif each.get("name") == "figures":
+            yield promise, json.loads(each.get("value", "{}"))
+
+
+def _name(case: ElementTree.Element) -> str:
+    return f"{case.get('file') or case.get('classname', '').split('.')[-1]}::{case.get('name', '').split('[')[0]}"
+
+
+def _found(kept: Kept | None) -> str:
+    if kept is None:
+        return "**not run**"
+    text = "; ".join(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
+                     for name, value in kept.figures.items())  # fmt: skip
+    return f"**FAILED**; {text}" if kept.failed else text
+
+
+def _tests(kept: Kept | None) -> str:
+    return "" if kept is None else "<br>".join(f"`{test}`" for test in sorted(kept.tests))
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "safetensors", "pyarrow", "pillow"))
+    return f"Python {platform.python_version()}, {packages}, {platform.system()}."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, help="JUnit file of tests/reliability")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "RELIABILITY.md", help="where to write it")
+    options = parser.parse_args(arguments)
+    results = read_results(options.results)
+    options.out.write_text(report(results), encoding="utf-8")
+    wrong = broken(results) + missing_tests()
+    print(
+        f"{options.out}: {len(PROMISES)} promises" + (f", not kept or not known: {', '.join(wrong)}" if wrong else "")
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

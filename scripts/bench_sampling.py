@@ -28,7 +28,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.sampling import SamplingConfig
 
 VOCAB, GUIDANCE = 16384, 2.0
-SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8)}
+SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8), "gpt-b": (768, 12, 12)}  # width, layers, heads; the last is LlamaGen's
 BATCHES = (1, 16)
 FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}}
 Run = Callable[[], object]
@@ -57,7 +57,8 @@ class Workload:
     def config(self) -> PriorConfig:
         """The transformer."""
         width, layers, heads = SIZES[self.size]
-        return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.0)
+        published: dict[str, Any] = {"qk_norm": False, "class_rotation": "zero"} if self.size == "gpt-b" else {}
+        return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.0, **published)
 
     def floor(self, rows: int, bandwidth: float, peak: float, n_bytes: int = 4) -> float:
         """Milliseconds per step that no implementation with this cache can beat."""
@@ -186,7 +187,8 @@ def _milliseconds(timing: Timing, workload: Workload) -> float:
 
 def main() -> None:
     parser = bench_parser(str(__doc__).splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="width x layers")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["256x6", "512x8"],
+                        help="width x layers, or a published size")  # fmt: skip
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     options = parser.parse_args()

@@ -13,12 +13,14 @@ def import_checkpoint(
     peer_config: str | None = None,
     averaged: bool = True,
     image_size: int | None = None,
+    tokenizer: str | None = None,
+    class_names: str | None = None,
 ) -> None:
     """A published checkpoint as a folder of ours: tessera import [FORMAT] FILE [FILE2] -o FOLDER.
 
-    FORMAT is llamagen_vq, taming, sd_kl, diffusers_vq, openai_dvae, open_magvit2 or rqvae; left out, it is recognised
-    by the names of the tensors. The file is a torch checkpoint, which is read without running anything in it, or
-    safetensors.
+    FORMAT is llamagen_vq, llamagen_gpt, taming, sd_kl, diffusers_vq, openai_dvae, open_magvit2 or rqvae; left out, it
+    is recognised by the names of the tensors. The file is a torch checkpoint, which is read without running anything in
+    it, or safetensors. A prior together with its tokenizer becomes a folder that tessera sample opens.
 
     Args:
         files: the file, or two where encoder and decoder are apart; '[a.pkl,b.pkl]' after --files
@@ -27,6 +29,8 @@ def import_checkpoint(
         peer_config: (also --config) the system's own configuration, JSON or YAML, for what shapes cannot tell
         averaged: take averaged weights where the system itself evaluates with them
         image_size: side of the tokenizer's images in pixels; default the system's
+        tokenizer: of a llamagen_gpt prior: the imported tokenizer whose codes it draws, or a run folder
+        class_names: of a prior: a text file with a class name a line; default their numbers
     """
     from pipeline.importing.peer_arguments import read_arguments
     from pipeline.importing.published_files import import_published
@@ -34,7 +38,8 @@ def import_checkpoint(
 
     paths = [Path(each) for each in ([files] if isinstance(files, str) else files)]
     arguments = read_arguments(None if peer_config is None else Path(peer_config))
-    options = Options(arguments=arguments, averaged=averaged, image_size=image_size)
+    own, names = (None if each is None else Path(each) for each in (tokenizer, class_names))
+    options = Options(arguments=arguments, averaged=averaged, image_size=image_size, tokenizer=own, class_names=names)
     done = import_published(paths, Path(out), format, options)
     print(f"{done.format} {done.makes} in {out}")
     for line in (*done.notes, *done.account.lines()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +92,17 @@ def read_arguments(path: Path | None) -> PeerArguments:
     if path is None:
         return PeerArguments()
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        values = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot be read: {str(error)[:300]}", field=f"--config {path}",
                           fix="give the system's own JSON or YAML file") from error  # fmt: skip
     if not isinstance(values, dict):
         raise ConfigError("holds no arguments", field=f"--config {path}", found=type(values).__name__)
     return PeerArguments(values, str(path))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)  # to YAML, 1e-05 would be a text
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stage2_prior.sizes import SIZES
+
 
 @dataclass(frozen=True)
 class Published:
@@ -29,6 +31,14 @@ def _cnn(base: int, multipliers: tuple[int, ...], latent: int, codebook: tuple[i
             "codebook": codebook}  # fmt: skip
 
 
+def _gpt(size: str, scale: float, *names: str, **says: Any) -> Published:
+    """LlamaGen's class-conditional GPT of a named size, with the guidance of the paper's Table 6."""
+    n_layers, n_heads, d_model = SIZES[size].shape
+    files = tuple(f"c2i_{name}.pt" for name in names)
+    shapes = {"n_layers": n_layers, "d_model": d_model, "n_codes": 16384, "n_classes": 1000}
+    return Published("llamagen_gpt", files, shapes, {"n_head": n_heads, "cfg_scale": scale, **says})
+
+
 _F8, _F16 = (1, 2, 2, 4), (1, 1, 2, 2, 4)
 PUBLISHED = (
     Published("llamagen_vq", ("vq_ds16_c2i.pt", "vq_ds16_t2i.pt"), _cnn(128, _F16, 256, (16384, 8)),
@@ -42,6 +52,11 @@ PUBLISHED = (
     Published("sd_kl", ("kl-f8", "vae-ft-ema", "vae-ft-mse", "sd-vae-ft-ema", "sd-vae-ft-mse"),
               _cnn(128, (1, 2, 4, 4), 4, None),
               {"scaling_factor": 0.18215, "norm_num_groups": 32, "resolution": 256}),
+    _gpt("gpt-b", 2.0, "B_256", "B_384"),
+    _gpt("gpt-l", 2.0, "L_256", "L_384"),
+    _gpt("gpt-xl", 1.75, "XL_384", block_size=576),
+    _gpt("gpt-xxl", 1.75, "XXL_384", block_size=576),
+    _gpt("gpt-3b", 1.65, "3B_384", block_size=576),
 )  # fmt: skip
 
 

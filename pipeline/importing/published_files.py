@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundation import durable
-from foundation.errors import StorageError
+from foundation.errors import ConfigError, StorageError
 from pipeline.importing.checkpoint import open_checkpoint
 from pipeline.importing.plan import Account, account_for, load_values
-from pipeline.importing.registry import find_importer
+from pipeline.importing.registry import PRIOR_OPTIONS, Importer, find_importer
 from pipeline.importing.tokenizer_plan import Options
 
 ORIGIN = "origin.json"
@@ -23,7 +23,7 @@ class Imported:
 
     Attributes:
         format: of the checkpoint.
-        makes: tokenizer or prior.
+        makes: tokenizer, prior or generator.
         notes: what was found or assumed.
         account: where every name went.
     """
@@ -52,6 +52,7 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
         raise StorageError("exists already and is never overwritten", field=str(folder), fix="choose another folder")
     checkpoint = open_checkpoint(files)
     importer = find_importer(checkpoint, format_name)
+    _require_meaning(importer, options)
     plan = importer.plan(checkpoint, options)
     account = account_for(plan, importer.format)
     model = load_values(plan)
@@ -68,3 +69,11 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
 
     durable.publish_folder(folder, fill)
     return Imported(importer.format, importer.makes, tuple(plan.notes), account)
+
+
+def _require_meaning(importer: Importer, options: Options) -> None:
+    for name in PRIOR_OPTIONS:
+        given = getattr(options, name)
+        if given is not None and name not in importer.takes:
+            raise ConfigError(f"means nothing for a {importer.makes} of the format {importer.format}",
+                              field=f"--{name}", found=str(given), fix="leave it out")  # fmt: skip

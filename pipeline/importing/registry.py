@@ -12,6 +12,8 @@ from pipeline.importing.checkpoint import Checkpoint
 from pipeline.importing.open_magvit2 import plan_open_magvit2
 from pipeline.importing.openai_dvae import plan_openai_dvae
 from pipeline.importing.plan import Plan
+from pipeline.importing.priors_llamagen import plan_llamagen_gpt
+from pipeline.importing.priors_taming import plan_net2net
 from pipeline.importing.tokenizer_plan import Options
 from pipeline.importing.vqgan_family import (
     plan_diffusers_vq,
@@ -28,17 +30,19 @@ class Importer:
 
     Attributes:
         format: what the command line calls it.
-        makes: which part of a generator it gives.
+        makes: which part of a generator it gives, or a whole one.
         signs: regular expressions; the beginning of some name matches each of them.
         never: regular expressions that no name's beginning matches.
         plan: looks at names and shapes and says how our model is made of them.
+        takes: those of ``PRIOR_OPTIONS`` that mean something to it.
     """
 
     format: str
-    makes: Literal["tokenizer", "prior"]
+    makes: Literal["tokenizer", "prior", "generator"]
     signs: tuple[str, ...]
     never: tuple[str, ...]
     plan: Callable[[Checkpoint, Options], Plan]
+    takes: tuple[str, ...] = ()
 
     def share(self, keys: Sequence[str]) -> float:
         """How much of what it looks for is there, 0 to 1, or below where there is what must not be."""
@@ -54,6 +58,8 @@ def _any(sign: str, keys: Sequence[str]) -> bool:
     return any(re.match(sign, key) for key in keys)
 
 
+PRIOR_OPTIONS = ("tokenizer", "class_names")
+"""Fields of ``Options`` that only priors use."""
 _PRIORS = (r"transformer\.", r"cond_stage_model\.transformer_emb")
 _QUANTIZED = (r"quantize\.", r"quantizer\.")
 _SHELL = r"(first_stage_model\.)?"
@@ -80,8 +86,13 @@ IMPORTERS: tuple[Importer, ...] = (
     Importer("rqvae", "tokenizer",
              (r"encoder\.down\.0\.block\.", r"decoder\.up\.0\.block\.", r"quantizer\.codebooks\.0\."), _PRIORS,
              plan_rqvae),
+    Importer("llamagen_gpt", "prior",
+             (r"layers\.0\.attention\.wqkv\.", r"cls_embedding\.embedding_table\.", r"tok_embeddings\."), (),
+             plan_llamagen_gpt, PRIOR_OPTIONS),
+    Importer("taming", "generator",
+             (r"transformer\.blocks\.0\.attn\.key\.", r"transformer\.tok_emb\.", r"transformer\.pos_emb"), (),
+             plan_net2net, ("class_names",)),
 )  # fmt: skip
-"""Those that tell a prior are added here, in the same form."""
 
 
 def formats() -> list[str]:

@@ -38,11 +38,15 @@ class Options:
         arguments: the system's own configuration.
         averaged: take averaged weights where the system itself evaluates with them.
         image_size: side of the tokenizer's images in pixels; None takes the system's.
+        tokenizer: a folder of ours with the tokenizer whose codes a prior draws; None for one that is not known.
+        class_names: a text file with a name a line, in the order of the labels; None calls them by their numbers.
     """
 
     arguments: PeerArguments = field(default_factory=PeerArguments)
     averaged: bool = True
     image_size: int | None = None
+    tokenizer: Path | None = None
+    class_names: Path | None = None
 
 
 @dataclass(frozen=True)

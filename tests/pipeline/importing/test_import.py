@@ -23,6 +23,7 @@ from pipeline.importing.registry import find_importer
 from pipeline.importing.tokenizer_plan import Options
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.sizes import SIZES
 
 Tessera = Callable[..., tuple[int, str]]
 TAMING = "taming/vqgan_f16_tiny"
@@ -35,7 +36,7 @@ CASES = {
     "open_magvit2": "lfq_f8_ema_tiny",
     "rqvae": "rq_shared_tiny",
 }
-MANIFESTS = [each for each in sorted(PARITY.glob("*/full_manifest_*.json")) if each.parent.name in CASES]
+MANIFESTS = sorted(PARITY.glob("*/full_manifest_*.json"))
 
 
 def changed(parity: Path, case: str, where: Path, change: Callable[[dict], None]) -> Path:
@@ -81,6 +82,10 @@ def test_every_key_of_the_published_sizes_is_accounted_for(paths: list[Path]) ->
         assert plan.model.config.quantizer.normalize and plan.model.preprocess.height == 256
     if importer.format == "sd_kl":
         assert plan.model.config.quantizer.scaling_factor == 0.18215
+    if importer.format == "llamagen_gpt":
+        size, side = ("gpt-l", 24) if "L_384" in paths[0].stem else ("gpt-b", 16)
+        assert plan.model.config.shape == SIZES[size].shape and plan.model.n_classes == 1000
+        assert plan.model.spec.levels[0].shape == (side, side) and plan.index.sampling.guidance_scale == 2.0
     for name in (next(iter(account.used)), account.used[-1]):
         fewer = {key: value for key, value in checkpoint.tensors.items() if key != name}
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,8 @@ _TAIL_BLOCK = 1 << 20
 @dataclass(frozen=True, kw_only=True)
 class ArchiveData(Choice):
     """Tar archives of images as the webdataset package lays them out, on a local disk; for archives on the hub use
-    type dataset."""
+    type dataset.
+    """
 
     type_name: ClassVar[str] = "archives"
 
@@ -162,7 +163,8 @@ def _by_key(archive: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
     """The plain files of an archive, which must be whole up to its end mark."""
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:") as opened:
+            tar: Any = opened
             for member in tar:
                 if member.isreg() and not member.issparse():
                     yield member

@@ -22,7 +22,8 @@ from foundation.randomness import permutation
 @dataclass(frozen=True, kw_only=True)
 class DatasetData(Choice):
     """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
-    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there."""
+    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
+    """
 
     type_name: ClassVar[str] = "dataset"
 

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from foundation.errors import StorageError
+from foundation.errors import StorageError, TesseraError
 from foundation.temporary_names import is_left_behind, is_temporary, temporary_name
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -39,8 +39,7 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
         try:
             _write(temporary, write)
             _fsync(temporary)
-            if verify is not None:
-                verify(temporary)
+            _require_meant(temporary, path, verify)
             try:
                 _take_name(temporary, path)
             except FileExistsError:
@@ -90,8 +89,7 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
             for each in sorted(temporary.rglob("*")):
                 _fsync(each)
             _fsync(temporary)
-            if verify is not None:
-                verify(temporary)
+            _require_meant(temporary, path, verify)
             _rename(temporary, path)
             _fsync(path.parent)
         finally:
@@ -135,6 +133,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     _write(path, write)
     if path.read_bytes() != content:
         raise lost(path)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the plain files below a folder into a (temporary) one, and compare each with its copy.
+
+    Raises:
+        StorageError: what was read back is something else.
+    """
+    for path in sorted(each for each in source.rglob("*") if each.is_file()):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _write(copy, lambda place, path=path: shutil.copyfile(path, place))  # type: ignore[misc]
+        if file_sha256(copy) != file_sha256(path):
+            raise lost(copy)
 
 
 def lost(path: Path) -> StorageError:
@@ -188,6 +200,17 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(
             what, field=str(path), fix=f"{fix} and run the same command again; what was complete is untouched"
         ) from error
+
+
+def _require_meant(temporary: Path, path: Path, verify: Callable[[Path], None] | None) -> None:
+    """Verify what is there; what a reader says of a damaged file, whatever it is, means that the write went wrong."""
+    try:
+        if verify is not None:
+            verify(temporary)
+    except (OSError, TesseraError):
+        raise
+    except Exception as error:
+        raise lost(path) from error
 
 
 def _take_name(temporary: Path, path: Path) -> None:

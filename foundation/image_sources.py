@@ -1,4 +1,4 @@
-"""Where images come from: a folder, tar archives, parquet or any dataset that ``datasets`` opens, scikit-learn's digits.
+"""Where images come from: a folder, tar archives, parquet or whatever ``datasets`` opens, scikit-learn's digits.
 
 A source knows how many images there are, each one's stable id and label, and how to read one. It does not decide what
 is usable: ``foundation.image_set`` and the export decode everything and list what fails.

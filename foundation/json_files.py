@@ -10,7 +10,7 @@ from foundation.errors import CheckpointError
 
 
 def json_text(values: Any, *, indent: int | None = None) -> bytes:
-    """JSON with sorted keys, the same bytes for the same values; what JSON cannot hold, NaN too, is a ``ValueError``."""
+    """JSON with sorted keys: the same bytes for the same values. NaN, which JSON cannot hold, is a ``ValueError``."""
     return json.dumps(values, indent=indent, sort_keys=True, allow_nan=False).encode()
 
 

@@ -2,6 +2,8 @@
 
 A process number means nothing on another machine, after a restart, or in another container; so a name holds a hash of
 the host, its boot and its process namespace too, and the time at which the process started, since numbers come again.
+
+They begin and end unlike the final names, so that no pattern that means those (``*.parquet``) takes them in.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from pathlib import Path
 
 FOREIGN_SECONDS = 24 * 3600.0
 """after so long without a change, what a process of another machine was writing counts as left behind"""
-_MARK = ".tmp-"
+_MARK, _END = ".tmp-", ".part"
 _OWNER = re.compile(r"\.tmp-([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{12}-")
-_START_TIME = 19  # of the fields after the command's name: proc(5), stat, field 22
+_STATE, _START_TIME = 0, 19  # of the fields after the command's name: proc(5), stat, fields 3 and 22
+_DEAD = ("Z", "X")  # a zombie has a number and writes nothing; where nobody collects them, they stay for ever
 
 
 def temporary_name(path: Path) -> Path:
     """A new name beside ``path`` that belongs to this process."""
     pid = os.getpid()
-    return path.with_name(f"{_MARK}{_place()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:12]}-{path.name}")
+    owner = f"{_place()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:12]}"
+    return path.with_name(f"{_MARK}{owner}-{path.name}{_END}")
 
 
 def is_temporary(path: Path) -> bool:
@@ -63,7 +67,7 @@ def _place() -> str:
     """Within which a process number means one process: 12 hexadecimal digits."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115: not a path to anything
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux
         boot = namespace = ""
     return hashlib.sha256(f"{platform.node()}|{boot}|{namespace}".encode()).hexdigest()[:12]
@@ -80,9 +84,10 @@ def _exists(pid: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None where that cannot be known."""
+    """When a living process started, in ticks since boot; None where that cannot be known."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[_START_TIME])
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[_STATE] in _DEAD else int(fields[_START_TIME])

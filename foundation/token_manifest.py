@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from foundation import durable
 from foundation.code_positions import require_codes
 from foundation.codes import CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ContractError, DataError
-from foundation.json_files import read_json
+from foundation.json_files import json_text, read_json
 from foundation.token_shards import Shard, damaged_shard, is_labelled, read_shard, require_file, shard_paths
 
 MANIFEST = "manifest.json"
@@ -21,20 +22,67 @@ MANIFEST = "manifest.json"
 
 def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
     """Derive ``manifest.json`` from the shards and publish it; its presence says that the dataset is complete."""
+    manifest = derive_manifest(folder, spec)
+    publish_manifest(folder, manifest)
+    return manifest
+
+
+def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard], None] | None = None) -> dict[str, Any]:
+    """What the manifest of the shards that are there says.
+
+    Args:
+        folder: the dataset.
+        spec: that the shards must have.
+        check: is given each shard with its path, and raises if it is not what was planned.
+
+    Returns:
+        For each split its files, with rows and SHA-256, and what became of its images: so many ``planned``, of them
+        ``written`` (in the rows, once for each of so many ``views``) and the ``failures``; the rows of each class.
+
+    Raises:
+        DataError: a shard is damaged, or does not account for each of its images.
+        ContractError: a shard was made by another tokenizer or preprocess.
+    """
     splits: dict[str, Any] = {}
     for split_folder in sorted(each for each in (folder / "data").iterdir() if each.is_dir()):
         files: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
+        counts = {"rows": 0, "planned": 0, "written": 0, "views": 0}
+        labels_V = np.zeros(len(spec.class_names), np.int64)
         for path in shard_paths(folder, split_folder.name):
             shard = read_shard(path, spec)
+            _require_accounted(path, shard, len(spec.class_names))
+            if check is not None:
+                check(path, shard)
+            rows, written = len(shard.image_ids), shard.n_images
             name = path.relative_to(folder).as_posix()
-            files.append({"file": name, "rows": len(shard.image_ids), "sha256": durable.file_sha256(path)})
+            files.append({"file": name, "rows": rows, "sha256": durable.file_sha256(path)})
             failures += [to_dict(each) for each in shard.failures]
-        n_rows = sum(each["rows"] for each in files)
-        splits[split_folder.name] = {"rows": n_rows, "files": files, "failures": failures}
-    manifest = {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
-    durable.replace_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-    return manifest
+            counts["rows"] += rows
+            counts["written"] += written
+            counts["planned"] += written + len(shard.failures)
+            counts["views"] = max(counts["views"], len(np.unique(shard.views)))
+            if shard.labels is not None:
+                labels_V += np.bincount(shard.labels, minlength=len(labels_V))
+        labels = {"labels": labels_V.tolist()} if spec.class_names else {}
+        splits[split_folder.name] = {**counts, **labels, "files": files, "failures": failures}
+    return {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
+
+
+def publish_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Say that the dataset is complete."""
+    durable.replace_file(folder / MANIFEST, json_text(manifest, indent=1))
+
+
+def _require_accounted(path: Path, shard: Shard, n_classes: int) -> None:
+    if shard.labels is not None and not ((shard.labels >= 0) & (shard.labels < n_classes)).all():
+        raise damaged_shard(path, f"it has labels outside 0..{n_classes - 1}")
+    failed = {each.image_id for each in shard.failures}
+    both = failed & set(shard.image_ids)
+    found = shard.n_images + len(failed)
+    if both or shard.planned not in (None, found):
+        raise damaged_shard(path, f"of {shard.planned} images planned, it has {shard.n_images} and lists {len(failed)}"
+                            f" as failed, {len(both)} of them twice")  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -140,7 +188,8 @@ def open_split(folder: Path, split: str) -> SplitShards:
     if split not in manifest["splits"]:
         raise DataError("no such split", field=str(folder), found=split, expected=", ".join(manifest["splits"]))
     entry = manifest["splits"][split]
-    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in entry["files"])
+    listed = [each for each in entry["files"] if each["rows"]]  # in the others every image failed
+    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in listed)
     found = SplitShards(folder, split, from_dict(CodeSpec, manifest["spec"]), shards)
     if found.rows != entry["rows"] or found.rows == 0:
         raise DataError("has another number of rows than its manifest", field=str(folder), found=found.rows,

@@ -2,6 +2,9 @@
 
 One parquet file is one commit: it appears whole or not at all, and its footer repeats the specification, the counts
 and the failures, so that the manifest can be derived from the files. Reading verifies page checksums.
+
+Rows are view by view: all images of the file in their first view, then all in the second. Files, images and views are
+each in the order of the plan, so that the files of a split, one after the other, have one order whoever wrote them.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ class Shard:
         views: (B,) 0 = centre, 1 = flip, 2.. = crops.
         labels: (B,) class numbers, or None.
         failures: images planned for this shard that could not be encoded.
+        planned: images planned for it, those among ``failures`` and those in the rows; None where nobody counted.
+        plan: identity of the plan that it is part of, empty where there is none.
     """
 
     codes_BT: np.ndarray
@@ -45,6 +50,13 @@ class Shard:
     views: np.ndarray
     labels: np.ndarray | None
     failures: Sequence[Failure] = ()
+    planned: int | None = None
+    plan: str = ""
+
+    @property
+    def n_images(self) -> int:
+        """Different images in the rows."""
+        return len(set(self.image_ids))
 
 
 def code_dtype(codebook_size: int) -> Any:
@@ -66,9 +78,34 @@ def write_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
             raise DataError("what was read back differs from what was written", field=str(path), fix="check the disk")
 
     def write(temporary: Path) -> None:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
+        _write_table(table, temporary)
 
     durable.publish_file(path, write, verify)
+
+
+def replace_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
+    """Put a shard in the place of another one, in one step.
+
+    Raises:
+        DataError: as ``write_shard``.
+        StorageError: the disk refused; the other one is still there.
+    """
+    sink = pa.BufferOutputStream()
+    _write_table(_to_table(shard, spec), sink)
+    durable.replace_file(path, sink.getvalue().to_pybytes())
+
+
+def read_footer(path: Path) -> dict[str, Any]:
+    """What a shard says of itself: ``rows``, ``planned``, ``failures``, ``contract``, ``spec``, ``plan``, ``labelled``.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        return dict(json.loads(pq.read_schema(path).metadata[_FOOTER]))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged_shard(path, str(error)) from error
 
 
 def read_shard(path: Path, expected: CodeSpec) -> Shard:
@@ -115,7 +152,8 @@ def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shar
     labels = table["label"].to_numpy() if footer["labelled"] else None
     failures = [Failure(**each) for each in footer["failures"]]
     views = table["view"].to_numpy()
-    return Shard(codes_of(table["codes"], spec), table["image_id"].to_pylist(), views, labels, failures)
+    codes, ids = codes_of(table["codes"], spec), table["image_id"].to_pylist()
+    return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
 
 
 def require_file(path: Path) -> None:
@@ -139,6 +177,10 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
     return sorted((folder / "data" / split).glob("part-*.parquet"))
 
 
+def _write_table(table: pa.Table, where: Path | pa.BufferOutputStream) -> None:
+    pq.write_table(table, where, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
+
+
 def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
     n = len(shard.image_ids)
     require_codes(shard.codes_BT, spec)
@@ -160,6 +202,8 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
         "rows": n,
         "labelled": shard.labels is not None,
         "failures": [to_dict(each) for each in shard.failures],
+        "planned": shard.planned,
+        "plan": shard.plan,
     }
     metadata = {**(schema.metadata or {}), _FOOTER: json.dumps(footer, sort_keys=True).encode()}
     return pa.table(columns, schema=schema.with_metadata(metadata))

@@ -8,6 +8,10 @@ from typing import Any
 
 from foundation.errors import Interrupted, TesseraError
 from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
+from pipeline.encoding.cli import decode, encode, join_dashes
+from pipeline.generator_cli import edit_help, export, join_groups, join_out, sample, tune_guidance
+from pipeline.importing.commands import export_diffusers, import_checkpoint, join_files
+from pipeline.score_arguments import join_scored
 
 Overrides = dict[str, Any] | None
 
@@ -44,19 +48,6 @@ def train_tokenizer(recipe: str, run_dir: str | None = None, overrides: Override
     start_run(recipe, run_dir, overrides).train_tokenizer()
 
 
-def encode(recipe: str, run_dir: str | None = None, overrides: Overrides = None) -> None:
-    """Export the codes of all images with the run's frozen tokenizer.
-
-    Args:
-        recipe: a YAML file, a built-in recipe's name, or a run folder
-        run_dir: where the results go; default runs/<name of the recipe>
-        overrides: fields of the recipe as JSON; easier one by one, as --NAME VALUE
-    """
-    from pipeline.commands import start_run
-
-    start_run(recipe, run_dir, overrides).encode()
-
-
 def train_prior(recipe: str, run_dir: str | None = None, overrides: Overrides = None) -> None:
     """Stage 2 alone: train the prior on the run's codes.
 
@@ -68,38 +59,6 @@ def train_prior(recipe: str, run_dir: str | None = None, overrides: Overrides = 
     from pipeline.commands import start_run
 
     start_run(recipe, run_dir, overrides).train_prior()
-
-
-def sample(
-    run: str,
-    class_labels: list[int | str] | int | str | None = None,
-    num_images_per_label: int = 1,
-    guidance_scale: float | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    out: str = "new_samples",
-    device: str = "cpu",
-) -> None:
-    """New images from a finished run.
-
-    Args:
-        run: the run folder, or a model repository's name on the hub
-        class_labels: classes by name or number, e.g. 3 or '[cat,dog]'; default every class, or none if there are none
-        num_images_per_label: images of each class
-        guidance_scale: how closely to follow the class; 1 is plain sampling; default from the recipe
-        temperature: below 1 is safer, above 1 more varied; default from the recipe
-        top_k: draw from the k likeliest codes only; default from the recipe
-        top_p: draw from the likeliest codes of this total probability; default from the recipe
-        seed: the same seed gives the same images; default a random one
-        out: folder for the images
-        device: cpu, cuda, cuda:1, ...
-    """
-    from pipeline.commands import sample_to_folder
-
-    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sample_to_folder(run, class_labels, num_images_per_label, sampling, seed=seed, out=out, device=device)
 
 
 def reconstruct(
@@ -125,18 +84,31 @@ def reconstruct(
 
 
 def interpolate(
-    run: str, first: str, last: str, steps: int = 8, out: str = "interpolation.png", device: str = "cpu"
+    run: str,
+    first: str,
+    last: str,
+    steps: int = 8,
+    class_label: int | str | None = None,
+    out: str = "interpolation.png",
+    device: str = "cpu",
 ) -> None:
-    """A strip of images on the way from one to another, in the tokenizer's latent space.
+    """A strip of images on the way from one to another: given ones in latent space, or draws of the prior by seed.
 
     Args:
-        run: a run folder, or a tokenizer folder
-        first: the image file to start from
-        last: the image file to end at
+        run: a run folder; for images also a tokenizer folder
+        first: the image file to start from, or a seed
+        last: the image file to end at, or a seed
         steps: images in the strip, both ends included
+        class_label: between seeds, the class of all draws, by name or number; default none
         out: file for the strip
         device: cpu, cuda, cuda:1, ...
     """
+    if first.isdecimal() and last.isdecimal():
+        from pipeline.sample_commands import interpolate_seeds_to_file
+
+        ends = int(first), int(last)
+        interpolate_seeds_to_file(run, *ends, steps=steps, class_label=class_label, out=out, device=device)
+        return
     from pipeline.tokenizer_commands import interpolate_to_file
 
     interpolate_to_file(run, first, last, steps=steps, out=out, device=device)
@@ -144,25 +116,51 @@ def interpolate(
 
 def evaluate(
     run: str,
+    part: str = "all",
     extractor: str = "small",
     weights: str | None = None,
     lpips: str | None = None,
     split: str = "validation",
+    json: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """Score the run's tokenizer on its images: PSNR, SSIM, LPIPS, rFID, KID, use of the codes.
+    """Score a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
 
     Args:
         run: the run folder
+        part: tokenizer, prior, or all of the run that is there
         extractor: features for rFID and KID: inception, dinov2, small (needs no file, not comparable) or none
         weights: the extractor's weights, a file, folder or hub name; default its cached or downloaded ones
         lpips: VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS
         split: validation or train
+        json: also write all figures to this file
         device: cpu, cuda, cuda:1, ...
     """
-    from pipeline.tokenizer_commands import evaluate_run
+    from pipeline.evaluate_run import Judges, evaluate_run
 
-    evaluate_run(run, extractor=extractor, weights=weights, lpips=lpips, split=split, device=device)
+    judges = Judges(extractor=extractor, weights=weights, lpips=lpips)
+    evaluate_run(run, part=part, judges=judges, split=split, device=device, json_file=json)
+
+
+def score(
+    images: list[str] | str,
+    run_dir: str | None = None,
+    class_label: int | str | None = None,
+    out: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """List images from the least to the most likely under a run's prior: the odd ones come first.
+
+    Args:
+        images: an image file, a folder of images, or several
+        run_dir: the run folder, or a model repository's name on the hub; required
+        class_label: the class of all the images, by name or number; default none
+        out: also write the list to this file, .csv or .json
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.prior_commands import score_to_list
+
+    score_to_list(run_dir, images, class_label=class_label, out=out, device=device)
 
 
 def estimate(recipe: str, device: str = "cpu", overrides: Overrides = None) -> None:
@@ -214,11 +212,18 @@ COMMANDS: dict[str, Any] = {
     "run": run,
     "train-tokenizer": train_tokenizer,
     "encode": encode,
+    "decode": decode,
     "train-prior": train_prior,
     "sample": sample,
+    "edit": edit_help(),
+    "tune-guidance": tune_guidance,
     "reconstruct": reconstruct,
     "interpolate": interpolate,
     "evaluate": evaluate,
+    "score": score,
+    "import": import_checkpoint,
+    "export": export,
+    "export-diffusers": export_diffusers,
     "estimate": estimate,
     "report": report,
     "recipes": recipes,
@@ -233,7 +238,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tessera-images {metadata.version('tessera-images')}")
         return 0
     try:
-        _dispatch(join_overrides(join_images(arguments)))
+        for join in (join_dashes, join_files, join_images, join_scored, join_groups, join_out, join_overrides):
+            arguments = join(arguments)
+        _dispatch(arguments)
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -253,6 +260,7 @@ def _dispatch(arguments: list[str]) -> None:
         from pipeline.recipe_help import recipe_fields
 
         print("\n".join(recipe_fields()), end="\n\n")
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     jsonargparse.auto_cli(
         COMMANDS,
         args=arguments,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
 from foundation.errors import ConfigError
-from pipeline.outputs import file_name, output_folder, usable_device
+from pipeline.outputs import usable_device
 from pipeline.recipe import Recipe, load_recipe, recipe_text
 from pipeline.run_folder import RunFolder
 from pipeline.stages import Run
@@ -32,6 +31,7 @@ class Job:
             self.encode()
             self.train_prior()
             self.run.sample()
+            self._show_uses()
         else:
             self._say("no codes, prior or samples: the tokenizer's latent is continuous")
         self.report()
@@ -64,6 +64,12 @@ class Job:
         if self.run.accelerator.is_main_process:
             write_report(self.run.folder)
 
+    def _show_uses(self) -> None:
+        from pipeline.uses import draw_run_uses
+
+        if self.run.accelerator.is_main_process:
+            draw_run_uses(self.run.folder, self.run.recipe.seed, self.run.accelerator.device)
+
     def _say(self, text: str) -> None:
         self.run.accelerator.print(text, flush=True)
 
@@ -80,14 +86,23 @@ def start_run(recipe: str, run_dir: str | None = None, overrides: Mapping[str, A
         ConfigError: a recipe that cannot be read, or a wrong value in it.
         CheckpointError: the folder belongs to another recipe, or another process works in it.
     """
+    run = prepared_run(recipe, run_dir, overrides)
+    run.start()
+    return Job(run)
+
+
+def prepared_run(recipe: str, run_dir: str | None = None, overrides: Mapping[str, Any] | None = None) -> Run:
+    """As ``start_run``, without claiming the folder.
+
+    Raises:
+        ConfigError: a recipe that cannot be read, or a wrong value in it.
+    """
     loaded, folder = _resolve(recipe, overrides)
     if run_dir is not None:
         if not run_dir or Path(run_dir).is_file():
             raise ConfigError("cannot be a run folder", field="--run_dir", found=repr(run_dir), expected="a folder")
         folder = RunFolder(Path(run_dir))
-    run = Run(loaded, folder)
-    run.start()
-    return Job(run)
+    return Run(loaded, folder)
 
 
 def print_resolved(recipe: str, overrides: Mapping[str, Any] | None = None) -> None:
@@ -121,41 +136,6 @@ def open_run(folder: str) -> Job:
     """
     run_folder = RunFolder(Path(folder))
     return Job(Run(run_folder.load_recipe(), run_folder))
-
-
-def sample_to_folder(
-    run: str,
-    class_labels: Sequence[int | str] | int | str | None,
-    num_images_per_label: int,
-    sampling: dict[str, Any],
-    *,
-    seed: int | None,
-    out: str,
-    device: str,
-) -> None:
-    """Sample and save: one PNG per image, named by class and seed, and a grid of all."""
-    from pipeline.generate import ImageGenerator, grid_image
-
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
-    folder = output_folder(out, run)
-    labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
-    output = generator(labels, num_images_per_label, seed=seed, **sampling)
-    names = list(generator.labels)
-    per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(output.images) ** 0.5))
-    with durable.writing(folder / "grid.png"):
-        for image, label, image_seed in zip(output.images, output.labels, output.seeds, strict=True):
-            prefix = "image" if label is None else file_name(names[label])
-            image.save(folder / f"{prefix}-seed{image_seed}.png")
-        grid_image(output.images, per_row).save(folder / "grid.png")
-    print(
-        f"{len(output.images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})"
-    )
-
-
-def _named(class_labels: Sequence[int | str] | int | str) -> list[str]:
-    """What was typed, as names: 3 is first the class named 3, and only then the class numbered 3."""
-    several = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
-    return [str(each) for each in several]
 
 
 def _last(folder: RunFolder, stage: str) -> str:

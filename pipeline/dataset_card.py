@@ -1,50 +1,80 @@
-"""README.md of a token dataset: what the codes are, and how other tools open them."""
+"""README.md of a token dataset: what the codes are, what became of the images, and how other tools open them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from foundation.codes import CodeLevel, CodeSpec
+from foundation.image_views import VIEWS
+
+PICTURE = "card.png"
+_MOST_CLASSES = 100  # rows of the table of classes
 
 
-def dataset_card(spec: CodeSpec, manifest: dict[str, Any]) -> str:
+def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: float | None = None) -> str:
     """The card, with the header that ``datasets.load_dataset`` reads.
 
     Args:
         spec: what the codes are.
         manifest: the dataset's manifest, for the counts.
+        near_ties: share of codes that rounding could change; None where it was not measured.
     """
     files = [{"split": name, "path": f"data/{name}/*.parquet"} for name in manifest["splits"]]
     header = {"configs": [{"config_name": "default", "data_files": files}], "tags": ["image-tokens", "tessera"]}
-    counts = "\n".join(
-        f"| {name} | {entry['rows']:,} | {len(entry['failures'])} |" for name, entry in manifest["splits"].items()
-    )
-    labels = f"`label` is one of: {', '.join(spec.class_names)}." if spec.class_names else "There are no labels."
+    labels = "`label` is the image's class." if spec.class_names else "There are no labels."
     preprocess = spec.preprocess
+    picture = f"\n![Images, and below each what its codes decode to]({PICTURE})\n" if near_ties is not None else ""
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---
 # Image tokens
-
+{picture}
 {_what_a_row_is(spec)}
-`image_id` names the source image; `view` is 0 for the image itself and 1 for its mirror image.
+`image_id` names the source image. `view` says which of its views the row is: {_views(manifest)}.
+Rows are file by file and, within a file, view by view in the order of the images.
 {labels}
 
-| split | rows | unusable images |
-|---|---|---|
-{counts}
-
+| split | images planned | written | failed | rows |
+|---|---|---|---|---|
+{_counts(manifest)}
+{_failed(manifest)}
 Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so {spec.stride} x {spec.stride} pixels
 became one {_place(spec)}. The tokenizer that made the codes, and decodes them, is in `tokenizer/`; its fingerprint is
 `{spec.fingerprint[:16]}...`. `manifest.json` holds the whole specification and the SHA-256 of every file.
+{_firmness(near_ties)}
+## Loading
 
-```python
+{_loading(spec)}{_classes(spec, manifest)}"""
+
+
+def _loading(spec: CodeSpec) -> str:
+    split = "train"
+    return f"""```python
 from datasets import load_dataset
 import numpy as np
 
-rows = load_dataset("path/of/this/folder", split="train")
+rows = load_dataset("path/of/this/folder", split="{split}")
 codes = np.array(rows[0]["codes"]){"" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"}
+```
+
+```python
+import pyarrow.parquet as pq
+
+table = pq.read_table("path/of/this/folder/data/{split}", page_checksum_verification=True)
+```
+
+```python
+import polars
+
+frame = polars.read_parquet("path/of/this/folder/data/{split}/*.parquet")
+```
+
+```python
+import duckdb
+
+views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/{split}/*.parquet' GROUP BY view").fetchall()
 ```
 
 ```python
@@ -54,7 +84,62 @@ import torch
 tokenizer = TokenizerModel.load("path/of/this/folder/tokenizer")
 images = tokenizer.decode(torch.tensor(codes)[None])  # (1, channels, height, width) in [-1, 1]
 ```
+
+All of it as image files: `tessera decode path/of/this/folder -o images`
 """
+
+
+def _counts(manifest: Mapping[str, Any]) -> str:
+    lines = []
+    for name, entry in manifest["splits"].items():
+        failed = len(entry["failures"])
+        planned = entry.get("planned", entry["rows"] + failed)
+        lines.append(f"| {name} | {planned:,} | {planned - failed:,} | {failed:,} | {entry['rows']:,} |")
+    return "\n".join(lines)
+
+
+def _failed(manifest: Mapping[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for entry in manifest["splits"].values():
+        for each in entry["failures"]:
+            counts[each["code"]] = counts.get(each["code"], 0) + 1
+    if not counts:
+        return ""
+    shown = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
+    return f"\nFailed images by code: {shown}. `manifest.json` names each with its reason.\n"
+
+
+def _views(manifest: Mapping[str, Any]) -> str:
+    n_views = max([entry.get("views", 1) for entry in manifest["splits"].values()], default=1)
+    return ", ".join(f"{number} {view.name}" for number, view in enumerate(VIEWS[:n_views]))
+
+
+def _firmness(near_ties: float | None) -> str:
+    if near_ties is None:
+        return ""
+    return f"""
+{near_ties:.4%} of the codes of a sample were near ties: a change of the encoder's output by one part in 100,000 makes
+them other codes, and so may a machine that rounds differently.
+"""
+
+
+def _classes(spec: CodeSpec, manifest: Mapping[str, Any]) -> str:
+    """Rows of each class in each split, for up to 100 classes."""
+    splits = {name: entry["labels"] for name, entry in manifest["splits"].items() if entry.get("labels")}
+    if not spec.class_names or not splits:
+        return ""
+    lines = ["", "## Classes", "", f"| label | class | {' | '.join(splits)} |", "|---|---|" + "---|" * len(splits)]
+    for label, name in list(enumerate(spec.class_names))[:_MOST_CLASSES]:
+        rows = " | ".join(f"{counts[label]:,}" for counts in splits.values())
+        lines.append(f"| {label} | {_in_a_cell(name)} | {rows} |")
+    more = len(spec.class_names) - _MOST_CLASSES
+    if more > 0:
+        lines += ["", f"And {more:,} more classes; `manifest.json` has the rows of each."]
+    return "\n".join(lines) + "\n"
+
+
+def _in_a_cell(name: str) -> str:
+    return " ".join(name.replace("|", "\\|").split())
 
 
 def _sides(level: CodeLevel, separator: str) -> str:

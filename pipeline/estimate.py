@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from foundation.fit import FitConfig
 from pipeline.recipe import Recipe
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
+from stage2_prior.config import PriorTraining
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
 
@@ -58,9 +60,10 @@ def estimate(recipe: Recipe, device: torch.device) -> Estimate:
     rows.append(("training the tokenizer, here", _duration(steps * seconds, steps, seconds)))
     if tokenizer.is_discrete:
         prior = PriorModel(recipe.prior.model, tokenizer.layout).to(device)
-        rows += _prior_rows(prior)
-        prior_task = PriorTask(prior, recipe.prior.training, None, accelerator)
-        seconds, steps = _prior_step_seconds(recipe, prior_task), recipe.prior.training.fit.steps
+        training = recipe.prior.training
+        rows += _prior_rows(prior, training)
+        prior_task = PriorTask(prior, training, None, accelerator)
+        seconds, steps = prior_step_seconds(prior_task, training.fit), training.fit.steps
         rows.append(("training the prior, here", _duration(steps * seconds, steps, seconds)))
     return Estimate(rows)
 
@@ -92,14 +95,25 @@ def _tokenizer_rows(tokenizer: TokenizerModel) -> list[tuple[str, str]]:
     return rows
 
 
-def _prior_rows(prior: PriorModel) -> list[tuple[str, str]]:
-    tokens = torch.zeros(1, prior.n_codes, dtype=torch.int64, device=_device(prior))
-    labels = torch.full((1,), prior.null_class, device=tokens.device)
-    flops = _flops(lambda: prior(tokens, labels))
+def _prior_rows(prior: PriorModel, training: PriorTraining) -> list[tuple[str, str]]:
+    forward = _flops_of_one_image(prior) / prior.n_codes
+    n_bytes = sum(each.numel() * each.element_size() for each in prior.parameters())
+    averaged = training.average_decay > 0
+    copies = 5 if averaged else 4  # the weights, their gradient, AdamW's two moments, the average
+    n_codes = training.fit.batch_size * prior.n_codes
+    parts: dict[str, list[nn.Module]] = {
+        "embeddings": [m for m in prior.children() if isinstance(m, nn.Embedding)],
+        "blocks": [prior.blocks],
+        "head": [prior.head],
+    }
+    counts = ", ".join(f"{name} {sum(map(_parameters, each)) / 1e6:.2f}" for name, each in parts.items())
     return [
-        ("prior parameters", f"{_parameters(prior) / 1e6:.2f} million"),
-        ("prior FLOPs per token", f"{flops / prior.n_codes / 1e6:,.1f} million (forward)"),
-    ]
+        ("prior parameters", f"{_parameters(prior) / 1e6:.2f} million ({counts})"),
+        ("prior FLOPs per token", f"forward {forward / 1e6:,.2f}, training {3 * forward / 1e6:,.2f} million"),
+        ("prior FLOPs in training", f"{3 * forward * n_codes * training.fit.steps:.3g} ({n_codes:,} tokens a step)"),
+        ("prior bytes", f"{_size(n_bytes)} on disk; {_size(copies * n_bytes)} in training: weights, gradients, "
+                        f"moments{', average' if averaged else ''}; activations come on top"),
+    ]  # fmt: skip
 
 
 def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
@@ -114,14 +128,29 @@ def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
     return seconds * training.fit.batch_size / batch
 
 
-def _prior_step_seconds(recipe: Recipe, task: PriorTask) -> float:
-    """Seconds of an optimizer step at the recipe's batch size."""
-    fit, model = recipe.prior.training.fit, task.model
-    labels = torch.full((1,), model.null_class, device=_device(model))
-    tokens = torch.zeros(1, model.n_codes, dtype=torch.int64, device=_device(model))
-    batch = _timed_batch(model, _flops(lambda: model(tokens, labels)), fit.batch_size)
-    examples = {"tokens": tokens.expand(batch, -1).contiguous(), "labels": labels.expand(batch).contiguous()}
-    return _seconds(lambda: task.train_step(examples, fit.steps - 1)) * fit.batch_size / batch
+def prior_step_seconds(task: PriorTask, fit: FitConfig, *, n_steps: int = _TIMED_STEPS) -> float:
+    """Seconds of an optimizer step of a task that nobody needs afterwards.
+
+    A batch too large to be timed in reasonable time is timed in part, and its time taken as proportional.
+
+    Args:
+        task: freshly built; its weights are trained on zeros.
+        fit: the batch size, and the last step, which is the one timed.
+        n_steps: steps timed, after one that is not.
+    """
+    model, device = task.model, _device(task.model)
+    batch = _timed_batch(model, _flops_of_one_image(model), fit.batch_size)
+    tokens = torch.zeros(batch, model.n_codes, dtype=torch.int64, device=device)
+    labels = torch.full((batch,), model.null_class, device=device)
+    examples = {"tokens": tokens, "labels": labels}
+    return _seconds(lambda: task.train_step(examples, fit.steps - 1), n_steps) * fit.batch_size / batch
+
+
+def _flops_of_one_image(prior: PriorModel) -> float:
+    """Of a forward pass that predicts all its codes."""
+    tokens = torch.zeros(1, prior.n_codes, dtype=torch.int64, device=_device(prior))
+    labels = torch.full((1,), prior.null_class, device=tokens.device)
+    return _flops(lambda: prior(tokens, labels))
 
 
 def _timed_batch(model: nn.Module, flops_of_one: float, batch_size: int) -> int:
@@ -129,14 +158,14 @@ def _timed_batch(model: nn.Module, flops_of_one: float, batch_size: int) -> int:
     return max(1, min(batch_size, int(flops / max(flops_of_one, 1))))
 
 
-def _seconds(step: Callable[[], object]) -> float:
+def _seconds(step: Callable[[], object], n_steps: int = _TIMED_STEPS) -> float:
     step()
     _wait()
     began = time.perf_counter()
-    for _ in range(_TIMED_STEPS):
+    for _ in range(n_steps):
         step()
     _wait()
-    return (time.perf_counter() - began) / _TIMED_STEPS
+    return (time.perf_counter() - began) / n_steps
 
 
 def _wait() -> None:
@@ -152,6 +181,10 @@ def _flops(work: Callable[[], object]) -> float:
 
 def _parameters(module: nn.Module) -> int:
     return sum(each.numel() for each in module.parameters())
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _device(module: nn.Module) -> torch.device:

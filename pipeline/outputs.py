@@ -8,6 +8,8 @@ from foundation import durable
 from foundation.errors import ConfigError
 from pipeline.run_folder import RunFolder
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 def usable_device(name: str) -> str:
     """The device's name, if this machine has it.
@@ -39,6 +41,19 @@ def output_folder(out: str, run: str) -> Path:
         )
     with durable.writing(folder / "grid.png"):
         return folder
+
+
+def picture_path(out: str) -> Path:
+    """A file name for a picture.
+
+    Raises:
+        ConfigError: it does not end like one, or is a folder.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in _PICTURES or path.is_dir():
+        raise ConfigError("is not a name for a picture", field="--out", found=repr(out),
+                          expected=f"a file name that ends in one of {', '.join(_PICTURES)}")  # fmt: skip
+    return path
 
 
 def file_name(text: str) -> str:

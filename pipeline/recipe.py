@@ -15,11 +15,17 @@ import yaml
 from foundation.config import from_dict, merge, override, require, to_dict
 from foundation.errors import ConfigError, nearest
 from foundation.image_set import DataConfig
+from foundation.later_fields import later, settled
+from foundation.token_dataset import TokenAccess
+from pipeline.pretrained import with_pretrained
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.sampling import SamplingConfig
 
-_CADENCE = {"cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"}
+_CADENCE = {
+    "cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every",
+    "micro_batch_size", "checkpoint_blocks", "compile",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,9 @@ class TokenizerStage:
     """architecture"""
     training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """how it is trained"""
+    pretrained: str | None = later(None)
+    """folder of a finished tokenizer, imported or of a run, to use instead of training one; model and data.preprocess
+    become that tokenizer's"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +55,24 @@ class PriorStage:
 class EncodeConfig:
     """How the token dataset is written."""
 
-    batch_size: int = 32
-    """images encoded at once; the same for the whole export, the last batch is padded"""
+    batch_size: int | None = None
+    """images encoded at once, always, the last batch padded; null measures what this machine does fastest, and
+    writes it into the plan"""
     images_per_shard: int = 8192
     """images in one parquet file; a crash loses at most the file being written"""
     flip: bool = False
     """also store the codes of each mirrored training image, as view 1"""
+    ten_crop: bool = later(False)
+    """store ten views of each training image: centre, four corners, and the mirror images of all"""
+    corner_scale: float = later(1.1)
+    """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
+        sound = self.batch_size is None or self.batch_size > 0
+        require(sound, "batch_size", self.batch_size, "a positive whole number, or null to measure")
         require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
+        require(not (self.flip and self.ten_crop), "ten_crop", self.ten_crop, "false beside flip: it has the flip")
+        require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +99,8 @@ class Machine:
 
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU when there is one"""
+    tokens: TokenAccess = field(default_factory=TokenAccess)
+    """how token datasets are read: in memory, or from the disk where they are larger"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +152,7 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
     values.pop("versions", None)  # what a run folder's copy records beside the recipe
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
-    return from_dict(Recipe, values)
+    return from_dict(Recipe, with_pretrained(values))
 
 
 def built_in_recipes() -> list[str]:
@@ -157,7 +176,7 @@ def determining(part: Any) -> Any:
     """A part of a recipe as plain values, without the fields that change nothing about what is computed."""
     if isinstance(part, dict):
         return {name: determining(value) for name, value in part.items() if name not in _CADENCE}
-    return determining(to_dict(part)) if dataclasses.is_dataclass(part) else part
+    return determining(settled(part)) if dataclasses.is_dataclass(part) else part
 
 
 def _version(name: str) -> str:

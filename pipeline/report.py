@@ -15,9 +15,13 @@ from foundation.images import GRID_GAP
 from foundation.json_files import read_json
 from foundation.log import read_metrics
 from foundation.token_dataset import TokenDataset, read_manifest
+from pipeline.evaluation.prior import kept_evaluation
+from pipeline.recipe import Recipe
 from pipeline.reconstruct import originals_above_reconstructions
+from pipeline.report_likelihood import class_plot, likelihood_rows, place_plot
 from pipeline.report_plots import adversary_plot, inline_image, picture, prior_plot, tokenizer_plot, usage_plot
 from pipeline.run_folder import RunFolder
+from pipeline.uses import uses_section
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -49,13 +53,16 @@ def write_report(folder: RunFolder) -> None:
     sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
     curves = tokenizer_plot(train, held_out) + adversary_plot(train)
     if tokenizer.is_discrete:
-        usages = _usages(folder)
+        usages, likelihood = _usages(folder), kept_evaluation(folder, "validation", _device(recipe))
+        uses = uses_section(folder.uses)
         curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior"))
         sections = [
             ("Samples", _samples(folder)),
-            ("Figures", _figures_table(folder, usages)),
+            *([("Uses", uses)] if uses else []),
+            ("Figures", _figures_table(folder, usages, likelihood)),
             *sections,
             ("Training", _warnings(folder) + curves),
+            ("What the prior finds hard", place_plot(likelihood) + class_plot(likelihood)),
             ("Use of the codebook", usage_plot(usages)),
             ("Data", _data(folder)),
         ]
@@ -123,7 +130,14 @@ def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
     return picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
 
 
-def _figures_table(folder: RunFolder, usages: dict[str, CodeUsage]) -> str:
+def _device(recipe: Recipe) -> str:
+    """Where the run itself computes."""
+    import torch
+
+    return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
+
+
+def _figures_table(folder: RunFolder, usages: dict[str, CodeUsage], likelihood: dict[str, Any]) -> str:
     held_out = [usage for name, usage in usages.items() if name.startswith("validation")]
     total, n_entries = summarize(held_out), sum(len(usage.counts_V) for usage in held_out)
     tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
@@ -143,6 +157,7 @@ def _figures_table(folder: RunFolder, usages: dict[str, CodeUsage]) -> str:
         ("&nbsp;&nbsp;a code of equal chances needs", f"{bits / spec.n_codes:.3f}"),
         ("&nbsp;&nbsp;code frequencies alone need", f"{last['unigram_bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;below code frequencies", f"{last['below_unigram']:.1%}"),
+        *likelihood_rows(likelihood),
         ("Prior, held-out bits per image", f"{last['bits_per_image']:,.1f}"),
         ("Prior, loss at the end over its best", f"{last['nats_per_code'] / best - 1:+.2%}"),
     ]

@@ -21,7 +21,7 @@ def tokenizer_plot(train: Rows, held_out: Rows) -> str:
     """Losses, reconstruction and use of the codebook over the steps of stage 1."""
     if not train or not held_out:
         return ""
-    figure, (left, middle, right) = _panels(3)
+    figure, (left, middle, right) = figure_panels(3)
     left.semilogy(*_series(train, "loss_pixel"), label="pixel", linewidth=1)
     if "loss_perceptual" in train[-1]:
         left.semilogy(*_series(train, "loss_perceptual"), label="perceptual", linewidth=1)
@@ -38,7 +38,7 @@ def tokenizer_plot(train: Rows, held_out: Rows) -> str:
         perplexity.set(ylabel="perplexity (green)", ylim=(0, None))
     else:
         right.text(0.5, 0.5, "a continuous latent has no codes", ha="center", transform=right.transAxes)
-    return _plot(figure, "Loss while training; reconstruction; share of the codes in use, and perplexity.")
+    return plot(figure, "Loss while training; reconstruction; share of the codes in use, and perplexity.")
 
 
 def adversary_plot(train: Rows) -> str:
@@ -46,7 +46,7 @@ def adversary_plot(train: Rows) -> str:
     rows = [row for row in train if "discriminator_loss" in row]
     if not rows:
         return ""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = figure_panels(2)
     left.plot(*_series(rows, "logits_real"), label="images", linewidth=1)
     left.plot(*_series(rows, "logits_fake"), label="reconstructions", linewidth=1)
     left.set(title="Discriminator: mean logits", xlabel="step")
@@ -56,21 +56,21 @@ def adversary_plot(train: Rows) -> str:
             right.plot(*_series(rows, name), label=label, linewidth=1)
     right.set(title="Discriminator: loss and weight", xlabel="step", yscale="log")
     right.legend()
-    return _plot(figure, "Logits that part for good mean that the discriminator has won, and teaches nothing more.")
+    return plot(figure, "Logits that part for good mean that the discriminator has won, and teaches nothing more.")
 
 
 def prior_plot(train: Rows, held_out: Rows) -> str:
     """Bits per code over the steps of stage 2."""
     if not train or not held_out:
         return ""
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = figure_panels(1)
     steps, nats = _series(train, "loss")
     axis.plot(steps, np.asarray(nats, float) / math.log(2), linewidth=1, label="training (with dropout)")
     axis.plot(*_series(held_out, "bits_per_code"), marker=".", label="held-out")
     axis.axhline(held_out[-1]["unigram_bits_per_code"], linestyle="--", color="gray", label="code frequencies alone")
     axis.set(title="Prior: bits per code", xlabel="step")
     axis.legend()
-    return _plot(figure, "Lower is better; a held-out curve that turns up is a prior that memorises.")
+    return plot(figure, "Lower is better; a held-out curve that turns up is a prior that memorises.")
 
 
 def usage_plot(usages: dict[str, CodeUsage]) -> str:
@@ -78,7 +78,7 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
     figures = ""
     names = list(usages)
     for start in range(0, len(names), 2):
-        figure, axes = _panels(2)
+        figure, axes = figure_panels(2)
         for axis, name in zip(axes, [*names[start : start + 2], None], strict=False):
             if name is None:
                 axis.set_axis_off()
@@ -88,7 +88,7 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
             axis.fill_between(np.arange(len(ordered)), ordered, step="mid")
             title = f"{name}: {counts.share_used:.1%} used, perplexity {counts.perplexity:,.0f}"
             axis.set(title=title, xlabel="codes, most frequent first", ylabel="share of all codes", yscale="log")
-        figures += _plot(figure, "; ".join(names[start : start + 2]))
+        figures += plot(figure, "; ".join(names[start : start + 2]))
     return figures + "<p class='lead'>A flat top with a steep end means that the codebook is well used.</p>"
 
 
@@ -108,14 +108,16 @@ def _series(rows: Rows, name: str) -> tuple[list[int], list[Any]]:
     return [row["step"] for row in rows], [row.get(name, math.nan) for row in rows]
 
 
-def _panels(n: int) -> tuple[Any, Any]:
+def figure_panels(n: int) -> tuple[Any, Any]:
+    """A figure, and its n axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * n if n > 1 else 6.4, 3.2), layout="constrained")
     return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
-def _plot(figure: Any, caption: str) -> str:
+def plot(figure: Any, caption: str) -> str:
+    """A finished figure as HTML, with its caption."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f"<figure>{_inline(buffer.getvalue(), caption, 'plot')}<figcaption>{caption}</figcaption></figure>"

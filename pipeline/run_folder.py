@@ -43,6 +43,11 @@ class RunFolder:
         return self.root / "samples"
 
     @property
+    def uses(self) -> Path:
+        """Pictures of what the generator can do with given images."""
+        return self.root / "uses"
+
+    @property
     def metrics(self) -> Path:
         """Metrics of both stages, JSON lines."""
         return self.root / "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,15 +15,20 @@ import torch
 
 from foundation import durable
 from foundation.codes import require_same_codes
-from foundation.config import digest, require
-from foundation.errors import CheckpointError, ContractError, DataError
+from foundation.config import digest, require, to_dict
+from foundation.data_order import ORDER_VERSION
+from foundation.errors import CheckpointError, ContractError
 from foundation.fit import fit
 from foundation.image_set import ImageSet, open_image_sets
 from foundation.log import MetricsLog
+from foundation.parallel import sharding_asked
 from foundation.randomness import derive_seed
 from foundation.token_dataset import TokenDataset, read_manifest
-from pipeline.encode import encode_dataset, failures_text, is_encoded
-from pipeline.generate import ImageGenerator, grid_image, index_text
+from pipeline.encoding.job import ExportJob, encode_run
+from pipeline.generate import ImageGenerator
+from pipeline.generator_files import write_recipe_index
+from pipeline.generator_output import grid_image
+from pipeline.pretrained import adopt_tokenizer
 from pipeline.recipe import Recipe, determining
 from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import N_IMAGES, save_canary
@@ -31,7 +37,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data, tokenizer_health
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorTask
+from stage2_prior.train import PriorTask, require_order_aware
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,9 +60,21 @@ class Run:
         for stage in ("tokenizer", "prior"):
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of the {n} processes")
+        require_order_aware(self.recipe.prior.model, self.recipe.prior.training)
+        sharding_asked(self.accelerator)  # refuses what cannot be done, before any work
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
+            self.folder.claim(self.recipe)
+        self.accelerator.wait_for_everyone()
+
+    def join(self) -> None:
+        """Claim the folder for this recipe without keeping others out: to take part in its export.
+
+        Raises:
+            CheckpointError: the folder belongs to another recipe.
+        """
+        if self.accelerator.is_main_process:
             self.folder.claim(self.recipe)
         self.accelerator.wait_for_everyone()
 
@@ -84,7 +102,7 @@ class Run:
         images = {"train": train, "validation": held_out}
         accelerator = self.accelerator
         if accelerator.is_main_process:
-            durable.replace_file(self.folder.failures, failures_text(images).encode())
+            durable.replace_file(self.folder.failures, _failures_text(images).encode())
             for name, each in images.items():
                 classes = f", {len(each.class_names)} classes" if each.class_names else ", no classes"
                 accelerator.print(f"{name}: {len(each):,} of {each.n_planned:,} images usable{classes}")
@@ -99,7 +117,7 @@ class Run:
 
         plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
         patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
-        cpu = self.recipe.machine.device == "cpu"
+        cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
         accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
         steps = accelerator.gradient_accumulation_steps
         require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: a recipe says everything")
@@ -111,6 +129,11 @@ class Run:
             return
         recipe, stage = self.recipe, self.recipe.tokenizer
         accelerator = self.accelerator
+        if stage.pretrained is not None:
+            if accelerator.is_main_process:
+                adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
+            accelerator.wait_for_everyone()
+            return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
         objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
@@ -126,7 +149,7 @@ class Run:
             checkpoints=self.folder.checkpoints("tokenizer"),
             log=MetricsLog(self.folder.metrics, "tokenizer", enabled=accelerator.is_main_process),
             identity={
-                "seed": digest(recipe.seed),
+                "seed": digest([recipe.seed, ORDER_VERSION]),
                 "data": digest(determining(recipe.data)),
                 "tokenizer": digest(determining(stage)),
                 "the training images": images["train"].content,
@@ -144,21 +167,27 @@ class Run:
         held_out = self.images["validation"]
         save_canary(tokenizer, held_out.pixels(np.arange(min(N_IMAGES, len(held_out)))), temporary)
 
-    def encode(self) -> None:
-        """Export the codes of all images.
+    def encode(self, job: ExportJob | None = None) -> bool:
+        """Take part in the export of the codes of all images, which other processes may take part in too.
+
+        Args:
+            job: what this run does; None encodes everything and waits for whoever helps.
+
+        Returns:
+            Whether the token dataset is finished.
 
         Raises:
             ContractError: the tokenizer makes no codes.
+            DataError: too many images cannot be encoded.
         """
         self._require_codes()
-        accelerator = self.accelerator
-        if accelerator.is_main_process and not is_encoded(self.folder.codes):
-            if not self.folder.tokenizer.exists():
-                raise DataError("there is no tokenizer yet", field=str(self.folder.tokenizer),
-                                fix="run tessera train-tokenizer first")  # fmt: skip
-            config, device = self.recipe.encode, accelerator.device
-            encode_dataset(self.folder.tokenizer, self.images, self.folder.codes, config, device)
+        recipe, accelerator = self.recipe, self.accelerator
+        job = job or ExportJob(max_bad=recipe.data.max_failed_share)
+        part = job.part.within(accelerator.process_index, accelerator.num_processes)
+        job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
+        finished = encode_run(self.folder, recipe.data, recipe.encode, accelerator.device, job)
         accelerator.wait_for_everyone()
+        return finished
 
     def train_prior(self) -> None:
         """Train stage 2 on the codes and freeze the averaged weights in ``prior/``.
@@ -169,10 +198,9 @@ class Run:
         self._require_codes()
         if not self.folder.prior.exists():
             self._train_prior()
-        index = self.folder.model_index
-        text = index_text(self.recipe.samples.sampling).encode()
-        if self.accelerator.is_main_process and (not index.exists() or index.read_bytes() != text):
-            durable.replace_file(index, text)
+        if self.accelerator.is_main_process:
+            dropout = self.recipe.prior.training.label_dropout
+            write_recipe_index(self.folder.root, self.recipe.samples.sampling, dropout)
         self.accelerator.wait_for_everyone()
 
     def _require_codes(self) -> None:
@@ -188,30 +216,37 @@ class Run:
     def _train_prior(self) -> None:
         recipe, stage = self.recipe, self.recipe.prior
         accelerator = self.accelerator
-        codes = {split: TokenDataset(self.folder.codes, split) for split in ("train", "validation")}
+        access = recipe.machine.tokens
+        codes = {split: TokenDataset(self.folder.codes, split, access) for split in ("train", "validation")}
         tokenizer_spec = TokenizerModel.load(self.folder.tokenizer).spec
         require_same_codes(tokenizer_spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
-        task = PriorTask(model, stage.training, codes["validation"], accelerator)
+        seed = derive_seed(recipe.seed, "prior")
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
+        if accelerator.num_processes > 1:
+            how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
+            accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")
         dropout = stage.training.label_dropout
-        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, seed=recipe.seed)
+        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, views=stage.training.views,
+                                seed=recipe.seed)  # fmt: skip
         fit(
             task,
             examples,
             stage.training.fit,
             accelerator,
-            seed=derive_seed(recipe.seed, "prior"),
+            seed=seed,
             checkpoints=self.folder.checkpoints("prior"),
             log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
             identity={
-                "seed": digest(recipe.seed),
+                "seed": digest([recipe.seed, ORDER_VERSION]),
                 "prior": digest(determining(stage)),
                 "the token dataset": digest(read_manifest(self.folder.codes)),
             },
         )
+        exported = task.exported()
         if accelerator.is_main_process:
-            durable.publish_folder(self.folder.prior, task.exported().save)
+            durable.publish_folder(self.folder.prior, exported.save)
         accelerator.wait_for_everyone()
         accelerator.free_memory()
 
@@ -242,3 +277,9 @@ class Run:
             (temporary / "samples.json").write_text(json.dumps(about))
 
         durable.publish_folder(self.folder.samples, fill)
+
+
+def _failures_text(images: dict[str, ImageSet]) -> str:
+    """Every image that could not be used, one JSON object per line."""
+    rows = [{"split": name, **to_dict(each)} for name, split in images.items() for each in split.failures]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

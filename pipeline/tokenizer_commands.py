@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from foundation import durable
-from foundation.config import from_dict
-from foundation.errors import ConfigError, DataError, nearest
-from foundation.image_set import Augment, open_image_sets
+from foundation.errors import ConfigError, DataError
 from foundation.images import to_uint8, to_unit_range
-from pipeline.evaluation.extractors import (
-    DinoV2Config,
-    ExtractorConfig,
-    FeatureExtractor,
-    InceptionConfig,
-    SmallConfig,
-    build_extractor,
-)
-from pipeline.outputs import file_name, output_folder, usable_device
-from pipeline.run_folder import RunFolder
+from pipeline.outputs import file_name, output_folder, picture_path, usable_device
+from pipeline.pretrained import tokenizer_folder
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_CHECKED = 64  # images
 
 
 def open_tokenizer(run: str, device: str) -> TokenizerModel:
@@ -66,10 +56,7 @@ def interpolate_to_file(run: str, first: str, last: str, *, steps: int, out: str
 
     if steps < 2:
         raise ConfigError("is too few", field="--steps", found=steps, expected="2 or more: both ends count")
-    path = Path(out)
-    if path.suffix.lower() not in _PICTURES or path.is_dir():
-        raise ConfigError("is not a name for a picture", field="--out", found=repr(out),
-                          expected=f"a file name that ends in one of {', '.join(_PICTURES)}")  # fmt: skip
+    path = picture_path(out)
     tokenizer = open_tokenizer(run, device)
     pixels = []
     for name in (first, last):
@@ -86,48 +73,21 @@ def interpolate_to_file(run: str, first: str, last: str, *, steps: int, out: str
     print(f"{steps} images from {first} to {last} in {path}")
 
 
-def evaluate_run(run: str, *, extractor: str, weights: str | None, lpips: str | None, split: str, device: str) -> None:
-    """Score the run's tokenizer on its own images; a table, also as ``evaluation/tokenizer-SPLIT-EXTRACTOR.json``."""
-    from pipeline.evaluation.tokenizer import evaluate_tokenizer
-    from stage1_tokenizer.losses.lpips import LPIPS
+def export_to_folder(run: str, out: str, images: str | None) -> None:
+    """Write a tokenizer's encoder and decoder as graphs, and print how far each is from the model."""
+    from pipeline.export import check_images, export_tokenizer
+    from pipeline.reconstruct import files_below, read_pixels
 
-    folder = RunFolder(Path(run))
-    recipe = folder.load_recipe()
-    if split not in ("train", "validation"):
-        raise ConfigError("is not one of the choices", field="--split", found=repr(split), fix="train or validation")
-    tokenizer = open_tokenizer(run, device)
-    features = _extractor(extractor, weights)
-    distance = None if lpips is None else LPIPS("" if lpips == "standard" else lpips).to(device)
-    train, held_out = open_image_sets(recipe.data, augment=Augment(), seed=recipe.seed)
-    images = held_out if split == "validation" else train
-    evaluation = evaluate_tokenizer(
-        tokenizer, images, extractor=None if features is None else features.to(device), lpips=distance
-    )
-    print(evaluation.table())
-    path = folder.root / "evaluation" / f"tokenizer-{split}-{extractor}.json"
-    path.parent.mkdir(exist_ok=True)
-    about = {"metrics": evaluation.metrics(), "notes": evaluation.notes}
-    durable.replace_file(path, json.dumps(about, indent=1).encode())
-    print(f"also in {path}")
-
-
-def _extractor(name: str, weights: str | None) -> FeatureExtractor | None:
-    """The extractor of that name; None for ``none``.
-
-    Raises:
-        ConfigError: no such extractor, or weights for one that takes none.
-        CheckpointError: its weights are not to be had.
-    """
-    configs: dict[str, type[ExtractorConfig]] = {
-        each.type_name: each for each in (InceptionConfig, DinoV2Config, SmallConfig)
-    }
-    choices = [*configs, "none"]
-    if name not in choices:
-        raise ConfigError("is not one of the choices", field="--extractor", found=repr(name),
-                          fix=nearest(name, choices))  # fmt: skip
-    if weights is not None and name in ("none", "small"):
-        raise ConfigError("is of no use with this extractor", field="--weights", found=weights,
-                          expected=f"nothing with --extractor {name}", fix="leave it out")  # fmt: skip
-    if name == "none":
-        return None
-    return build_extractor(from_dict(configs[name], {} if weights is None else {"weights": weights}, "--extractor"))
+    tokenizer = open_tokenizer(run, "cpu")
+    if images is None:
+        batch = check_images(tokenizer_folder(Path(run)), tokenizer)
+    else:
+        found = [read_pixels(tokenizer, path, keep_size=False) for path in files_below([images])[:_CHECKED]]
+        batch = to_unit_range(np.concatenate(found))
+    for each in export_tokenizer(tokenizer, batch, Path(out)):
+        unit = "of the codes differ" if each.file.startswith("encoder") and tokenizer.is_discrete else "at most differ"
+        shown = each.checked if each.difference is None else f"{each.difference:.3g} {unit} ({each.checked})"
+        print(f"{each.file:14} {shown}")
+    if not (Path(out) / "encoder.onnx").exists():
+        print("no .onnx: pip install 'tessera-images[onnx]' for it")
+    print(f"in {out}, checked on {len(batch)} images")

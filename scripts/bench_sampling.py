@@ -28,7 +28,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.sampling import SamplingConfig
 
 VOCAB, GUIDANCE = 16384, 2.0
-SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8), "gpt-b": (768, 12, 12)}  # width, layers, heads; the last is LlamaGen's
+SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8), "gpt-b": (768, 12, 12)}  # width, layers, heads
 BATCHES = (1, 16)
 FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}}
 Run = Callable[[], object]

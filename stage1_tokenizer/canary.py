@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foundation.errors import ContractError
+from foundation.errors import CheckpointError, ContractError
 from foundation.images import to_unit_range
 from foundation.tensor_files import load_tensors, write_tensors
 from stage1_tokenizer.canary_sources import preprocessed, source_images
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # share of codes that may differ on another device or with oth
 _PSNR_TOLERANCE = 0.1  # dB
 _GREY_LEVELS = 2  # by which versions of Pillow may differ
 _NUDGE = 1e-5  # of pixels in [-1, 1]; float32 rounds values near 1 by 6e-8, and a deep network adds its own
-_N_CROPS, _CROP_CODES = 4, 4  # crops of 4 x 4 codes, for a check in no time
+_N_CROPS, _CROP_PIXELS, _CROP_CODES = 4, 32, 2  # crops of about so many pixels, for a check in no time
 _LATENT_TOLERANCE = 1e-2  # of a latent's standard deviation
 
 
@@ -68,9 +68,8 @@ def load_canary(folder: Path) -> Canary | None:
     Raises:
         CheckpointError: the file is damaged.
     """
-    if not (folder / FILE).exists():
-        return None
-    return _canary(load_tensors(folder / FILE), "")
+    tensors = _stored(folder)
+    return None if tensors is None else _canary(tensors, "")
 
 
 def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
@@ -80,9 +79,9 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
         ContractError: a filter, more than one code in a thousand, or a reconstruction differs.
         CheckpointError: the file is damaged.
     """
-    if not (folder / FILE).exists():
+    tensors = _stored(folder)
+    if tensors is None:
         return
-    tensors = load_tensors(folder / FILE)
     _require_same_preprocess(tokenizer, tensors, folder)
     canary = _canary(tensors, "")
     _require_same_codes(canary, _encode(tokenizer, canary.pixels_BYXC), folder)
@@ -97,9 +96,9 @@ def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float
     Raises:
         ContractError, CheckpointError: as ``check_canary``.
     """
-    if not (folder / FILE).exists():
+    started, tensors = time.perf_counter(), _stored(folder)
+    if tensors is None:
         return
-    started, tensors = time.perf_counter(), load_tensors(folder / FILE)
     _require_same_preprocess(tokenizer, tensors, folder)
     if "crop_pixels" not in tensors:  # frozen by an earlier version
         return
@@ -121,6 +120,32 @@ def _record(tokenizer: TokenizerModel, pixels: np.ndarray, prefix: str) -> dict[
     stable = ~_differing(codes, singly)
     values = {"pixels": torch.from_numpy(pixels), "codes": codes, "stable": stable, "psnr": psnr_B}
     return {prefix + name: value for name, value in values.items()}
+
+
+def _stored(folder: Path) -> dict[str, torch.Tensor] | None:
+    """Every tensor of the file, None without a file.
+
+    Raises:
+        CheckpointError: it is damaged, or holds something else than a canary.
+    """
+    if not (folder / FILE).exists():
+        return None
+    tensors = load_tensors(folder / FILE)
+    prefixes = ("", "crop_") if any(name.startswith("crop_") for name in tensors) else ("",)
+    if not all(_is_canary(tensors, prefix) for prefix in prefixes):
+        raise CheckpointError("is no canary", field=str(folder / FILE), found=", ".join(sorted(tensors)),
+                              fix="take the folder anew from where it came")  # fmt: skip
+    return tensors
+
+
+def _is_canary(tensors: dict[str, torch.Tensor], prefix: str) -> bool:
+    pixels, codes = tensors.get(f"{prefix}pixels"), tensors.get(f"{prefix}codes")
+    if pixels is None or codes is None or not len(pixels) == len(codes) > 0:
+        return False
+    stable, psnr_B = tensors.get(f"{prefix}stable", codes), tensors.get(f"{prefix}psnr", pixels)
+    return (
+        pixels.ndim == 4 and pixels.dtype == torch.uint8 and stable.shape == codes.shape and len(psnr_B) == len(codes)
+    )
 
 
 def _canary(tensors: dict[str, torch.Tensor], prefix: str) -> Canary:
@@ -199,10 +224,11 @@ def _differing(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _crops(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> np.ndarray:
     """The middle of the first images."""
-    side = _CROP_CODES * tokenizer.config.side_multiple
+    multiple = tokenizer.config.side_multiple
+    side = multiple * max(_CROP_CODES, -(-_CROP_PIXELS // multiple))
     height, width = (min(side, size) for size in pixels_BYXC.shape[1:3])
     top, left = (pixels_BYXC.shape[1] - height) // 2, (pixels_BYXC.shape[2] - width) // 2
-    return np.ascontiguousarray(pixels_BYXC[:_N_CROPS, top : top + height, left : left + width])
+    return pixels_BYXC[:_N_CROPS, top : top + height, left : left + width].copy()
 
 
 def _device(tokenizer: TokenizerModel) -> torch.device:

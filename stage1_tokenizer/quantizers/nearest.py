@@ -33,7 +33,13 @@ def nearest_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor) -> torch.
 
 @torch.no_grad()
 def best_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor, bias_V: torch.Tensor | None = None) -> torch.Tensor:
-    """Index of the row with the largest score x.e + bias, (N,) int64; the lowest index on ties."""
+    """Index of the row with the largest score x.e + bias, (N,) int64; the lowest index on ties.
+
+    In a graph that ``torch.export`` records, N is not known, and so not how many blocks there are: there is one.
+    """
+    if torch.compiler.is_exporting():
+        scores_NV = vectors_ND @ codebook_VD.T
+        return (scores_NV if bias_V is None else scores_NV + bias_V).argmax(1)
     codes_N = torch.empty(len(vectors_ND), dtype=torch.int64, device=vectors_ND.device)
     rows = rows_per_block(len(codebook_VD), vectors_ND.device)
     scores = torch.empty(min(rows, len(vectors_ND)), len(codebook_VD), device=vectors_ND.device)

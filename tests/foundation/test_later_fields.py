@@ -4,8 +4,8 @@ import pytest
 
 from foundation.config import digest, from_dict, to_dict
 from foundation.images import Preprocess
-from stage1_tokenizer.config import TokenizerConfig
 from foundation.later_fields import later, settled
+from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import GumbelConfig, KLConfig, QuantizerConfig, ResidualConfig, VQConfig
 
 

@@ -107,7 +107,7 @@ def dataset(tmp_path: Path) -> Path:
 def test_the_manifest_accounts_for_every_image(dataset: Path) -> None:
     manifest = json.loads((dataset / MANIFEST).read_text())
     assert manifest["splits"]["train"]["rows"] == 123
-    assert manifest["splits"]["train"]["failures"] == [{"image_id": "bad", "reason": "empty"}] * 3
+    assert manifest["splits"]["train"]["failures"] == [{"image_id": "bad", "reason": "empty", "code": "unreadable"}] * 3
     before = (dataset / MANIFEST).read_bytes()
     (dataset / MANIFEST).unlink()
     write_manifest(dataset, spec())

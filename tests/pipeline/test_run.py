@@ -251,9 +251,9 @@ def test_the_sample_grid_has_a_row_per_class(finished_run: Path) -> None:
 
 def test_the_report_is_one_file_that_shows_everything(finished_run: Path) -> None:
     page = (finished_run / "report.html").read_text()
-    for title in ("Samples", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"):
+    for title in ("Samples", "Uses", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"):
         assert f"<h2>{title}</h2>" in page
-    assert page.count("data:image/png;base64,") == 14
+    assert page.count("data:image/png;base64,") == 20
     assert "http" not in page.replace("https://", "http://").split("<h2>Recipe</h2>")[0]
     assert "src='/" not in page and "href=" not in page
 

@@ -98,7 +98,7 @@ armed = False
 def hook(event, arguments):
     if armed and event.startswith(WATCHED):
         seen.append((event, str(arguments)[:200]))
-import pathlib, json, resource
+import pathlib, json
 from foundation.errors import CheckpointError
 from pipeline.importing.torch_files import read_torch_file
 for name in pathlib.Path(sys.argv[2]).iterdir():  # so that what is imported late is there before the watch begins
@@ -116,7 +116,8 @@ for name in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     for event, arguments in seen:
         assert event == "open" and str(name) in arguments, (name.name, event, arguments)
     seen.clear()
-results["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss would also count the process that started this one
+results["peak"] = int(status.split("VmHWM:")[1].split()[0])
 print(json.dumps(results))
 """
 

@@ -1,0 +1,236 @@
+"""The plan of an export: which images, in which order, views and files. It is written once and never changes.
+
+Images are in the order of their source, which sorts them; a file holds ``images_per_shard`` images of one split, the
+last of a split what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foundation.codes import CodeSpec, require_same_codes
+from foundation.config import from_dict, to_dict
+from foundation.errors import ContractError, DataError
+from foundation.image_sources import ImageSource
+from foundation.image_views import CENTRE, FLIP, TEN_CROP
+from foundation.token_shards import shard_path
+from pipeline.recipe import EncodeConfig
+
+REMEDY = "remove the run's codes folder to encode the images that are there now"
+
+
+@dataclass(frozen=True)
+class PlannedSplit:
+    """The images of one split.
+
+    Attributes:
+        image_ids: in order.
+        labels: their class numbers, or None.
+        views: numbers of ``foundation.image_views.VIEWS``, of each image.
+    """
+
+    image_ids: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    views: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One parquet file: images ``start..stop`` of a split, each in ``views``."""
+
+    split: str
+    index: int
+    start: int
+    stop: int
+    views: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Different for each file of the plan."""
+        return f"{self.split}-{self.index:05d}"
+
+    @property
+    def n_images(self) -> int:
+        """Images planned."""
+        return self.stop - self.start
+
+    def path(self, folder: Path) -> Path:
+        """Where it lives in the dataset ``folder``."""
+        return shard_path(folder, self.split, self.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """What is encoded, and how.
+
+    Attributes:
+        spec: of the codes.
+        splits: by name.
+        images_per_shard: images in one file.
+        corner_scale: of the crops at the corners.
+        batch_size: images encoded at once, always, since codes may depend on it.
+        device: ``cpu``, ``cuda``: of all processes, since codes may depend on it.
+    """
+
+    spec: CodeSpec
+    splits: Mapping[str, PlannedSplit]
+    images_per_shard: int
+    corner_scale: float
+    batch_size: int
+    device: str
+
+    @cached_property
+    def shards(self) -> tuple[PlannedShard, ...]:
+        """The files, in order."""
+        return tuple(self._shards())
+
+    def _shards(self) -> Iterator[PlannedShard]:
+        for name, split in self.splits.items():
+            n = len(split.image_ids)
+            for index, start in enumerate(range(0, n, self.images_per_shard)):
+                yield PlannedShard(name, index, start, min(start + self.images_per_shard, n), split.views)
+
+    @property
+    def n_images(self) -> int:
+        """Images of all splits."""
+        return sum(len(split.image_ids) for split in self.splits.values())
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what is encoded; how it is, batch size and device, is not part of it."""
+        return hashlib.sha256(json.dumps(self._what(), sort_keys=True).encode()).hexdigest()
+
+    def _what(self) -> dict[str, Any]:
+        splits = [
+            {"name": name, "image_ids": each.image_ids, "labels": each.labels, "views": each.views}
+            for name, each in self.splits.items()
+        ]
+        return {
+            "contract": self.spec.contract,
+            "spec": to_dict(self.spec),
+            "images_per_shard": self.images_per_shard,
+            "corner_scale": self.corner_scale,
+            "splits": splits,
+        }
+
+    def to_json(self) -> bytes:
+        """The content of ``plan.json``."""
+        how = {"batch_size": self.batch_size, "device": self.device}
+        plan = {"format": 1, "what": self._what(), "how": how}
+        return json.dumps({**plan, "sha256": _sha256(plan)}, indent=None, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, path: Path) -> ExportPlan:
+        """Read ``plan.json`` back.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            saved = json.loads(path.read_bytes())
+            what, how = saved["what"], saved["how"]
+            if _sha256({name: saved[name] for name in ("format", "what", "how")}) != saved["sha256"]:
+                raise ValueError("it was changed after it was written")
+            splits = {
+                each["name"]: PlannedSplit(
+                    tuple(each["image_ids"]),
+                    None if each["labels"] is None else tuple(each["labels"]),
+                    tuple(each["views"]),
+                )
+                for each in what["splits"]
+            }
+            return cls(
+                spec=from_dict(CodeSpec, what["spec"]), splits=splits, images_per_shard=what["images_per_shard"],
+                corner_scale=what["corner_scale"], batch_size=how["batch_size"], device=how["device"],
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            fix = "delete it and run tessera encode again: it is made anew"
+            raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
+
+
+def make_plan(
+    spec: CodeSpec, sources: Mapping[str, ImageSource], config: EncodeConfig, *, batch_size: int, device: str
+) -> ExportPlan:
+    """The plan for some images.
+
+    Raises:
+        DataError: two images of one split have one id.
+    """
+    splits = {}
+    for name, source in sources.items():
+        twice = [image_id for image_id, count in Counter(source.ids).items() if count > 1]
+        if twice:
+            raise DataError("two images have one id", field=f"split {name}", found=twice[0])
+        labels = None if source.labels is None else tuple(np.asarray(source.labels).tolist())
+        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config) if name == "train" else CENTRE)
+    return ExportPlan(
+        spec=spec, splits=splits, images_per_shard=config.images_per_shard, corner_scale=config.corner_scale,
+        batch_size=batch_size, device=device,
+    )  # fmt: skip
+
+
+def views_of(config: EncodeConfig) -> tuple[int, ...]:
+    """The views of each training image; held-out images are encoded as they are."""
+    if config.ten_crop:
+        return TEN_CROP
+    return FLIP if config.flip else CENTRE
+
+
+def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None:
+    """Refuse to go on with another plan than the one that is ``there``.
+
+    Raises:
+        ContractError: naming what differs.
+    """
+    require_same_codes(there.spec, wanted.spec, owner="the plan", other="this run")
+    rows = [
+        (name, getattr(there, name), getattr(wanted, name))
+        for name in ("images_per_shard", "corner_scale", "batch_size", "device")
+        if getattr(there, name) != getattr(wanted, name)
+    ]
+    for name in sorted({*there.splits, *wanted.splits}):
+        rows += _differing(name, there.splits.get(name), wanted.splits.get(name))
+    if rows:
+        shown = "".join(f"\n    {name}: the plan has {one}, this run {other}" for name, one, other in rows)
+        raise ContractError(
+            f"plans other images or labels, or encodes them otherwise; they differ in:{shown}",
+            field=str(path),
+            fix=f"go on as planned, or {REMEDY}",
+        )
+
+
+def _differing(name: str, there: PlannedSplit | None, wanted: PlannedSplit | None) -> list[tuple[str, object, object]]:
+    if there is None or wanted is None:
+        return [(f"split {name}", there and "some", wanted and "some")]
+    if there.views != wanted.views:
+        return [(f"views of {name}", there.views, wanted.views)]
+    if there.image_ids != wanted.image_ids:
+        gone = sorted(set(there.image_ids) - set(wanted.image_ids))
+        new = sorted(set(wanted.image_ids) - set(there.image_ids))
+        return [(f"images of {name}", _some(there.image_ids, gone), _some(wanted.image_ids, new))]
+    if there.labels != wanted.labels:
+        first = 0
+        if there.labels and wanted.labels:
+            pairs = enumerate(zip(there.labels, wanted.labels, strict=True))
+            first = next(i for i, (one, other) in pairs if one != other)
+        one, other = (each and each[first] for each in (there.labels, wanted.labels))
+        return [(f"label of {there.image_ids[first]} ({name})", one, other)]
+    return []
+
+
+def _some(image_ids: tuple[str, ...], only_here: list[str]) -> str:
+    only = f", {len(only_here)} of them only there, e.g. {', '.join(only_here[:3])}" if only_here else ""
+    return f"{len(image_ids):,}{only}"
+
+
+def _sha256(plan: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""The images of one parquet file through the frozen tokenizer.
+
+Every image keeps its place in its batch whatever happens to the others, and every batch has one shape, so that the
+codes do not depend on which images fail, on who encodes, or on whether an image is encoded now or in a retry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from foundation.image_failures import Failure, failure_of
+from foundation.image_sources import ImageSource
+from foundation.image_views import view_pixels
+from foundation.images import to_unit_range
+from foundation.token_shards import Shard
+from pipeline.encoding.plan import ExportPlan, PlannedShard
+from pipeline.encoding.precision import full_precision
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+_AHEAD = 2  # batches that are read while one is encoded
+_MOST_READERS = 32
+
+Decoded = np.ndarray | Failure | None
+"""(views, Y, X, C) uint8; what went wrong; or nothing, where the image was not asked for"""
+
+
+class ShardEncoder:
+    """Encodes the files of a plan.
+
+    Args:
+        tokenizer: frozen, on its device.
+        sources: the images of each split.
+        plan: in what views and batches.
+    """
+
+    def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
+        self.tokenizer, self.sources, self.plan = tokenizer, sources, plan
+        self._device = next(tokenizer.parameters()).device
+        self._readers = ThreadPoolExecutor(min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="images")
+
+    def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
+        """All images of a file. ``done`` is told how many more images are done."""
+        codes_VNT, failures = self.encode_some(planned, range(planned.start, planned.stop), done)
+        return self.shard(planned, codes_VNT, failures)
+
+    def encode_some(
+        self, planned: PlannedShard, wanted: Collection[int], done: Callable[[int], None] = lambda n: None
+    ) -> tuple[np.ndarray, dict[int, Failure]]:
+        """Some images of a file, each in the place of its batch that it has when all are encoded.
+
+        Args:
+            planned: the file.
+            wanted: numbers of images, in the split's order.
+            done: is told how many more images are done.
+
+        Returns:
+            (views, images of the file, T) int64 codes, 0 where there are none; and what went wrong with which image.
+        """
+        codes_VNT = np.zeros((len(planned.views), planned.n_images, self.plan.spec.n_codes), np.int64)
+        failures: dict[int, Failure] = {}
+        for numbers, decoded in self._batches(planned, wanted):
+            good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
+            failures.update({n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)})
+            places = [numbers[i] - planned.start for i in good]
+            for row in range(len(planned.views)) if good else ():
+                codes_VNT[row, places] = self._codes(decoded, row)[good]
+            done(sum(each is not None for each in decoded))
+        return codes_VNT, failures
+
+    def shard(self, planned: PlannedShard, codes_VNT: np.ndarray, failures: Mapping[int, Failure]) -> Shard:
+        """What a file holds, given the codes of its images and which of them failed."""
+        split = self.plan.splits[planned.split]
+        good = [n for n in range(planned.start, planned.stop) if n not in failures]
+        labels = None if split.labels is None else np.array([split.labels[n] for n in good], np.int64)
+        places = [n - planned.start for n in good]
+        return Shard(
+            codes_BT=codes_VNT[:, places].reshape(-1, self.plan.spec.n_codes),
+            image_ids=[split.image_ids[n] for n in good] * len(planned.views),
+            views=np.repeat(np.array(planned.views, np.uint8), len(good)),
+            labels=None if labels is None else np.tile(labels, len(planned.views)),
+            failures=[failures[n] for n in sorted(failures)],
+            planned=planned.n_images,
+            plan=self.plan.identity,
+        )
+
+    def close(self) -> None:
+        """End the threads that read images."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _batches(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[tuple[list[int], list[Decoded]]]:
+        """The batches that hold something wanted, with image numbers; the next ones are being read meanwhile."""
+        waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
+        size = self.plan.batch_size
+        for start in range(planned.start, planned.stop, size):
+            numbers = list(range(start, min(start + size, planned.stop)))
+            if any(n in wanted for n in numbers):
+                futures = [self._readers.submit(self._read, planned, n, n in wanted) for n in numbers]
+                waiting.append((numbers, futures))
+            if len(waiting) > _AHEAD:
+                yield _results(*waiting.popleft())
+        while waiting:
+            yield _results(*waiting.popleft())
+
+    def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
+        if not wanted:
+            return None
+        source = self.sources[planned.split]
+        try:
+            image = source.read(number)
+            return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
+        except Exception as error:  # decoders raise anything at all on hostile bytes: the reason is listed, with a code
+            return failure_of(source.ids[number], error)
+
+    def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
+        """One view of a batch as (B, T) codes; black in the place of what is missing."""
+        preprocess = self.tokenizer.preprocess
+        shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
+        pixels_BYXC = np.zeros(shape, np.uint8)
+        for i, each in enumerate(decoded):
+            if isinstance(each, np.ndarray):
+                pixels_BYXC[i] = each[row]
+        with full_precision(self._device):
+            codes = self.tokenizer.encode(to_unit_range(pixels_BYXC).to(self._device))
+        return codes.flatten(1)[: len(decoded)].cpu().numpy()
+
+
+def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[int], list[Decoded]]:
+    return numbers, [each.result() for each in futures]
+
+
+@torch.no_grad()
+def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
+    """Share of codes that a change of the encoder's output by about one part in 100,000 would make another code.
+
+    The change is ``margin`` times the root mean square of the output, up or down at random but the same every time. It
+    bounds how many codes may differ between machines whose arithmetic rounds differently.
+
+    Args:
+        tokenizer: frozen, on its device.
+        images_BCYX: in [-1, 1], on the same device.
+        margin: size of the change.
+    """
+    with full_precision(images_BCYX.device):
+        features = tokenizer.features(images_BCYX)
+        codes = tokenizer.bottleneck.encode(features)
+        signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+        change = signs.to(features) * (margin * features.square().mean().sqrt())
+        return float((tokenizer.bottleneck.encode(features + change) != codes).double().mean())

@@ -1,0 +1,99 @@
+"""How far an export is, from its folder alone: nothing is loaded, and nobody is disturbed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.errors import DataError
+from foundation.token_shards import read_footer
+from pipeline.encoding.export import LEASES, PLAN, is_encoded
+from pipeline.encoding.plan import ExportPlan
+from pipeline.encoding.verify import by_code
+from pipeline.leases import Holder, Leases
+
+_WINDOW_SECONDS = 1800.0  # the rate is that of the files of the last half hour
+
+
+@dataclass(frozen=True)
+class ExportStatus:
+    """Where an export stands.
+
+    Attributes:
+        planned, written, failed: images.
+        files, files_written: parquet files.
+        images_per_second: of all processes together, lately; None where fewer than two files were written lately.
+        finished: whether the dataset is complete.
+        holders: who is working on what.
+        failures: how many images failed with which code, in words.
+    """
+
+    planned: int
+    written: int
+    failed: int
+    files: int
+    files_written: int
+    images_per_second: float | None
+    finished: bool
+    holders: tuple[Holder, ...]
+    failures: str
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until everything is written at the present rate."""
+        if self.images_per_second is None:
+            return None
+        return (self.planned - self.written - self.failed) / self.images_per_second
+
+    def text(self) -> str:
+        """For a terminal."""
+        done = self.written + self.failed
+        lines = [
+            f"{'finished' if self.finished else 'not finished'}: {done:,} of {self.planned:,} images "
+            f"({done / max(1, self.planned):.1%}), {self.files_written:,} of {self.files:,} files",
+            f"  written  {self.written:,}",
+            f"  failed   {self.failed:,}{f' ({self.failures})' if self.failed else ''}",
+        ]
+        if self.images_per_second is not None and self.seconds_left:
+            lines.append(f"  lately   {self.images_per_second:,.1f} images/s, {_duration(self.seconds_left)} left")
+        lines += [
+            f"  {'working' if each.alive else 'given up'}  {each.work}: process {each.pid} on {each.host}, "
+            f"seen {each.seconds:.0f} s ago"
+            for each in self.holders
+        ]
+        return "\n".join(lines)
+
+
+def export_status(folder: Path) -> ExportStatus:
+    """Where the export into ``folder`` stands.
+
+    Raises:
+        DataError: none has begun there, or its plan or a file is damaged.
+    """
+    if not (folder / PLAN).exists():
+        raise DataError("no export has begun here", field=str(folder), fix="run tessera encode")
+    plan = ExportPlan.from_json(folder / PLAN)
+    there = [(planned, planned.path(folder)) for planned in plan.shards if planned.path(folder).exists()]
+    failures = [each for _, path in there for each in read_footer(path)["failures"]]
+    done = sum(planned.n_images for planned, _ in there)
+    times = sorted((path.stat().st_mtime, planned.n_images) for planned, path in there)
+    holders = Leases(folder / LEASES).holders() if (folder / LEASES).is_dir() else []
+    return ExportStatus(
+        planned=plan.n_images, written=done - len(failures), failed=len(failures), files=len(plan.shards),
+        files_written=len(there), images_per_second=_rate(times), finished=is_encoded(folder), holders=tuple(holders),
+        failures=by_code(failures),
+    )  # fmt: skip
+
+
+def _rate(times: list[tuple[float, int]]) -> float | None:
+    """Images per second since the first of the files written lately, which itself was begun earlier."""
+    recent = [each for each in times if time.time() - each[0] < _WINDOW_SECONDS]
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    return sum(n for _, n in recent[1:]) / (recent[-1][0] - recent[0][0])
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "a minute"

@@ -1,0 +1,186 @@
+"""What a prior scores on a split of a token dataset, beside models that count, as numbers and as a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation import durable
+from foundation.codes import require_same_codes
+from foundation.config import digest
+from foundation.errors import CheckpointError
+from foundation.json_files import read_json
+from foundation.token_dataset import TokenDataset, read_manifest
+from pipeline.run_folder import RunFolder
+from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
+from stage2_prior.evaluate import PriorScores, score_prior
+from stage2_prior.prior import PriorModel
+
+_CLASSES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PriorEvaluation:
+    """What ``evaluate_prior`` found.
+
+    Attributes:
+        split: of the token dataset.
+        scores: the prior's.
+        unigram_bits: of the frequencies of the training codes, bits per code.
+        neighbour_bits: of the neighbour model fitted on the training codes, bits per code.
+        n_counted: rows that the neighbour model counted.
+    """
+
+    split: str
+    scores: PriorScores
+    unigram_bits: float
+    neighbour_bits: float
+    n_counted: int
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log."""
+        return {
+            "n_images": float(self.scores.n_images),
+            **self.scores.metrics(),
+            "bits_per_value": self.scores.bits_per_value,
+            "count_unigram_bits_per_code": self.unigram_bits,
+            "count_neighbour_bits_per_code": self.neighbour_bits,
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before comparing these figures with others, a sentence each."""
+        notes = [
+            "these are likelihoods of the codes: what the tokenizer loses has none, so that they compare between "
+            "priors of one tokenizer, and bits per pixel dimension are no likelihood of the pixels",
+            f"the count models were fitted on the training codes, the one of neighbours on {self.n_counted:,} rows",
+        ]
+        if self.split == "train":
+            notes.append("the prior and the count models have seen these codes: they measure memory, not prediction")
+        return notes
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, also by place (for each slot, rows of the grid) and by class, as plain values."""
+        return {
+            "split": self.split,
+            "metrics": self.metrics(),
+            "bits_by_place": [
+                {"level": slot.level, "depth": slot.depth, "bits": bits_HW.tolist()}
+                for slot, bits_HW in self.scores.bits_by_place()
+            ],
+            "bits_by_class": [
+                {"class": each.name, "images": each.n_images, "bits_per_code": each.bits_per_code}
+                for each in self.scores.classes
+            ],
+            "notes": self.notes,
+        }
+
+    def table(self) -> str:
+        """The figures and the notes as text."""
+        scores, n_codes = self.scores, self.scores.spec.n_codes
+        lines = [
+            f"Likelihood of the codes of {scores.n_images:,} images ({self.split}), {n_codes:,} codes each",
+            f"{'':<26}{'bits per code':>14}{'per image':>13}{'per pixel dimension':>21}",
+        ]
+        shares = scores.bits_per_value / scores.bits_per_code if scores.bits_per_code else 0.0
+        for label, bits in (
+            ("prior", scores.bits_per_code),
+            ("neighbours, counted", self.neighbour_bits),
+            ("frequencies, counted", self.unigram_bits),
+            ("equal chances", scores.uniform_bits),
+        ):
+            lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{bits * shares:>21.4f}")
+        return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
+
+    def _by_slot(self) -> list[str]:
+        if len(self.scores.slots) == 1:
+            return []
+        return [
+            f"{f'  grid {slot.level + 1}, depth {slot.depth + 1}':<26}{float(bits_HW.mean()):>14.4f}"
+            for slot, bits_HW in self.scores.bits_by_place()
+        ]
+
+    def _by_class(self) -> list[str]:
+        """The classes that cost most and least."""
+        ordered = sorted(self.scores.classes, key=lambda each: -each.bits_per_code)
+        if len(ordered) < 2:
+            return []
+        most, least = ordered[:_CLASSES_SHOWN], ordered[-_CLASSES_SHOWN:][::-1]
+        return [
+            f"{label:<26}{', '.join(f'{each.name} ({each.bits_per_code:.3f})' for each in classes)}"
+            for label, classes in (("  hardest classes", most), ("  easiest classes", least))
+        ]
+
+
+def evaluate_prior(
+    prior: PriorModel, codes: TokenDataset, train: TokenDataset, split: str, *, batch_size: int = 256
+) -> PriorEvaluation:
+    """Score a prior on every row of a split, and two count models fitted on the training codes beside it.
+
+    Args:
+        prior: on any device.
+        codes: the rows to score.
+        train: what the prior was trained on.
+        split: the name of ``codes``.
+        batch_size: images at a time.
+
+    Raises:
+        ContractError: the prior and the codes do not belong together.
+    """
+    for dataset in (codes, train):
+        require_same_codes(prior.spec, dataset.spec, owner="the prior", other="the token dataset")
+    scores = score_prior(prior, codes, batch_size=batch_size)
+    unigram = UnigramModel.fit(train.codes_NT, train.spec)
+    neighbour = NeighbourModel.fit(train.codes_NT, train.spec)
+    return PriorEvaluation(
+        split=split,
+        scores=scores,
+        unigram_bits=mean_bits(unigram, codes.codes_NT),
+        neighbour_bits=mean_bits(neighbour, codes.codes_NT),
+        n_counted=neighbour.n_rows,
+    )
+
+
+def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvaluation:
+    """Evaluate a run's prior on its own codes, and keep what was found in ``evaluation/prior-SPLIT.json``.
+
+    Raises:
+        CheckpointError: the run has no prior yet, or it is damaged.
+        DataError: no such split.
+    """
+    if not folder.prior.is_dir():
+        raise CheckpointError("the run has no prior yet", field=str(folder.prior), fix="run tessera train-prior first")
+    codes = {name: TokenDataset(folder.codes, name) for name in {"train", split}}
+    evaluation = evaluate_prior(PriorModel.load(folder.prior).to(device), codes[split], codes["train"], split)
+    path = _kept(folder, split)
+    found = {"of": _what_was_scored(folder), **evaluation.as_json()}
+    durable.replace_file(path, json.dumps(found, indent=1).encode())
+    return evaluation
+
+
+def kept_evaluation(folder: RunFolder, split: str, device: str) -> dict[str, Any]:
+    """``PriorEvaluation.as_json`` of a run, from ``evaluation/prior-SPLIT.json`` if it is of these weights and codes.
+
+    Raises:
+        CheckpointError, DataError: as ``evaluate_run_prior``.
+    """
+    try:
+        kept = read_json(_kept(folder, split), ("of", "metrics", "bits_by_place", "bits_by_class"), fix="")
+    except CheckpointError:
+        kept = {}
+    if kept.get("of") == _what_was_scored(folder):
+        return kept
+    return evaluate_run_prior(folder, split, device).as_json()
+
+
+def _kept(folder: RunFolder, split: str) -> Path:
+    return folder.root / "evaluation" / f"prior-{split}.json"
+
+
+def _what_was_scored(folder: RunFolder) -> str:
+    """A hash of the prior's weights and of the codes."""
+    fix = "delete this part and run tessera run again"
+    config = read_json(folder.prior / "config.json", ("weights_sha256",), fix=fix)
+    return digest({"prior": config["weights_sha256"], "codes": read_manifest(folder.codes)})

@@ -1,0 +1,289 @@
+"""The commands that make and change images, quick to load: what they do is imported when they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pipeline.sampling_options import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Each image."""
+
+    best_of: int = 1
+    """draw this many candidates of each image and keep the likeliest"""
+    height: int | None = None
+    """rows in pixels, more than trained: the prior's window slides over the image"""
+    width: int | None = None
+    """columns in pixels, likewise"""
+    partial: bool = False
+    """also write the picture after each row of codes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    """Many images, of which --out is the folder: a killed or repeated command makes only what is missing."""
+
+    count: int | None = None
+    """images in all, in place of num_images_per_label; classes take turns"""
+    format: Literal["png", "parquet"] = "png"
+    """a file for each image, or parquet files"""
+    shard: str = "0/1"
+    """this process' share: i/N, i from 0; several processes may fill one folder"""
+    batch_size: int = 64
+    """images drawn together"""
+    images_per_file: int = 1024
+    """rows of a parquet file"""
+
+
+def sample(
+    run: str,
+    class_labels: list[int | str] | int | str | None = None,
+    num_images_per_label: int = 1,
+    seed: int | None = None,
+    out: str = "new_samples",
+    device: str = "cpu",
+    sampling: Sampling = Sampling(),  # noqa: B008
+    picture: Picture = Picture(),
+    many: Many = Many(),
+) -> None:
+    """New images from a finished run.
+
+    Options in groups can be given without the group's name: --top_k 50, --count 50000.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        class_labels: classes by name or number, e.g. 3 or '[cat,dog]'; default every class, or none if there are none
+        num_images_per_label: images of each class
+        seed: the same seed gives the same images; default a random one, with --count 0
+        out: folder for the images
+        device: cpu, cuda, cuda:1, ...
+        sampling: how codes are drawn; default the run's
+        picture: each image
+        many: many images, resumable, by one process or several
+    """
+    from pipeline.sample_commands import many_to_folder, sample_to_folder
+
+    if many.count is not None:
+        if num_images_per_label != 1 or picture.height or picture.width or picture.partial:
+            from foundation.errors import ConfigError
+
+            raise ConfigError("cannot be used with num_images_per_label, height, width or partial", field="--count",
+                              found=many.count, fix="leave them out")  # fmt: skip
+        options = {**sampling.given(), "best_of": picture.best_of}
+        many_to_folder(run, class_labels, options, many, seed=seed or 0, out=out, device=device)
+        return
+    sample_to_folder(run, class_labels, num_images_per_label, sampling.given(), picture,
+                     seed=seed, out=out, device=device)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What all edits take."""
+
+    class_label: int | str | None = None
+    """class of the images, by name or number; default none"""
+    num_images: int = 4
+    """results for each image"""
+    best_of: int = 1
+    """draw this many candidates of each result and keep the likeliest"""
+    seed: int | None = None
+    """the same seed gives the same results; default a random one"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+
+def complete(
+    run: str,
+    images: list[str] | str,
+    rows: float = 0.5,
+    guess_class: bool = False,
+    out: str = "completed",
+    edit: Edit = Edit(),
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Keep the upper part of images and draw the rest.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        images: an image file, a folder of images, or several
+        rows: rows of codes to keep, a share below 1 or a whole number
+        guess_class: take the class that the kept part makes the likeliest
+        out: folder for the pictures: the image, what is kept of it, the results
+        edit: what all edits take
+        sampling: how codes are drawn; default the run's
+    """
+    from pipeline.edit_commands import edit_to_folder
+
+    kept: int | float = int(rows) if rows >= 1 and rows == int(rows) else rows
+    how = {"rows": kept, "guess_class": guess_class}
+    edit_to_folder("complete", run, images, how, edit, sampling.given(), out=out)
+
+
+def inpaint(
+    run: str,
+    images: list[str] | str,
+    mask: str | None = None,
+    grow: int = 0,
+    blend: int | None = None,
+    out: str = "inpainted",
+    edit: Edit = Edit(),
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Draw what a mask marks anew and keep the rest.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        images: an image file, a folder of images, or several
+        mask: an image file, white where something new is wanted; resized and cropped as the images are; required
+        grow: pixels around the mask that are drawn anew too
+        blend: put the given pixels back outside the mask, fading over so many pixels; default none of them
+        out: folder for the pictures: the image, what is kept of it, the results
+        edit: what all edits take
+        sampling: how codes are drawn; default the run's
+    """
+    from pipeline.edit_commands import edit_to_folder, read_mask
+
+    how = {"mask": read_mask(mask), "grow": grow, "blend": blend}
+    edit_to_folder("inpaint", run, images, how, edit, sampling.given(), out=out)
+
+
+def vary(
+    run: str,
+    images: list[str] | str,
+    share: float = 0.25,
+    out: str = "varied",
+    edit: Edit = Edit(),
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Draw a share of the codes of images anew, at random places.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        images: an image file, a folder of images, or several
+        share: of the codes, above 0 and up to 1
+        out: folder for the pictures: the image, the results
+        edit: what all edits take
+        sampling: how codes are drawn; default the run's
+    """
+    from pipeline.edit_commands import edit_to_folder
+
+    edit_to_folder("vary", run, images, {"share": share}, edit, sampling.given(), out=out)
+
+
+def change_class(
+    run: str,
+    images: list[str] | str,
+    share: float = 0.5,
+    out: str = "changed",
+    edit: Edit = Edit(),
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Give images another class, --class_label: draw the codes that fit it worst anew and keep the others.
+
+    Args:
+        run: the run folder, or a model repository's name on the hub
+        images: an image file, a folder of images, or several
+        share: of the codes that are drawn anew, above 0 and up to 1
+        out: folder for the pictures: the image, the results
+        edit: what all edits take
+        sampling: how codes are drawn; default the run's
+    """
+    from pipeline.edit_commands import edit_to_folder
+
+    edit_to_folder("change_class", run, images, {"share": share}, edit, sampling.given(), out=out)
+
+
+def tune_guidance(
+    run: str,
+    images: int = 1000,
+    extractor: Literal["small", "inception", "dinov2"] = "small",
+    weights: str | None = None,
+    seed: int = 0,
+    write: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Search the guidance scale and schedule whose samples are closest to the training images; make them the default.
+
+    Args:
+        run: the run folder
+        images: samples for each setting; more tell closer settings apart
+        extractor: features for the Frechet distance; small needs no file, and compares with nothing but itself
+        weights: the extractor's weights, a file, folder or hub name; default its cached or downloaded ones
+        seed: of the samples
+        write: make what was found the run's default in model_index.json; false only prints
+        device: cpu, cuda, cuda:1, ...
+    """
+    from pipeline.tune_guidance import Tuning
+    from pipeline.tune_guidance import tune_guidance as tune
+
+    tune(run, Tuning(images=images, extractor=extractor, weights=weights, seed=seed), device, write=write)
+
+
+def export(run: str, out: str, images: str | None = None) -> None:
+    """Encoder and decoder as graphs for torch (.pt2) and, with the onnx packages, for other runtimes (.onnx).
+
+    tessera export RUN -o FOLDER. Each graph is run on images beside the tokenizer, and the difference printed.
+
+    Args:
+        run: a run folder, or a tokenizer folder
+        out: (-o) folder to make
+        images: image files to check the graphs with; default those stored beside the tokenizer
+    """
+    from pipeline.tokenizer_commands import export_to_folder
+
+    export_to_folder(run, out, images)
+
+
+EDITS: dict[str, Callable[..., None]] = {
+    "complete": complete, "inpaint": inpaint, "vary": vary, "change-class": change_class,
+}  # fmt: skip
+_GROUPS = {"sampling": Sampling, "picture": Picture, "many": Many, "edit": Edit}
+_FLAGS = ("partial", "guess_class")
+
+
+def join_groups(arguments: list[str]) -> list[str]:
+    """``--top_k 50`` becomes ``--sampling.top_k 50``, ``--partial`` says true, and an edit's images become one list."""
+    if arguments[:1] not in (["sample"], ["edit"]):
+        return arguments
+    known = {"sampling", "picture", "many"} if arguments[0] == "sample" else {"sampling", "edit"}
+    group_of = {each.name: group for group in known for each in fields(_GROUPS[group])}
+    n_names = 1 if arguments[0] == "sample" else 2
+    positional: list[str] = []
+    named: list[str] = []
+    rest = arguments[n_names:]
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            (named if argument == "-h" else positional).append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--").partition("=")
+        takes_value = name != "help" and not equals
+        if name in _FLAGS and takes_value and (not rest or rest[0] not in ("true", "false")):
+            rest.insert(0, "true")
+        name = f"{group_of[name]}.{name}" if name in group_of else name
+        named += [f"--{name}{equals}{value}", *([rest.pop(0)] if takes_value and rest else [])]
+    if arguments[0] == "edit" and len(positional) > 2:
+        positional = [positional[0], json.dumps(positional[1:])]
+    return [*arguments[:n_names], *positional, *named]
+
+
+def join_out(arguments: list[str]) -> list[str]:
+    """``export RUN -o FOLDER`` as the parser knows it: the folder is the second of two by their places."""
+    if arguments[:1] != ["export"]:
+        return arguments
+    for i, each in enumerate(arguments[:-1]):
+        if each in ("-o", "--out"):
+            rest = arguments[1:i] + arguments[i + 2 :]
+            places = [each for each in rest if not each.startswith("-")][:1]
+            return ["export", *places, arguments[i + 1], *(each for each in rest if each not in places)]
+    return arguments
+
+
+def edit_help() -> dict[str, Any]:
+    """The commands below ``tessera edit``."""
+    return {"_help": "Change a part of images: complete, inpaint, vary, change-class.", **EDITS}

@@ -46,7 +46,7 @@ class FitConfig:
     checkpoint_every: int = 100
     """optimizer steps between checkpoints"""
     keep_checkpoints: int = 2
-    """how many checkpoints stay on disk"""
+    """how many checkpoints stay on disk; at least two do"""
     log_every: int = 10
     """optimizer steps between lines of training metrics"""
 
@@ -115,6 +115,8 @@ def fit(
             if stopping:
                 raise Interrupted(stop.number)
         final = _evaluate(task, config.steps, log, health, bar)
+        if stop.agreed(accelerator):  # also one that came during the last save or evaluation
+            raise Interrupted(stop.number)
         _require_useful(final, checkpoints)
 
 

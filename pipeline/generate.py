@@ -21,6 +21,7 @@ from pipeline.sampling_options import DrawOptions
 from pipeline.score import Images, Unit, score_images
 from pipeline.streaming import PartialImages, RowWatcher, Streaming
 from pipeline.wide import draw_wide, wide_grid
+from stage1_tokenizer.canary import check_canary_quickly
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decode import DecodedCode
 from stage2_prior.prior import PriorModel
@@ -50,6 +51,7 @@ class ImageGenerator(Editing, Interpolating, Streaming):
         root = local_folder(folder)
         index = read_index(root)
         tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
+        check_canary_quickly(tokenizer, root / "tokenizer")
         return cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,13 +67,9 @@ def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preproc
                             found=value, expected=expected, fix="start the run anew in another folder")  # fmt: skip
     if tokenizer.is_discrete:
         check_canary(tokenizer, source)
-    durable.publish_folder(target, lambda temporary: _copy(source, temporary))
+    durable.publish_folder(target, lambda temporary: durable.copy_files(source, temporary))
 
 
 def tokenizer_folder(folder: Path) -> Path:
     """The tokenizer in a run folder, or the folder itself."""
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)

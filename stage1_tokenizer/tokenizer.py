@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation import durable
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
@@ -178,7 +179,8 @@ class TokenizerModel(nn.Module):
         settings = {"tokenizer": to_dict(self.config), "preprocess": to_dict(self.preprocess)}
         save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
         if self.is_discrete:
-            (folder / "code_spec.json").write_text(json.dumps(to_dict(self.spec), indent=1, sort_keys=True))
+            spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
+            durable.write_bytes(folder / "code_spec.json", spec.encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> TokenizerModel:

@@ -7,7 +7,6 @@ dataset. A process may die or join at any time; a file that is written is never 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -196,7 +195,7 @@ class Export:
         if target.exists():
             return
         try:
-            durable.publish_folder(target, lambda temporary: _copy(self.tokenizer_folder, temporary))
+            durable.publish_folder(target, lambda temporary: durable.copy_files(self.tokenizer_folder, temporary))
         except StorageError:
             if not target.exists():
                 raise  # else: another process was first, with the same
@@ -242,7 +241,3 @@ def _require_no_others(folder: Path, plan: ExportPlan) -> None:
             found=f"{len(others)} such",
             fix=REMEDY,
         )
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)

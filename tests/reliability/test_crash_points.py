@@ -88,7 +88,7 @@ def test_a_checkpoint_is_whole_or_not_there_and_two_sound_ones_always_are(
         assert in_child(partial(save, root)) == DONE
         durable.sweep(root)
         assert tree(root) == tree(clean) and not leftovers(root), outcome
-    keep("checkpoints all or nothing", **summary(outcomes), torn=0, **{"fewest sound checkpoints": fewest})
+    keep("checkpoints all or nothing", **summary(outcomes), torn=0, **{"fewest sound checkpoints": str(fewest)})
 
 
 def test_a_model_is_published_whole_or_not_at_all(tmp_path: Path, task: Any, keep: Callable) -> None:

@@ -114,7 +114,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     keep("stop signals", **{"moments on one of two processes": 20, "hangs": 0, "steps lost": 0})
 
 
-@pytest.mark.xfail(strict=True, reason="fit does not look at the signal after the last step")
 @pytest.mark.parametrize("moment", [("save", 2), ("evaluate", 4)])
 def test_a_signal_after_the_last_step_is_not_forgotten(tmp_path: Path, moment: tuple[str, int]) -> None:
     """Else a run told to stop goes on to its next stage."""

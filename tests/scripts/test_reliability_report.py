@@ -20,7 +20,8 @@ RESULTS = """<?xml version="1.0"?>
 <testcase classname="tests.reliability.test_b" name="test_two"><failure message="x"/><properties>
 <property name="promise" value="sweeping"/><property name="figures" value="{&quot;robbed&quot;: 1}"/>
 </properties></testcase>
-<testcase classname="tests.reliability.test_b" name="test_three"><skipped type="pytest.xfail" message="x"/></testcase>
+<testcase classname="tests.reliability.test_b" name="test_three">
+<skipped type="pytest.xfail" message="moons"/></testcase>
 </testsuite></testsuites>
 """
 
@@ -44,6 +45,7 @@ def test_figures_are_summed_and_failures_shown(script: ModuleType, tmp_path: Pat
     text = page.read_text()
     assert "images: 1,000; crashes: 0; how: last | `test_a::test_one` |" in text
     assert "**FAILED**; robbed: 1" in text and "**not run**" in text
+    assert "- Moons; its test is expected to fail." in text
     assert "1 expected to fail, 1 failure, 2 passed" in text and "2026-01-02" in text
 
 

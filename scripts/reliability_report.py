@@ -86,8 +86,6 @@ GAPS = (
     "in its log.",
     "Changes of the number of processes give the same samples and rates, and losses that differ by rounding.",
     "A canary that is checked where a generator is opened covers crops of a few images; an export checks all of it.",
-    "The weights of VGG16 and Inception are read by torch.load with weights_only=True, which is as safe as torch's "
-    "list of allowed types.",
     "Power cuts, network disks and several hosts were not tried: crashes are those of processes on one machine.",
 )
 

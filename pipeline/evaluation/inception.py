@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from foundation import durable
 from foundation.errors import CheckpointError, ConfigError
 from foundation.tensor_files import load_tensors
 from foundation.torchvision_guard import torchvision_problem
+from foundation.unpickling.tensors import read_tensors
 from pipeline.evaluation.extractors import FeatureExtractor, InceptionConfig
 
 PUBLISHED_SHA256_PREFIX = "6726825d"
@@ -60,13 +60,8 @@ def _weights(path: str | None) -> tuple[dict[str, torch.Tensor], bool]:
         raise CheckpointError("no such file of InceptionV3 weights", field=str(file), fix=_remedies())
     if file.suffix == ".safetensors":
         return load_tensors(file), False
-    try:
-        data = file.read_bytes()
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError("cannot be read as tensors", field=str(file), found=str(error).split("\n")[0],
-                              fix=_remedies()) from error  # fmt: skip
-    return tensors, hashlib.sha256(data).hexdigest().startswith(PUBLISHED_SHA256_PREFIX)
+    tensors = read_tensors(file, _remedies())
+    return tensors, durable.file_sha256(file).startswith(PUBLISHED_SHA256_PREFIX)
 
 
 def _cached_or_downloaded() -> Path:

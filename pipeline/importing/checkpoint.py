@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from foundation.errors import CheckpointError
-from pipeline.importing.inert import Inert
-from pipeline.importing.lazy_tensor import LazyTensor
-from pipeline.importing.torch_files import is_pickle, read_torch_file
+from foundation.unpickling.inert import Inert
+from foundation.unpickling.lazy_tensor import LazyTensor
+from foundation.unpickling.torch_files import is_pickle, read_torch_file
 
 _WRAPPERS = ("state_dict", "model", "module")
 _MODULE_PARTS = ("_parameters", "_buffers")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from foundation.errors import CheckpointError, nearest
+from foundation.unpickling.lazy_tensor import LazyTensor
 from pipeline.importing.checkpoint import Checkpoint
-from pipeline.importing.lazy_tensor import LazyTensor
 
 _SHOWN = 5
 _PASSED_OVER = "weights of the last step, in whose place averages are used"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, DataError
 from foundation.learner import Precision
+from foundation.unpickling.tensors import read_tensors
 from stage1_tokenizer.losses.vgg16 import VGG16, load_vgg16
 from stage1_tokenizer.losses.vgg16_file import RANDOM, describe_vgg16
 
@@ -123,13 +124,14 @@ def _require_images(images_BCYX: torch.Tensor) -> None:
 
 def _linear_weights() -> list[torch.Tensor]:
     """The weight of each channel of each feature map, (1, C, 1, 1)."""
+    again = "pip install --force-reinstall --no-deps lpips"
     found = importlib.util.find_spec("lpips")
     folders = list(found.submodule_search_locations or ()) if found is not None else []
     path = Path(folders[0], "weights", "v0.1", "vgg.pth") if folders else None
     if path is None or not path.is_file():
         raise CheckpointError("the linear weights of LPIPS are not installed", found=path or "no lpips distribution",
-                              fix="pip install --force-reinstall --no-deps lpips")  # fmt: skip
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+                              fix=again)  # fmt: skip
+    tensors = read_tensors(path, again)
     weights = [tensors[f"lin{i}.model.1.weight"].float() for i in range(len(VGG16.widths))]
     assert [tuple(each.shape) for each in weights] == [(1, width, 1, 1) for width in VGG16.widths]
     return weights

@@ -5,7 +5,6 @@ Source: Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, column D.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from foundation.durable import file_sha256
 from foundation.errors import CheckpointError
 from foundation.tensor_files import load_tensors, load_weights
+from foundation.unpickling.tensors import read_tensors
 from stage1_tokenizer.losses.vgg16_file import FILE_NAME, SHA256_START, locate_vgg16
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -92,20 +92,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         if not found.startswith(SHA256_START):
             raise CheckpointError("is damaged", field=str(path), found=f"SHA-256 {found[:16]}...",
                                   expected=f"SHA-256 {SHA256_START}...", fix=again)  # fmt: skip
-    tensors = load_tensors(path) if path.suffix == ".safetensors" else _unpickle_tensors(path, again)
+    tensors = load_tensors(path) if path.suffix == ".safetensors" else read_tensors(path, again)
     features = {name: value for name, value in tensors.items() if name.startswith("features.")}
     bad = [name for name, value in features.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise CheckpointError("has weights that are not finite", field=str(path), found=bad[0], fix=again)
     return features
-
-
-def _unpickle_tensors(path: Path, fix: str) -> dict[str, torch.Tensor]:
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=fix) from error
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        raise CheckpointError("is not a dictionary of tensors", field=str(path), found=type(values).__name__, fix=fix)
-    return values

@@ -22,8 +22,8 @@ from foundation.json_files import read_json
 from foundation.log import read_metrics
 from foundation.tensor_files import load_tensors
 from foundation.token_dataset import TokenAccess, TokenDataset
+from foundation.unpickling.torch_files import read_torch_file
 from pipeline.evaluation.inception import _weights as load_inception
-from pipeline.importing.torch_files import read_torch_file
 from pipeline.recipe import load_recipe
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.hub import Tokenizer

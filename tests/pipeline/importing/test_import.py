@@ -14,8 +14,8 @@ from parity_fixtures import PARITY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from foundation.unpickling.lazy_tensor import LazyTensor
 from pipeline.importing.checkpoint import Checkpoint
-from pipeline.importing.lazy_tensor import LazyTensor
 from pipeline.importing.peer_arguments import read_arguments
 from pipeline.importing.plan import account_for
 from pipeline.importing.published import PUBLISHED

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from foundation.errors import CheckpointError
+from foundation.unpickling.inert import Inert, Name
+from foundation.unpickling.torch_files import read_torch_file
 from pipeline.importing.checkpoint import open_checkpoint
-from pipeline.importing.inert import Inert, Name
-from pipeline.importing.torch_files import read_torch_file
 
 ROOT = Path(__file__).parents[3]
 
@@ -100,7 +100,7 @@ def hook(event, arguments):
         seen.append((event, str(arguments)[:200]))
 import pathlib, json
 from foundation.errors import CheckpointError
-from pipeline.importing.torch_files import read_torch_file
+from foundation.unpickling.torch_files import read_torch_file
 for name in pathlib.Path(sys.argv[2]).iterdir():  # so that what is imported late is there before the watch begins
     read_torch_file(name)
 sys.addaudithook(hook)

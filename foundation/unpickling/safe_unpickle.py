@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from foundation.errors import CheckpointError
-from pipeline.importing.inert import Inert, Name
+from foundation.unpickling.inert import Inert, Name
 
 MAX_OPCODES = 1_000_000
 """a checkpoint of a thousand tensors has some fifty thousand"""

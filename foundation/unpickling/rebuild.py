@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from foundation.errors import CheckpointError
-from pipeline.importing.inert import Name
-from pipeline.importing.lazy_tensor import LazyTensor, Storage
-from pipeline.importing.safe_unpickle import sound_key
+from foundation.unpickling.inert import Name
+from foundation.unpickling.lazy_tensor import LazyTensor, Storage
+from foundation.unpickling.safe_unpickle import sound_key
 
 Arguments = tuple[Any, ...]
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from foundation.errors import CheckpointError
-from pipeline.importing.inert import Name
-from pipeline.importing.lazy_tensor import DTYPES, Storage, from_bytes
-from pipeline.importing.rebuild import Rebuilder
-from pipeline.importing.safe_unpickle import Machine
+from foundation.unpickling.inert import Name
+from foundation.unpickling.lazy_tensor import DTYPES, Storage, from_bytes
+from foundation.unpickling.rebuild import Rebuilder
+from foundation.unpickling.safe_unpickle import Machine
 
 MAX_PICKLE_BYTES = 1 << 26
 _ZIP = b"PK\x03\x04"

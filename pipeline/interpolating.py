@@ -12,7 +12,7 @@ from pipeline.draw import Order, draw
 from pipeline.generator_output import GeneratorOutput
 from pipeline.generator_parts import GeneratorParts, Label
 from pipeline.given_images import read_images
-from pipeline.requests import require_count, whole
+from pipeline.requests import Request, require_count, whole
 from pipeline.sampling_options import DrawOptions
 from stage2_prior.decode import stream_uniforms
 
@@ -62,26 +62,26 @@ class Interpolating(GeneratorParts):
                 raise ConfigError("has no place between two images", field=name, found=options.get(name),
                                   fix="leave it out")  # fmt: skip
         self.require_room(n, request)
-        ends = whole(first), whole(last)
-        if min(ends) >= 0:
-            labels = self.label_ids(class_label) * n
-            if len(labels) != n:
-                raise DataError(
-                    "are several", field="class_label", found=len(labels) // n, expected="one class, or None"
-                )
-            self.require_labels(labels)
-            first_T, last_T = stream_uniforms(list(ends), self.spec.n_codes)
-            uniforms_ST = between(first_T, last_T, n)
-            order = Order(labels=labels, seeds=[], sampling=request.sampling, uniforms_BT=uniforms_ST)
-            codes_ST = draw(self.prior, order, show_progress=self.shows_progress)
-            return self.output(codes_ST, labels, list(ends), request)
+        seeds = [whole(first), whole(last)]
+        if min(seeds) >= 0:
+            return self._between_seeds(seeds, class_label, n, request)
         if class_label is not None:
             raise ConfigError("has no part between two images", field="class_label", found=repr(class_label)[:200])
-        pair = [read_images(each, self.spec, self.device) for each in (first, last)]
-        if len(pair[0]) != 1 or len(pair[1]) != 1:
-            raise DataError(
-                "are several", field="images", found=(len(pair[0]), len(pair[1])), expected="one at each end"
-            )
+        return self._between_images([read_images(each, self.spec, self.device) for each in (first, last)], n, request)
+
+    def _between_seeds(self, seeds: list[int], class_label: Label | None, n: int, request: Request) -> GeneratorOutput:
+        labels = self.label_ids(class_label) * n
+        if len(labels) != n:
+            raise DataError("are several", field="class_label", found=len(labels) // n, expected="one class, or None")
+        self.require_labels(labels)
+        first_T, last_T = stream_uniforms(seeds, self.spec.n_codes)
+        order = Order(labels=labels, seeds=[], sampling=request.sampling, uniforms_BT=between(first_T, last_T, n))
+        return self.output(draw(self.prior, order, show_progress=self.shows_progress), labels, seeds, request)
+
+    def _between_images(self, pair: list[torch.Tensor], n: int, request: Request) -> GeneratorOutput:
+        counts = tuple(len(each) for each in pair)
+        if counts != (1, 1):
+            raise DataError("are several", field="images", found=counts, expected="one at each end")
         start, end = self.tokenizer.features(torch.cat(pair)).float()
         shares_S111 = torch.linspace(0, 1, n, device=self.device).view(-1, 1, 1, 1)
         features_SCHW = torch.lerp(start[None], end[None], shares_S111)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import time
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from peak_memory import PeakGrowth
 from reliability.crash_points import DONE, in_child
 from reliability.hostile_images import change, write_hostile
 from reliability.small_tokenizer import PREPROCESS
@@ -20,10 +20,13 @@ N = 1000
 
 
 def survey(folder: Path, expected: dict[str, tuple[str, set[str] | None]], report: Path) -> None:
+    signal.alarm(600)  # a picture that hangs ends the child, which the test then sees
     source = FolderSource(str(folder))
     assert set(source.ids) == set(expected)
     change(folder)
-    images = ImageSet(source, PREPROCESS, name="hostile images")
+    with PeakGrowth() as grown:
+        images = ImageSet(source, PREPROCESS, name="hostile images")
+    assert grown.mib < 1024
     failed = {each.image_id: each for each in images.failures}
     assert images.n_planned == N and len(images) + len(failed) == N
     assert set(images.ids) | set(failed) == set(expected) and not set(images.ids) & set(failed)
@@ -44,11 +47,7 @@ def test_a_thousand_hostile_images_are_all_accounted_for(tmp_path: Path, keep: C
     """In a child, so that a decoder that crashes is seen as such."""
     expected = write_hostile(tmp_path / "images", N)
     assert len(expected) == N
-    began = time.monotonic()
     assert in_child(lambda: survey(tmp_path / "images", expected, tmp_path / "report")) == DONE
-    assert time.monotonic() - began < 120
-    peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    assert peak_mib < 2048
     codes = dict(line.rsplit(" ", 1) for line in (tmp_path / "report").read_text().splitlines())
     failed = sum(int(n) for n in codes.values())
     keep(

@@ -101,10 +101,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
     rng = random.Random(0)
     moments = [rng.choice(MOMENTS) for _ in range(20)]
-    began = time.monotonic()
     debug_launcher(on_two, (tmp_path, moments), num_processes=2)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert time.monotonic() - began < 120
     one, other = (json.loads((tmp_path / f"results-{rank}.json").read_text()) for rank in (0, 1))
     assert one == other and len(one) == 20
     for i, (number, step) in enumerate(one):

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from stage2_prior.engine import DecodingEngine
-from stage2_prior.filters import Filters
 from stage2_prior.guidance import guide
 from stage2_prior.linear import MIN_ROWS
-from stage2_prior.sampling import SamplingConfig, choose
+from stage2_prior.sampling import SamplingConfig, choose, filters_for
 
 
 class Drawing:
@@ -50,7 +49,7 @@ class Drawing:
         self._labels_B, self._scales = labels_B, [float(scale) for scale in scales_T]
         self._plan_rows(len(labels_B))
         filtered = sampling.top_k is not None or sampling.top_p is not None
-        self._filters = Filters(len(labels_B), engine.vocab_size, labels_B.device) if filtered else None
+        self._filters = filters_for(len(labels_B), engine.vocab_size, labels_B.device) if filtered else None
 
     def _plan_rows(self, n_images: int) -> None:
         """When the unconditional rows join and leave."""

@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from foundation.config import require
+from stage2_prior.digit_filters import DigitFilters
 from stage2_prior.filters import Filters
+from stage2_prior.sorting_filters import SortingFilters
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
@@ -58,6 +60,11 @@ class SamplingConfig:
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and up to 1, or null")
 
 
+def filters_for(n_rows: int, n_codes: int, device: torch.device) -> Filters:
+    """For up to ``n_rows`` rows of up to ``n_codes`` probabilities."""
+    return SortingFilters(n_rows, n_codes) if device.type == "cpu" else DigitFilters(n_rows, n_codes, device)
+
+
 def choose(
     logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None
 ) -> torch.Tensor:
@@ -86,7 +93,7 @@ def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig, filters: Fi
     chances = logits.softmax(1)
     if sampling.top_k is None and sampling.top_p is None:
         return chances
-    filters = filters or Filters(len(chances), chances.shape[1], chances.device)
+    filters = filters or filters_for(len(chances), chances.shape[1], chances.device)
     if sampling.top_k is not None:
         chances = filters.keep_top_k(chances, sampling.top_k)
     if sampling.top_p is not None:

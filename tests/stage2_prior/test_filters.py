@@ -1,13 +1,23 @@
-"""top-k and top-p find, without sorting, what sorting finds."""
+"""top-k and top-p of both kinds find what sorting the probabilities by hand finds."""
+
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
+from stage2_prior.digit_filters import DigitFilters
 from stage2_prior.filters import Filters
+from stage2_prior.sampling import filters_for
+from stage2_prior.sorting_filters import SortingFilters
 
 CPU = torch.device("cpu")
+KINDS: dict[str, Callable[[int, int], Filters]] = {
+    "sorting": SortingFilters,
+    "digits": lambda n_rows, n_codes: DigitFilters(n_rows, n_codes, CPU),
+}
+each_kind = pytest.mark.parametrize("kind", list(KINDS))
 
 
 def sorted_top_k(row: list[float], k: int) -> list[bool]:
@@ -37,31 +47,34 @@ FOUND = {
 }
 
 
+@each_kind
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(k=st.integers(1, 320), **FOUND)
-def test_top_k_keeps_what_sorting_keeps(seed: int, size: int, spread: float, levels: int, k: int) -> None:
+def test_top_k_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread: float, levels: int, k: int) -> None:
     before = chances(seed, 3, size, spread, levels)
-    after = Filters(3, size, CPU).keep_top_k(before.clone(), k)
+    after = KINDS[kind](3, size).keep_top_k(before.clone(), k)
     for row, kept in zip(before, after, strict=True):
         expected = torch.tensor(sorted_top_k(row.tolist(), k))
         assert torch.equal(kept, row * expected)
 
 
+@each_kind
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(p=st.floats(1e-9, 1) | st.sampled_from([1e-300, 0.5, 1 - 1e-7]), **FOUND)
-def test_top_p_keeps_what_sorting_keeps(seed: int, size: int, spread: float, levels: int, p: float) -> None:
+def test_top_p_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread: float, levels: int, p: float) -> None:
     before = chances(seed, 3, size, spread, levels)
-    after = Filters(3, size, CPU).keep_top_p(before.clone(), p)
+    after = KINDS[kind](3, size).keep_top_p(before.clone(), p)
     for row, kept in zip(before, after, strict=True):
         expected = torch.tensor(sorted_top_p(row, p)) if p < 1 else row >= 0
         assert torch.equal(kept, row * expected)
         assert (kept > 0).any()
 
 
+@each_kind
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
-def test_a_whole_vocabulary(spread: float) -> None:
+def test_a_whole_vocabulary(kind: str, spread: float) -> None:
     before = chances(1, 2, 16384, spread, 0)
-    filters = Filters(2, 16384, CPU)
+    filters = KINDS[kind](2, 16384)
     for k in (1, 2, 100, 2000, 16383, 16384):
         kept = filters.keep_top_k(before.clone(), k) > 0
         least = before.sort(1, descending=True).values[:, k - 1 : k]
@@ -71,7 +84,12 @@ def test_a_whole_vocabulary(spread: float) -> None:
         assert kept.tolist() == [sorted_top_p(row, p) for row in before]
 
 
-def test_memory_for_more_serves_less() -> None:
-    filters, before = Filters(3, 500, CPU), chances(5, 3, 77, 2.0, 0)
+@each_kind
+def test_memory_for_more_serves_less(kind: str) -> None:
+    filters, before = KINDS[kind](3, 500), chances(5, 3, 77, 2.0, 0)
     filters.keep_top_p(chances(6, 3, 500, 2.0, 0), 0.5)
-    assert torch.equal(filters.keep_top_k(before.clone(), 10), Filters(3, 77, CPU).keep_top_k(before.clone(), 10))
+    assert torch.equal(filters.keep_top_k(before.clone(), 10), KINDS[kind](3, 77).keep_top_k(before.clone(), 10))
+
+
+def test_the_kind_for_a_cpu_is_the_fast_one() -> None:
+    assert isinstance(filters_for(1, 10, CPU), SortingFilters)

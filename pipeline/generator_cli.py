@@ -40,6 +40,16 @@ class Many:
     """rows of a parquet file"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What changes numbers by rounding only."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """of the prior's weights; bf16 is faster where the processor has instructions for it"""
+    compile: bool = False
+    """compile the step that draws a code: half a minute to begin, then faster on a GPU (slower on a CPU)"""
+
+
 def sample(
     run: str,
     class_labels: list[int | str] | int | str | None = None,
@@ -50,6 +60,7 @@ def sample(
     sampling: Sampling = Sampling(),  # noqa: B008
     picture: Picture = Picture(),
     many: Many = Many(),
+    speed: Speed = Speed(),
 ) -> None:
     """New images from a finished run.
 
@@ -65,6 +76,7 @@ def sample(
         sampling: how codes are drawn; default the run's
         picture: each image
         many: many images, resumable, by one process or several
+        speed: what changes numbers by rounding only
     """
     from pipeline.sample_commands import many_to_folder, sample_to_folder
 
@@ -75,10 +87,10 @@ def sample(
             raise ConfigError("cannot be used with num_images_per_label, height, width or partial", field="--count",
                               found=many.count, fix="leave them out")  # fmt: skip
         options = {**sampling.given(), "best_of": picture.best_of}
-        many_to_folder(run, class_labels, options, many, seed=seed or 0, out=out, device=device)
+        many_to_folder(run, class_labels, options, many, seed=seed or 0, out=out, device=device, speed=speed)
         return
     sample_to_folder(run, class_labels, num_images_per_label, sampling.given(), picture,
-                     seed=seed, out=out, device=device)  # fmt: skip
+                     seed=seed, out=out, device=device, speed=speed)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +254,15 @@ def export(run: str, out: str, images: str | None = None) -> None:
 EDITS: dict[str, Callable[..., None]] = {
     "complete": complete, "inpaint": inpaint, "vary": vary, "change-class": change_class,
 }  # fmt: skip
-_GROUPS = {"sampling": Sampling, "picture": Picture, "many": Many, "edit": Edit}
-_FLAGS = ("partial", "guess_class")
+_GROUPS = {"sampling": Sampling, "picture": Picture, "many": Many, "speed": Speed, "edit": Edit}
+_FLAGS = ("partial", "compile", "guess_class")
 
 
 def join_groups(arguments: list[str]) -> list[str]:
     """``--top_k 50`` becomes ``--sampling.top_k 50``, ``--partial`` says true, and an edit's images become one list."""
     if arguments[:1] not in (["sample"], ["edit"]):
         return arguments
-    known = {"sampling", "picture", "many"} if arguments[0] == "sample" else {"sampling", "edit"}
+    known = {"sampling", "picture", "many", "speed"} if arguments[0] == "sample" else {"sampling", "edit"}
     group_of = {each.name: group for group in known for each in fields(_GROUPS[group])}
     n_names = 1 if arguments[0] == "sample" else 2
     positional: list[str] = []

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foundation import durable
 from foundation.errors import ConfigError
 from pipeline.batch import Batch, Shard, generate_to_folder
 from pipeline.generate import ImageGenerator
-from pipeline.generator_cli import Many, Picture
+from pipeline.generator_cli import Many, Picture, Speed
 from pipeline.generator_output import grid_image
 from pipeline.outputs import file_name, output_folder, picture_path, usable_device
 from pipeline.streaming import PartialImages
@@ -28,9 +30,10 @@ def sample_to_folder(
     seed: int | None,
     out: str,
     device: str,
+    speed: Speed,
 ) -> None:
     """Sample and save: one PNG per image, named by class and seed, and a grid of all."""
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    generator = _generator(run, device, speed)
     folder = output_folder(out, run)
     labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     output = generator(
@@ -50,10 +53,10 @@ def sample_to_folder(
 
 
 def many_to_folder(
-    run: str, class_labels: ClassLabels, options: Any, many: Many, *, seed: int, out: str, device: str
+    run: str, class_labels: ClassLabels, options: Any, many: Many, *, seed: int, out: str, device: str, speed: Speed
 ) -> None:
     """Make a shard of many images that are not there yet."""
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    generator = _generator(run, device, speed)
     folder = output_folder(out, run)
     labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     assert many.count is not None
@@ -93,6 +96,13 @@ def read_shard(text: str) -> Shard:
     if not (slash and index.isdecimal() and n.isdecimal()):
         raise ConfigError("is not a share of the work", field="--shard", found=repr(text), expected="i/N, e.g. 0/4")
     return Shard(int(index), int(n))
+
+
+def _generator(run: str, device: str, speed: Speed) -> ImageGenerator:
+    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    if speed.precision == "bf16":
+        generator.prior.to(torch.bfloat16)
+    return generator.compile() if speed.compile else generator
 
 
 def _writer(folder: Path) -> Any:

@@ -1,6 +1,6 @@
 """One token dataset, several priors with an equal budget: what each choice is worth in bits per code.
 
-    python scripts/compare_priors.py runs/cifar10-prior-20min --minutes 20    # steps from the speed of the first row
+    python scripts/compare_priors.py runs/cifar10-20min --minutes 20    # steps from the speed of the first row
     python scripts/compare_priors.py runs/digits --steps 600 --only 2d-rope learned-positions
 
 RUN is a run folder with codes; its recipe says how large the priors are and how they are trained. Each row is a

@@ -28,13 +28,24 @@ _ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[list[tuple[int, int]], Dec
 
 
 def engine_for(prior: PriorModel) -> DecodingEngine:
-    """The engine of a prior: made at the first call, and again after a change of the prior's weights or their place."""
+    """The engine of a prior: made at the first call, and again after a change of the prior's weights or their place.
+
+    It is a ``CompiledEngine`` where ``prior.compile_decoding`` was called.
+    """
     state = [(each.data_ptr(), each._version) for each in prior.parameters()]
     known = _ENGINES.get(prior)
-    if known is None or known[0] != state:
-        known = (state, DecodingEngine(prior))
+    if known is None or known[0] != state or known[1].compiled != prior.decodes_compiled:
+        known = (state, _make(prior))
         _ENGINES[prior] = known
     return known[1]
+
+
+def _make(prior: PriorModel) -> DecodingEngine:
+    if not prior.decodes_compiled:
+        return DecodingEngine(prior)
+    from stage2_prior.compiled_engine import CompiledEngine  # which is one of these
+
+    return CompiledEngine(prior)
 
 
 class DecodingEngine:
@@ -51,11 +62,14 @@ class DecodingEngine:
         n_codes: T.
         null_class: the label of no class.
         vocab_size: V, the size of the largest codebook.
+        compiled: whether its steps are compiled.
     """
+
+    compiled = False
 
     def __init__(self, prior: PriorModel) -> None:
         with torch.inference_mode():
-            self.weights = InferenceWeights(prior)
+            self.weights = self._copied(prior)
         self._activate = _gelu if self.weights.gpt else _swiglu
         self.n_codes, self._sizes = prior.n_codes, prior.place_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
@@ -124,7 +138,10 @@ class DecodingEngine:
         """The logits of the codes that may stand at a position: (R, size of its codebook) float32."""
         return self.weights.head(self._normalize(x_RE))[:, : self._sizes[position]]
 
-    def _embed(self, tokens: torch.Tensor, inputs: slice) -> torch.Tensor:
+    def _copied(self, prior: PriorModel) -> InferenceWeights:
+        return InferenceWeights(prior)
+
+    def _embed(self, tokens: torch.Tensor, inputs: slice | torch.Tensor) -> torch.Tensor:
         """Codes that are these inputs, (R,) or (R, P) => (R, E) or (R, P, E)."""
         weights = self.weights
         if weights.offset_T is not None:
@@ -138,8 +155,15 @@ class DecodingEngine:
             x_RE = x_RE - x_RE.mean(1, keepdim=True)
         return x_RE / torch.linalg.vector_norm(x_RE, dim=1, keepdim=True).hypot_(self.weights.eps_E)
 
+    def _turned(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Normalise and rotate queries and keys, (3, ..., K); values stay as they are."""
+        turned = (qkv * cos).addcmul_(qkv.roll(self.weights.d_head // 2, -1), sin)
+        if self.weights.normalized_heads:
+            turned[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(self.weights.eps_K))
+        return turned
+
     def _turn(self, qkv_3RNK: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
-        """Normalise and rotate queries and keys into the cache's room."""
+        """As ``_turned``, into the cache's room."""
         turned = torch.mul(qkv_3RNK, turn[0], out=cache.turned_3RNK)
         turned.addcmul_(qkv_3RNK.roll(turned.shape[-1] // 2, -1), turn[1])
         if self.weights.normalized_heads:
@@ -159,9 +183,7 @@ class DecodingEngine:
         for i, layer in enumerate(weights.layers):
             qkv_XF = layer.qkv(self._normalize(x_XE))
             qkv = qkv_XF.view(n_rows, length, 3, weights.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, R, N, T, K)
-            turned = (qkv * cos[i]).addcmul_(qkv.roll(weights.d_head // 2, -1), sin[i])
-            if weights.normalized_heads:
-                turned[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(weights.eps_K))
+            turned = self._turned(qkv, cos[i], sin[i])
             kv_LSRNTK[i].copy_(turned[1:])
             attended_RNTK = _causal_attention(turned[0], *kv_LSRNTK[i])
             x_XE = layer.out.add_to(x_XE, attended_RNTK.transpose(1, 2).reshape(x_XE.shape))

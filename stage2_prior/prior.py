@@ -42,7 +42,8 @@ class PriorModel(nn.Module):
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
-        self.config, self.spec, self.checkpoint_blocks = config, spec, False
+        self.config, self.spec = config, spec
+        self.checkpoint_blocks, self.decodes_compiled = False, False
         self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
         require(config.extra_codes == 0 or len(spec.slots) == 1, "extra_codes", config.extra_codes,
@@ -141,6 +142,10 @@ class PriorModel(nn.Module):
         """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
         for block in self.blocks:
             block.compile()
+
+    def compile_decoding(self) -> None:
+        """Draw codes with a compiled step from now on; worth its time on a GPU (see ``compiled_engine``)."""
+        self.decodes_compiled = True
 
     def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
         """The finite part of the logits of a position: those of its own codebook, (B, V) or narrower (a view)."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stage2_prior.block import Block, GELUFeedForward
-from stage2_prior.linear import Linear, prepare, weight_type
+from stage2_prior.linear import Linear, PlainLinear, prepare, weight_type
 from stage2_prior.norm import EPSILON, LayerNorm, RMSNorm
 from stage2_prior.prior import PriorModel
 
@@ -40,6 +40,7 @@ class InferenceWeights:
 
     Args:
         prior: what is copied; later changes of it do not reach the copy.
+        packed: whether products may take ``PackedLinear``, which torch cannot compile.
 
     Attributes:
         device: of all tensors.
@@ -58,7 +59,8 @@ class InferenceWeights:
         normalized_heads: whether queries and keys are normalised.
     """
 
-    def __init__(self, prior: PriorModel) -> None:
+    def __init__(self, prior: PriorModel, *, packed: bool = True) -> None:
+        self._form = prepare if packed else PlainLinear
         _, self.n_heads, self.d_model = prior.config.shape
         self.d_head, self.normalized_heads = prior.config.d_head, prior.config.qk_norm
         self.gpt = prior.config.block == "gpt"
@@ -76,7 +78,7 @@ class InferenceWeights:
         turns = [self._turns(block) for block in blocks]
         self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*turns, strict=True))
         weight, bias = self._after_norm(prior.norm, prior.head)
-        self.head = prepare(weight, self.dtype, bias)
+        self.head: Linear = self._form(weight, self.dtype, bias)
         self.class_CE = prior.class_embedding.weight.detach().float().clone()
         self.code_SE = prior.code_embedding.weight.detach().float().clone()
         self.offset_T = None if prior.slot_embedding is None else places.offset_T
@@ -92,7 +94,7 @@ class InferenceWeights:
             self._after_norm(block.feed_forward_norm, inner),
             (feed_forward.down.weight, feed_forward.down.bias),
         )
-        return LayerWeights(*(prepare(weight, self.dtype, bias) for weight, bias in parts))
+        return LayerWeights(*(self._form(weight, self.dtype, bias) for weight, bias in parts))
 
     def _reordered(self, qkv: torch.Tensor) -> torch.Tensor:
         """The rows of a weight, or the entries of a bias, in the order of channels described above."""

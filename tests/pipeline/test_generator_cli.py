@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from foundation.image_set import open_image_sets
@@ -16,6 +17,7 @@ from pipeline.generator_cli import join_groups, join_out
 from pipeline.report import write_report
 from pipeline.run_folder import RunFolder
 from pipeline.uses import draw_uses, uses_section
+from stage2_prior.compiled_engine import CompiledEngine
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,21 @@ def digits(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_options_find_their_groups() -> None:
-    line = ["sample", "run", "--top_k", "5", "--seed=3", "--count=9", "--partial", "--picture.best_of", "2"]
+    line = [
+        "sample",
+        "run",
+        "--top_k",
+        "5",
+        "--seed=3",
+        "--count=9",
+        "--partial",
+        "--picture.best_of",
+        "2",
+        "--compile",
+    ]
     assert join_groups(line) == [
         "sample", "run", "--sampling.top_k", "5", "--seed=3", "--many.count=9", "--picture.partial", "true",
-        "--picture.best_of", "2",
+        "--picture.best_of", "2", "--speed.compile", "true",
     ]  # fmt: skip
     line = ["edit", "complete", "run", "a.png", "b c.png", "--rows", "3", "--guess_class", "--num_images", "2"]
     assert join_groups(line) == [
@@ -42,6 +55,25 @@ def test_options_find_their_groups() -> None:
     assert join_groups(["sample", "--help"]) == ["sample", "--help"]
     assert join_groups(["run", "digits", "--top_k", "5"]) == ["run", "digits", "--top_k", "5"]
     assert join_out(["export", "-o", "out", "run", "--images", "x"]) == ["export", "run", "out", "--images", "x"]
+
+
+def test_sample_takes_precision_and_compile(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled here is the step as it stands; tests/stage2_prior/test_compiled_engine.py compiles it."""
+    built = []
+    monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: built.append(self) or function)
+    line = ["sample", str(finished_run), "--class_labels", "3", "--seed", "1", "--out"]
+    generator = ImageGenerator.from_pretrained(finished_run)
+    assert main([*line, str(tmp_path / "compiled"), "--compile"]) == 0 and built
+    assert saved(tmp_path / "compiled") == np.asarray(generator("3", seed=1).images[0]).tolist()
+    assert main([*line, str(tmp_path / "bf16"), "--precision", "bf16"]) == 0
+    generator.prior.to(torch.bfloat16)
+    assert saved(tmp_path / "bf16") == np.asarray(generator("3", seed=1).images[0]).tolist()
+
+
+def saved(folder: Path) -> list:
+    return np.asarray(Image.open(folder / "3-seed1.png")).tolist()
 
 
 def test_sample_takes_every_sampling_option(finished_run: Path, tmp_path: Path) -> None:

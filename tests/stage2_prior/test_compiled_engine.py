@@ -1,0 +1,68 @@
+"""The compiled step computes what the plain engine computes, and the same codes are drawn with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
+
+from foundation.codes import CodeLevel
+from foundation.errors import DataError
+from stage2_prior.compiled_engine import CompiledEngine
+from stage2_prior.decode import decode_codes, stream_uniforms
+from stage2_prior.engine import DecodingEngine, engine_for
+from stage2_prior.prior import PriorModel
+from stage2_prior.sampling import SamplingConfig
+
+
+def all_logits(engine: DecodingEngine, prior: PriorModel, given: int) -> list[torch.Tensor]:
+    tokens_BT, labels_B = examples(prior)
+    cache = engine.new_cache(len(tokens_BT))
+    found = [engine.logits(engine.prefill(labels_B, tokens_BT[:, :given], cache), given)]
+    for t in range(given + 1, engine.n_codes):
+        found.append(engine.logits(engine.decode_one(tokens_BT[:, t - 1], cache), t))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_its_formulas_are_those_of_the_plain_engine(
+    levels: tuple[CodeLevel, ...], options: dict, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, before they are compiled."""
+    monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
+    prior = with_norm_weights(model(levels, **options)).to(dtype)
+    plain, compiled = DecodingEngine(prior), CompiledEngine(prior)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.2
+    for given in (0, prior.n_codes // 2):
+        for one, other in zip(all_logits(plain, prior, given), all_logits(compiled, prior, given), strict=True):
+            assert one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_compiled_it_draws_the_same_codes() -> None:
+    """Guidance that joins and leaves, known codes, and a last batch that is smaller."""
+    prior = model((CodeLevel(height=2, width=4, codebook_size=50),), d_model=64, n_layers=2)
+    labels, uniforms = torch.tensor([0, 1, 2, 1, 0]), stream_uniforms([1, 2, 3, 4, 5], 8)
+    known = torch.full((5, 8), -1)
+    known[:, 0], known[2, 5] = 7, 9
+    sampling = SamplingConfig(guidance_scale=3.0, guidance_interval=(0.3, 0.8), top_k=20)
+
+    def drawn() -> torch.Tensor:
+        return decode_codes(prior, labels, uniforms, sampling, known_BT=known, max_rows=3)
+
+    expected = drawn()
+    prior.compile_decoding()
+    assert isinstance(engine_for(prior), CompiledEngine)
+    assert torch.equal(drawn(), expected)
+
+
+def test_a_full_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
+    prior = model()
+    tokens, labels = examples(prior)
+    engine = CompiledEngine(prior)
+    cache = engine.new_cache(3)
+    engine.prefill(labels, tokens[:, :-1], cache)
+    with pytest.raises(DataError, match="more codes than an image has"):
+        engine.decode_one(tokens[:, -1], cache)

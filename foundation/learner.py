@@ -106,7 +106,7 @@ class Learner:
             step: optimizer step, from 0.
 
         Raises:
-            TrainingError: ten steps in a row were not finite.
+            TrainingError: too many steps were not finite, see ``StepGuard``.
         """
         rate = learning_rate(self.optim, step, self.n_steps)
         for group in self.optimizer.param_groups:

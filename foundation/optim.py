@@ -13,6 +13,7 @@ from foundation.config import require
 from foundation.errors import TrainingError
 
 MAX_BAD_STEPS = 10
+WINDOW = 1000  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,34 +108,44 @@ class StepGuard:
     Attributes:
         n_skipped: steps skipped since the start of the run.
         n_in_a_row: steps skipped since the last good one.
+        recent: how many steps ago each of the last was skipped, as far back as ``WINDOW``.
     """
 
     def __init__(self) -> None:
         self.n_skipped = 0
         self.n_in_a_row = 0
+        self.recent: list[int] = []
 
     def allows(self, gradient_norm: torch.Tensor) -> bool:
         """Whether this step may be taken.
 
         Raises:
-            TrainingError: ten steps in a row were not finite.
+            TrainingError: ten steps in a row, or more than one in a hundred of the last thousand, were not finite.
         """
+        self.recent = [ago + 1 for ago in self.recent if ago + 1 < WINDOW]
         if bool(torch.isfinite(gradient_norm)):
             self.n_in_a_row = 0
             return True
         self.n_skipped += 1
         self.n_in_a_row += 1
+        self.recent.append(0)
         if self.n_in_a_row >= MAX_BAD_STEPS:
-            raise TrainingError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row",
-                fix="lower the learning rate or clip_norm, or train in float32; the last checkpoint is sound",
-            )
+            raise self._stopped(f"{MAX_BAD_STEPS} steps in a row")
+        if len(self.recent) > MAX_BAD_STEPS:
+            raise self._stopped(f"in {len(self.recent)} of the last {WINDOW:,} steps")
         return False
 
-    def state_dict(self) -> dict[str, int]:
-        """For the checkpoint."""
-        return {"n_skipped": self.n_skipped, "n_in_a_row": self.n_in_a_row}
+    def _stopped(self, when: str) -> TrainingError:
+        return TrainingError(
+            f"the gradient was not finite {when}",
+            fix="lower the learning rate or clip_norm, or train in float32; the last checkpoint is sound",
+        )
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """From the checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"n_skipped": self.n_skipped, "n_in_a_row": self.n_in_a_row, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint; one from before ``recent`` was counted begins it anew."""
         self.n_skipped, self.n_in_a_row = state["n_skipped"], state["n_in_a_row"]
+        self.recent = list(state.get("recent", []))

@@ -17,6 +17,7 @@ from foundation.errors import ConfigError, nearest
 from foundation.image_set import DataConfig
 from foundation.later_fields import later, settled
 from foundation.token_dataset import TokenAccess
+from foundation.yaml_files import read_yaml
 from pipeline.pretrained import with_pretrained
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
@@ -217,7 +218,7 @@ def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
     if not isinstance(values, dict):

@@ -82,8 +82,6 @@ GAPS = (
     "Where a file system has no hard links, two processes that publish one name with different content in the same "
     "instant are not told apart; the same content is what they always have here.",
     "What a process of another machine left half-written stays for a day.",
-    "Training stops after ten steps in a row that are not finite; a run with many single ones goes on, and counts them "
-    "in its log.",
     "Changes of the number of processes give the same samples and rates, and losses that differ by rounding.",
     "A canary that is checked where a generator is opened covers crops of a few images; an export checks all of it.",
     "Power cuts, network disks and several hosts were not tried: crashes are those of processes on one machine.",

@@ -121,7 +121,7 @@ class Adversary:
 
         Raises:
             DataError: the two differ in shape.
-            TrainingError: ten steps in a row were not finite.
+            TrainingError: too many steps were not finite, see ``StepGuard``.
         """
         config = self.config
         if step < config.start_step:

@@ -1,5 +1,6 @@
 """Learning rates, weight-decay groups, the guard."""
 
+import contextlib
 import math
 
 import pytest
@@ -50,9 +51,21 @@ def test_decay_spares_vectors_and_tagged_matrices() -> None:
 
 def test_the_guard_counts_and_gives_up_after_ten_in_a_row() -> None:
     guard, bad, good = StepGuard(), torch.tensor(torch.inf), torch.tensor(1.0)
-    assert not any(guard.allows(bad) for _ in range(9)) and guard.allows(good)
+    assert guard.allows(good) and not any(guard.allows(bad) for _ in range(9))
     restored = StepGuard()
     restored.load_state_dict(guard.state_dict())
-    assert not any(restored.allows(bad) for _ in range(9)) and restored.n_skipped == 18
+    assert restored.n_skipped == 9
     with pytest.raises(TrainingError, match="10 steps in a row"):
         restored.allows(bad)
+
+
+@pytest.mark.parametrize(("every", "stops"), [(90, True), (101, False)])
+def test_the_guard_gives_up_where_more_than_one_in_a_hundred_is_bad(every: int, stops: bool) -> None:
+    guard, bad, good = StepGuard(), torch.tensor(torch.nan), torch.tensor(1.0)
+    with pytest.raises(TrainingError, match="11 of the last 1,000 steps") if stops else contextlib.nullcontext():
+        for step in range(5000):
+            guard.allows(good if step % every else bad)
+            if step % 37 == 0:  # as after a resume
+                state, guard = guard.state_dict(), StepGuard()
+                guard.load_state_dict(state)
+    assert guard.n_skipped == (11 if stops else 50)

@@ -37,7 +37,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data, tokenizer_health
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorTask, require_order_aware
+from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +60,8 @@ class Run:
         for stage in ("tokenizer", "prior"):
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of the {n} processes")
-        require_order_aware(self.recipe.prior.model, self.recipe.prior.training)
+        slots = self.recipe.tokenizer.model.n_slots
+        require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
         sharding_asked(self.accelerator)  # refuses what cannot be done, before any work
         if self.accelerator.is_main_process:
             self._lock()

@@ -120,6 +120,12 @@ class TokenizerConfig:
         """What both sides of an image must be multiples of: the stride, at the coarsest grid."""
         return self.stride * 2**self.coarse_halvings
 
+    @property
+    def n_slots(self) -> int:
+        """Kinds of codes that an image has: depths of each level."""
+        depth = self.quantizer.depth if isinstance(self.quantizer, ResidualConfig) else 1
+        return depth * (2 if self.coarse_halvings else 1)
+
 
 def quantizer_width(config: QuantizerConfig) -> int:
     """Channels of what a quantizer gives the decoder."""

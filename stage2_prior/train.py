@@ -46,7 +46,7 @@ class PriorTask:
         *,
         seed: int = 0,
     ) -> None:
-        require_order_aware(model.config, training)
+        require_orders(model.config, training, len(model.spec.slots))
         self.model, self.training, self.held_out, self.seed = model, training, held_out, seed
         self.accelerator = accelerator
         model.checkpoint_blocks = training.checkpoint_blocks
@@ -127,8 +127,8 @@ class PriorTask:
         self.learner.load_state_dict(state)
 
 
-def require_order_aware(model: PriorConfig, training: PriorTraining) -> None:
-    """Refuse random orders for a model that cannot be told what it is to predict.
+def require_orders(model: PriorConfig, training: PriorTraining, n_slots: int) -> None:
+    """Refuse random orders for a model that cannot be told what it is to predict, and for codes of several slots.
 
     Raises:
         ConfigError: naming the field to set.
@@ -136,3 +136,6 @@ def require_order_aware(model: PriorConfig, training: PriorTraining) -> None:
     aware = model.target_aware or training.random_order is None
     require(aware, "prior.model.target_aware", model.target_aware, "true for training in random order",
             "set it, or set prior.training.random_order to null")  # fmt: skip
+    raster = n_slots == 1 or training.random_order is None
+    require(raster, "prior.training.random_order", training.random_order, f"null for codes of {n_slots} slots",
+            "a code of a deeper or finer slot means something only beside those before it")  # fmt: skip

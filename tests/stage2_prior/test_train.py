@@ -15,7 +15,7 @@ from foundation.optim import OptimConfig
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.prior import PriorModel
 from stage2_prior.random_order import RandomOrder
-from stage2_prior.train import PriorTask
+from stage2_prior.train import PriorTask, require_orders
 
 from tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train  # isort: skip
 
@@ -132,6 +132,8 @@ def test_wrong_options_are_refused_before_anything_runs() -> None:
     blind = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), tiny_task(Accelerator(cpu=True)).model.spec)
     with pytest.raises(ConfigError, match=r"prior\.model\.target_aware"):
         PriorTask(blind, PriorTraining(random_order=order), None, Accelerator(cpu=True))
+    with pytest.raises(ConfigError, match=r"prior\.training\.random_order(.|\n)*null for codes of 8 slots"):
+        require_orders(PriorConfig(target_aware=True), PriorTraining(random_order=order), n_slots=8)
     with pytest.raises(ConfigError, match="micro_batch_size"):
         PriorTraining(micro_batch_size=0)
     with pytest.raises(ConfigError, match=r"zero_step(.|\n)*below fit\.steps, 10"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stage1_tokenizer.quantizers.distributed import averaged
 from stage1_tokenizer.quantizers.nearest import rows_per_block
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -20,7 +21,7 @@ class _ChoiceEntropies(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors_ND: torch.Tensor, codebook_VD: torch.Tensor, bias_V: torch.Tensor
+        ctx: Any, vectors_ND: torch.Tensor, codebook_VD: torch.Tensor, bias_V: torch.Tensor, together: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         each = vectors_ND.new_zeros(())
         mean_V = torch.zeros_like(bias_V)
@@ -29,12 +30,13 @@ class _ChoiceEntropies(torch.autograd.Function):
             p_NV = log_p_NV.exp()
             mean_V += p_NV.sum(0)
             each -= p_NV.mul_(log_p_NV).sum()
-        mean_V /= len(vectors_ND)
+        mean_V = mean_V / len(vectors_ND)
+        mean_V = averaged(mean_V) if together else mean_V
         ctx.save_for_backward(vectors_ND, codebook_VD, bias_V, mean_V)
         return each / len(vectors_ND), -torch.xlogy(mean_V, mean_V).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         vectors_ND, codebook_VD, bias_V, mean_V = ctx.saved_tensors
         of_each, of_mean = (gradient / len(vectors_ND) for gradient in gradients)
         log_mean_V = mean_V.clamp_min(_TINY).log() * of_mean
@@ -50,7 +52,7 @@ class _ChoiceEntropies(torch.autograd.Function):
             torch.mm(d_p_NV, codebook_VD, out=d_block_ND)
             d_codebook_VD.addmm_(d_p_NV.T, block_ND)
             d_bias_V += d_p_NV.sum(0)
-        return d_vectors_ND, d_codebook_VD, d_bias_V
+        return d_vectors_ND, d_codebook_VD, d_bias_V, None
 
 
 def choice_entropies(
@@ -64,9 +66,11 @@ def choice_entropies(
         bias_V: (V,) float32.
 
     Returns:
-        E[H(p)] and H(E[p]), scalars in nats, of this process's vectors; gradients reach all three arguments.
+        E[H(p)] of this process's vectors and H(E[p]), while gradients are recorded of all processes' vectors: scalars
+        in nats. Gradients reach all three arguments; averaged over processes they are those of one process.
     """
-    return _ChoiceEntropies.apply(vectors_ND, codebook_VD, bias_V)  # type: ignore[no-any-return]
+    together = torch.is_grad_enabled()
+    return _ChoiceEntropies.apply(vectors_ND, codebook_VD, bias_V, together)  # type: ignore[no-any-return]
 
 
 def entropy_loss(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.quantizers.distributed import shared_mean
 from stage1_tokenizer.quantizers.whitening import whitening
 
 _EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
@@ -134,16 +135,16 @@ def unevenness(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor
     covariance term of Bardes, Ponce and LeCun 2021, arXiv:2105.04906, equation 3.
 
     Args:
-        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2).
+        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training those of all processes count.
         levels: of each channel.
     """
     steps = [level // 2 for level in levels]
     means = [((level - 1) / 2 - step) / step for level, step in zip(levels, steps, strict=True)]
     deviations = [math.sqrt((level**2 - 1) / 12) / step for level, step in zip(levels, steps, strict=True)]
     scaled_NC = (values_NC - values_NC.new_tensor(means)) / values_NC.new_tensor(deviations)
-    moments_CC = scaled_NC.T @ scaled_NC / len(values_NC)
+    moments_CC = shared_mean(scaled_NC.T @ scaled_NC / len(values_NC))
     identity_CC = torch.eye(len(levels), device=values_NC.device)
-    return scaled_NC.mean(0).square().mean() + (moments_CC - identity_CC).square().mean()
+    return shared_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()
 
 
 def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import LFQConfig
+from stage1_tokenizer.quantizers.distributed import shared_mean
 
 _GROUP_BITS = 18
 _TINY = torch.finfo(torch.float32).tiny
@@ -71,9 +72,10 @@ def bit_entropies(logits_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits_NC: (N, C) float32, N above 0.
 
     Returns:
-        E[H(p)] and H(E[p]), scalars in nats. The first is exact: the sum over bits. The second is exact up to 18 bits:
-        the mean of a product of two halves is one matrix product, so that no N x V matrix is held. More bits are
-        taken in groups of 18, whose entropies are added: an upper bound that ignores dependence between groups.
+        E[H(p)] and H(E[p]), scalars in nats, the second in training over the rows of all processes. The first is exact:
+        the sum over bits. The second is exact up to 18 bits: the mean of a product of two halves is one matrix
+        product, so that no N x V matrix is held. More bits are taken in groups of 18, whose entropies are added: an
+        upper bound that ignores dependence between groups.
     """
     ones_NC = logits_NC.sigmoid()
     each = (F.softplus(logits_NC) - logits_NC * ones_NC).sum(1).mean()
@@ -86,7 +88,7 @@ def _entropy_of_mean(ones_NC: torch.Tensor, zeros_NC: torch.Tensor) -> torch.Ten
     low = ones_NC.shape[1] // 2
     left_NL = _products(ones_NC[:, :low], zeros_NC[:, :low])
     right_NR = _products(ones_NC[:, low:], zeros_NC[:, low:])
-    mean_RL = right_NR.T @ left_NL / len(ones_NC)
+    mean_RL = shared_mean(right_NR.T @ left_NL / len(ones_NC))
     return -(mean_RL * mean_RL.clamp_min(_TINY).log()).sum()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from foundation.errors import Interrupted, TesseraError
 from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
+from pipeline.edit_cli import edit_help
 from pipeline.encoding.cli import decode, encode, join_dashes
-from pipeline.generator_cli import edit_help, export, join_groups, join_out, sample, tune_guidance
+from pipeline.generator_cli import export, join_groups, join_out, sample, tune_guidance
 from pipeline.importing.commands import export_diffusers, import_checkpoint, join_files
 from pipeline.score_arguments import join_scored
 

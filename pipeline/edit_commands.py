@@ -13,18 +13,28 @@ from foundation import durable
 from foundation.errors import ConfigError, DataError
 from foundation.images import decode_image, to_pil, to_unit_range
 from pipeline.code_masks import below_rows, grown, pixel_mask
+from pipeline.edit_cli import Edit
 from pipeline.generate import ImageGenerator
-from pipeline.generator_cli import Edit
 from pipeline.generator_output import grid_image
-from pipeline.outputs import file_name, output_folder, usable_device
+from pipeline.open_generator import open_generator
+from pipeline.outputs import file_name, output_folder
 from pipeline.reconstruct import files_below, read_pixels
+from pipeline.sampling_options import Speed
 
 _BATCH = 16  # image files at once
 _HIDDEN = 128
 
 
 def edit_to_folder(
-    method: str, run: str, images: list[str] | str, how: dict[str, Any], edit: Edit, sampling: Any, *, out: str
+    method: str,
+    run: str,
+    images: list[str] | str,
+    how: dict[str, Any],
+    edit: Edit,
+    sampling: dict[str, Any],
+    speed: Speed,
+    *,
+    out: str,
 ) -> None:
     """Edit image files; for each a row of pictures, and each result by itself.
 
@@ -35,9 +45,10 @@ def edit_to_folder(
         how: arguments of the method.
         edit: what all edits take.
         sampling: settings that were given.
+        speed: of drawing codes.
         out: the folder for the pictures.
     """
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(edit.device))
+    generator = open_generator(run, edit.device, speed)
     paths = files_below([images] if isinstance(images, str) else images)
     folder = output_folder(out, run)
     label = None if edit.class_label is None else str(edit.class_label)

@@ -1,13 +1,13 @@
-"""The commands that make and change images, quick to load: what they do is imported when they run."""
+"""The commands that make images, quick to load: what they do is imported when they run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.sampling_options import Sampling
+from pipeline.edit_cli import Edit
+from pipeline.sampling_options import Sampling, Speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,6 @@ class Many:
     """rows of a parquet file"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """What changes numbers by rounding only."""
-
-    precision: Literal["float32", "bf16"] = "float32"
-    """of the prior's weights; bf16 is faster where the processor has instructions for it"""
-    compile: bool = False
-    """compile the step that draws a code: half a minute to begin, then faster on a GPU (slower on a CPU)"""
-
-
 def sample(
     run: str,
     class_labels: list[int | str] | int | str | None = None,
@@ -57,7 +47,7 @@ def sample(
     seed: int | None = None,
     out: str = "new_samples",
     device: str = "cpu",
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     picture: Picture = Picture(),
     many: Many = Many(),
     speed: Speed = Speed(),
@@ -91,123 +81,6 @@ def sample(
         return
     sample_to_folder(run, class_labels, num_images_per_label, sampling.given(), picture,
                      seed=seed, out=out, device=device, speed=speed)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit:
-    """What all edits take."""
-
-    class_label: int | str | None = None
-    """class of the images, by name or number; default none"""
-    num_images: int = 4
-    """results for each image"""
-    best_of: int = 1
-    """draw this many candidates of each result and keep the likeliest"""
-    seed: int | None = None
-    """the same seed gives the same results; default a random one"""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
-
-
-def complete(
-    run: str,
-    images: list[str] | str,
-    rows: float = 0.5,
-    guess_class: bool = False,
-    out: str = "completed",
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),  # noqa: B008
-) -> None:
-    """Keep the upper part of images and draw the rest.
-
-    Args:
-        run: the run folder, or a model repository's name on the hub
-        images: an image file, a folder of images, or several
-        rows: rows of codes to keep, a share below 1 or a whole number
-        guess_class: take the class that the kept part makes the likeliest
-        out: folder for the pictures: the image, what is kept of it, the results
-        edit: what all edits take
-        sampling: how codes are drawn; default the run's
-    """
-    from pipeline.edit_commands import edit_to_folder
-
-    kept: int | float = int(rows) if rows >= 1 and rows == int(rows) else rows
-    how = {"rows": kept, "guess_class": guess_class}
-    edit_to_folder("complete", run, images, how, edit, sampling.given(), out=out)
-
-
-def inpaint(
-    run: str,
-    images: list[str] | str,
-    mask: str | None = None,
-    grow: int = 0,
-    blend: int | None = None,
-    out: str = "inpainted",
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),  # noqa: B008
-) -> None:
-    """Draw what a mask marks anew and keep the rest.
-
-    Args:
-        run: the run folder, or a model repository's name on the hub
-        images: an image file, a folder of images, or several
-        mask: an image file, white where something new is wanted; resized and cropped as the images are; required
-        grow: pixels around the mask that are drawn anew too
-        blend: put the given pixels back outside the mask, fading over so many pixels; default none of them
-        out: folder for the pictures: the image, what is kept of it, the results
-        edit: what all edits take
-        sampling: how codes are drawn; default the run's
-    """
-    from pipeline.edit_commands import edit_to_folder, read_mask
-
-    how = {"mask": read_mask(mask), "grow": grow, "blend": blend}
-    edit_to_folder("inpaint", run, images, how, edit, sampling.given(), out=out)
-
-
-def vary(
-    run: str,
-    images: list[str] | str,
-    share: float = 0.25,
-    out: str = "varied",
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),  # noqa: B008
-) -> None:
-    """Draw a share of the codes of images anew, at random places.
-
-    Args:
-        run: the run folder, or a model repository's name on the hub
-        images: an image file, a folder of images, or several
-        share: of the codes, above 0 and up to 1
-        out: folder for the pictures: the image, the results
-        edit: what all edits take
-        sampling: how codes are drawn; default the run's
-    """
-    from pipeline.edit_commands import edit_to_folder
-
-    edit_to_folder("vary", run, images, {"share": share}, edit, sampling.given(), out=out)
-
-
-def change_class(
-    run: str,
-    images: list[str] | str,
-    share: float = 0.5,
-    out: str = "changed",
-    edit: Edit = Edit(),
-    sampling: Sampling = Sampling(),  # noqa: B008
-) -> None:
-    """Give images another class, --class_label: draw the codes that fit it worst anew and keep the others.
-
-    Args:
-        run: the run folder, or a model repository's name on the hub
-        images: an image file, a folder of images, or several
-        share: of the codes that are drawn anew, above 0 and up to 1
-        out: folder for the pictures: the image, the results
-        edit: what all edits take
-        sampling: how codes are drawn; default the run's
-    """
-    from pipeline.edit_commands import edit_to_folder
-
-    edit_to_folder("change_class", run, images, {"share": share}, edit, sampling.given(), out=out)
 
 
 def tune_guidance(
@@ -251,9 +124,6 @@ def export(run: str, out: str, images: str | None = None) -> None:
     export_to_folder(run, out, images)
 
 
-EDITS: dict[str, Callable[..., None]] = {
-    "complete": complete, "inpaint": inpaint, "vary": vary, "change-class": change_class,
-}  # fmt: skip
 _GROUPS = {"sampling": Sampling, "picture": Picture, "many": Many, "speed": Speed, "edit": Edit}
 _FLAGS = ("partial", "compile", "guess_class")
 
@@ -262,7 +132,7 @@ def join_groups(arguments: list[str]) -> list[str]:
     """``--top_k 50`` becomes ``--sampling.top_k 50``, ``--partial`` says true, and an edit's images become one list."""
     if arguments[:1] not in (["sample"], ["edit"]):
         return arguments
-    known = {"sampling", "picture", "many", "speed"} if arguments[0] == "sample" else {"sampling", "edit"}
+    known = {"sampling", "picture", "many", "speed"} if arguments[0] == "sample" else {"sampling", "speed", "edit"}
     group_of = {each.name: group for group in known for each in fields(_GROUPS[group])}
     n_names = 1 if arguments[0] == "sample" else 2
     positional: list[str] = []
@@ -294,8 +164,3 @@ def join_out(arguments: list[str]) -> list[str]:
             places = [each for each in rest if not each.startswith("-")][:1]
             return ["export", *places, arguments[i + 1], *(each for each in rest if each not in places)]
     return arguments
-
-
-def edit_help() -> dict[str, Any]:
-    """The commands below ``tessera edit``."""
-    return {"_help": "Change a part of images: complete, inpaint, vary, change-class.", **EDITS}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foundation import durable
 from foundation.errors import ConfigError, DataError
-from pipeline.outputs import usable_device
+from pipeline.open_generator import open_generator
 from pipeline.score import ScoredImage, score_files
 
 
@@ -25,7 +25,6 @@ def score_to_list(
         ConfigError: no ``run``, or ``out`` ends in neither ``.csv`` nor ``.json``.
         CheckpointError: the run is not finished, or damaged.
     """
-    from pipeline.generate import ImageGenerator
     from pipeline.reconstruct import files_below
 
     if run is None:
@@ -36,7 +35,7 @@ def score_to_list(
         raise ConfigError("is not a name for a list", field="--out", found=repr(out),
                           expected="a file name that ends in .csv or .json")  # fmt: skip
     paths = files_below([images] if isinstance(images, str) else list(images))
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    generator = open_generator(run, device)
     (label,) = generator.label_ids(None if class_label is None else str(class_label))
     scored, failed = score_files(generator.tokenizer, generator.prior, paths, label)
     for line in failed:

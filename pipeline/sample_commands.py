@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foundation import durable
 from foundation.errors import ConfigError
 from pipeline.batch import Batch, Shard, generate_to_folder
 from pipeline.generate import ImageGenerator
-from pipeline.generator_cli import Many, Picture, Speed
+from pipeline.generator_cli import Many, Picture
 from pipeline.generator_output import grid_image
-from pipeline.outputs import file_name, output_folder, picture_path, usable_device
+from pipeline.open_generator import open_generator
+from pipeline.outputs import file_name, output_folder, picture_path
+from pipeline.sampling_options import Speed
 from pipeline.streaming import PartialImages
 
 ClassLabels = Sequence[int | str] | int | str | None
@@ -33,7 +33,7 @@ def sample_to_folder(
     speed: Speed,
 ) -> None:
     """Sample and save: one PNG per image, named by class and seed, and a grid of all."""
-    generator = _generator(run, device, speed)
+    generator = open_generator(run, device, speed)
     folder = output_folder(out, run)
     labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     output = generator(
@@ -56,7 +56,7 @@ def many_to_folder(
     run: str, class_labels: ClassLabels, options: Any, many: Many, *, seed: int, out: str, device: str, speed: Speed
 ) -> None:
     """Make a shard of many images that are not there yet."""
-    generator = _generator(run, device, speed)
+    generator = open_generator(run, device, speed)
     folder = output_folder(out, run)
     labels = _named(class_labels) if class_labels is not None else (list(generator.labels) or None)
     assert many.count is not None
@@ -78,7 +78,7 @@ def interpolate_seeds_to_file(
 ) -> None:
     """Draw images with random numbers between those of two seeds; one strip."""
     path = picture_path(out)
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    generator = open_generator(run, device)
     label = None if class_label is None else str(class_label)
     output = generator.interpolate(first, last, label, steps=steps)
     with durable.writing(path):
@@ -96,13 +96,6 @@ def read_shard(text: str) -> Shard:
     if not (slash and index.isdecimal() and n.isdecimal()):
         raise ConfigError("is not a share of the work", field="--shard", found=repr(text), expected="i/N, e.g. 0/4")
     return Shard(int(index), int(n))
-
-
-def _generator(run: str, device: str, speed: Speed) -> ImageGenerator:
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
-    if speed.precision == "bf16":
-        generator.prior.to(torch.bfloat16)
-    return generator.compile() if speed.compile else generator
 
 
 def _writer(folder: Path) -> Any:

@@ -44,6 +44,16 @@ class DrawOptions(SamplingOptions, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What changes numbers by rounding only."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """of the prior's weights; bf16 is faster where the processor has instructions for it"""
+    compile: bool = False
+    """compile the step that draws a code: half a minute to begin, then faster on a GPU (slower on a CPU)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Sampling settings on the command line; default the run's."""
 

@@ -29,7 +29,7 @@ from pipeline.evaluation.frechet import FeatureMoments, frechet_distance
 from pipeline.generate import ImageGenerator
 from pipeline.generator_files import INDEX, GeneratorIndex, read_index
 from pipeline.generator_output import decode_batch
-from pipeline.outputs import usable_device
+from pipeline.open_generator import open_generator
 from pipeline.run_folder import RunFolder
 from stage2_prior.sampling import SamplingConfig
 
@@ -131,7 +131,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     """
     folder = RunFolder(Path(run))
     recipe = folder.load_recipe()
-    generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
+    generator = open_generator(run, device)
     if not generator.labels or generator.label_dropout == 0:
         raise ConfigError("has no guidance to tune", field="run", found=run,
                           expected="a prior trained with classes and label_dropout")  # fmt: skip

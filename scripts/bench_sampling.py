@@ -3,8 +3,9 @@
 Both draw 256 codes of 16,384 from the whole distribution with a cache, in float32, with random weights. The reference
 runs with its dynamic and its static cache, and the faster of the two counts; its guidance is ``guidance_scale`` with a
 prompt of its own for the unconditional rows. The floor is the larger of two times: that of reading all weights and the
-mean of keys and values once, at the bandwidth of reading a tensor of the weights' size; and that of the products'
-floating-point operations at the fastest matrix product of this run. Filters and bf16 are compared with ours without.
+mean of keys and values once, at the bandwidth of summing a tensor of the weights' size; and that of the products'
+floating-point operations at the fastest matrix product of this run. A second floor takes the bandwidth of the fastest
+product of a row with a matrix of that size in the place of the sum's. Filters and bf16 are compared with ours without.
 
     OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
 """
@@ -132,6 +133,15 @@ def read_bandwidth(n_bytes: int) -> float:
     return n_bytes / min(time_in_turn({"read": tensor.sum}, repeats=20)["read"].seconds)
 
 
+def gemv_bandwidth(n_bytes: int, width: int) -> float:
+    """Bytes per second of the faster of torch's and oneDNN's product of one row with a weight of this size."""
+    weight, x = torch.randn(n_bytes // 4 // width, width), torch.randn(1, width)
+    linear, column = prepare(weight, torch.float32), x[0]
+    with torch.inference_mode():
+        timings = time_in_turn({"packed": lambda: linear(x), "plain": lambda: weight @ column}, repeats=20)
+    return n_bytes / min(min(each.seconds) for each in timings.values())
+
+
 def product_peak() -> float:
     """FLOP/s of the faster of torch's and oneDNN's product."""
     size = 1024
@@ -145,8 +155,9 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
     """Without and with guidance, beside the reference; filters and bf16, beside ours."""
     prior, model = our_prior(workload), reference_model(workload)
     bandwidth, peak = read_bandwidth(4 * workload.n_weights), product_peak()
+    of_products = gemv_bandwidth(4 * workload.n_weights, workload.config.shape[2])
     config = {"threads": torch.get_num_threads(), "repeats": repeats, "codes": workload.n_codes,
-              "gb_per_s": bandwidth / 1e9, "gflop_per_s": peak / 1e9}  # fmt: skip
+              "gb_per_s": bandwidth / 1e9, "gemv_gb_per_s": of_products / 1e9, "gflop_per_s": peak / 1e9}  # fmt: skip
     rows = []
     for guided in (False, True):
         sampling = {"guidance_scale": GUIDANCE} if guided else {}
@@ -157,9 +168,10 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
         reference = min(("dynamic", "static"), key=lambda name: timings[name].median)
         name = f"{workload.size}, batch {workload.batch}, {'with' if guided else 'no'} guidance"
         floor = workload.floor(workload.batch * (1 + guided), bandwidth, peak)
+        of_gemv = workload.floor(workload.batch * (1 + guided), of_products, peak)
         each = {key: _milliseconds(timing, workload) for key, timing in timings.items()}
         rows.append(_row(name, timings["ours"], timings[reference], f"generate, {reference} cache", workload, floor,
-                         {**config, "ms_by_case": each}))  # fmt: skip
+                         {**config, "ms_by_case": each, "floor_of_gemv": of_gemv}))  # fmt: skip
     cases = {"plain": our_run(prior, workload.batch, guidance_scale=GUIDANCE)}
     for name, sampling in FILTERS.items():
         cases[name] = our_run(prior, workload.batch, guidance_scale=GUIDANCE, **sampling)
@@ -199,7 +211,9 @@ def main() -> None:
     report(rows, options.json)
     for row in rows:
         share, floors = row.ours / (row.reference or row.ours), row.ours / (row.floor or row.ours)
-        print(f"{row.workload}: {share:.2f} of the reference's time, {floors:.2f} of the floor")
+        second = row.config.get("floor_of_gemv")
+        of_gemv = "" if second is None else f" ({row.ours / second:.2f} at the bandwidth of products)"
+        print(f"{row.workload}: {share:.2f} of the reference's time, {floors:.2f} of the floor{of_gemv}")
     print(", ".join(f"{key} {value:.0f}" for key, value in rows[0].config.items() if key.startswith("g")))
 
 

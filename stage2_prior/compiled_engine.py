@@ -7,6 +7,7 @@ plain engine is faster, since its products keep their weights in oneDNN's order,
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,7 @@ class CompiledEngine(DecodingEngine):
         super().__init__(prior)
         for each in self._constants():
             torch._dynamo.mark_static_address(each)
+        self._idle: dict[int, list[torch.Tensor]] = {}  # number of rows => memory of caches that are gone
         self._programs: set[tuple[int, int]] = set()
         self._step = self._compiled(self._one_token)
         self._head = self._compiled(self._all_logits)
@@ -41,8 +43,10 @@ class CompiledEngine(DecodingEngine):
     @torch.inference_mode()
     def new_cache(self, n_rows: int) -> KVCache:
         """See ``DecodingEngine``."""
-        cache = super().new_cache(n_rows)
+        idle = self._idle.setdefault(n_rows, [])
+        cache = KVCache(idle.pop(), self.weights.n_heads) if idle else super().new_cache(n_rows)
         cache.kv.zero_()  # steps read beyond what is filled, and 0 times a NaN that lay in memory would be NaN
+        weakref.finalize(cache, idle.append, cache.kv)  # a CUDA graph is recorded for one place in memory
         return cache
 
     @torch.inference_mode()

@@ -121,6 +121,7 @@ def iterate_codes(
         drawing = Drawing(engine, labels_B[rows], uniforms_BT[rows], sampling, scales_T, known_BT[rows], start)
         for position in range(start, prior.n_codes):
             yield DecodedCode(position, rows, drawing.step(position).clone())
+        del drawing  # and its cache, before the next one takes memory
 
 
 @torch.no_grad()

@@ -66,3 +66,18 @@ def test_a_full_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.prefill(labels, tokens[:, :-1], cache)
     with pytest.raises(DataError, match="more codes than an image has"):
         engine.decode_one(tokens[:, -1], cache)
+
+
+def test_memory_of_a_cache_that_is_gone_is_used_again_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
+    engine = CompiledEngine(model())
+    one, other = engine.new_cache(3), engine.new_cache(3)
+    places = {one.kv.data_ptr(), other.kv.data_ptr()}
+    assert len(places) == 2
+    with torch.inference_mode():
+        other.kv.fill_(torch.nan)
+    place = other.kv.data_ptr()
+    del other
+    again, wider = engine.new_cache(3), engine.new_cache(4)
+    assert again.kv.data_ptr() == place and not again.kv.any()
+    assert wider.n_rows == 4 and wider.kv.data_ptr() not in places

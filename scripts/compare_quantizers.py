@@ -38,7 +38,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "fsq-uneven-1024": {"type": "fsq", "levels": [4] * 5},
     "fsq-uneven-16384": {"type": "fsq", "levels": [4] * 7},
     "fsq-random-start-16384": {"type": "fsq", "levels": [4] * 7, "initial": "random"},
-    "lfq-1024": {"type": "lfq", "width": 10, "entropy_weight": 0.005},
+    "lfq-1024": {"type": "lfq", "width": 10, "entropy_weight": 0.03},
     "residual-4x1024": {"type": "residual", "depth": 4, "codebook": {"codebook_size": 1024, "width": 8}},
     "gumbel-1024": {"type": "gumbel", "codebook_size": 1024, "width": 8, "kl_weight": 0.0, "temperature_steps": 200},
     "ibq-1024": {"type": "ibq", "codebook_size": 1024, "width": 8},

@@ -32,6 +32,18 @@ TINY = {
 """Overrides that make any recipe with 8 x 8 images run in seconds."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _forkable() -> None:
+    """A first backward pass before anything else.
+
+    Where torch.compile or torch.export came before it, autograd starts threads that a forked process cannot use, and
+    tests with two processes would fail or pass by the order of files.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same random numbers in every run of a test."""

@@ -23,14 +23,14 @@ class SortingFilters(Filters):
 
     def _least_of_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
         from_end = chances_BV.shape[1] - k
-        return torch.from_numpy(np.partition(chances_BV.numpy(), from_end, axis=1)[:, from_end : from_end + 1])
+        return torch.from_numpy(np.partition(chances_BV.detach().numpy(), from_end, axis=1)[:, from_end : from_end + 1])
 
     def _least_of_top_p(self, chances_BV: torch.Tensor, p: float) -> torch.Tensor:
         n_rows, n_codes = chances_BV.shape
         n_zeros = -n_codes % _BLOCK  # which sort to the beginning, below everything
         ordered = self._room[:n_rows, : n_zeros + n_codes]
         ordered[:, :n_zeros] = 0.0
-        ordered[:, n_zeros:] = chances_BV.numpy()
+        ordered[:, n_zeros:] = chances_BV.detach().numpy()
         ordered.sort(axis=1)
         blocks = ordered.reshape(n_rows, -1, _BLOCK)
         mass = blocks.sum(2, dtype=np.float64)[:, ::-1].cumsum(1)  # of the likeliest blocks

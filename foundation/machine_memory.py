@@ -1,11 +1,34 @@
-"""How much memory this process may use."""
+"""How much memory this process may use, and that it keeps what it has."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""mallopt's names, from glibc's malloc.h"""
+_KEPT_BYTES, _LARGEST_KEPT_BLOCK = 2**31 - 1, 1 << 30
+_LARGEST_OF_OLD_GLIBC = 32 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, up to 2 GiB, for its next tensors.
+
+    glibc hands large blocks back to the system when they are freed. The next tensor of that size then gets new pages,
+    which the system fills with zeros one by one as they are touched: in the training of a tokenizer on a CPU a sixth
+    of the time. The peak of memory stays what it was. Call it once, before tensors are made; it cannot be taken back.
+
+    Returns:
+        whether the C library can do it; musl and the libraries of other systems cannot.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    kept = mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK) or mallopt(_MMAP_THRESHOLD, _LARGEST_OF_OLD_GLIBC)
+    return bool(kept and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
 def machine_memory() -> int:

@@ -2,9 +2,10 @@
 
 Ours and transformers' LlamaForCausalLM of the same depth, width, heads, feed-forward width and vocabulary train on the
 same random codes, each in the fastest of its modes: float32 or bf16 autocast, and for the reference also the
-library's attention or the plain one. The fastest of each are then timed in turn in one process; memory is the peak
-resident set of a process of its own. The floor is the step's products (6 per parameter and token, and
-12 * layers * width * T per token for attention) at the speed of a 2,048-wide matrix product, measured in the same run.
+library's attention or the plain one. The fastest of each are then timed in turn, each in a process of its own, ours
+with the allocator as a run sets it up; memory is the peak resident set of another one. The floor is the step's
+products (6 per parameter and token, and 12 * layers * width * T per token for attention) at the speed of a 2,048-wide
+matrix product, measured in the same run.
 
     python scripts/bench_prior.py [--quick] [--only TEXT] [--threads N] [--json FILE]
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from bench_report import (
+    OwnProcess,
     Row,
     bench_parser,
     compare,
@@ -30,6 +32,7 @@ from torch import nn
 
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.images import Preprocess
+from foundation.machine_memory import keep_freed_memory
 from foundation.optim import OptimConfig, adamw
 from stage2_prior.config import PriorConfig
 from stage2_prior.objective import PriorLoss
@@ -128,6 +131,14 @@ def build_step(workload: Workload, mode: Mode, *, ours: bool) -> Step:
     return step
 
 
+def own_step(name: str, mode: Mode, ours: bool, n_threads: int) -> Step:
+    """The step in a process of its own, in which ours sets up the allocator as a run does."""
+    torch.set_num_threads(n_threads)
+    if ours:
+        keep_freed_memory()
+    return build_step({**WORKLOADS, **QUICK}[name], mode, ours=ours)
+
+
 def fastest(workload: Workload, modes: tuple[Mode, ...], *, ours: bool) -> tuple[Mode, dict[str, float]]:
     """The mode of the shortest step, and the seconds of all."""
     cases = {" ".join(mode).strip(): build_step(workload, mode, ours=ours) for mode in modes}
@@ -139,10 +150,8 @@ def step_memory(name: str, mode: Mode, ours: bool, n_threads: int) -> tuple[floa
     """MiB: (peak above the imports, resident after the imports) of three steps; for a process of its own."""
     import transformers.models.llama.modeling_llama  # noqa: F401  (imported by both, so that neither counts it)
 
-    torch.set_num_threads(n_threads)
-
     def run() -> None:
-        step = build_step({**WORKLOADS, **QUICK}[name], mode, ours=ours)
+        step = own_step(name, mode, ours, n_threads)
         for _ in range(3):
             step()
 
@@ -155,10 +164,11 @@ def bench(name: str, workload: Workload, repeats: int) -> list[Row]:
     n_threads = torch.get_num_threads()
     our_mode, our_seconds = fastest(workload, OUR_MODES, ours=True)
     reference_mode, reference_seconds = fastest(workload, REFERENCE_MODES, ours=False)
-    cases = {"ours": build_step(workload, our_mode, ours=True)}
-    cases["reference"] = build_step(workload, reference_mode, ours=False)
-    timings = time_in_turn(cases, repeats=repeats)
-    del cases
+    with (
+        OwnProcess(own_step, name, our_mode, True, n_threads) as ours,
+        OwnProcess(own_step, name, reference_mode, False, n_threads) as reference,
+    ):
+        timings = time_in_turn({"ours": ours, "reference": reference}, repeats=repeats)
     peaks = {mode[0]: matmul_peak(dtype=TYPES[mode[0]]) for mode in (our_mode, reference_mode)}
     shares = {
         key: workload.step_flops / timings[key].median / peaks[mode[0]]
@@ -181,10 +191,10 @@ def bench(name: str, workload: Workload, repeats: int) -> list[Row]:
     floor = workload.n_tokens * peaks[our_mode[0]] / workload.step_flops
     speed = compare(f"step, {name}", "tokens/s", rates["ours"], rates["reference"], REFERENCE, more_is_better=True,
                     floor=floor, config=config)  # fmt: skip
-    ours, imports = in_fresh_process(step_memory, name, our_mode, True, n_threads)
-    reference, _ = in_fresh_process(step_memory, name, reference_mode, False, n_threads)
+    our_peak, imports = in_fresh_process(step_memory, name, our_mode, True, n_threads)
+    reference_peak, _ = in_fresh_process(step_memory, name, reference_mode, False, n_threads)
     settings = {"modes": config["modes"], "resident_after_imports_mib": imports, "threads": n_threads}
-    memory = compare(f"peak memory, {name}", "MiB above imports", ours, reference, REFERENCE, config=settings)
+    memory = compare(f"peak memory, {name}", "MiB above imports", our_peak, reference_peak, REFERENCE, config=settings)
     return [speed, memory]
 
 

@@ -137,9 +137,46 @@ def resident_mib() -> float:
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a module-level function called in a new interpreter."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    with _interpreter() as pool:
         return pool.submit(function, *arguments).result()
+
+
+class OwnProcess:
+    """A run in an interpreter of its own, so that one case does not get the allocator's settings of another.
+
+    ``build(*arguments)``, of a module-level function, makes the run there; each call runs it once.
+    """
+
+    def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
+        self._pool = _interpreter()
+        self._pool.submit(_keep, build, arguments).result()
+
+    def __call__(self) -> None:
+        """Run it once."""
+        self._pool.submit(_run_kept).result()
+
+    def __enter__(self) -> OwnProcess:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+
+_kept: Callable[[], object] | None = None
+
+
+def _keep(build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+    global _kept
+    _kept = build(*arguments)
+
+
+def _run_kept() -> None:
+    assert _kept is not None
+    _kept()
+
+
+def _interpreter() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def matmul_peak(device: str = "cpu", size: int = 2048, dtype: torch.dtype = torch.float32) -> float:

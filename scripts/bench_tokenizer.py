@@ -1,8 +1,9 @@
 """Speed and memory of one stage-1 training step: encoder, quantizer, decoder, L2, backward, clip, AdamW.
 
-Ours and the same network in plain torch modules (``plain_tokenizer.py``) are timed in turn in one process; the memory
-of each is the peak resident set of a process of its own. The floor is what the step would reach at the speed of a
-2,048-wide matrix product of the same type, measured in the same run, with the operations of our own step.
+Ours, with the allocator as a run sets it up, and the same network in plain torch modules (``plain_tokenizer.py``) are
+timed in turn, each in a process of its own; the memory is the peak resident set of another one. The floor is what the
+step would reach at the speed of a 2,048-wide matrix product of the same type, measured in the same run, with the
+operations of our own step.
 
     python scripts/bench_tokenizer.py [--quick] [--threads N] [--json FILE]
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from bench_report import (
+    OwnProcess,
     Row,
     bench_parser,
     compare,
@@ -29,6 +31,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from foundation.images import Preprocess
+from foundation.machine_memory import keep_freed_memory
 from foundation.optim import OptimConfig, adamw
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import FSQConfig, VQConfig
@@ -75,6 +78,14 @@ QUICK = {
 }
 
 
+def own_step(name: str, precision: str, ours: bool, n_threads: int) -> Step:
+    """The step in a process of its own, in which ours sets up the allocator as a run does."""
+    torch.set_num_threads(n_threads)
+    if ours:
+        keep_freed_memory()
+    return build_step({**WORKLOADS, **QUICK}[name], precision, ours=ours)
+
+
 def build_step(workload: Workload, precision: str, *, ours: bool) -> Step:
     """A training step on fixed random images, with fresh weights and optimizer; it returns the loss."""
     torch.manual_seed(0)
@@ -113,11 +124,9 @@ def _forward(model: nn.Module, images_BCYX: torch.Tensor) -> tuple[torch.Tensor,
 
 def step_memory(name: str, precision: str, ours: bool, n_threads: int) -> tuple[float, float]:
     """MiB: (peak above the imports, resident after the imports) of three steps; for a process of its own."""
-    torch.set_num_threads(n_threads)
-    workload = {**WORKLOADS, **QUICK}[name]
 
     def run() -> None:
-        step = build_step(workload, precision, ours=ours)
+        step = own_step(name, precision, ours, n_threads)
         for _ in range(3):
             step()
 
@@ -136,8 +145,11 @@ def step_flops(workload: Workload, *, ours: bool) -> int:
 def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[Row]:
     """A row of speed and a row of memory."""
     n_threads = torch.get_num_threads()
-    cases = {key: build_step(workload, precision, ours=key == "ours") for key in ("ours", "plain")}
-    timings = time_in_turn(cases, repeats=repeats)
+    with (
+        OwnProcess(own_step, name, precision, True, n_threads) as ours,
+        OwnProcess(own_step, name, precision, False, n_threads) as plain,
+    ):
+        timings = time_in_turn({"ours": ours, "plain": plain}, repeats=repeats)
     peak = matmul_peak(dtype=TYPES[precision])
     flops = {key: step_flops(workload, ours=key == "ours") for key in ("ours", "plain")}
     rates = {key: workload.batch / timing.median for key, timing in timings.items()}
@@ -153,7 +165,6 @@ def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[R
         "gflop_per_image": {key: count / workload.batch / 1e9 for key, count in flops.items()},
         "share_of_matmul_peak": {key: flops[key] / timings[key].median / peak for key in flops},
     }
-    del cases
     speed = compare(f"step, {name}, {precision}", "images/s", rates["ours"], rates["plain"], PLAIN,
                     more_is_better=True, floor=workload.batch * peak / flops["ours"], config=config)  # fmt: skip
     peaks = {key: in_fresh_process(step_memory, name, precision, key == "ours", n_threads) for key in rates}

@@ -109,7 +109,10 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) => (B, C, 2H, 2W)."""
-        return F.conv_transpose2d(x_BCHW, _transposed_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
+        assert self.conv.bias is not None
+        upsampled = F.conv_transpose2d(x_BCHW, _transposed_kernel(self.conv.weight), stride=2, padding=1)
+        # The bias is added apart: its gradient would take the library as long as those of image and kernel together.
+        return upsampled + self.conv.bias[:, None, None].to(upsampled.dtype)
 
 
 def _transposed_kernel(kernel_OI33: torch.Tensor) -> torch.Tensor:

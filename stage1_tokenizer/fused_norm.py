@@ -58,11 +58,11 @@ class _NormSiluConv(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_BCHW, scale_C, shift_C, kernel = ctx.saved_tensors
         normed, mean_BG, rstd_BG = _normalize(x_BCHW, scale_C, shift_C, ctx.n_groups, ctx.eps)
-        to_activated, to_kernel, to_bias = torch.ops.aten.convolution_backward(
+        to_x, to_kernel, to_bias = torch.ops.aten.convolution_backward(
             gradient, F.silu(normed), kernel, [len(gradient[0])], [1, 1], ctx.padding, [1, 1],
             False, [0, 0], 1, [True, True, ctx.has_bias])  # fmt: skip
-        to_normed = torch.ops.aten.silu_backward(to_activated, normed)
-        to_x, to_scale, to_shift = _normalize_backward(to_normed, x_BCHW, mean_BG, rstd_BG, scale_C)
+        torch.ops.aten.silu_backward.grad_input(to_x, normed, grad_input=to_x)
+        to_scale, to_shift = _normalize_backward_(to_x, x_BCHW, mean_BG, rstd_BG, scale_C)
         return to_x, to_scale, to_shift, to_kernel, to_bias, None, None
 
 
@@ -76,10 +76,10 @@ def _normalize(
     return _in_memory_of(x_BCHW, normed), mean_BG, rstd_BG
 
 
-def _normalize_backward(
+def _normalize_backward_(
     gradient: torch.Tensor, x_BCHW: torch.Tensor, mean_BG: torch.Tensor, rstd_BG: torch.Tensor, scale_C: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of GroupNorm to its input, scale and shift.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From the gradient to GroupNorm's result to that of its input, in place; returns those to scale and shift.
 
     With n values in a group and c = x - mean, y = scale * c * rstd + shift has
     dx = rstd * scale * dy + slope * c + constant, where slope = -rstd^3 / n * sum(scale * dy * c) and
@@ -93,8 +93,8 @@ def _normalize_backward(
     rounded_BC = mean_BC.to(x_BCHW.dtype)
     centred = x_BCHW - rounded_BC[:, :, None, None]
     rest_BC = mean_BC - rounded_BC.to(stats)  # what the rounded mean left in centred
-    sum_BC = gradient.sum((2, 3), dtype=stats)
-    product_BC = (gradient * centred).sum((2, 3), dtype=stats) - rest_BC * sum_BC
+    sum_BC = _sum_pixels(gradient, stats)
+    product_BC = _sum_pixels(gradient * centred, stats) - rest_BC * sum_BC
     sum_BG, product_BG = ((each * scale_C).view(B, n_groups, per_channel).sum(2) for each in (sum_BC, product_BC))
     n_values = H * W * per_channel
     slope_BC = (-(rstd_BG**3) / n_values * product_BG).repeat_interleave(per_channel, 1)
@@ -103,7 +103,17 @@ def _normalize_backward(
         each[:, :, None, None].to(x_BCHW.dtype) for each in (rstd_BC * scale_C, slope_BC, constant_BC)
     )
     to_scale_C = (product_BC * rstd_BC).sum(0)
-    return torch.addcmul(constant, centred, slope).addcmul_(gradient, factor), to_scale_C, sum_BC.sum(0)
+    torch.addcmul(torch.addcmul(constant, centred, slope, out=centred), gradient, factor, out=gradient)
+    return to_scale_C, sum_BC.sum(0)
+
+
+def _sum_pixels(x_BCHW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(B, C) in ``dtype``. Of 16 bits, rows are summed by a product, and only their sums converted: 5 times as fast."""
+    if x_BCHW.dtype == dtype:
+        return x_BCHW.sum((2, 3))
+    B, C, H, W = x_BCHW.shape
+    rows = x_BCHW.permute(0, 2, 3, 1).reshape(B * H, W, C)
+    return (rows.new_ones(1, 1, W).expand(B * H, 1, W) @ rows).view(B, H, C).sum(1, dtype=dtype)
 
 
 def _in_memory_of(model: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

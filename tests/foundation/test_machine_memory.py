@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,35 @@ def test_it_is_set_by_a_recipe() -> None:
     for wrong in ({"form": "mapped"}, {"memory_limit_mib": 0}, {"memory_limit": 5}):
         with pytest.raises(ConfigError):
             from_dict(TokenAccess, wrong)
+
+
+FAULTS = """
+import resource, torch
+from foundation.machine_memory import keep_freed_memory
+
+def faults(n_tensors):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n_tensors):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+first = faults(4)
+assert keep_freed_memory()
+faults(12)  # the first ones are laid out anew
+print(first, faults(4))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
+                    reason="the C library is not glibc")  # fmt: skip
+def test_memory_that_was_freed_is_used_again_without_new_pages() -> None:
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    before, after = map(int, done.stdout.split())
+    assert before > 4 * 100 and after < before / 20  # 64 MiB are 16,384 pages, or 32 large ones
+
+
+def test_a_c_library_without_the_setting_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_memory.ctypes, "CDLL", lambda name: object())
+    assert not machine_memory.keep_freed_memory()

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from foundation.errors import Interrupted, TesseraError
+from foundation.machine_memory import keep_freed_memory
 from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
 from pipeline.edit_cli import edit_help
 from pipeline.encoding.cli import decode, encode, join_dashes
@@ -238,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"tessera-images {metadata.version('tessera-images')}")
         return 0
+    keep_freed_memory()
     try:
         for join in (join_dashes, join_files, join_images, join_scored, join_groups, join_out, join_overrides):
             arguments = join(arguments)

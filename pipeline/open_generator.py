@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from foundation.machine_memory import keep_freed_memory
 from pipeline.generate import ImageGenerator
 from pipeline.outputs import usable_device
 from pipeline.sampling_options import Speed
@@ -17,7 +16,6 @@ def open_generator(run: str, device: str, speed: Speed = Speed()) -> ImageGenera
         CheckpointError, ContractError: see ``ImageGenerator.from_pretrained``.
         ConfigError: this machine has no such device.
     """
-    keep_freed_memory()
     generator = ImageGenerator.from_pretrained(run).to(usable_device(device))
     if speed.precision == "bf16":
         generator.prior.to(torch.bfloat16)

@@ -21,7 +21,6 @@ from foundation.errors import CheckpointError, ContractError
 from foundation.fit import fit
 from foundation.image_set import ImageSet, open_image_sets
 from foundation.log import MetricsLog
-from foundation.machine_memory import keep_freed_memory
 from foundation.parallel import sharding_asked
 from foundation.randomness import derive_seed
 from foundation.token_dataset import TokenDataset, read_manifest
@@ -120,8 +119,6 @@ class Run:
         plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
         patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
         cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
-        if cpu:
-            keep_freed_memory()
         accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
         steps = accelerator.gradient_accumulation_steps
         require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: a recipe says everything")

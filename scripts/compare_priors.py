@@ -18,6 +18,7 @@ from typing import Any
 from foundation.errors import ConfigError, DataError, TesseraError, nearest
 from foundation.json_files import read_json
 from foundation.log import read_metrics
+from foundation.machine_memory import keep_freed_memory
 from foundation.token_dataset import TokenDataset
 from pipeline.commands import start_run
 from pipeline.estimate import prior_step_seconds
@@ -158,6 +159,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/compare-priors"), help="where the runs go")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         for name in arguments.only:
             if name not in PRIORS:

@@ -18,6 +18,7 @@ from typing import Any
 
 from foundation.errors import DataError, TesseraError, nearest
 from foundation.log import read_metrics
+from foundation.machine_memory import keep_freed_memory
 from pipeline.commands import start_run
 from pipeline.run_folder import RunFolder
 
@@ -116,6 +117,7 @@ def main() -> int:
     parser.add_argument("--out", default="runs/compare", help="where the runs go")
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         for name in arguments.only:
             if name not in QUANTIZERS:

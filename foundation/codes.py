@@ -122,6 +122,14 @@ class CodeSpec:
         )
 
     @property
+    def slot_names(self) -> tuple[str, ...]:
+        """What tells each of ``slots`` from the others, in words; one empty name where there is one."""
+        grids = [f"{level.height} x {level.width} grid" if len(self.levels) > 1 else "" for level in self.levels]
+        depths = [f"depth {slot.depth + 1}" if self.levels[slot.level].depth > 1 else "" for slot in self.slots]
+        named = ((grids[slot.level], depth) for slot, depth in zip(self.slots, depths, strict=True))
+        return tuple(", ".join(part for part in parts if part) for parts in named)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """One image's codes: (H, W) or (H, W, D) for one level, the flat (T,) for several."""
         return self.levels[0].shape if len(self.levels) == 1 else (self.n_codes,)

@@ -49,8 +49,9 @@ class Batch:
         require(0 < self.count <= _MOST, "count", self.count, f"a whole number from 1 to {_MOST:,}")
         require(0 <= self.seed < _MAX_SEED, "seed", self.seed, "a whole number from 0")
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
-        whole = self.images_per_file > 0 and self.images_per_file % self.batch_size == 0
-        require(whole, "images_per_file", self.images_per_file, f"a multiple of batch_size, {self.batch_size}")
+        rows, multiple = self.images_per_file, f"a multiple of batch_size, {self.batch_size}"
+        whole = self.format != "parquet" or rows % self.batch_size == 0
+        require(rows > 0 and whole, "images_per_file", rows, multiple)
         require(self.format in ("png", "parquet"), "format", self.format, "png or parquet")
 
     @property
@@ -116,11 +117,13 @@ def generate_to_folder(
 
     Raises:
         ConfigError: the folder was begun with other settings, or an option that cannot be used.
+        DataError: a file's images, or a batch's, with all their candidates would not fit in memory.
         StorageError: the disk refused.
     """
     began, shard = time.perf_counter(), shard or Shard()
     request = generator.request(options or {})
     generator.require_labels(batch.labels)
+    generator.require_room(min(batch.images_per_job, batch.count), request)
     claim(folder, {
         **to_dict(batch), "best_of": request.best_of, "sampling": to_dict(request.sampling),
         "tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict()),

@@ -6,7 +6,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from foundation.errors import Interrupted, TesseraError
+from foundation.errors import ConfigError, Interrupted, TesseraError
 from foundation.machine_memory import keep_freed_memory
 from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
 from pipeline.edit_cli import edit_help
@@ -111,6 +111,9 @@ def interpolate(
         ends = int(first), int(last)
         interpolate_seeds_to_file(run, *ends, steps=steps, class_label=class_label, out=out, device=device)
         return
+    if class_label is not None:
+        raise ConfigError("has no part between two images", field="--class_label", found=class_label,
+                          fix="leave it out, or give two seeds")  # fmt: skip
     from pipeline.tokenizer_commands import interpolate_to_file
 
     interpolate_to_file(run, first, last, steps=steps, out=out, device=device)

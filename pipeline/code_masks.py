@@ -53,6 +53,9 @@ def below_rows(rows: object, spec: CodeSpec) -> torch.Tensor:
     height = spec.levels[-1].height
     share = float(rows) if isinstance(rows, float) and math.isfinite(rows) else 0.0
     n = round(share * height) if 0 < share < 1 else whole(rows)
+    if height == 1:
+        raise ConfigError("cannot be used: the grid has one row", field="rows", found=repr(rows)[:200],
+                          fix="leave rows out and give the first codes, or use inpaint")  # fmt: skip
     if not 0 < n < height:
         raise ConfigError("cannot be the rows to keep", field="rows", found=repr(rows)[:200],
                           expected=f"a whole number from 1 to {height - 1}, or a share such as 0.5")  # fmt: skip

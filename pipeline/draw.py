@@ -119,10 +119,15 @@ def candidate_seed(seed: int, index: int) -> int:
     return seed if index == 0 else derive_seed("candidate", seed, index)
 
 
-@torch.no_grad()
 def nats_of(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int]) -> torch.Tensor:
     """-ln p(codes | class) of each image, (B,) float64 on the prior's device."""
+    return nats_of_codes(prior, codes_BT, labels).double().sum(1)
+
+
+@torch.no_grad()
+def nats_of_codes(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int]) -> torch.Tensor:
+    """-ln p(code | class, codes before it), (B, T) float32 on the prior's device; memory does not grow with B."""
     labels_B = torch.tensor(labels, device=codes_BT.device)
     rows = max(1, _SCORED_TOKENS // codes_BT.shape[1])
     parts = zip(codes_BT.split(rows), labels_B.split(rows), strict=True)
-    return torch.cat([prior.nll(codes, label).double().sum(1) for codes, label in parts])
+    return torch.cat([prior.nll(codes, label) for codes, label in parts])

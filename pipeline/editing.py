@@ -7,6 +7,7 @@ included, are the likeliest.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -17,7 +18,7 @@ from foundation.codes import CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.randomness import permutation
 from pipeline.code_masks import below_rows, codes_of_pixels, grown, pixel_mask
-from pipeline.draw import Order, draw_best, nats_of
+from pipeline.draw import Order, draw_best, nats_of, nats_of_codes
 from pipeline.generator_output import GeneratorOutput, decode_batch, decoded, pictures
 from pipeline.generator_parts import GeneratorParts, Label
 from pipeline.given_images import Given, is_codes, masks_for, read_codes, read_given
@@ -162,7 +163,7 @@ class Editing(GeneratorParts):
         chosen = [permutation(_n_places(self.spec), "vary", seed)[:n_places] for seed in order.seeds]
         anew_BT = _codes_at(np.stack(chosen), self.spec).to(self.device)
         order.known_BT.masked_fill_(anew_BT, DRAW)
-        return self.drawn(order, request)
+        return dataclasses.replace(self.drawn(order, request), seeds=order.seeds)  # a candidate's seed has other places
 
     @torch.no_grad()
     def change_class(
@@ -196,10 +197,11 @@ class Editing(GeneratorParts):
             raise ConfigError("is missing", field="class_labels", expected="the class that the images are to get")
         n_codes = _count(share, self.spec.n_codes)
         codes_BT = self._given(images, None).codes_BP
-        labels_B = torch.tensor(self._labels(class_labels, len(codes_BT)), device=self.device)
-        misfit_BT = self.prior.nll(codes_BT, labels_B)
+        labels = self._labels(class_labels, len(codes_BT))
+        self.require_room(len(labels) * whole(num_images), request)
+        misfit_BT = nats_of_codes(self.prior, codes_BT, labels)
         if self.label_dropout != 0:
-            misfit_BT -= self.prior.nll(codes_BT, torch.full_like(labels_B, self.prior.null_class))
+            misfit_BT -= nats_of_codes(self.prior, codes_BT, [self.prior.null_class] * len(labels))
         worst_BN = misfit_BT.argsort(dim=1, descending=True, stable=True)[:, :n_codes]
         known_BT = codes_BT.scatter(1, worst_BN, DRAW)
         return self.drawn(self._edit(known_BT, class_labels, num_images, request, shared=False), request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foundation.fit import FitConfig
 from pipeline.recipe import Recipe
+from stage1_tokenizer.losses.vgg16_file import RANDOM
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
@@ -43,27 +44,25 @@ class Estimate:
 def estimate(recipe: Recipe, device: torch.device) -> Estimate:
     """Build both models with random weights, count, and time a few real training steps on noise.
 
-    Losses that need weights which are not on this machine stop it, as they would stop the run.
-
-    Raises:
-        ConfigError: VGG16's weights are asked for and not found.
+    A VGG16 has random weights, which take as long: an estimate downloads nothing.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device.type == "cpu")
     stage, seed = recipe.tokenizer, recipe.seed
-    objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=seed)
+    training = replace(stage.training, perceptual=replace(stage.training.perceptual, vgg_weights=RANDOM))
+    objective = Objective(training, recipe.data.preprocess, accelerator, seed=seed)
     tokenizer = TokenizerModel(stage.model, recipe.data.preprocess).to(device)
     rows = _tokenizer_rows(tokenizer)
-    task = TokenizerTask(tokenizer, stage.training, objective, None, accelerator, seed=seed)
+    task = TokenizerTask(tokenizer, training, objective, None, accelerator, seed=seed)
     seconds, steps = _tokenizer_step_seconds(recipe, task), stage.training.fit.steps
     rows.append(("training the tokenizer, here", _duration(steps * seconds, steps, seconds)))
     if tokenizer.is_discrete:
         prior = PriorModel(recipe.prior.model, tokenizer.layout).to(device)
-        training = recipe.prior.training
-        rows += _prior_rows(prior, training)
-        prior_task = PriorTask(prior, training, None, accelerator)
-        seconds, steps = prior_step_seconds(prior_task, training.fit), training.fit.steps
+        of_prior = recipe.prior.training
+        rows += _prior_rows(prior, of_prior)
+        prior_task = PriorTask(prior, of_prior, None, accelerator)
+        seconds, steps = prior_step_seconds(prior_task, of_prior.fit), of_prior.fit.steps
         rows.append(("training the prior, here", _duration(steps * seconds, steps, seconds)))
     return Estimate(rows)
 

@@ -21,7 +21,7 @@ from pipeline.sampling_options import DrawOptions
 from pipeline.score import Images, Unit, score_images
 from pipeline.streaming import PartialImages, RowWatcher, Streaming
 from pipeline.wide import draw_wide, wide_grid
-from stage1_tokenizer.canary import check_canary_quickly
+from stage1_tokenizer.canary import check_canary_quickly, copy_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decode import DecodedCode
 from stage2_prior.prior import PriorModel
@@ -40,6 +40,9 @@ class ImageGenerator(Editing, Interpolating, Streaming):
         tokenizer, prior, defaults, label_dropout: see ``GeneratorParts``.
     """
 
+    _home: Path | None = None
+    """the folder that it was opened from"""
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImageGenerator:
         """Open a run folder, or a model repository's name on the hub.
@@ -52,7 +55,9 @@ class ImageGenerator(Editing, Interpolating, Streaming):
         index = read_index(root)
         tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
         check_canary_quickly(tokenizer, root / "tokenizer")
-        return cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
+        generator = cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
+        generator._home = root
+        return generator
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both parts and the index into a new folder that ``from_pretrained`` opens."""
@@ -61,6 +66,8 @@ class ImageGenerator(Editing, Interpolating, Streaming):
             for name, part in self.components.items():
                 (temporary / name).mkdir()
                 part.save(temporary / name)
+            if self._home is not None:
+                copy_canary(self._home / "tokenizer", temporary / "tokenizer")
             (temporary / INDEX).write_text(GeneratorIndex(self.defaults, self.label_dropout).text())
 
         durable.publish_folder(Path(folder), fill)
@@ -133,8 +140,13 @@ class ImageGenerator(Editing, Interpolating, Streaming):
             images: a Pillow image, a list of them, or (B, C, Y, X) in [-1, 1] of the tokenizer's size.
             class_labels: one of all images, one for each, or None for the null class (see ``score_images``).
             unit: bits or nats.
+
+        Raises:
+            DataError, ConfigError: see ``score_images``; no class, of a prior that was trained with classes alone.
         """
-        return score_images(self.tokenizer, self.prior, images, self.label_ids(class_labels), unit=unit)
+        labels = self.label_ids(class_labels)
+        self.require_labels(labels)
+        return score_images(self.tokenizer, self.prior, images, labels, unit=unit)
 
     def _told(self, on_step: OnStep | None, on_row: OnRow | None) -> Callable[[DecodedCode], None]:
         watcher = RowWatcher(self)

@@ -26,7 +26,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Many:
-    """Many images, of which --out is the folder: a killed or repeated command makes only what is missing."""
+    """Many images, of which --out is the folder: a killed or repeated command makes only what is missing. All but
+    batch_size need count.
+    """
 
     count: int | None = None
     """images in all, in place of num_images_per_label; classes take turns"""
@@ -34,10 +36,24 @@ class Many:
     """a file for each image, or parquet files"""
     shard: str = "0/1"
     """this process' share: i/N, i from 0; several processes may fill one folder"""
-    batch_size: int = 64
-    """images drawn together"""
+    batch_size: int | None = None
+    """images drawn together; default 64 with count, else what fits in memory"""
     images_per_file: int = 1024
     """rows of a parquet file"""
+
+    def require_no_others(self) -> None:
+        """Refuse what is given without ``count``, on which it would have no effect.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("count", "batch_size") and value != each.default:
+                from foundation.errors import ConfigError
+
+                raise ConfigError("has no effect without --count", field=f"--{each.name}", found=value,
+                                  fix="give --count, the number of images in all")  # fmt: skip
 
 
 def sample(
@@ -79,7 +95,9 @@ def sample(
         options = {**sampling.given(), "best_of": picture.best_of}
         many_to_folder(run, class_labels, options, many, seed=seed or 0, out=out, device=device, speed=speed)
         return
-    sample_to_folder(run, class_labels, num_images_per_label, sampling.given(), picture,
+    many.require_no_others()
+    options = {**sampling.given(), **({} if many.batch_size is None else {"batch_size": many.batch_size})}
+    sample_to_folder(run, class_labels, num_images_per_label, options, picture,
                      seed=seed, out=out, device=device, speed=speed)  # fmt: skip
 
 

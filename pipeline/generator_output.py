@@ -12,7 +12,7 @@ from PIL import Image
 from foundation.images import image_grid, to_pil, to_uint8
 
 _DECODE_BYTES = 1 << 30
-_BYTES_PER_PIXEL = 6 * 128 * 4
+BYTES_PER_PIXEL = 6 * 128 * 4
 """A decoder's memory at its widest: about six maps of 128 channels at full resolution, float32."""
 _MOST_DECODED = 64
 
@@ -33,8 +33,9 @@ class GeneratorOutput:
             [-1, 1] ("pt"), or the codes ("latent").
         codes: int64, as the tokenizer's: (B, H, W), (B, H, W, D) for depth D, or (B, T) for several levels.
         labels: the class number of each image, None for none.
-        seeds: the seed of each image; the same call with the same seed and label gives the same image. Of
-            ``interpolate`` those of the two ends, if they are seeds.
+        seeds: the seed of each image; the same call with the same seed and label gives the same image, with
+            ``best_of`` also without a choice, but of ``vary`` only with the same choice. Of ``interpolate`` those of
+            the two ends, if they are seeds.
     """
 
     images: Any
@@ -45,7 +46,7 @@ class GeneratorOutput:
 
 def decode_batch(n_pixels: int) -> int:
     """Images of so many pixels to decode at once: as many as a GiB of activations holds, 1 to 64."""
-    return min(_MOST_DECODED, max(1, _DECODE_BYTES // (n_pixels * _BYTES_PER_PIXEL)))
+    return min(_MOST_DECODED, max(1, _DECODE_BYTES // (n_pixels * BYTES_PER_PIXEL)))
 
 
 def decoded(tokenizer: Decoder, codes: torch.Tensor, batch_size: int) -> torch.Tensor:

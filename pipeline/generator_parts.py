@@ -10,7 +10,7 @@ import torch
 from foundation.codes import CodeSpec, require_same_codes
 from foundation.errors import ConfigError
 from pipeline.draw import Order, draw_best
-from pipeline.generator_output import GeneratorOutput, decode_batch, decoded, pictures
+from pipeline.generator_output import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, decoded, pictures
 from pipeline.requests import Request, label_ids, request_of, require_count, require_room, seeds_of, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
@@ -106,8 +106,9 @@ class GeneratorParts:
             DataError: naming both sizes.
         """
         n_codes = n_codes or self.spec.n_codes
-        values = self.n_pixels * self.spec.preprocess.n_channels * n_codes // self.spec.n_codes
-        require_room(n_images, n_codes, values, request, self.device)
+        n_pixels = self.n_pixels * n_codes // self.spec.n_codes
+        values = n_pixels * self.spec.preprocess.n_channels
+        require_room(n_images, n_codes, values, request, self.device, decoding=n_pixels * BYTES_PER_PIXEL)
 
     def order_of(
         self, class_labels: Label | Sequence[Label] | None, num_images_per_label: int, options: Mapping[str, Any]

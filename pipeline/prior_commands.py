@@ -37,6 +37,7 @@ def score_to_list(
     paths = files_below([images] if isinstance(images, str) else list(images))
     generator = open_generator(run, device)
     (label,) = generator.label_ids(None if class_label is None else str(class_label))
+    generator.require_labels([label])
     scored, failed = score_files(generator.tokenizer, generator.prior, paths, label)
     for line in failed:
         print(f"unusable: {line}")

@@ -14,7 +14,7 @@ from foundation.errors import CheckpointError
 from foundation.images import GRID_GAP
 from foundation.json_files import read_json
 from foundation.log import read_metrics
-from foundation.token_dataset import TokenDataset, read_manifest
+from foundation.token_dataset import TokenAccess, TokenDataset, read_manifest
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.recipe import Recipe
 from pipeline.reconstruct import originals_above_reconstructions
@@ -53,13 +53,14 @@ def write_report(folder: RunFolder) -> None:
     sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
     curves = tokenizer_plot(train, held_out) + adversary_plot(train)
     if tokenizer.is_discrete:
-        usages, likelihood = _usages(folder), kept_evaluation(folder, "validation", _device(recipe))
+        usages = _usages(folder, recipe.machine.tokens)
+        likelihood = kept_evaluation(folder, "validation", _device(recipe))
         uses = uses_section(folder.uses)
         curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior"))
         sections = [
             ("Samples", _samples(folder)),
             *([("Uses", uses)] if uses else []),
-            ("Figures", _figures_table(folder, usages, likelihood)),
+            ("Figures", _figures_table(folder, recipe.machine.tokens, usages, likelihood)),
             *sections,
             ("Training", _warnings(folder) + curves),
             ("What the prior finds hard", place_plot(likelihood) + class_plot(likelihood)),
@@ -79,11 +80,11 @@ def write_report(folder: RunFolder) -> None:
     durable.replace_file(folder.report, page.encode())
 
 
-def _usages(folder: RunFolder) -> dict[str, CodeUsage]:
+def _usages(folder: RunFolder, access: TokenAccess) -> dict[str, CodeUsage]:
     """Usage of each codebook in each split, by a name for the reader; the held-out ones last."""
     usages = {}
     for split in ("train", "validation"):
-        dataset = TokenDataset(folder.codes, split)
+        dataset = TokenDataset(folder.codes, split, access)
         slots = dataset.spec.slots
         for slot, usage in zip(slots, count_codes_by_slot(dataset.codes_NT, dataset.spec), strict=True):
             level = f", grid {slot.level + 1}" if len(dataset.spec.levels) > 1 else ""
@@ -137,13 +138,15 @@ def _device(recipe: Recipe) -> str:
     return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
 
 
-def _figures_table(folder: RunFolder, usages: dict[str, CodeUsage], likelihood: dict[str, Any]) -> str:
+def _figures_table(
+    folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
+) -> str:
     held_out = [usage for name, usage in usages.items() if name.startswith("validation")]
     total, n_entries = summarize(held_out), sum(len(usage.counts_V) for usage in held_out)
     tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
     if not tokenizer or not prior:
         return "<p>There are no metrics in the run folder.</p>"
-    spec = TokenDataset(folder.codes, "validation").spec
+    spec = TokenDataset(folder.codes, "validation", access).spec
     last, best = prior[-1], min(row["nats_per_code"] for row in prior)
     values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
     bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)

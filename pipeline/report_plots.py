@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ def tokenizer_plot(train: Rows, held_out: Rows) -> str:
     right.set(title="Tokenizer: held-out use of codes", xlabel="step")
     if "code_usage" in held_out[-1]:
         right.plot(*_series(held_out, "code_usage"), marker=".", color="tab:orange")
-        right.set(ylabel="share in use (orange)", ylim=(0, 1.02))
+        for name in sorted(name for name in held_out[-1] if re.fullmatch(r"code_usage_\d+", name)):
+            right.plot(*_series(held_out, name), linestyle=":", color="tab:orange")
+        right.set(ylabel="share in use (orange; dotted: each codebook)", ylim=(0, 1.02))
         perplexity = right.twinx()
         perplexity.plot(*_series(held_out, "code_perplexity"), marker=".", color="tab:green")
         perplexity.set(ylabel="perplexity (green)", ylim=(0, None))

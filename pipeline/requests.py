@@ -147,7 +147,9 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
     return [_label_id(label, names) for label in labels]
 
 
-def require_room(n_images: int, n_codes: int, n_values: int, request: Request, device: torch.device) -> None:
+def require_room(
+    n_images: int, n_codes: int, n_values: int, request: Request, device: torch.device, *, decoding: int = 0
+) -> None:
     """Refuse a call whose result would not fit in memory.
 
     Args:
@@ -156,18 +158,20 @@ def require_room(n_images: int, n_codes: int, n_values: int, request: Request, d
         n_values: of one image's pixels.
         request: for the number of candidates and the type of the output.
         device: where codes are drawn.
+        decoding: bytes that the decoder needs for one image.
 
     Raises:
         DataError: naming both sizes.
     """
     per_value = {"pil": 1, "np": 4, "pt": 4, "latent": 0}[request.output_type]
     needed = n_images * (request.best_of * n_codes * 32 + n_values * per_value + _PICTURE)
+    needed += decoding if request.output_type != "latent" else 0
     free = min(free_bytes(torch.device("cpu")), free_bytes(device))
     if needed > _SHARE * free:
         asked = f"{n_images:,} images" + (f" of {request.best_of:,} candidates each" if request.best_of > 1 else "")
         raise DataError("more images than fit in memory", field="images", found=f"{asked}, {needed / 2**30:,.1f} GiB",
                         expected=f"at most {_SHARE * free / 2**30:,.1f} GiB",
-                        fix="ask for fewer at a time, or write them to files: tessera sample --count")  # fmt: skip
+                        fix="ask for fewer or smaller ones, or for files: tessera sample --count")  # fmt: skip
 
 
 def _label_id(label: Any, names: Mapping[str, int]) -> int:

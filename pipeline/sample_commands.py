@@ -62,7 +62,7 @@ def many_to_folder(
     assert many.count is not None
     batch = Batch(
         count=many.count, labels=tuple(generator.label_ids(labels)), seed=seed, format=many.format,
-        batch_size=many.batch_size, images_per_file=many.images_per_file,
+        batch_size=many.batch_size or Batch.batch_size, images_per_file=many.images_per_file,
     )  # fmt: skip
     done = generate_to_folder(generator, folder, batch, read_shard(many.shard), options=options)
     rate = f", {done.n_new / done.seconds:,.1f} a second" if done.n_new else ""

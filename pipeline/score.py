@@ -66,7 +66,7 @@ def score_images(
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         batch = pixels[part] if isinstance(pixels, torch.Tensor) else to_unit_range(np.stack(pixels[part]))
-        tokens_BT = tokenizer.encode(batch.to(device)).flatten(1)
+        tokens_BT = tokenizer.encode(batch.float().to(device)).flatten(1)
         parts.append(-prior.nll(tokens_BT, labels_B[part]).double().sum(1).cpu())
     return torch.cat(parts) / (math.log(2) if unit == "bits" else 1.0)
 

@@ -34,7 +34,7 @@ from pipeline.run_folder import RunFolder
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage1_tokenizer.train import TokenizerTask, require_enough_data, tokenizer_health
+from stage1_tokenizer.train import TokenizerTask, require_enough_data
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
@@ -156,7 +156,7 @@ class Run:
                 "the training images": images["train"].content,
                 "the held-out images": images["validation"].content,
             },
-            health=tokenizer_health,
+            health=task.health,
         )
         if accelerator.is_main_process:
             durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))

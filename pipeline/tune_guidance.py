@@ -128,6 +128,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
 
     Raises:
         ConfigError: a prior that cannot be guided, or an extractor that does not exist.
+        DataError: more samples than fit in memory.
     """
     folder = RunFolder(Path(run))
     recipe = folder.load_recipe()
@@ -135,6 +136,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     if not generator.labels or generator.label_dropout == 0:
         raise ConfigError("has no guidance to tune", field="run", found=run,
                           expected="a prior trained with classes and label_dropout")  # fmt: skip
+    generator.require_room(tuning.images, generator.request({"output_type": "latent"}))
     extractor = named_extractor(tuning.extractor, tuning.weights)
     if extractor is None:
         raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")

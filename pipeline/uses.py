@@ -52,7 +52,8 @@ def draw_uses(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, 
     images, first = to_unit_range(pixels), derive_seed(seed, "uses") % 2**31
     knows_nothing = generator.label_dropout != 0 or not generator.labels
     drawn: dict[str, tuple[Image.Image, str]] = {}
-    drawn["completion"] = _completion(generator, pixels, images, first)
+    if generator.spec.levels[-1].height > 1:
+        drawn["completion"] = _completion(generator, pixels, images, first)
     if knows_nothing:
         drawn["inpainting"] = _inpainting(generator, pixels, images, first)
         drawn["variations"] = _variations(generator, pixels, images, first)

@@ -8,6 +8,7 @@ compared.
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,12 @@ def load_canary(folder: Path) -> Canary | None:
     """
     tensors = _stored(folder)
     return None if tensors is None else _canary(tensors, "")
+
+
+def copy_canary(source: Path, folder: Path) -> None:
+    """Put the canary of one folder of a tokenizer into another one of the same tokenizer, if it has any."""
+    if (source / FILE).exists():
+        shutil.copyfile(source / FILE, folder / FILE)
 
 
 def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:

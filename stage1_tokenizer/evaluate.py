@@ -42,7 +42,16 @@ class TokenizerScores:
         if not self.usages:
             return {"psnr": self.means["psnr"], **rest}
         total = summarize(list(self.usages))
-        single = {f"code_usage_{i}": each.share_used for i, each in enumerate(self.usages) if len(self.usages) > 1}
+        several = self.usages if len(self.usages) > 1 else ()
+        single = {
+            name: value
+            for i, each in enumerate(several)
+            for name, value in (
+                (f"code_usage_{i}", each.share_used),
+                (f"code_perplexity_{i}", each.perplexity),
+                (f"code_usage_possible_{i}", _possible((each,))),
+            )
+        }
         return {
             "psnr": self.means["psnr"],
             "code_usage": total.share_used,

@@ -16,7 +16,7 @@ from torch import nn
 from foundation import durable
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
-from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
+from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
 from foundation.images import Preprocess
 from foundation.later_fields import settled
 from foundation.model_files import REMEDY, load_model_folder, save_model_folder
@@ -25,6 +25,7 @@ from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks import build_decoder, build_encoder
 from stage1_tokenizer.quantizers import Quantizer
+from stage1_tokenizer.quantizers.distributed import summed
 
 MODEL_TYPE = "tessera_tokenizer"
 
@@ -124,8 +125,20 @@ class TokenizerModel(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
-        """Place latents and codebooks by the first batch, all processes' together."""
-        self.bottleneck.start(self.features(images_BCYX), generator)
+        """Place latents and codebooks by the first batch, all processes' together.
+
+        Raises:
+            TrainingError: on every process, if values of the batch or of its features on one are not finite: nothing
+                that is made of them could be taken back.
+        """
+        features = self.features(images_BCYX)
+        for field, values in (("images", images_BCYX), ("the encoder's features", features)):
+            n_bad = int(summed((~values.isfinite()).sum()))
+            if n_bad:
+                raise TrainingError("the first batch holds values that are not finite", field=field,
+                                    found=f"{n_bad:,} of them", expected="finite numbers everywhere",
+                                    fix="mend the images; if those are sound, use precision: float32")  # fmt: skip
+        self.bottleneck.start(features, generator)
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:

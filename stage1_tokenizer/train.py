@@ -13,9 +13,11 @@ from foundation.learner import Learner
 from foundation.randomness import derive_seed
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
-from stage1_tokenizer.health import codebook_health
+from stage1_tokenizer.health import codebook_health, latent_health
 from stage1_tokenizer.losses.gan_health import gan_health
 from stage1_tokenizer.objective import Metrics, Objective
+from stage1_tokenizer.quantizers.config import ResidualConfig
+from stage1_tokenizer.quantizers.remedies import remedies
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -94,6 +96,20 @@ class TokenizerTask:
         assert isinstance(model, TokenizerModel)
         return model
 
+    def health(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What is wrong with the training so far, in plain words.
+
+        Args:
+            rows: this stage's metrics in order, each with ``kind`` and ``step``.
+        """
+        training = [row for row in rows if row["kind"] == "train"]
+        if self.model.is_discrete:
+            held_out = [row for row in rows if row["kind"] == "held_out"]
+            of_codes = codebook_health(held_out, remedies(self.model.config.quantizer), self.model.layout.slot_names)
+        else:
+            of_codes = latent_health(training, self.model.quantizers[0].width)
+        return of_codes + gan_health(training)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to continue."""
         return {**self.learner.state_dict(), "objective": self.objective.state_dict()}
@@ -107,12 +123,6 @@ class TokenizerTask:
         return torch.Generator().manual_seed(derive_seed(self.seed, "codebook", purpose, step))
 
 
-def tokenizer_health(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with a training so far, in plain words; see ``codebook_health`` and ``gan_health``."""
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("held_out", "train")}
-    return codebook_health(by_kind["held_out"]) + gan_health(by_kind["train"])
-
-
 def require_enough_data(model: TokenizerModel, n_images: int) -> None:
     """Refuse a learned codebook with more codes than all training images have vectors to place them on.
 
@@ -121,12 +131,15 @@ def require_enough_data(model: TokenizerModel, n_images: int) -> None:
     """
     if not model.is_discrete:
         return
+    config = model.config.quantizer
+    residual = isinstance(config, ResidualConfig)
     for quantizer, level in zip(model.quantizers, model.levels, strict=True):
-        vectors = n_images * level.height * level.width
+        per_codebook = level.depth if isinstance(config, ResidualConfig) and config.shared else 1
+        vectors = n_images * level.height * level.width * per_codebook
         if quantizer.learns_codebook and quantizer.codebook_size > vectors:
             raise ConfigError(
                 "is larger than the data supports",
-                field="tokenizer.model.quantizer.codebook_size",
+                field=f"tokenizer.model.quantizer.{'codebook.' if residual else ''}codebook_size",
                 found=f"{quantizer.codebook_size:,} codes",
                 expected=f"at most {vectors:,}: {n_images:,} training images with {level.height} x {level.width} codes",
                 fix="use fewer codes, more images, a smaller stride, or fsq, whose codes are not learned",

@@ -17,9 +17,11 @@ from stage2_prior.engine import DecodingEngine
 from stage2_prior.prior import PriorModel
 from stage2_prior.weights import InferenceWeights
 
+Step = Callable[..., torch.Tensor]
 _PARTS = 4
 """Programs are made for attention over this many lengths of the cache: a quarter of it, a half and so on."""
 _MOST_PROGRAMS = 256
+"""that torch makes of one function, for all engines of a process; beyond them the step runs as it is written"""
 
 
 class CompiledEngine(DecodingEngine):
@@ -37,6 +39,7 @@ class CompiledEngine(DecodingEngine):
             torch._dynamo.mark_static_address(each)
         self._idle: dict[int, list[torch.Tensor]] = {}  # number of rows => memory of caches that are gone
         self._programs: set[tuple[int, int]] = set()
+        self._refused: set[tuple[int, int]] = set()
         self._step = self._compiled(self._one_token)
         self._head = self._compiled(self._all_logits)
 
@@ -59,14 +62,14 @@ class CompiledEngine(DecodingEngine):
         torch._dynamo.mark_static_address(cache.kv, guard=False)
         torch.compiler.cudagraph_mark_step_begin()
         arguments = (tokens_R, torch.full((1,), t, device=tokens_R.device), cache.kv, cache.n_heads, length)
-        x_RE = self._run(self._step, (len(tokens_R), length), *arguments)
+        x_RE = self._run(self._step, self._one_token, (len(tokens_R), length), *arguments)
         cache.filled = t + 1
         return x_RE
 
     @torch.inference_mode()
     def logits(self, x_RE: torch.Tensor, position: int) -> torch.Tensor:
         """See ``DecodingEngine``."""
-        return self._run(self._head, (len(x_RE), 0), x_RE)[:, : self._sizes[position]]
+        return self._run(self._head, self._all_logits, (len(x_RE), 0), x_RE)[:, : self._sizes[position]]
 
     def _copied(self, prior: PriorModel) -> InferenceWeights:
         return InferenceWeights(prior, packed=False)
@@ -94,19 +97,26 @@ class CompiledEngine(DecodingEngine):
     def _all_logits(self, x_RE: torch.Tensor) -> torch.Tensor:
         return self.weights.head(self._normalize(x_RE))
 
-    def _compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def _compiled(self, function: Step) -> Step:
         mode = "reduce-overhead" if self.weights.device.type == "cuda" else "default"
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
-    def _run(self, compiled: Callable[..., torch.Tensor], shape: tuple[int, int], *arguments: object) -> torch.Tensor:
+    def _run(self, compiled: Step, plain: Step, shape: tuple[int, int], *arguments: object) -> torch.Tensor:
         """Call a program that is made at the first call of each shape; torch's limit of a few is for programs whose
-        number grows with the data, as that of these does not.
+        number grows with the data, as that of these hardly does.
         """
+        if shape in self._refused:
+            return plain(*arguments)
         if shape in self._programs:
             return compiled(*arguments)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_MOST_PROGRAMS):
+                result = compiled(*arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            self._refused.add(shape)
+            return plain(*arguments)
         self._programs.add(shape)
-        with torch._dynamo.config.patch(recompile_limit=_MOST_PROGRAMS):
-            return compiled(*arguments)
+        return result
 
     def _constants(self) -> list[torch.Tensor]:
         weights = self.weights

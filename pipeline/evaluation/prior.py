@@ -152,7 +152,8 @@ def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvalu
     """
     if not folder.prior.is_dir():
         raise CheckpointError("the run has no prior yet", field=str(folder.prior), fix="run tessera train-prior first")
-    codes = {name: TokenDataset(folder.codes, name) for name in {"train", split}}
+    access = folder.load_recipe().machine.tokens
+    codes = {name: TokenDataset(folder.codes, name, access) for name in {"train", split}}
     evaluation = evaluate_prior(PriorModel.load(folder.prior).to(device), codes[split], codes["train"], split)
     path = _kept(folder, split)
     found = {"of": _what_was_scored(folder), **evaluation.as_json()}

@@ -117,7 +117,11 @@ def _distance_rows(distances: SetDistances) -> list[tuple[str, str, str]]:
 
 def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
     total, sizes = summarize(list(usages)), [len(each.counts_V) for each in usages]
-    return [
+    rows = [
         ("code usage", f"{total.share_used:.1%}", f"of {' + '.join(f'{size:,}' for size in sizes)} codes"),
         ("perplexity", f"{total.perplexity:,.1f}", f"of at most {max(sizes):,}"),
     ]
+    for i, each in enumerate(usages, start=1):
+        if len(usages) > 1:
+            rows.append((f"codebook {i}", f"{each.share_used:.1%}", f"perplexity {each.perplexity:,.1f}"))
+    return rows

@@ -23,7 +23,10 @@ from stage1_tokenizer.quantizers.vq import VQ
 
 
 class ResidualVQ(Quantizer):
-    """The code at depth d is nearest to what the codes before it left over; codes are (B, H, W, D)."""
+    """The code at depth d is nearest to what those before it left over; codes are (B, H, W, D), of depth 1 (B, H, W).
+
+    With several depths a decoded sum need not be encoded as the codes that it was made of: others may come as near.
+    """
 
     learns_codebook = True
 
@@ -58,7 +61,7 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) latents => (B, H, W, D) codes."""
+        """(B, C, H, W) latents => (B, H, W, D) codes, (B, H, W) of depth 1."""
         with without_autocast(latents_BCHW):
             left_ND, codes = to_rows(latents_BCHW.float()), []
             for depth in range(self.depth):
@@ -67,9 +70,10 @@ class ResidualVQ(Quantizer):
                 left_ND = left_ND - F.embedding(codes[-1], table_VD)
             return self._stacked(codes, latents_BCHW)
 
-    def decode(self, codes_BHWD: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, D) codes => (B, C, H, W), the sum over depths; fewer depths give a coarser result."""
-        parts = [self._codebook(depth).decode(codes) for depth, codes in enumerate(codes_BHWD.unbind(3))]
+    def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, D) codes, or (B, H, W) of depth 1 => (B, C, H, W), the sum over depths; fewer are a coarser one."""
+        by_depth = codes_BHW.unbind(3) if codes_BHW.ndim == 4 else (codes_BHW,)
+        parts = [self._codebook(depth).decode(codes) for depth, codes in enumerate(by_depth)]
         total_BCHW = torch.zeros_like(parts[0])
         for part_BCHW in parts:  # in the order of forward: float sums depend on it
             total_BCHW = total_BCHW + part_BCHW
@@ -109,4 +113,5 @@ class ResidualVQ(Quantizer):
     @staticmethod
     def _stacked(codes: list[torch.Tensor], like_BCHW: torch.Tensor) -> torch.Tensor:
         batch, _, height, width = like_BCHW.shape
-        return torch.stack(codes, 1).view(batch, height, width, len(codes))
+        grid = (batch, height, width) if len(codes) == 1 else (batch, height, width, len(codes))
+        return torch.stack(codes, 1).view(grid)

@@ -94,3 +94,10 @@ def test_each_code_must_be_in_the_codebook_of_its_position() -> None:
             require_codes(wrong, TWO)
     with pytest.raises(DataError, match="not whole"):
         require_codes(codes.astype(float), TWO)
+
+
+def test_codebooks_are_named_by_what_tells_them_apart() -> None:
+    assert FLAT.slot_names == ("",)
+    assert DEEP.slot_names == ("depth 1", "depth 2", "depth 3", "depth 4")
+    assert TWO.slot_names == ("2 x 3 grid", "4 x 6 grid")
+    assert BOTH.slot_names[1:3] == ("1 x 2 grid, depth 2", "3 x 2 grid, depth 1")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from foundation import durable
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
 from pipeline import ImageGenerator
 from pipeline.batch import Batch, Shard, generate_to_folder
 from pipeline.sample_commands import read_shard
@@ -145,11 +145,29 @@ def test_a_folder_of_other_settings_is_refused_and_named(untrained: ImageGenerat
 @pytest.mark.parametrize(
     ("change", "field"),
     [({"count": 0}, "count"), ({"count": 10**12}, "count"), ({"batch_size": 0}, "batch_size"),
-     ({"images_per_file": 6}, "images_per_file"), ({"format": "jpg"}, "format"), ({"seed": -1}, "seed")],
+     ({"images_per_file": 6, "format": "parquet"}, "images_per_file"), ({"format": "jpg"}, "format"), ({"seed": -1}, "seed")],
 )  # fmt: skip
 def test_wrong_batches_are_refused_by_name(change: dict, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}"):
         Batch(**{**SMALL, **change})
+
+
+def test_png_files_ask_nothing_of_an_option_for_parquet() -> None:
+    assert Batch(count=20, labels=(0,), batch_size=100).images_per_job == 100
+    with pytest.raises(ConfigError, match=r"^images_per_file"):
+        Batch(count=20, labels=(0,), batch_size=100, format="parquet")
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_refused_before_anything_is_made(
+    untrained: ImageGenerator, tmp_path: Path
+) -> None:
+    plain = Batch(count=10, labels=(0,))
+    many = Batch(count=10**8, labels=(0,), batch_size=10**8)
+    file = Batch(count=10**8, labels=(0,), images_per_file=64 * 10**6, format="parquet")
+    for batch, options in ((plain, {"best_of": 10**9}), (many, {}), (file, {})):
+        with pytest.raises(DataError, match="fit in memory"):
+            generate_to_folder(untrained, tmp_path / "out", batch, options=options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "a/b", "0/0", "/", "1/2/3"])

@@ -175,6 +175,25 @@ def test_best_of_an_edit_counts_the_kept_codes_too(untrained: ImageGenerator, pi
     assert bool((cost[0] <= cost[1]).all()) and bool((cost[0] < cost[1]).any())
 
 
+def test_the_same_call_with_the_seeds_of_the_best_variations_gives_them_again(
+    untrained: ImageGenerator, pictures: torch.Tensor
+) -> None:
+    best = untrained.vary(pictures, 0.5, "a", seed=5, best_of=6)
+    assert best.seeds == [5, 6, 7]
+    assert torch.equal(untrained.vary(pictures, 0.5, "a", seed=best.seeds, best_of=6).codes, best.codes)
+
+
+def test_another_class_is_scored_in_parts(
+    untrained: ImageGenerator, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = untrained.change_class(pictures, "b", seed=0).codes
+    rows, nll = [], untrained.prior.nll
+    monkeypatch.setattr("pipeline.draw._SCORED_TOKENS", 24)
+    monkeypatch.setattr(untrained.prior, "nll", lambda codes, labels: rows.append(len(codes)) or nll(codes, labels))
+    assert torch.equal(untrained.change_class(pictures, "b", seed=0).codes, expected)
+    assert rows == [1] * 6
+
+
 @pytest.mark.parametrize(
     ("name", "how", "field"),
     [

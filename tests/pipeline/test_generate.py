@@ -150,11 +150,15 @@ def test_an_unfinished_run_and_a_missing_one_are_told_apart(tmp_path: Path) -> N
         ImageGenerator.from_pretrained(tmp_path / "nowhere")
 
 
-def test_a_generator_saves_and_opens_again(generator: ImageGenerator, tmp_path: Path) -> None:
+def test_a_generator_saves_and_opens_again(generator: ImageGenerator, finished_run: Path, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path / "copy")
     again = ImageGenerator.from_pretrained(tmp_path / "copy")
     assert torch.equal(again(3, 2, seed=1).codes, generator(3, 2, seed=1).codes)
     assert again.defaults == generator.defaults
+    again.save_pretrained(tmp_path / "third")
+    for name in ("copy", "third"):
+        kept = (tmp_path / name / "tokenizer" / "canary.safetensors").read_bytes()
+        assert kept == (finished_run / "tokenizer" / "canary.safetensors").read_bytes()
 
 
 def test_sampling_needs_neither_transformers_nor_accelerate(finished_run: Path, tmp_path: Path) -> None:

@@ -148,6 +148,9 @@ def test_edits_write_a_row_for_each_image_and_every_result(
      (["sample", "RUN", "--count", "5", "--num_images_per_label", "2"], "--count"),
      (["sample", "RUN", "--count", "0"], "count"), (["sample", "RUN", "--count", "5", "--shard", "5/5"], "shard"),
      (["sample", "RUN", "--top_k", "0"], "top_k"), (["sample", "RUN", "--height", "9"], "height"),
+     (["sample", "RUN", "--shard", "1/4"], "--count"), (["sample", "RUN", "--format", "parquet"], "--count"),
+     (["sample", "RUN", "--images_per_file", "8"], "--count"),
+     (["interpolate", "RUN", "0.png", "0.png", "--class_label", "3"], "--class_label"),
      (["sample", "RUN", "--best_of", "0"], "best_of"), (["tune-guidance", "nowhere"], "nowhere")],
 )  # fmt: skip
 def test_mistakes_are_answered_with_the_way_out(
@@ -187,6 +190,14 @@ def test_a_prior_without_a_null_class_shows_what_it_can(finished_run: Path, tmp_
     sure = ImageGenerator(generator.tokenizer, generator.prior, label_dropout=0)
     draw_uses(sure, np.zeros((2, 8, 8, 1), np.uint8), tmp_path / "uses", seed=0)
     assert {path.stem for path in (tmp_path / "uses").glob("*.png")} == {"completion", "classes"}
+
+
+def test_a_batch_size_without_a_count_changes_no_image(finished_run: Path, tmp_path: Path) -> None:
+    for name, more in (("one", []), ("two", ["--batch_size", "3"])):
+        line = ["sample", str(finished_run), "--seed", "1", "--out", str(tmp_path / name)]
+        assert main([*line, "--num_images_per_label", "1", *more]) == 0
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 11 and one == two
 
 
 def test_help_and_a_first_image_are_quick_to_load(finished_run: Path, tmp_path: Path) -> None:

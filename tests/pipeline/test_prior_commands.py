@@ -150,6 +150,27 @@ def test_pictures_and_their_tensors_score_alike(generator: ImageGenerator) -> No
     assert torch.allclose(generator.score(pictures[1], 4), together[1:2], rtol=1e-5)
 
 
+def test_tensors_of_any_floating_type_are_scored(generator: ImageGenerator) -> None:
+    images = to_unit_range(np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1), np.uint8))
+    assert torch.equal(generator.score(images.double(), 4), generator.score(images, 4))
+    assert torch.equal(generator.score(images.bfloat16(), 4), generator.score(images.bfloat16().float(), 4))
+
+
+def test_a_prior_without_a_null_class_scores_with_classes_only(
+    generator: ImageGenerator, run_copy: Path, digits_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = ImageGenerator(generator.tokenizer, generator.prior, label_dropout=0)
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="class_labels: is needed"):
+        sure.score(images)
+    assert torch.equal(sure.score(images, [1, 2]), generator.score(images, [1, 2]))
+    index = run_copy / "model_index.json"
+    values = json.loads(index.read_text())
+    values["sampling"]["guidance_scale"] = 1.0
+    index.write_text(json.dumps({**values, "label_dropout": 0}))
+    assert "class_labels" in refused(capsys, "score", str(digits_folder), "--run_dir", str(run_copy))
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "fragment"),
     [

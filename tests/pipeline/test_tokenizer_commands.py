@@ -81,6 +81,17 @@ def test_estimate_names_parameters_tokens_compression_and_time(capsys: pytest.Ca
         assert line in printed
 
 
+def test_estimate_of_a_recipe_with_lpips_downloads_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("TESSERA_VGG16", raising=False)
+    small = ["--data.preprocess", "{height: 16, width: 16, mode: L}", "--tokenizer.training.fit.batch_size", "2"]
+    assert main(["estimate", "digits", "--tokenizer.training.perceptual.weight", "1.0", *small]) == 0
+    assert "training the tokenizer, here" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_estimate_counts_two_grids_depth_and_continuous_latents(capsys: pytest.CaptureFixture[str]) -> None:
     base = ["estimate", "digits", "--tokenizer.model.quantizer"]
     assert main([*base, "{type: residual, depth: 2, codebook: {codebook_size: 64, width: 4}}"]) == 0

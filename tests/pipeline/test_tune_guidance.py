@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
 from pipeline import ImageGenerator
 from pipeline.commands import start_run
 from pipeline.generator_files import read_index
@@ -96,8 +96,8 @@ def test_a_prior_that_cannot_be_guided_is_refused(run_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [({"images": 1}, "images"), ({"extractor": "resnet"}, "extractor"), ({"extractor": "none"}, "extractor"),
-     ({"seed": -1}, "seed")],
+     ({"seed": -1}, "seed"), ({"images": 10**9}, "fit in memory")],
 )  # fmt: skip
 def test_wrong_searches_are_refused_by_name(finished_run: Path, change: dict, field: str) -> None:
-    with pytest.raises(ConfigError, match=field):
+    with pytest.raises((ConfigError, DataError), match=field):
         tune_guidance(str(finished_run), Tuning(**change), "cpu")

@@ -72,7 +72,8 @@ def test_a_code_depends_on_its_window_alone(untrained: ImageGenerator) -> None:
     [({"height": 6}, "height"), ({"height": 9}, "height"), ({"width": 0}, "width"), ({"width": 2.0}, "width"),
      ({"height": 10**9}, "height"), ({"width": 16384, "height": 16384}, "height"), ({"width": float("inf")}, "width"),
      ({"height": 16, "best_of": 2}, "best_of"), ({"height": 16, "num_images_per_label": 10**9}, "images"),
-     ({"height": 16, "callback_on_row": print}, "callback_on_row")],
+     ({"height": 16, "callback_on_row": print}, "callback_on_row"),
+     ({"width": 8000, "height": 8000}, "images")],  # the codes are few, but the decoder's maps are not
 )  # fmt: skip
 def test_sizes_that_cannot_be_are_refused_by_name(untrained: ImageGenerator, how: dict, field: str) -> None:
     with pytest.raises((ConfigError, DataError), match=f"^{field}"):

@@ -132,3 +132,13 @@ def test_a_codebook_larger_than_the_data_supports_is_refused_with_both_numbers()
     require_enough_data(model, 8)
     with pytest.raises(ConfigError, match=r"2,048 codes(.|\n)*1,792: 7 training images with 16 x 16 codes"):
         require_enough_data(model, 7)
+
+
+def test_a_residual_codebook_is_refused_by_the_name_that_it_has_in_a_recipe() -> None:
+    sizes = {"base_width": 8, "width_multipliers": [1, 2], "norm_groups": 4, "latent_channels": 8}
+    for shared, enough in ((True, 2), (False, 8)):  # 256 codes of an image at each of 4 depths
+        quantizer = {"type": "residual", "depth": 4, "shared": shared, "codebook": {"codebook_size": 2048}}
+        model = TokenizerModel(from_dict(TokenizerConfig, {**sizes, "quantizer": quantizer}), PREPROCESS)
+        require_enough_data(model, enough)
+        with pytest.raises(ConfigError, match=r"tokenizer\.model\.quantizer\.codebook\.codebook_size"):
+            require_enough_data(model, enough - 1)

@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from foundation.errors import TrainingError
 from foundation.fit import FitConfig
 from foundation.image_set import ImageSet
 from foundation.images import Preprocess
@@ -83,6 +84,22 @@ def test_a_skipped_step_leaves_nothing_behind_for_the_next_update() -> None:
     before = quantizer.codebook.clone()
     quantizer.update(1, torch.Generator())
     assert torch.equal(quantizer.codebook, before)
+
+
+@pytest.mark.parametrize("quantizer", [FSQConfig(levels=(5, 5, 5)), VQConfig(codebook_size=16, width=4)])
+def test_a_first_batch_that_is_not_finite_places_nothing_and_is_named(quantizer: QuantizerConfig) -> None:
+    learner, images = task(quantizer)
+    batch = images.batch(np.arange(32), np.zeros(32, int))
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    spoilt = {"images": batch["images"].clone()}
+    spoilt["images"][0, 0, 0, :2] = torch.nan
+    with pytest.raises(TrainingError, match=r"images: .*not finite(.|\n)*found: +2 of them"):
+        learner.train_step(spoilt, 0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
+    with torch.no_grad():
+        learner.model.encoder.conv_in.bias.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=r"the encoder's features(.|\n)*precision: float32"):
+        learner.train_step(batch, 0)
 
 
 def test_the_adaptive_weight_is_taken_at_the_decoders_last_layer() -> None:

@@ -57,6 +57,19 @@ def test_compiled_it_draws_the_same_codes() -> None:
     assert torch.equal(drawn(), expected)
 
 
+def test_beyond_torch_s_limit_of_programs_the_step_runs_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stage2_prior.compiled_engine._MOST_PROGRAMS", 2)
+    torch._dynamo.reset()  # programs of other tests count
+    prior = model((CodeLevel(height=2, width=2, codebook_size=50),))
+    draws = {n: (torch.arange(n) % 3, stream_uniforms(range(n), 4)) for n in (2, 3, 4)}
+    expected = {n: decode_codes(prior, *draw, SamplingConfig()) for n, draw in draws.items()}
+    prior.compile_decoding()
+    for n in (2, 3, 4, 2):
+        assert torch.equal(decode_codes(prior, *draws[n], SamplingConfig()), expected[n])
+    engine = engine_for(prior)
+    assert isinstance(engine, CompiledEngine) and engine._programs and engine._refused
+
+
 def test_a_full_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
     prior = model()

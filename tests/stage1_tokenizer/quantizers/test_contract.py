@@ -91,3 +91,19 @@ def test_state_is_restored_and_nothing_of_it_is_hidden(config: QuantizerConfig) 
     other.load_state_dict(one.state_dict())
     latents = torch.randn(1, one.latent_width, 4, 4)
     assert torch.equal(one(latents).latents_BCHW, other(latents).latents_BCHW)
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537])
+def test_codes_of_one_depth_survive_decode_and_encode_at_the_edges_of_16_bits(size: int) -> None:
+    residual = build_quantizer(ResidualConfig(depth=1, codebook=VQConfig(codebook_size=size, width=4))).eval()
+    codes = torch.tensor([[[0, 1, size // 2, size - 2, size - 1]]])
+    assert torch.equal(residual.encode(residual.decode(codes)), codes)
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537])
+def test_gumbel_s_codes_are_the_largest_logits_at_the_edges_of_16_bits(size: int) -> None:
+    gumbel = build_quantizer(GumbelConfig(codebook_size=size, width=2)).eval()
+    codes = torch.tensor([[[0, 1, size // 2, size - 2, size - 1]]])
+    logits = torch.zeros(1, size, 1, 5).scatter_(1, codes[:, None], 1.0)
+    assert torch.equal(gumbel.encode(logits), codes)
+    assert torch.equal(gumbel(logits).latents_BCHW, gumbel.decode(codes))

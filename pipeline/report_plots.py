@@ -35,13 +35,14 @@ def tokenizer_plot(train: Rows, held_out: Rows) -> str:
         right.plot(*_series(held_out, "code_usage"), marker=".", color="tab:orange")
         for name in sorted(name for name in held_out[-1] if re.fullmatch(r"code_usage_\d+", name)):
             right.plot(*_series(held_out, name), linestyle=":", color="tab:orange")
-        right.set(ylabel="share in use (orange; dotted: each codebook)", ylim=(0, 1.02))
+        right.set(ylabel="share in use (orange)", ylim=(0, 1.02))
         perplexity = right.twinx()
         perplexity.plot(*_series(held_out, "code_perplexity"), marker=".", color="tab:green")
         perplexity.set(ylabel="perplexity (green)", ylim=(0, None))
     else:
         right.text(0.5, 0.5, "a continuous latent has no codes", ha="center", transform=right.transAxes)
-    return plot(figure, "Loss while training; reconstruction; share of the codes in use, and perplexity.")
+    several = ", dotted for each codebook" if "code_usage_0" in held_out[-1] else ""
+    return plot(figure, f"Loss while training; reconstruction; share of the codes in use{several}, and perplexity.")
 
 
 def adversary_plot(train: Rows) -> str:

@@ -145,7 +145,8 @@ def test_a_folder_of_other_settings_is_refused_and_named(untrained: ImageGenerat
 @pytest.mark.parametrize(
     ("change", "field"),
     [({"count": 0}, "count"), ({"count": 10**12}, "count"), ({"batch_size": 0}, "batch_size"),
-     ({"images_per_file": 6, "format": "parquet"}, "images_per_file"), ({"format": "jpg"}, "format"), ({"seed": -1}, "seed")],
+     ({"images_per_file": 6, "format": "parquet"}, "images_per_file"), ({"format": "jpg"}, "format"),
+     ({"seed": -1}, "seed")],
 )  # fmt: skip
 def test_wrong_batches_are_refused_by_name(change: dict, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}"):

@@ -6,8 +6,10 @@ prompt of its own for the unconditional rows. The floor is the larger of two tim
 mean of keys and values once, at the bandwidth of summing a tensor of the weights' size; and that of the products'
 floating-point operations at the fastest matrix product of this run. A second floor takes the bandwidth of the fastest
 product of a row with a matrix of that size in the place of the sum's. Filters and bf16 are compared with ours without.
+On a GPU both have bf16 weights, and ours is compiled.
 
     OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
+    python scripts/bench_sampling.py --device cuda --sizes gpt-b gpt-l --batches 1 16 128 --json FILE
 """
 
 from __future__ import annotations
@@ -29,7 +31,12 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.sampling import SamplingConfig
 
 VOCAB, GUIDANCE = 16384, 2.0
-SIZES = {"256x6": (256, 6, 4), "512x8": (512, 8, 8), "gpt-b": (768, 12, 12)}  # width, layers, heads
+SIZES = {
+    "256x6": (256, 6, 4),
+    "512x8": (512, 8, 8),
+    "gpt-b": (768, 12, 12),
+    "gpt-l": (1024, 24, 16),
+}  # width, layers, heads
 BATCHES = (1, 16)
 FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}}
 Run = Callable[[], object]
@@ -43,11 +50,18 @@ class Workload:
         size: key of ``SIZES``.
         batch: images.
         side: of the square grid of codes.
+        device: where; decides the type of the weights.
     """
 
     size: str
     batch: int
     side: int
+    device: str = "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
 
     @property
     def n_codes(self) -> int:
@@ -58,14 +72,15 @@ class Workload:
     def config(self) -> PriorConfig:
         """The transformer."""
         width, layers, heads = SIZES[self.size]
-        published: dict[str, Any] = {"qk_norm": False, "class_rotation": "zero"} if self.size == "gpt-b" else {}
+        published: dict[str, Any] = {"qk_norm": False, "class_rotation": "zero"} if self.size.startswith("gpt") else {}
         return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.0, **published)
 
-    def floor(self, rows: int, bandwidth: float, peak: float, n_bytes: int = 4) -> float:
-        """Milliseconds per step that no implementation with this cache can beat."""
+    def floor(self, rows: int, bandwidth: float, peak: float, n_bytes: int | None = None) -> float:
+        """Milliseconds per step that no implementation with this cache can beat; ``n_bytes`` of a weight."""
+        n_bytes, n_cached = n_bytes or self.dtype.itemsize, self.dtype.itemsize
         layers, _, width = self.config.shape
         cached = layers * 2 * width * self.n_codes / 2  # keys and values of a row, the mean over the steps
-        seconds = (self.n_weights * n_bytes + rows * cached * 4) / bandwidth
+        seconds = (self.n_weights * n_bytes + rows * cached * n_cached) / bandwidth
         return 1e3 * max(seconds, rows * 2 * (self.n_weights + cached) / peak)
 
     @property
@@ -75,20 +90,23 @@ class Workload:
         return layers * (4 * width**2 + 3 * width * wide) + width * VOCAB
 
 
-def our_prior(workload: Workload, dtype: torch.dtype = torch.float32) -> PriorModel:
-    """The prior with a head that is not zero."""
+def our_prior(workload: Workload, dtype: torch.dtype | None = None) -> PriorModel:
+    """The prior with a head that is not zero, compiled on a GPU."""
     torch.manual_seed(0)
     level = CodeLevel(height=workload.side, width=workload.side, codebook_size=VOCAB)
     preprocess = Preprocess(height=8 * workload.side, width=8 * workload.side)
     spec = CodeSpec(levels=(level,), stride=8, preprocess=preprocess, fingerprint="bench", class_names=("a", "b"))
     prior = PriorModel(workload.config, spec).eval()
     torch.nn.init.normal_(prior.head.weight, std=0.05)
-    return prior.to(dtype)
+    prior.to(workload.device, dtype or workload.dtype)
+    if workload.device != "cpu":
+        prior.compile_decoding()
+    return prior
 
 
 def our_run(prior: PriorModel, batch: int, **sampling: Any) -> Run:
     """Draws a batch of images."""
-    labels_B = torch.zeros(batch, dtype=torch.int64)
+    labels_B = torch.zeros(batch, dtype=torch.int64, device=prior.head.weight.device)
     uniforms_BT = torch.rand(batch, prior.n_codes, dtype=torch.float64)
     return lambda: decode_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling))
 
@@ -109,7 +127,7 @@ def reference_model(workload: Workload) -> Any:
 
 def reference_run(model: Any, workload: Workload, cache: str, *, guided: bool) -> Run:
     """``generate`` from a prompt of one token; another one is the unconditional prompt."""
-    prompt = torch.zeros(workload.batch, 1, dtype=torch.int64)
+    prompt = torch.zeros(workload.batch, 1, dtype=torch.int64, device=workload.device)
     options: dict[str, Any] = {
         "max_new_tokens": workload.n_codes, "min_new_tokens": workload.n_codes, "do_sample": True, "top_k": 0,
         "top_p": 1.0, "temperature": 1.0, "cache_implementation": cache, "disable_compile": True,
@@ -127,35 +145,38 @@ def reference_run(model: Any, workload: Workload, cache: str, *, guided: bool) -
     return run
 
 
-def read_bandwidth(n_bytes: int) -> float:
-    """Bytes per second of reading a tensor of this size."""
-    tensor = torch.ones(n_bytes // 4)
-    return n_bytes / min(time_in_turn({"read": tensor.sum}, repeats=20)["read"].seconds)
+def read_bandwidth(workload: Workload) -> float:
+    """Bytes per second of reading a tensor of the weights' size."""
+    tensor = torch.ones(workload.n_weights, device=workload.device, dtype=workload.dtype)
+    timings = time_in_turn({"read": tensor.sum}, repeats=20, device=workload.device)
+    return tensor.nbytes / min(timings["read"].seconds)
 
 
-def gemv_bandwidth(n_bytes: int, width: int) -> float:
-    """Bytes per second of the faster of torch's and oneDNN's product of one row with a weight of this size."""
-    weight, x = torch.randn(n_bytes // 4 // width, width), torch.randn(1, width)
-    linear, column = prepare(weight, torch.float32), x[0]
+def gemv_bandwidth(workload: Workload) -> float:
+    """Bytes per second of the faster of torch's and oneDNN's product of one row with a weight of the weights' size."""
+    width, like = workload.config.shape[2], {"device": workload.device, "dtype": workload.dtype}
+    weight = torch.randn(workload.n_weights // width, width, **like)
+    x, linear, column = torch.randn(1, width, device=workload.device), prepare(weight, workload.dtype), weight[0]
+    cases = {"packed": lambda: linear(x), "plain": lambda: weight @ column}
     with torch.inference_mode():
-        timings = time_in_turn({"packed": lambda: linear(x), "plain": lambda: weight @ column}, repeats=20)
-    return n_bytes / min(min(each.seconds) for each in timings.values())
+        timings = time_in_turn(cases, repeats=20, device=workload.device)
+    return weight.nbytes / min(min(each.seconds) for each in timings.values())
 
 
-def product_peak() -> float:
+def product_peak(workload: Workload) -> float:
     """FLOP/s of the faster of torch's and oneDNN's product."""
-    size = 1024
-    x, linear = torch.randn(size, size), prepare(torch.randn(size, size), torch.float32)
+    size, device = 1024, workload.device
+    x = torch.randn(size, size, device=device)
+    linear = prepare(torch.randn(size, size, device=device), workload.dtype)
     with torch.inference_mode():
-        packed = time_in_turn({"packed": lambda: linear(x)}, repeats=8)["packed"]
-    return max(matmul_peak(), 2 * size**3 / min(packed.seconds))
+        packed = time_in_turn({"packed": lambda: linear(x)}, repeats=8, device=device)["packed"]
+    return max(matmul_peak(device, dtype=workload.dtype), 2 * size**3 / min(packed.seconds))
 
 
 def bench(workload: Workload, repeats: int) -> list[Row]:
     """Without and with guidance, beside the reference; filters and bf16, beside ours."""
-    prior, model = our_prior(workload), reference_model(workload)
-    bandwidth, peak = read_bandwidth(4 * workload.n_weights), product_peak()
-    of_products = gemv_bandwidth(4 * workload.n_weights, workload.config.shape[2])
+    prior, model = our_prior(workload), reference_model(workload).to(workload.device, workload.dtype)
+    bandwidth, peak, of_products = read_bandwidth(workload), product_peak(workload), gemv_bandwidth(workload)
     config = {"threads": torch.get_num_threads(), "repeats": repeats, "codes": workload.n_codes,
               "gb_per_s": bandwidth / 1e9, "gemv_gb_per_s": of_products / 1e9, "gflop_per_s": peak / 1e9}  # fmt: skip
     rows = []
@@ -164,7 +185,7 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
         cases = {"ours": our_run(prior, workload.batch, **sampling)}
         for cache in ("dynamic", "static"):
             cases[cache] = reference_run(model, workload, cache, guided=guided)
-        timings = time_in_turn(cases, repeats=repeats, warm_up=1)
+        timings = time_in_turn(cases, repeats=repeats, warm_up=1, device=workload.device)
         reference = min(("dynamic", "static"), key=lambda name: timings[name].median)
         name = f"{workload.size}, batch {workload.batch}, {'with' if guided else 'no'} guidance"
         floor = workload.floor(workload.batch * (1 + guided), bandwidth, peak)
@@ -175,10 +196,11 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
     cases = {"plain": our_run(prior, workload.batch, guidance_scale=GUIDANCE)}
     for name, sampling in FILTERS.items():
         cases[name] = our_run(prior, workload.batch, guidance_scale=GUIDANCE, **sampling)
-    cases["bf16"] = our_run(our_prior(workload, torch.bfloat16), workload.batch, guidance_scale=GUIDANCE)
-    timings = time_in_turn(cases, repeats=repeats, warm_up=1)
-    for name in (*FILTERS, "bf16"):
-        n_bytes = 2 if name == "bf16" else 4
+    if workload.dtype == torch.float32:
+        cases["bf16"] = our_run(our_prior(workload, torch.bfloat16), workload.batch, guidance_scale=GUIDANCE)
+    timings = time_in_turn(cases, repeats=repeats, warm_up=1, device=workload.device)
+    for name in (key for key in cases if key != "plain"):
+        n_bytes = 2 if name == "bf16" else None
         floor = workload.floor(2 * workload.batch, bandwidth, peak, n_bytes)
         rows.append(_row(f"{workload.size}, batch {workload.batch}, guidance, {name}", timings[name], timings["plain"],
                          "ours without", workload, floor, config))  # fmt: skip
@@ -203,11 +225,13 @@ def main() -> None:
                         help="width x layers, or a published size")  # fmt: skip
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parser.parse_args()
     sizes, side, repeats = options.sizes, 16, options.repeats
     if options.quick:
         sizes, side, repeats = options.sizes[:1], 8, 2
-    rows = [row for size in sizes for batch in options.batches for row in bench(Workload(size, batch, side), repeats)]
+    workloads = [Workload(size, batch, side, options.device) for size in sizes for batch in options.batches]
+    rows = [row for workload in workloads for row in bench(workload, repeats)]
     report(rows, options.json)
     for row in rows:
         share, floors = row.ours / (row.reference or row.ours), row.ours / (row.floor or row.ours)

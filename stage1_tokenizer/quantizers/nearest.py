@@ -19,7 +19,8 @@ def rows_per_block(n_columns: int, device: torch.device) -> int:
 def nearest_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor) -> torch.Tensor:
     """Index of the nearest codebook row by Euclidean distance, the lowest index on ties.
 
-    argmin |x - e|^2 = argmax x.e - |e|^2 / 2, since |x|^2 does not depend on e.
+    argmin |x - e|^2 = argmax x.e - |e|^2 / 2, since |x|^2 does not depend on e. The codebook's mean is taken off both
+    first: where it is large beside the codes' distances, the two terms would cancel in float32.
 
     Args:
         vectors_ND: (N, D) float32; N may be 0.
@@ -28,7 +29,9 @@ def nearest_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor) -> torch.
     Returns:
         (N,) int64.
     """
-    return best_codes(vectors_ND, codebook_VD, codebook_VD.square().sum(1).mul_(-0.5))
+    mean_D = codebook_VD.mean(0)
+    codes_VD = codebook_VD - mean_D
+    return best_codes(vectors_ND - mean_D, codes_VD, codes_VD.square().sum(1).mul_(-0.5))
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from stage1_tokenizer.quantizers import nearest
@@ -11,6 +12,14 @@ def test_nearest_codes_agree_with_all_distances_and_take_the_lowest_on_ties() ->
     assert torch.equal(nearest_codes(vectors, codebook), expected)
     twice = torch.cat([codebook, codebook])
     assert torch.equal(nearest_codes(vectors, twice), expected)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -3000.0])
+def test_latents_far_from_the_origin_have_the_same_nearest_codes(offset: float) -> None:
+    vectors, codebook = torch.randn(3000, 8) + offset, torch.randn(1000, 8) + offset
+    expected = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert torch.equal(nearest_codes(vectors, codebook), expected)
+    assert torch.equal(nearest_codes(codebook, codebook), torch.arange(1000))
 
 
 def test_no_block_holds_more_scores_than_it_should(monkeypatch) -> None:

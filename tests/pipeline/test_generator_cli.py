@@ -10,14 +10,26 @@ import pytest
 import torch
 from PIL import Image
 
+from foundation.config import from_dict
+from foundation.errors import ConfigError
 from foundation.image_set import open_image_sets
+from foundation.images import Preprocess
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.generator_cli import join_groups, join_out
 from pipeline.report import write_report
 from pipeline.run_folder import RunFolder
 from pipeline.uses import draw_uses, uses_section
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.compiled_engine import CompiledEngine
+from stage2_prior.config import PriorConfig
+from stage2_prior.prior import PriorModel
+
+SMALL = {
+    "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "latent_channels": 8, "norm_groups": 4,
+    "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +202,16 @@ def test_a_prior_without_a_null_class_shows_what_it_can(finished_run: Path, tmp_
     sure = ImageGenerator(generator.tokenizer, generator.prior, label_dropout=0)
     draw_uses(sure, np.zeros((2, 8, 8, 1), np.uint8), tmp_path / "uses", seed=0)
     assert {path.stem for path in (tmp_path / "uses").glob("*.png")} == {"completion", "classes"}
+
+
+def test_a_grid_of_one_row_is_shown_without_completions(tmp_path: Path) -> None:
+    tokenizer = TokenizerModel(from_dict(TokenizerConfig, SMALL), Preprocess(height=2, width=8, mode="L"))
+    prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), tokenizer.spec.with_classes(("a", "b")))
+    generator = ImageGenerator(tokenizer, prior, label_dropout=0.1)
+    draw_uses(generator, np.zeros((2, 2, 8, 1), np.uint8), tmp_path / "uses", seed=0)
+    assert {path.stem for path in (tmp_path / "uses").glob("*.png")} == {"inpainting", "variations", "classes"}
+    with pytest.raises(ConfigError, match="the grid has one row"):
+        generator.complete(torch.zeros(1, 1, 2, 8), rows=0.5)
 
 
 def test_a_batch_size_without_a_count_changes_no_image(finished_run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from foundation.token_dataset import TokenDataset
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.evaluation.prior import evaluate_run_prior, kept_evaluation
+from pipeline.report import write_report
 from pipeline.run_folder import RunFolder
 from stage2_prior.evaluate import score_prior
 
@@ -102,6 +103,24 @@ def test_an_evaluation_is_kept_until_the_prior_or_the_codes_change(run_copy: Pat
     path.write_text("{")
     assert kept_evaluation(folder, "validation", "cpu")["metrics"] == kept["metrics"]
     assert json.loads(path.read_text())["of"] == kept["of"]
+
+
+def test_codes_are_read_for_report_and_evaluation_as_the_recipe_says(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = (run_copy / "recipe.yaml").read_text()
+    assert "form: auto" in recipe
+    (run_copy / "recipe.yaml").write_text(recipe.replace("form: auto", "form: streamed"))
+    seen, opened = [], TokenDataset.__init__
+
+    def watched(self: TokenDataset, folder: object, split: str = "train", access: object = None) -> None:
+        seen.append(getattr(access, "form", None))
+        opened(self, folder, split, access)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TokenDataset, "__init__", watched)
+    evaluate_run_prior(RunFolder(run_copy), "validation", "cpu")
+    write_report(RunFolder(run_copy))
+    assert len(seen) > 3 and set(seen) == {"streamed"}
 
 
 def test_the_report_shows_bits_by_place_and_by_class(finished_run: Path) -> None:

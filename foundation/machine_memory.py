@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, up to 2 GiB, for its next tensors.
 
     glibc hands large blocks back to the system when they are freed. The next tensor of that size then gets new pages,
-    which the system fills with zeros one by one as they are touched: in the training of a tokenizer on a CPU a sixth
-    of the time. The peak of memory stays what it was. Call it once, before tensors are made; it cannot be taken back.
+    which the system fills with zeros one by one as they are touched: in the training of a tokenizer on a CPU about a
+    tenth of the time. The peak of memory stays what it was. Call it before tensors are made; it cannot be taken back.
 
     Returns:
         whether the C library can do it; musl and the libraries of other systems cannot.

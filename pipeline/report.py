@@ -85,11 +85,9 @@ def _usages(folder: RunFolder, access: TokenAccess) -> dict[str, CodeUsage]:
     usages = {}
     for split in ("train", "validation"):
         dataset = TokenDataset(folder.codes, split, access)
-        slots = dataset.spec.slots
-        for slot, usage in zip(slots, count_codes_by_slot(dataset.codes_NT, dataset.spec), strict=True):
-            level = f", grid {slot.level + 1}" if len(dataset.spec.levels) > 1 else ""
-            depth = f", depth {slot.depth + 1}" if dataset.spec.levels[slot.level].depth > 1 else ""
-            usages[f"{split}{level}{depth}"] = usage
+        found = count_codes_by_slot(dataset.codes_NT, dataset.spec)
+        for name, usage in zip(dataset.spec.slot_names, found, strict=True):
+            usages[f"{split}, {name}" if name else split] = usage
     return usages
 
 

@@ -132,14 +132,14 @@ def require_enough_data(model: TokenizerModel, n_images: int) -> None:
     if not model.is_discrete:
         return
     config = model.config.quantizer
-    residual = isinstance(config, ResidualConfig)
+    residual = config if isinstance(config, ResidualConfig) else None
     for quantizer, level in zip(model.quantizers, model.levels, strict=True):
-        per_codebook = level.depth if isinstance(config, ResidualConfig) and config.shared else 1
+        per_codebook = level.depth if residual is not None and residual.shared else 1
         vectors = n_images * level.height * level.width * per_codebook
         if quantizer.learns_codebook and quantizer.codebook_size > vectors:
             raise ConfigError(
                 "is larger than the data supports",
-                field=f"tokenizer.model.quantizer.{'codebook.' if residual else ''}codebook_size",
+                field=f"tokenizer.model.quantizer.{'codebook.' if residual is not None else ''}codebook_size",
                 found=f"{quantizer.codebook_size:,} codes",
                 expected=f"at most {vectors:,}: {n_images:,} training images with {level.height} x {level.width} codes",
                 fix="use fewer codes, more images, a smaller stride, or fsq, whose codes are not learned",

@@ -111,4 +111,4 @@ def test_two_grids_and_two_depths_go_through_encode_export_prior_and_decode(chan
     assert output.images.shape == (2, 1, 8, 8)
     assert generator.prior.n_codes == (20 if two_grids else 32)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "validation, grid 2" in page if two_grids else "validation, depth 2" in page
+    assert "validation, 4 x 4 grid" in page if two_grids else "validation, depth 2" in page

@@ -42,4 +42,5 @@ class Filters(ABC):
         """(B, 1), the probabilities of the codes at which the sum of the likeliest reaches p of all."""
 
     def _cut(self, chances_BV: torch.Tensor, least_B1: torch.Tensor) -> torch.Tensor:
-        return chances_BV.mul_(chances_BV.ge(least_B1))
+        kept = torch.empty_like(chances_BV)  # of the chances' type: from bool, a CPU multiplies five times slower
+        return chances_BV.mul_(torch.ge(chances_BV, least_B1, out=kept))

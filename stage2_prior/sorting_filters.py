@@ -33,7 +33,8 @@ class SortingFilters(Filters):
         ordered[:, n_zeros:] = chances_BV.detach().numpy()
         ordered.sort(axis=1)
         blocks = ordered.reshape(n_rows, -1, _BLOCK)
-        mass = blocks.sum(2, dtype=np.float64)[:, ::-1].cumsum(1)  # of the likeliest blocks
+        sums = torch.from_numpy(blocks).sum(2, dtype=torch.float64).numpy()  # by all threads
+        mass = sums[:, ::-1].cumsum(1)  # of the likeliest blocks
         wanted = p * ROUNDING * mass[:, -1:]
         n_whole = (mass < wanted).sum(1).clip(max=mass.shape[1] - 1)
         rows = np.arange(n_rows)

@@ -6,7 +6,9 @@ import numpy as np
 
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.images import Preprocess
-from foundation.token_dataset import Shard, shard_path, write_manifest, write_shard
+from foundation.token_dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+
+PACKED = TokenAccess(form="packed")
 
 
 def token_spec(codebook_size: int = 1000, *, labelled: bool = True) -> CodeSpec:
@@ -39,3 +41,18 @@ def write_tokens(
         write_shard(shard_path(folder, "train", index), shard, spec)
     write_manifest(folder, spec)
     return folder
+
+
+def require_right(folder: Path, access: TokenAccess = PACKED) -> TokenDataset:
+    """The packed form holds what the shards hold."""
+    ours, truth = TokenDataset(folder, "train", access), TokenDataset(folder, "train", TokenAccess(form="memory"))
+    assert np.array_equal(ours.codes_NT, truth.codes_NT) and np.array_equal(ours.views_N, truth.views_N)
+    assert (ours.labels_N is None) == (truth.labels_N is None)
+    assert truth.labels_N is None or np.array_equal(ours.labels_N, truth.labels_N)
+    assert list(ours.image_ids) == truth.image_ids
+    return ours
+
+
+def copy_of(folder: Path) -> Path:
+    (found,) = (each for each in (folder / ".packed" / "train").iterdir() if each.is_dir())
+    return found

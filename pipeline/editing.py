@@ -21,7 +21,8 @@ from pipeline.code_masks import below_rows, codes_of_pixels, grown, pixel_mask
 from pipeline.draw import Order, draw_best, nats_of, nats_of_codes
 from pipeline.generator_output import GeneratorOutput, decode_batch, decoded, pictures
 from pipeline.generator_parts import GeneratorParts, Label
-from pipeline.given_images import Given, is_codes, masks_for, read_codes, read_given
+from pipeline.given_codes import is_codes, read_codes
+from pipeline.given_images import Given, masks_for, read_given
 from pipeline.requests import Request, require_count, require_flag, seeds_of, whole
 from pipeline.sampling_options import DrawOptions
 from stage2_prior.decode import DRAW

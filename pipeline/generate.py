@@ -137,7 +137,7 @@ class ImageGenerator(Editing, Interpolating, Streaming):
         """Log-likelihood of each image's codes, log2 p or, for "nats", ln p: (B,) float64, 0 or less.
 
         Args:
-            images: a Pillow image, a list of them, or (B, C, Y, X) in [-1, 1] of the tokenizer's size.
+            images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes.
             class_labels: one of all images, one for each, or None for the null class (see ``score_images``).
             unit: bits or nats.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from foundation.errors import ConfigError, DataError, nearest
 from foundation.images import Preprocess, to_unit_range
+from pipeline.given_codes import is_codes, read_codes
 from pipeline.reconstruct import read_pixels
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
@@ -40,7 +41,7 @@ def score_images(
 
     Args:
         tokenizer, prior: that belong together.
-        images: a Pillow image, a list of them, or (B, C, Y, X) in [-1, 1] of the tokenizer's size.
+        images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes.
         labels: one class number for all images, or one for each; ``prior.null_class`` for none, which a
             class-conditional prior knows only from label dropout in training.
         unit: ``bits`` for log2 p, ``nats`` for ln p.
@@ -56,19 +57,29 @@ def score_images(
     if unit not in ("bits", "nats"):
         raise ConfigError("is not one of the choices", field="unit", found=repr(unit),
                           fix=nearest(str(unit), ["bits", "nats"]))  # fmt: skip
-    pixels = pixels_of(images, tokenizer.preprocess)
-    if len(labels) not in (1, len(pixels)):
+    given = (
+        _whole(read_codes(images, prior.spec), prior) if is_codes(images) else pixels_of(images, tokenizer.preprocess)
+    )
+    if len(labels) not in (1, len(given)):
         raise DataError("are as many neither as one nor as the images", field="class_labels", found=len(labels),
-                        expected=f"1 or {len(pixels)}")  # fmt: skip
+                        expected=f"1 or {len(given)}")  # fmt: skip
     device = prior.head.weight.device
-    labels_B = torch.tensor(labels, device=device).expand(len(pixels))
+    labels_B = torch.tensor(labels, device=device).expand(len(given))
     parts = []
-    for start in range(0, len(pixels), batch_size):
+    for start in range(0, len(given), batch_size):
         part = slice(start, start + batch_size)
-        batch = pixels[part] if isinstance(pixels, torch.Tensor) else to_unit_range(np.stack(pixels[part]))
-        tokens_BT = tokenizer.encode(batch.float().to(device)).flatten(1)
+        batch = given[part] if isinstance(given, torch.Tensor) else to_unit_range(np.stack(given[part]))
+        batch = batch.to(device)
+        tokens_BT = tokenizer.encode(batch.float()).flatten(1) if batch.is_floating_point() else batch
         parts.append(-prior.nll(tokens_BT, labels_B[part]).double().sum(1).cpu())
     return torch.cat(parts) / (math.log(2) if unit == "bits" else 1.0)
+
+
+def _whole(codes_BP: torch.Tensor, prior: PriorModel) -> torch.Tensor:
+    if codes_BP.shape[1] != prior.n_codes:
+        raise DataError("are not all codes of each image", field="images", found=codes_BP.shape[1],
+                        expected=prior.n_codes)  # fmt: skip
+    return codes_BP
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ class Upsample(nn.Module):
 
 def _transposed_kernel(kernel_OI33: torch.Tensor) -> torch.Tensor:
     """(O, I, 3, 3) => (I, O, 4, 4): of stride 2, it does what the kernel does after each pixel was doubled."""
-    taps = kernel_OI33.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-    with torch.autocast(kernel_OI33.device.type, enabled=False):
-        kernel_OI44 = (kernel_OI33.flatten(2) @ torch.kron(taps, taps).T).unflatten(2, (4, 4))
+    turned = kernel_OI33.flip(2, 3)
+    wide = F.pad(turned, (0, 1)) + F.pad(turned, (1, 0))
+    kernel_OI44 = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     return kernel_OI44.transpose(0, 1)
 
 

@@ -44,7 +44,8 @@ class Places:
 
 
 class PlaceTables:
-    """Makes ``Places``; keeps no tensor, so that models can be moved and loaded freely.
+    """Makes ``Places``, once for each device: tables that are no part of a model, so that it can be moved and loaded
+    freely, and are not sent to a GPU again with every batch.
 
     Args:
         spec: what the codes are.
@@ -74,13 +75,11 @@ class PlaceTables:
         self._place_2P = np.concatenate([np.zeros((2, 1), np.float32), own_2P], axis=1)  # P = 1 + T: class, codes
         offset_T = np.concatenate([[0], first_rows[positions.slot_T[:-1]]])
         self._table_4T = np.stack([np.arange(self.n_codes), offset_T, positions.slot_T, self.size_T])
+        self._made: dict[torch.device, tuple[Places, Rope | None]] = {}
 
     def on(self, device: torch.device) -> Places:
-        """All T inputs in raster order, on a device."""
-        rope = self._rope(device)
-        target_T, offset_T, slot_T, size_T = torch.from_numpy(self._table_4T).to(device, non_blocking=True)
-        rope = None if rope is None else rope.part(0, -1)
-        return Places(rope, target_T, target_T, offset_T, slot_T, size_T)
+        """All T inputs in raster order, on a device. Not to be changed: all callers get the same tensors."""
+        return self._on(device)[0]
 
     def ordered(self, orders_BT: torch.Tensor, n_images: int) -> Places:
         """All T inputs of images that are predicted in orders of their own.
@@ -96,22 +95,31 @@ class PlaceTables:
         if self.n_slots > 1:
             raise DataError("codes of several levels or depths have one order only", field="orders",
                             found=f"{self.n_slots} slots", expected="1 slot", fix="train in raster order")  # fmt: skip
-        raster = self.on(orders_BT.device)
+        raster, rope = self._on(orders_BT.device)
         right = orders_BT.shape == (n_images, self.n_codes)
         if not right or not torch.equal(orders_BT.sort(1).values, raster.target_T.expand_as(orders_BT)):
             raise DataError("is not a permutation of the positions of each image", field="orders",
                             found=f"a tensor of shape {tuple(orders_BT.shape)}",
                             expected=f"{n_images} rows with each of 0..{self.n_codes - 1} once")  # fmt: skip
         own_BT = torch.cat([torch.zeros_like(orders_BT[:, :1]), orders_BT[:, :-1] + 1], dim=1)
-        rope = self._rope(orders_BT.device)
         rope = None if rope is None else rope.of(own_BT)
         return Places(rope, own_BT, orders_BT, raster.offset_T, raster.slot_T, raster.size_T)
+
+    def _on(self, device: torch.device) -> tuple[Places, Rope | None]:
+        """All T inputs in raster order, and the rotations of the class and all T codes."""
+        if device not in self._made:
+            with torch.inference_mode(False):  # what is made while drawing also serves a training
+                rope = self._rope(device)
+                target_T, offset_T, slot_T, size_T = torch.from_numpy(self._table_4T).to(device)
+                of_inputs = None if rope is None else rope.part(0, -1)
+                self._made[device] = Places(of_inputs, target_T, target_T, offset_T, slot_T, size_T), rope
+        return self._made[device]
 
     def _rope(self, device: torch.device) -> Rope | None:
         """Of the class and all T codes, (1 + T, K) each."""
         if self.rope_base is None:
             return None
-        rows, columns = torch.from_numpy(self._place_2P).to(device, non_blocking=True)
+        rows, columns = torch.from_numpy(self._place_2P).to(device)
         rope = rotation(grid_angles(rows, columns, self.d_head, self.rope_base))
         if self.zero_class:
             rope.cos[0], rope.sin[0] = 0.0, 0.0

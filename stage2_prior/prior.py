@@ -135,8 +135,8 @@ class PriorModel(nn.Module):
         """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes."""
         if not self._unequal:
             return None
-        size_T = torch.from_numpy(self.place_tables.size_T[: tokens_BT.shape[1]])
-        return size_T.to(tokens_BT.device, non_blocking=True).expand_as(tokens_BT).flatten()
+        places = self.place_tables.on(tokens_BT.device)
+        return places.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
 
     def compile_blocks(self) -> None:
         """Compile each block with ``torch.compile``; the names of parameters stay as they are."""

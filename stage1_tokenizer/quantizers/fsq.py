@@ -24,7 +24,10 @@ _EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (
 
 @dataclass(frozen=True)
 class _Columns:
-    """Per-channel numbers as (C, 1, 1) float32; ``radix`` in a type that holds every code exactly."""
+    """Per-channel numbers as (C, 1, 1) float32; ``radix`` in a type that holds every code exactly.
+
+    ``mean`` and ``deviation`` are those of the quantized values where all levels are used evenly.
+    """
 
     half: torch.Tensor
     offset: torch.Tensor
@@ -32,6 +35,8 @@ class _Columns:
     steps: torch.Tensor
     lowest: torch.Tensor
     highest: torch.Tensor
+    mean: torch.Tensor
+    deviation: torch.Tensor
     radix: torch.Tensor
 
 
@@ -56,6 +61,8 @@ def _columns(levels: tuple[int, ...], device: torch.device) -> _Columns:
             steps=column(middle),
             lowest=column([-each for each in middle]),
             highest=column([level - 1 - each for level, each in zip(levels, middle, strict=True)]),
+            mean=column([((level - 1) / 2 - each) / each for level, each in zip(levels, middle, strict=True)]),
+            deviation=column([math.sqrt((n**2 - 1) / 12) / each for n, each in zip(levels, middle, strict=True)]),
             radix=column([math.prod(levels[:i]) for i in range(len(levels))], radix_type),
         )
 
@@ -138,10 +145,8 @@ def unevenness(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor
         values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training those of all processes count.
         levels: of each channel.
     """
-    steps = [level // 2 for level in levels]
-    means = [((level - 1) / 2 - step) / step for level, step in zip(levels, steps, strict=True)]
-    deviations = [math.sqrt((level**2 - 1) / 12) / step for level, step in zip(levels, steps, strict=True)]
-    scaled_NC = (values_NC - values_NC.new_tensor(means)) / values_NC.new_tensor(deviations)
+    columns = _columns(levels, values_NC.device)
+    scaled_NC = (values_NC - columns.mean.flatten()) / columns.deviation.flatten()
     moments_CC = shared_mean(scaled_NC.T @ scaled_NC / len(values_NC))
     identity_CC = torch.eye(len(levels), device=values_NC.device)
     return shared_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()

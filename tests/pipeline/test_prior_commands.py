@@ -148,6 +148,8 @@ def test_score_is_the_log_likelihood_of_the_codes(generator: ImageGenerator, fin
         assert found.numpy() == pytest.approx(nats.double().sum(1).detach().numpy(), rel=1e-5)
         bits = generator.score(images, labels)  # type: ignore[arg-type]
         assert torch.allclose(bits * math.log(2), found)
+        for codes in (tokens, tokens.view(6, 4, 4), tokens.numpy().astype(np.uint16)):
+            assert torch.equal(generator.score(codes, labels), bits)  # type: ignore[arg-type]
 
 
 def test_scores_agree_with_the_evaluation_of_the_same_images(generator: ImageGenerator, finished_run: Path) -> None:
@@ -197,7 +199,9 @@ def test_a_prior_without_a_null_class_scores_with_classes_only(
         (torch.zeros(0, 1, 8, 8), None, "images"),
         (torch.full((1, 1, 8, 8), 255.0), None, r"\[-1, 1\]"),
         (torch.full((1, 1, 8, 8), math.nan), None, r"\[-1, 1\]"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), None, "uint8"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), None, "uint8(.|\n)*floats from -1 to 1"),
+        (torch.zeros(2, 2, 4, dtype=torch.int64), None, "all codes(.|\n)*8(.|\n)*16"),
+        (torch.full((2, 4, 4), 192), None, "192"),
         ([], None, "images"),
         (["a.png"], None, "str"),
         (torch.zeros(3, 1, 8, 8), [1, 2], "1 or 3"),

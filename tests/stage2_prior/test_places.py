@@ -1,4 +1,5 @@
 import torch
+from random_prior import examples, model
 
 from foundation.codes import CodeLevel, CodeSpec
 from foundation.images import Preprocess
@@ -21,3 +22,12 @@ def test_an_input_stands_where_its_own_code_does_and_predicts_the_next() -> None
     assert places.size_T.tolist() == [5, 5, *[9] * 16]
     part = places.part(3, 5)
     assert part.slot_T.tolist() == [2, 1] and torch.equal(part.rope[0], places.rope[0][3:5])
+
+
+def test_what_was_made_while_drawing_also_serves_a_training() -> None:
+    prior = model().train()
+    tokens, labels = examples(prior)
+    with torch.inference_mode():
+        prior(tokens, labels)
+    prior(tokens, labels).sum().backward()
+    assert prior.blocks[0].attention.qkv.weight.grad.abs().sum() > 0

@@ -1,0 +1,157 @@
+"""A device that exists in name only: it refuses what a GPU would refuse, and counts what a GPU would wait for.
+
+Its tensors lie in the CPU's memory but may not meet those of the CPU: an operation on both raises, as it does on a GPU.
+Where a tensor crosses over, or one number of it is read, is counted by the line of the project that asked for it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+aten = torch.ops.aten
+CROSSINGS = (aten.copy_.default, aten._to_copy.default)
+READS = (  # numbers whose values, or whose shape, the CPU must know
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
+    aten.repeat_interleave.Tensor, aten.bincount.default, aten.equal.default,
+)  # fmt: skip
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+SOURCE = Path(__file__).parent.parent
+
+
+class _Module(_DummyBackendModule):
+    """What torch wants to know of a device."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def get_rng_state(self, device: object = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        """Drawing is left to the CPU's generator."""
+
+    def synchronize(self, device: object = None) -> None:
+        """Nothing is queued."""
+
+
+_setup_privateuseone_for_python_backend("far", backend_module=_Module())
+FAR = torch.device("far:0")
+
+
+class FarTensor(torch.Tensor):
+    """``near`` as it looks from outside: on the far device."""
+
+    near: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, near: torch.Tensor) -> FarTensor:
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls, near.shape, strides=near.stride(), storage_offset=near.storage_offset(), dtype=near.dtype, device=FAR
+        )
+        tensor.near = near
+        return tensor
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"FarTensor({self.near})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _compute(func, args, kwargs or {}, Counter())
+
+
+class _Dispatch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossed: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _compute(func, args, kwargs or {}, self.crossed)
+
+
+class _Makers(TorchFunctionMode):
+    """Tensors of Python's numbers are made on the CPU and then sent, and sent back to become numbers."""
+
+    def __torch_function__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.tolist and isinstance(args[0], FarTensor):
+            return args[0].cpu().tolist()
+        if func in MADE_FROM_NUMBERS:
+            source = args[0] if func is torch.Tensor.new_tensor else None
+            device = kwargs.pop("device", None) or (None if source is None else source.device)
+            if device is not None and torch.device(device).type == FAR.type:
+                dtype = {"dtype": kwargs.pop("dtype", None) or (None if source is None else source.dtype)}
+                return torch.as_tensor(args[0 if source is None else 1], **dtype).to(device)
+            kwargs["device"] = device
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def far_device() -> Iterator[Counter[str]]:
+    """Inside, tensors can be made on and moved to ``FAR``. Gives how often which line made something cross over."""
+    with _Dispatch() as mode, _Makers():
+        yield mode.crossed
+
+
+def _compute(func: Any, args: tuple, kwargs: dict, crossed: Counter[str]) -> Any:
+    """One operation, on the CPU; refused where it would read from both devices."""
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    far = [each for each in tensors if isinstance(each, FarTensor)]
+    _refuse_both(func, tensors, far)
+    device = kwargs.get("device")
+    to_far = bool(far) if device is None else torch.device(device).type == FAR.type
+    if func is aten.copy_.default:
+        to_far = isinstance(args[0], FarTensor)
+    from_far = isinstance(args[1] if func is aten.copy_.default else args[0] if args else None, FarTensor)
+    if (func is aten._local_scalar_dense.default and far) or (func in CROSSINGS and from_far != to_far):
+        crossed[_asked_by()] += 1
+    near_args, near_kwargs = tree_map(_near, (args, kwargs))
+    if device is not None:
+        near_kwargs["device"] = torch.device("cpu")
+    known = {id(each.near): each for each in far}
+    with torch.inference_mode(False), torch._C._AutoDispatchBelowAutograd():
+        found = func(*near_args, **near_kwargs)
+        if not to_far:
+            return tree_map(lambda each: each.clone() if id(each) in known else each, found)
+        return tree_map(lambda each: known[id(each)] if id(each) in known else _far(each), found)
+
+
+def _refuse_both(func: Any, tensors: list[torch.Tensor], far: list[FarTensor]) -> None:
+    """Numbers may come from the CPU, and so may indices."""
+    near = [each for each in tensors if not isinstance(each, FarTensor) and each.ndim > 0]
+    if far and near and func not in (*CROSSINGS, *INDEXING):
+        shapes = [(tuple(each.shape), each.device.type) for each in tensors]
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {shapes}")
+
+
+def _waits(indices: list[torch.Tensor | None]) -> bool:
+    """An index on the CPU is sent; a mask has first to be counted."""
+    return any(each is not None and (not isinstance(each, FarTensor) or each.dtype == torch.bool) for each in indices)
+
+
+def _near(each: Any) -> Any:
+    return each.near if isinstance(each, FarTensor) else each
+
+
+def _far(each: Any) -> Any:
+    return FarTensor(each) if isinstance(each, torch.Tensor) else each
+
+
+def _asked_by() -> str:
+    """The innermost line of the project, without the tests."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_relative_to(SOURCE) and "tests" not in path.parts and ".venv" not in path.parts:
+            return f"{path.relative_to(SOURCE)}: {frame.line}"
+    return "a test"

@@ -92,8 +92,10 @@ class Interpolating(GeneratorParts):
 def between(first_T: torch.Tensor, last_T: torch.Tensor, n: int) -> torch.Tensor:
     """Uniform numbers on the way from one sequence to another, both ends included: (n, T) float64 in [0, 1).
 
-    If the ends are independent and uniform, so is every step by itself.
+    If the ends are independent and uniform, so is every step by itself. Between a sequence and itself there is no way.
     """
+    if torch.equal(first_T, last_T):
+        return first_T.expand(n, -1).clone()
     angles_S1 = (torch.arange(n, dtype=torch.float64) * (math.pi / 2 / (n - 1))).unsqueeze(1)
     first, last = (torch.special.ndtri(each.clamp(_TINY, 1 - 2.0**-53)) for each in (first_T, last_T))
     turned_ST = torch.special.ndtr(torch.cos(angles_S1) * first + torch.sin(angles_S1) * last)

@@ -147,10 +147,14 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
     """
     expected = (preprocess.n_channels, preprocess.height, preprocess.width)
     if isinstance(images, torch.Tensor):
+        if is_codes(images):
+            raise DataError("are whole numbers", field="images", found=(tuple(images.shape), images.dtype),
+                            expected=f"{('B', *expected)}, floating point from -1 to 1",
+                            fix="codes become images by generator.tokenizer.decode(codes)")  # fmt: skip
         if images.ndim != 4 or tuple(images.shape[1:]) != expected or not len(images):
             raise DataError("do not have the shape that the prior's codes are of", field="images",
                             found=tuple(images.shape), expected=("B", *expected))  # fmt: skip
-        if not images.is_floating_point() or not bool((images.abs() <= 1).all()):
+        if not bool((images.abs() <= 1).all()):
             raise DataError("are not in [-1, 1]", field="images", found=f"{images.dtype}, up to {images.abs().max()}",
                             expected="floating point from -1 to 1")  # fmt: skip
         return images

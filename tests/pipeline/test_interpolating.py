@@ -30,6 +30,11 @@ def test_every_step_has_uniform_random_numbers() -> None:
     assert bool(((extremes >= 0) & (extremes < 1)).all())
 
 
+def test_between_a_seed_and_itself_nothing_changes(untrained: ImageGenerator) -> None:
+    out = untrained.interpolate(3, 3, "b", steps=4)
+    assert torch.equal(out.codes, untrained("b", seed=3).codes.expand(4, -1, -1))
+
+
 def test_between_images_the_ends_are_their_reconstructions(untrained: ImageGenerator, pictures: torch.Tensor) -> None:
     out = untrained.interpolate(pictures[:1], pictures[1:2], steps=4, output_type="pt")
     codes = untrained.tokenizer.encode(pictures[:2])
@@ -52,5 +57,7 @@ def test_ends_that_cannot_be_are_refused_by_name(
         untrained.interpolate(*arguments, **options)
     with pytest.raises(ConfigError, match="class_label"):
         untrained.interpolate(torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 8, 12), "a")
+    with pytest.raises(DataError, match=r"whole numbers(.|\n)*tokenizer\.decode"):
+        untrained.interpolate(*untrained("a", 2, seed=0).codes.split(1))
     with pytest.raises(DataError, match="several"):
         untrained.interpolate(torch.zeros(2, 1, 8, 12), torch.zeros(1, 1, 8, 12))

@@ -43,6 +43,11 @@ class CompiledEngine(DecodingEngine):
         self._step = self._compiled(self._one_token)
         self._head = self._compiled(self._all_logits)
 
+    def batch_for(self, n_images: int) -> int:
+        """1, 2, 3, 4, 6, 8, 12, 16 and so on: few shapes to compile and to keep memory for."""
+        power = 1 << (n_images - 1).bit_length()
+        return 3 * power // 4 if power >= 4 and n_images <= 3 * power // 4 else power
+
     @torch.inference_mode()
     def new_cache(self, n_rows: int) -> KVCache:
         """See ``DecodingEngine``."""

@@ -116,11 +116,16 @@ def iterate_codes(
     uniforms_BT = uniforms_BT.to(labels_B.device)
     if known_BT is None:
         known_BT = torch.full((1, prior.n_codes), DRAW, device=labels_B.device).expand(len(labels_B), -1)
+    while engine.batch_for(size) > size:
+        size -= 1
     for first in range(0, len(labels_B), size):
         rows = slice(first, min(first + size, len(labels_B)))
-        drawing = Drawing(engine, labels_B[rows], uniforms_BT[rows], sampling, scales_T, known_BT[rows], start)
+        n_images = rows.stop - first
+        last_again = [rows.stop - 1] * (engine.batch_for(n_images) - n_images)
+        drawn = torch.tensor([*range(first, rows.stop), *last_again], device=labels_B.device)
+        drawing = Drawing(engine, labels_B[drawn], uniforms_BT[drawn], sampling, scales_T, known_BT[drawn], start)
         for position in range(start, prior.n_codes):
-            yield DecodedCode(position, rows, drawing.step(position).clone())
+            yield DecodedCode(position, rows, drawing.step(position)[:n_images].clone())
         del drawing  # and its cache, before the next one takes memory
 
 

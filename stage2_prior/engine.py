@@ -74,6 +74,10 @@ class DecodingEngine:
         self.n_codes, self._sizes = prior.n_codes, prior.place_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
 
+    def batch_for(self, n_images: int) -> int:
+        """How many to draw at once in the place of so many images: as many, or a few more."""
+        return n_images
+
     @torch.inference_mode()
     def new_cache(self, n_rows: int) -> KVCache:
         """An empty cache for whole images."""

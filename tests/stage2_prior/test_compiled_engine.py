@@ -70,6 +70,23 @@ def test_beyond_torch_s_limit_of_programs_the_step_runs_as_it_is_written(monkeyp
     assert isinstance(engine, CompiledEngine) and engine._programs and engine._refused
 
 
+def test_batches_of_every_size_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
+    prior = model((CodeLevel(height=2, width=2, codebook_size=50),))
+    draws = {n: (torch.arange(n) % 3, stream_uniforms(range(n), 4)) for n in range(1, 41)}
+    expected = {n: decode_codes(prior, *draw, SamplingConfig()) for n, draw in draws.items()}
+    prior.compile_decoding()
+    engine = engine_for(prior)
+    assert isinstance(engine, CompiledEngine)
+    for n, draw in draws.items():
+        assert n <= engine.batch_for(n) <= max(n, 1.5 * n - 0.5) and engine.batch_for(2 * n) == 2 * engine.batch_for(n)
+        assert torch.equal(decode_codes(prior, *draw, SamplingConfig()), expected[n])
+        assert torch.equal(decode_codes(prior, *draw, SamplingConfig(), max_rows=5), expected[n])
+    assert {n_rows for n_rows, _ in engine._programs} == {2, 3, 4, 6, 8, 12, 16, 24, 32, 48}, (
+        "one image has a second row"
+    )
+
+
 def test_a_full_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
     prior = model()

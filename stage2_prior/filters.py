@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+BELOW_ONE = 1 - 2.0**-52  # times any positive float64 it is below that number
 ROUNDING = 1 - 2.0**-23  # of float32: a sum that misses p by this much has reached it
 
 

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from foundation.config import require
 from stage2_prior.digit_filters import DigitFilters
-from stage2_prior.filters import Filters
+from stage2_prior.filters import BELOW_ONE, Filters
 from stage2_prior.sorting_filters import SortingFilters
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
 _BLOCK = 128  # codes
-_LAST = 1 - 2.0**-52  # times any positive float64 it is below that number
 _SCHEDULES = ("constant", "linear", "power-cosine", "step")
 
 
@@ -120,10 +119,10 @@ def draw(chances_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     blocks_BNK = chances_BV.view(n_rows, -1, _BLOCK)
     mass_BN = blocks_BNK.sum(2).double()
     ends_BN = mass_BN.cumsum(1)
-    target_B1 = uniforms_B.clamp_max(_LAST).unsqueeze(1) * ends_BN[:, -1:]
+    target_B1 = uniforms_B.clamp_max(BELOW_ONE).unsqueeze(1) * ends_BN[:, -1:]
     block_B1 = torch.searchsorted(ends_BN, target_B1, right=True)
     past_B1 = 1 - (ends_BN.gather(1, block_B1) - target_B1) / mass_BN.gather(1, block_B1)
     block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1)
     within_BK = block_BK.cumsum(1, dtype=torch.float64)
-    code_B1 = torch.searchsorted(within_BK, past_B1.clamp_(0, _LAST) * within_BK[:, -1:], right=True)
+    code_B1 = torch.searchsorted(within_BK, past_B1.clamp_(0, BELOW_ONE) * within_BK[:, -1:], right=True)
     return block_B1.mul_(_BLOCK).add_(code_B1).squeeze(1)

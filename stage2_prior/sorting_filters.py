@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from stage2_prior.filters import ROUNDING, Filters
+from stage2_prior.filters import BELOW_ONE, ROUNDING, Filters
 
 _BLOCK = 128  # numbers whose sum is taken first
 
@@ -19,7 +19,7 @@ class SortingFilters(Filters):
     """
 
     def __init__(self, n_rows: int, n_codes: int) -> None:
-        self._room = np.empty((n_rows, n_codes + _BLOCK), np.float32)
+        self._room = torch.empty(n_rows, n_codes + _BLOCK)
 
     def _least_of_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
         from_end = chances_BV.shape[1] - k
@@ -30,15 +30,14 @@ class SortingFilters(Filters):
         n_zeros = -n_codes % _BLOCK  # which sort to the beginning, below everything
         ordered = self._room[:n_rows, : n_zeros + n_codes]
         ordered[:, :n_zeros] = 0.0
-        ordered[:, n_zeros:] = chances_BV.detach().numpy()
-        ordered.sort(axis=1)
-        blocks = ordered.reshape(n_rows, -1, _BLOCK)
-        sums = torch.from_numpy(blocks).sum(2, dtype=torch.float64).numpy()  # by all threads
-        mass = sums[:, ::-1].cumsum(1)  # of the likeliest blocks
-        wanted = p * ROUNDING * mass[:, -1:]
-        n_whole = (mass < wanted).sum(1).clip(max=mass.shape[1] - 1)
-        rows = np.arange(n_rows)
-        missing = wanted[:, 0] - np.where(n_whole > 0, mass[rows, n_whole - 1], 0.0)
-        block = blocks[rows, mass.shape[1] - 1 - n_whole, ::-1]
-        place = (block.cumsum(1, dtype=np.float64) < missing[:, None]).sum(1).clip(max=_BLOCK - 1)
-        return torch.from_numpy(block[rows, place][:, None])
+        ordered[:, n_zeros:].copy_(chances_BV.detach())
+        ordered.numpy().sort(axis=1)
+        blocks_BNK = ordered.unflatten(1, (-1, _BLOCK))
+        mass_BN = blocks_BNK.sum(2, dtype=torch.float64)
+        ends_BN = mass_BN.cumsum(1)
+        spare_B1 = ends_BN[:, -1:] * min(1 - p * ROUNDING, BELOW_ONE)  # the least likely codes may go up to this sum
+        block_B1 = torch.searchsorted(ends_BN, spare_B1, right=True)
+        spare_B1 = spare_B1 - (ends_BN - mass_BN).gather(1, block_B1)
+        block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1)
+        place_B1 = torch.searchsorted(block_BK.cumsum(1, dtype=torch.float64), spare_B1, right=True)
+        return block_BK.gather(1, place_B1.clamp_max_(_BLOCK - 1))

@@ -23,6 +23,7 @@ from foundation.codes import CodeLevel
 from foundation.config import from_dict
 from foundation.images import Preprocess
 from pipeline import ImageGenerator
+from pipeline.cli import main
 from pipeline.commands import start_run
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.objective import Objective
@@ -246,3 +247,34 @@ def test_a_whole_run_trains_there_and_its_generator_draws_the_same_in_both_place
     codes = here([1, 2], seed=0).codes
     assert torch.allclose(here.score(codes, [1, 2]), there.score(codes, [1, 2]), rtol=1e-3)
     assert (tmp_path / "run" / "report.html").exists()
+
+
+COMMANDS = {
+    "evaluate": "evaluate RUN",
+    "reconstruct": "reconstruct RUN A B --out OUT",
+    "interpolate-images": "interpolate RUN A B --out OUT.png",
+    "interpolate-seeds": "interpolate RUN 0 1 --out OUT.png",
+    "score": "score A B --run_dir RUN",
+    "sample": "sample RUN --class_labels 3 --out OUT",
+    "sample-many": "sample RUN --count 20 --out OUT",
+    "complete": "edit complete RUN A --guess_class true --out OUT",
+    "inpaint": "edit inpaint RUN A --mask B --out OUT",
+    "vary": "edit vary RUN A --out OUT",
+    "change-class": "edit change-class RUN A --class_label 4 --out OUT",
+    "tune-guidance": "tune-guidance RUN --images 200",
+    "decode": "decode RUN/codes -o OUT",
+}
+
+
+def test_every_command_that_takes_a_device_runs_there(
+    finished_run: Path, run_copy: Path, tmp_path: Path, device: torch.device
+) -> None:
+    pictures = ImageGenerator.from_pretrained(finished_run)([3, 7], seed=0).images
+    names = {"RUN": str(run_copy)}
+    for name, picture in zip("AB", pictures, strict=True):
+        names[name] = str(tmp_path / f"{name}.png")
+        picture.save(names[name])
+    for name, line in COMMANDS.items():
+        names["OUT"] = str(tmp_path / name)
+        words = line.replace("RUN/", f"{run_copy}/").replace("OUT.png", f"{names['OUT']}.png").split(" ")
+        assert main([*(names.get(word, word) for word in words), "--device", str(device)]) == 0, name

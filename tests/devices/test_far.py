@@ -15,6 +15,6 @@ def test_everything_runs_on_a_device_that_may_not_meet_the_cpu() -> None:
     pytest.importorskip("torch.utils.backend_registration", reason="torch has no devices in Python")
     line = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_devices.py")]
     done = subprocess.run(
-        line, cwd=HERE.parent, env={**os.environ, "TESSERA_TEST_FAR_DEVICE": "1"}, capture_output=True, text=True
+        line, cwd=HERE.parent.parent, env={**os.environ, "TESSERA_TEST_FAR_DEVICE": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]

@@ -39,7 +39,7 @@ from stage2_prior.train import PriorTask
 
 FAR = "TESSERA_TEST_FAR_DEVICE" in os.environ
 if FAR:  # before autograd begins, which asks once what devices there are
-    from far_device import far_device
+    from devices.far_device import far_device
 
 pytestmark = [] if FAR else [pytest.mark.gpu]
 PREPROCESS = Preprocess(height=16, width=24)

@@ -27,7 +27,7 @@ READS = (  # numbers whose values, or whose shape, the CPU must know
 )  # fmt: skip
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
-SOURCE = Path(__file__).parent.parent
+SOURCE = Path(__file__).parent.parent.parent
 
 
 class _Module(_DummyBackendModule):

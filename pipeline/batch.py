@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation import durable
 from foundation.config import require, to_dict
-from foundation.images import to_uint8
-from foundation.tensor_files import tensors_sha256
+from foundation.images.preprocess import to_uint8
+from foundation.storage import durable
+from foundation.storage.serialization import tensors_sha256
 from pipeline.batch_files import DrawnImages, Format, ImageFiles, claim, open_files
 from pipeline.draw import Order, draw_best
 from pipeline.generator_output import decode_batch, decoded

@@ -13,12 +13,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from foundation import durable
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.config import differences
 from foundation.errors import ConfigError, StorageError
-from foundation.images import to_pil
-from foundation.json_files import read_json
+from foundation.images.preprocess import to_pil
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
 from pipeline.outputs import file_name
 
 Format = Literal["png", "parquet"]

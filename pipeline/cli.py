@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from foundation.errors import ConfigError, Interrupted, TesseraError
-from foundation.machine_memory import keep_freed_memory
+from foundation.hardware import keep_freed_memory
 from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
 from pipeline.edit_cli import edit_help
 from pipeline.encoding.cli import decode, encode, join_dashes

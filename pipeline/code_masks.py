@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline.requests import whole
 
 

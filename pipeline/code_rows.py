@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from foundation.codes import CodeSpec, require_same_codes
+from foundation.codes.dataset import MANIFEST, TokenAccess, TokenDataset, read_manifest
+from foundation.codes.shards import codes_of, read_footer
+from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, from_dict
-from foundation.durable import file_sha256
 from foundation.errors import CheckpointError, ConfigError, DataError, nearest
-from foundation.token_dataset import MANIFEST, TokenAccess, TokenDataset, read_manifest
-from foundation.token_shards import codes_of, read_footer
+from foundation.storage.durable import file_sha256
 
 _STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import ConfigError
-from pipeline.outputs import usable_device
+from foundation.hardware import usable_device
 from pipeline.recipe import Recipe, load_recipe, recipe_text
 from pipeline.run_folder import RunFolder
 from pipeline.stages import Run
@@ -139,7 +139,7 @@ def open_run(folder: str) -> Job:
 
 
 def _last(folder: RunFolder, stage: str) -> str:
-    from foundation.log import read_metrics
+    from foundation.training.log import read_metrics
 
     rows = read_metrics(folder.metrics, stage, "held_out")
     if not rows:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.image_views import VIEWS
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.views import VIEWS
 
 PICTURE = "card.png"
 _MOST_CLASSES = 100  # rows of the table of classes

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation import durable
 from foundation.config import differences, require
 from foundation.errors import ContractError, Interrupted, StorageError
-from foundation.images import to_pil, to_uint8
-from foundation.json_files import json_text, read_json
-from foundation.stop_signal import StopSignal
+from foundation.hardware import usable_device
+from foundation.images.preprocess import to_pil, to_uint8
+from foundation.storage import durable
+from foundation.storage.serialization import json_text, read_json
+from foundation.training.stop_signal import StopSignal
 from pipeline.code_rows import CodeRows, find_tokenizer, open_rows
 from pipeline.encoding.precision import full_precision
 from pipeline.leases import Leases
-from pipeline.outputs import usable_device
 from pipeline.work_sharing import Part, SharedWork
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel

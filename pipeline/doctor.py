@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.torchvision_guard import CURE, torchvision_problem
+from foundation.hardware import CURE, torchvision_problem
 from pipeline.recipe import versions
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation import durable
 from foundation.errors import ConfigError, DataError
-from foundation.images import decode_image, to_pil, to_unit_range
+from foundation.images.preprocess import decode_image, to_pil, to_unit_range
+from foundation.storage import durable
 from pipeline.code_masks import below_rows, grown, pixel_mask
 from pipeline.edit_cli import Edit
 from pipeline.generate import ImageGenerator

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.randomness import permutation
 from pipeline.code_masks import below_rows, codes_of_pixels, grown, pixel_mask

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundation.fit import FitConfig
+from foundation.training.fit import FitConfig
 from pipeline.recipe import Recipe
 from stage1_tokenizer.losses.vgg16_file import RANDOM
 from stage1_tokenizer.objective import Objective

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
 from foundation.config import from_dict
 from foundation.errors import ConfigError, nearest
-from foundation.image_set import Augment, open_image_sets
+from foundation.hardware import usable_device
+from foundation.images.image_set import Augment, open_image_sets
+from foundation.storage import durable
 from pipeline.evaluation.extractors import (
     DinoV2Config,
     ExtractorConfig,
@@ -19,7 +20,6 @@ from pipeline.evaluation.extractors import (
     SmallConfig,
     build_extractor,
 )
-from pipeline.outputs import usable_device
 from pipeline.run_folder import RunFolder
 from pipeline.tokenizer_commands import open_tokenizer
 

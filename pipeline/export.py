@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from foundation import durable
 from foundation.config import to_dict
 from foundation.errors import ConfigError, ContractError, StorageError
-from foundation.images import to_unit_range
+from foundation.images.preprocess import to_unit_range
+from foundation.storage import durable
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 
 import torch
 
-from foundation import durable
 from foundation.errors import ConfigError
+from foundation.storage import durable
 from pipeline.draw import Order, draw
 from pipeline.editing import Editing
 from pipeline.generator_files import INDEX, GeneratorIndex, local_folder, read_index

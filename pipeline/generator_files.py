@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
 from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError
-from foundation.json_files import read_json
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
 from stage2_prior.sampling import SamplingConfig
 
 INDEX = "model_index.json"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation.images import image_grid, to_pil, to_uint8
+from foundation.images.preprocess import image_grid, to_pil, to_uint8
 
 _DECODE_BYTES = 1 << 30
 BYTES_PER_PIXEL = 6 * 128 * 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foundation.codes import CodeSpec, require_same_codes
+from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.errors import ConfigError
 from pipeline.draw import Order, draw_best
 from pipeline.generator_output import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, decoded, pictures

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foundation.code_positions import require_codes
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import DataError
 
 

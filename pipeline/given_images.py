@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
-from foundation.images import to_unit_range
+from foundation.images.preprocess import to_unit_range
 from pipeline.generator_output import decode_batch
 from pipeline.given_codes import is_codes, read_codes
 from pipeline.score import pixels_of

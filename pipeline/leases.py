@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.temporary_names import is_left_behind, temporary_name
+from foundation.storage.durable import is_left_behind, temporary_name
 
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 120.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from foundation.hardware import usable_device
 from pipeline.generate import ImageGenerator
-from pipeline.outputs import usable_device
 from pipeline.sampling_options import Speed
 
 

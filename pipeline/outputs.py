@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foundation import durable
 from foundation.errors import ConfigError
+from foundation.storage import durable
 from pipeline.run_folder import RunFolder
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def usable_device(name: str) -> str:
-    """The device's name, if this machine has it.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot be used here: {reason}", field="--device", found=name, fix="use cpu") from error
-    return name
 
 
 def output_folder(out: str, run: str) -> Path:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
 from foundation.config import differences
 from foundation.errors import ConfigError, ContractError
-from foundation.images import Preprocess
-from foundation.json_files import read_json
+from foundation.images.preprocess import Preprocess
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
 from stage1_tokenizer.config import TokenizerConfig
 
 _KEYS = ("tokenizer", "preprocess")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from foundation import durable
 from foundation.errors import ConfigError, DataError
+from foundation.storage import durable
 from pipeline.open_generator import open_generator
 from pipeline.score import ScoredImage, score_files
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import yaml
 
+from foundation.codes.dataset import TokenAccess
 from foundation.config import from_dict, merge, override, require, to_dict
+from foundation.config_fields import later, settled
 from foundation.errors import ConfigError, nearest
-from foundation.image_set import DataConfig
-from foundation.later_fields import later, settled
-from foundation.token_dataset import TokenAccess
+from foundation.images.image_set import DataConfig
 from foundation.yaml_files import read_yaml
 from pipeline.pretrained import with_pretrained
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining

@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from foundation.errors import DataError
-from foundation.image_sources import image_files
-from foundation.images import decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.sources import image_files
 from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from foundation import durable
-from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.codes.dataset import TokenAccess, TokenDataset, read_manifest
+from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
-from foundation.images import GRID_GAP
-from foundation.json_files import read_json
-from foundation.log import read_metrics
-from foundation.token_dataset import TokenAccess, TokenDataset, read_manifest
+from foundation.images.preprocess import GRID_GAP
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
+from foundation.training.log import read_metrics
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.recipe import Recipe
 from pipeline.reconstruct import originals_above_reconstructions

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foundation.code_usage import CodeUsage
+from foundation.codes.usage import CodeUsage
 
 Rows = Sequence[dict[str, Any]]
 

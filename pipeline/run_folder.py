@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation import durable
 from foundation.config import differences
 from foundation.errors import CheckpointError
+from foundation.storage import durable
 from pipeline.recipe import Recipe, determining, load_recipe, recipe_text
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
 from foundation.errors import ConfigError
+from foundation.storage import durable
 from pipeline.batch import Batch, Shard, generate_to_folder
 from pipeline.generate import ImageGenerator
 from pipeline.generator_cli import Many, Picture

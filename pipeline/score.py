@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from foundation.errors import ConfigError, DataError, nearest
-from foundation.images import Preprocess, to_unit_range
+from foundation.images.preprocess import Preprocess, to_unit_range
 from pipeline.given_codes import is_codes, read_codes
 from pipeline.reconstruct import read_pixels
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from foundation import durable
-from foundation.codes import require_same_codes
+from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.spec import require_same_codes
 from foundation.config import digest, require, to_dict
-from foundation.data_order import ORDER_VERSION
 from foundation.errors import CheckpointError, ContractError
-from foundation.fit import fit
-from foundation.image_set import ImageSet, open_image_sets
-from foundation.log import MetricsLog
-from foundation.parallel import sharding_asked
-from foundation.randomness import derive_seed
-from foundation.token_dataset import TokenDataset, read_manifest
+from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.randomness import ORDER_VERSION, derive_seed
+from foundation.storage import durable
+from foundation.training.fit import fit
+from foundation.training.log import MetricsLog
+from foundation.training.parallel import sharding_asked
 from pipeline.encoding.job import ExportJob, encode_run
 from pipeline.generate import ImageGenerator
 from pipeline.generator_files import write_recipe_index

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foundation import durable
 from foundation.errors import ConfigError, DataError
-from foundation.images import to_uint8, to_unit_range
-from pipeline.outputs import file_name, output_folder, picture_path, usable_device
+from foundation.hardware import usable_device
+from foundation.images.preprocess import to_uint8, to_unit_range
+from foundation.storage import durable
+from pipeline.outputs import file_name, output_folder, picture_path
 from pipeline.pretrained import tokenizer_folder
 from stage1_tokenizer.tokenizer import TokenizerModel
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from foundation import durable
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
-from foundation.image_set import Augment, ImageSet, open_image_sets
+from foundation.images.image_set import Augment, ImageSet, open_image_sets
 from foundation.randomness import permutation
+from foundation.storage import durable
 from pipeline.draw import Order, draw
 from pipeline.evaluate_run import named_extractor
 from pipeline.evaluation.extractors import FeatureExtractor

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation import durable
-from foundation.images import image_grid, to_uint8, to_unit_range
-from foundation.json_files import read_json
+from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.randomness import derive_seed
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
 from pipeline.code_masks import below_rows, pixel_mask
 from pipeline.edit_commands import kept_pixels
 from pipeline.generate import ImageGenerator

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError
-from foundation.images import MAX_PIXELS, MAX_SIDE
+from foundation.images.preprocess import MAX_PIXELS, MAX_SIDE
 from pipeline.draw import Order, steps
 from pipeline.requests import whole
 from stage2_prior.decode import DRAW, stream_uniforms

@@ -25,11 +25,11 @@ import torch
 from bench_report import Row, bench_parser, compare, report, time_in_turn
 from PIL import Image
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.image_sources import FolderSource
-from foundation.image_views import FLIP, view_pixels
-from foundation.images import Preprocess, to_unit_range
-from foundation.token_dataset import Shard, write_shard
+from foundation.codes.dataset import Shard, write_shard
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess, to_unit_range
+from foundation.images.sources import FolderSource
+from foundation.images.views import FLIP, view_pixels
 from pipeline.encoding.batch_shape import fastest_batch_size
 from pipeline.encoding.export import Export
 from pipeline.recipe import EncodeConfig

@@ -30,10 +30,10 @@ from bench_report import (
 )
 from torch import nn
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
-from foundation.machine_memory import keep_freed_memory
-from foundation.optim import OptimConfig, adamw
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.hardware import keep_freed_memory
+from foundation.images.preprocess import Preprocess
+from foundation.training.optim import OptimConfig, adamw
 from stage2_prior.config import PriorConfig
 from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel

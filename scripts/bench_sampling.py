@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report, time_in_turn
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decode import decode_codes
 from stage2_prior.linear import prepare

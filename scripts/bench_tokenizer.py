@@ -30,9 +30,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundation.images import Preprocess
-from foundation.machine_memory import keep_freed_memory
-from foundation.optim import OptimConfig, adamw
+from foundation.hardware import keep_freed_memory
+from foundation.images.preprocess import Preprocess
+from foundation.training.optim import OptimConfig, adamw
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import FSQConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from bench_report import Row, bench_parser, compare, in_fresh_process, peak_memory_mib, report, time_in_turn
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.data_order import DataOrder
-from foundation.images import Preprocess
-from foundation.token_dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+from foundation.codes.dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
+from foundation.randomness import DataOrder
 from stage2_prior.data import CodeExamples
 
 BATCH = 256

@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foundation.codes.dataset import TokenDataset
 from foundation.errors import ConfigError, DataError, TesseraError, nearest
-from foundation.json_files import read_json
-from foundation.log import read_metrics
-from foundation.machine_memory import keep_freed_memory
-from foundation.token_dataset import TokenDataset
+from foundation.hardware import keep_freed_memory
+from foundation.storage.serialization import read_json
+from foundation.training.log import read_metrics
 from pipeline.commands import start_run
 from pipeline.estimate import prior_step_seconds
 from pipeline.recipe import load_recipe

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import DataError, TesseraError, nearest
-from foundation.log import read_metrics
-from foundation.machine_memory import keep_freed_memory
+from foundation.hardware import keep_freed_memory
+from foundation.training.log import read_metrics
 from pipeline.commands import start_run
 from pipeline.run_folder import RunFolder
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sklearn.svm import SVC
 
-from foundation.image_set import ImageSet, open_image_sets
+from foundation.images.image_set import ImageSet, open_image_sets
 from pipeline.generate import ImageGenerator
 from pipeline.generator_output import decoded
 from pipeline.run_folder import RunFolder

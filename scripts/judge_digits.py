@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from foundation.image_set import open_image_sets
-from foundation.log import read_metrics
-from foundation.token_dataset import TokenDataset
+from foundation.codes.dataset import TokenDataset
+from foundation.images.image_set import open_image_sets
+from foundation.training.log import read_metrics
 from pipeline.generate import ImageGenerator
 from pipeline.run_folder import RunFolder
 from stage1_tokenizer.evaluate import score_tokenizer

@@ -57,14 +57,16 @@ ELSEWHERE = {
         "tests/pipeline/test_cli.py::test_a_stop_signal_saves_at_the_step_boundary",
     "A run on a disk that fills up stops with a reason and continues once there is room.":
         "tests/pipeline/test_cli.py::test_a_full_disk_stops_with_a_reason_and_the_run_continues_after",
-    "A whole run survives random kills.": "tests/pipeline/test_random_kills.py::test_five_random_kills_change_nothing",
+    "A whole run survives random kills.": (
+        "tests/pipeline/test_random_kills.py::test_five_random_kills_change_nothing"
+    ),
     "A resumed training has the log and weights of one that was never stopped.":
-        "tests/foundation/test_fit.py::test_a_stopped_run_ends_with_the_same_weights_and_log",
+        "tests/foundation/training/test_fit.py::test_a_stopped_run_ends_with_the_same_weights_and_log",
     "The number of processes of a training may change in the middle of an epoch.":
         "tests/stage2_prior/test_train_processes.py::"
         "test_the_number_of_processes_may_change_in_the_middle_of_an_epoch",
     "Learning rates and gradients do not depend on the number of processes.":
-        "tests/foundation/test_learner.py::"
+        "tests/foundation/training/test_learner.py::"
         "test_learning_rates_and_gradients_do_not_depend_on_the_number_of_processes",
     "Two processes with other data hold the same codebook.":
         "tests/stage1_tokenizer/quantizers/test_vq.py::test_two_processes_with_other_data_hold_the_same_codebook",

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel
 from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample, fast_layout
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers import Quantizer, build_quantizer

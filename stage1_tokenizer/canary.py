@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from foundation.errors import CheckpointError, ContractError
-from foundation.images import to_unit_range
-from foundation.tensor_files import load_tensors, write_tensors
+from foundation.images.preprocess import to_unit_range
+from foundation.storage.serialization import load_tensors, write_tensors
 from stage1_tokenizer.canary_sources import preprocessed, source_images
 from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel

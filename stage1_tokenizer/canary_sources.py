@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 
 
 def source_images(preprocess: Preprocess) -> np.ndarray:

@@ -6,19 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foundation.config import require
-from foundation.fit import FitConfig
-from foundation.image_set import Augment
-from foundation.later_fields import later
-from foundation.learner import Precision
-from foundation.optim import OptimConfig
+from foundation.config_fields import later
+from foundation.images.image_set import Augment
+from foundation.training.fit import FitConfig
+from foundation.training.learner import Precision
+from foundation.training.optim import OptimConfig
 from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
-from stage1_tokenizer.quantizers.config import (
-    FSQConfig,
-    GumbelConfig,
-    KLConfig,
-    QuantizerConfig,
-    ResidualConfig,
-)
+from stage1_tokenizer.quantizers.config import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, ResidualConfig
 
 
 @dataclass(frozen=True, kw_only=True)

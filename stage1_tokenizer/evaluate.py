@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.config import require
-from foundation.image_set import ImageSet
+from foundation.images.image_set import ImageSet
 from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.metrics.ssim import ssim
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -21,7 +21,7 @@ def codebook_health(evaluations: Rows, remedies: str, slot_names: Sequence[str] 
     with what the held-out set could use at most, so that a small set raises no alarm.
 
     Args:
-        evaluations: rows of held-out metrics in order, each with ``step``, as ``foundation.log.read_metrics`` gives.
+        evaluations: rows of held-out metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
         remedies: what to change if codes are wasted, as ``quantizers.remedies`` says it.
         slot_names: of the codebooks, as in ``CodeSpec.slot_names``.
     """

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation import durable
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
+from foundation.config_fields import settled
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
-from foundation.images import Preprocess
-from foundation.later_fields import settled
-from foundation.model_files import REMEDY, load_model_folder, save_model_folder
-from foundation.tensor_files import load_weights, tensors_sha256
+from foundation.images.preprocess import Preprocess
+from foundation.storage import durable
+from foundation.storage.serialization import REMEDY, load_model_folder, load_weights, save_model_folder, tensors_sha256
 from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks import build_decoder, build_encoder

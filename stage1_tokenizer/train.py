@@ -1,4 +1,4 @@
-"""Training a tokenizer: what ``foundation.fit`` calls once per step."""
+"""Training a tokenizer: what ``foundation.training.fit`` calls once per step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foundation.errors import ConfigError
-from foundation.image_set import ImageSet
-from foundation.learner import Learner
+from foundation.images.image_set import ImageSet
 from foundation.randomness import derive_seed
+from foundation.training.learner import Learner
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, latent_health

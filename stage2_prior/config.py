@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from foundation.config import require
+from foundation.config_fields import later
 from foundation.errors import ConfigError, nearest
-from foundation.fit import FitConfig
-from foundation.later_fields import later
-from foundation.learner import Precision
-from foundation.optim import OptimConfig
+from foundation.training.fit import FitConfig
+from foundation.training.learner import Precision
+from foundation.training.optim import OptimConfig
 from stage2_prior.random_order import RandomOrder
 from stage2_prior.sizes import SIZES, UNNAMED, TransformerShape
 

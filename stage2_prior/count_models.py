@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foundation.code_positions import code_positions, require_codes
-from foundation.code_usage import CodeUsage, count_codes_by_slot
-from foundation.codes import CodeSlot, CodeSpec
+from foundation.codes.spec import CodeSlot, CodeSpec, code_positions, require_codes
+from foundation.codes.usage import CodeUsage, count_codes_by_slot
 from foundation.errors import DataError
 from stage2_prior.context_counts import MAX_CODEBOOK, Evidence, NeighbourCounts, Neighbours, neighbours
 

@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from foundation.codes.dataset import ImageViews, TokenDataset
 from foundation.randomness import uniforms
-from foundation.token_dataset import TokenDataset
-from foundation.token_views import ImageViews
 
 
 class CodeExamples:

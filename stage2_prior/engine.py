@@ -43,7 +43,7 @@ def engine_for(prior: PriorModel) -> DecodingEngine:
 def _make(prior: PriorModel) -> DecodingEngine:
     if not prior.decodes_compiled:
         return DecodingEngine(prior)
-    from stage2_prior.compiled_engine import CompiledEngine  # which is one of these
+    from stage2_prior.compiled_engine import CompiledEngine
 
     return CompiledEngine(prior)
 

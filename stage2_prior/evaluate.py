@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from foundation.code_positions import code_positions
-from foundation.code_usage import CodeUsage, count_codes_by_slot, summarize
-from foundation.codes import CodeSlot, CodeSpec
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.spec import CodeSlot, CodeSpec, code_positions
+from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import DataError
-from foundation.token_dataset import TokenDataset
 from stage2_prior.prior import PriorModel
 
 

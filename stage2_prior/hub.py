@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from foundation.codes import CodeSpec
-from foundation.tensor_files import tensors_sha256
-from foundation.torchvision_guard import hide_broken_torchvision
+from foundation.codes.spec import CodeSpec
+from foundation.hardware import hide_broken_torchvision
+from foundation.storage.serialization import tensors_sha256
 from stage2_prior.prior import MODEL_TYPE, PriorModel
 
 hide_broken_torchvision()

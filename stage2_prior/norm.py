@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from foundation.optim import no_decay
+from foundation.training.optim import no_decay
 from stage2_prior.arithmetic import product_type, sum_type, written_out
 
 EPSILON = 1e-5

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from foundation.code_positions import code_positions
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec, code_positions
 from foundation.errors import DataError
 from stage2_prior.rope2d import Rope, grid_angles, rotation
 

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict, require, to_dict
 from foundation.errors import ConfigError, DataError
-from foundation.model_files import load_model_folder, save_model_folder
-from foundation.optim import no_decay
-from foundation.tensor_files import load_weights
+from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
+from foundation.training.optim import no_decay
 from stage2_prior.block import Block, stream_norm
 from stage2_prior.config import PriorConfig
 from stage2_prior.dropout import Dropout

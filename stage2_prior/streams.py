@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from stage2_prior.decode import DecodedCode
 
 

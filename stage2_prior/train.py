@@ -1,4 +1,4 @@
-"""Training a prior: what ``foundation.fit`` calls once per step."""
+"""Training a prior: what ``foundation.training.fit`` calls once per step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foundation.codes.dataset import TokenDataset
 from foundation.config import require
-from foundation.learner import Learner
 from foundation.randomness import derive_seed
-from foundation.token_dataset import TokenDataset
+from foundation.training.learner import Learner
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
 from stage2_prior.objective import PriorLoss

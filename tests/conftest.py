@@ -9,27 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.parity_fixtures import PARITY
+from support.tiny_run import ROOT, TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-ROOT = Path(__file__).parents[1]
-
-TINY = {
-    "tokenizer.model": {
-        "base_width": 8,
-        "width_multipliers": [1, 2],
-        "n_res_blocks": 1,
-        "latent_channels": 8,
-        "norm_groups": 4,
-        "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
-    },
-    "tokenizer.training.fit": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2},
-    "prior.model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.1},
-    "prior.training.fit": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2},
-    "samples.images_per_class": 2,
-}
-"""Overrides that make any recipe with 8 x 8 images run in seconds."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,6 +43,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real images are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """The folder of parity fixtures."""
+    if not PARITY.is_dir():
+        pytest.skip(f"parity fixtures are not at {PARITY}")
+    return PARITY
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
 from PIL import Image
+from support.tiny_run import ROOT, TINY
 
 from pipeline.cli import COMMANDS, main
 

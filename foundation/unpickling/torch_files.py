@@ -1,6 +1,10 @@
 """Files that ``torch.save`` or ``pickle.dump`` wrote, read without running anything: zip, the older format, plain.
 
 Sizes that a file declares are compared with the bytes that it has before anything is allocated.
+
+The few calls in a pickle that are answered, by functions of ours: tensors, ordered dictionaries, sets and bytes.
+
+The tensors of a torch file that is a flat dictionary of them, as published weights mostly are.
 """
 
 from __future__ import annotations
@@ -17,10 +21,90 @@ from typing import Any
 import torch
 
 from foundation.errors import CheckpointError
-from foundation.unpickling.inert import Name
-from foundation.unpickling.lazy_tensor import DTYPES, Storage, from_bytes
-from foundation.unpickling.rebuild import Rebuilder
-from foundation.unpickling.safe_unpickle import Machine
+from foundation.unpickling.unpickler import Machine, sound_key
+from foundation.unpickling.values import DTYPES, LazyTensor, Name, Storage, from_bytes
+
+Arguments = tuple[Any, ...]
+
+
+class Rebuilder:
+    """Answers calls by name; ``NotImplemented`` for those that it does not know or whose arguments do not fit.
+
+    Args:
+        tensor_bytes: limit of all tensors together; they may share storages, but not without end.
+        stored_bytes: what bytes inside a pickle stand for that are a file of their own (torch saves a storage so when a
+            module is pickled plainly), or None if that is not allowed here.
+    """
+
+    def __init__(self, tensor_bytes: int, stored_bytes: Callable[[bytes], Any] | None = None) -> None:
+        self._limit, self._declared, self._stored_bytes = tensor_bytes, 0, stored_bytes
+        self._answers: dict[str, Callable[[Arguments], Any]] = {
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter_with_state": _parameter,
+            "torch._tensor._rebuild_from_type_v2": self._subclass,
+            "torch.storage._load_from_bytes": self._stored,
+            "collections.OrderedDict": _mapping,
+            "__builtin__.set": _set,
+            "builtins.set": _set,
+            "_codecs.encode": _encoded,
+        }
+
+    def __call__(self, name: Name, arguments: Arguments) -> Any:
+        """What calling ``name`` would give.
+
+        Raises:
+            CheckpointError: a tensor that cannot be, or tensors far larger than the file.
+        """
+        answer = self._answers.get(name.path)
+        return NotImplemented if answer is None else answer(arguments)
+
+    def _tensor(self, arguments: Arguments) -> Any:
+        storage, offset, size, stride = arguments[:4] if len(arguments) >= 4 else (None,) * 4
+        if not isinstance(storage, Storage):
+            raise CheckpointError("holds a damaged tensor", found="a tensor without a storage")
+        tensor = storage.view(offset, size, stride)
+        self._declared += tensor.n_bytes
+        if self._declared > self._limit:
+            raise CheckpointError("declares tensors far larger than the file", found=f"{self._declared:,} bytes",
+                                  expected=f"at most {self._limit:,}")  # fmt: skip
+        return tensor
+
+    def _subclass(self, arguments: Arguments) -> Any:
+        fits = len(arguments) >= 3 and isinstance(arguments[0], Name) and isinstance(arguments[2], tuple)
+        nested = fits and arguments[0].path == "torch._tensor._rebuild_from_type_v2"
+        return self(arguments[0], arguments[2]) if fits and not nested else NotImplemented
+
+    def _stored(self, arguments: Arguments) -> Any:
+        data = arguments[0] if len(arguments) == 1 else None
+        if self._stored_bytes is None or not isinstance(data, (bytes, str)):
+            return NotImplemented
+        return self._stored_bytes(data.encode("latin-1") if isinstance(data, str) else data)
+
+
+def _parameter(arguments: Arguments) -> Any:
+    return arguments[0] if arguments and isinstance(arguments[0], LazyTensor) else NotImplemented
+
+
+def _mapping(arguments: Arguments) -> Any:
+    if not arguments:
+        return {}
+    pairs: Any = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else [()]
+    if not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in pairs):
+        return NotImplemented
+    return {sound_key(key): value for key, value in pairs}
+
+
+def _set(arguments: Arguments) -> Any:
+    sound = len(arguments) == 1 and isinstance(arguments[0], list)
+    return {sound_key(each) for each in arguments[0]} if sound else NotImplemented
+
+
+def _encoded(arguments: Arguments) -> Any:
+    sound = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ("latin1", "latin-1")
+    return arguments[0].encode("latin-1") if sound else NotImplemented
+
 
 MAX_PICKLE_BYTES = 1 << 26
 _ZIP = b"PK\x03\x04"
@@ -200,3 +284,26 @@ def _dtype(path: str) -> torch.dtype:
 def is_pickle(start: bytes) -> bool:
     """Whether a file that begins so is one that ``read_torch_file`` can try: a zip archive, or a pickle."""
     return start[:4] == _ZIP or start[:1] in (b"\x80", b"(", b"c", b"}", b"]")
+
+
+def read_tensors(path: Path, fix: str) -> dict[str, torch.Tensor]:
+    """Name -> tensor, in the host's memory; nothing in the file is run.
+
+    Args:
+        path: a file that ``torch.save`` wrote.
+        fix: what the reader of an error should do.
+
+    Raises:
+        CheckpointError: damaged, or something else than a dictionary of tensors.
+    """
+    try:
+        values = read_torch_file(path)
+    except (CheckpointError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=fix) from error
+    flat = isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, LazyTensor) for name, value in values.items()
+    )
+    if not flat:
+        raise CheckpointError("is not a dictionary of tensors", field=str(path), found=type(values).__name__, fix=fix)
+    return {name: value.read() for name, value in values.items()}

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation import durable
-from foundation.image_sources import ImageSource
-from foundation.images import image_grid, to_uint8, to_unit_range
-from foundation.token_shards import read_shard
+from foundation.codes.shards import read_shard
+from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.sources import ImageSource
+from foundation.storage import durable
 from pipeline.dataset_card import PICTURE, dataset_card
 from pipeline.encoding.plan import ExportPlan
 from pipeline.encoding.precision import full_precision

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation.token_dataset import read_manifest
+from foundation.codes.dataset import read_manifest
 from pipeline.commands import prepared_run
 from pipeline.encoding.job import ExportJob
 from pipeline.encoding.push import push_token_dataset

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from foundation import durable
-from foundation.codes import CodeSpec
+from foundation.codes.dataset import MANIFEST, read_manifest, write_shard
+from foundation.codes.manifest import derive_manifest, publish_manifest
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ContractError, Interrupted, StorageError
-from foundation.image_sources import ImageSource
-from foundation.stop_signal import StopSignal
-from foundation.temporary_names import is_temporary
-from foundation.token_dataset import MANIFEST, read_manifest, write_shard
-from foundation.token_manifest import derive_manifest, publish_manifest
+from foundation.images.sources import ImageSource
+from foundation.storage import durable
+from foundation.storage.durable import is_temporary
+from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.batch_shape import fastest_batch_size
 from pipeline.encoding.card import publish_card
 from pipeline.encoding.plan import REMEDY, ExportPlan, PlannedShard, make_plan, require_same_plan

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from foundation.codes.dataset import read_manifest
 from foundation.errors import ContractError, DataError
-from foundation.image_set import DataConfig, open_splits
-from foundation.token_dataset import read_manifest
+from foundation.images.image_set import DataConfig, open_splits
 from pipeline.encoding.export import Export, is_encoded
 from pipeline.encoding.retry import retry_failed
 from pipeline.encoding.verify import require_enough

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from foundation.codes import CodeSpec, require_same_codes
+from foundation.codes.shards import shard_path
+from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ContractError, DataError
-from foundation.image_sources import ImageSource
-from foundation.image_views import CENTRE, FLIP, TEN_CROP
-from foundation.token_shards import shard_path
+from foundation.images.sources import ImageSource
+from foundation.images.views import CENTRE, FLIP, TEN_CROP
 from pipeline.recipe import EncodeConfig
 
 REMEDY = "remove the run's codes folder to encode the images that are there now"
@@ -35,7 +35,7 @@ class PlannedSplit:
     Attributes:
         image_ids: in order.
         labels: their class numbers, or None.
-        views: numbers of ``foundation.image_views.VIEWS``, of each image.
+        views: numbers of ``foundation.images.views.VIEWS``, of each image.
     """
 
     image_ids: tuple[str, ...]

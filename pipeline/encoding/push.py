@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foundation.codes.dataset import MANIFEST, read_manifest
+from foundation.codes.manifest import open_split
 from foundation.errors import StorageError
-from foundation.token_dataset import MANIFEST, read_manifest
-from foundation.token_manifest import open_split
 
 CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
 

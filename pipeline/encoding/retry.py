@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from foundation import durable
-from foundation.token_dataset import MANIFEST
-from foundation.token_shards import read_footer, read_shard, replace_shard
+from foundation.codes.dataset import MANIFEST
+from foundation.codes.shards import read_footer, read_shard, replace_shard
+from foundation.storage import durable
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import PlannedShard
 from pipeline.work_sharing import Part

@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from foundation.image_failures import Failure, failure_of
-from foundation.image_sources import ImageSource
-from foundation.image_views import view_pixels
-from foundation.images import to_unit_range
-from foundation.token_shards import Shard
+from foundation.codes.shards import Shard
+from foundation.images.failures import Failure, failure_of
+from foundation.images.preprocess import to_unit_range
+from foundation.images.sources import ImageSource
+from foundation.images.views import view_pixels
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from pipeline.encoding.precision import full_precision
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.codes.shards import read_footer
 from foundation.errors import DataError
-from foundation.token_shards import read_footer
 from pipeline.encoding.export import LEASES, PLAN, is_encoded
 from pipeline.encoding.plan import ExportPlan
 from pipeline.encoding.verify import by_code

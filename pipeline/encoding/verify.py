@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from foundation.codes.shards import Shard
 from foundation.config import require
 from foundation.errors import ConfigError, ContractError, DataError
-from foundation.token_shards import Shard
 from pipeline.encoding.plan import REMEDY, ExportPlan, PlannedShard
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.errors import CheckpointError
-from foundation.torchvision_guard import hide_broken_torchvision
+from foundation.hardware import hide_broken_torchvision
 from pipeline.evaluation.extractors import DinoV2Config, FeatureExtractor
 
 _SIDE = 224

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from foundation import durable
 from foundation.errors import CheckpointError, ConfigError
-from foundation.tensor_files import load_tensors
-from foundation.torchvision_guard import torchvision_problem
-from foundation.unpickling.tensors import read_tensors
+from foundation.hardware import torchvision_problem
+from foundation.storage import durable
+from foundation.storage.serialization import load_tensors
+from foundation.unpickling.torch_files import read_tensors
 from pipeline.evaluation.extractors import FeatureExtractor, InceptionConfig
 
 PUBLISHED_SHA256_PREFIX = "6726825d"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation import durable
-from foundation.codes import require_same_codes
+from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.spec import require_same_codes
 from foundation.config import digest
 from foundation.errors import CheckpointError
-from foundation.json_files import read_json
-from foundation.token_dataset import TokenDataset, read_manifest
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
 from pipeline.run_folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.evaluate import PriorScores, score_prior

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from foundation.errors import DataError
-from foundation.image_set import ImageSet
+from foundation.images.image_set import ImageSet
 from pipeline.evaluation.extractors import FeatureExtractor
 from pipeline.evaluation.frechet import FeatureMoments, frechet_distance
 from pipeline.evaluation.kid import SUBSET_SIZE, KernelDistanceStream

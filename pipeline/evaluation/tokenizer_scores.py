@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from foundation.code_usage import CodeUsage, summarize
+from foundation.codes.usage import CodeUsage, summarize
 from pipeline.evaluation.kid import KernelDistance
 from stage1_tokenizer.evaluate import TokenizerScores
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from foundation.errors import CheckpointError
-from foundation.unpickling.inert import Inert
-from foundation.unpickling.lazy_tensor import LazyTensor
 from foundation.unpickling.torch_files import is_pickle, read_torch_file
+from foundation.unpickling.values import Inert, LazyTensor
 
 _WRAPPERS = ("state_dict", "model", "module")
 _MODULE_PARTS = ("_parameters", "_buffers")

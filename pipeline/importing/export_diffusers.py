@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from foundation import durable
 from foundation.config import to_dict
 from foundation.errors import ContractError
+from foundation.storage import durable
 from pipeline.importing.naming import DIFFUSERS
 from pipeline.importing.tokenizer_plan import OWN_PREPROCESS
 from stage1_tokenizer.config import TokenizerConfig

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from foundation.errors import CheckpointError, nearest
-from foundation.unpickling.lazy_tensor import LazyTensor
+from foundation.unpickling.values import LazyTensor
 from pipeline.importing.checkpoint import Checkpoint
 
 _SHOWN = 5

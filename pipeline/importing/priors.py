@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.codes import CodeSpec
+from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict
 from foundation.errors import ConfigError
 from pipeline.generator_files import INDEX, GeneratorIndex

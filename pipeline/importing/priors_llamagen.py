@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import from_dict, require
 from foundation.errors import ConfigError, ContractError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline.generator_files import GeneratorIndex
 from pipeline.importing.checkpoint import Checkpoint
 from pipeline.importing.peer_arguments import PeerArguments

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation import durable
 from foundation.errors import ConfigError, StorageError
+from foundation.storage import durable
 from pipeline.importing.checkpoint import open_checkpoint
 from pipeline.importing.plan import Account, account_for, load_values
 from pipeline.importing.registry import PRIOR_OPTIONS, Importer, find_importer

@@ -15,13 +15,7 @@ from pipeline.importing.plan import Plan
 from pipeline.importing.priors_llamagen import plan_llamagen_gpt
 from pipeline.importing.priors_taming import plan_net2net
 from pipeline.importing.tokenizer_plan import Options
-from pipeline.importing.vqgan_family import (
-    plan_diffusers_vq,
-    plan_llamagen_vq,
-    plan_rqvae,
-    plan_sd_kl,
-    plan_taming,
-)
+from pipeline.importing.vqgan_family import plan_diffusers_vq, plan_llamagen_vq, plan_rqvae, plan_sd_kl, plan_taming
 
 
 @dataclass(frozen=True)

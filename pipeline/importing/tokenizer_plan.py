@@ -14,7 +14,7 @@ from torch import nn
 
 from foundation.config import from_dict, require
 from foundation.errors import CheckpointError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline.importing.checkpoint import Checkpoint
 from pipeline.importing.peer_arguments import PeerArguments
 from pipeline.importing.plan import Origin, Rule

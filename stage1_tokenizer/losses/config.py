@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foundation.config import require
-from foundation.learner import Precision
-from foundation.optim import OptimConfig
+from foundation.training.learner import Precision
+from foundation.training.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)

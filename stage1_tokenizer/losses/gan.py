@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from foundation.config import require
 from foundation.errors import DataError
-from foundation.learner import Learner, Precision
 from foundation.randomness import derive_seed
+from foundation.training.learner import Learner, Precision
 from stage1_tokenizer.losses import adversarial
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches

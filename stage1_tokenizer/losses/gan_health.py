@@ -19,7 +19,7 @@ def gan_health(history: Sequence[Row]) -> list[str]:
     An alarm means that a condition held in every logged row of the last 500 optimizer steps or more.
 
     Args:
-        history: rows of training metrics in order, each with ``step``, as ``foundation.log.read_metrics`` gives them.
+        history: rows of training metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
     """
     rows = [row for row in history if "discriminator_loss" in row]
     alarms = []

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, DataError
-from foundation.learner import Precision
-from foundation.unpickling.tensors import read_tensors
+from foundation.training.learner import Precision
+from foundation.unpickling.torch_files import read_tensors
 from stage1_tokenizer.losses.vgg16 import VGG16, load_vgg16
 from stage1_tokenizer.losses.vgg16_file import RANDOM, describe_vgg16
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from foundation.durable import file_sha256
 from foundation.errors import CheckpointError
-from foundation.tensor_files import load_tensors, load_weights
-from foundation.unpickling.tensors import read_tensors
+from foundation.storage.durable import file_sha256
+from foundation.storage.serialization import load_tensors, load_weights
+from foundation.unpickling.torch_files import read_tensors
 from stage1_tokenizer.losses.vgg16_file import FILE_NAME, SHA256_START, locate_vgg16
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from foundation import durable
 from foundation.errors import CheckpointError, ConfigError
+from foundation.storage import durable
 
 FILE_NAME = "vgg16-397923af.pth"
 SHA256_START = "397923af"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from foundation.config import Choice, require
-from foundation.later_fields import later
+from foundation.config_fields import later
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.optim import no_decay
+from foundation.training.optim import no_decay
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_grid, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import IBQConfig
 from stage1_tokenizer.quantizers.entropy import choice_entropies

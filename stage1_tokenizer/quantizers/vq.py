@@ -13,15 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.optim import no_decay
-from stage1_tokenizer.quantizers.base import (
-    Quantized,
-    Quantizer,
-    straight_through,
-    to_grid,
-    to_rows,
-    without_autocast,
-)
+from foundation.training.optim import no_decay
+from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_grid, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.quantizers.distributed import gathered, same_everywhere, summed
 from stage1_tokenizer.quantizers.entropy import entropy_loss

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY
-from random_prior import LEVELS, OPTIONS, examples, model
+from support.random_prior import LEVELS, OPTIONS, examples, model
+from support.tiny_run import TINY
 from torch import nn
 
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel
 from foundation.config import from_dict
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.commands import start_run
@@ -39,7 +39,7 @@ from stage2_prior.train import PriorTask
 
 FAR = "TESSERA_TEST_FAR_DEVICE" in os.environ
 if FAR:  # before autograd begins, which asks once what devices there are
-    from devices.far_device import far_device
+    from support.far_device import far_device
 
 pytestmark = [] if FAR else [pytest.mark.gpu]
 PREPROCESS = Preprocess(height=16, width=24)
@@ -60,7 +60,7 @@ TOKENIZERS = {
     "two grids": {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 40, "width": 4}},
 }  # fmt: skip
 RANDOM = ("gumbel", "kl")  # draw in training, from each device's own generator
-THE_ONE_WAIT = "foundation/optim.py: if bool(torch.isfinite(gradient_norm)):"
+THE_ONE_WAIT = "foundation/training/optim.py: if bool(torch.isfinite(gradient_norm)):"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foundation.config import from_dict
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel

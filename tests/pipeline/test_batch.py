@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from foundation import durable
 from foundation.errors import ConfigError, DataError
+from foundation.storage import durable
 from pipeline import ImageGenerator
 from pipeline.batch import Batch, Shard, generate_to_folder
 from pipeline.sample_commands import read_shard

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from foundation import durable
-from foundation.durable import file_sha256
+from foundation.storage import durable
+from foundation.storage.durable import file_sha256
 from pipeline.arguments import join_images, join_overrides
 from pipeline.cli import main
 
-from conftest import TINY  # isort: skip
+from support.tiny_run import TINY  # isort: skip
 
 
 def options(overrides: dict) -> list[str]:
@@ -234,13 +234,13 @@ def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]
 
 
 def test_doctor_recognises_a_torchvision_that_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
-    from foundation import torchvision_guard
+    from foundation import hardware
     from pipeline.doctor import diagnose
 
     def broken(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(torchvision_guard.importlib, "import_module", broken)
+    monkeypatch.setattr(hardware.importlib, "import_module", broken)
     finding = next(each for each in diagnose() if each.subject == "torchvision")
     assert "does not match" in finding.state and finding.cure and "pip install" in finding.cure
 

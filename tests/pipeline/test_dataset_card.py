@@ -3,8 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
 from pipeline.dataset_card import dataset_card
 
 COARSE, FINE = CodeLevel(height=2, width=4, codebook_size=512), CodeLevel(height=4, width=8, codebook_size=256)

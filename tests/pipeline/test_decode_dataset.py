@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tiny_export import content, make_inputs, make_tokenizer, tiny_export
+from support.tiny_export import content, make_inputs, make_tokenizer, tiny_export
 
+from foundation.codes.dataset import MANIFEST, TokenDataset
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
-from foundation.images import to_uint8
-from foundation.token_dataset import MANIFEST, TokenDataset
+from foundation.images.preprocess import to_uint8
 from pipeline import decode_dataset
 from pipeline.cli import main
 from pipeline.decode_dataset import decode_to_folder

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess, to_pil, to_uint8
+from foundation.images.preprocess import Preprocess, to_pil, to_uint8
 from pipeline import ImageGenerator
 from pipeline.code_masks import below_rows, codes_of_pixels, pixel_mask
 from pipeline.draw import candidate_seed, nats_of

@@ -9,9 +9,9 @@ import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 from PIL import Image
-from tiny_export import content
+from support.tiny_export import content
 
-from foundation.token_dataset import MANIFEST
+from foundation.codes.dataset import MANIFEST
 from pipeline.cli import main
 from pipeline.encoding.cli import join_dashes
 from pipeline.encoding.job import ExportJob

@@ -11,7 +11,7 @@ import torch
 
 from foundation.config import from_dict
 from foundation.errors import ContractError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import export
 from pipeline.cli import main
 from pipeline.export import export_tokenizer

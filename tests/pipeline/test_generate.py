@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.code_positions import require_codes
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec, require_codes
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.commands import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
-from conftest import TINY  # isort: skip
+from support.tiny_run import TINY  # isort: skip
 
 
 @pytest.fixture(scope="module")

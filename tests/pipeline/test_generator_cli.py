@@ -12,8 +12,8 @@ from PIL import Image
 
 from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.image_set import open_image_sets
-from foundation.images import Preprocess
+from foundation.images.image_set import open_image_sets
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.generator_cli import join_groups, join_out

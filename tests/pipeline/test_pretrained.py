@@ -5,7 +5,7 @@ import torch
 
 from foundation.config import to_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline.pretrained import adopt_tokenizer, with_pretrained
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import LFQConfig

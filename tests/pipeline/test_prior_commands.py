@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from foundation.codes.dataset import TokenDataset
 from foundation.errors import ConfigError, DataError
-from foundation.images import to_unit_range
-from foundation.log import read_metrics
-from foundation.token_dataset import TokenDataset
+from foundation.images.preprocess import to_unit_range
+from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.evaluation.prior import evaluate_run_prior, kept_evaluation
@@ -153,7 +153,7 @@ def test_score_is_the_log_likelihood_of_the_codes(generator: ImageGenerator, fin
 
 
 def test_scores_agree_with_the_evaluation_of_the_same_images(generator: ImageGenerator, finished_run: Path) -> None:
-    from foundation.image_set import open_image_sets
+    from foundation.images.image_set import open_image_sets
 
     _, held_out = open_image_sets(RunFolder(finished_run).load_recipe().data)
     images = held_out.images(np.arange(len(held_out)))

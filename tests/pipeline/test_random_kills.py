@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.durable import file_sha256
+from foundation.storage.durable import file_sha256
 
 STEPS = {
     "tokenizer.training.fit": {"steps": 400, "batch_size": 64, "evaluate_every": 100, "checkpoint_every": 10},

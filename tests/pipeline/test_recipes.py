@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from support.tiny_run import TINY
 
 from foundation.errors import ConfigError
-from foundation.log import read_metrics
+from foundation.training.log import read_metrics
 from pipeline.commands import start_run
 from pipeline.recipe import built_in_recipes, load_recipe
 from pipeline.run_folder import RunFolder

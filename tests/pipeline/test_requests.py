@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from peak_memory import PeakGrowth
+from support.peak_memory import PeakGrowth
 
 from foundation.errors import ConfigError, ContractError, DataError
 from pipeline import ImageGenerator

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from foundation.durable import file_sha256
+from foundation.codes.dataset import TokenDataset
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
-from foundation.log import read_metrics
-from foundation.token_dataset import TokenDataset
+from foundation.storage.durable import file_sha256
+from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.commands import start_run
 from pipeline.recipe import built_in_recipes, load_recipe
 
-from conftest import TINY  # isort: skip
+from support.tiny_run import TINY  # isort: skip
 
 
 def again(folder: Path, **overrides: object) -> None:
@@ -99,7 +99,7 @@ def test_codes_of_another_tokenizer_are_refused(run_copy: Path, tmp_path: Path) 
 
 
 def test_codes_of_other_images_are_refused(run_copy: Path) -> None:
-    from foundation.token_dataset import read_shard, shard_path, write_shard
+    from foundation.codes.dataset import read_shard, shard_path, write_shard
 
     path = shard_path(run_copy / "codes", "train", 0)
     spec = TokenDataset(run_copy / "codes").spec

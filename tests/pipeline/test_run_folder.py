@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foundation.log import read_metrics
-from foundation.token_dataset import TokenDataset
+from foundation.codes.dataset import TokenDataset
+from foundation.training.log import read_metrics
 from pipeline.commands import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-from conftest import TINY  # isort: skip
+from support.tiny_run import TINY  # isort: skip
 
 
 def test_the_folder_holds_everything_and_nothing_temporary(finished_run: Path) -> None:

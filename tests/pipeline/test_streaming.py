@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.streaming import PartialImages
 from stage2_prior.config import PriorConfig

@@ -64,7 +64,7 @@ def test_what_is_not_better_is_not_kept(run_copy: Path, monkeypatch: pytest.Monk
 
 def test_the_distance_is_small_where_samples_are_the_images(finished_run: Path) -> None:
     """Images of the generator itself as the reference: fresh draws of it are nearer than draws without variety."""
-    from foundation.image_set import open_image_sets
+    from foundation.images.image_set import open_image_sets
     from pipeline.evaluation.extractors import SmallConfig, build_extractor
 
     generator = ImageGenerator.from_pretrained(finished_run)

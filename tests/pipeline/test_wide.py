@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.wide import draw_wide, runs, wide_grid
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reliability.small_tokenizer import freeze, trained_task
+from support.small_tokenizer import freeze, trained_task
 
 Keep = Callable[..., None]
 

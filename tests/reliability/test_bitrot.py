@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from token_folders import token_spec, write_tokens
+from support.token_folders import token_spec, write_tokens
 
-from foundation.checkpoint import latest_checkpoint, save_checkpoint
+from foundation.codes.dataset import TokenAccess, TokenDataset, read_shard, shard_path
 from foundation.errors import ContractError, DataError, TesseraError
-from foundation.token_dataset import TokenAccess, TokenDataset, read_shard, shard_path
+from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 MEMORY = TokenAccess(form="memory")

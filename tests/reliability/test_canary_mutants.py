@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foundation.errors import ContractError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage1_tokenizer import canary
 from stage1_tokenizer.canary import FILE, check_canary, check_canary_quickly, load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from token_folders import token_spec, write_tokens
+from support.token_folders import token_spec, write_tokens
 
-from foundation.codes import CodeLevel, CodeSpec, require_same_codes
+from foundation.codes.dataset import read_shard, shard_path
+from foundation.codes.spec import CodeLevel, CodeSpec, require_same_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ContractError, TesseraError
-from foundation.token_dataset import read_shard, shard_path
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 MUTATIONS: dict[str, Any] = {

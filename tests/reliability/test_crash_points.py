@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reliability.crash_points import CRASHED, DONE, Places, in_child, leftovers, stopped_everywhere, summary, tree
-from reliability.small_tokenizer import freeze
-from token_folders import write_tokens
+from support.crash_points import CRASHED, DONE, Places, in_child, leftovers, stopped_everywhere, summary, tree
+from support.small_tokenizer import freeze
+from support.token_folders import write_tokens
 
-from foundation import durable
-from foundation.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from foundation.codes.dataset import TokenAccess, TokenDataset
 from foundation.errors import TesseraError
-from foundation.log import MetricsLog, read_metrics
-from foundation.token_dataset import TokenAccess, TokenDataset
+from foundation.storage import durable
+from foundation.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from foundation.training.log import MetricsLog, read_metrics
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -194,7 +194,7 @@ def test_a_disk_that_is_really_full_costs_no_checkpoint(tmp_path: Path, keep: Ca
         allowed = False
     if not allowed:
         pytest.skip("this system mounts no private disk")
-    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reliability.crash_points import (
+from support.crash_points import (
     DONE,
     Places,
     in_child,
@@ -23,13 +23,13 @@ from reliability.crash_points import (
     tree,
     without_waiting,
 )  # fmt: skip
-from reliability.hostile_images import change, write_hostile
-from reliability.small_export import N_HELD_OUT, N_SHARDS, N_TRAIN, encodings, export, open_splits
+from support.hostile_images import change, write_hostile
+from support.small_export import N_HELD_OUT, N_SHARDS, N_TRAIN, encodings, export, open_splits
 
-from foundation import durable
+from foundation.codes.dataset import read_manifest
 from foundation.errors import Interrupted, TesseraError
-from foundation.image_sources import FolderSource
-from foundation.token_dataset import read_manifest
+from foundation.images.sources import FolderSource
+from foundation.storage import durable
 from pipeline.encoding.export import Export
 from pipeline.recipe import EncodeConfig
 from pipeline.work_sharing import Part

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from peak_memory import PeakGrowth
-from reliability.crash_points import DONE, in_child
-from reliability.hostile_images import change, write_hostile
-from reliability.small_tokenizer import PREPROCESS
+from support.crash_points import DONE, in_child
+from support.hostile_images import change, write_hostile
+from support.peak_memory import PeakGrowth
+from support.small_tokenizer import PREPROCESS
 
-from foundation.image_failures import FAILURE_CODES
-from foundation.image_set import ImageSet
-from foundation.image_sources import FolderSource
+from foundation.images.failures import FAILURE_CODES
+from foundation.images.image_set import ImageSet
+from foundation.images.sources import FolderSource
 
 N = 1000
 

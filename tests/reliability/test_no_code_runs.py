@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peak_memory import PeakGrowth
 from safetensors.torch import save
-from token_folders import write_tokens
+from support.peak_memory import PeakGrowth
+from support.token_folders import write_tokens
 
-from foundation.checkpoint import save_checkpoint
 from foundation.errors import CheckpointError
-from foundation.tensor_files import load_tensors
+from foundation.storage.serialization import load_tensors
+from foundation.training.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ def test_payloads_run_nothing_in_any_loader(
     write_tokens(sound / "tokens", (5,))
     shutil.copytree(frozen, sound / "tokenizer")
     (tmp_path / "scratch").mkdir()
-    program = [sys.executable, str(Path(__file__).with_name("watched_loaders.py"))]
+    program = [sys.executable, str(ROOT / "tests" / "support" / "watched_loaders.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*program, str(folder), str(sound), str(tmp_path / "scratch")],

@@ -12,13 +12,13 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
-from reliability.small_tokenizer import PREPROCESS, Blots, fresh_task
+from support.small_tokenizer import PREPROCESS, Blots, fresh_task
 
-from foundation.checkpoint import named_tensors
 from foundation.errors import TrainingError
-from foundation.fit import FitConfig, fit
-from foundation.image_set import ImageSet
-from foundation.log import MetricsLog
+from foundation.images.image_set import ImageSet
+from foundation.training.checkpoints import named_tensors
+from foundation.training.fit import FitConfig, fit
+from foundation.training.log import MetricsLog
 from stage1_tokenizer.losses.config import AdversarialConfig, DiscriminatorConfig
 from stage1_tokenizer.train import TokenizerTask
 

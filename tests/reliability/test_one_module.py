@@ -1,4 +1,4 @@
-"""What is not done through ``foundation.durable`` is not stopped by the tests of crash points: so nothing may be."""
+"""Every durable operation goes through ``foundation.storage.durable``, where the crash tests can stop it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOVING = {"move", "rmtree"}
 """functions of ``shutil``"""
 WRITING = {"write_text", "write_bytes", "save_file"}
 ELSEWHERE = {
-    "foundation/tensor_files.py": "save_file, inside durable.write_file, and read back",
-    "foundation/token_store.py": "appends columns to files whose SHA-256 it compares before they are published",
+    "foundation/storage/serialization.py": "save_file, inside durable.write_file, and read back",
+    "foundation/codes/packed.py": "appends columns to files whose SHA-256 it compares before they are published",
 }
 """files of the ground floor that write otherwise, and why nothing is lost by it"""
 
@@ -38,7 +38,7 @@ def sources() -> Iterator[tuple[str, Path]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            if name != "foundation/durable.py":
+            if name != "foundation/storage/durable.py":
                 yield name, path
 
 

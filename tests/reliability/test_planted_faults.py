@@ -18,10 +18,13 @@ from reliability import (
     test_same_results,
     test_signals,
 )  # fmt: skip
-from reliability.crash_points import CRASHED, in_child
+from support.crash_points import CRASHED, in_child
 from torch import nn
 
-from foundation import checkpoint, data_order, durable, token_shards
+from foundation import randomness
+from foundation.codes import shards
+from foundation.storage import durable
+from foundation.training import checkpoints
 from stage1_tokenizer.quantizers import vq
 
 Patch = pytest.MonkeyPatch
@@ -44,14 +47,14 @@ def direct_write(patch: Patch) -> None:
 
 def delete_before_save(patch: Patch) -> None:
     """Room is made before there is something to put into it."""
-    real = checkpoint._publish
+    real = checkpoints._publish
 
     def publish(path: Path, step: int, state: dict[str, Any]) -> None:
         for old in sorted(path.parent.glob("step-*"))[:-1]:
             durable.remove_folder(old)
         real(path, step, state)
 
-    patch.setattr(checkpoint, "_publish", publish)
+    patch.setattr(checkpoints, "_publish", publish)
 
 
 def unsynchronised_average(patch: Patch) -> None:
@@ -61,19 +64,19 @@ def unsynchronised_average(patch: Patch) -> None:
 
 def wrapped_codes(patch: Patch) -> None:
     """As ``astype(uint16)`` does."""
-    real = token_shards._to_table
+    real = shards._to_table
 
-    def to_table(shard: token_shards.Shard, spec: Any) -> Any:
+    def to_table(shard: shards.Shard, spec: Any) -> Any:
         object.__setattr__(shard, "codes_BT", shard.codes_BT % 65_536)
         return real(shard, spec)
 
-    patch.setattr(token_shards, "_to_table", to_table)
+    patch.setattr(shards, "_to_table", to_table)
 
 
 def same_samples_in_another_order(patch: Patch) -> None:
     """Only a test that compares sorted samples lets this pass."""
-    real = data_order.DataOrder.at
-    patch.setattr(data_order.DataOrder, "at", lambda self, positions: real(self, positions[::-1].copy()))
+    real = randomness.DataOrder.at
+    patch.setattr(randomness.DataOrder, "at", lambda self, positions: real(self, positions[::-1].copy()))
     one, other = (test_same_results.seen([(world, 14)]) for world in (1, 3))
     assert one != other
     for epoch in range(6):
@@ -84,7 +87,7 @@ def same_samples_in_another_order(patch: Patch) -> None:
 def swallowed_randomness(patch: Patch) -> None:
     """The loop goes on with whatever random numbers come next."""
     real = torch.manual_seed
-    caller = "foundation.fit"
+    caller = "foundation.training.fit"
     patch.setattr(
         torch, "manual_seed", lambda seed: None if sys._getframe(1).f_globals["__name__"] == caller else real(seed)
     )
@@ -98,8 +101,8 @@ def non_strict_load(patch: Patch) -> None:
 
 def clock_seeded_order(patch: Patch) -> None:
     """Another order each time."""
-    real = data_order.permuted
-    patch.setattr(data_order, "permuted", lambda places, n, *key: real(places, n, *key, time.perf_counter_ns()))
+    real = randomness.permuted
+    patch.setattr(randomness, "permuted", lambda places, n, *key: real(places, n, *key, time.perf_counter_ns()))
 
 
 def crash_at_any_file(folder: Path, frozen: Path) -> None:

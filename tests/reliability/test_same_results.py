@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reliability.small_tokenizer import fresh_task
-from reliability.small_training import Numbers
 from safetensors.torch import load_file, save_file
-from token_folders import token_spec
+from support.small_tokenizer import fresh_task
+from support.small_training import Numbers
+from support.token_folders import token_spec
 
-from foundation.checkpoint import latest_checkpoint, save_checkpoint
-from foundation.data_order import DataOrder
+from foundation.codes.dataset import Shard, read_shard, write_shard
 from foundation.errors import DataError, TesseraError
-from foundation.fit import FitConfig, _batches
-from foundation.tensor_files import join_state, split_state, tensors_sha256
-from foundation.token_dataset import Shard, read_shard, write_shard
+from foundation.randomness import DataOrder
+from foundation.storage.serialization import join_state, split_state, tensors_sha256
+from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
+from foundation.training.fit import FitConfig, _batches
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 BATCH, STEPS = 12, 14

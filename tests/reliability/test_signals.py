@@ -14,13 +14,14 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from reliability.crash_points import in_child
-from reliability.small_training import STEPS, Regression, train, weights
+from support.crash_points import in_child
+from support.small_training import STEPS, Regression, train, weights
 
-from foundation import durable, stop_signal
-from foundation.checkpoint import latest_checkpoint
 from foundation.errors import Interrupted
-from foundation.stop_signal import StopSignal
+from foundation.storage import durable
+from foundation.training import stop_signal
+from foundation.training.checkpoints import latest_checkpoint
+from foundation.training.stop_signal import StopSignal
 
 MOMENTS = [
     *(("step", n) for n in range(STEPS)), *(("evaluate", n) for n in range(4)), *(("save", n) for n in range(2)),

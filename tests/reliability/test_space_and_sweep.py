@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foundation import durable, temporary_names
-from foundation.checkpoint import latest_checkpoint, save_checkpoint
 from foundation.errors import StorageError
-from foundation.temporary_names import is_left_behind, is_temporary, temporary_name
+from foundation.storage import durable
+from foundation.storage.durable import is_left_behind, is_temporary, temporary_name
+from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -59,7 +59,7 @@ def test_another_process_with_the_same_number_is_not_the_owner(tmp_path: Path, m
     mine = temporary_name(tmp_path / "a")
     mine.write_bytes(b"x")
     assert not is_left_behind(mine)
-    monkeypatch.setattr(temporary_names, "_started", lambda pid: 12345)
+    monkeypatch.setattr(durable, "_started", lambda pid: 12345)
     assert is_left_behind(mine), "the number was given again, to a process that started at another time"
 
 
@@ -67,11 +67,11 @@ def test_what_another_machine_writes_counts_as_left_behind_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(temporary_names, "_place", lambda: "0123456789ab")
+        patch.setattr(durable, "_place", lambda: "0123456789ab")
         folder = temporary_name(tmp_path / "a")
     folder.mkdir()
     (folder / "part").write_bytes(b"x")
-    old = time.time() - temporary_names.FOREIGN_SECONDS - 60
+    old = time.time() - durable.FOREIGN_SECONDS - 60
     os.utime(folder, (old, old))
     durable.sweep(tmp_path)
     assert folder.exists(), "a file in it was written a moment ago"

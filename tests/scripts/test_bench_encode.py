@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.token_dataset import TokenDataset
+from foundation.codes.dataset import TokenDataset
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support.tiny_run import ROOT
 
 LINE = [sys.executable, "scripts/bench_quantizers.py", "--quick", "--seconds", "0.1", "--threads", "1"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.token_dataset import TokenAccess
+from foundation.codes.dataset import TokenAccess
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

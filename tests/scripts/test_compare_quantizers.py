@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from support.tiny_run import ROOT
 
 
 @pytest.fixture

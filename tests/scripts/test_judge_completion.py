@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from support.tiny_run import ROOT
 
 
 def test_the_judge_measures_and_fails_a_run_that_was_hardly_trained(finished_run: Path, tmp_path: Path) -> None:

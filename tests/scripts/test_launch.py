@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foundation.durable import file_sha256
-from foundation.log import read_metrics
+from foundation.storage.durable import file_sha256
+from foundation.training.log import read_metrics
 
-from conftest import ROOT  # isort: skip
+from support.tiny_run import ROOT  # isort: skip
 
 LAUNCH = ROOT / "scripts" / "launch"
 

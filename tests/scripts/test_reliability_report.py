@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from support.tiny_run import ROOT
 
 RESULTS = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest" time="12.5" timestamp="2026-01-02T03:04:05">

@@ -1,5 +1,5 @@
 from foundation.config import from_dict
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.health import codebook_health, latent_health
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from foundation.errors import DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.interpolate import interpolate
 from stage1_tokenizer.quantizers import FSQConfig, KLConfig, QuantizerConfig

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import ConfigError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.dvae import DVAEBlock
 from stage1_tokenizer.fused_norm import norm_silu_conv

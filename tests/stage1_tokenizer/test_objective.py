@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.quantizers import FSQConfig

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
-from foundation.images import Preprocess
-from foundation.model_files import WEIGHTS
-from foundation.tensor_files import load_weights
+from foundation.images.preprocess import Preprocess
+from foundation.storage.serialization import WEIGHTS, load_weights
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.metrics.psnr import psnr
 from stage1_tokenizer.quantizers import (

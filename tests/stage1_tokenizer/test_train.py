@@ -5,10 +5,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from foundation.errors import TrainingError
-from foundation.fit import FitConfig
-from foundation.image_set import ImageSet
-from foundation.images import Preprocess
-from foundation.optim import OptimConfig
+from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import Preprocess
+from foundation.training.fit import FitConfig
+from foundation.training.optim import OptimConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.quantizers import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, VQConfig

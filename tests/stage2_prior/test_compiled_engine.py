@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
 
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
 from stage2_prior.compiled_engine import CompiledEngine
 from stage2_prior.decode import decode_codes, stream_uniforms

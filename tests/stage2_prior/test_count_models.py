@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage2_prior.context_counts import SparseCounts, neighbours
 from stage2_prior.count_models import NeighbourModel, NeighbourWeights, UnigramModel, mean_bits
 
@@ -26,7 +26,7 @@ SLOTS = spec(CodeLevel(height=1, width=2, codebook_size=4), CodeLevel(height=2, 
 
 
 def random_codes(of: CodeSpec, n: int, seed: int = 0) -> np.ndarray:
-    from foundation.code_positions import code_positions
+    from foundation.codes.spec import code_positions
 
     sizes = code_positions(of).codebook_size_T
     return (np.random.default_rng(seed).random((n, of.n_codes)) * sizes).astype(np.uint16)
@@ -75,7 +75,7 @@ def test_the_neighbour_model_is_exact_on_a_case_done_by_hand() -> None:
 @pytest.mark.parametrize("fit", [UnigramModel.fit, NeighbourModel.fit])
 def test_probabilities_sum_to_one_at_every_place(of: CodeSpec, fit) -> None:  # type: ignore[no-untyped-def]
     """Also beside neighbours that were never seen."""
-    from foundation.code_positions import code_positions
+    from foundation.codes.spec import code_positions
 
     model = fit(random_codes(of, 40), of)
     sizes = code_positions(of).codebook_size_T

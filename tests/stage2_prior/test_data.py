@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foundation.data_order import DataOrder
 from foundation.errors import DataError
+from foundation.randomness import DataOrder
 from stage2_prior.data import CodeExamples
 
 DATASET = SimpleNamespace(codes_NT=np.arange(4000).reshape(1000, 4), labels_N=np.arange(1000) % 5)

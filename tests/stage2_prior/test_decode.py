@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from random_prior import LEVELS, OPTIONS, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, model, with_norm_weights
 
-from foundation.code_positions import require_codes
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel, require_codes
 from foundation.errors import DataError
 from stage2_prior import memory
 from stage2_prior.decode import DRAW, decode_codes, iterate_codes, sample_codes_reference, stream_uniforms

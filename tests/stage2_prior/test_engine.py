@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
 
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
 from stage2_prior.cache import KVCache
 from stage2_prior.engine import DecodingEngine, engine_for

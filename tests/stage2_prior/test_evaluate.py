@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.code_positions import code_positions
-from foundation.code_usage import count_codes_by_slot, summarize
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
+from foundation.codes.usage import count_codes_by_slot, summarize
 from foundation.errors import DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel

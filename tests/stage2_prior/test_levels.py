@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.data import CodeExamples
 from stage2_prior.decode import decode_codes, stream_uniforms

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation.code_positions import code_positions
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
+from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
+from foundation.images.preprocess import Preprocess
 from stage2_prior import head_loss as module
 from stage2_prior.config import PriorConfig
 from stage2_prior.head_loss import head_loss, nll_per_code

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
-from foundation.optim import OptimConfig, adamw, learning_rate
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
+from foundation.training.optim import OptimConfig, adamw, learning_rate
 from stage2_prior.config import PriorConfig
 from stage2_prior.decode import decode_codes, stream_uniforms
 from stage2_prior.objective import PriorLoss

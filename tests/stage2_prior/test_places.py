@@ -1,8 +1,8 @@
 import torch
-from random_prior import examples, model
+from support.random_prior import examples, model
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
 from stage2_prior.places import PlaceTables
 from stage2_prior.rope2d import grid_angles, rotation
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_prior import LEVELS, OPTIONS, examples, model, spec
+from support.random_prior import LEVELS, OPTIONS, examples, model, spec
 from torch.nn import functional as F
 
-from foundation.code_positions import code_positions
-from foundation.codes import CodeLevel
+from foundation.codes.spec import CodeLevel, code_positions
 from foundation.errors import ConfigError, DataError
 from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig

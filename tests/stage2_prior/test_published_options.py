@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_prior import LEVELS, examples, model, with_norm_weights
+from support.random_prior import LEVELS, examples, model, with_norm_weights
 from torch.nn import functional as F
 
+from foundation.config_fields import settled
 from foundation.errors import ConfigError
-from foundation.later_fields import settled
-from foundation.optim import OptimConfig, adamw
+from foundation.training.optim import OptimConfig, adamw
 from stage2_prior.arithmetic import product_type
 from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig

@@ -2,10 +2,10 @@
 
 import pytest
 
-from foundation.codes import CodeLevel, CodeSpec
+from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ConfigError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.sizes import SIZES
 

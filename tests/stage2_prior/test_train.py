@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 
 from foundation.errors import ConfigError
-from foundation.fit import FitConfig
-from foundation.log import read_metrics
-from foundation.optim import OptimConfig
+from foundation.training.fit import FitConfig
+from foundation.training.log import read_metrics
+from foundation.training.optim import OptimConfig
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.prior import PriorModel
 from stage2_prior.random_order import RandomOrder
 from stage2_prior.train import PriorTask, require_orders
 
-from tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train  # isort: skip
+from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train  # isort: skip
 
 
 def gradients(**options: Any) -> tuple[float, torch.Tensor]:

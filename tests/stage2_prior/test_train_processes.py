@@ -11,10 +11,10 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 
 from foundation.errors import TrainingError
-from foundation.parallel import is_sharded, local
+from foundation.training.parallel import is_sharded, local
 from stage2_prior.prior import PriorModel
 
-from tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train  # isort: skip
+from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train  # isort: skip
 
 STRATEGIES = ["ddp", "fsdp2"]
 

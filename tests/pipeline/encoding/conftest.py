@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_export import make_inputs, tiny_export
+from support.tiny_export import make_inputs, tiny_export
 
 
 @pytest.fixture(scope="session")

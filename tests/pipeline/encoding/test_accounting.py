@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_export import CONFIG, content, make_images, open_tiny, tiny_export
+from support.tiny_export import CONFIG, content, make_images, open_tiny, tiny_export
 
+from foundation.codes.dataset import MANIFEST, ImageViews, TokenDataset, read_manifest
+from foundation.codes.shards import read_footer
 from foundation.errors import ConfigError, DataError
-from foundation.folder_source import FolderSource
-from foundation.image_failures import FAILURE_CODES
-from foundation.token_dataset import MANIFEST, TokenDataset, read_manifest
-from foundation.token_shards import read_footer
-from foundation.token_views import ImageViews
+from foundation.images.failures import FAILURE_CODES
+from foundation.images.folder import FolderSource
 from pipeline.encoding.retry import retry_failed
 from pipeline.encoding.status import export_status
 from pipeline.encoding.verify import require_enough, share, totals
@@ -111,7 +110,7 @@ def test_a_retry_that_changes_nothing_writes_nothing(inputs: Inputs, damaged: Pa
 def test_a_killed_retry_leaves_no_manifest_that_lies(
     inputs: Inputs, clean: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foundation import durable
+    from foundation.storage import durable
 
     assert tiny_export(damaged, inputs[1], tmp_path / "codes")
     for name in BAD:
@@ -147,7 +146,7 @@ def test_a_file_that_loses_an_image_is_not_accepted(inputs: Inputs, tmp_path: Pa
     """Conservation is checked, not assumed."""
     import dataclasses
 
-    from foundation.token_shards import read_shard, replace_shard
+    from foundation.codes.shards import read_shard, replace_shard
 
     assert tiny_export(*inputs, tmp_path / "codes")
     dataset = TokenDataset(tmp_path / "codes")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
-from tiny_export import sources_of
+from support.tiny_export import sources_of
 
-from foundation.codes import CodeLevel, CodeSpec
-from foundation.images import Preprocess, to_uint8
-from foundation.token_dataset import TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess, to_uint8
 from pipeline.dataset_card import dataset_card
 from stage1_tokenizer.tokenizer import TokenizerModel
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_export import CONFIG, content, open_tiny, tiny_export
+from support.tiny_export import CONFIG, content, open_tiny, tiny_export
 
+from foundation.codes.dataset import MANIFEST, TokenDataset
+from foundation.codes.manifest import write_manifest
 from foundation.errors import ContractError, DataError, Interrupted, StorageError
-from foundation.token_dataset import MANIFEST, TokenDataset
-from foundation.token_manifest import write_manifest
 from pipeline.encoding.export import LEASES, PLAN, Export
 from pipeline.encoding.plan import PlannedShard
 from pipeline.encoding.status import export_status
@@ -148,7 +148,7 @@ def test_the_work_of_the_dead_is_taken_over_and_that_of_the_living_is_not(
 
 
 def _owner(pid: int) -> str:
-    from foundation.temporary_names import temporary_name
+    from foundation.storage.durable import temporary_name
 
     mine = temporary_name(Path("x")).name
     return mine.replace(f"-{os.getpid()}-", f"-{pid}-")
@@ -242,9 +242,9 @@ def test_rows_are_in_the_order_of_the_plan(clean: Path) -> None:
 
 
 def test_codes_are_those_of_each_image_alone(inputs: Inputs, clean: Path) -> None:
-    from tiny_export import sources_of
+    from support.tiny_export import sources_of
 
-    from foundation.images import to_unit_range
+    from foundation.images.preprocess import to_unit_range
 
     tokenizer = TokenizerModel.load(inputs[1])
     dataset, source = TokenDataset(clean), sources_of(inputs[0])["train"]

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_export import CONFIG, make_images, make_tokenizer, open_tiny, sources_of, tiny_export
+from support.tiny_export import CONFIG, make_images, make_tokenizer, open_tiny, sources_of, tiny_export
 
+from foundation.codes.dataset import ImageViews, TokenDataset
 from foundation.errors import ConfigError, ContractError, DataError
-from foundation.image_views import TEN_CROP, VIEWS, view_pixels
-from foundation.images import to_unit_range
-from foundation.token_dataset import TokenDataset
-from foundation.token_views import ImageViews
+from foundation.images.preprocess import to_unit_range
+from foundation.images.views import TEN_CROP, VIEWS, view_pixels
 from pipeline.encoding import export as export_module
 from pipeline.encoding.batch_shape import LARGEST, fastest_batch_size
 from pipeline.encoding.export import Export

@@ -7,10 +7,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
-from tiny_export import content
+from support.tiny_export import content
 
+from foundation.codes.dataset import MANIFEST, TokenDataset
 from foundation.errors import DataError, StorageError
-from foundation.token_dataset import MANIFEST, TokenDataset
 from pipeline.encoding.push import push_token_dataset
 
 

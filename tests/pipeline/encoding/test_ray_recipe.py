@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foundation.token_dataset import TokenDataset
+from foundation.codes.dataset import TokenDataset
 from pipeline.encoding.export import is_encoded
 
 RECIPE = Path(__file__).parents[3] / "docs" / "RAY.md"

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.code_usage import count_codes
+from foundation.codes.usage import count_codes
 from foundation.config import from_dict
 from foundation.errors import ConfigError, DataError
-from foundation.image_set import ImageSet
-from foundation.image_sources import DatasetData, DigitsData, SubsetSource, open_sources
-from foundation.images import Preprocess
+from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import Preprocess
+from foundation.images.sources import DatasetData, DigitsData, SubsetSource, open_sources
 from pipeline.evaluation.extractors import SmallConfig, build_extractor
 from pipeline.evaluation.frechet import FeatureMoments, frechet_distance
 from pipeline.evaluation.kid import unbiased_mmd2

@@ -6,17 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from parity_fixtures import PARITY
 
 from pipeline.cli import main
-
-
-@pytest.fixture(scope="session")
-def parity() -> Path:
-    """The folder of parity fixtures."""
-    if not PARITY.is_dir():
-        pytest.skip(f"parity fixtures are not at {PARITY}")
-    return PARITY
 
 
 @pytest.fixture

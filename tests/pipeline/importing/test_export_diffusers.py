@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from foundation.errors import ContractError
-from foundation.images import Preprocess
+from foundation.images.preprocess import Preprocess
 from pipeline.importing.export_diffusers import WEIGHTS, diffusers_config, export_to_diffusers
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import FSQConfig, KLConfig, QuantizerConfig, VQConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_fixtures import expected, state_file
+from support.parity_fixtures import expected, state_file
 
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.quantizers.kl import gaussian_kl, split_moments

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity_fixtures import PARITY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.parity_fixtures import PARITY
 
-from foundation.unpickling.lazy_tensor import LazyTensor
+from foundation.unpickling.values import LazyTensor
 from pipeline.importing.checkpoint import Checkpoint
 from pipeline.importing.peer_arguments import read_arguments
 from pipeline.importing.plan import account_for

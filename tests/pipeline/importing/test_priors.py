@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imported_priors import LLAMAGEN, TAMING, Tessera, close, imported, labels_of, prior_in
-from parity_fixtures import expected
 from safetensors.torch import load_file
+from support.imported_priors import LLAMAGEN, TAMING, Tessera, close, imported, labels_of, prior_in
+from support.parity_fixtures import expected
 
 from foundation.errors import ConfigError, ContractError
 from pipeline.generate import ImageGenerator

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from imported_priors import LLAMAGEN, TAMING, Tessera, close, labels_of, prior_in
-from parity_fixtures import expected
 from safetensors.torch import load_file, save_file
+from support.imported_priors import LLAMAGEN, TAMING, Tessera, close, labels_of, prior_in
+from support.parity_fixtures import expected
 
 from foundation.errors import ConfigError
 from pipeline.generate import ImageGenerator

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from foundation.errors import CheckpointError
-from foundation.unpickling.inert import Inert, Name
 from foundation.unpickling.torch_files import read_torch_file
+from foundation.unpickling.values import Inert, Name
 from pipeline.importing.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[3]

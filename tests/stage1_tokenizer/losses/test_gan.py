@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from foundation.errors import ConfigError, DataError
-from foundation.tensor_files import join_state, split_state
+from foundation.storage.serialization import join_state, split_state
 from stage1_tokenizer.losses.config import AdversarialConfig, DiscriminatorConfig, DiscriminatorOptim
 from stage1_tokenizer.losses.gan import Adversary
 

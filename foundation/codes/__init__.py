@@ -1,0 +1,1 @@
+"""Grids of codes: their contract, and token datasets on disk."""

@@ -1,0 +1,183 @@
+"""The columns of one split of a token dataset, row by row; here read whole into memory.
+
+Columns that stay on disk and are read by rows: they look like arrays, and hold nothing but what was asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foundation.codes.manifest import SplitShards
+from foundation.codes.shards import Shard, code_dtype
+from foundation.codes.spec import CodeSpec
+from foundation.errors import DataError
+
+LABEL_DTYPE, VIEW_DTYPE = np.dtype("<i8"), np.dtype("u1")
+ID_BYTES = 100  # of one name in memory, about
+
+
+@dataclass(frozen=True)
+class TokenColumns:
+    """N rows, whichever way they are held: arrays, or ``StoredColumn``s, which are read when they are indexed by rows.
+
+    Attributes:
+        codes_NT: (N, T) uint16 or int32.
+        labels_N: (N,) int64, or None.
+        views_N: (N,) uint8.
+        image_ids: N names.
+    """
+
+    codes_NT: np.ndarray
+    labels_N: np.ndarray | None
+    views_N: np.ndarray
+    image_ids: Sequence[str]
+
+
+def codes_dtype(spec: CodeSpec) -> np.dtype:
+    """uint16 up to 65,536 codes, else int32; little-endian."""
+    return np.dtype(code_dtype(spec.codebook_size).to_pandas_dtype()).newbyteorder("<")
+
+
+def arrays_of(shard: Shard, spec: CodeSpec) -> dict[str, np.ndarray]:
+    """A shard's numbers in the types of every form: ``codes``, ``views`` and, where there are some, ``labels``."""
+    arrays = {"codes": shard.codes_BT.astype(codes_dtype(spec)), "views": shard.views.astype(VIEW_DTYPE)}
+    return arrays if shard.labels is None else {**arrays, "labels": shard.labels.astype(LABEL_DTYPE)}
+
+
+def memory_bytes(split: SplitShards) -> int:
+    """About what ``load_columns`` needs; names of images are taken to be short ones."""
+    per_row = split.spec.n_codes * codes_dtype(split.spec).itemsize + LABEL_DTYPE.itemsize + VIEW_DTYPE.itemsize
+    return split.rows * (per_row + ID_BYTES)
+
+
+def load_columns(split: SplitShards) -> TokenColumns:
+    """Read and verify every shard. Memory: the columns and one shard.
+
+    Raises:
+        DataError, ContractError: as ``SplitShards.read``.
+    """
+    codes_NT = np.empty((split.rows, split.spec.n_codes), codes_dtype(split.spec))
+    columns = {"codes": codes_NT, "views": np.empty(split.rows, VIEW_DTYPE)}
+    if split.labelled:
+        columns["labels"] = np.empty(split.rows, LABEL_DTYPE)
+    image_ids: list[str] = []
+    for shard in split.read():
+        rows = slice(len(image_ids), len(image_ids) + len(shard.image_ids))
+        for name, values in arrays_of(shard, split.spec).items():
+            columns[name][rows] = values
+        image_ids += shard.image_ids
+    return TokenColumns(codes_NT, columns.get("labels"), columns["views"], image_ids)
+
+
+class StoredColumn(ABC):
+    """A column on disk with the ``shape`` and ``dtype`` of the array that it stands for.
+
+    Indexing by an integer, a slice, an array of row numbers or a mask gives an array; ``numpy.asarray`` reads it all.
+
+    Args:
+        shape: (N, ...), rows first.
+        dtype: of the values.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype, self._stored_shape = shape, dtype, shape[1:]
+
+    @abstractmethod
+    def _read(self, rows_B: np.ndarray, values: np.ndarray) -> None:
+        """Fill ``values`` (B, ...) with the rows ``rows_B`` (B,), each from 0 to N - 1."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, tuple):
+            raise IndexError("a column on disk is read by whole rows: index the rows first, then what they hold")
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else _row_numbers(rows, len(self))
+        values = np.empty((numbers.size, *self._stored_shape), self.dtype)
+        self._read(numbers.reshape(-1), values)
+        return values.reshape((*numbers.shape, *self.shape[1:]))[()]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows, in memory."""
+        return np.asarray(self[:], dtype)
+
+    def reshape(self, *shape: int) -> StoredColumn:
+        """The same rows in another shape each; the first axis stays."""
+        if shape[0] != len(self) or np.prod(shape[1:]) != np.prod(self.shape[1:]):
+            raise ValueError(f"cannot read rows of shape {self.shape} as {shape}")
+        column = copy.copy(self)
+        column.shape = shape
+        return column
+
+
+class FileColumn(StoredColumn):
+    """A column that is a flat file of its values, which stays open for as long as the column lives.
+
+    Rows are read, not mapped: a map brings 64 KiB of the file or more into the process for each random row. Safe for
+    several threads.
+
+    Args:
+        path: the file.
+        shape, dtype: as in ``StoredColumn``.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        super().__init__(shape, dtype)
+        self._file = _OpenFile(path)
+
+    def _read(self, rows_B: np.ndarray, values: np.ndarray) -> None:
+        content = values.reshape(-1).view(np.uint8).data
+        row_bytes = values[:1].nbytes
+        gaps = (np.flatnonzero(np.diff(rows_B) != 1) + 1).tolist()
+        runs = zip([0, *gaps], [*gaps, len(rows_B)], strict=True)  # rows that follow one another are read at once
+        for start, stop in runs:
+            if start < stop:
+                self._file.read(content[start * row_bytes : stop * row_bytes], int(rows_B[start]) * row_bytes)
+
+
+class _OpenFile:
+    """An open file that is closed with the last column that reads from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._descriptor = path, -1
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with the bytes from ``offset`` on."""
+        done = 0
+        while done < len(buffer):
+            n_bytes = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if not n_bytes:
+                raise DataError("ends before the row that was asked for", field=str(self.path),
+                                fix="start again: a file that is short is made anew")  # fmt: skip
+            done += n_bytes
+
+
+def _row_numbers(rows: Any, n: int) -> np.ndarray:
+    """Row numbers from 0 of an integer, an array of integers or a mask; negative ones count from the end."""
+    numbers = np.asarray(rows)
+    if numbers.dtype == bool:
+        if numbers.shape != (n,):
+            raise IndexError(f"a mask of {numbers.shape} for {n} rows")
+        return np.flatnonzero(numbers)
+    numbers = numbers.astype(np.int64, casting="same_kind") if numbers.size else numbers.astype(np.int64)
+    if ((numbers < -n) | (numbers >= n)).any():
+        raise IndexError(f"rows {numbers.min()}..{numbers.max()} of {n}")
+    return np.where(numbers < 0, numbers + n, numbers)

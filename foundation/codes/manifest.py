@@ -1,0 +1,196 @@
+"""The manifest of a token dataset: which shards it consists of. Its presence says that the dataset is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foundation.codes.shards import Shard, damaged_shard, is_labelled, read_shard, require_file, shard_paths
+from foundation.codes.spec import CodeSpec, require_codes
+from foundation.config import digest, from_dict, to_dict
+from foundation.errors import ContractError, DataError
+from foundation.storage import durable
+from foundation.storage.serialization import json_text, read_json
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
+    """Derive ``manifest.json`` from the shards and publish it; its presence says that the dataset is complete."""
+    manifest = derive_manifest(folder, spec)
+    publish_manifest(folder, manifest)
+    return manifest
+
+
+def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard], None] | None = None) -> dict[str, Any]:
+    """What the manifest of the shards that are there says.
+
+    Args:
+        folder: the dataset.
+        spec: that the shards must have.
+        check: is given each shard with its path, and raises if it is not what was planned.
+
+    Returns:
+        For each split its files, with rows and SHA-256, and what became of its images: so many ``planned``, of them
+        ``written`` (in the rows, once for each of so many ``views``) and the ``failures``; the rows of each class.
+
+    Raises:
+        DataError: a shard is damaged, or does not account for each of its images.
+        ContractError: a shard was made by another tokenizer or preprocess.
+    """
+    splits: dict[str, Any] = {}
+    for split_folder in sorted(each for each in (folder / "data").iterdir() if each.is_dir()):
+        files: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
+        counts = {"rows": 0, "planned": 0, "written": 0, "views": 0}
+        labels_V = np.zeros(len(spec.class_names), np.int64)
+        for path in shard_paths(folder, split_folder.name):
+            shard = read_shard(path, spec)
+            _require_accounted(path, shard, len(spec.class_names))
+            if check is not None:
+                check(path, shard)
+            rows, written = len(shard.image_ids), shard.n_images
+            name = path.relative_to(folder).as_posix()
+            files.append({"file": name, "rows": rows, "sha256": durable.file_sha256(path)})
+            failures += [to_dict(each) for each in shard.failures]
+            counts["rows"] += rows
+            counts["written"] += written
+            counts["planned"] += written + len(shard.failures)
+            counts["views"] = max(counts["views"], len(np.unique(shard.views)))
+            if shard.labels is not None:
+                labels_V += np.bincount(shard.labels, minlength=len(labels_V))
+        labels = {"labels": labels_V.tolist()} if spec.class_names else {}
+        splits[split_folder.name] = {**counts, **labels, "files": files, "failures": failures}
+    return {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
+
+
+def publish_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Say that the dataset is complete."""
+    durable.replace_file(folder / MANIFEST, json_text(manifest, indent=1))
+
+
+def _require_accounted(path: Path, shard: Shard, n_classes: int) -> None:
+    if shard.labels is not None and not ((shard.labels >= 0) & (shard.labels < n_classes)).all():
+        raise damaged_shard(path, f"it has labels outside 0..{n_classes - 1}")
+    failed = {each.image_id for each in shard.failures}
+    both = failed & set(shard.image_ids)
+    found = shard.n_images + len(failed)
+    if both or shard.planned not in (None, found):
+        raise damaged_shard(path, f"of {shard.planned} images planned, it has {shard.n_images} and lists {len(failed)}"
+                            f" as failed, {len(both)} of them twice")  # fmt: skip
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete token dataset.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
+        raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
+    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode: it is made again")
+    spec = from_dict(CodeSpec, manifest["spec"])
+    if spec.contract != manifest["contract"]:
+        raise ContractError("the manifest's specification was edited", field=str(path), fix="run encode again")
+    return manifest
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    """One shard as the manifest lists it.
+
+    Attributes:
+        path: the parquet file.
+        rows: how many it holds.
+        sha256: of its bytes.
+    """
+
+    path: Path
+    rows: int
+    sha256: str
+
+    def require_unchanged(self) -> None:
+        """Raise ``DataError`` unless the file's bytes are the ones that the manifest lists."""
+        require_file(self.path)
+        if durable.file_sha256(self.path) != self.sha256:
+            raise damaged_shard(self.path, "its bytes are not the ones that the manifest lists")
+
+
+@dataclass(frozen=True)
+class SplitShards:
+    """The shards of one split of a complete token dataset.
+
+    Attributes:
+        folder: the dataset.
+        split: its name.
+        spec: what the codes mean.
+        shards: in order; the rows of the split are theirs, one after the other.
+    """
+
+    folder: Path
+    split: str
+    spec: CodeSpec
+    shards: tuple[ListedShard, ...]
+
+    @property
+    def rows_by_shard(self) -> tuple[int, ...]:
+        """Rows of each shard."""
+        return tuple(each.rows for each in self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the split."""
+        return sum(self.rows_by_shard)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels, which the first shard decides for all."""
+        return is_labelled(self.shards[0].path)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what the split holds: the specification and every shard's bytes, in order."""
+        return digest({"contract": self.spec.contract, "shards": [each.sha256 for each in self.shards]})
+
+    def read(self) -> Iterator[Shard]:
+        """Every shard in order, each verified: its bytes, its specification, its rows and its codes.
+
+        Raises:
+            DataError: a shard is missing, damaged, or holds a code outside the codebook.
+            ContractError: a shard was made by another tokenizer or preprocess.
+        """
+        labelled = self.labelled
+        for listed in self.shards:
+            shard = read_shard(listed.path, self.spec)
+            listed.require_unchanged()
+            if len(shard.image_ids) != listed.rows or (shard.labels is not None) != labelled:
+                raise damaged_shard(
+                    listed.path, "it has other rows or columns than the manifest and the first shard say"
+                )
+            require_codes(shard.codes_BT, self.spec, str(listed.path))
+            yield shard
+
+
+def open_split(folder: Path, split: str) -> SplitShards:
+    """What the manifest of a complete token dataset says of one split.
+
+    Raises:
+        DataError: no such dataset, an incomplete one, no such split, or one without rows.
+    """
+    manifest = read_manifest(folder)
+    if split not in manifest["splits"]:
+        raise DataError("no such split", field=str(folder), found=split, expected=", ".join(manifest["splits"]))
+    entry = manifest["splits"][split]
+    listed = [each for each in entry["files"] if each["rows"]]  # in the others every image failed
+    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in listed)
+    found = SplitShards(folder, split, from_dict(CodeSpec, manifest["spec"]), shards)
+    if found.rows != entry["rows"] or found.rows == 0:
+        raise DataError("has another number of rows than its manifest", field=str(folder), found=found.rows,
+                        expected=entry["rows"] or "at least one", fix="run encode again")  # fmt: skip
+    return found

@@ -1,0 +1,155 @@
+"""The packed copy of a split: its columns as flat little-endian files, of which any rows are read at once.
+
+Parquet cannot be read row by row, so the copy is derived from the shards, once, all or nothing. It stands under the
+identity of what it was derived from; one of other shards, or one that is damaged or short, is never used and is made
+again.
+
+``<home>/<split>/<identity>/``: ``codes`` (N x T, uint16 or int32), ``views`` (N, uint8), ``labels`` (N, int64; absent
+without labels) and ``packed.json`` with their sizes, times and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from foundation.codes.columns import LABEL_DTYPE, VIEW_DTYPE, FileColumn, TokenColumns, arrays_of, codes_dtype
+from foundation.codes.manifest import SplitShards
+from foundation.codes.streamed import ImageIds, RowGroups
+from foundation.config import digest
+from foundation.errors import DataError, StorageError
+from foundation.storage import durable
+
+ENVIRONMENT = "TESSERA_PACKED_FOLDER"
+_FORMAT = 1
+_INDEX = "packed.json"
+_IDS_BYTES = 64 << 20
+
+
+def packed_home(dataset: Path, named: str | None = None) -> Path:
+    """Where the packed copies of a dataset are.
+
+    Args:
+        dataset: its folder.
+        named: a folder for the packed copies of any datasets; None takes ``TESSERA_PACKED_FOLDER``.
+
+    Returns:
+        A folder of this dataset's own in the one that is named, ``.packed`` in the dataset where none is.
+    """
+    named = named or os.environ.get(ENVIRONMENT)
+    if not named:
+        return dataset / ".packed"
+    place = dataset.resolve()
+    return Path(named).expanduser() / f"{place.name}-{digest(str(place))[:16]}"
+
+
+def pack_columns(split: SplitShards, home: Path) -> TokenColumns:
+    """The columns of a split, read by row; the packed copy is made first where there is no sound one.
+
+    Making it needs the memory of one shard. Processes that come at the same time wait for the first.
+
+    Raises:
+        DataError, ContractError: as ``SplitShards.read``.
+        StorageError: the copy cannot be written; the message names the ways out.
+    """
+    target = home / split.split / split.identity[:32]
+    if not _is_sound(target, split):
+        _make(target, split)
+
+    def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
+        return cast(np.ndarray, FileColumn(target / name, (split.rows, *row_shape), dtype))
+
+    codes_NT = column("codes", codes_dtype(split.spec), split.spec.n_codes)
+    labels_N = column("labels", LABEL_DTYPE) if (target / "labels").exists() else None
+    ids = ImageIds(RowGroups(split, _IDS_BYTES))
+    return TokenColumns(codes_NT, labels_N, column("views", VIEW_DTYPE), ids)
+
+
+def _make(target: Path, split: SplitShards) -> None:
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / "lock"):
+            if _is_sound(target, split):
+                return  # another process has made it while this one waited
+            for other in [each for each in target.parent.iterdir() if each.is_dir()]:
+                durable.remove_folder(other)  # of other shards, damaged, or left half-made
+            durable.require_free_space(target.parent, sum(_sizes(split).values()), "the packed copy of the codes")
+            _publish(target, split)
+    except (OSError, NotImplementedError, StorageError) as error:  # the second: a disk without locks
+        raise StorageError(
+            f"the packed copy of the codes cannot be written: {(str(error) or repr(error)).splitlines()[0]}",
+            field=str(target.parent),
+            expected=f"a folder to write to, with {sum(_sizes(split).values()) / 2**30:.2f} GiB free",
+            fix=f"name one in the environment variable {ENVIRONMENT} or as packed_folder; or allow more memory "
+            "(memory_limit_mib); or read the shards as they are (form: streamed), which is much slower",
+        ) from error
+
+
+def _publish(target: Path, split: SplitShards) -> None:
+    try:
+        durable.publish_folder(target, lambda folder: _write(folder, split), lambda folder: _verify(folder, split))
+    except StorageError:
+        if not _is_sound(target, split):  # else: made meanwhile by a process that the lock did not hold back
+            raise
+
+
+def _write(folder: Path, split: SplitShards) -> None:
+    hashes: dict[str, Any] = {}
+    with tqdm(total=split.rows, desc="packing codes", delay=2, unit="row") as progress:
+        for shard in split.read():
+            for name, values in arrays_of(shard, split.spec).items():
+                content = values.tobytes()
+                hashes.setdefault(name, hashlib.sha256()).update(content)
+                with open(folder / name, "ab") as file:
+                    file.write(content)
+            progress.update(len(shard.image_ids))
+    files = {name: {"sha256": each.hexdigest(), **_stamp(folder / name)} for name, each in hashes.items()}
+    index = {"format": _FORMAT, "identity": split.identity, "files": files}
+    durable.write_bytes(folder / _INDEX, json.dumps({"index": index, "sha256": digest(index)}, indent=1).encode())
+
+
+def _verify(folder: Path, split: SplitShards) -> None:
+    index = _read_index(folder, split)
+    if index is None or any(durable.file_sha256(folder / name) != each["sha256"] for name, each in index.items()):
+        raise DataError("what was read back differs from what was written", field=str(folder), fix="check the disk")
+
+
+def _is_sound(folder: Path, split: SplitShards) -> bool:
+    """Whether the copy is whole: each file has its size, and its time of writing or else its SHA-256."""
+    index = _read_index(folder, split)
+    return index is not None and all(
+        _stamp(folder / name) == {"bytes": each["bytes"], "mtime_ns": each["mtime_ns"]}
+        or durable.file_sha256(folder / name) == each["sha256"]
+        for name, each in index.items()
+    )
+
+
+def _read_index(folder: Path, split: SplitShards) -> dict[str, Any] | None:
+    """What a copy says of its files, None unless it is the copy of ``split`` and its files have the sizes of it."""
+    try:
+        saved = json.loads((folder / _INDEX).read_bytes())
+        index = saved["index"]
+        files = index["files"]
+        whole = saved["sha256"] == digest(index) and index["format"] == _FORMAT
+        sizes = {name: (folder / name).stat().st_size for name in files}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if whole and index["identity"] == split.identity and sizes == _sizes(split) else None
+
+
+def _sizes(split: SplitShards) -> dict[str, int]:
+    sizes = {"codes": split.rows * split.spec.n_codes * codes_dtype(split.spec).itemsize, "views": split.rows}
+    return {**sizes, "labels": split.rows * LABEL_DTYPE.itemsize} if split.labelled else sizes
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    found = path.stat()
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}

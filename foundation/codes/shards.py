@@ -1,0 +1,218 @@
+"""Grids of codes on disk: parquet shards that any tool opens.
+
+One parquet file is one commit: it appears whole or not at all, and its footer repeats the specification, the counts
+and the failures, so that the manifest can be derived from the files. Reading verifies page checksums.
+
+Rows are view by view: all images of the file in their first view, then all in the second. Files, images and views are
+each in the order of the plan, so that the files of a split, one after the other, have one order whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
+from foundation.config import from_dict, to_dict
+from foundation.errors import ContractError, DataError
+from foundation.images.failures import Failure
+from foundation.storage import durable
+
+_FOOTER = b"tessera"
+ROW_GROUP = 2048
+"""rows that are read together: few, for random rows; with 256 codes each, 4 % larger files than one group of 16,384"""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The content of one parquet file, one row per (image, view).
+
+    Attributes:
+        codes_BT: (B, T) integers, each in the codebook of its position; the order is that of ``CodeSpec``.
+        image_ids: B stable names of the source images.
+        views: (B,) 0 = centre, 1 = flip, 2.. = crops.
+        labels: (B,) class numbers, or None.
+        failures: images planned for this shard that could not be encoded.
+        planned: images planned for it, those among ``failures`` and those in the rows; None where nobody counted.
+        plan: identity of the plan that it is part of, empty where there is none.
+    """
+
+    codes_BT: np.ndarray
+    image_ids: Sequence[str]
+    views: np.ndarray
+    labels: np.ndarray | None
+    failures: Sequence[Failure] = ()
+    planned: int | None = None
+    plan: str = ""
+
+    @property
+    def n_images(self) -> int:
+        """Different images in the rows."""
+        return len(set(self.image_ids))
+
+
+def code_dtype(codebook_size: int) -> Any:
+    """uint16 up to 65,536 codes, else int32 (pyarrow types)."""
+    return pa.uint16() if codebook_size <= 65_536 else pa.int32()
+
+
+def write_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
+    """Publish one shard, all or nothing.
+
+    Raises:
+        DataError: a code outside the codebook, or arrays of unequal length.
+        StorageError: the disk refused.
+    """
+    table = _to_table(shard, spec)
+
+    def verify(temporary: Path) -> None:
+        if not pq.read_table(temporary, page_checksum_verification=True, partitioning=None).equals(table):
+            raise DataError("what was read back differs from what was written", field=str(path), fix="check the disk")
+
+    def write(temporary: Path) -> None:
+        _write_table(table, temporary)
+
+    durable.publish_file(path, write, verify)
+
+
+def replace_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
+    """Put a shard in the place of another one, in one step.
+
+    Raises:
+        DataError: as ``write_shard``.
+        StorageError: the disk refused; the other one is still there.
+    """
+    sink = pa.BufferOutputStream()
+    _write_table(_to_table(shard, spec), sink)
+    durable.replace_file(path, sink.getvalue().to_pybytes())
+
+
+def read_footer(path: Path) -> dict[str, Any]:
+    """What a shard says of itself: ``rows``, ``planned``, ``failures``, ``contract``, ``spec``, ``plan``, ``labelled``.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        return dict(json.loads(pq.read_schema(path).metadata[_FOOTER]))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged_shard(path, str(error)) from error
+
+
+def read_shard(path: Path, expected: CodeSpec) -> Shard:
+    """Read one shard back, verifying its checksums and its contract.
+
+    Raises:
+        DataError: the file is damaged.
+        ContractError: it was made by another tokenizer or preprocess.
+    """
+    require_file(path)
+    try:
+        footer = json.loads(pq.read_schema(path).metadata[_FOOTER])
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        spec = from_dict(CodeSpec, footer["spec"])
+        require_same_codes(expected, spec, owner="this run", other=f"the shard {path.name}")
+        return _from_table(table, footer, spec)
+    except ContractError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged_shard(path, str(error)) from error
+
+
+def codes_of(column: pa.ChunkedArray, spec: CodeSpec) -> np.ndarray:
+    """The column ``codes`` of any rows as an array (B, T)."""
+    codes = column.combine_chunks()
+    codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
+    return codes.flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.n_codes)
+
+
+def is_labelled(path: Path) -> bool:
+    """Whether a shard has labels.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        return "label" in pq.read_schema(path).names
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged_shard(path, str(error)) from error
+
+
+def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shard:
+    labels = table["label"].to_numpy() if footer["labelled"] else None
+    failures = [Failure(**each) for each in footer["failures"]]
+    views = table["view"].to_numpy()
+    codes, ids = codes_of(table["codes"], spec), table["image_id"].to_pylist()
+    return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
+
+
+def require_file(path: Path) -> None:
+    """Raise ``DataError`` unless the shard is there."""
+    if not path.is_file():
+        raise DataError("the shard is missing", field=str(path), fix="run encode again: it makes what is missing")
+
+
+def damaged_shard(path: Path, reason: str) -> DataError:
+    """What to raise for a file that is not what it was."""
+    return DataError(f"the shard is damaged: {reason}", field=str(path), fix="delete this file and run encode again")
+
+
+def shard_path(folder: Path, split: str, index: int) -> Path:
+    """Where shard ``index`` of a split lives."""
+    return folder / "data" / split / f"part-{index:05d}.parquet"
+
+
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The published shards of a split, in order."""
+    return sorted((folder / "data" / split).glob("part-*.parquet"))
+
+
+def _write_table(table: pa.Table, where: Path | pa.BufferOutputStream) -> None:
+    pq.write_table(table, where, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
+
+
+def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
+    n = len(shard.image_ids)
+    require_codes(shard.codes_BT, spec)
+    if len(shard.codes_BT) != n or len(shard.views) != n:
+        raise DataError("codes, views and image_ids differ in length", field="shard", expected=n,
+                        found=(len(shard.codes_BT), len(shard.views)))  # fmt: skip
+    flat = pa.array(np.ascontiguousarray(shard.codes_BT).reshape(-1).astype(np.int64))
+    flat = flat.cast(code_dtype(spec.codebook_size))  # a checked cast: it raises, it never wraps
+    columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, spec.n_codes)}
+    if shard.labels is not None:
+        columns["label"] = pa.array(shard.labels, pa.int64())
+    columns["image_id"] = pa.array(list(shard.image_ids), pa.string())
+    columns["view"] = pa.array(shard.views, pa.uint8())
+    schema = _features(spec, labelled=shard.labels is not None).arrow_schema
+    footer = {
+        "format": 1,
+        "contract": spec.contract,
+        "spec": to_dict(spec),
+        "rows": n,
+        "labelled": shard.labels is not None,
+        "failures": [to_dict(each) for each in shard.failures],
+        "planned": shard.planned,
+        "plan": shard.plan,
+    }
+    metadata = {**(schema.metadata or {}), _FOOTER: json.dumps(footer, sort_keys=True).encode()}
+    return pa.table(columns, schema=schema.with_metadata(metadata))
+
+
+def _features(spec: CodeSpec, *, labelled: bool) -> Any:
+    from datasets import ClassLabel, Features, List, Value
+
+    code = Value("uint16" if code_dtype(spec.codebook_size) == pa.uint16() else "int32")
+    fields: dict[str, Any] = {"codes": List(code, length=spec.n_codes)}
+    if labelled:
+        fields["label"] = ClassLabel(names=list(spec.class_names))
+    return Features({**fields, "image_id": Value("string"), "view": Value("uint8")})

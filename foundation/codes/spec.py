@@ -1,0 +1,274 @@
+"""The contract between the two stages: what grids of codes a tokenizer makes.
+
+A ``CodeSpec`` travels with the tokenizer, the token dataset, the prior and the run. Parts whose specs differ are
+refused, and the message names the fields.
+
+What each position of a sequence of codes stands for: its codebook, and its place in the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from foundation.config import differences, digest, require
+from foundation.errors import ContractError, DataError
+from foundation.images.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+
+Codes = TypeVar("Codes", np.ndarray, "torch.Tensor")
+
+
+@dataclass(frozen=True)
+class CodeSlot:
+    """One codebook of a specification: the codes of one depth of one level index it.
+
+    Attributes:
+        level: 0 is the coarsest.
+        depth: 0 is the outermost residual step.
+        codebook_size: number of different codes.
+        n_codes: codes of one image that index it, H * W.
+    """
+
+    level: int
+    depth: int
+    codebook_size: int
+    n_codes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeLevel:
+    """One grid of codes."""
+
+    height: int
+    """rows"""
+    width: int
+    """columns"""
+    codebook_size: int
+    """number of different codes"""
+    depth: int = 1
+    """codes at each position; more than 1 for residual quantizers"""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "codebook_size", "depth"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+
+    @property
+    def n_codes(self) -> int:
+        """Codes in one grid: height * width * depth."""
+        return self.height * self.width * self.depth
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W), or (H, W, D) when depth is more than 1."""
+        return (self.height, self.width) if self.depth == 1 else (self.height, self.width, self.depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSpec:
+    """What the codes of one image are, and which tokenizer made them.
+
+    Sequence order: level by level, raster (row by row) within a level, depth innermost.
+    """
+
+    levels: tuple[CodeLevel, ...]
+    """the grids, coarse to fine; one for all tokenizers but hierarchical ones"""
+    stride: int
+    """pixels per code along each side, at the finest level"""
+    preprocess: Preprocess
+    """how an image became pixels before it was encoded"""
+    fingerprint: str
+    """SHA-256 of the tokenizer's configuration and weights"""
+    class_names: tuple[str, ...] = ()
+    """names of the labels, in label order; empty when there are none"""
+
+    def __post_init__(self) -> None:
+        require(len(self.levels) > 0, "levels", self.levels, "at least one level")
+        for i, (coarse, fine) in enumerate(zip(self.levels, self.levels[1:], strict=False), start=1):
+            ordered = coarse.height <= fine.height and coarse.width <= fine.width
+            expected = f"at least levels[{i - 1}]'s {coarse.height} x {coarse.width}: coarse to fine"
+            require(ordered, f"levels[{i}]", f"{fine.height} x {fine.width}", expected)
+
+    @property
+    def n_codes(self) -> int:
+        """Codes of one image, all levels together: the length T of its sequence."""
+        return sum(level.n_codes for level in self.levels)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes; the largest over the levels."""
+        return max(level.codebook_size for level in self.levels)
+
+    @property
+    def contract(self) -> str:
+        """SHA-256 of the whole specification."""
+        return digest(self)
+
+    def with_classes(self, class_names: tuple[str, ...]) -> CodeSpec:
+        """The same codes for a labelled set of images."""
+        return dataclasses.replace(self, class_names=tuple(class_names))
+
+    @property
+    def slots(self) -> tuple[CodeSlot, ...]:
+        """The codebooks, one for each depth of each level, in sequence order."""
+        return tuple(
+            CodeSlot(i, depth, level.codebook_size, level.height * level.width)
+            for i, level in enumerate(self.levels)
+            for depth in range(level.depth)
+        )
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """What tells each of ``slots`` from the others, in words; one empty name where there is one."""
+        grids = [f"{level.height} x {level.width} grid" if len(self.levels) > 1 else "" for level in self.levels]
+        depths = [f"depth {slot.depth + 1}" if self.levels[slot.level].depth > 1 else "" for slot in self.slots]
+        named = ((grids[slot.level], depth) for slot, depth in zip(self.slots, depths, strict=True))
+        return tuple(", ".join(part for part in parts if part) for parts in named)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One image's codes: (H, W) or (H, W, D) for one level, the flat (T,) for several."""
+        return self.levels[0].shape if len(self.levels) == 1 else (self.n_codes,)
+
+    def grid(self, codes_BT: Codes) -> Codes:
+        """(B, T) sequences => a tokenizer's layout, ``shape`` for each image; ``flatten(1)`` is the inverse.
+
+        Raises:
+            DataError: sequences of another length.
+        """
+        self.require_length(codes_BT)
+        return codes_BT.reshape(len(codes_BT), *self.shape)
+
+    def split(self, codes_BT: Codes) -> list[Codes]:
+        """(B, T) sequences => each level's grid, (B, H, W) or (B, H, W, D), coarse to fine; ``join`` is the inverse.
+
+        Raises:
+            DataError: sequences of another length.
+        """
+        self.require_length(codes_BT)
+        ends = np.cumsum([level.n_codes for level in self.levels]).tolist()
+        return [
+            codes_BT[:, end - level.n_codes : end].reshape(len(codes_BT), *level.shape)
+            for level, end in zip(self.levels, ends, strict=True)
+        ]
+
+    def join(self, grids: Sequence[Codes]) -> Codes:
+        """Each level's grid, (B, H, W) or (B, H, W, D), coarse to fine => (B, T) sequences.
+
+        Raises:
+            DataError: another number of grids, or one of another shape.
+        """
+        found, expected = [tuple(grid.shape) for grid in grids], [level.shape for level in self.levels]
+        if [shape[1:] for shape in found] != expected or len({shape[0] for shape in found}) != 1:
+            raise DataError("the grids do not fit the levels, or differ in length", field="codes", found=found,
+                            expected=f"each (B, ...) with these sides: {expected}")  # fmt: skip
+        flat = [grid.reshape(len(grid), level.n_codes) for grid, level in zip(grids, self.levels, strict=True)]
+        if isinstance(flat[0], np.ndarray):
+            return np.concatenate(flat, axis=1)
+        import torch
+
+        return torch.cat(flat, dim=1)
+
+    def require_length(self, codes_BT: Codes, field: str = "codes") -> None:
+        """Refuse anything but (B, T) sequences.
+
+        Raises:
+            DataError: naming ``field`` and both shapes.
+        """
+        if codes_BT.ndim != 2 or codes_BT.shape[1] != self.n_codes:
+            raise DataError("codes do not fit the specification", field=field, found=tuple(codes_BT.shape),
+                            expected=("B", self.n_codes))  # fmt: skip
+
+
+def require_same_codes(expected: CodeSpec, found: CodeSpec, *, owner: str, other: str) -> None:
+    """Refuse to combine two parts whose codes mean different things.
+
+    Args:
+        expected: the specification of ``owner``.
+        found: the specification of ``other``. Class names are compared only where both have some.
+        owner, other: how the message calls them, e.g. ``"the prior"`` and ``"the tokenizer"``.
+
+    Raises:
+        ContractError: naming each field that differs, with both values.
+    """
+    if not expected.class_names or not found.class_names:
+        expected, found = expected.with_classes(()), found.with_classes(())
+    rows = differences(expected, found)
+    if not rows:
+        return
+    shown = "".join(f"\n    {name}: {owner} has {one!r}, {other} has {another!r}" for name, one, another in rows)
+    raise ContractError(
+        f"{owner} and {other} do not belong together; they differ in:{shown}",
+        fix=f"use {other} that {owner} was made with, or make {owner} anew from {other}",
+    )
+
+
+@dataclass(frozen=True)
+class CodePositions:
+    """Tables over the T positions of a sequence.
+
+    Attributes:
+        slot_T: int64, index into ``spec.slots``.
+        level_T, depth_T: int64, the slot's level and depth.
+        row_T, column_T: float32, the code's place in units of the finest grid's rows and columns. A code of a coarser
+            level stands at the centre of the block that it covers: of a 4 x 4 grid over an 8 x 8 one, row 0 is at 0.5.
+        codebook_size_T: int64, the number of codes that may stand there.
+    """
+
+    slot_T: np.ndarray
+    level_T: np.ndarray
+    depth_T: np.ndarray
+    row_T: np.ndarray
+    column_T: np.ndarray
+    codebook_size_T: np.ndarray
+
+
+def code_positions(spec: CodeSpec) -> CodePositions:
+    """The tables of a specification, in sequence order: level by level, raster within a level, depth innermost."""
+    height, width = (max(getattr(level, side) for level in spec.levels) for side in ("height", "width"))
+    places = [np.indices((each.height, each.width, each.depth)).reshape(3, -1) for each in spec.levels]
+    level_T = np.repeat(np.arange(len(spec.levels)), [each.n_codes for each in spec.levels])
+    rows = [_centres(place[0], each.height, height) for each, place in zip(spec.levels, places, strict=True)]
+    columns = [_centres(place[1], each.width, width) for each, place in zip(spec.levels, places, strict=True)]
+    depth_T = np.concatenate([place[2] for place in places])
+    first_slots = np.cumsum([0] + [each.depth for each in spec.levels[:-1]])
+    slot_T = first_slots[level_T] + depth_T
+    sizes = np.array([slot.codebook_size for slot in spec.slots])
+    return CodePositions(slot_T, level_T, depth_T, np.concatenate(rows), np.concatenate(columns), sizes[slot_T])
+
+
+def require_codes(codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes") -> None:
+    """Refuse sequences that ``spec`` cannot mean.
+
+    Args:
+        codes_BT: (B, T); B may be 0.
+        spec: what they should be.
+        field: how the message calls them.
+
+    Raises:
+        DataError: another length, numbers that are not whole, or a code outside the codebook of its position.
+    """
+    spec.require_length(codes_BT, field)
+    if not np.issubdtype(codes_BT.dtype, np.integer):
+        raise DataError("codes are not whole numbers", field=field, found=codes_BT.dtype, expected="an integer type")
+    if not len(codes_BT):
+        return
+    positions, lowest_T, highest_T = code_positions(spec), codes_BT.min(0), codes_BT.max(0)
+    wrong = np.flatnonzero((lowest_T < 0) | (highest_T >= positions.codebook_size_T))
+    if len(wrong):
+        t = int(wrong[0])
+        slot = spec.slots[positions.slot_T[t]]
+        raise DataError(f"holds a code outside the codebook, at position {t} (level {slot.level}, depth {slot.depth})",
+                        field=field, found=f"{lowest_T[t]}..{highest_T[t]}", expected=f"0..{slot.codebook_size - 1}",
+                        fix="encode the images again")  # fmt: skip
+
+
+def _centres(index: np.ndarray, n: int, n_finest: int) -> np.ndarray:
+    return ((index + 0.5) * (n_finest / n) - 0.5).astype(np.float32)

@@ -1,0 +1,147 @@
+"""Columns that are read from the parquet shards when they are indexed, a row group at a time.
+
+For what is too large for memory and has no packed copy, and for the names of images. Random rows cost a row group
+each, so a batch takes long unless most row groups fit into the memory that is allowed for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import cast, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foundation.codes.columns import ID_BYTES, LABEL_DTYPE, VIEW_DTYPE, StoredColumn, TokenColumns, codes_dtype
+from foundation.codes.manifest import SplitShards
+from foundation.codes.shards import codes_of, damaged_shard
+from foundation.codes.spec import require_codes
+
+_BLOCK = 4096
+
+
+class RowGroups:
+    """Row groups of a split, decoded when asked for; the least recently used are dropped. Safe for several threads.
+
+    A shard's bytes are verified against the manifest before the first of its row groups is used, and codes against the
+    codebook whenever a row group is decoded.
+
+    Args:
+        split: the shards.
+        limit_bytes: of decoded row groups that are kept; the newest is kept even if it is larger.
+    """
+
+    def __init__(self, split: SplitShards, limit_bytes: int) -> None:
+        self.split, self.limit_bytes = split, limit_bytes
+        self._first_row_S = np.cumsum((0, *split.rows_by_shard))
+        self._group_starts: dict[int, np.ndarray] = {}
+        self._kept: OrderedDict[tuple[int, int, str], np.ndarray] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def read(self, column: str, rows_B: np.ndarray, out: np.ndarray) -> None:
+        """Fill ``out`` (B, ...) with the values of ``column``, by its name in the file, at ``rows_B``.
+
+        Raises:
+            DataError: a shard is missing, damaged, or holds a code outside the codebook.
+        """
+        with self._lock:
+            shards_B = np.searchsorted(self._first_row_S, rows_B, "right") - 1
+            for shard in np.unique(shards_B).tolist():
+                starts = self._starts_of(shard)
+                here = np.flatnonzero(shards_B == shard)
+                inner = rows_B[here] - self._first_row_S[shard]
+                groups = np.searchsorted(starts, inner, "right") - 1
+                for group in np.unique(groups).tolist():
+                    chosen = groups == group
+                    values = self._group(shard, group, column)
+                    out[here[chosen]] = values[inner[chosen] - starts[group]]
+
+    def _starts_of(self, shard: int) -> np.ndarray:
+        """First row of each row group of a shard, whose bytes are verified the first time."""
+        if shard not in self._group_starts:
+            listed = self.split.shards[shard]
+            listed.require_unchanged()
+            metadata = pq.read_metadata(listed.path)
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            if sum(sizes) != listed.rows:
+                raise damaged_shard(listed.path, "it has another number of rows than the manifest lists")
+            self._group_starts[shard] = np.cumsum((0, *sizes[:-1]))
+        return self._group_starts[shard]
+
+    def _group(self, shard: int, group: int, column: str) -> np.ndarray:
+        key = (shard, group, column)
+        if key not in self._kept:
+            self._kept[key] = self._decode(*key)
+            self._kept_bytes += _bytes_of(self._kept[key])
+            while self._kept_bytes > self.limit_bytes and len(self._kept) > 1:
+                self._kept_bytes -= _bytes_of(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _decode(self, shard: int, group: int, column: str) -> np.ndarray:
+        path = self.split.shards[shard].path
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                values = file.read_row_group(group, columns=[column])[column]
+            if column != "codes":
+                return values.to_numpy()
+            codes = codes_of(values, self.split.spec)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise damaged_shard(path, str(error)) from error
+        require_codes(codes, self.split.spec, str(path))
+        return codes
+
+
+class ShardColumn(StoredColumn):
+    """A column that is read from the shards: ``name`` is what it is called in the files."""
+
+    def __init__(self, groups: RowGroups, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        super().__init__(shape, dtype)
+        self.groups, self.name = groups, name
+
+    def _read(self, rows_B: np.ndarray, values: np.ndarray) -> None:
+        self.groups.read(self.name, rows_B, values)
+
+
+class ImageIds(Sequence[str]):
+    """Names of the source images, read when they are asked for."""
+
+    def __init__(self, groups: RowGroups) -> None:
+        self._column = ShardColumn(groups, "image_id", (groups.split.rows,), np.dtype(object))
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, rows: int) -> str: ...
+
+    @overload
+    def __getitem__(self, rows: slice) -> list[str]: ...
+
+    def __getitem__(self, rows: int | slice) -> str | list[str]:
+        found = self._column[rows]
+        return found.tolist() if isinstance(rows, slice) else found
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _BLOCK):
+            yield from self[start : start + _BLOCK]
+
+
+def stream_columns(split: SplitShards, limit_bytes: int) -> TokenColumns:
+    """The columns of a split, of which nothing is read yet; at most ``limit_bytes`` of row groups are kept."""
+    groups = RowGroups(split, limit_bytes)
+
+    def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
+        return cast(np.ndarray, ShardColumn(groups, name, (split.rows, *row_shape), dtype))
+
+    codes_NT = column("codes", codes_dtype(split.spec), split.spec.n_codes)
+    labels_N = column("label", LABEL_DTYPE) if split.labelled else None
+    return TokenColumns(codes_NT, labels_N, column("view", VIEW_DTYPE), ImageIds(groups))
+
+
+def _bytes_of(values: np.ndarray) -> int:
+    return len(values) * ID_BYTES if values.dtype == object else values.nbytes

@@ -1,0 +1,1 @@
+"""Images of any source as tensors in [-1, 1]."""

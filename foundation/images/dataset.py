@@ -1,0 +1,149 @@
+"""Images from parquet files and from anything else that ``datasets.load_dataset`` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from foundation.config import Choice, require
+from foundation.errors import DataError, nearest
+from foundation.images.class_names import class_numbers, require_same_classes
+from foundation.images.failures import BadImage, read_plain_file
+from foundation.images.preprocess import decode_image
+from foundation.randomness import permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetData(Choice):
+    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
+    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
+    """
+
+    type_name: ClassVar[str] = "dataset"
+
+    path: str
+    """parquet file, folder, or dataset name on the hub"""
+    config_name: str | None = None
+    """the dataset's configuration, where it has several"""
+    split: str = "train"
+    """split to train on"""
+    validation_split: str | None = None
+    """split held out; null takes a share of the training split"""
+    image_column: str = "image"
+    """column with the images"""
+    label_column: str | None = None
+    """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
+    limit: int | None = None
+    """use only this many images of each split, evenly drawn; null uses all"""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
+
+
+class DatasetSource:
+    """One split of a ``datasets`` dataset, decoded here so that a damaged image stops nothing."""
+
+    def __init__(self, config: DatasetData, split: str, class_names: tuple[str, ...] | None = None) -> None:
+        """Open a split; ``class_names`` are the classes of the training split, when this is another one."""
+        import datasets
+
+        rows = _load_split(config, split)
+        if len(rows) == 0:
+            raise DataError("the split holds no rows", field="data.source.split", found=f"{config.path} [{split}]")
+        numbers = np.arange(len(rows))
+        if config.limit is not None and config.limit < len(rows):
+            numbers = np.sort(permutation(len(rows), "limit", split)[: config.limit])
+            rows = rows.select(numbers)
+        for field, column in (("image_column", config.image_column), ("label_column", config.label_column)):
+            if column is not None and column not in rows.column_names:
+                fix = nearest(column, rows.column_names)
+                raise DataError("no such column", field=f"data.source.{field}", found=column, fix=fix)
+        self.labels, self.class_names = _labels(rows, config.label_column, class_names)
+        self._rows = rows.select_columns([config.image_column]).cast_column(
+            config.image_column, datasets.Image(decode=False)
+        )
+        self._column = config.image_column
+        self.ids = _keys(rows, split) or [f"{split}/{number:08d}" for number in numbers]  # whatever the limit
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded image of row ``index``.
+
+        Raises:
+            BadImage: with the reason.
+        """
+        cell = self._rows[index][self._column]
+        if cell is None:
+            raise BadImage("unreadable", "the cell is empty")
+        data = cell.get("bytes")
+        if data is None:
+            if not cell.get("path"):
+                raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
+            data = read_plain_file(Path(cell["path"]), follow_links=True)  # the hub's cache consists of links
+        return decode_image(data)
+
+
+def _keys(rows: Any, split: str) -> list[str] | None:
+    """Names of samples of tar archives (webdataset), by archive and key, where rows come from such."""
+    if not {"__key__", "__url__"} <= set(rows.column_names):
+        return None
+    archives = [PurePosixPath(str(url)).name for url in rows["__url__"][:]]
+    keys = [f"{split}/{archive}/{key}" for archive, key in zip(archives, rows["__key__"][:], strict=True)]
+    return keys if len(set(keys)) == len(keys) else None
+
+
+def _load_split(config: DatasetData, split: str) -> Any:
+    import datasets
+
+    local = Path(config.path).expanduser()
+    load: Callable[..., Any] = datasets.load_dataset
+    datasets.disable_progress_bars()
+    if local.is_file() and (config.split, config.validation_split) != ("train", None):
+        raise DataError(
+            "one file has one split, train",
+            field="data.source.validation_split" if config.validation_split else "data.source.split",
+            found=config.validation_split or config.split,
+            fix="leave both split fields out (data.validation_share holds some out), or give a folder with a file each",
+        )
+    try:
+        if local.is_file():
+            return load("parquet", data_files={split: str(local)}, split=split)
+        if not local.exists() and (local.suffix == ".parquet" or config.path.startswith((".", "/"))):
+            raise DataError("no such file or folder", field="data.source.path", found=config.path, fix="check the path")
+        return load(config.path, config.config_name, split=split)
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds; the message is what helps
+        raise DataError(
+            f"cannot be opened: {error}{f' ({error.__cause__})' if error.__cause__ else ''}",
+            field="data.source.path",
+            found=f"{config.path} [{split}]",
+            fix="check the path and the split's name; a hub dataset needs a network connection",
+        ) from error
+
+
+def _labels(
+    rows: Any, column: str | None, class_names: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Class numbers and names of a column; numbers follow ``class_names`` where another split has set them."""
+    if column is None:
+        return None, ()
+    field, feature, values = "data.source.label_column", rows.features[column], rows[column][:]
+    if any(value is None for value in values):
+        raise DataError("has empty cells", field=field, found=column, fix="fill them, or leave label_column out")
+    if hasattr(feature, "names"):
+        names = tuple(feature.names)
+        require_same_classes(class_names, names, field)
+        labels = np.asarray(values, np.int64)
+        if labels.min() < 0 or labels.max() >= len(names):
+            found = f"{labels.min()}..{labels.max()} in {column}"
+            raise DataError("has labels outside its classes", field=field, found=found, expected=f"0..{len(names) - 1}",
+                            fix="drop the unlabelled rows, or leave label_column out")  # fmt: skip
+        return labels, names
+    if not all(isinstance(value, (int, str)) for value in values):
+        raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")
+    return class_numbers([str(value) for value in values], class_names, field)

@@ -1,0 +1,113 @@
+"""Images that cannot be used: each has a code for programs and a reason for people.
+
+Reading a file that somebody else put there: only a plain one, of a sane size, and without waiting for anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.errors import DataError
+from foundation.images.preprocess import MAX_FILE_BYTES
+
+FAILURE_CODES = {
+    "unreadable": "empty, damaged, truncated, or not an image of a known format",
+    "too_large": "more pixels, longer sides, a longer shape or more bytes than are accepted",
+    "pixel_format": "a pixel format whose range of values is not defined",
+    "vanished": "listed when the images were planned, and no longer there",
+    "forbidden": "the permission to read it is missing",
+    "not_a_file": "a pipe, device, socket, folder or symbolic link",
+    "unavailable": "the storage did not deliver it",
+}
+"""what each code means"""
+
+
+class BadImage(DataError):
+    """One image that cannot be used.
+
+    Args:
+        code: a key of ``FAILURE_CODES``.
+        what, details: as for ``DataError``.
+    """
+
+    def __init__(self, code: str, what: str, **details: object) -> None:
+        assert code in FAILURE_CODES, code
+        super().__init__(what, **details)  # type: ignore[arg-type]
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used.
+
+    Attributes:
+        image_id: which.
+        reason: in one line, the same every time.
+        code: a key of ``FAILURE_CODES``.
+    """
+
+    image_id: str
+    reason: str
+    code: str = "unreadable"
+
+
+def failure_of(image_id: str, error: Exception) -> Failure:
+    """What to list for an image whose reading or decoding ended in ``error``."""
+    code = error.code if isinstance(error, BadImage) else "unreadable"
+    named = isinstance(error, (DataError, OSError)) and str(error)
+    text = str(error) if named else f"{type(error).__name__}: {error}"
+    return Failure(image_id, "; ".join(line.strip() for line in text.splitlines()), code)
+
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device"}  # fmt: skip
+
+
+def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
+    """The bytes of a plain file.
+
+    Args:
+        path: of the file.
+        follow_links: whether the path itself may be a symbolic link.
+
+    Raises:
+        BadImage: it is not there, not readable, not a plain file, or larger than ``MAX_FILE_BYTES``.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would be waited for
+    flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise _refused(error) from error
+    try:
+        _require_plain(os.fstat(descriptor))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise _refused(error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _require_plain(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage("not_a_file", f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a plain file')}")
+    if status.st_size > MAX_FILE_BYTES:
+        raise BadImage("too_large", "the file is too large", found=f"{status.st_size:,} bytes",
+                       expected=f"at most {MAX_FILE_BYTES:,}")  # fmt: skip
+
+
+def _refused(error: OSError) -> BadImage:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return BadImage("vanished", "was listed and is no longer there")
+    if isinstance(error, PermissionError):
+        return BadImage("forbidden", f"cannot be read: {error.strerror}")
+    if error.errno == errno.ELOOP:
+        return BadImage("not_a_file", "is a symbolic link, which is not followed")
+    if error.errno == errno.ENXIO:
+        return BadImage("not_a_file", "is not a plain file")
+    return BadImage("unavailable", f"cannot be read: {error.strerror}")

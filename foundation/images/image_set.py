@@ -1,0 +1,221 @@
+"""A set of usable images: surveyed once, split deterministically, read in batches.
+
+Every image of a source is decoded once. What works is kept; what does not is listed with its reason, so that
+``planned = usable + failed`` always holds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from foundation.config import digest, require
+from foundation.errors import DataError
+from foundation.images.failures import Failure, failure_of
+from foundation.images.preprocess import Preprocess, to_unit_range
+from foundation.images.sources import DataSource, DigitsData, ImageSource, SubsetSource, open_sources
+from foundation.randomness import permutation, uniforms
+
+_SURVEY_BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training images, drawn for each (image, epoch)."""
+
+    flip: bool = False
+    """mirror left and right half of the time"""
+    max_shift: int = 0
+    """move by up to this many pixels in each direction, edges repeated"""
+
+    def __post_init__(self) -> None:
+        require(self.max_shift >= 0, "max_shift", self.max_shift, "0 or a number of pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split and read."""
+
+    source: DataSource = field(default_factory=DigitsData)
+    """where the images come from"""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    """how an image becomes pixels"""
+    validation_share: float = 0.1
+    """share of the images held out when the source names no held-out part, between 0 and 1"""
+    max_failed_share: float = 0.05
+    """stop when more than this share of the images is unusable, between 0 and 1"""
+    cache_mib: int = 4096
+    """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
+        require(0 <= self.max_failed_share <= 1, "max_failed_share", self.max_failed_share, "a share from 0 to 1")
+
+
+class ImageSet:
+    """Usable images of one split.
+
+    Args:
+        source: where they are read from.
+        preprocess: how they become pixels.
+        cache_mib: memory for decoded pixels.
+        augment: applied by ``batch`` when given.
+        seed: of the augmentation.
+        name: shown in the progress bar.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocess: Preprocess,
+        *,
+        cache_mib: int = 4096,
+        augment: Augment | None = None,
+        seed: int = 0,
+        name: str = "images",
+    ) -> None:
+        self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
+        self.class_names = source.class_names
+        shape = (preprocess.height, preprocess.width, preprocess.n_channels)
+        fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
+        pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
+        results = _survey(source, preprocess, pixels, name)
+        good = np.flatnonzero([isinstance(each, int) for each in results])
+        self.failures = [each for each in results if isinstance(each, Failure)]
+        self._checksums = [results[i] for i in good]
+        self.n_planned = len(source.ids)
+        self._source = SubsetSource(source, good)
+        self.ids, self.labels = self._source.ids, self._source.labels
+        self._pixels = pixels if pixels is None or len(good) == len(pixels) else pixels[good]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def content(self) -> str:
+        """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
+        return digest([self.ids, self._checksums])
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
+        if self._pixels is not None:
+            return self._pixels[indices]
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(lambda i: self.preprocess(self._source.read(int(i))), indices)))
+
+    def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
+        """Training examples.
+
+        Args:
+            indices, epochs: (B,) which images, and in which pass over the data (it keys the augmentation).
+
+        Returns:
+            ``images`` (B, C, Y, X) float32 in [-1, 1].
+        """
+        pixels_BYXC = augmented(self.pixels(indices), self.augment, indices, epochs, self.seed)
+        return {"images": to_unit_range(pixels_BYXC)}
+
+    def images(self, indices: np.ndarray) -> torch.Tensor:
+        """Unaugmented images, (B, C, Y, X) float32 in [-1, 1]."""
+        return to_unit_range(self.pixels(indices))
+
+
+def open_splits(config: DataConfig) -> dict[str, ImageSource]:
+    """The images ``train`` and ``validation`` that a data configuration names; none is looked at.
+
+    Raises:
+        DataError: nothing to read.
+    """
+    train, held_out = open_sources(config.source)
+    if held_out is None:
+        train, held_out = _split(train, config.validation_share)
+    return {"train": train, "validation": held_out}
+
+
+def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """The training and held-out images that a data configuration describes.
+
+    Raises:
+        DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
+    """
+    sources = open_splits(config)
+    train, held_out = sources["train"], sources["validation"]
+    cache, preprocess = config.cache_mib, config.preprocess
+    train_set = ImageSet(train, preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")
+    held_out_set = ImageSet(held_out, preprocess, cache_mib=cache, name="held-out images")
+    for each in (train_set, held_out_set):
+        _require_usable(each, config.max_failed_share)
+    return train_set, held_out_set
+
+
+def augmented(
+    pixels_BYXC: np.ndarray, augment: Augment, indices: np.ndarray, epochs: np.ndarray, seed: int
+) -> np.ndarray:
+    """Apply ``augment`` to (B, Y, X, C) pixels; each image's draw depends on (seed, epoch, index) alone."""
+    if augment.flip:
+        mirrored = uniforms(indices, epochs, seed, "flip") < 0.5
+        pixels_BYXC = np.where(mirrored[:, None, None, None], pixels_BYXC[:, :, ::-1], pixels_BYXC)
+    if augment.max_shift:
+        reach = augment.max_shift
+        padded = np.pad(pixels_BYXC, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+        height, width = pixels_BYXC.shape[1:3]
+        down, right = (
+            (uniforms(indices, epochs, seed, axis) * (2 * reach + 1)).astype(int) for axis in ("down", "right")
+        )
+        crops = zip(padded, down, right, strict=True)
+        pixels_BYXC = np.stack([image[y : y + height, x : x + width] for image, y, x in crops])
+    return pixels_BYXC
+
+
+def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
+    """Decode every image once; returns a checksum of the pixels of each that works, the reason for each that fails."""
+
+    def attempt(index: int) -> Failure | int:
+        try:
+            decoded = preprocess(source.read(index))
+        except Exception as error:  # decoders raise anything at all on hostile bytes
+            return failure_of(source.ids[index], error)
+        if pixels is not None:
+            pixels[index] = decoded
+        return zlib.crc32(decoded.data)
+
+    results: list[Failure | int] = []
+    n = len(source.ids)
+    with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
+        for start in range(0, n, _SURVEY_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
+            block = list(pool.map(attempt, range(start, min(start + _SURVEY_BLOCK, n))))
+            results += block
+            progress.update(len(block))
+    return results
+
+
+def _split(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
+    """Hold out a share of the images, drawn evenly and the same on every machine; file order is kept."""
+    n = len(source.ids)
+    n_held_out = max(1, round(share * n))
+    if n_held_out >= n:
+        raise DataError(
+            "too few images to hold some out", field="data.source", found=n, expected="at least 2, better 1,000"
+        )
+    order = permutation(n, "held-out split")
+    parts = (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
+    return SubsetSource(source, parts[0]), SubsetSource(source, parts[1])
+
+
+def _require_usable(images: ImageSet, max_failed_share: float) -> None:
+    n_failed = len(images.failures)
+    if len(images) and n_failed <= max_failed_share * images.n_planned:
+        return
+    shown = "\n".join(f"    {each.image_id}: {each.reason}" for each in images.failures[:10])
+    raise DataError(
+        "too many images cannot be used",
+        field="data.max_failed_share",
+        found=f"{n_failed} of {images.n_planned} failed, the first of them:\n{shown}",
+        expected=f"at most a share of {max_failed_share}",
+        fix="repair or remove them, or raise data.max_failed_share",
+    )

@@ -1,0 +1,125 @@
+"""Where images come from: a folder, tar archives, parquet or whatever ``datasets`` opens, scikit-learn's digits.
+
+A source knows how many images there are, each one's stable id and label, and how to read one. It does not decide what
+is usable: ``foundation.images.image_set`` and the export decode everything and list what fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from foundation.config import Choice, require
+from foundation.errors import DataError
+from foundation.images.archive import ArchiveData, ArchiveSource
+from foundation.images.dataset import DatasetData, DatasetSource
+from foundation.images.folder import FolderData, FolderSource, image_files
+
+__all__ = [
+    "ArchiveData",
+    "DataSource",
+    "DatasetData",
+    "DigitsData",
+    "FolderData",
+    "FolderSource",
+    "ImageSource",
+    "SubsetSource",
+    "image_files",
+    "open_sources",
+]
+
+
+class ImageSource(Protocol):
+    """Images that can be read one by one, in a fixed order."""
+
+    ids: list[str]
+    """stable names: a relative path or a key, never a position in a shuffled order"""
+    labels: np.ndarray | None
+    """(n,) int64 class numbers, or None when the images have no classes"""
+    class_names: tuple[str, ...]
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded image. Raises DataError with the reason when it cannot be had."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData(Choice):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in 17 grey levels; needs no network."""
+
+    type_name: ClassVar[str] = "digits"
+
+
+DataSource = FolderData | ArchiveData | DatasetData | DigitsData
+
+
+def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
+    """The training source and, where the configuration names one, the held-out source.
+
+    Raises:
+        DataError: a folder, file, split or column that does not exist, or no image at all.
+    """
+    if isinstance(config, FolderData):
+        return _open_folders(config)
+    if isinstance(config, ArchiveData):
+        train: ImageSource = ArchiveSource(config.path, config.label_field)
+        if config.validation_path is None:
+            return train, None
+        field = "data.source.validation_path"
+        return train, ArchiveSource(config.validation_path, config.label_field, field, train.class_names or None)
+    if isinstance(config, DatasetData):
+        train = DatasetSource(config, config.split)
+        if config.validation_split is None:
+            return train, None
+        return train, DatasetSource(config, config.validation_split, train.class_names)
+    return DigitsSource(), None
+
+
+def _open_folders(config: FolderData) -> tuple[ImageSource, ImageSource | None]:
+    train = FolderSource(config.path, labels=config.labels)
+    if config.validation_path is None:
+        require(config.validation_labels is None, "data.source.validation_labels", config.validation_labels,
+                "null where there is no validation_path")  # fmt: skip
+        return train, None
+    both = (config.labels is None) == (config.validation_labels is None)
+    require(both, "data.source.validation_labels", config.validation_labels, "a CSV file if labels is one, else null")
+    field, labels = "data.source.validation_path", config.validation_labels
+    return train, FolderSource(config.validation_path, field, train.class_names, labels)
+
+
+class DigitsSource:
+    """scikit-learn's bundled digits (Alpaydin and Kaynak 1998, UCI), grey values 0..16 scaled to 0..255."""
+
+    class_names = tuple(str(digit) for digit in range(10))
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            fix = 'pip install "tessera-images[demo]"'
+            raise DataError("the digits need scikit-learn, which is not installed", fix=fix) from error
+        bunch: Any = load_digits()
+        self._images = (bunch.images * (255 / 16)).round().astype(np.uint8)
+        self.labels: np.ndarray | None = bunch.target.astype(np.int64)
+        self.ids = [f"digit-{i:04d}" for i in range(len(self._images))]
+
+    def read(self, index: int) -> Image.Image:
+        """The digit of row ``index`` as an 8 x 8 grey image."""
+        return Image.fromarray(self._images[index])
+
+
+class SubsetSource:
+    """Some images of another source, in the order given."""
+
+    def __init__(self, whole: ImageSource, indices: np.ndarray) -> None:
+        self._whole, self._indices = whole, indices
+        self.ids = [whole.ids[i] for i in indices]
+        self.labels = None if whole.labels is None else whole.labels[indices]
+        self.class_names = whole.class_names
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded image ``ids[index]``."""
+        return self._whole.read(int(self._indices[index]))

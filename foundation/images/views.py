@@ -1,0 +1,82 @@
+"""The views of an image that are encoded: the image itself, its mirror image, and crops at its corners.
+
+Views are numbered, never drawn, so that an export is a function of the images alone.
+
+Source: ten crops as in Krizhevsky, Sutskever and Hinton 2012, section 4.1; the scale of 1.1 as in
+the export of Sun et al. 2024 (LlamaGen), arXiv:2406.06525. Unlike theirs, view 0 is the image as the tokenizer is
+trained on it, at scale 1, so that it is the same with and without crops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from foundation.images.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """What a view number means.
+
+    Attributes:
+        name: in words.
+        corner: (0 top | 1 bottom, 0 left | 1 right) of the enlarged image, None for the centre.
+        mirrored: left and right are exchanged.
+    """
+
+    name: str
+    corner: tuple[int, int] | None = None
+    mirrored: bool = False
+
+
+VIEWS = (
+    ImageView("centre"),
+    ImageView("centre, mirrored", mirrored=True),
+    ImageView("top left", (0, 0)),
+    ImageView("top right", (0, 1)),
+    ImageView("bottom left", (1, 0)),
+    ImageView("bottom right", (1, 1)),
+    ImageView("top left, mirrored", (0, 0), mirrored=True),
+    ImageView("top right, mirrored", (0, 1), mirrored=True),
+    ImageView("bottom left, mirrored", (1, 0), mirrored=True),
+    ImageView("bottom right, mirrored", (1, 1), mirrored=True),
+)
+"""by number"""
+CENTRE, FLIP, TEN_CROP = (0,), (0, 1), tuple(range(len(VIEWS)))
+
+
+def view_pixels(
+    preprocess: Preprocess, image: Image.Image, views: tuple[int, ...], corner_scale: float = 1.1
+) -> np.ndarray:
+    """The pixels of some views of an image.
+
+    Args:
+        preprocess: size, mode and filter.
+        image: decoded.
+        views: numbers in ``VIEWS``.
+        corner_scale: corners are cut from the image resized to cover this many times height and width, and cropped at
+            the centre to that size.
+
+    Returns:
+        (len(views), Y, X, C) uint8.
+
+    Raises:
+        DataError: damaged EXIF data, or a pixel format without a defined range.
+    """
+    prepared = preprocess.prepared(image)
+    height, width = preprocess.height, preprocess.width
+    centre_YXC = preprocess.covering(prepared, height, width)
+    if any(VIEWS[view].corner for view in views):
+        enlarged_YXC = preprocess.covering(prepared, round(height * corner_scale), round(width * corner_scale))
+    pixels = []
+    for view in (VIEWS[number] for number in views):
+        image_YXC = centre_YXC
+        if view.corner is not None:
+            top = view.corner[0] * (enlarged_YXC.shape[0] - height)
+            left = view.corner[1] * (enlarged_YXC.shape[1] - width)
+            image_YXC = enlarged_YXC[top : top + height, left : left + width]
+        pixels.append(image_YXC[:, ::-1] if view.mirrored else image_YXC)
+    return np.stack(pixels)

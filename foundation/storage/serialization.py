@@ -1,0 +1,242 @@
+"""Writing JSON whole, and reading JSON that may be damaged.
+
+Any nested state to safetensors + JSON and back: no pickle is written or read.
+
+Model folders to use (not to resume from): ``config.json`` and ``model.safetensors``, as transformers lays them out.
+
+Keys in the weight file start with ``model.``, the name under which the transformers shells hold the plain module, so
+that both open the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from foundation.errors import CheckpointError
+from foundation.storage import durable
+
+
+def json_text(values: Any, *, indent: int | None = None) -> bytes:
+    """JSON with sorted keys: the same bytes for the same values. NaN, which JSON cannot hold, is a ``ValueError``."""
+    return json.dumps(values, indent=indent, sort_keys=True, allow_nan=False).encode()
+
+
+def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
+    """The object in ``path``, which must have ``keys``.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, not an object, or lacks a key; it ends with ``fix``.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise CheckpointError(
+            "is damaged or of another format", field=str(path), found="no " + ", ".join(missing), fix=fix
+        )
+    return dict(values)
+
+
+_TENSOR = "__tensor__"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+
+
+def split_state(state: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
+    """Separate a nested state into a JSON tree and a flat dictionary of tensors.
+
+    Mappings keep their key types (``int`` keys are marked), sequences become lists.
+
+    Raises:
+        CheckpointError: two tensors would get one name.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    return _split(state, prefix, tensors), tensors
+
+
+def _split(state: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(state, torch.Tensor):
+        if prefix in tensors:
+            raise CheckpointError("two parts of the state have one name", field=prefix, fix="rename one of them")
+        tensors[prefix] = state.detach().cpu().contiguous().clone()
+        return {_TENSOR: prefix}
+    if isinstance(state, dict):
+        names = {key: f"#{key}" if isinstance(key, int) else str(key) for key in state}
+        return {
+            name: _split(state[key], f"{prefix}/{name}" if prefix else name, tensors) for key, name in names.items()
+        }
+    if isinstance(state, (list, tuple)):
+        return [_split(value, f"{prefix}/{i}", tensors) for i, value in enumerate(state)]
+    return state
+
+
+def join_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of ``split_state`` (sequences come back as lists)."""
+    if isinstance(tree, dict):
+        if set(tree) == {_TENSOR}:
+            return tensors[tree[_TENSOR]]
+        return {int(k[1:]) if k.startswith("#") else k: join_state(v, tensors) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [join_state(value, tensors) for value in tree]
+    return tree
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state.json`` and ``state.safetensors`` into an existing folder.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
+    tree, tensors = split_state(state)
+    durable.write_bytes(folder / "state.json", json_text(tree))
+    write_tensors(folder / "state.safetensors", tensors)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what ``save_state`` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    tensors = load_tensors(folder / "state.safetensors")
+    try:
+        return dict(join_state(json.loads((folder / "state.json").read_bytes()), tensors))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(folder)) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors to a (temporary) path as safetensors, and compare what is there then with them.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
+
+    def write(target: Path) -> None:
+        try:
+            save_file(tensors, target, metadata)
+        except SafetensorError as error:
+            number = _SYSTEM_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    with durable.writing(path):
+        durable.write_file(path, write)
+    if not _holds(path, tensors):
+        raise durable.lost(path)
+
+
+def _holds(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether a file has these tensors and no others, to the bit. Memory: one tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()) == tensors.keys() and all(
+                _same_bits(file.get_tensor(name), each) for name, each in tensors.items()
+            )
+    except (OSError, SafetensorError):
+        return False
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat_one, flat_other = (each.detach().cpu().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(flat_one, flat_other)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or not in that format.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        fix = "take the file anew from where it came; in a run folder delete its folder and run tessera run again"
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
+
+
+def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Load a state dict strictly: every key present, no key left over, every shape equal.
+
+    Raises:
+        CheckpointError: naming the keys.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if missing or extra or shapes:
+        raise CheckpointError(
+            "the weights do not fit the configuration",
+            field=source,
+            found=f"missing {missing[:5]}, left over {extra[:5]}, other shapes {shapes[:5]}",
+            fix="the folder mixes two models or was edited: take it anew, or in a run folder delete it and run again",
+        )
+    module.load_state_dict(tensors)
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in name order."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+PREFIX = "model."
+WEIGHTS = "model.safetensors"
+REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: take it anew from where it came"
+
+
+def save_model_folder(
+    folder: Path, module: nn.Module, model_type: str, architecture: str, settings: dict[str, Any]
+) -> None:
+    """Write ``config.json`` and the weights into an existing, empty folder.
+
+    Raises:
+        StorageError: the disk refused, or gave back something else.
+    """
+    hashed = {"weights_sha256": tensors_sha256(module.state_dict())}
+    config = {"model_type": model_type, "architectures": [architecture], **settings, **hashed}
+    durable.write_bytes(folder / "config.json", json_text(config, indent=1))
+    tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+
+
+def load_model_folder(
+    folder: Path, model_type: str, keys: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The settings, among them ``keys``, and the weights (without prefix) of a model folder.
+
+    Raises:
+        CheckpointError: no such folder, a damaged file, another type of model, or weights that were changed.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        found = "no such folder" if not folder.is_dir() else "a folder without config.json"
+        raise CheckpointError("is not a model folder", field=str(folder), found=found, fix="check the path")
+    settings = read_json(path, ("model_type",), fix=REMEDY)
+    if settings["model_type"] != model_type:
+        raise CheckpointError(
+            "is another type of model", field=str(folder), found=settings["model_type"], expected=model_type
+        )
+    settings = read_json(path, (*keys, "weights_sha256"), fix=REMEDY)
+    tensors = {name.removeprefix(PREFIX): value for name, value in load_tensors(folder / WEIGHTS).items()}
+    if tensors_sha256(tensors) != settings["weights_sha256"]:
+        raise CheckpointError("the weights were changed or damaged after saving", field=str(folder), fix=REMEDY)
+    return settings, tensors

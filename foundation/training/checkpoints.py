@@ -1,0 +1,238 @@
+"""Checkpoints to resume from: a folder per step, complete or absent, verified before use.
+
+Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
+
+From a task in training to its checkpoints and back, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foundation.config import digest
+from foundation.errors import CheckpointError, TrainingError
+from foundation.storage import durable
+from foundation.storage.serialization import json_text, load_state, save_state
+from foundation.training.parallel import on_every_process
+from foundation.training.task import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+_NAME = re.compile(r"step-(\d{8,})")
+_MANIFEST = "MANIFEST.json"
+_FILES = {"state.json", "state.safetensors"}
+_FORMAT = 2
+_MIN_KEPT = 2  # one may turn out to be damaged when it is needed
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        step: optimizer steps done when it was saved.
+        state: what was saved.
+        skipped: newer folders that failed verification, each with its reason.
+    """
+
+    step: int
+    state: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT) -> Path:
+    """Publish ``root/step-<step>``, and after that remove all but the newest ``keep`` verified ones, at least two.
+
+    Raises:
+        StorageError: the disk is too full or refused; earlier checkpoints are untouched.
+    """
+    path = root / f"step-{step:08d}"
+    if path.exists() and _why_broken(path, step) is not None:
+        durable.remove_folder(path)
+    if not path.exists():
+        _publish(path, step, state)
+    _rotate(root, path, max(keep, _MIN_KEPT))
+    return path
+
+
+def _publish(path: Path, step: int, state: dict[str, Any]) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(state))
+    durable.require_free_space(path.parent, int(1.1 * size) + 2**20, "a checkpoint")
+
+    def fill(folder: Path) -> None:
+        save_state(folder, state)
+        files = {name: durable.file_sha256(folder / name) for name in sorted(_FILES)}
+        manifest = {"format": _FORMAT, "step": step, "sha256": files}
+        durable.write_bytes(folder / _MANIFEST, json_text({"manifest": manifest, "sha256": digest(manifest)}))
+
+    def verify(folder: Path) -> None:
+        reason = _why_broken(folder, step)
+        if reason is not None:
+            raise CheckpointError(f"did not survive being written: {reason}", field=str(path), fix="check the disk")
+
+    durable.publish_folder(path, fill, verify)
+
+
+def latest_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None when there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none verifies; each is named with its reason.
+    """
+    skipped: list[str] = []
+    for step, path in _folders(root):
+        reason = _why_broken(path, step)
+        if reason is None:
+            try:
+                return Checkpoint(step, load_state(path), tuple(skipped))
+            except CheckpointError as error:  # changed since it was verified a moment ago
+                reason = str(error).replace("\n", ";")
+        skipped.append(f"{path.name}: {reason}")
+    if skipped:
+        raise CheckpointError(
+            "no checkpoint can be used",
+            field=str(root),
+            found="; ".join(skipped),
+            fix="delete that folder to start this stage from the beginning",
+        )
+    return None
+
+
+def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of every tensor in a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    for key, value in pairs:
+        yield from named_tensors(value, f"{name}/{key}" if name else str(key))
+
+
+def _folders(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every published checkpoint, newest first."""
+    if not root.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(each.name), each) for each in root.iterdir() if each.is_dir())
+    return sorted(((int(match[1]), each) for match, each in matches if match), reverse=True)
+
+
+def _why_broken(path: Path, step: int) -> str | None:
+    """None for the complete, undamaged checkpoint of ``step``; else the reason."""
+    try:
+        saved = json.loads((path / _MANIFEST).read_bytes())
+        manifest = saved["manifest"]
+        if saved["sha256"] != digest(manifest):
+            return f"{_MANIFEST} is damaged"
+        if manifest["format"] != _FORMAT:
+            return f"it has format {manifest['format']}, not {_FORMAT}"
+        if manifest["step"] != step:
+            return f"it is the checkpoint of step {manifest['step']}"
+        for name in sorted(_FILES):
+            if (path / name).is_symlink() or path.is_symlink():
+                return f"{name} is a symbolic link"
+            if durable.file_sha256(path / name) != manifest["sha256"][name]:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{_MANIFEST} or a file that it names cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+def _rotate(root: Path, newest: Path, keep: int) -> None:
+    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one."""
+    n_sound = 0
+    for step, path in _folders(root):
+        if n_sound >= keep:
+            durable.remove_folder(path)
+        elif path == newest or _why_broken(path, step) is None:
+            n_sound += 1
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Saves a task to its checkpoints and restores it; every process calls both.
+
+    Attributes:
+        task: what is trained.
+        checkpoints: their folder.
+        identity: a hash of each thing that determines the result.
+        accelerator: devices and processes.
+        batch_size: examples in one step, over all processes.
+        n_kept: how many checkpoints stay on disk.
+    """
+
+    task: Task
+    checkpoints: Path
+    identity: dict[str, str]
+    accelerator: Accelerator
+    batch_size: int
+    n_kept: int
+
+    def restore(self) -> int:
+        """Load the newest sound checkpoint; returns the steps done, 0 without one.
+
+        Raises:
+            CheckpointError: none is sound, it belongs to another recipe or data, or processes see different ones.
+        """
+        found = latest_checkpoint(self.checkpoints)
+        seen = on_every_process(0 if found is None else found.step, self.accelerator)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                "processes see different checkpoints",
+                field=str(self.checkpoints),
+                found=f"the newest sound ones are of steps {seen}, process by process",
+                fix="put the run folder on a file system that all hosts share",
+            )
+        if found is None:
+            return 0
+        for reason in found.skipped:
+            self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
+        saved = found.state["identity"]
+        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
+        if changed:
+            raise CheckpointError(
+                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
+                field=str(self.checkpoints),
+                fix="undo the change, give another --run_dir, or delete that folder to train this stage anew",
+            )
+        self.task.load_state_dict(found.state["task"])
+        self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
+        return found.step
+
+    def save(self, step: int) -> None:
+        """Publish a checkpoint after ``step`` steps; every process waits until it is there.
+
+        Raises:
+            TrainingError: something in it is not finite; nothing is written then.
+        """
+        state = self.task.state_dict()
+        _require_finite(state, self.accelerator)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            samples = step * self.batch_size
+            whole = {"identity": self.identity, "samples_seen": samples, "task": state}
+            save_checkpoint(self.checkpoints, step, whole, keep=self.n_kept)
+        self.accelerator.wait_for_everyone()
+
+
+def _require_finite(state: dict[str, Any], accelerator: Accelerator) -> None:
+    """What is not finite is never saved: the last checkpoint stays a sound one. All processes decide alike."""
+    bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
+    if any(on_every_process(int(bad is not None), accelerator)):
+        raise TrainingError(
+            f"the weights are no longer finite ({bad or 'on another process'})",
+            fix="lower the learning rate; the last checkpoint is sound, remove it to start over",
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -1,0 +1,203 @@
+"""The one training loop. The loop owns time (order of data, cadence, checkpoints); the task owns gradients.
+
+A run that is killed and started again continues from its last checkpoint and ends with the same weights: the order of
+the data is a function of (seed, epoch), dropout is seeded by (seed, step, rank), and the learning rate is a function
+of the step, so that a position is one integer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from foundation.config import require
+from foundation.errors import DataError, Interrupted, TrainingError
+from foundation.randomness import DataOrder, derive_seed
+from foundation.training.checkpoints import Keeper
+from foundation.training.log import MetricsLog, read_metrics
+from foundation.training.stop_signal import StopSignal
+from foundation.training.task import Examples, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Length and cadence of a training."""
+
+    steps: int = 1000
+    """optimizer steps"""
+    batch_size: int = 64
+    """examples in one optimizer step, over all processes"""
+    evaluate_every: int = 100
+    """optimizer steps between evaluations on the held-out set"""
+    checkpoint_every: int = 100
+    """optimizer steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """how many checkpoints stay on disk; at least two do"""
+    log_every: int = 10
+    """optimizer steps between lines of training metrics"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+
+
+Health = Callable[[list[dict[str, Any]]], list[str]]
+
+
+def _no_concern(rows: list[dict[str, Any]]) -> list[str]:
+    return []
+
+
+def fit(
+    task: Task,
+    examples: Examples,
+    config: FitConfig,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    checkpoints: Path,
+    log: MetricsLog,
+    identity: dict[str, str],
+    health: Health = _no_concern,
+) -> None:
+    """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
+
+    Args:
+        task: the stage; it has prepared its modules and optimizers with ``accelerator``.
+        examples: the training data.
+        config: length and cadence.
+        accelerator: devices and processes.
+        seed: of the data order and of dropout.
+        checkpoints: folder of this stage's checkpoints.
+        log: where metrics go.
+        identity: a hash of each thing that determines the result; a checkpoint with others is refused by their names.
+        health: called after each evaluation with this stage's metrics so far; what it returns is shown and logged.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
+        CheckpointError: the checkpoints belong to another recipe or data.
+        DataError: no examples, or a batch size that the processes cannot share.
+        TrainingError: the weights or the last metrics are not finite.
+    """
+    if len(examples) == 0:
+        raise DataError("there are no training examples", fix="check the data source")
+    keeper = Keeper(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
+    start = keeper.restore()
+    log.forget_from(start)
+    batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
+    with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
+        clock = _Clock()
+        for step in range(start, config.steps):
+            if step % config.evaluate_every == 0:
+                _evaluate(task, step, log, health, bar)
+            torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
+            metrics = task.train_step(clock.wait_for(batches), step)
+            bar.update()
+            if step % config.log_every == 0 or step == config.steps - 1:
+                log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
+            stopping = stop.agreed(accelerator)
+            if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                keeper.save(step + 1)
+            if stopping:
+                raise Interrupted(stop.number)
+        final = _evaluate(task, config.steps, log, health, bar)
+        if stop.agreed(accelerator):  # also one that came during the last save or evaluation
+            raise Interrupted(stop.number)
+        _require_useful(final, checkpoints)
+
+
+class _Clock:
+    """Where the time goes: seconds since training began here, and those a step waited for its data."""
+
+    def __init__(self) -> None:
+        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The next batch."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        self._steps += 1
+        return batch
+
+    def read(self) -> dict[str, float]:
+        """``seconds``, and ``loading_seconds``: the mean wait of the steps since the last reading."""
+        figures = {
+            "seconds": time.perf_counter() - self._began,
+            "loading_seconds": self._waited / max(1, self._steps),
+        }
+        self._waited, self._steps = 0.0, 0
+        return figures
+
+
+def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
+    hidden = not accelerator.is_main_process
+    return tqdm(total=config.steps, initial=start, desc=f"training {log.stage}", unit="step", delay=1, disable=hidden)
+
+
+def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean over processes of each metric."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    if accelerator.num_processes == 1:
+        return numbers
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+    means: Any = accelerator.reduce(values, "mean")
+    return dict(zip(numbers, means.tolist(), strict=True))
+
+
+def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any]) -> dict[str, float]:
+    metrics = task.evaluate()
+    log.write("held_out", step, metrics)
+    progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
+    for sentence in health(read_metrics(log.path, log.stage)) if log.enabled else ():
+        log.warn(step, sentence)
+        progress.write(f"warning, {log.stage} step {step}: {sentence}")
+    return metrics
+
+
+def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
+    """A model whose held-out metrics are not numbers is of no use to anyone."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"training diverged: {', '.join(bad)} on the held-out set is not finite",
+            fix=f"lower the learning rate, and remove {checkpoints} to train this stage anew",
+        )
+
+
+def _batches(
+    examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
+) -> Generator[dict[str, torch.Tensor], None, None]:
+    """This process's share of each global batch, read one step ahead in a thread."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % world:
+        raise DataError("is not divisible by the number of processes", field="batch_size", found=config.batch_size,
+                        expected=f"a multiple of {world}")  # fmt: skip
+
+    def load(step: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        share = config.batch_size // world
+        first = step * config.batch_size + rank * share
+        positions = np.arange(first, first + share)
+        return examples.batch(*order.at(positions)), positions
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead: Future[tuple[dict[str, torch.Tensor], np.ndarray]] = reader.submit(load, start)
+        for step in range(start, config.steps):
+            batch, positions = ahead.result()
+            if step + 1 < config.steps:
+                ahead = reader.submit(load, step + 1)
+            moved = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            yield {**moved, "positions": torch.from_numpy(positions)}

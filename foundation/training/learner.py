@@ -1,0 +1,251 @@
+"""A model, its optimizer and the average of its weights: the part of a training step that every stage shares.
+
+Exponential moving average of a model's weights: what users load is the average, not the last step.
+
+Copies of a module that share its code and not its weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from foundation.training.optim import OptimConfig, StepGuard, adamw, learning_rate
+from foundation.training.parallel import (
+    gathered,
+    is_sharded,
+    local,
+    replicated,
+    shard,
+    sharded_like,
+    sharding_asked,
+    unsynchronised,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor]) -> M:
+    """A copy in evaluation mode whose parameters and buffers are ``value`` of the original ones, without gradients.
+
+    What ``value`` returns is held as it is: the identity shares memory with the original, ``torch.clone`` does not.
+    """
+    new: dict[int, torch.Tensor] = {id(each): value(each) for each in module.buffers()}
+    for each in module.parameters():
+        new[id(each)] = nn.Parameter(value(each.detach()), requires_grad=False)
+    return copy.deepcopy(module, new).eval()  # deepcopy looks up what has been copied already
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """Its shape and type without memory."""
+    return torch.empty_like(tensor, device="meta")
+
+
+class WeightAverage:
+    """Averages parameters in float32 and copies buffers.
+
+    The decay warms up as min(decay, (1 + step) / (10 + step)), so that early averages are not held back by the
+    initial weights. With a decay of 0 the average is the weights themselves, in the same memory.
+
+    Args:
+        model: the module whose weights are averaged; its parameters may be sharded.
+        decay: share of the old average kept at each step; 0 keeps the last weights only.
+        shell: for sharded parameters, ``copy_with(model, on_meta)`` from before they were; else None.
+
+    Attributes:
+        model: a module with the averaged weights, in evaluation mode, sharded like the one it follows.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, shell: nn.Module | None = None) -> None:
+        self.decay = decay
+        keep = torch.clone if decay > 0 else _itself
+        if shell is None:
+            self.model = copy_with(model, keep)
+        else:
+            shell.load_state_dict({name: keep(each) for name, each in model.state_dict().items()}, assign=True)
+            self.model = shell
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
+        if self.decay > 0:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            averages = [local(each.detach()) for each in self.model.parameters()]
+            weights = [local(each.detach()) for each in model.parameters()]
+            torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def exported(self) -> nn.Module:
+        """A plain module with the averaged weights, whole on every process; every process calls it.
+
+        It is ``model`` itself unless that is sharded: then a copy, joined from all processes.
+        """
+        if any(is_sharded(each) for each in self.model.parameters()):
+            return copy_with(self.model, whole)
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by name; nothing where they are the weights themselves."""
+        return dict(self.model.state_dict()) if self.decay > 0 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``, whole or sharded."""
+        if self.decay > 0:
+            load_whole(self.model, state)
+
+
+def load_whole(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load whole tensors into a model whose parameters may be sharded; every process calls it."""
+    own = model.state_dict()
+    model.load_state_dict({name: sharded_like(value, own.get(name, value)) for name, value in state.items()})
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a step.
+
+    Attributes:
+        taken: False when the gradient was not finite: then nothing was changed, on any process.
+        metrics: scalars to log.
+    """
+
+    taken: bool
+    metrics: dict[str, torch.Tensor | float]
+
+
+class Learner:
+    """Prepares a model for training and applies gradients to it.
+
+    Args:
+        model: the plain module, built alike on every process; moved to the accelerator's device.
+        optim: optimizer and learning rate.
+        n_steps: length of the learning-rate schedule.
+        average_decay: of the weight average; 0 keeps none.
+        precision: arithmetic of forward passes under ``autocast``.
+        accelerator: devices and processes.
+        objective: a module that holds ``model`` and computes its loss, to be called in training; None calls the model.
+        blocks: the parts of the model that FSDP2 gathers one by one, where accelerate was launched with it. Without
+            them the model is replicated on every process, whatever the launch says.
+
+    Attributes:
+        model: the plain module; its parameters are sharded under FSDP2, with the same names.
+        wrapped: the module to call in training, synchronised over processes.
+        average: the average of the weights.
+        is_sharded: whether processes share the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        n_steps: int,
+        *,
+        average_decay: float,
+        precision: Precision,
+        accelerator: Accelerator,
+        objective: nn.Module | None = None,
+        blocks: Sequence[nn.Module] = (),
+    ) -> None:
+        self.optim, self.n_steps, self.precision, self.accelerator = optim, n_steps, precision, accelerator
+        self.model, root = model, model if objective is None else objective
+        self.is_sharded = len(blocks) > 0 and sharding_asked(accelerator)
+        if self.is_sharded:
+            shell = copy_with(model, on_meta)
+            shard(root, blocks, accelerator)
+            self.average, self.wrapped = WeightAverage(model, average_decay, shell), root
+        else:
+            root.to(accelerator.device)
+            self.average, self.wrapped = WeightAverage(model, average_decay), replicated(root, accelerator)
+        self.optimizer = adamw(model, optim)
+        self.guard = StepGuard()
+
+    def autocast(self) -> torch.autocast:
+        """The context of forward passes: bf16 where it is safe, if the precision says so."""
+        lower = self.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=lower)
+
+    def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """The context of one forward and backward of a step with several: only the last synchronises processes."""
+        return contextlib.nullcontext() if last else unsynchronised(self.wrapped)
+
+    def apply(self, loss: torch.Tensor, step: int) -> Update:
+        """Backward and ``take_step``; for a step with one forward."""
+        loss.backward()
+        return self.take_step(loss.detach(), step)
+
+    def take_step(self, loss: torch.Tensor, step: int) -> Update:
+        """Clip the gradient that is there and, if it is finite, take one optimizer step.
+
+        The gradient is that of all processes, so that all of them decide alike. The caller moves ``average`` after a
+        step that was taken, once everything else of the model is up to date.
+
+        Args:
+            loss: for the log.
+            step: optimizer step, from 0.
+
+        Raises:
+            TrainingError: too many steps were not finite, see ``StepGuard``.
+        """
+        rate = learning_rate(self.optim, step, self.n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm))
+        taken = self.guard.allows(norm)
+        if taken:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, torch.Tensor | float] = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "skipped_steps": self.guard.n_skipped,
+        }
+        return Update(taken, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
+
+        Names and shapes are those of the plain model, however many processes share it.
+        """
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+        return gathered(state, keep=self.accelerator.is_main_process)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``, of any number of processes; every process calls it with the complete one."""
+        load_whole(self.model, state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(self._shared_out(state["optimizer"]))
+        self.guard.load_state_dict(state["guard"])
+
+    def _shared_out(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state with each moment sharded like its parameter."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        moments = {
+            i: {name: sharded_like(value, parameters[i]) for name, value in own.items()}
+            for i, own in optimizer["state"].items()
+        }
+        return {**optimizer, "state": moments}

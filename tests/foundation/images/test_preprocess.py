@@ -1,0 +1,281 @@
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foundation.errors import DataError
+from foundation.images.dataset import DatasetData
+from foundation.images.image_set import Augment, DataConfig, ImageSet, augmented, open_image_sets
+from foundation.images.preprocess import Preprocess, decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.sources import DigitsData, FolderData, FolderSource
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def read(data: bytes, **settings: object) -> np.ndarray:
+    return Preprocess(**settings)(decode_image(data))  # type: ignore[arg-type]
+
+
+def test_every_value_survives_the_way_to_the_unit_range_and_back() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    images = to_unit_range(pixels)
+    assert images.min() == -1 and images.max() == 1
+    assert np.array_equal(to_uint8(images), pixels)
+
+
+def test_red_stays_red_and_the_top_stays_on_top() -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, :, 0] = 255
+    pixels[4:, :, 2] = 255
+    out = read(encoded(Image.fromarray(pixels)), height=8, width=8)
+    assert np.array_equal(out, pixels)
+    images = to_unit_range(out[None])
+    assert images[0, 0, 0, 0] == 1 and images[0, 2, 0, 0] == -1
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    out = read(encoded(Image.fromarray(ramp)), height=8, width=8, mode="L")
+    assert np.abs(out[..., 0].astype(float) - ramp / 257).max() <= 0.51
+
+
+def test_transparency_shows_the_background() -> None:
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert (read(encoded(image), height=4, width=4, background=(10, 20, 30)) == (10, 20, 30)).all()
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([200, 100, 50] + [0] * 765)
+    assert (read(encoded(palette, transparency=0), height=4, width=4) == 255).all()
+
+
+def test_exif_orientation_is_applied() -> None:
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[:, :2] = 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the left becomes the top
+    out = read(encoded(Image.fromarray(pixels), "PNG", exif=exif), height=4, width=2)
+    assert out[:2].min() == 255 and out[2:].max() == 0
+
+
+def test_images_cover_the_frame_and_are_cropped_at_the_centre() -> None:
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = 255
+    assert read(encoded(Image.fromarray(pixels)), height=8, width=8).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "cannot be decoded"),
+        (encoded(Image.new("RGB", (64, 64), "red"))[:60], "cannot be decoded"),
+        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")[:900],
+         "cannot be decoded"),
+        (encoded(Image.new("1", (20_000, 4))), "too large"),
+        (encoded(Image.new("1", (9_000, 9_000))), "too large"),
+    ],
+)  # fmt: skip
+def test_damaged_and_huge_images_are_refused_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        decode_image(data)
+
+
+def test_a_folder_of_mixed_images_loses_nothing_but_the_bad_ones(mixed_folder: Path) -> None:
+    images = ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=16, width=16))
+    assert {each.image_id for each in images.failures} == {"corrupt.png", "empty.jpg"}
+    assert all(each.reason for each in images.failures)
+    assert len(images) + len(images.failures) == images.n_planned == 32
+    assert images.labels is None and images.class_names == ()
+    assert images.pixels(np.arange(len(images))).shape == (30, 16, 16, 3)
+
+
+def test_too_many_bad_images_stop_the_run_and_are_listed(mixed_folder: Path) -> None:
+    config = DataConfig(source=FolderData(path=str(mixed_folder)), max_failed_share=0.001, validation_share=0.5)
+    with pytest.raises(DataError, match=r"max_failed_share(.|\n)*(corrupt.png|empty.jpg)"):
+        open_image_sets(config)
+
+
+def test_class_subfolders_become_sorted_labels(tmp_path: Path) -> None:
+    for name in ("zebra", "ant"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "deep" / "a.png")
+    source = FolderSource(str(tmp_path))
+    assert source.ids == ["ant/deep/a.png", "zebra/deep/a.png"]
+    assert source.class_names == ("ant", "zebra") and source.labels is not None
+    assert source.labels.tolist() == [0, 1]
+    Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
+    with pytest.raises(DataError, match=r"loose(.|\n)*loose.png"):
+        FolderSource(str(tmp_path))
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder(.|\n)*nowhere"):
+        open_image_sets(DataConfig(source=FolderData(path=str(tmp_path / "nowhere"))))
+    with pytest.raises(DataError, match="no image files"):
+        open_image_sets(DataConfig(source=FolderData(path=str(tmp_path))))
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [{"bytes": encoded(Image.new("RGB", (6, 6), (i, 0, 0))), "path": None} for i in range(20)]
+    cells[7] = {"bytes": b"damaged", "path": None}
+    table = pa.table({"image": cells, "kind": ["b" if i % 2 else "a" for i in range(20)]})
+    pq.write_table(table, tmp_path / "images.parquet")
+    return tmp_path / "images.parquet"
+
+
+def test_a_parquet_file_is_read_with_text_labels(parquet: Path) -> None:
+    source = DatasetData(path=str(parquet), label_column="kind")
+    config = DataConfig(source=source, preprocess=Preprocess(height=6, width=6), validation_share=0.25,
+                        max_failed_share=0.5)  # fmt: skip
+    train, held_out = open_image_sets(config)
+    assert train.class_names == ("a", "b")
+    assert [each.image_id for each in train.failures + held_out.failures] == ["train/00000007"]
+    assert sorted(train.ids + held_out.ids) == [f"train/{i:08d}" for i in range(20) if i != 7]
+    for images in (train, held_out):
+        assert images.labels is not None
+        for i, image_id in enumerate(images.ids):
+            row = int(image_id.split("/")[1])
+            assert images.pixels(np.array([i]))[0, 0, 0, 0] == row
+            assert images.labels[i] == row % 2
+
+
+def test_missing_columns_and_files_are_refused_by_name(parquet: Path) -> None:
+    for changes, fragment in (
+        ({"label_column": "knd"}, r"label_column(.|\n)*'kind'\?"),
+        ({"image_column": "imag"}, r"image_column(.|\n)*'image'\?"),
+        ({"path": str(parquet) + "x"}, r"no such file|cannot be opened"),
+    ):
+        with pytest.raises(DataError, match=fragment):
+            open_image_sets(DataConfig(source=DatasetData(**{"path": str(parquet), **changes})))
+
+
+def test_the_held_out_split_is_the_same_every_time_and_disjoint() -> None:
+    config = DataConfig(source=DigitsData(), preprocess=Preprocess(height=8, width=8, mode="L"), validation_share=0.2)
+    train, held_out = open_image_sets(config)
+    assert (len(train), len(held_out)) == (1438, 359)
+    assert not set(train.ids) & set(held_out.ids)
+    assert open_image_sets(config)[1].ids == held_out.ids
+
+
+def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 6, 6, 1), np.uint8)
+    indices, epochs = np.arange(40), np.zeros(40, int)
+    augment = Augment(flip=True, max_shift=1)
+    whole = augmented(pixels, augment, indices, epochs, seed=1)
+    order = np.random.default_rng(1).permutation(40)
+    assert np.array_equal(augmented(pixels[order], augment, indices[order], epochs, seed=1), whole[order])
+    assert not np.array_equal(augmented(pixels, augment, indices, epochs + 1, seed=1), whole)
+    flipped = augmented(pixels, Augment(flip=True), indices, epochs, seed=1)
+    mirrored = (flipped == pixels[:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (flipped == pixels).all(axis=(1, 2, 3))
+    assert (mirrored | same).all() and 8 < mirrored.sum() < 32
+
+
+def test_the_content_changes_with_every_pixel(mixed_folder: Path) -> None:
+    before = ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)).content
+    assert ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8), cache_mib=0).content == before
+    Image.new("L", (33, 47), 128).save(mixed_folder / "grey.png")
+    assert ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)).content != before
+
+
+def test_pixels_on_demand_equal_pixels_in_memory(mixed_folder: Path) -> None:
+    source, preprocess = FolderSource(str(mixed_folder)), Preprocess(height=16, width=16)
+    everything = np.arange(30)
+    in_memory, on_demand = ImageSet(source, preprocess), ImageSet(source, preprocess, cache_mib=0)
+    assert np.array_equal(in_memory.pixels(everything), on_demand.pixels(everything))
+
+
+def test_a_grid_puts_images_row_by_row() -> None:
+    images = np.stack([np.full((2, 2, 1), value, np.uint8) for value in (10, 20, 30)])
+    grid = np.asarray(image_grid(images, 2, scale=2, gap=1))
+    assert grid.shape == (9, 9)
+    assert grid[0, 0] == 10 and grid[0, 5] == 20 and grid[5, 0] == 30 and grid[4, 4] == 255
+
+
+@pytest.mark.parametrize("block", ["4578696600004dd7002a00000008", "4578696600004d4d002a"])
+def test_damaged_exif_is_a_reason_not_a_crash(tmp_path: Path, block: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "bad.png", exif=bytes.fromhex(block))
+    images = ImageSet(FolderSource(str(tmp_path)), Preprocess(height=8, width=8))
+    assert [(each.image_id, "EXIF" in each.reason) for each in images.failures] == [("bad.png", True)]
+
+
+def test_reasons_are_the_same_every_time(mixed_folder: Path) -> None:
+    (mixed_folder / "page.jpg").write_text("<html>")
+    sets = [ImageSet(FolderSource(str(mixed_folder)), Preprocess(height=8, width=8)) for _ in range(2)]
+    assert sets[0].failures == sets[1].failures and len(sets[0].failures) == 3
+
+
+def test_classes_that_are_numbers_are_in_numeric_order(tmp_path: Path) -> None:
+    for name in ("0", "10", "2"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    assert FolderSource(str(tmp_path)).class_names == ("0", "2", "10")
+
+
+def test_links_are_mentioned_and_a_second_folder_is_called_by_its_name(tmp_path: Path, mixed_folder: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(mixed_folder / "grey.png")
+    with pytest.raises(DataError, match="1 symbolic links were skipped"):
+        FolderSource(str(tmp_path / "links"))
+    source = FolderData(path=str(mixed_folder), validation_path=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data.source.validation_path: no such folder"):
+        open_image_sets(DataConfig(source=source))
+
+
+def test_names_that_are_not_utf_8_are_kept_readable(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    images = ImageSet(FolderSource(str(tmp_path)), Preprocess(height=4, width=4))
+    assert images.ids == ["caf\\xe9.png"] and len(images) == 1
+    images.ids[0].encode()
+
+
+def splits(folder: Path, train: list, validation: list, features: object = None) -> DatasetData:
+    """A dataset on disk with two splits of the given labels."""
+    from datasets import Dataset
+
+    for name, labels in (("train", train), ("validation", validation)):
+        cells = [{"bytes": encoded(Image.new("L", (4, 4), i)), "path": None} for i in range(len(labels))]
+        rows = Dataset.from_dict({"image": cells, "label": labels})
+        if features is not None:
+            rows = rows.cast_column("label", features)
+        (folder / name).mkdir(parents=True)
+        rows.to_parquet(folder / name / "part.parquet")
+    return DatasetData(path=str(folder), validation_split="validation", label_column="label")
+
+
+def test_held_out_labels_follow_the_training_split_s_numbers(tmp_path: Path) -> None:
+    source = splits(tmp_path / "a", ["ant", "bee", "cat", "ant"], ["bee", "cat"])
+    train, held_out = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=4, width=4)))
+    assert train.class_names == held_out.class_names == ("ant", "bee", "cat")
+    assert held_out.labels is not None and held_out.labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"training split lacks(.|\n)*dog"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "b", ["ant", "bee"], ["dog"])))
+
+
+def test_labels_that_cannot_be_classes_are_refused(tmp_path: Path) -> None:
+    from datasets import ClassLabel
+
+    two = ClassLabel(names=["a", "b"])
+    with pytest.raises(DataError, match=r"outside its classes(.|\n)*-1\.\.1"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "a", [0, 1, -1], [0], two)))
+    with pytest.raises(DataError, match="empty cells"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "b", [0, None], [0], two)))
+    with pytest.raises(DataError, match="holds no classes"):
+        open_image_sets(DataConfig(source=splits(tmp_path / "c", [[1], [2]], [[1]])))
+
+
+def test_one_parquet_file_has_no_held_out_split(parquet: Path) -> None:
+    with pytest.raises(DataError, match=r"validation_split(.|\n)*validation_share"):
+        open_image_sets(DataConfig(source=DatasetData(path=str(parquet), validation_split="validation")))

@@ -1,0 +1,69 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foundation import hardware
+from foundation.codes.dataset import TokenAccess
+from foundation.config import from_dict
+from foundation.errors import ConfigError
+
+
+def test_the_container_s_limit_goes_before_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = tmp_path / "memory.max", tmp_path / "absent"
+    monkeypatch.setattr(hardware, "_LIMITS", limits)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for content, expected in (("max\n", whole), (f"{2**63 - 4096}\n", whole), ("8388608\n", 8388608)):
+        limits[0].write_text(content)
+        assert hardware.machine_memory() == expected
+
+
+def test_a_quarter_of_the_memory_is_shared_by_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = TokenAccess().memory_limit
+    assert alone == hardware.machine_memory() // 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert TokenAccess().memory_limit == hardware.machine_memory() // 32
+    assert TokenAccess(memory_limit_mib=3).memory_limit == 3 << 20
+
+
+def test_it_is_set_by_a_recipe() -> None:
+    values = {"form": "packed", "memory_limit_mib": 5, "packed_folder": "/scratch"}
+    assert from_dict(TokenAccess, values) == TokenAccess(form="packed", memory_limit_mib=5, packed_folder="/scratch")
+    for wrong in ({"form": "mapped"}, {"memory_limit_mib": 0}, {"memory_limit": 5}):
+        with pytest.raises(ConfigError):
+            from_dict(TokenAccess, wrong)
+
+
+FAULTS = """
+import resource, torch
+from foundation.machine_memory import keep_freed_memory
+
+def faults(n_tensors):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n_tensors):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+first = faults(4)
+assert keep_freed_memory()
+faults(12)  # the first ones are laid out anew
+print(first, faults(4))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
+                    reason="the C library is not glibc")  # fmt: skip
+def test_memory_that_was_freed_is_used_again_without_new_pages() -> None:
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    before, after = map(int, done.stdout.split())
+    assert before > 4 * 100 and after < before / 20  # 64 MiB are 16,384 pages, or 32 large ones
+
+
+def test_a_c_library_without_the_setting_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: object())
+    assert not hardware.keep_freed_memory()

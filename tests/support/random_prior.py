@@ -1,0 +1,59 @@
+"""Small priors with random weights, for all kinds of code grids."""
+
+from __future__ import annotations
+
+import torch
+
+from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
+from foundation.images.preprocess import Preprocess
+from stage2_prior.config import PriorConfig
+from stage2_prior.prior import PriorModel
+
+LEVELS = [
+    (CodeLevel(height=4, width=4, codebook_size=29),),
+    (CodeLevel(height=3, width=5, codebook_size=29),),
+    (CodeLevel(height=1, width=7, codebook_size=29),),
+    (CodeLevel(height=1, width=3, codebook_size=29, depth=4),),
+    (CodeLevel(height=2, width=1, codebook_size=5), CodeLevel(height=4, width=3, codebook_size=9)),
+    (CodeLevel(height=1, width=2, codebook_size=9, depth=2), CodeLevel(height=2, width=2, codebook_size=5, depth=3)),
+]
+"""One level, a residual one, two levels, two residual levels; square and not; codebooks of unequal size."""
+
+OPTIONS = [{}, {"qk_norm": False}, {"positions": "learned"}, {"target_aware": True},
+           {"positions": "learned", "target_aware": True, "qk_norm": False},
+           {"block": "gpt", "positions": "learned", "qk_norm": False},
+           {"block": "gpt", "class_rotation": "zero"}]  # fmt: skip
+"""Every choice of how the transformer is built."""
+
+
+def spec(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3) -> CodeSpec:
+    names = tuple(f"class {i}" for i in range(n_classes))
+    preprocess = Preprocess(height=8 * levels[-1].height, width=8 * levels[-1].width)
+    return CodeSpec(levels=levels, stride=8, preprocess=preprocess, fingerprint="f" * 64, class_names=names)
+
+
+def model(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3, **changes: object) -> PriorModel:
+    """A small prior whose head is not zero."""
+    torch.manual_seed(0)
+    settings: dict = {"d_model": 32, "n_layers": 3, "n_heads": 4, "rope_base": 100.0, "dropout": 0.2, **changes}
+    prior = PriorModel(PriorConfig(**settings), spec(levels, n_classes)).eval()
+    for parameter in prior.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return prior
+
+
+def examples(prior: PriorModel, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes that may stand where they stand, and labels."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.from_numpy(code_positions(prior.spec).codebook_size_T)
+    tokens = (torch.rand(batch, prior.n_codes, generator=generator) * sizes).long()
+    return tokens, torch.randint(prior.n_classes + 1, (batch,), generator=generator)
+
+
+def with_norm_weights(prior: PriorModel) -> PriorModel:
+    """The same with weights of norms that are not all 1."""
+    for parameter in prior.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.7, 1.3)
+    return prior

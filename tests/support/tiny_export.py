@@ -1,0 +1,80 @@
+"""A whole export in a second or two, for tests: a few images, a tokenizer that was never trained, several files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from foundation.images.preprocess import Preprocess
+from foundation.images.sources import FolderSource, ImageSource
+from foundation.storage.durable import file_sha256
+from pipeline.encoding.export import Export
+from pipeline.recipe import EncodeConfig
+from stage1_tokenizer.canary import save_canary
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+SIDE = 16
+CONFIG = EncodeConfig(batch_size=3, images_per_shard=4, flip=True)
+
+
+def make_images(folder: Path, n: int = 10, *, seed: int = 0) -> Path:
+    """``n`` pictures in each of two classes."""
+    rng = np.random.default_rng(seed)
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            coarse = rng.integers(0, 256, (5, 6, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+            Image.fromarray(coarse).save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+def make_tokenizer(folder: Path, *, seed: int = 0) -> Path:
+    """A frozen tokenizer of 16 x 16 images, 4 x 4 codes of 48, with its canary."""
+    torch.manual_seed(seed)
+    config = TokenizerConfig(
+        base_width=8, width_multipliers=(1, 1, 1), n_res_blocks=1, latent_channels=8, norm_groups=4,
+        quantizer=FSQConfig(levels=(4, 4, 3)),
+    )  # fmt: skip
+    model = TokenizerModel(config, Preprocess(height=SIDE, width=SIDE)).eval()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
+    model.initialize(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / 127.5 - 1).float(), torch.Generator())
+    folder.mkdir(parents=True)
+    model.save(folder)
+    save_canary(model, pixels, folder)
+    return folder
+
+
+def make_inputs(folder: Path, n: int = 10) -> tuple[Path, Path]:
+    """Images and tokenizer in one folder: what ``tiny_export`` needs."""
+    return make_images(folder / "images", n), make_tokenizer(folder / "tokenizer")
+
+
+def sources_of(images: Path) -> dict[str, ImageSource]:
+    """The same few images to train on and held out."""
+    return {"train": FolderSource(str(images)), "validation": FolderSource(str(images))}
+
+
+def open_tiny(images: Path, tokenizer: Path, codes: Path, config: EncodeConfig = CONFIG) -> Export:
+    """The export of ``images`` into the dataset ``codes``."""
+    return Export(tokenizer, sources_of(images), codes, config, torch.device("cpu"))
+
+
+def tiny_export(images: Path, tokenizer: Path, codes: Path, config: EncodeConfig = CONFIG, **options: Any) -> bool:
+    """Open the export and take part in it; ``options`` are those of ``Export.take_part``."""
+    export = open_tiny(images, tokenizer, codes, config)
+    try:
+        return export.take_part(**{"quiet": True, **options})
+    finally:
+        export.close()
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path: equal for equal datasets."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}

@@ -1,0 +1,116 @@
+"""A prior small enough to train in a second, on made-up codes with structure; for one process or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
+from foundation.training.fit import FitConfig, fit
+from foundation.training.log import MetricsLog, read_metrics
+from foundation.training.optim import OptimConfig
+from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.data import CodeExamples
+from stage2_prior.prior import PriorModel
+from stage2_prior.random_order import RandomOrder
+from stage2_prior.train import PriorTask
+
+N_CLASSES, N_IMAGES, STEPS, BATCH = 3, 37, 20, 8
+TIMINGS = {"seconds", "loading_seconds", "tokens_per_second"}
+EVERYTHING: dict[str, Any] = {
+    "micro_batch_size": 3,
+    "checkpoint_blocks": True,
+    "average_decay": 0.9,
+    "random_order": RandomOrder(until_step=5, zero_step=15),
+    "label_dropout": 0.2,
+    "z_loss": 1e-3,
+}
+"""Training options, all on."""
+
+_SPEC = CodeSpec(
+    levels=(CodeLevel(height=2, width=3, codebook_size=11),),
+    stride=8,
+    preprocess=Preprocess(height=16, width=24),
+    fingerprint="f" * 64,
+    class_names=tuple(f"class {i}" for i in range(N_CLASSES)),
+)
+
+
+class TinyTask(PriorTask):
+    """Evaluates on its own training codes, stops where it is told to, and remembers what it was given."""
+
+    def __init__(self, *arguments: Any, stop_at: int | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.stop_at, self.seen = stop_at, {}
+
+    def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Any:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        self.seen[step] = batch["tokens"].numpy().copy()
+        return super().train_step(batch, step)
+
+    def evaluate(self) -> dict[str, float]:
+        codes = dataset()
+        tokens, labels = torch.from_numpy(codes.codes_NT.astype(np.int64)), torch.from_numpy(codes.labels_N)
+        return {"nats_per_code": float(self.exported().nll(tokens, labels).mean())}
+
+
+def dataset() -> Any:
+    """Codes that depend on the class and on the codes before."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(N_IMAGES) % N_CLASSES
+    codes = (np.cumsum(rng.integers(0, 2, (N_IMAGES, _SPEC.n_codes)), axis=1) + 3 * labels[:, None]) % 11
+    return SimpleNamespace(codes_NT=codes.astype(np.uint16), labels_N=labels)
+
+
+def tiny_task(
+    accelerator: Accelerator, *, dropout: float = 0.0, stop_at: int | None = None, **training: Any
+) -> TinyTask:
+    """A task with fresh weights, the same each time."""
+    torch.manual_seed(0)
+    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, rope_base=100.0, dropout=dropout, target_aware=True)
+    training = {
+        "fit": fit_config(),
+        "optim": OptimConfig(learning_rate=3e-3, warmup_steps=4, schedule="wsd"),
+        **training,
+    }
+    model = PriorModel(config, _SPEC)
+    return TinyTask(model, PriorTraining(**training), None, accelerator, seed=5, stop_at=stop_at)
+
+
+def fit_config() -> FitConfig:
+    """20 steps, a checkpoint every third."""
+    return FitConfig(steps=STEPS, batch_size=BATCH, evaluate_every=5, checkpoint_every=3, log_every=1)
+
+
+def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
+    """Run ``fit`` in a folder, from its newest checkpoint on; a task that stops by itself is returned all the same."""
+    examples = CodeExamples(dataset(), N_CLASSES, label_dropout=task.training.label_dropout, seed=5)
+    options: dict[str, Any] = {
+        "seed": 3,
+        "checkpoints": folder / "checkpoints",
+        "log": MetricsLog(folder / "metrics.jsonl", "prior", enabled=accelerator.is_main_process),
+        "identity": {"recipe": "tiny"},
+    }
+    try:
+        fit(task, examples, task.training.fit, accelerator, **options)
+    except KeyboardInterrupt:
+        assert task.stop_at is not None
+    return task
+
+
+def rows(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The log without what no run repeats."""
+    found = read_metrics(folder / "metrics.jsonl", kind=kind)
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in found]
+
+
+def column(folder: Path, name: str) -> list[float]:
+    """One metric of every training step."""
+    return [row[name] for row in rows(folder, "train")]

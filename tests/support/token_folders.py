@@ -1,0 +1,58 @@
+"""Token datasets on disk that several tests share."""
+
+from pathlib import Path
+
+import numpy as np
+
+from foundation.codes.dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.images.preprocess import Preprocess
+
+PACKED = TokenAccess(form="packed")
+
+
+def token_spec(codebook_size: int = 1000, *, labelled: bool = True) -> CodeSpec:
+    """2 x 3 codes of one level."""
+    return CodeSpec(
+        levels=(CodeLevel(height=2, width=3, codebook_size=codebook_size),), stride=4,
+        preprocess=Preprocess(height=8, width=12), fingerprint="f" * 64, class_names=("cat", "dog") if labelled else (),
+    )  # fmt: skip
+
+
+def write_tokens(
+    folder: Path,
+    images: tuple[int, ...] = (40, 41, 13),
+    *,
+    spec: CodeSpec | None = None,
+    n_views: int = 2,
+    seed: int = 0,
+) -> Path:
+    """A split ``train`` with a shard of so many images each, view by view as ``pipeline.encode`` writes them."""
+    spec = spec or token_spec()
+    rng = np.random.default_rng(seed)
+    for index, n in enumerate(images):
+        labels = np.tile(rng.integers(0, 2, n), n_views) if spec.class_names else None
+        shard = Shard(
+            codes_BT=rng.integers(0, spec.codebook_size, (n * n_views, spec.n_codes)),
+            image_ids=[f"{index}/{i}.png" for i in range(n)] * n_views,
+            views=np.repeat(np.arange(n_views, dtype=np.uint8), n),
+            labels=labels,
+        )
+        write_shard(shard_path(folder, "train", index), shard, spec)
+    write_manifest(folder, spec)
+    return folder
+
+
+def require_right(folder: Path, access: TokenAccess = PACKED) -> TokenDataset:
+    """The packed form holds what the shards hold."""
+    ours, truth = TokenDataset(folder, "train", access), TokenDataset(folder, "train", TokenAccess(form="memory"))
+    assert np.array_equal(ours.codes_NT, truth.codes_NT) and np.array_equal(ours.views_N, truth.views_N)
+    assert (ours.labels_N is None) == (truth.labels_N is None)
+    assert truth.labels_N is None or np.array_equal(ours.labels_N, truth.labels_N)
+    assert list(ours.image_ids) == truth.image_ids
+    return ours
+
+
+def copy_of(folder: Path) -> Path:
+    (found,) = (each for each in (folder / ".packed" / "train").iterdir() if each.is_dir())
+    return found

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foundation.training.fit import FitConfig
 from pipeline.recipe import Recipe
-from stage1_tokenizer.losses.vgg16_file import RANDOM
+from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask

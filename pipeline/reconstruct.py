@@ -13,7 +13,7 @@ from tqdm import tqdm
 from foundation.errors import DataError
 from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
 from foundation.images.sources import image_files
-from stage1_tokenizer.metrics.psnr import psnr
+from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from foundation.codes.spec import CodeLevel
-from stage1_tokenizer.blocks import Downsample, ResidualBlock, Upsample, fast_layout
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.blocks import Downsample, ResidualBlock, Upsample, fast_layout
 from stage1_tokenizer.quantizers import Quantizer, build_quantizer
 from stage1_tokenizer.quantizers.base import without_autocast
 

@@ -4,6 +4,11 @@ Encoding them again shows at once whether the tokenizer still does what it did w
 channel order, filter, precision, codebook, or weights that were never averaged all change something. Codes that a
 rounding error can change (near ties, found by encoding one image at a time with noise of the size of rounding) are not
 compared.
+
+Images before preprocessing, made by arithmetic alone: what a tokenizer's preprocessing does to them is stored too.
+
+They are larger than what they become, by other factors in height and width, with stripes as fine as a pixel (which
+filters treat differently), tiles of pure red, green and blue, grey ramps, and transparency.
 """
 
 from __future__ import annotations
@@ -15,13 +20,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from foundation.errors import CheckpointError, ContractError
-from foundation.images.preprocess import to_unit_range
+from foundation.images.preprocess import Preprocess, to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
-from stage1_tokenizer.canary_sources import preprocessed, source_images
-from stage1_tokenizer.metrics.psnr import psnr
+from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+def source_images(preprocess: Preprocess) -> np.ndarray:
+    """Two images, (2, Y, X, 4) uint8, red, green, blue and opacity, for a preprocessing of any size."""
+    height, width = preprocess.height * 7 // 5 + 3, preprocess.width * 9 // 5 + 5
+    y, x = np.mgrid[0:height, 0:width]
+    stripes = np.stack([(x + y) % 2 * 255, (x // 2 + y) % 3 * 127, x * 255 // width], -1)
+    tiles = np.stack([((y * 4 // height + x * 4 // width) % 3 == i) * 255 for i in range(3)], -1)
+    opacity = np.stack([np.full_like(x, 255), 255 * y // height])
+    return np.concatenate([np.stack([stripes, tiles]), opacity[..., None]], -1).astype(np.uint8)
+
+
+def preprocessed(sources_BYXC: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """What ``source_images`` become, (B, Y, X, C) uint8."""
+    return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
+
 
 FILE = "canary.safetensors"
 N_IMAGES = 16

@@ -13,8 +13,7 @@ from tqdm import trange
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.config import require
 from foundation.images.image_set import ImageSet
-from stage1_tokenizer.metrics.psnr import psnr
-from stage1_tokenizer.metrics.ssim import ssim
+from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

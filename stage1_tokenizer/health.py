@@ -1,15 +1,30 @@
-"""Is the codebook, or the Gaussian latent, in good health? Plain words from the logged metrics."""
+"""Is the codebook, or the Gaussian latent, in good health? Plain words from the logged metrics.
+
+Is adversarial training going well? Plain words from the logged metrics.
+
+What to change in a quantizer's settings when it leaves most of its codes unused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from stage1_tokenizer.losses.adversary import MAX_ADAPTIVE_WEIGHT
+from stage1_tokenizer.quantizers.config import (
+    FSQConfig,
+    GumbelConfig,
+    IBQConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    VQConfig,
+)
 
 WASTED = 0.5
 FALL = 3.0
 RECENT = 3
 """evaluations that a fall is measured against, and logged rows for which a latent must have been silent"""
-
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -71,3 +86,84 @@ def latent_health(training: Rows, width: int) -> list[str]:
         f"most of the latent is silent: the means of {width - max(active):.0f} of {width} channels no longer depend on "
         "the image; lower the quantizer's weight, or let it rise over anneal_steps"
     ]
+
+
+PATIENCE_STEPS = 500
+_WINNING = 0.99
+Row = Mapping[str, Any]
+
+
+def gan_health(history: Sequence[Row]) -> list[str]:
+    """Alarms, one sentence each with its remedy; empty when all is well or nothing adversarial was logged.
+
+    An alarm means that a condition held in every logged row of the last 500 optimizer steps or more.
+
+    Args:
+        history: rows of training metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
+    """
+    rows = [row for row in history if "discriminator_loss" in row]
+    alarms = []
+    for holds, sentence in (
+        (_is_clamped, "the adaptive weight sits at its limit: the discriminator gives the decoder next to no gradient; "
+                      "lower adversarial.optim.learning_rate, or set adversarial.adaptive to false"),
+        (_is_won, "the discriminator tells every reconstruction from its image: its gradient teaches the decoder "
+                  "little; set adversarial.lecam_weight to 0.001, lower adversarial.optim.learning_rate, or raise "
+                  "adversarial.start_step"),
+    ):  # fmt: skip
+        steps = _held_for(rows, holds)
+        if steps >= PATIENCE_STEPS:
+            alarms.append(f"for {steps} steps {sentence}")
+    return alarms
+
+
+def _held_for(rows: Sequence[Row], holds: Callable[[Row], bool]) -> int:
+    """Optimizer steps from the first to the last row of the run of rows at the end in which ``holds`` is true."""
+    first = len(rows)
+    while first > 0 and holds(rows[first - 1]):
+        first -= 1
+    return rows[-1]["step"] - rows[first]["step"] if first < len(rows) else 0
+
+
+def _is_clamped(row: Row) -> bool:
+    weight = row.get("adaptive_weight")  # absent when not adaptive, None when it was not finite
+    return weight is not None and weight >= 0.999 * MAX_ADAPTIVE_WEIGHT
+
+
+def _is_won(row: Row) -> bool:
+    accuracies = (row.get("discriminator_accuracy_real"), row.get("discriminator_accuracy_fake"))
+    return all(each is not None and each >= _WINNING for each in accuracies)
+
+
+def remedies(config: QuantizerConfig) -> str:
+    """Settings that this quantizer has and that are not set so yet, joined by "or"."""
+    match config:
+        case VQConfig():
+            return " or ".join(_of_vq(config, ""))
+        case ResidualConfig():
+            return " or ".join(["a smaller depth", *_of_vq(config.codebook, "codebook.")])
+        case FSQConfig():
+            start = [] if config.initial == "whitened" else ["initial: whitened"]
+            return " or ".join(["fewer or smaller levels", *start, f"evenness above {config.evenness:g}"])
+        case LFQConfig():
+            return f"a smaller width or entropy_weight above {config.entropy_weight:g}"
+        case IBQConfig():
+            return f"a smaller codebook_size or entropy_weight above {config.entropy_weight:g}"
+        case GumbelConfig():
+            return (
+                f"a smaller codebook_size, temperature_steps above {config.temperature_steps:,} "
+                f"or kl_weight above {config.kl_weight:g}"
+            )
+    raise AssertionError(f"{config} has no codes")
+
+
+def _of_vq(config: VQConfig, prefix: str) -> list[str]:
+    found = [f"a smaller {prefix}codebook_size"]
+    if config.projection:
+        return [*found, "more steps, which a projection needs"]
+    if config.initial != "latents":
+        found.append(f"{prefix}initial: latents")
+    if config.revive_below == 0:
+        found.append(f"{prefix}revive_below: 0.05")
+    if config.width > 8:
+        found.append(f"a smaller {prefix}width")
+    return found

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from foundation.config import require
 from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerTraining
-from stage1_tokenizer.losses.gan import Adversary
+from stage1_tokenizer.losses.adversary import Adversary
 from stage1_tokenizer.losses.lpips import LPIPS, MIN_SIDE
 
 if TYPE_CHECKING:

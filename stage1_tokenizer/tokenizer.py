@@ -22,9 +22,9 @@ from foundation.storage import durable
 from foundation.storage.serialization import REMEDY, load_model_folder, load_weights, save_model_folder, tensors_sha256
 from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.networks import build_decoder, build_encoder
+from stage1_tokenizer.networks.config import build_decoder, build_encoder
 from stage1_tokenizer.quantizers import Quantizer
-from stage1_tokenizer.quantizers.distributed import summed
+from stage1_tokenizer.quantizers.codebook import summed
 
 MODEL_TYPE = "tessera_tokenizer"
 

@@ -13,11 +13,9 @@ from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
-from stage1_tokenizer.health import codebook_health, latent_health
-from stage1_tokenizer.losses.gan_health import gan_health
+from stage1_tokenizer.health import codebook_health, gan_health, latent_health, remedies
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.quantizers.config import ResidualConfig
-from stage1_tokenizer.quantizers.remedies import remedies
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:

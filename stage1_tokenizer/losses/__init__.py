@@ -15,11 +15,11 @@ def __getattr__(name: str) -> Any:  # lazily, so that a recipe without these los
 
         return LPIPS
     if name == "Adversary":
-        from stage1_tokenizer.losses.gan import Adversary
+        from stage1_tokenizer.losses.adversary import Adversary
 
         return Adversary
     if name == "gan_health":
-        from stage1_tokenizer.losses.gan_health import gan_health
+        from stage1_tokenizer.health import gan_health
 
         return gan_health
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

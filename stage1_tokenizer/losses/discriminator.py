@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.blocks import group_norm
 from stage1_tokenizer.losses.config import DiscriminatorConfig
+from stage1_tokenizer.networks.blocks import group_norm
 
 _SLOPE = 0.2
 

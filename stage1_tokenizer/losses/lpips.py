@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from foundation.errors import CheckpointError, DataError
 from foundation.training.learner import Precision
 from foundation.unpickling.torch_files import read_tensors
-from stage1_tokenizer.losses.vgg16 import VGG16, load_vgg16
-from stage1_tokenizer.losses.vgg16_file import RANDOM, describe_vgg16
+from stage1_tokenizer.losses.vgg16 import RANDOM, VGG16, describe_vgg16, load_vgg16
 
 MIN_SIDE = 16
 _IMAGE_SHIFT = (-0.030, -0.088, -0.188)

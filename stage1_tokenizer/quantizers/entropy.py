@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.quantizers.distributed import averaged
-from stage1_tokenizer.quantizers.nearest import rows_per_block
+from stage1_tokenizer.quantizers.codebook import averaged, rows_per_block
 
 _TINY = torch.finfo(torch.float32).tiny
 

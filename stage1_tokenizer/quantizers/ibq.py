@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from foundation.training.optim import no_decay
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_grid, to_rows, without_autocast
+from stage1_tokenizer.quantizers.codebook import best_codes, rows_per_block
 from stage1_tokenizer.quantizers.config import IBQConfig
 from stage1_tokenizer.quantizers.entropy import choice_entropies
-from stage1_tokenizer.quantizers.nearest import best_codes, rows_per_block
 
 
 class _SoftChoice(torch.autograd.Function):

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_rows, without_autocast
+from stage1_tokenizer.quantizers.codebook import shared_mean
 from stage1_tokenizer.quantizers.config import LFQConfig
-from stage1_tokenizer.quantizers.distributed import shared_mean
 
 _GROUP_BITS = 18
 _TINY = torch.finfo(torch.float32).tiny

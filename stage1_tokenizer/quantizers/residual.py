@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_grid, to_rows, without_autocast
+from stage1_tokenizer.quantizers.codebook import nearest_codes
 from stage1_tokenizer.quantizers.config import ResidualConfig
-from stage1_tokenizer.quantizers.nearest import nearest_codes
 from stage1_tokenizer.quantizers.vq import VQ
 
 

@@ -14,13 +14,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.training.optim import no_decay
-from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_grid, to_rows, without_autocast
+from stage1_tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    rotate_to,
+    straight_through,
+    to_grid,
+    to_rows,
+    without_autocast,
+)
+from stage1_tokenizer.quantizers.codebook import (
+    count_and_sum,
+    draw_vectors,
+    gathered,
+    kmeans,
+    nearest_codes,
+    same_everywhere,
+    summed,
+)
 from stage1_tokenizer.quantizers.config import VQConfig
-from stage1_tokenizer.quantizers.distributed import gathered, same_everywhere, summed
 from stage1_tokenizer.quantizers.entropy import entropy_loss
-from stage1_tokenizer.quantizers.kmeans import count_and_sum, draw_vectors, kmeans
-from stage1_tokenizer.quantizers.nearest import nearest_codes
-from stage1_tokenizer.quantizers.rotation import rotate_to
 
 _DUE_USES = 4.0  # a code is judged once its even share would be this many uses: fewer than 2 % get none by chance
 _NEWCOMER = 0.25  # running count of a revived code over the mean count: light enough to move to its vectors quickly

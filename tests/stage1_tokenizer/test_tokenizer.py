@@ -7,7 +7,7 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.images.preprocess import Preprocess
 from foundation.storage.serialization import WEIGHTS, load_weights
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.metrics.psnr import psnr
+from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.quantizers import (
     FSQConfig,
     GumbelConfig,

@@ -16,8 +16,7 @@ from pipeline.evaluation.frechet import FeatureMoments, frechet_distance
 from pipeline.evaluation.kid import unbiased_mmd2
 from pipeline.evaluation.tokenizer import evaluate_tokenizer
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.metrics.psnr import psnr
-from stage1_tokenizer.metrics.ssim import ssim
+from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 ARCHITECTURE = {

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from foundation.errors import CheckpointError, ConfigError
-from stage1_tokenizer.losses import vgg16_file
-from stage1_tokenizer.losses.vgg16 import VGG16, load_vgg16
-from stage1_tokenizer.losses.vgg16_file import FILE_NAME, locate_vgg16
+from stage1_tokenizer.losses import vgg16
+from stage1_tokenizer.losses.vgg16 import FILE_NAME, VGG16, load_vgg16, locate_vgg16
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
@@ -138,11 +137,11 @@ def test_a_failing_download_names_its_reason_and_leaves_nothing(hub: Path, monke
 
 def test_a_download_is_checked_before_it_is_published(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(vgg16_file, "_N_BYTES", 11)
+    monkeypatch.setattr(vgg16, "_N_BYTES", 11)
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"the weights"))
     with pytest.raises(CheckpointError, match="arrived damaged"):
         locate_vgg16("")
     assert not (hub / FILE_NAME).exists()
-    monkeypatch.setattr(vgg16_file, "SHA256_START", hashlib.sha256(b"the weights").hexdigest()[:8])
+    monkeypatch.setattr(vgg16, "SHA256_START", hashlib.sha256(b"the weights").hexdigest()[:8])
     assert locate_vgg16("") == hub / FILE_NAME
     assert (hub / FILE_NAME).read_bytes() == b"the weights"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stage1_tokenizer.quantizers import nearest
+from stage1_tokenizer.quantizers import codebook
 from stage1_tokenizer.quantizers.entropy import choice_entropies, entropy_loss
 
 
@@ -18,7 +18,7 @@ def naive(vectors: torch.Tensor, codebook: torch.Tensor, temperature: float) -> 
 def test_value_and_gradients_equal_those_of_the_whole_matrix(
     temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest, "CPU_BLOCK", block)
+    monkeypatch.setattr(codebook, "CPU_BLOCK", block)
     start = torch.randn(40, 3, dtype=torch.float64), torch.randn(13, 3, dtype=torch.float64)
     results = []
     for function in (naive, entropy_loss):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers import IBQ, IBQConfig, nearest
+from stage1_tokenizer.quantizers import IBQ, IBQConfig, codebook
 
 
 def naive_losses(latents: torch.Tensor, codebook: torch.Tensor, config: IBQConfig) -> dict[str, torch.Tensor]:
@@ -24,7 +24,7 @@ def naive_losses(latents: torch.Tensor, codebook: torch.Tensor, config: IBQConfi
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])
 def test_losses_and_gradients_equal_those_of_the_whole_matrix(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "CPU_BLOCK", block)
+    monkeypatch.setattr(codebook, "CPU_BLOCK", block)
     config = IBQConfig(codebook_size=17, width=3, entropy_temperature=0.5, entropy_weight=0.3)
     ibq, latents = IBQ(config), torch.randn(2, 3, 4, 5, requires_grad=True)
     leaves = (latents, ibq.codebook)

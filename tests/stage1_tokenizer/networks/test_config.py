@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from foundation.errors import ConfigError
 from foundation.images.preprocess import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.dvae import DVAEBlock
-from stage1_tokenizer.fused_norm import norm_silu_conv
-from stage1_tokenizer.magvit2 import AdaptiveNorm, DepthToSpace
+from stage1_tokenizer.networks.dvae import DVAEBlock
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks.magvit2 import AdaptiveNorm, DepthToSpace
 from stage1_tokenizer.quantizers.config import (
     FSQConfig,
     GumbelConfig,

@@ -10,9 +10,9 @@ from torch import nn
 from stage1_tokenizer.config import TokenizerConfig
 
 _HOMES = {
-    "vqgan": ("stage1_tokenizer.encoder.Encoder", "stage1_tokenizer.decoder.Decoder"),
-    "magvit2": ("stage1_tokenizer.magvit2.Magvit2Encoder", "stage1_tokenizer.magvit2.Magvit2Decoder"),
-    "dvae": ("stage1_tokenizer.dvae.DVAEEncoder", "stage1_tokenizer.dvae.DVAEDecoder"),
+    "vqgan": ("stage1_tokenizer.networks.vqgan.Encoder", "stage1_tokenizer.networks.vqgan.Decoder"),
+    "magvit2": ("stage1_tokenizer.networks.magvit2.Magvit2Encoder", "stage1_tokenizer.networks.magvit2.Magvit2Decoder"),
+    "dvae": ("stage1_tokenizer.networks.dvae.DVAEEncoder", "stage1_tokenizer.networks.dvae.DVAEDecoder"),
 }
 
 

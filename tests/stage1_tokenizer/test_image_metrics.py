@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foundation.errors import DataError
-from stage1_tokenizer.metrics.ssim import ssim
+from stage1_tokenizer.image_metrics import ssim
 
 
 def ssim_by_definition(one: np.ndarray, other: np.ndarray, window: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 
 _FEW_TOKENS = 256
 """up to here the T x T matrix of attention scores is small beside the activations"""

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from foundation.config import from_dict, to_dict
+from stage1_tokenizer.health import remedies
 from stage1_tokenizer.quantizers.config import (
     FSQConfig,
     GumbelConfig,
@@ -16,7 +17,6 @@ from stage1_tokenizer.quantizers.config import (
     ResidualConfig,
     VQConfig,
 )
-from stage1_tokenizer.quantizers.remedies import remedies
 
 BAD_START = {"learning": "gradient", "initial": "uniform", "revive_below": 0.0, "width": 64}
 CONFIGS = {

@@ -2,6 +2,10 @@
 
 Source: Esser et al. 2021, arXiv:2012.09841, section 3.1. In each training step: ``generator_term`` before the
 tokenizer's backward, ``train_step`` after it, both on every process.
+
+Adversarial losses as pure functions of logits. All in float32, averaged over every image and patch.
+
+Arguments are keywords only: nothing else would notice real and reconstructed logits in the wrong order.
 """
 
 from __future__ import annotations
@@ -10,25 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.randomness import derive_seed
 from foundation.training.learner import Learner, Precision
-from stage1_tokenizer.losses import adversarial
+from stage1_tokenizer.losses import adversary
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+
 _DISCRIMINATOR_LOSSES = {
-    "hinge": adversarial.hinge_discriminator_loss,
-    "non_saturating": adversarial.non_saturating_discriminator_loss,
+    "hinge": adversary.hinge_discriminator_loss,
+    "non_saturating": adversary.non_saturating_discriminator_loss,
 }
 _GENERATOR_LOSSES = {
-    "hinge": adversarial.hinge_generator_loss,
-    "non_saturating": adversarial.non_saturating_generator_loss,
+    "hinge": adversary.hinge_generator_loss,
+    "non_saturating": adversary.non_saturating_generator_loss,
 }
 
 
@@ -108,7 +114,7 @@ class Adversary:
         scale: torch.Tensor | float = 1.0
         if config.adaptive:
             metrics["adaptive_weight"] = scale = self._adaptive_weight(reconstruction_loss, loss, last_layer_weight)
-        metrics["gan_ramp"] = grown = adversarial.ramp(step, config.start_step, config.ramp_steps)
+        metrics["gan_ramp"] = grown = adversary.ramp(step, config.start_step, config.ramp_steps)
         return config.weight * grown * scale * loss, metrics
 
     def train_step(
@@ -139,7 +145,7 @@ class Adversary:
         metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
         if config.lecam_weight > 0:
             ema_real, ema_fake = self.mean_logits.clone()
-            lecam = adversarial.lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
+            lecam = adversary.lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
             loss = loss + config.lecam_weight * lecam
             metrics["lecam"] = lecam.detach()
         update = self.learner.apply(loss, step - config.start_step)
@@ -176,7 +182,7 @@ class Adversary:
             for loss in (reconstruction_loss, adversarial_loss)
         ])  # fmt: skip
         reconstruction, adversary = self._averaged(gradients)
-        return adversarial.adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
+        return adversary.adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
 
     def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
         means = self._averaged(torch.stack([real.mean(), fake.mean()]))
@@ -195,3 +201,109 @@ def _separation(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tenso
         "discriminator_accuracy_real": (real > 0).float().mean(),
         "discriminator_accuracy_fake": (fake < 0).float().mean(),
     }
+
+
+MAX_ADAPTIVE_WEIGHT = 1e4
+
+
+def hinge_discriminator_loss(*, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """mean(relu(1 - real)) / 2 + mean(relu(1 + fake)) / 2.
+
+    Args:
+        real_logits: of images, any shape.
+        fake_logits: of reconstructions, the same shape.
+
+    Raises:
+        DataError: the shapes differ.
+
+    Source: Lim and Ye 2017, arXiv:1705.02894, section 3, halved as in arXiv:2012.09841.
+    """
+    real, fake = _matched(real_logits, fake_logits)
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def non_saturating_discriminator_loss(*, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """mean(softplus(-real)) / 2 + mean(softplus(fake)) / 2: binary cross-entropy.
+
+    Arguments and errors as for ``hinge_discriminator_loss``. Source: Goodfellow et al. 2014, arXiv:1406.2661, eq. 1.
+    """
+    real, fake = _matched(real_logits, fake_logits)
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def hinge_generator_loss(*, fake_logits: torch.Tensor) -> torch.Tensor:
+    """-mean(fake): what the decoder minimises against a hinge discriminator. Source: arXiv:1705.02894, section 3."""
+    return -fake_logits.float().mean()
+
+
+def non_saturating_generator_loss(*, fake_logits: torch.Tensor) -> torch.Tensor:
+    """mean(softplus(-fake)), i.e. -log sigmoid(fake). Source: arXiv:1406.2661, section 3."""
+    return F.softplus(-fake_logits.float()).mean()
+
+
+def lecam(
+    *, real_logits: torch.Tensor, fake_logits: torch.Tensor, ema_real: torch.Tensor, ema_fake: torch.Tensor
+) -> torch.Tensor:
+    """mean(relu(real - ema_fake)^2) + mean(relu(ema_real - fake)^2): keeps a discriminator from running away.
+
+    Each kind of logit is pulled to the other kind's running mean. One-sided, as tokenizers use it: a real logit below
+    the mean of the reconstructions is left alone.
+
+    Args:
+        real_logits: of images, any shape.
+        fake_logits: of reconstructions, the same shape.
+        ema_real: scalar tensor, running mean of earlier ``real_logits``.
+        ema_fake: scalar tensor, running mean of earlier ``fake_logits``.
+
+    Raises:
+        DataError: the logits' shapes differ, or a running mean is no scalar.
+
+    Source: Tseng et al. 2021, arXiv:2104.03310, section 3.2.
+    """
+    real, fake = _matched(real_logits, fake_logits)
+    for name, mean in (("ema_real", ema_real), ("ema_fake", ema_fake)):
+        if mean.ndim != 0:
+            raise DataError("is not a scalar", field=name, found=tuple(mean.shape), expected="shape ()")
+    return F.relu(real - ema_fake).square().mean() + F.relu(ema_real - fake).square().mean()
+
+
+def adaptive_weight(
+    *,
+    grad_reconstruction: torch.Tensor,
+    grad_adversarial: torch.Tensor,
+    max_weight: float = MAX_ADAPTIVE_WEIGHT,
+) -> torch.Tensor:
+    """|grad_reconstruction| / (|grad_adversarial| + 1e-4), at most ``max_weight``; a scalar without gradient.
+
+    Args:
+        grad_reconstruction: gradient of the reconstruction loss at the decoder's last layer.
+        grad_adversarial: gradient of the adversarial loss there, the same shape.
+        max_weight: upper limit.
+
+    Raises:
+        DataError: the shapes differ.
+
+    Source: Esser et al. 2021, arXiv:2012.09841, eq. 7 (there with 1e-6; 1e-4 in its published models).
+    """
+    reconstruction, adversary = _matched(grad_reconstruction, grad_adversarial)
+    weight = torch.linalg.vector_norm(reconstruction.detach()) / (torch.linalg.vector_norm(adversary.detach()) + 1e-4)
+    return weight.clamp(max=max_weight)
+
+
+def ramp(step: int, start_step: int, ramp_steps: int) -> float:
+    """0 before ``start_step``, then linear to 1 in ``ramp_steps`` steps (1 at once if 0). Steps count from 0."""
+    if step < start_step:
+        return 0.0
+    return min(1.0, (step - start_step + 1) / max(1, ramp_steps))
+
+
+def _matched(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in float32; broadcasting (N, 1) against (N,) would give N x N differences and a plausible number."""
+    if one.shape != other.shape:
+        raise DataError(
+            "two tensors that belong together have different shapes",
+            found=f"{tuple(one.shape)} and {tuple(other.shape)}",
+        )
+    if one.numel() == 0:
+        raise DataError("there is nothing to average", found=tuple(one.shape), expected="at least one value")
+    return one.float(), other.float()

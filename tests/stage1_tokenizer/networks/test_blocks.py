@@ -8,11 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.blocks import AttentionBlock, ResidualBlock, Upsample
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.decoder import Decoder
-from stage1_tokenizer.encoder import Encoder
-from stage1_tokenizer.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks.blocks import AttentionBlock, ResidualBlock, Upsample
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks.vqgan import Decoder, Encoder
 
 
 def _norm_and_conv(channels_in: int = 8, channels_out: int = 6, side: int = 3) -> tuple[nn.GroupNorm, nn.Conv2d]:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.blocks import fast_layout
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.networks import DecoderNetwork, EncoderNetwork
+from stage1_tokenizer.networks.blocks import fast_layout
+from stage1_tokenizer.networks.config import DecoderNetwork, EncoderNetwork
 
 _MARGIN = 0.1
 

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.rotation import rotate_to
+from stage1_tokenizer.quantizers.base import rotate_to
 
 
 def test_the_value_is_the_code_and_the_gradient_is_that_of_the_paper_s_formula() -> None:

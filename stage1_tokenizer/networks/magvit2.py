@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.blocks import ResidualBlock, fast_layout, group_norm
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.fused_norm import norm_silu_conv
-from stage1_tokenizer.networks import DecoderNetwork, EncoderNetwork
+from stage1_tokenizer.networks.blocks import ResidualBlock, fast_layout, group_norm
+from stage1_tokenizer.networks.config import DecoderNetwork, EncoderNetwork
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 
 _EPSILON = 1e-6
 

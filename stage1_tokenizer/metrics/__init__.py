@@ -1,1 +1,0 @@
-"""How close reconstructions are to their images, image by image."""

@@ -1,0 +1,147 @@
+"""Nearest code of each vector, without ever holding the whole N x V matrix of scores.
+
+k-means (Lloyd 1982) to initialise a codebook, and drawing vectors to revive one.
+
+Codebook statistics over all processes; with one process each function returns its argument.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+CPU_BLOCK = 1 << 20
+"""Scores computed at a time on a CPU: 4 MiB of float32 stay in its cache."""
+GPU_BLOCK = 1 << 26
+"""Scores computed at a time on a GPU: 256 MiB, enough to keep it busy."""
+
+
+def rows_per_block(n_columns: int, device: torch.device) -> int:
+    """How many rows of ``n_columns`` float32 scores to compute at a time."""
+    return max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // n_columns)
+
+
+@torch.no_grad()
+def nearest_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest codebook row by Euclidean distance, the lowest index on ties.
+
+    argmin |x - e|^2 = argmax x.e - |e|^2 / 2, since |x|^2 does not depend on e. The codebook's mean is taken off both
+    first: where it is large beside the codes' distances, the two terms would cancel in float32.
+
+    Args:
+        vectors_ND: (N, D) float32; N may be 0.
+        codebook_VD: (V, D) float32.
+
+    Returns:
+        (N,) int64.
+    """
+    mean_D = codebook_VD.mean(0)
+    codes_VD = codebook_VD - mean_D
+    return best_codes(vectors_ND - mean_D, codes_VD, codes_VD.square().sum(1).mul_(-0.5))
+
+
+@torch.no_grad()
+def best_codes(vectors_ND: torch.Tensor, codebook_VD: torch.Tensor, bias_V: torch.Tensor | None = None) -> torch.Tensor:
+    """Index of the row with the largest score x.e + bias, (N,) int64; the lowest index on ties.
+
+    In a graph that ``torch.export`` records, N is not known, and so not how many blocks there are: there is one.
+    """
+    if torch.compiler.is_exporting():
+        scores_NV = vectors_ND @ codebook_VD.T
+        return (scores_NV if bias_V is None else scores_NV + bias_V).argmax(1)
+    codes_N = torch.empty(len(vectors_ND), dtype=torch.int64, device=vectors_ND.device)
+    rows = rows_per_block(len(codebook_VD), vectors_ND.device)
+    scores = torch.empty(min(rows, len(vectors_ND)), len(codebook_VD), device=vectors_ND.device)
+    for block_ND, block_N in zip(vectors_ND.split(rows), codes_N.split(rows), strict=True):
+        block_NV = scores[: len(block_ND)]
+        if bias_V is None:
+            torch.mm(block_ND, codebook_VD.T, out=block_NV)
+        else:
+            torch.addmm(bias_V, block_ND, codebook_VD.T, out=block_NV)
+        torch.argmax(block_NV, 1, out=block_N)
+    return codes_N
+
+
+@torch.no_grad()
+def kmeans(vectors_ND: torch.Tensor, n_codes: int, iterations: int, generator: torch.Generator) -> torch.Tensor:
+    """Cluster centres of the vectors.
+
+    Args:
+        vectors_ND: (N, D) float32 on the CPU or a GPU.
+        n_codes: number of centres. With fewer vectors, some are used several times with a little noise.
+        iterations: Lloyd iterations; 0 returns randomly chosen vectors.
+        generator: of the initial choice; a CPU generator.
+
+    Returns:
+        (n_codes, D) float32. A centre that loses all its vectors keeps its place.
+    """
+    centres_VD = draw_vectors(vectors_ND, n_codes, generator)
+    for _ in range(iterations):
+        codes_N = nearest_codes(vectors_ND, centres_VD)
+        counts_V, sums_VD = count_and_sum(vectors_ND, codes_N, n_codes)
+        means_VD = sums_VD / counts_V.clamp_min(1).unsqueeze(1)
+        centres_VD = torch.where(counts_V.unsqueeze(1) > 0, means_VD, centres_VD)
+    return centres_VD
+
+
+def draw_vectors(vectors_ND: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """``n`` of the vectors, without repetition while there are enough, (n, D).
+
+    Beyond that each repetition gets a little noise: two equal codes would share one fate, the second never chosen.
+    """
+    picks = [torch.randperm(len(vectors_ND), generator=generator) for _ in range(-(-n // len(vectors_ND)))]
+    chosen_ND = vectors_ND[torch.cat(picks)[:n].to(vectors_ND.device)]
+    if n > len(vectors_ND):
+        repeated_ND = chosen_ND[len(vectors_ND) :]
+        noise = torch.randn(repeated_ND.shape, generator=generator).to(chosen_ND.device)
+        repeated_ND += 0.01 * vectors_ND.std(0, correction=0).clamp_min(1e-6) * noise
+    return chosen_ND
+
+
+def count_and_sum(vectors_ND: torch.Tensor, codes_N: torch.Tensor, n_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many vectors each code has, (V,) float32, and their sum, (V, D)."""
+    counts_V = torch.bincount(codes_N, minlength=n_codes).to(vectors_ND.dtype)
+    sums_VD = torch.zeros(n_codes, vectors_ND.shape[1], dtype=vectors_ND.dtype, device=vectors_ND.device)
+    return counts_V, sums_VD.index_add_(0, codes_N, vectors_ND)
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, the same everywhere."""
+    if _several():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def averaged(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, the same everywhere; without a gradient."""
+    return summed(tensor.clone()) / distributed.get_world_size() if _several() else tensor
+
+
+def shared_mean(mean: torch.Tensor) -> torch.Tensor:
+    """The mean over processes of each one's mean over equally many rows, while gradients are recorded.
+
+    The gradient that reaches a process's own mean is that of the shared one as a whole; averaged over processes, as
+    data-parallel training does, it is the gradient of one process with all rows. Without gradients, when processes
+    may do different work, the argument comes back.
+    """
+    return mean + (averaged(mean.detach()) - mean.detach()) if torch.is_grad_enabled() else mean
+
+
+def gathered(rows_ND: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, (world * N, D); every process must bring equally many."""
+    if not _several():
+        return rows_ND
+    parts = [torch.empty_like(rows_ND) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows_ND.contiguous())
+    return torch.cat(parts)
+
+
+def same_everywhere(tensor: torch.Tensor) -> torch.Tensor:
+    """Process 0's tensor."""
+    if _several():
+        distributed.broadcast(tensor, src=0)
+    return tensor

@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from foundation.randomness import derive_seed
-from stage2_prior.decode import DecodedCode, iterate_codes, stream_uniforms
+from stage2_prior.decoding.decode import DecodedCode, iterate_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 OnStep = Callable[[DecodedCode], None]
 _SCORED_TOKENS = 1 << 15

@@ -25,7 +25,7 @@ from pipeline.given_codes import is_codes, read_codes
 from pipeline.given_images import Given, masks_for, read_given
 from pipeline.requests import Request, require_count, require_flag, seeds_of, whole
 from pipeline.sampling_options import DrawOptions
-from stage2_prior.decode import DRAW
+from stage2_prior.decoding.decode import DRAW
 
 _MAX_REACH = 4096  # pixels
 

@@ -23,7 +23,7 @@ from pipeline.streaming import PartialImages, RowWatcher, Streaming
 from pipeline.wide import draw_wide, wide_grid
 from stage1_tokenizer.canary import check_canary_quickly, copy_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decode import DecodedCode
+from stage2_prior.decoding.decode import DecodedCode
 from stage2_prior.prior import PriorModel
 
 OnStep = Callable[["ImageGenerator", int, torch.Tensor], None]

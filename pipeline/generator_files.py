@@ -11,7 +11,7 @@ from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 
 INDEX = "model_index.json"
 _FIX = "run tessera run again: it is made anew"

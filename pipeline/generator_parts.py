@@ -13,8 +13,8 @@ from pipeline.draw import Order, draw_best
 from pipeline.generator_output import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, decoded, pictures
 from pipeline.requests import Request, label_ids, request_of, require_count, require_room, seeds_of, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 Label = int | str
 

@@ -14,7 +14,7 @@ from pipeline.generator_parts import GeneratorParts, Label
 from pipeline.given_images import read_images
 from pipeline.requests import Request, require_count, whole
 from pipeline.sampling_options import DrawOptions
-from stage2_prior.decode import stream_uniforms
+from stage2_prior.decoding.decode import stream_uniforms
 
 _MAX_STEPS = 10_000
 _TINY = 2.0**-60

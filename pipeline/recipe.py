@@ -21,7 +21,7 @@ from foundation.yaml_files import read_yaml
 from pipeline.pretrained import with_pretrained
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
     "cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every",

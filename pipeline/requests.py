@@ -13,8 +13,8 @@ import torch
 from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, DataError, nearest
 from pipeline.sampling_options import OUTPUT_TYPES, DrawOptions, SamplingOptions
-from stage2_prior.memory import free_bytes
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.engine import free_bytes
+from stage2_prior.decoding.sampling import SamplingConfig
 
 _SETTINGS = tuple(SamplingOptions.__annotations__)
 _OPTIONS = tuple(DrawOptions.__annotations__)

@@ -14,7 +14,7 @@ from pipeline.generator_output import decode_batch, decoded, pictures
 from pipeline.generator_parts import GeneratorParts, Label
 from pipeline.requests import require_choice
 from pipeline.sampling_options import OUTPUT_TYPES, DrawOptions
-from stage2_prior.decode import DRAW, DecodedCode
+from stage2_prior.decoding.decode import DRAW, DecodedCode
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline.generator_files import INDEX, GeneratorIndex, read_index
 from pipeline.generator_output import decode_batch
 from pipeline.open_generator import open_generator
 from pipeline.run_folder import RunFolder
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 
 LOG = "evaluation/guidance.jsonl"
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.5)

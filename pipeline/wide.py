@@ -19,9 +19,8 @@ from foundation.errors import ConfigError
 from foundation.images.preprocess import MAX_PIXELS, MAX_SIDE
 from pipeline.draw import Order, steps
 from pipeline.requests import whole
-from stage2_prior.decode import DRAW, stream_uniforms
-from stage2_prior.engine import engine_for
-from stage2_prior.memory import images_that_fit
+from stage2_prior.decoding.decode import DRAW, stream_uniforms
+from stage2_prior.decoding.engine import engine_for, images_that_fit
 from stage2_prior.prior import PriorModel
 
 

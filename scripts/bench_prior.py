@@ -35,8 +35,8 @@ from foundation.hardware import keep_freed_memory
 from foundation.images.preprocess import Preprocess
 from foundation.training.optim import OptimConfig, adamw
 from stage2_prior.config import PriorConfig
-from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorLoss
 
 REFERENCE = "transformers LlamaForCausalLM"
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

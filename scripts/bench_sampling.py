@@ -25,10 +25,10 @@ from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
-from stage2_prior.decode import decode_codes
-from stage2_prior.linear import prepare
+from stage2_prior.decoding.decode import decode_codes
+from stage2_prior.decoding.sampling import SamplingConfig
+from stage2_prior.decoding.weights import prepare
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 VOCAB, GUIDANCE = 16384, 2.0
 SIZES = {

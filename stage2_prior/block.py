@@ -14,7 +14,7 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.dropout import Dropout
 from stage2_prior.heads import Heads, split_heads
 from stage2_prior.norm import LayerNorm, RMSNorm
-from stage2_prior.rope2d import Rope
+from stage2_prior.positions import Rope
 from stage2_prior.swiglu import swiglu
 
 

@@ -1,4 +1,10 @@
-"""What a prior is made of and how it is trained."""
+"""What a prior is made of and how it is trained.
+
+Named sizes of the transformer: one word instead of three numbers.
+
+``tiny`` and ``small`` are ours, for a CPU. The others are those of LlamaGen (Sun et al. 2024, arXiv:2406.06525,
+Table 1, and its released code).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,59 @@ from foundation.errors import ConfigError, nearest
 from foundation.training.fit import FitConfig
 from foundation.training.learner import Precision
 from foundation.training.optim import OptimConfig
-from stage2_prior.random_order import RandomOrder
-from stage2_prior.sizes import SIZES, UNNAMED, TransformerShape
+
+
+class TransformerShape(NamedTuple):
+    """Blocks, attention heads and width."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+
+
+class NamedSize(NamedTuple):
+    """A shape, and about how many parameters it has in all with 16,384 codes and 1,000 classes."""
+
+    shape: TransformerShape
+    parameters: float
+
+
+SIZES = {
+    "tiny": NamedSize(TransformerShape(4, 4, 128), 5.13e6),
+    "small": NamedSize(TransformerShape(6, 4, 256), 13.5e6),
+    "gpt-b": NamedSize(TransformerShape(12, 12, 768), 111e6),
+    "gpt-l": NamedSize(TransformerShape(24, 16, 1024), 338e6),
+    "gpt-xl": NamedSize(TransformerShape(36, 20, 1280), 753e6),
+    "gpt-xxl": NamedSize(TransformerShape(48, 24, 1536), 1.41e9),
+    "gpt-3b": NamedSize(TransformerShape(24, 32, 3200), 3.06e9),
+}
+"""name => size; n_layers, n_heads, d_model, parameters"""
+UNNAMED = SIZES["small"].shape
+"""what a field takes where neither it nor a size is given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOrder:
+    """How many training images are predicted in random order: all, then linearly fewer, then none."""
+
+    until_step: int
+    """every image is in random order before this optimizer step"""
+    zero_step: int
+    """no image is from this optimizer step on"""
+
+    def __post_init__(self) -> None:
+        require(self.until_step >= 0, "until_step", self.until_step, "0 or a number of steps")
+        require(
+            self.zero_step >= self.until_step, "zero_step", self.zero_step, f"until_step, {self.until_step}, or later"
+        )
+
+    def share(self, step: int) -> float:
+        """Share of images in random order at an optimizer step (from 0)."""
+        if step < self.until_step:
+            return 1.0
+        if step >= self.zero_step:
+            return 0.0
+        return (self.zero_step - step) / (self.zero_step - self.until_step)
 
 
 class Dropouts(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from stage2_prior.arithmetic import sum_type, written_out
 from stage2_prior.norm import EPSILON, normalize_, normalize_backward_
-from stage2_prior.rope2d import Rope, rotate, rotate_
+from stage2_prior.positions import Rope, rotate, rotate_
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

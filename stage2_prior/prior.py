@@ -19,7 +19,7 @@ from stage2_prior.block import Block, stream_norm
 from stage2_prior.config import PriorConfig
 from stage2_prior.dropout import Dropout
 from stage2_prior.head_loss import nll_per_code
-from stage2_prior.places import Places, PlaceTables
+from stage2_prior.positions import Places, PlaceTables
 
 MODEL_TYPE = "tessera_prior"
 

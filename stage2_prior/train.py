@@ -1,24 +1,92 @@
-"""Training a prior: what ``foundation.training.fit`` calls once per step."""
+"""Training a prior: what ``foundation.training.fit`` calls once per step.
+
+What training minimises: the mean negative log-likelihood of codes, and optionally the z-loss.
+
+Training in random order that anneals to raster order.
+
+Source: Yu et al. 2024, "Randomized autoregressive visual generation", arXiv:2411.00776, section 3.2.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
-from foundation.randomness import derive_seed
+from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
-from stage2_prior.objective import PriorLoss
+from stage2_prior.head_loss import head_loss
 from stage2_prior.prior import PriorModel
-from stage2_prior.random_order import draw_orders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+class PriorLoss(nn.Module):
+    """A prior with its loss, as one module for DDP or FSDP to wrap: all parameters are used in its ``forward``.
+
+    Args:
+        model: the prior.
+        z_loss: weight of the mean squared log-partition, which keeps logits from drifting; 0 for none.
+    """
+
+    def __init__(self, model: PriorModel, z_loss: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.z_loss = model, z_loss
+
+    def forward(
+        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of a batch.
+
+        Args:
+            tokens_BT: codes in raster order, int64.
+            labels_B: classes, int64.
+            orders_BT: the orders in which they are predicted; see ``PriorModel.forward``.
+
+        Returns:
+            the loss, a float32 scalar: the mean of nll + z_loss * logsumexp^2 over the batch's codes; and detached
+            scalars to log: ``nll`` and ``bits_per_code``, and ``logsumexp`` (root mean square) if the z-loss is on.
+
+        Raises:
+            DataError, ConfigError: see ``PriorModel.forward``.
+        """
+        hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT)
+        predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
+        size_N = self.model.sizes(tokens_BT)  # of one size where there are orders: those of several slots are refused
+        loss, nll, squared_lse = head_loss(
+            hidden_BTE.flatten(0, 1), self.model.head.weight, predicted_BT.flatten(), size_N, self.z_loss
+        )
+        metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
+        return loss, {**metrics, "logsumexp": squared_lse.sqrt()} if self.z_loss else metrics
+
+
+def draw_orders(positions_B: np.ndarray, length: int, share: float, seed: int) -> torch.Tensor:
+    """The order in which the codes of each sample are predicted.
+
+    Args:
+        positions_B: places in the sequence of samples; an order depends on its own place, ``share`` and ``seed`` alone.
+        length: T, codes per image.
+        share: of rows in random order, 0 to 1; the others are in raster order.
+        seed: of the draws.
+
+    Returns:
+        (B, T) int64 on the CPU, a permutation of 0..T-1 in each row.
+    """
+    chosen_B = uniforms(positions_B, np.zeros_like(positions_B), seed, "in random order") < share
+    places_T = np.arange(length)
+    keys_BT = uniforms(positions_B[:, None], places_T[None, :], seed, "random order")
+    orders_BT = np.where(chosen_B[:, None], keys_BT.argsort(axis=1, kind="stable"), places_T)
+    return torch.from_numpy(orders_BT)
+
 
 Metrics = dict[str, torch.Tensor | float]
 

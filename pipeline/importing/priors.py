@@ -21,8 +21,8 @@ from pipeline.importing.tokenizer_plan import TokenizerPlan
 from pipeline.pretrained import adopt_tokenizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ from pipeline.importing.structure import kernel, last_index
 from pipeline.importing.tokenizer_plan import Options
 from pipeline.pretrained import tokenizer_folder
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.norm import EPSILON
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 UNBOUND = "no tokenizer"
 """In place of a fingerprint: such a prior fits no tokenizer."""

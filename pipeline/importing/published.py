@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stage2_prior.sizes import SIZES
+from stage2_prior.config import SIZES
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,11 @@ from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.config import PriorTraining
-from stage2_prior.decode import decode_codes, stream_uniforms
-from stage2_prior.engine import engine_for
-from stage2_prior.objective import PriorLoss
+from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.engine import engine_for
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
-from stage2_prior.train import PriorTask
+from stage2_prior.train import PriorLoss, PriorTask
 
 FAR = "TESSERA_TEST_FAR_DEVICE" in os.environ
 if FAR:  # before autograd begins, which asks once what devices there are

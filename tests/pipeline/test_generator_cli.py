@@ -22,8 +22,8 @@ from pipeline.run_folder import RunFolder
 from pipeline.uses import draw_uses, uses_section
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.compiled_engine import CompiledEngine
 from stage2_prior.config import PriorConfig
+from stage2_prior.decoding.compiled import CompiledEngine
 from stage2_prior.prior import PriorModel
 
 SMALL = {
@@ -72,7 +72,7 @@ def test_options_find_their_groups() -> None:
 def test_sample_takes_precision_and_compile(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is compiled here is the step as it stands; tests/stage2_prior/test_compiled_engine.py compiles it."""
+    """What is compiled here is the step as it stands; tests/stage2_prior/decoding/test_compiled.py compiles it."""
     built = []
     monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: built.append(self) or function)
     line = ["sample", str(finished_run), "--class_labels", "3", "--seed", "1", "--out"]

@@ -6,7 +6,7 @@ import torch
 from foundation.errors import ConfigError, DataError
 from pipeline import ImageGenerator
 from pipeline.interpolating import between
-from stage2_prior.decode import stream_uniforms
+from stage2_prior.decoding.decode import stream_uniforms
 
 
 def test_the_ends_are_what_the_seeds_give(untrained: ImageGenerator) -> None:

@@ -10,8 +10,8 @@ from pipeline import ImageGenerator
 from pipeline.requests import request_of
 from pipeline.sampling_options import DrawOptions, Sampling, SamplingOptions
 from stage2_prior.config import PriorConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 HUGE = 10**15
 STRANGE = (

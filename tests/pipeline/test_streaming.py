@@ -43,7 +43,7 @@ def test_the_callback_sees_what_the_iterator_yields(untrained: ImageGenerator) -
 def test_whoever_stops_pays_for_no_more_than_was_seen(
     untrained: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stage2_prior.drawing import Drawing
+    from stage2_prior.decoding.decode import Drawing
 
     taken: list[int] = []
     real = Drawing.step

@@ -11,7 +11,7 @@ from pipeline.commands import start_run
 from pipeline.generator_files import read_index
 from pipeline.run_folder import RunFolder
 from pipeline.tune_guidance import LOG, SCALES, SCHEDULES, SampleJudge, Tuning, search, tune_guidance
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import SamplingConfig
 
 
 class Bowl:

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import DataError
 from foundation.images.preprocess import Preprocess
-from stage2_prior.context_counts import SparseCounts, neighbours
-from stage2_prior.count_models import NeighbourModel, NeighbourWeights, UnigramModel, mean_bits
+from stage2_prior.count_models import (
+    NeighbourModel,
+    NeighbourWeights,
+    SparseCounts,
+    UnigramModel,
+    mean_bits,
+    neighbours,
+)
 
 
 def spec(*levels: CodeLevel) -> CodeSpec:

@@ -12,8 +12,8 @@ from foundation.codes.spec import CodeLevel, code_positions
 from foundation.errors import ConfigError, DataError
 from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig
-from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorLoss
 
 
 @pytest.mark.parametrize("levels", LEVELS)

@@ -12,9 +12,8 @@ from foundation.errors import ConfigError
 from foundation.training.fit import FitConfig
 from foundation.training.log import read_metrics
 from foundation.training.optim import OptimConfig
-from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.prior import PriorModel
-from stage2_prior.random_order import RandomOrder
 from stage2_prior.train import PriorTask, require_orders
 
 from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train  # isort: skip

@@ -15,10 +15,9 @@ from foundation.images.preprocess import Preprocess
 from foundation.training.fit import FitConfig, fit
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.optim import OptimConfig
-from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
-from stage2_prior.random_order import RandomOrder
 from stage2_prior.train import PriorTask
 
 N_CLASSES, N_IMAGES, STEPS, BATCH = 3, 37, 20, 8

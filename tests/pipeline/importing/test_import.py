@@ -23,7 +23,7 @@ from pipeline.importing.registry import find_importer
 from pipeline.importing.tokenizer_plan import Options
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.sizes import SIZES
+from stage2_prior.config import SIZES
 
 Tessera = Callable[..., tuple[int, str]]
 TAMING = "taming/vqgan_f16_tiny"

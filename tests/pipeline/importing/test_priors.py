@@ -18,9 +18,8 @@ from pipeline.generate import ImageGenerator
 from pipeline.importing.peer_arguments import PeerArguments
 from pipeline.importing.priors_llamagen import UNBOUND, peer_sampling
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decode import decode_codes, sample_codes_reference, stream_uniforms
-from stage2_prior.guidance import guidance_scales
-from stage2_prior.sampling import SamplingConfig, probabilities
+from stage2_prior.decoding.decode import decode_codes, sample_codes_reference, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, probabilities
 
 
 def settings(name: str, n_codes: int) -> SamplingConfig:

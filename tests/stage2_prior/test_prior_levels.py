@@ -12,10 +12,10 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.data import CodeExamples
-from stage2_prior.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 TOP, BOTTOM = CodeLevel(height=1, width=2, codebook_size=5), CodeLevel(height=2, width=4, codebook_size=9)
 SPEC = CodeSpec(levels=(TOP, BOTTOM), stride=4, preprocess=Preprocess(height=8, width=16), fingerprint="f")

@@ -3,20 +3,59 @@
 It computes what ``PriorModel.forward`` does, up to rounding, on a copy of the weights that is merged and laid out for
 few rows (``weights.py``), without modules or gradients. One token takes about 25 calls per layer; at a batch of one,
 their number is the time.
+
+Keys and values of the tokens so far, for drawing one code at a time.
+
+How many images can be drawn at once in the memory that is free.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from foundation.errors import DataError
-from stage2_prior.cache import KVCache
+from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel
-from stage2_prior.weights import InferenceWeights
+
+
+class KVCache:
+    """Room for the keys and values of all T inputs of R rows, all layers in one tensor, and for one step's results.
+
+    >>> cache = KVCache(torch.empty(1, 2, 4 * 2, 3, 4), n_heads=2)
+    >>> cache.n_rows, cache.rows(0, 2).kv.shape
+    (4, torch.Size([1, 2, 4, 3, 4]))
+
+    Args:
+        kv: (L, 2, R * N, T, K): keys, then values.
+        n_heads: N.
+        filled: tokens held.
+
+    Attributes:
+        turned_3RNK: float32 room for one token's queries, keys and values of a layer; ``q`` and ``kv_new`` are views
+            of it.
+        lengths_3RN1: float32 room for the lengths of queries, keys and values.
+        divisors_3RN1: what they are divided by; stays 1 for values.
+    """
+
+    def __init__(self, kv: torch.Tensor, n_heads: int, filled: int = 0) -> None:
+        self.kv, self.n_heads, self.filled = kv, n_heads, filled
+        self.n_rows, d_head = kv.shape[2] // n_heads, kv.shape[4]
+        self.turned_3RNK = kv.new_empty(3, self.n_rows, n_heads, d_head, dtype=torch.float32)
+        self.q = self.turned_3RNK[0].view(-1, 1, d_head)  # (R * N, 1, K)
+        self.kv_new = self.turned_3RNK[1:].view(2, -1, d_head)  # (2, R * N, K)
+        self.lengths_3RN1 = kv.new_empty(3, self.n_rows, n_heads, 1, dtype=torch.float32)
+        self.divisors_3RN1 = torch.ones_like(self.lengths_3RN1)
+
+    def rows(self, first: int, last: int) -> KVCache:
+        """The part of rows ``first:last``: the same memory, a count of its own."""
+        return KVCache(self.kv[:, :, first * self.n_heads : last * self.n_heads], self.n_heads, self.filled)
+
 
 _PREFILL_TOKENS = 4096
 """Most tokens that go through a layer at once."""
@@ -43,7 +82,7 @@ def engine_for(prior: PriorModel) -> DecodingEngine:
 def _make(prior: PriorModel) -> DecodingEngine:
     if not prior.decodes_compiled:
         return DecodingEngine(prior)
-    from stage2_prior.compiled_engine import CompiledEngine
+    from stage2_prior.decoding.compiled import CompiledEngine
 
     return CompiledEngine(prior)
 
@@ -247,3 +286,55 @@ def _parts(x_RG: torch.Tensor) -> Sequence[torch.Tensor]:
     """
     whole = x_RG.numel() < _ONE_THREAD or x_RG.device.type != "cpu"
     return (x_RG,) if whole else x_RG.split(max(1, _ONE_THREAD // x_RG.shape[1]))
+
+
+_SHARE = 0.25  # of the free memory
+_MOST_IMAGES = {"cpu": 64, "other": 256}  # more at once are no faster per image
+_GIB = 1 << 30
+
+
+def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
+    """Images whose cache, activations and probabilities take a quarter of the free memory; from 1 to a number
+    from which on more are no faster.
+
+    Args:
+        engine: what draws.
+        rows_per_image: 2 with guidance, else 1.
+    """
+    device = engine.weights.device
+    fitting = int(free_bytes(device) * _SHARE // bytes_per_image(engine, rows_per_image))
+    return min(max(1, fitting), _MOST_IMAGES["cpu" if device.type == "cpu" else "other"])
+
+
+def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:
+    """Memory that one image takes while it is drawn."""
+    weights = engine.weights
+    cache = 2 * len(weights.layers) * engine.n_codes * weights.d_model * 4
+    logits, filters = 4 * engine.vocab_size, 32 * engine.vocab_size
+    return rows_per_image * (cache + logits + 64 * weights.d_model) + filters
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken on a device; on a CPU what Linux says is available, elsewhere a guess of 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [_available(), _left_in_group()]
+    return min((each for each in known if each is not None), default=4 * _GIB)
+
+
+def _available() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    kib = [line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
+    return int(kib[0]) * 1024 if kib else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_in_group() -> int | None:
+    """What a container's limit leaves (cgroup v2); None without one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))

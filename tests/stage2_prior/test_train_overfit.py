@@ -10,10 +10,10 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.images.preprocess import Preprocess
 from foundation.training.optim import OptimConfig, adamw, learning_rate
 from stage2_prior.config import PriorConfig
-from stage2_prior.decode import decode_codes, stream_uniforms
-from stage2_prior.objective import PriorLoss
+from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.train import PriorLoss
 
 N_GRIDS, STEPS = 32, 250
 GREEDY = SamplingConfig(temperature=0.0)

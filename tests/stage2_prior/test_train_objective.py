@@ -11,8 +11,8 @@ from foundation.images.preprocess import Preprocess
 from stage2_prior import head_loss as module
 from stage2_prior.config import PriorConfig
 from stage2_prior.head_loss import head_loss, nll_per_code
-from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorLoss
 
 ONE = (CodeLevel(height=3, width=4, codebook_size=50),)
 UNEQUAL = (CodeLevel(height=1, width=2, codebook_size=9, depth=2), CodeLevel(height=2, width=2, codebook_size=30))

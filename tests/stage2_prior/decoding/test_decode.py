@@ -8,12 +8,17 @@ from support.random_prior import LEVELS, OPTIONS, model, with_norm_weights
 
 from foundation.codes.spec import CodeLevel, require_codes
 from foundation.errors import DataError
-from stage2_prior import memory
-from stage2_prior.decode import DRAW, decode_codes, iterate_codes, sample_codes_reference, stream_uniforms
-from stage2_prior.engine import DecodingEngine
+from stage2_prior.decoding.decode import (
+    DRAW,
+    decode_codes,
+    iterate_codes,
+    iterate_rows,
+    sample_codes_reference,
+    stream_uniforms,
+)
+from stage2_prior.decoding.engine import DecodingEngine
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
-from stage2_prior.streams import iterate_rows
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -204,13 +209,13 @@ def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, field: str) -
 
 def test_batches_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DecodingEngine(model())
-    one, two = (memory.bytes_per_image(engine, rows) for rows in (1, 2))
+    one, two = (engine.bytes_per_image(engine, rows) for rows in (1, 2))
     assert one < two <= 2 * one
     for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 64)):
-        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        assert memory.images_that_fit(engine, 2) == images
+        monkeypatch.setattr(engine, "free_bytes", lambda device, free=free: free)
+        assert engine.images_that_fit(engine, 2) == images
     monkeypatch.undo()
-    assert 0 < memory.free_bytes(torch.device("cpu")) < 1 << 50
+    assert 0 < engine.free_bytes(torch.device("cpu")) < 1 << 50
 
 
 def test_importing_it_imports_no_training_library() -> None:
@@ -218,7 +223,7 @@ def test_importing_it_imports_no_training_library() -> None:
     import sys
 
     code = (
-        "import sys, stage2_prior.decode, stage2_prior.streams; "
+        "import sys, stage2_prior.decoding.decode, stage2_prior.decoding.decode; "
         "heavy = ('transformers', 'accelerate', 'datasets', 'torchvision', 'torch._dynamo', 'torch._inductor'); "
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
     )

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from foundation.errors import ConfigError
-from stage2_prior.guidance import guidance_scales, guide
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, guide
 
 SCHEDULES = ("constant", "linear", "power-cosine", "step")
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from stage2_prior import attention, heads, norm, swiglu
 from stage2_prior.norm import EPSILON, RMSNorm
-from stage2_prior.rope2d import Rope, grid_angles, rotation
+from stage2_prior.positions import Rope, grid_angles, rotation
 
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from foundation.errors import ConfigError
-from stage2_prior.guidance import guide
-from stage2_prior.sampling import SamplingConfig, choose, draw, probabilities
+from stage2_prior.decoding.sampling import SamplingConfig, choose, draw, guide, probabilities
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

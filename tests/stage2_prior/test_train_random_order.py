@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from foundation.errors import ConfigError
-from stage2_prior.random_order import RandomOrder, draw_orders
+from stage2_prior.config import RandomOrder
+from stage2_prior.train import draw_orders
 
 
 def test_the_share_is_one_then_falls_to_zero() -> None:

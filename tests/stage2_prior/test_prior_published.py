@@ -16,13 +16,13 @@ from foundation.training.optim import OptimConfig, adamw
 from stage2_prior.arithmetic import product_type
 from stage2_prior.block import Block
 from stage2_prior.config import PriorConfig
-from stage2_prior.decode import decode_codes, stream_uniforms
-from stage2_prior.engine import DecodingEngine
+from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.engine import DecodingEngine
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.heads import split_heads
 from stage2_prior.norm import EPSILON, LayerNorm
-from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.train import PriorLoss
 
 GPT = {"block": "gpt", "positions": "learned", "qk_norm": False}
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from stage2_prior.digit_filters import DigitFilters
-from stage2_prior.filters import Filters
-from stage2_prior.sampling import filters_for
-from stage2_prior.sorting_filters import SortingFilters
+from stage2_prior.decoding.filters import DigitFilters, Filters, SortingFilters
+from stage2_prior.decoding.sampling import filters_for
 
 CPU = torch.device("cpu")
 KINDS: dict[str, Callable[[int, int], Filters]] = {

@@ -8,8 +8,8 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.images.preprocess import Preprocess
 from stage2_prior.config import PriorConfig
-from stage2_prior.objective import PriorLoss
 from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorLoss
 
 LEVEL = CodeLevel(height=3, width=4, codebook_size=29)
 T = LEVEL.n_codes

@@ -8,9 +8,8 @@ from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_wei
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
-from stage2_prior.cache import KVCache
-from stage2_prior.engine import DecodingEngine, engine_for
-from stage2_prior.linear import PackedLinear, PlainLinear, can_pack, weight_type
+from stage2_prior.decoding.engine import DecodingEngine, KVCache, engine_for
+from stage2_prior.decoding.weights import PackedLinear, PlainLinear, can_pack, weight_type
 
 CPU = torch.device("cpu")
 WIDE = {"d_model": 64, "n_heads": 2, "d_ff": 1408}
@@ -96,7 +95,7 @@ def test_long_prefills_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     prior = model()
     tokens, labels = examples(prior, batch=7)
     whole = all_logits(DecodingEngine(prior), tokens, labels, given=9)
-    monkeypatch.setattr("stage2_prior.engine._PREFILL_TOKENS", 25)
+    monkeypatch.setattr("stage2_prior.decoding.engine._PREFILL_TOKENS", 25)
     parts = all_logits(DecodingEngine(prior), tokens, labels, given=9)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
 
@@ -119,7 +118,7 @@ def test_the_engine_follows_the_weights() -> None:
 def test_an_engine_goes_with_its_prior() -> None:
     import gc
 
-    from stage2_prior import engine as module
+    from stage2_prior.decoding import engine as module
 
     prior = model()
     engine_for(prior)
@@ -151,7 +150,7 @@ def test_without_onednn_the_plain_products_give_the_same(monkeypatch: pytest.Mon
     prior = model()
     tokens, labels = examples(prior)
     expected = all_logits(DecodingEngine(prior), tokens, labels, 2)
-    monkeypatch.setattr("stage2_prior.linear.can_pack", lambda device: False)
+    monkeypatch.setattr("stage2_prior.decoding.weights.can_pack", lambda device: False)
     engine = DecodingEngine(prior)
     assert isinstance(engine.weights.head, PlainLinear)
     found = all_logits(engine, tokens, labels, 2)

@@ -6,8 +6,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ConfigError
 from foundation.images.preprocess import Preprocess
-from stage2_prior.config import PriorConfig
-from stage2_prior.sizes import SIZES
+from stage2_prior.config import SIZES, PriorConfig
 
 SAVED_BEFORE_SIZES = {"d_model": 96, "n_layers": 3, "n_heads": 4, "d_ff": None, "rope_base": 100.0, "qk_norm": True,
                       "dropout": 0.25, "class_conditional": True}  # fmt: skip

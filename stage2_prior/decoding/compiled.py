@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from stage2_prior.cache import KVCache
-from stage2_prior.engine import DecodingEngine
+from stage2_prior.decoding.engine import DecodingEngine, KVCache
+from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel
-from stage2_prior.weights import InferenceWeights
 
 Step = Callable[..., torch.Tensor]
 _PARTS = 4

@@ -8,11 +8,11 @@ from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_wei
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
-from stage2_prior.compiled_engine import CompiledEngine
-from stage2_prior.decode import decode_codes, stream_uniforms
-from stage2_prior.engine import DecodingEngine, engine_for
+from stage2_prior.decoding.compiled import CompiledEngine
+from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.engine import DecodingEngine, engine_for
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.sampling import SamplingConfig
 
 
 def all_logits(engine: DecodingEngine, prior: PriorModel, given: int) -> list[torch.Tensor]:
@@ -58,7 +58,7 @@ def test_compiled_it_draws_the_same_codes() -> None:
 
 
 def test_beyond_torch_s_limit_of_programs_the_step_runs_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage2_prior.compiled_engine._MOST_PROGRAMS", 2)
+    monkeypatch.setattr("stage2_prior.decoding.compiled._MOST_PROGRAMS", 2)
     torch._dynamo.reset()  # programs of other tests count
     prior = model((CodeLevel(height=2, width=2, codebook_size=50),))
     draws = {n: (torch.arange(n) % 3, stream_uniforms(range(n), 4)) for n in (2, 3, 4)}

@@ -1,0 +1,1 @@
+"""Sampling codes from a prior, with a cache."""

@@ -12,7 +12,7 @@ from pipeline.arguments import RECIPE_COMMANDS, join_images, join_overrides
 from pipeline.edit_cli import edit_help
 from pipeline.encoding.cli import decode, encode, join_dashes
 from pipeline.generator_cli import export, join_groups, join_out, sample, tune_guidance
-from pipeline.importing.commands import export_diffusers, import_checkpoint, join_files
+from pipeline.interop.commands import export_diffusers, import_checkpoint, join_files
 from pipeline.score_arguments import join_scored
 
 Overrides = dict[str, Any] | None
@@ -141,7 +141,7 @@ def evaluate(
         json: also write all figures to this file
         device: cpu, cuda, cuda:1, ...
     """
-    from pipeline.evaluate_run import Judges, evaluate_run
+    from pipeline.evaluation.run import Judges, evaluate_run
 
     judges = Judges(extractor=extractor, weights=weights, lpips=lpips)
     evaluate_run(run, part=part, judges=judges, split=split, device=device, json_file=json)
@@ -194,7 +194,7 @@ def report(run: str) -> None:
 
 def recipes() -> None:
     """List the built-in recipes."""
-    from pipeline.recipe import built_in_recipes, load_recipe
+    from pipeline.runs.recipe import built_in_recipes, load_recipe
 
     for name in built_in_recipes():
         print(f"{name:20} {load_recipe(name).description}")

@@ -11,9 +11,9 @@ from typing import Any
 
 from foundation.errors import ConfigError
 from foundation.hardware import usable_device
-from pipeline.recipe import Recipe, load_recipe, recipe_text
-from pipeline.run_folder import RunFolder
-from pipeline.stages import Run
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
+from pipeline.runs.stages import Run
 
 
 @dataclass
@@ -59,13 +59,13 @@ class Job:
 
     def report(self) -> None:
         """The report."""
-        from pipeline.report import write_report
+        from pipeline.report.report import write_report
 
         if self.run.accelerator.is_main_process:
             write_report(self.run.folder)
 
     def _show_uses(self) -> None:
-        from pipeline.uses import draw_run_uses
+        from pipeline.report.gallery import draw_run_uses
 
         if self.run.accelerator.is_main_process:
             draw_run_uses(self.run.folder, self.run.recipe.seed, self.run.accelerator.device)
@@ -123,7 +123,7 @@ def print_estimate(recipe: str, overrides: Mapping[str, Any] | None, device: str
     """Print what a recipe costs."""
     import torch
 
-    from pipeline.estimate import estimate
+    from pipeline.runs.estimate import estimate
 
     print(estimate(_resolve(recipe, overrides)[0], torch.device(usable_device(device))).text())
 

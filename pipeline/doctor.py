@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.hardware import CURE, torchvision_problem
-from pipeline.recipe import versions
+from pipeline.runs.recipe import versions
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.sampling_options import Sampling, Speed
+from pipeline.generation.options import Sampling, Speed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from PIL import Image
 from foundation.errors import ConfigError, DataError
 from foundation.images.preprocess import decode_image, to_pil, to_unit_range
 from foundation.storage import durable
-from pipeline.code_masks import below_rows, grown, pixel_mask
 from pipeline.edit_cli import Edit
-from pipeline.generate import ImageGenerator
-from pipeline.generator_output import grid_image
-from pipeline.open_generator import open_generator
-from pipeline.outputs import file_name, output_folder
-from pipeline.reconstruct import files_below, read_pixels
-from pipeline.sampling_options import Speed
+from pipeline.generation.generator import ImageGenerator
+from pipeline.generation.inputs import below_rows, grown, pixel_mask
+from pipeline.generation.options import Speed
+from pipeline.generation.outputs import grid_image
+from pipeline.image_files import file_name, files_below, read_pixels
+from pipeline.outputs import output_folder
+from pipeline.runs.models import open_generator
 
 _BATCH = 16  # image files at once
 _HIDDEN = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from pipeline.edit_cli import Edit
-from pipeline.sampling_options import Sampling, Speed
+from pipeline.generation.options import Sampling, Speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,8 @@ def tune_guidance(
         write: make what was found the run's default in model_index.json; false only prints
         device: cpu, cuda, cuda:1, ...
     """
-    from pipeline.tune_guidance import Tuning
-    from pipeline.tune_guidance import tune_guidance as tune
+    from pipeline.evaluation.guidance import Tuning
+    from pipeline.evaluation.guidance import tune_guidance as tune
 
     tune(run, Tuning(images=images, extractor=extractor, weights=weights, seed=seed), device, write=write)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foundation.errors import ConfigError
 from foundation.storage import durable
-from pipeline.run_folder import RunFolder
+from pipeline.runs.folder import RunFolder
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -38,8 +38,3 @@ def picture_path(out: str) -> Path:
         raise ConfigError("is not a name for a picture", field="--out", found=repr(out),
                           expected=f"a file name that ends in one of {', '.join(_PICTURES)}")  # fmt: skip
     return path
-
-
-def file_name(text: str) -> str:
-    """A text as a file name: letters, digits, - and _."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:80] or "image"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from foundation.errors import ConfigError, DataError
 from foundation.storage import durable
-from pipeline.open_generator import open_generator
-from pipeline.score import ScoredImage, score_files
+from pipeline.generation.likelihood import ScoredImage, score_files
+from pipeline.runs.models import open_generator
 
 
 def score_to_list(
@@ -25,7 +25,7 @@ def score_to_list(
         ConfigError: no ``run``, or ``out`` ends in neither ``.csv`` nor ``.json``.
         CheckpointError: the run is not finished, or damaged.
     """
-    from pipeline.reconstruct import files_below
+    from pipeline.image_files import files_below
 
     if run is None:
         raise ConfigError(

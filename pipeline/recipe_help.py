@@ -10,7 +10,7 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from pipeline.recipe import Recipe
+from pipeline.runs.recipe import Recipe
 
 
 def recipe_fields() -> list[str]:

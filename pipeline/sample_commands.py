@@ -8,14 +8,15 @@ from typing import Any
 
 from foundation.errors import ConfigError
 from foundation.storage import durable
-from pipeline.batch import Batch, Shard, generate_to_folder
-from pipeline.generate import ImageGenerator
+from pipeline.generation.bulk import Batch, Shard, generate_to_folder
+from pipeline.generation.generator import ImageGenerator
+from pipeline.generation.options import Speed
+from pipeline.generation.outputs import grid_image
+from pipeline.generation.streaming import PartialImages
 from pipeline.generator_cli import Many, Picture
-from pipeline.generator_output import grid_image
-from pipeline.open_generator import open_generator
-from pipeline.outputs import file_name, output_folder, picture_path
-from pipeline.sampling_options import Speed
-from pipeline.streaming import PartialImages
+from pipeline.image_files import file_name
+from pipeline.outputs import output_folder, picture_path
+from pipeline.runs.models import open_generator
 
 ClassLabels = Sequence[int | str] | int | str | None
 

@@ -11,8 +11,9 @@ from foundation.errors import ConfigError, DataError
 from foundation.hardware import usable_device
 from foundation.images.preprocess import to_uint8, to_unit_range
 from foundation.storage import durable
-from pipeline.outputs import file_name, output_folder, picture_path
-from pipeline.pretrained import tokenizer_folder
+from pipeline.image_files import file_name
+from pipeline.outputs import output_folder, picture_path
+from pipeline.runs.recipe import tokenizer_folder
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _CHECKED = 64  # images
@@ -32,7 +33,8 @@ def open_tokenizer(run: str, device: str) -> TokenizerModel:
 
 def reconstruct_to_folder(run: str, images: list[str], *, keep_size: bool, out: str, device: str) -> None:
     """Reconstruct files and folders; pictures and a line with the PSNR of each."""
-    from pipeline.reconstruct import files_below, reconstruct_files
+    from pipeline.evaluation.reconstruction import reconstruct_files
+    from pipeline.image_files import files_below
 
     tokenizer = open_tokenizer(run, device)
     paths = files_below(images)
@@ -52,7 +54,8 @@ def reconstruct_to_folder(run: str, images: list[str], *, keep_size: bool, out: 
 
 def interpolate_to_file(run: str, first: str, last: str, *, steps: int, out: str, device: str) -> None:
     """Decode points between two images; one strip."""
-    from pipeline.reconstruct import read_pixels, side_by_side
+    from pipeline.evaluation.reconstruction import side_by_side
+    from pipeline.image_files import read_pixels
     from stage1_tokenizer.interpolate import interpolate
 
     if steps < 2:
@@ -76,8 +79,8 @@ def interpolate_to_file(run: str, first: str, last: str, *, steps: int, out: str
 
 def export_to_folder(run: str, out: str, images: str | None) -> None:
     """Write a tokenizer's encoder and decoder as graphs, and print how far each is from the model."""
-    from pipeline.export import check_images, export_tokenizer
-    from pipeline.reconstruct import files_below, read_pixels
+    from pipeline.image_files import files_below, read_pixels
+    from pipeline.interop.graphs import check_images, export_tokenizer
 
     tokenizer = open_tokenizer(run, "cpu")
     if images is None:

@@ -30,9 +30,9 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.images.preprocess import Preprocess, to_unit_range
 from foundation.images.sources import FolderSource
 from foundation.images.views import FLIP, view_pixels
-from pipeline.encoding.batch_shape import fastest_batch_size
+from pipeline.encoding.encoder import fastest_batch_size
 from pipeline.encoding.export import Export
-from pipeline.recipe import EncodeConfig
+from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -21,9 +21,9 @@ from foundation.hardware import keep_freed_memory
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
 from pipeline.commands import start_run
-from pipeline.estimate import prior_step_seconds
-from pipeline.recipe import load_recipe
-from pipeline.run_folder import RunFolder
+from pipeline.runs.estimate import prior_step_seconds
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import load_recipe
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask

@@ -20,7 +20,7 @@ from foundation.errors import DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.training.log import read_metrics
 from pipeline.commands import start_run
-from pipeline.run_folder import RunFolder
+from pipeline.runs.folder import RunFolder
 
 VQ: dict[str, Any] = {"type": "vq", "width": 8}
 BAD_START = {"learning": "gradient", "initial": "uniform", "revive_below": 0.0}

@@ -19,9 +19,9 @@ import torch
 from sklearn.svm import SVC
 
 from foundation.images.image_set import ImageSet, open_image_sets
-from pipeline.generate import ImageGenerator
-from pipeline.generator_output import decoded
-from pipeline.run_folder import RunFolder
+from pipeline.generation.generator import ImageGenerator
+from pipeline.generation.outputs import decoded
+from pipeline.runs.folder import RunFolder
 
 CLEARLY = 0.1
 COMPLETIONS = 5

@@ -17,8 +17,8 @@ import numpy as np
 from foundation.codes.dataset import TokenDataset
 from foundation.images.image_set import open_image_sets
 from foundation.training.log import read_metrics
-from pipeline.generate import ImageGenerator
-from pipeline.run_folder import RunFolder
+from pipeline.generation.generator import ImageGenerator
+from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage2_prior.evaluate import score_prior
 

@@ -58,7 +58,7 @@ ELSEWHERE = {
     "A run on a disk that fills up stops with a reason and continues once there is room.":
         "tests/pipeline/test_cli.py::test_a_full_disk_stops_with_a_reason_and_the_run_continues_after",
     "A whole run survives random kills.": (
-        "tests/pipeline/test_random_kills.py::test_five_random_kills_change_nothing"
+        "tests/reliability/test_random_kills.py::test_five_random_kills_change_nothing"
     ),
     "A resumed training has the log and weights of one that was never stopped.":
         "tests/foundation/training/test_fit.py::test_a_stopped_run_ends_with_the_same_weights_and_log",
@@ -71,9 +71,9 @@ ELSEWHERE = {
     "Two processes with other data hold the same codebook.":
         "tests/stage1_tokenizer/quantizers/test_vq.py::test_two_processes_with_other_data_hold_the_same_codebook",
     "Published checkpoints are unpickled without running anything.":
-        "tests/pipeline/importing/test_safe_unpickle.py::test_attacks_execute_nothing",
+        "tests/foundation/unpickling/test_unpickler.py::test_attacks_execute_nothing",
     "Another recipe's run folder is refused, and what differs is named.":
-        "tests/pipeline/test_run.py::test_another_recipe_is_refused_naming_the_fields",
+        "tests/pipeline/runs/test_stages.py::test_another_recipe_is_refused_naming_the_fields",
 }  # fmt: skip
 GAPS = (
     "A disk that confirms a flush and loses the data in a power cut cannot be told from one that does not; files are "

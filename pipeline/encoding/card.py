@@ -1,4 +1,9 @@
-"""The dataset card: its text, its picture, and how firm the codes are, from images spread over the training split."""
+"""The dataset card: its text, its picture, and how firm the codes are, from images spread over the training split.
+
+README.md of a token dataset: what the codes are, what became of the images, and how other tools open them.
+
+A finished token dataset to the Hugging Face hub, where ``datasets`` and this package open it by its name.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,183 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
+from foundation.codes.dataset import MANIFEST, read_manifest
+from foundation.codes.manifest import open_split
 from foundation.codes.shards import read_shard
+from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.errors import StorageError
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
+from foundation.images.views import VIEWS
 from foundation.storage import durable
-from pipeline.dataset_card import PICTURE, dataset_card
+from pipeline.encoding.encoder import full_precision, near_tie_share
 from pipeline.encoding.plan import ExportPlan
-from pipeline.encoding.precision import full_precision
-from pipeline.encoding.shard_encoder import near_tie_share
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+PICTURE = "card.png"
+_MOST_CLASSES = 100  # rows of the table of classes
+
+
+def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: float | None = None) -> str:
+    """The card, with the header that ``datasets.load_dataset`` reads.
+
+    Args:
+        spec: what the codes are.
+        manifest: the dataset's manifest, for the counts.
+        near_ties: share of codes that rounding could change; None where it was not measured.
+    """
+    files = [{"split": name, "path": f"data/{name}/*.parquet"} for name in manifest["splits"]]
+    header = {"configs": [{"config_name": "default", "data_files": files}], "tags": ["image-tokens", "tessera"]}
+    labels = "`label` is the image's class." if spec.class_names else "There are no labels."
+    preprocess = spec.preprocess
+    picture = f"\n![Images, and below each what its codes decode to]({PICTURE})\n" if near_ties is not None else ""
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False)}---
+# Image tokens
+{picture}
+{_what_a_row_is(spec)}
+`image_id` names the source image. `view` says which of its views the row is: {_views(manifest)}.
+Rows are file by file and, within a file, view by view in the order of the images.
+{labels}
+
+| split | images planned | written | failed | rows |
+|---|---|---|---|---|
+{_counts(manifest)}
+{_failed(manifest)}
+Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so {spec.stride} x {spec.stride} pixels
+became one {_place(spec)}. The tokenizer that made the codes, and decodes them, is in `tokenizer/`; its fingerprint is
+`{spec.fingerprint[:16]}...`. `manifest.json` holds the whole specification and the SHA-256 of every file.
+{_firmness(near_ties)}
+## Loading
+
+{_loading(spec)}{_classes(spec, manifest)}"""
+
+
+def _loading(spec: CodeSpec) -> str:
+    split = "train"
+    return f"""```python
+from datasets import load_dataset
+import numpy as np
+
+rows = load_dataset("path/of/this/folder", split="{split}")
+codes = np.array(rows[0]["codes"]){"" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"}
+```
+
+```python
+import pyarrow.parquet as pq
+
+table = pq.read_table("path/of/this/folder/data/{split}", page_checksum_verification=True)
+```
+
+```python
+import polars
+
+frame = polars.read_parquet("path/of/this/folder/data/{split}/*.parquet")
+```
+
+```python
+import duckdb
+
+views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/{split}/*.parquet' GROUP BY view").fetchall()
+```
+
+```python
+from stage1_tokenizer import TokenizerModel
+import torch
+
+tokenizer = TokenizerModel.load("path/of/this/folder/tokenizer")
+images = tokenizer.decode(torch.tensor(codes)[None])  # (1, channels, height, width) in [-1, 1]
+```
+
+All of it as image files: `tessera decode path/of/this/folder -o images`
+"""
+
+
+def _counts(manifest: Mapping[str, Any]) -> str:
+    lines = []
+    for name, entry in manifest["splits"].items():
+        failed = len(entry["failures"])
+        planned = entry.get("planned", entry["rows"] + failed)
+        lines.append(f"| {name} | {planned:,} | {planned - failed:,} | {failed:,} | {entry['rows']:,} |")
+    return "\n".join(lines)
+
+
+def _failed(manifest: Mapping[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for entry in manifest["splits"].values():
+        for each in entry["failures"]:
+            counts[each["code"]] = counts.get(each["code"], 0) + 1
+    if not counts:
+        return ""
+    shown = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
+    return f"\nFailed images by code: {shown}. `manifest.json` names each with its reason.\n"
+
+
+def _views(manifest: Mapping[str, Any]) -> str:
+    n_views = max([entry.get("views", 1) for entry in manifest["splits"].values()], default=1)
+    return ", ".join(f"{number} {view.name}" for number, view in enumerate(VIEWS[:n_views]))
+
+
+def _firmness(near_ties: float | None) -> str:
+    if near_ties is None:
+        return ""
+    return f"""
+{near_ties:.4%} of the codes of a sample were near ties: a change of the encoder's output by one part in 100,000 makes
+them other codes, and so may a machine that rounds differently.
+"""
+
+
+def _classes(spec: CodeSpec, manifest: Mapping[str, Any]) -> str:
+    """Rows of each class in each split, for up to 100 classes."""
+    splits = {name: entry["labels"] for name, entry in manifest["splits"].items() if entry.get("labels")}
+    if not spec.class_names or not splits:
+        return ""
+    lines = ["", "## Classes", "", f"| label | class | {' | '.join(splits)} |", "|---|---|" + "---|" * len(splits)]
+    for label, name in list(enumerate(spec.class_names))[:_MOST_CLASSES]:
+        rows = " | ".join(f"{counts[label]:,}" for counts in splits.values())
+        lines.append(f"| {label} | {_in_a_cell(name)} | {rows} |")
+    more = len(spec.class_names) - _MOST_CLASSES
+    if more > 0:
+        lines += ["", f"And {more:,} more classes; `manifest.json` has the rows of each."]
+    return "\n".join(lines) + "\n"
+
+
+def _in_a_cell(name: str) -> str:
+    return " ".join(name.replace("|", "\\|").split())
+
+
+def _sides(level: CodeLevel, separator: str) -> str:
+    return separator.join(str(side) for side in level.shape)
+
+
+def _what_a_row_is(spec: CodeSpec) -> str:
+    """How ``codes`` is laid out, one level or several, one code at each place or several."""
+    if len(spec.levels) == 1:
+        return f"Each row is one view of one image as a grid of {_grid(spec.levels[0])}, flattened into `codes`."
+    grids = "\n".join(f"{i}. {_grid(level)}: {level.n_codes} numbers" for i, level in enumerate(spec.levels, start=1))
+    return f"""Each row is one view of one image as {len(spec.levels)} grids of codes, flattened one after the other
+into `codes`, coarse to fine:
+
+{grids}
+"""
+
+
+def _grid(level: CodeLevel) -> str:
+    order = "row by row"
+    if level.depth > 1:
+        order += f" with the {level.depth} codes of a place side by side, coarse to fine"
+    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, {order}"
+
+
+def _place(spec: CodeSpec) -> str:
+    """What a square of pixels became."""
+    depth = spec.levels[-1].depth
+    what = "code" if depth == 1 else f"place of {depth} codes"
+    return what if len(spec.levels) == 1 else f"{what} of the finest grid"
+
 
 N_SHOWN, N_TIED = 8, 64
 _SMALLEST = 64  # pixels of a side in the picture
@@ -90,3 +261,45 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     content = io.BytesIO()
     grid.save(content, "PNG")
     return content.getvalue()
+
+
+CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
+
+
+def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a finished token dataset; the manifest, which says that it is complete, goes last.
+
+    Args:
+        folder: the dataset; every file is checked against the manifest first.
+        name: of the repository, ``owner/name``; it is made if there is none.
+        private: whether a repository that is made is private.
+        token: of the hub; None takes the one that ``hf auth login`` stored.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        DataError: the dataset is not finished, or a file was changed.
+        StorageError: the hub refused.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for split in read_manifest(folder)["splits"]:
+        for shard in open_split(folder, split).shards:
+            shard.require_unchanged()
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        for message, patterns in (
+            ("Codes, tokenizer and card", CONTENT),
+            ("Manifest: the dataset is whole", [MANIFEST]),
+        ):
+            api.upload_folder(
+                repo_id=name, repo_type="dataset", folder_path=folder, allow_patterns=patterns, commit_message=message
+            )
+    except (HfHubHTTPError, OSError, ValueError) as error:  # the last: a name that cannot be one
+        raise StorageError(
+            f"the hub refused: {error}", field=name, fix="check the name and the login (hf auth login), then try again"
+        ) from error
+    return str(address)

@@ -64,7 +64,7 @@ def decode(
         batch_size: images decoded at once
         device: cpu, cuda, cuda:1, ...
     """
-    from pipeline.decode_dataset import decode_to_folder
+    from pipeline.encoding.decode import decode_to_folder
 
     decode_to_folder(codes, out, tokenizer=tokenizer, split=split, shard=shard, batch_size=batch_size, device=device)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from foundation.codes.dataset import read_manifest
 from pipeline.commands import prepared_run
-from pipeline.encoding.job import ExportJob
-from pipeline.encoding.push import push_token_dataset
+from pipeline.encoding.card import push_token_dataset
+from pipeline.encoding.export import by_code, share, totals
 from pipeline.encoding.status import export_status
-from pipeline.encoding.verify import by_code, share, totals
+from pipeline.runs.encode import ExportJob
 from pipeline.work_sharing import Part
 
 

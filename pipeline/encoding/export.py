@@ -3,34 +3,121 @@
 Each process opens the same export: the same images, tokenizer and settings give the same plan, and the first one writes
 it down. Then each encodes files that nobody else is encoding, and whoever finds all of them written finishes the
 dataset. A process may die or join at any time; a file that is written is never encoded again.
+
+Another try at the images that failed; nothing else is encoded again.
+
+A file of which some image can now be encoded is replaced in one step. Since every image keeps its place in its batch,
+the new file is the one that a first export would have written.
+
+Whether what is written is what was planned, and whether enough of it could be encoded.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from foundation.codes.dataset import MANIFEST, read_manifest, write_shard
 from foundation.codes.manifest import derive_manifest, publish_manifest
+from foundation.codes.shards import Shard, read_footer, read_shard, replace_shard
 from foundation.codes.spec import CodeSpec
-from foundation.errors import ContractError, Interrupted, StorageError
+from foundation.config import require
+from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
 from foundation.images.sources import ImageSource
 from foundation.storage import durable
 from foundation.storage.durable import is_temporary
 from foundation.training.stop_signal import StopSignal
-from pipeline.encoding.batch_shape import fastest_batch_size
 from pipeline.encoding.card import publish_card
-from pipeline.encoding.plan import REMEDY, ExportPlan, PlannedShard, make_plan, require_same_plan
-from pipeline.encoding.shard_encoder import ShardEncoder
-from pipeline.encoding.verify import require_planned
-from pipeline.leases import Leases
-from pipeline.recipe import EncodeConfig
-from pipeline.work_sharing import Part, SharedWork
+from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
+from pipeline.encoding.plan import REMEDY, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
+from pipeline.work_sharing import Leases, Part, SharedWork
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: ExportPlan) -> None:
+    """Refuse a file that does not hold each planned image, in each view, with its label, or lists it as failed.
+
+    Raises:
+        ContractError: it was made from other images or labels.
+    """
+    split = plan.splits[planned.split]
+    failed = {each.image_id for each in shard.failures}
+    numbers = range(planned.start, planned.stop)
+    good = [n for n in numbers if split.image_ids[n] not in failed]
+    strangers = failed - {split.image_ids[n] for n in numbers}
+    n_views = len(planned.views)
+    labels = None if split.labels is None else np.tile([split.labels[n] for n in good], n_views)
+    same_labels = labels is None if shard.labels is None else np.array_equal(shard.labels, labels)  # type: ignore[arg-type]
+    same = (
+        list(shard.image_ids) == [split.image_ids[n] for n in good] * n_views
+        and np.array_equal(shard.views, np.repeat(planned.views, len(good)))
+        and same_labels
+        and not strangers
+    )
+    if not same:
+        raise ContractError(
+            "the shard holds other images or labels than are there now",
+            field=str(path),
+            found=f"{len(shard.image_ids)} rows and {len(failed)} failed images",
+            expected=f"{planned.n_images} images of the data source in {n_views} views",
+            fix=REMEDY,
+        )
+
+
+def share(text: str | float) -> float:
+    """A share as people write it: ``1%`` or ``0.01``.
+
+    Raises:
+        ConfigError: it is neither, or not from 0 to 1.
+    """
+    try:
+        number = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
+    except ValueError:
+        raise ConfigError("is not a share", field="--max_bad", found=repr(text), expected="1% or 0.01") from None
+    require(0 <= number <= 1, "--max_bad", text, "from 0% to 100%")
+    return number
+
+
+def totals(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """``planned``, ``written`` and ``failed`` images of all splits; planned is always the sum of the other two."""
+    splits = manifest["splits"].values()
+    failed = sum(len(entry["failures"]) for entry in splits)
+    planned = sum(entry.get("planned", entry["rows"] + len(entry["failures"])) for entry in splits)
+    return {"planned": planned, "written": planned - failed, "failed": failed}
+
+
+def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
+    """Refuse a dataset of which too many images could not be encoded. It is complete all the same.
+
+    Raises:
+        DataError: how many failed, with which codes, and the first of them.
+    """
+    counts = totals(manifest)
+    if counts["failed"] <= max_bad * counts["planned"]:
+        return
+    failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
+    shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
+    raise DataError(
+        "too many images could not be encoded",
+        field="--max_bad",
+        found=f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first of them:{shown}",
+        expected=f"at most {max_bad:.4g} of them",
+        fix="repair them and run tessera encode with --retry-failed, or allow more (--max_bad 5%)",
+    )
+
+
+def by_code(failures: list[dict[str, Any]]) -> str:
+    """How many failed with which code, the most frequent first."""
+    counts = Counter(each.get("code", "unreadable") for each in failures)
+    return ", ".join(f"{n:,} {code}" for code, n in counts.most_common())
+
 
 PLAN = "plan.json"
 LEASES = ".leases"
@@ -241,3 +328,46 @@ def _require_no_others(folder: Path, plan: ExportPlan) -> None:
             found=f"{len(others)} such",
             fix=REMEDY,
         )
+
+
+def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> bool:  # noqa: B008
+    """Encode the images that failed, then finish the dataset as ``Export.take_part`` does.
+
+    Args:
+        export: of a folder in which files may be missing; they are written too.
+        part: of the files with failures, which each process takes; the parts of others are left to them.
+        wait: as for ``Export.take_part``.
+
+    Returns:
+        Whether the dataset is finished.
+    """
+    changed = False
+    for i in range(part.index, len(export.shards), part.count):
+        planned = export.shards[i]
+        if export.is_written(planned) and read_footer(planned.path(export.folder))["failures"]:
+            changed |= _retry(export, planned)
+    if changed:
+        _forget_manifest(export)  # another process may have written one of the files before
+    return export.take_part(part, wait=wait)
+
+
+def _retry(export: Export, planned: PlannedShard) -> bool:
+    """Whether anything came of it."""
+    path, split = planned.path(export.folder), export.plan.splits[planned.split]
+    shard = read_shard(path, export.spec)
+    number_of = {split.image_ids[n]: n for n in range(planned.start, planned.stop)}
+    before = {number_of[each.image_id]: each for each in shard.failures}
+    codes_VNT, failures = export.encoder.encode_some(planned, set(before))
+    if failures == before:
+        return False
+    good = [number_of[name] - planned.start for name in shard.image_ids[: len(shard.image_ids) // len(planned.views)]]
+    codes_VNT[:, good] = np.reshape(shard.codes_BT, (len(planned.views), len(good), export.spec.n_codes))
+    _forget_manifest(export)
+    replace_shard(path, export.encoder.shard(planned, codes_VNT, failures), export.spec)
+    return True
+
+
+def _forget_manifest(export: Export) -> None:
+    """It names the bytes of files that are replaced; ``Export.finish`` makes it anew."""
+    if (export.folder / MANIFEST).exists():
+        durable.remove_folder(export.folder / MANIFEST)

@@ -19,11 +19,36 @@ import numpy as np
 
 from foundation.codes.shards import shard_path
 from foundation.codes.spec import CodeSpec, require_same_codes
-from foundation.config import from_dict, to_dict
+from foundation.config import from_dict, require, to_dict
+from foundation.config_fields import later
 from foundation.errors import ContractError, DataError
 from foundation.images.sources import ImageSource
 from foundation.images.views import CENTRE, FLIP, TEN_CROP
-from pipeline.recipe import EncodeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How the token dataset is written."""
+
+    batch_size: int | None = None
+    """images encoded at once, always, the last batch padded; null measures what this machine does fastest, and
+    writes it into the plan"""
+    images_per_shard: int = 8192
+    """images in one parquet file; a crash loses at most the file being written"""
+    flip: bool = False
+    """also store the codes of each mirrored training image, as view 1"""
+    ten_crop: bool = later(False)
+    """store ten views of each training image: centre, four corners, and the mirror images of all"""
+    corner_scale: float = later(1.1)
+    """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
+
+    def __post_init__(self) -> None:
+        sound = self.batch_size is None or self.batch_size > 0
+        require(sound, "batch_size", self.batch_size, "a positive whole number, or null to measure")
+        require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
+        require(not (self.flip and self.ten_crop), "ten_crop", self.ten_crop, "false beside flip: it has the flip")
+        require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
+
 
 REMEDY = "remove the run's codes folder to encode the images that are there now"
 

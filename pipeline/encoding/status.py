@@ -8,10 +8,9 @@ from pathlib import Path
 
 from foundation.codes.shards import read_footer
 from foundation.errors import DataError
-from pipeline.encoding.export import LEASES, PLAN, is_encoded
+from pipeline.encoding.export import LEASES, PLAN, by_code, is_encoded
 from pipeline.encoding.plan import ExportPlan
-from pipeline.encoding.verify import by_code
-from pipeline.leases import Holder, Leases
+from pipeline.work_sharing import Holder, Leases
 
 _WINDOW_SECONDS = 1800.0  # the rate is that of the files of the last half hour
 

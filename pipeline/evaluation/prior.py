@@ -13,7 +13,7 @@ from foundation.config import digest
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
-from pipeline.run_folder import RunFolder
+from pipeline.runs.folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.evaluate import PriorScores, score_prior
 from stage2_prior.prior import PriorModel

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.evaluation.extractors import FeatureExtractor, SmallConfig
+from pipeline.evaluation.extractors.build import FeatureExtractor, SmallConfig
 
 _WIDTHS = (16, 16, 32)
 

@@ -1,17 +1,146 @@
-"""What a tokenizer scores on a whole set of images, in one pass over them."""
+"""What a tokenizer scores on a whole set of images, in one pass over them.
+
+The figures of a tokenizer, as numbers for the log and as a table that says what they compare with.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 
+from foundation.codes.usage import CodeUsage, summarize
 from foundation.errors import DataError
 from foundation.images.image_set import ImageSet
-from pipeline.evaluation.extractors import FeatureExtractor
-from pipeline.evaluation.frechet import FeatureMoments, frechet_distance
-from pipeline.evaluation.kid import SUBSET_SIZE, KernelDistanceStream
-from pipeline.evaluation.tokenizer_scores import SetDistances, TokenizerEvaluation
-from stage1_tokenizer.evaluate import PairScore, score_tokenizer
+from pipeline.evaluation.distances import (
+    SUBSET_SIZE,
+    FeatureMoments,
+    KernelDistance,
+    KernelDistanceStream,
+    frechet_distance,
+)
+from pipeline.evaluation.extractors.build import FeatureExtractor
+from stage1_tokenizer.evaluate import PairScore, TokenizerScores, score_tokenizer
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+PUBLISHED_N_IMAGES = 50_000
+_ROWS = (
+    ("psnr", "PSNR", "{:.2f} dB", "higher is better"),
+    ("ssim", "SSIM", "{:.4f}", "higher is better, 1 is perfect; 11 x 11 Gaussian window"),
+    ("lpips", "LPIPS", "{:.4f}", "lower is better"),
+    ("l1", "L1", "{:.4f}", "lower is better; of values in [-1, 1]"),
+)
+
+
+@dataclass(frozen=True)
+class SetDistances:
+    """Distances between the distributions of images and of reconstructions.
+
+    Attributes:
+        extractor, n_features, resize: what made the features.
+        caveat: why the figures do not compare with published ones; None when they may.
+        frechet: rFID when the extractor is Inception, 0 or more.
+        kernel: rKID when the extractor is Inception.
+    """
+
+    extractor: str
+    n_features: int
+    resize: str
+    caveat: str | None
+    frechet: float
+    kernel: KernelDistance
+
+
+@dataclass(frozen=True)
+class TokenizerEvaluation:
+    """What ``evaluate_tokenizer`` found.
+
+    Attributes:
+        image_size: (Y, X) in pixels.
+        scores: means over images, and which codes occurred.
+        distances: rFID and rKID; None without an extractor.
+        lpips_description: which LPIPS, in words.
+    """
+
+    image_size: tuple[int, int]
+    scores: TokenizerScores
+    distances: SetDistances | None
+    lpips_description: str | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log; set distances carry the extractor's name, as in ``rfid_inception``."""
+        numbers = {"n_images": float(self.scores.n_images), **self.scores.metrics()}
+        if self.distances is not None:
+            name, kernel = self.distances.extractor, self.distances.kernel
+            numbers |= {f"rfid_{name}": self.distances.frechet, f"rkid_{name}": kernel.value}
+            if kernel.n_subsets > 1:
+                numbers[f"rkid_{name}_standard_error"] = kernel.standard_error
+        return numbers
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before comparing these figures with others, a sentence each."""
+        notes = [
+            f"of {self.scores.n_images:,} images; published figures use other images, mostly {PUBLISHED_N_IMAGES:,}"
+        ]
+        if self.scores.n_images == PUBLISHED_N_IMAGES:
+            notes = [f"of {self.scores.n_images:,} images: compares with figures of the same images"]
+        if self.lpips_description is not None:
+            notes.append(f"LPIPS: {self.lpips_description}")
+        if self.distances is None:
+            return notes
+        each = self.distances
+        notes.append(f"rFID, rKID: extractor {each.extractor}, {each.n_features} features, resize: {each.resize}")
+        if each.caveat is not None:
+            notes.append(f"rFID, rKID: NOT COMPARABLE with published figures: {each.caveat}")
+        if self.scores.n_images <= each.n_features:
+            notes.append(f"rFID: too few images for {each.n_features} features, so it is biased upwards; read rKID")
+        elif self.scores.n_images < 10_000:
+            notes.append("rFID: depends on the number of images, strongly below 10,000; rKID does not")
+        notes.append("rKID: image and reconstruction of one pair are not compared, so that perfect ones score 0")
+        return notes
+
+    def table(self) -> str:
+        """The figures and the notes as text."""
+        rows = [
+            (label, form.format(self.scores.means[key]), remark)
+            for key, label, form, remark in _ROWS
+            if key in self.scores.means
+        ]
+        if self.distances is not None:
+            rows += _distance_rows(self.distances)
+        if self.scores.usages:
+            rows += _usage_rows(self.scores.usages)
+        lines = [f"{label:<12}{value:>14}   {remark}".rstrip() for label, value, remark in rows]
+        title = (
+            f"Reconstruction of {self.scores.n_images:,} images of {self.image_size[0]} x {self.image_size[1]} pixels"
+        )
+        return "\n".join([title, *lines, "Notes", *(f"- {note}" for note in self.notes)])
+
+
+def _distance_rows(distances: SetDistances) -> list[tuple[str, str, str]]:
+    label = distances.extractor if distances.caveat is None else f"{distances.extractor}, not comparable"
+    kernel = distances.kernel
+    error = "" if math.isnan(kernel.standard_error) else f" +- {kernel.standard_error:.2g} (standard error)"
+    subsets = f"{kernel.n_subsets} subset{'s' * (kernel.n_subsets > 1)} of {kernel.subset_size:,}"
+    return [
+        ("rFID", f"{distances.frechet:.4g}", f"lower is better; {label}"),
+        ("rKID", f"{kernel.value:.4g}", f"{error.strip()}, {subsets}; {label}".lstrip(", ")),
+    ]
+
+
+def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
+    total, sizes = summarize(list(usages)), [len(each.counts_V) for each in usages]
+    rows = [
+        ("code usage", f"{total.share_used:.1%}", f"of {' + '.join(f'{size:,}' for size in sizes)} codes"),
+        ("perplexity", f"{total.perplexity:,.1f}", f"of at most {max(sizes):,}"),
+    ]
+    for i, each in enumerate(usages, start=1):
+        if len(usages) > 1:
+            rows.append((f"codebook {i}", f"{each.share_used:.1%}", f"perplexity {each.perplexity:,.1f}"))
+    return rows
+
 
 _SUBSETS_WANTED = 5
 

@@ -17,9 +17,9 @@ from foundation.images.preprocess import Preprocess
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.generator_cli import join_groups, join_out
-from pipeline.report import write_report
-from pipeline.run_folder import RunFolder
-from pipeline.uses import draw_uses, uses_section
+from pipeline.report.gallery import draw_uses, uses_section
+from pipeline.report.report import write_report
+from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig

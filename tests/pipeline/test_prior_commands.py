@@ -17,8 +17,8 @@ from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.evaluation.prior import evaluate_run_prior, kept_evaluation
-from pipeline.report import write_report
-from pipeline.run_folder import RunFolder
+from pipeline.report.report import write_report
+from pipeline.runs.folder import RunFolder
 from stage2_prior.evaluate import score_prior
 
 

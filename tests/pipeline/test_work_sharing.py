@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import work_sharing
-from pipeline.leases import SILENT_SECONDS, Leases
-from pipeline.work_sharing import Part, SharedWork
+from pipeline.work_sharing import SILENT_SECONDS, Leases, Part, SharedWork
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ def test_what_others_hold_is_left_to_them_or_waited_for(tmp_path: Path, monkeypa
 
 
 def test_a_lease_lasts_as_long_as_its_holder_renews_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import leases
+    from pipeline import work_sharing
 
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(work_sharing, "HEARTBEAT_SECONDS", 0.01)
     path = tmp_path / "x.json"
     with Leases(tmp_path).claim("x") as ours:
         assert ours

@@ -31,7 +31,7 @@ from foundation.errors import Interrupted, TesseraError
 from foundation.images.sources import FolderSource
 from foundation.storage import durable
 from pipeline.encoding.export import Export
-from pipeline.recipe import EncodeConfig
+from pipeline.encoding.plan import EncodeConfig
 from pipeline.work_sharing import Part
 
 

@@ -44,7 +44,7 @@ def test_a_full_file_needs_at_most_330_bytes_an_image(bench, tmp_path):
 
 def test_the_field_s_files_hold_the_same_codes(bench, tmp_path):
     from pipeline.encoding.export import Export
-    from pipeline.recipe import EncodeConfig
+    from pipeline.encoding.plan import EncodeConfig
 
     tokenizer = bench.TokenizerModel(bench.QUICK.config, bench.Preprocess(height=32, width=32)).eval()
     (tmp_path / "tokenizer").mkdir()

@@ -11,9 +11,9 @@ from support.small_tokenizer import Blots
 
 from foundation.codes.dataset import TokenAccess, TokenDataset
 from pipeline import work_sharing
+from pipeline.encoding.encoder import ShardEncoder
 from pipeline.encoding.export import Export
-from pipeline.encoding.shard_encoder import ShardEncoder
-from pipeline.recipe import EncodeConfig
+from pipeline.encoding.plan import EncodeConfig
 from pipeline.work_sharing import Part
 
 CONFIG = EncodeConfig(batch_size=4, images_per_shard=6, flip=True)

@@ -13,7 +13,7 @@ from foundation.images.preprocess import Preprocess
 from foundation.images.sources import FolderSource, ImageSource
 from foundation.storage.durable import file_sha256
 from pipeline.encoding.export import Export
-from pipeline.recipe import EncodeConfig
+from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.canary import save_canary
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import FSQConfig

@@ -22,8 +22,8 @@ from foundation.storage.serialization import load_tensors, read_json
 from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.log import read_metrics
 from foundation.unpickling.torch_files import read_torch_file
-from pipeline.evaluation.inception import _weights as load_inception
-from pipeline.recipe import load_recipe
+from pipeline.evaluation.extractors.inception import _weights as load_inception
+from pipeline.runs.recipe import load_recipe
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.hub import Tokenizer
 from stage1_tokenizer.losses.vgg16 import load_vgg16

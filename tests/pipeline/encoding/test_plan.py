@@ -14,12 +14,9 @@ from foundation.errors import ConfigError, ContractError, DataError
 from foundation.images.preprocess import to_unit_range
 from foundation.images.views import TEN_CROP, VIEWS, view_pixels
 from pipeline.encoding import export as export_module
-from pipeline.encoding.batch_shape import LARGEST, fastest_batch_size
+from pipeline.encoding.encoder import LARGEST, fastest_batch_size, full_precision, near_tie_share
 from pipeline.encoding.export import Export
-from pipeline.encoding.plan import ExportPlan, make_plan
-from pipeline.encoding.precision import full_precision
-from pipeline.encoding.shard_encoder import near_tie_share
-from pipeline.recipe import EncodeConfig
+from pipeline.encoding.plan import EncodeConfig, ExportPlan, make_plan
 from pipeline.work_sharing import Part
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -153,7 +150,7 @@ def test_who_measures_at_the_same_time_takes_what_the_first_wrote(
 
 
 def test_the_smallest_batch_of_about_the_best_speed_is_taken(monkeypatch: pytest.MonkeyPatch, inputs: Inputs) -> None:
-    from pipeline.encoding import batch_shape
+    from pipeline.encoding import encoder
 
     speeds = {1: 10.0, 2: 19.0, 4: 39.0, 8: 40.0, 16: 30.0, 32: 29.0, 64: 28.0}
     asked: list[int] = []
@@ -164,7 +161,7 @@ def test_the_smallest_batch_of_about_the_best_speed_is_taken(monkeypatch: pytest
             raise torch.OutOfMemoryError
         return speeds[size]
 
-    monkeypatch.setattr(batch_shape, "_images_per_second", speed)
+    monkeypatch.setattr(encoder, "_images_per_second", speed)
     tokenizer = TokenizerModel.load(inputs[1])
     assert fastest_batch_size(tokenizer) == 4 and asked[-1] == 32, "two steps without gain end it"
     speeds.update({16: 80.0, 32: 160.0})

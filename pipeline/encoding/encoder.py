@@ -1,0 +1,224 @@
+"""The images of one parquet file through the frozen tokenizer.
+
+Every image keeps its place in its batch whatever happens to the others, and every batch has one shape, so that the
+codes do not depend on which images fail, on who encodes, or on whether an image is encoded now or in a retry.
+
+How many images to encode at once on this machine: measured once, then fixed for the whole export.
+
+Full float32 arithmetic, whatever the process is set to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from foundation.codes.shards import Shard
+from foundation.images.failures import Failure, failure_of
+from foundation.images.preprocess import to_unit_range
+from foundation.images.sources import ImageSource
+from foundation.images.views import view_pixels
+from pipeline.encoding.plan import ExportPlan, PlannedShard
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, no TensorFloat32, no bfloat16 inside matrix products and convolutions, no choice of algorithms by
+    speed, since those differ from one start to the next.
+    """
+    cudnn = torch.backends.cudnn
+    conv: Any = getattr(cudnn, "conv", None)  # from torch 2.9 on, where the older name may no longer be mixed in
+    owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
+    before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
+    _set(("highest", False, True, exact), owner, name)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _set(before, owner, name)
+
+
+def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
+    products, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, convolutions = settings
+    torch.set_float32_matmul_precision(products)
+    setattr(owner, name, convolutions)
+
+
+_AHEAD = 2  # batches that are read while one is encoded
+_MOST_READERS = 32
+Decoded = np.ndarray | Failure | None
+"""(views, Y, X, C) uint8; what went wrong; or nothing, where the image was not asked for"""
+
+
+class ShardEncoder:
+    """Encodes the files of a plan.
+
+    Args:
+        tokenizer: frozen, on its device.
+        sources: the images of each split.
+        plan: in what views and batches.
+    """
+
+    def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
+        self.tokenizer, self.sources, self.plan = tokenizer, sources, plan
+        self._device = next(tokenizer.parameters()).device
+        self._readers = ThreadPoolExecutor(min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="images")
+
+    def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
+        """All images of a file. ``done`` is told how many more images are done."""
+        codes_VNT, failures = self.encode_some(planned, range(planned.start, planned.stop), done)
+        return self.shard(planned, codes_VNT, failures)
+
+    def encode_some(
+        self, planned: PlannedShard, wanted: Collection[int], done: Callable[[int], None] = lambda n: None
+    ) -> tuple[np.ndarray, dict[int, Failure]]:
+        """Some images of a file, each in the place of its batch that it has when all are encoded.
+
+        Args:
+            planned: the file.
+            wanted: numbers of images, in the split's order.
+            done: is told how many more images are done.
+
+        Returns:
+            (views, images of the file, T) int64 codes, 0 where there are none; and what went wrong with which image.
+        """
+        codes_VNT = np.zeros((len(planned.views), planned.n_images, self.plan.spec.n_codes), np.int64)
+        failures: dict[int, Failure] = {}
+        for numbers, decoded in self._batches(planned, wanted):
+            good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
+            failures.update({n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)})
+            places = [numbers[i] - planned.start for i in good]
+            for row in range(len(planned.views)) if good else ():
+                codes_VNT[row, places] = self._codes(decoded, row)[good]
+            done(sum(each is not None for each in decoded))
+        return codes_VNT, failures
+
+    def shard(self, planned: PlannedShard, codes_VNT: np.ndarray, failures: Mapping[int, Failure]) -> Shard:
+        """What a file holds, given the codes of its images and which of them failed."""
+        split = self.plan.splits[planned.split]
+        good = [n for n in range(planned.start, planned.stop) if n not in failures]
+        labels = None if split.labels is None else np.array([split.labels[n] for n in good], np.int64)
+        places = [n - planned.start for n in good]
+        return Shard(
+            codes_BT=codes_VNT[:, places].reshape(-1, self.plan.spec.n_codes),
+            image_ids=[split.image_ids[n] for n in good] * len(planned.views),
+            views=np.repeat(np.array(planned.views, np.uint8), len(good)),
+            labels=None if labels is None else np.tile(labels, len(planned.views)),
+            failures=[failures[n] for n in sorted(failures)],
+            planned=planned.n_images,
+            plan=self.plan.identity,
+        )
+
+    def close(self) -> None:
+        """End the threads that read images."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _batches(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[tuple[list[int], list[Decoded]]]:
+        """The batches that hold something wanted, with image numbers; the next ones are being read meanwhile."""
+        waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
+        size = self.plan.batch_size
+        for start in range(planned.start, planned.stop, size):
+            numbers = list(range(start, min(start + size, planned.stop)))
+            if any(n in wanted for n in numbers):
+                futures = [self._readers.submit(self._read, planned, n, n in wanted) for n in numbers]
+                waiting.append((numbers, futures))
+            if len(waiting) > _AHEAD:
+                yield _results(*waiting.popleft())
+        while waiting:
+            yield _results(*waiting.popleft())
+
+    def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
+        if not wanted:
+            return None
+        source = self.sources[planned.split]
+        try:
+            image = source.read(number)
+            return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
+        except Exception as error:  # decoders raise anything at all on hostile bytes: the reason is listed, with a code
+            return failure_of(source.ids[number], error)
+
+    def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
+        """One view of a batch as (B, T) codes; black in the place of what is missing."""
+        preprocess = self.tokenizer.preprocess
+        shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
+        pixels_BYXC = np.zeros(shape, np.uint8)
+        for i, each in enumerate(decoded):
+            if isinstance(each, np.ndarray):
+                pixels_BYXC[i] = each[row]
+        with full_precision(self._device):
+            codes = self.tokenizer.encode(to_unit_range(pixels_BYXC).to(self._device))
+        return codes.flatten(1)[: len(decoded)].cpu().numpy()
+
+
+def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[int], list[Decoded]]:
+    return numbers, [each.result() for each in futures]
+
+
+@torch.no_grad()
+def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
+    """Share of codes that a change of the encoder's output by about one part in 100,000 would make another code.
+
+    The change is ``margin`` times the root mean square of the output, up or down at random but the same every time. It
+    bounds how many codes may differ between machines whose arithmetic rounds differently.
+
+    Args:
+        tokenizer: frozen, on its device.
+        images_BCYX: in [-1, 1], on the same device.
+        margin: size of the change.
+    """
+    with full_precision(images_BCYX.device):
+        features = tokenizer.features(images_BCYX)
+        codes = tokenizer.bottleneck.encode(features)
+        signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+        change = signs.to(features) * (margin * features.square().mean().sqrt())
+        return float((tokenizer.bottleneck.encode(features + change) != codes).double().mean())
+
+
+LARGEST = 512
+ENOUGH = 0.97
+"""a smaller batch is taken if it reaches this share of the best speed"""
+_SHORTEST = 0.2  # seconds of one measurement
+
+
+def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
+    """The smallest batch that is about as fast as any, doubling from 1 until that no longer helps.
+
+    Args:
+        tokenizer: on the device that will be used.
+        seconds: the measurement ends before the next larger batch would make it much longer than this.
+    """
+    speeds: dict[int, float] = {}
+    began, size = time.perf_counter(), 1
+    while size <= LARGEST:
+        try:
+            speeds[size] = _images_per_second(tokenizer, size)
+        except torch.OutOfMemoryError:
+            break
+        twice_as_long = 4 * size / speeds[size]  # two runs of the next size
+        if max(speeds, key=speeds.__getitem__) < size // 2 or time.perf_counter() - began + twice_as_long > seconds:
+            break
+        size *= 2
+    best = max(speeds.values(), default=0.0)
+    return next((size for size, speed in speeds.items() if speed >= ENOUGH * best), 1)
+
+
+def _images_per_second(tokenizer: TokenizerModel, size: int) -> float:
+    device = next(tokenizer.parameters()).device
+    preprocess = tokenizer.preprocess
+    shape = (size, preprocess.n_channels, preprocess.height, preprocess.width)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
+    tokenizer.encode(images).cpu()  # the first run of a shape also chooses how to compute it
+    runs, began = 0, time.perf_counter()
+    while runs == 0 or time.perf_counter() - began < _SHORTEST:
+        tokenizer.encode(images).cpu()
+        runs += 1
+    return runs * size / (time.perf_counter() - began)

@@ -1,0 +1,227 @@
+"""Frechet distance between two sets of features (FID when the features are Inception's).
+
+Kernel distance between two sets of features (KID when the features are Inception's).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from foundation.config import require
+from foundation.errors import DataError
+
+
+class FeatureMoments:
+    """Count, mean and scatter of features that arrive in batches, in float64; no feature is kept.
+
+    Batches are centred before they are squared and joined by the pairwise update of Chan et al. 1979, so that
+    features with a large mean lose no digits.
+
+    Args:
+        n_features: length F of a feature vector.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        self.n_features = n_features
+        self.n = 0
+        self.mean_F = np.zeros(n_features)
+        self.scatter_FF = np.zeros((n_features, n_features))
+
+    def update(self, features_BF: np.ndarray) -> None:
+        """Take in a batch, (B, F).
+
+        Raises:
+            DataError: another number of features, or values that are not finite.
+        """
+        features_BF = finite_features(features_BF, self.n_features)
+        if len(features_BF):
+            mean_F = features_BF.mean(0)
+            centred_BF = features_BF - mean_F
+            self._join(len(features_BF), mean_F, centred_BF.T @ centred_BF)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance, (F, F).
+
+        Raises:
+            DataError: fewer than 2 feature vectors.
+        """
+        if self.n < 2:
+            raise DataError("too few images for a covariance", field="images", found=self.n, expected="at least 2")
+        return self.scatter_FF / (self.n - 1)
+
+    def _join(self, n: int, mean_F: np.ndarray, scatter_FF: np.ndarray) -> None:
+        total = self.n + n
+        shift_F = mean_F - self.mean_F
+        self.scatter_FF += scatter_FF + np.outer(shift_F, shift_F) * (self.n * n / total)
+        self.mean_F += shift_F * (n / total)
+        self.n = total
+
+
+def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
+    """Frechet distance of the Gaussians fitted to two sets, 0 or more (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+    Warns when a set has no more images than features: its covariance is then singular and the distance too large.
+
+    Raises:
+        DataError: different features, or fewer than 2 images in a set.
+    """
+    if one.n_features != other.n_features:
+        found = f"{one.n_features} and {other.n_features}"
+        raise DataError("sets of different features", field="features", found=found, expected="one length",
+                        fix="use one extractor for both sets")  # fmt: skip
+    n = min(one.n, other.n)
+    if 2 <= n <= one.n_features:
+        warnings.warn(f"Frechet distance from {n} images and {one.n_features} features: the covariance is singular and "
+                      "the distance biased upwards; use more images, or KID", stacklevel=2)  # fmt: skip
+    return gaussian_frechet_distance(one.mean_F, one.covariance, other.mean_F, other.covariance)
+
+
+def gaussian_frechet_distance(
+    mean_F: np.ndarray, covariance_FF: np.ndarray, other_mean_F: np.ndarray, other_covariance_FF: np.ndarray
+) -> float:
+    """Frechet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (arXiv:1706.08500, eq. 6).
+
+    With S1 = A A' and S2 = B B' the last trace is the sum of the singular values of A' B: real by construction, and
+    without the root of a rounding error that a matrix square root of a singular product takes.
+
+    Args:
+        mean_F, other_mean_F: (F,).
+        covariance_FF, other_covariance_FF: (F, F), symmetric and positive semi-definite.
+
+    Raises:
+        DataError: values that are not finite.
+    """
+    if not all(np.isfinite(each).all() for each in (mean_F, covariance_FF, other_mean_F, other_covariance_FF)):
+        raise DataError("moments that are not finite", field="features", found="NaN or infinity", expected="numbers")
+    factors = _factor(covariance_FF).T @ _factor(other_covariance_FF)
+    overlap = np.linalg.svd(factors, compute_uv=False).sum()
+    spread = np.trace(covariance_FF) + np.trace(other_covariance_FF) - 2 * overlap
+    return max(0.0, float(np.square(mean_F - other_mean_F).sum() + spread))
+
+
+def finite_features(features_BF: np.ndarray, n_features: int) -> np.ndarray:
+    """The same features as float64.
+
+    Raises:
+        DataError: not (B, n_features), or values that are not finite.
+    """
+    if features_BF.ndim != 2 or features_BF.shape[1] != n_features:
+        raise DataError("features of another shape", field="features", found=features_BF.shape,
+                        expected=f"(B, {n_features})", fix="use one extractor for both sets")  # fmt: skip
+    if not np.isfinite(features_BF).all():
+        raise DataError("features that are not finite", field="features", found="NaN or infinity", expected="numbers",
+                        fix="look for NaN in the images, and run the extractor in float32")  # fmt: skip
+    return features_BF.astype(np.float64)
+
+
+def _factor(covariance_FF: np.ndarray) -> np.ndarray:
+    eigenvalues, vectors = np.linalg.eigh(covariance_FF)
+    return vectors * np.sqrt(eigenvalues.clip(min=0))
+
+
+SUBSET_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """Mean over subsets.
+
+    Attributes:
+        value: unbiased, so about 0, and at times below it, for two samples of one distribution.
+        standard_error: of the value, from the spread over subsets; NaN with a single subset.
+        n_subsets, subset_size: how many subsets, and of how many images of each set.
+    """
+
+    value: float
+    standard_error: float
+    n_subsets: int
+    subset_size: int
+
+
+class KernelDistanceStream:
+    """KID from features that arrive in batches, at most one subset of each set in memory.
+
+    The distance is taken on consecutive, disjoint subsets of ``subset_size`` images and averaged. An incomplete last
+    subset counts only when there is no other. Bring images in random order: subsets of images that are sorted by
+    class compare classes, not sets.
+
+    Args:
+        n_features: length F of a feature vector.
+        subset_size: images of each set in a subset.
+        paired: image i of one set is made from image i of the other, as a reconstruction is.
+    """
+
+    def __init__(self, n_features: int, *, subset_size: int = SUBSET_SIZE, paired: bool = False) -> None:
+        require(subset_size >= 2, "subset_size", subset_size, "at least 2 images")
+        self.n_features, self.subset_size, self.paired = n_features, subset_size, paired
+        self._values: list[float] = []
+        self._waiting_one_BF = self._waiting_other_BF = np.empty((0, n_features))
+
+    def update(self, one_BF: np.ndarray, other_BF: np.ndarray) -> None:
+        """Take in a batch of each set, both (B, F).
+
+        Raises:
+            DataError: batches of different lengths, another number of features, or values that are not finite.
+        """
+        if len(one_BF) != len(other_BF):
+            found = f"{len(one_BF)} and {len(other_BF)}"
+            raise DataError("batches of different lengths", field="features", found=found, expected="equal lengths")
+        one_BF = np.concatenate([self._waiting_one_BF, finite_features(one_BF, self.n_features)])
+        other_BF = np.concatenate([self._waiting_other_BF, finite_features(other_BF, self.n_features)])
+        size = self.subset_size
+        while len(one_BF) >= size:
+            self._values.append(unbiased_mmd2(one_BF[:size], other_BF[:size], paired=self.paired))
+            one_BF, other_BF = one_BF[size:], other_BF[size:]
+        self._waiting_one_BF, self._waiting_other_BF = one_BF, other_BF
+
+    def result(self) -> KernelDistance:
+        """The distance so far.
+
+        Raises:
+            DataError: fewer than 2 images of each set.
+        """
+        values, size = self._values, self.subset_size
+        if not values:
+            size = len(self._waiting_one_BF)
+            values = [unbiased_mmd2(self._waiting_one_BF, self._waiting_other_BF, paired=self.paired)]
+        n = len(values)
+        error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+        return KernelDistance(float(np.mean(values)), error, n, size)
+
+
+def unbiased_mmd2(one_NF: np.ndarray, other_MF: np.ndarray, *, paired: bool = False) -> float:
+    """Unbiased squared maximum mean discrepancy under the kernel (x . y / F + 1)^3 (arXiv:1801.01401, sections 3, 4).
+
+    A reconstruction resembles its own image more than another sample of the same distribution would. Where the sets
+    are ``paired`` so, the pairs are left out of the cross term (Gretton et al. 2012, JMLR 13, eq. 4), which keeps the
+    estimate unbiased: a perfect reconstruction scores exactly 0, not a value below it that depends on N.
+
+    Args:
+        one_NF: (N, F) features of one set.
+        other_MF: (M, F) features of the other; M = N when paired.
+        paired: row i of one belongs to row i of the other.
+
+    Raises:
+        DataError: fewer than 2 rows in a set, or paired sets of different sizes.
+    """
+    n, m = len(one_NF), len(other_MF)
+    if min(n, m) < 2 or (paired and n != m):
+        raise DataError("too few images, or unequal pairs", field="images", found=f"{n} and {m}",
+                        expected="at least 2 of each set, and as many of either when paired")  # fmt: skip
+    cross_NM = _kernel(one_NF, other_MF)
+    cross = (cross_NM.sum() - np.trace(cross_NM)) / (n * (n - 1)) if paired else cross_NM.mean()
+    return float(_mean_of_pairs(one_NF) + _mean_of_pairs(other_MF) - 2 * cross)
+
+
+def _kernel(one_NF: np.ndarray, other_MF: np.ndarray) -> np.ndarray:
+    return (one_NF @ other_MF.T / one_NF.shape[1] + 1) ** 3
+
+
+def _mean_of_pairs(features_NF: np.ndarray) -> float:
+    kernel_NN, n = _kernel(features_NF, features_NF), len(features_NF)
+    return float((kernel_NN.sum() - np.trace(kernel_NN)) / (n * (n - 1)))

@@ -1,0 +1,67 @@
+"""DINOv2 as a feature extractor, through transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from foundation.errors import CheckpointError
+from foundation.hardware import hide_broken_torchvision
+from pipeline.evaluation.extractors.build import DinoV2Config, FeatureExtractor
+
+_SIDE = 224
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class DinoV2Extractor(FeatureExtractor):
+    """The CLS token after the last norm; bicubic resize to 224 x 224, ImageNet's mean and standard deviation.
+
+    The distance of Stein et al. 2023 (arXiv:2306.04675) uses the large model, which the caveat asks for.
+    """
+
+    mean_CYX: torch.Tensor
+    std_CYX: torch.Tensor
+
+    def __init__(self, config: DinoV2Config) -> None:
+        network = _network(config.weights)
+        shape = network.config
+        large = (shape.model_type, shape.hidden_size, shape.num_hidden_layers) == ("dinov2", 1024, 24)
+        caveat = None if large else "published figures use DINOv2 ViT-L/14"
+        super().__init__(
+            "dinov2", shape.hidden_size, resize=f"bicubic to {_SIDE} x {_SIDE}, antialiased", caveat=caveat
+        )
+        self.network = network
+        self.register_buffer("mean_CYX", torch.tensor(_MEAN).view(3, 1, 1))
+        self.register_buffer("std_CYX", torch.tensor(_STD).view(3, 1, 1))
+
+    def features(self, levels_BCYX: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        resized = F.interpolate(levels_BCYX.float(), (_SIDE, _SIDE), mode="bicubic", antialias=True)
+        scaled = resized.round().clamp(0, 255) / 255
+        pixels = (scaled - self.mean_CYX) / self.std_CYX
+        features: torch.Tensor = self.network(pixel_values=pixels).last_hidden_state[:, 0]
+        return features
+
+
+def _network(weights: str) -> Any:
+    hide_broken_torchvision()
+    from transformers import AutoModel
+
+    try:
+        network = AutoModel.from_pretrained(weights, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        fix = (
+            "one of\n"
+            "    - give a local folder:       --weights FOLDER (config.json and model.safetensors)\n"
+            "    - or, with a network, a name: --weights facebook/dinov2-large, without HF_HUB_OFFLINE\n"
+            "    - or use no weights:         --extractor small (compares with no published figure)"
+        )
+        raise CheckpointError("DINOv2 weights cannot be had", field=weights, found=str(error).split("\n")[0],
+                              fix=fix) from error  # fmt: skip
+    if not network.config.model_type.startswith("dinov2"):
+        raise CheckpointError("is not a DINOv2 model", field=weights, found=network.config.model_type,
+                              expected="dinov2", fix="use facebook/dinov2-large or a folder that holds it")  # fmt: skip
+    return network

@@ -1,0 +1,75 @@
+"""Images beside their reconstructions: what the tokenizer keeps and what it loses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from foundation.errors import DataError
+from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from pipeline.image_files import read_pixels
+from stage1_tokenizer.image_metrics import psnr
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """One image and its reconstruction.
+
+    Attributes:
+        image_id: where it came from.
+        psnr: dB.
+        pair: both side by side.
+    """
+
+    image_id: str
+    psnr: float
+    pair: Image.Image
+
+
+def reconstruct_files(
+    tokenizer: TokenizerModel, paths: list[Path], *, keep_size: bool = False
+) -> tuple[list[Reconstructed], list[str]]:
+    """Reconstruct image files.
+
+    Args:
+        tokenizer: in evaluation mode.
+        paths: of files.
+        keep_size: crop images to multiples of the stride instead of resizing them.
+
+    Returns:
+        What worked, and a line for each file that did not.
+    """
+    device = next(tokenizer.parameters()).device
+    done, failed = [], []
+    for path in tqdm(paths, desc="reconstructing", unit="img", delay=2):
+        try:
+            pixels = read_pixels(tokenizer, path, keep_size=keep_size)
+        except (DataError, OSError, ValueError) as error:
+            failed.append(f"{path}: {error}")
+            continue
+        image = to_unit_range(pixels).to(device)
+        decoded = tokenizer.decode(tokenizer.encode(image), (image.shape[-2], image.shape[-1]))
+        pair = np.concatenate([pixels, to_uint8(decoded)])
+        done.append(Reconstructed(str(path), float(psnr(image, decoded)), side_by_side(pair)))
+    return done, failed
+
+
+def side_by_side(pixels_BYXC: np.ndarray) -> Image.Image:
+    """Images in one row, small ones enlarged."""
+    return image_grid(pixels_BYXC, len(pixels_BYXC), scale=max(1, 128 // max(pixels_BYXC.shape[1:3])))
+
+
+@torch.no_grad()
+def originals_above_reconstructions(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> Image.Image:
+    """Two rows: the images, and below each its reconstruction."""
+    device = next(tokenizer.parameters()).device
+    images = to_unit_range(pixels_BYXC).to(device)
+    decoded = to_uint8(tokenizer.decode(tokenizer.encode(images)))
+    scale = max(1, 48 // max(pixels_BYXC.shape[1:3]))
+    return image_grid(np.concatenate([pixels_BYXC, decoded]), len(pixels_BYXC), scale=scale)

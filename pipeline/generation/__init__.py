@@ -1,0 +1,1 @@
+"""New images from a tokenizer and a prior."""

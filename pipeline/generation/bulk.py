@@ -1,0 +1,347 @@
+"""Many images to files, by one process or several, resumable: image i is a function of seed + i and its label.
+
+Images are drawn and decoded in fixed groups of ``batch_size``, whatever is missing and however the groups are shared
+out, so that every image is computed in the same company and comes out the same to the bit.
+
+How many images are kept: a png file for each, or parquet files; each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from foundation.codes.spec import CodeSpec
+from foundation.config import differences, require, to_dict
+from foundation.errors import ConfigError, StorageError
+from foundation.images.preprocess import to_pil, to_uint8
+from foundation.storage import durable
+from foundation.storage.serialization import read_json, tensors_sha256
+from pipeline.generation.drawing import Order, draw_best
+from pipeline.generation.options import DrawOptions
+from pipeline.generation.outputs import decode_batch, decoded
+from pipeline.generation.parts import GeneratorParts
+from pipeline.image_files import file_name
+
+Format = Literal["png", "parquet"]
+PLAN = "generation.json"
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """Images with what they were drawn from.
+
+    Attributes:
+        images: their numbers, in a row.
+        pixels_BYXC: uint8.
+        codes_BT: int64.
+        labels: class numbers.
+        seeds: one for each.
+    """
+
+    images: range
+    pixels_BYXC: np.ndarray
+    codes_BT: np.ndarray
+    labels: Sequence[int]
+    seeds: Sequence[int]
+
+
+class ImageFiles(Protocol):
+    """A folder of images in some format."""
+
+    folder: Path
+
+    def has(self, images: range) -> bool:
+        """Whether all of these images, those of one job, are there."""
+
+    def write(self, drawn: DrawnImages) -> None:
+        """Keep the images of one job."""
+
+    def n_missing(self, count: int) -> int:
+        """How many of the first ``count`` images are not there."""
+
+    def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Called when all are there, with number, label and seed of each image."""
+
+
+def open_files(folder: Path, form: Format, spec: CodeSpec, *, labelled: bool) -> ImageFiles:
+    """The files of a folder; ``labelled`` says that every image has a class."""
+    return ParquetFiles(folder / "data", spec, labelled) if form == "parquet" else PngFiles(folder, spec, labelled)
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Make a folder that of a plan, which ``generation.json`` keeps.
+
+    Raises:
+        ConfigError: the folder is that of another plan; the message names what differs.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        text = json.dumps(plan, indent=1, sort_keys=True).encode()
+        try:
+            durable.publish_file(path, lambda temporary: durable.write_bytes(temporary, text))
+        except StorageError:
+            if not path.exists():  # not begun by another process at the same time
+                raise
+    rows = differences(read_json(path, ("count", "seed"), fix="choose another folder"), plan)
+    if rows:
+        shown = "".join(f"\n    {name}: the folder has {one!r}, this command {other!r}" for name, one, other in rows)
+        raise ConfigError(f"was begun with other settings; they differ in:{shown}", field=str(folder),
+                          fix="give the same settings, or another folder")  # fmt: skip
+
+
+class PngFiles:
+    """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there."""
+
+    def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
+        self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
+        self._numbers = {_number(path) for path in self.folder.glob("[0-9]*.png")}
+
+    def has(self, images: range) -> bool:
+        """See ``ImageFiles``."""
+        return self._numbers.issuperset(images)
+
+    def write(self, drawn: DrawnImages) -> None:
+        """See ``ImageFiles``; what is there already stays."""
+        rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
+        missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda row: durable.replace_file(self._path(row[0], row[2]), png_bytes(row[1])), missing))
+        self._numbers.update(drawn.images)
+
+    def n_missing(self, count: int) -> int:
+        """See ``ImageFiles``."""
+        return len(set(range(count)) - {_number(path) for path in self.folder.glob("[0-9]*.png")})
+
+    def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Write ``metadata.csv``, with which ``datasets.load_dataset`` opens the folder with classes."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file_name", *(["label"] if self._labelled else []), "seed"])
+        for i, label, seed in rows:
+            name = [self._names[label]] if self._labelled else []
+            writer.writerow([self._path(i, label).relative_to(self._root).as_posix(), *name, seed])
+        durable.replace_file(self._root / "metadata.csv", text.getvalue().encode())
+
+    def _path(self, number: int, label: int) -> Path:
+        name = f"-{file_name(self._names[label])}" if self._labelled else ""
+        return self.folder / f"{number:08d}{name}.png"
+
+
+class ParquetFiles:
+    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes."""
+
+    def __init__(self, folder: Path, spec: CodeSpec, labelled: bool) -> None:
+        self.folder, self._spec, self._labelled = folder, spec, labelled
+
+    def has(self, images: range) -> bool:
+        """See ``ImageFiles``."""
+        return self._path(images[0]).exists()
+
+    def write(self, drawn: DrawnImages) -> None:
+        """See ``ImageFiles``."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        bytes_B = [png_bytes(pixels) for pixels in drawn.pixels_BYXC]
+        names = [f"{i:08d}.png" for i in drawn.images]
+        columns: dict[str, Any] = {"image": [{"bytes": b, "path": p} for b, p in zip(bytes_B, names, strict=True)]}
+        if self._labelled:
+            columns["label"] = list(drawn.labels)
+        columns |= {"seed": list(drawn.seeds), "codes": list(drawn.codes_BT)}
+        table = pa.table(columns, schema=self._features().arrow_schema)
+        path = self._path(drawn.images[0])
+        durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
+
+    def n_missing(self, count: int) -> int:
+        """See ``ImageFiles``."""
+        import pyarrow.parquet as pq
+
+        return count - sum(pq.read_metadata(path).num_rows for path in self.folder.glob("part-*.parquet"))
+
+    def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Nothing: the rows hold all."""
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"part-{first:08d}.parquet"
+
+    def _features(self) -> Any:
+        from datasets import ClassLabel, Features, Image, List, Value
+
+        fields: dict[str, Any] = {"image": Image()}
+        if self._labelled:
+            fields["label"] = ClassLabel(names=list(self._spec.class_names))
+        codes = List(Value("int32"), length=self._spec.n_codes)
+        return Features({**fields, "seed": Value("int64"), "codes": codes})
+
+
+def png_bytes(pixels_YXC: np.ndarray) -> bytes:
+    """(Y, X, 1 or 3) uint8 => a png file's content."""
+    buffer = io.BytesIO()
+    to_pil(pixels_YXC).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _number(path: Path) -> int:
+    return int(path.name[:8])
+
+
+_MAX_SEED, _MOST = 2**62, 10**8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Which images, and how they are drawn and stored."""
+
+    count: int
+    """images in all, over all shards"""
+    labels: tuple[int, ...]
+    """class numbers; image i has label i modulo their number, so that classes are balanced"""
+    seed: int = 0
+    """image i has the random stream of seed + i"""
+    format: Format = "png"
+    """png: a file for each image; parquet: files of images_per_file rows that datasets.load_dataset opens"""
+    batch_size: int = 64
+    """images drawn together; what a crash loses of png files"""
+    images_per_file: int = 1024
+    """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.count <= _MOST, "count", self.count, f"a whole number from 1 to {_MOST:,}")
+        require(0 <= self.seed < _MAX_SEED, "seed", self.seed, "a whole number from 0")
+        require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
+        rows, multiple = self.images_per_file, f"a multiple of batch_size, {self.batch_size}"
+        whole = self.format != "parquet" or rows % self.batch_size == 0
+        require(rows > 0 and whole, "images_per_file", rows, multiple)
+        require(self.format in ("png", "parquet"), "format", self.format, "png or parquet")
+
+    @property
+    def images_per_job(self) -> int:
+        """Images that one job makes and that no two shards share."""
+        return self.images_per_file if self.format == "parquet" else self.batch_size
+
+    @property
+    def n_jobs(self) -> int:
+        """Jobs in all."""
+        return -(-self.count // self.images_per_job)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``n``: every n-th job."""
+
+    index: int = 0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        expected = "i/N with i from 0 to N - 1, e.g. 0/4"
+        require(0 <= self.index < self.n, "shard", f"{self.index}/{self.n}", expected)
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """What a process did.
+
+    Attributes:
+        n_new: images that it made.
+        n_there: images of its share that were there.
+        n_missing: images of other shards that are still missing.
+        seconds: that it took.
+    """
+
+    n_new: int
+    n_there: int
+    n_missing: int
+    seconds: float
+
+
+@torch.no_grad()
+def generate_to_folder(
+    generator: GeneratorParts,
+    folder: Path,
+    batch: Batch,
+    shard: Shard | None = None,
+    *,
+    options: DrawOptions | None = None,
+) -> BatchDone:
+    """Make a shard's images that are not there yet.
+
+    The folder belongs to one generator and one batch; several processes may fill it at the same time. When its last
+    image is there, whoever made it writes ``metadata.csv`` beside png files.
+
+    Args:
+        generator: draws and decodes.
+        folder: made if need be.
+        batch: which images.
+        shard: this process' share; None is all.
+        options: sampling settings and best_of, as of a call.
+
+    Raises:
+        ConfigError: the folder was begun with other settings, or an option that cannot be used.
+        DataError: a file's images, or a batch's, with all their candidates would not fit in memory.
+        StorageError: the disk refused.
+    """
+    began, shard = time.perf_counter(), shard or Shard()
+    request = generator.request(options or {})
+    generator.require_labels(batch.labels)
+    generator.require_room(min(batch.images_per_job, batch.count), request)
+    claim(folder, {
+        **to_dict(batch), "best_of": request.best_of, "sampling": to_dict(request.sampling),
+        "tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict()),
+    })  # fmt: skip
+    files = open_files(folder, batch.format, generator.spec, labelled=generator.prior.null_class not in batch.labels)
+    jobs = range(shard.index, batch.n_jobs, shard.n)
+    n_new = n_there = 0
+    mine = sum(len(_images(batch, job)) for job in jobs)
+    with tqdm(total=mine, desc="images", unit="img", delay=2, disable=not generator.shows_progress) as progress:
+        for job in jobs:
+            images = _images(batch, job)
+            if files.has(images):
+                n_there += len(images)
+            else:
+                files.write(_drawn(generator, batch, images, options or {}))
+                n_new += len(images)
+            progress.update(len(images))
+    n_missing = files.n_missing(batch.count)
+    if not n_missing:
+        _finish(files, batch)
+    return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
+
+
+def _images(batch: Batch, job: int) -> range:
+    return range(job * batch.images_per_job, min((job + 1) * batch.images_per_job, batch.count))
+
+
+def _drawn(generator: GeneratorParts, batch: Batch, images: range, options: DrawOptions) -> DrawnImages:
+    """The images of a job, group by group."""
+    request = generator.request(options)
+    pixels, codes = [], []
+    labels = [batch.labels[i % len(batch.labels)] for i in images]
+    seeds = [batch.seed + i for i in images]
+    for part in _groups(len(images), batch.batch_size):
+        order = Order(labels=labels[part], seeds=seeds[part], sampling=request.sampling)
+        codes_BT, _ = draw_best(generator.prior, order, request.best_of, show_progress=False)
+        images_BCYX = decoded(generator.tokenizer, generator.spec.grid(codes_BT), decode_batch(generator.n_pixels))
+        pixels.append(to_uint8(images_BCYX))
+        codes.append(codes_BT.cpu().numpy())
+    return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
+
+
+def _groups(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _finish(files: ImageFiles, batch: Batch) -> None:
+    durable.sweep(files.folder)
+    files.finish([(i, batch.labels[i % len(batch.labels)], batch.seed + i) for i in range(batch.count)])

@@ -1,0 +1,264 @@
+"""The images, or their codes, that a caller wants changed.
+
+Codes that a caller gives in the place of images.
+
+Which codes of a grid a region of an image touches, and masks as callers give them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from foundation.codes.spec import CodeSpec, require_codes
+from foundation.errors import ConfigError, DataError
+from foundation.images.preprocess import Preprocess, to_unit_range
+from pipeline.generation.outputs import decode_batch
+from pipeline.generation.requests import whole
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+def is_codes(images: Any) -> bool:
+    """Whether these are codes: a tensor or array of whole numbers."""
+    if isinstance(images, torch.Tensor):
+        return not images.is_floating_point() and not images.is_complex()
+    return isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.integer)
+
+
+def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
+    """Codes as a caller gives them => (B, P) int64, the first P of T codes.
+
+    Args:
+        codes: ``GeneratorOutput.codes``, or the first rows or the first codes of them: the dimensions after the first
+            are one sequence.
+        spec: what the codes are.
+
+    Raises:
+        DataError: more codes than an image has, none, or one outside its codebook.
+    """
+    given = torch.as_tensor(codes).detach()
+    if given.ndim < 2 or not given.numel() or given[0].numel() > spec.n_codes or given.dtype == torch.bool:
+        raise DataError("are not codes of images", field="images", found=(tuple(given.shape), given.dtype),
+                        expected=f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes",
+                        fix="a tensor of images has floats from -1 to 1")  # fmt: skip
+    codes_BP = given.reshape(len(given), -1).to(torch.int64)
+    whole_BT = np.zeros((len(codes_BP), spec.n_codes), np.int64)
+    whole_BT[:, : codes_BP.shape[1]] = codes_BP.cpu().numpy()
+    require_codes(whole_BT, spec, "images")
+    return codes_BP
+
+
+Images = Image.Image | Sequence[Image.Image] | torch.Tensor
+
+
+def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.ndarray]:
+    """Images as a caller gives them: (B, C, Y, X) in [-1, 1] as it came, or each Pillow image as (Y, X, C) uint8.
+
+    Raises:
+        DataError: another type, shape or range.
+    """
+    expected = (preprocess.n_channels, preprocess.height, preprocess.width)
+    if isinstance(images, torch.Tensor):
+        if is_codes(images):
+            raise DataError("are whole numbers", field="images", found=(tuple(images.shape), images.dtype),
+                            expected=f"{('B', *expected)}, floating point from -1 to 1",
+                            fix="codes become images by generator.tokenizer.decode(codes)")  # fmt: skip
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not len(images):
+            raise DataError("do not have the shape that the prior's codes are of", field="images",
+                            found=tuple(images.shape), expected=("B", *expected))  # fmt: skip
+        if not bool((images.abs() <= 1).all()):
+            raise DataError("are not in [-1, 1]", field="images", found=f"{images.dtype}, up to {images.abs().max()}",
+                            expected="floating point from -1 to 1")  # fmt: skip
+        return images
+    listed = isinstance(images, (list, tuple))
+    several: list[Any] = list(images) if listed else [images]  # type: ignore[arg-type]
+    if not several or not all(isinstance(each, Image.Image) for each in several):
+        raise DataError("are not images", field="images", found=[type(each).__name__ for each in several[:3]],
+                        expected="a Pillow image, a list of them, or a (B, C, Y, X) tensor")  # fmt: skip
+    return [preprocess(each) for each in several]
+
+
+class Given(NamedTuple):
+    """What there is of B images.
+
+    Attributes:
+        codes_BP: the first P of T codes of each, int64.
+        images_BCYX: the pixels in [-1, 1]; None where codes were given.
+    """
+
+    codes_BP: torch.Tensor
+    images_BCYX: torch.Tensor | None
+
+
+def read_images(images: Any, spec: CodeSpec, device: torch.device) -> torch.Tensor:
+    """Images as a caller gives them => (B, C, Y, X) float32 in [-1, 1] on a device.
+
+    Raises:
+        DataError: another type, shape or range.
+    """
+    pixels = pixels_of(images, spec.preprocess)
+    batch = pixels if isinstance(pixels, torch.Tensor) else to_unit_range(np.stack(pixels))
+    return batch.float().to(device)
+
+
+def read_given(
+    images: Any, tokenizer: TokenizerModel, spec: CodeSpec, device: torch.device, hidden_BYX: torch.Tensor | None
+) -> Given:
+    """Images or codes as a caller gives them, the images encoded.
+
+    Args:
+        images: Pillow images, a (B, C, Y, X) tensor in [-1, 1], or codes.
+        tokenizer: encodes.
+        spec: what the codes are.
+        device: of the tokenizer.
+        hidden_BYX: pixels that the encoder must not see, (1 or B, Y, X) bool; None shows all.
+
+    Raises:
+        DataError: another type, shape or range.
+    """
+    if is_codes(images):
+        return Given(read_codes(images, spec).to(device), None)
+    images_BCYX = read_images(images, spec, device)
+    if hidden_BYX is not None and len(hidden_BYX) not in (1, len(images_BCYX)):
+        raise masks_for(len(hidden_BYX), len(images_BCYX))
+    seen_BCYX = images_BCYX if hidden_BYX is None else hide(images_BCYX, hidden_BYX.to(device))
+    batch = decode_batch(images_BCYX.shape[2] * images_BCYX.shape[3])
+    codes_BT = torch.cat([tokenizer.encode(part).flatten(1) for part in seen_BCYX.split(batch)])
+    return Given(codes_BT, images_BCYX)
+
+
+def masks_for(n_masks: int, n_images: int) -> DataError:
+    """What to raise for masks that are neither one nor as many as the images."""
+    return DataError("are neither one nor as many as the images", field="mask", found=n_masks,
+                     expected=f"1 or {n_images}")  # fmt: skip
+
+
+def hide(images_BCYX: torch.Tensor, hidden_BYX: torch.Tensor) -> torch.Tensor:
+    """Images in which each hidden pixel is that of the nearest shown one, by rows plus columns; all hidden, 0.
+
+    Of pixels that are equally near, the one above is taken first, then the one below, left, right.
+    """
+    hidden_B1YX = hidden_BYX.unsqueeze(1).expand(len(images_BCYX), 1, *hidden_BYX.shape[1:]).clone()
+    filled = images_BCYX.masked_fill(hidden_B1YX, 0.0)
+    shown_before = -1
+    while shown_before < (shown := int((~hidden_B1YX).sum())) < hidden_B1YX.numel():
+        reached_B1YX, found = hidden_B1YX, filled
+        for shift, axis in ((1, 2), (-1, 2), (1, 3), (-1, 3)):
+            from_B1YX = _shifted(~hidden_B1YX, shift, axis) & reached_B1YX
+            found = torch.where(from_B1YX, _shifted(filled, shift, axis), found)
+            reached_B1YX = reached_B1YX & ~from_B1YX
+        filled, hidden_B1YX, shown_before = found, reached_B1YX, shown
+    return filled
+
+
+def _shifted(maps: torch.Tensor, shift: int, axis: int) -> torch.Tensor:
+    """Rows or columns moved by one; what comes in from outside is 0 or False."""
+    moved = maps.roll(shift, axis)
+    moved.select(axis, 0 if shift > 0 else -1).zero_()
+    return moved
+
+
+def codes_of_pixels(mask_BYX: torch.Tensor, spec: CodeSpec) -> torch.Tensor:
+    """The codes whose block of pixels is touched by a mask, on every level and depth.
+
+    Args:
+        mask_BYX: bool, of the size of the preprocess.
+        spec: what the codes are.
+
+    Returns:
+        (B, T) bool.
+    """
+    parts = []
+    for level in spec.levels:
+        block = mask_BYX.shape[1] // level.height, mask_BYX.shape[2] // level.width
+        touched_BHW = F.max_pool2d(mask_BYX.unsqueeze(1).float(), block).squeeze(1) > 0
+        parts.append(touched_BHW.flatten(1).repeat_interleave(level.depth, 1))
+    return torch.cat(parts, 1)
+
+
+def pixels_of_codes(codes_BHW: torch.Tensor, spec: CodeSpec) -> torch.Tensor:
+    """A mask of the finest grid, (B, H, W) bool => of the pixels, (B, Y, X) bool."""
+    return codes_BHW.repeat_interleave(spec.stride, 1).repeat_interleave(spec.stride, 2)
+
+
+def below_rows(rows: object, spec: CodeSpec) -> torch.Tensor:
+    """The pixels below the first rows of the finest grid, (1, Y, X) bool.
+
+    Args:
+        rows: a whole number of rows, 1 to H - 1, or a share of them between 0 and 1.
+        spec: what the codes are.
+
+    Raises:
+        ConfigError: neither, or nothing would be given or left to draw.
+    """
+    height = spec.levels[-1].height
+    share = float(rows) if isinstance(rows, float) and math.isfinite(rows) else 0.0
+    n = round(share * height) if 0 < share < 1 else whole(rows)
+    if height == 1:
+        raise ConfigError("cannot be used: the grid has one row", field="rows", found=repr(rows)[:200],
+                          fix="leave rows out and give the first codes, or use inpaint")  # fmt: skip
+    if not 0 < n < height:
+        raise ConfigError("cannot be the rows to keep", field="rows", found=repr(rows)[:200],
+                          expected=f"a whole number from 1 to {height - 1}, or a share such as 0.5")  # fmt: skip
+    mask_YX = torch.zeros(spec.preprocess.height, spec.preprocess.width, dtype=torch.bool)
+    mask_YX[n * spec.stride :] = True
+    return mask_YX.unsqueeze(0)
+
+
+def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
+    """A mask as a caller gives it => pixels to draw anew, (1 or B, Y, X) bool.
+
+    Args:
+        mask: a Pillow image (white is drawn anew; it is resized and cropped as the image is), or an array or tensor of
+            the pixels' or the finest grid's size, (Y, X), (H, W), or one for each image with a leading B: bool, whole
+            numbers to 255 (128 and more is drawn anew) or floating point from 0 to 1 (0.5 and more).
+        spec: what the codes are.
+
+    Raises:
+        DataError: another type, shape or range, or nothing to draw.
+    """
+    if isinstance(mask, Image.Image):
+        white = _mask_preprocess(spec.preprocess)(mask.convert("L"))[..., 0] >= 128
+        return _some(torch.from_numpy(white).unsqueeze(0))
+    try:
+        given = torch.as_tensor(np.asarray(mask) if not isinstance(mask, torch.Tensor) else mask).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError("is not a mask", field="mask", found=type(mask).__name__,
+                        expected="a Pillow image, an array or a tensor") from error  # fmt: skip
+    pixels, finest = (spec.preprocess.height, spec.preprocess.width), spec.levels[-1]
+    grid = (finest.height, finest.width)
+    if given.ndim not in (2, 3) or tuple(given.shape[-2:]) not in (pixels, grid) or given.is_complex():
+        raise DataError("has the wrong shape", field="mask", found=(tuple(given.shape), given.dtype),
+                        expected=f"{pixels} pixels or {grid} codes, with or without a leading B")  # fmt: skip
+    high = 1.0 if given.is_floating_point() or given.dtype == torch.bool else 255.0
+    values = given.double()
+    if not bool(((values >= 0) & (values <= high)).all()):
+        raise DataError("is outside its range", field="mask", found=given.dtype, expected=f"values from 0 to {high:g}")
+    marked = values > 0 if given.dtype == torch.bool else values >= (0.5 if high == 1.0 else 128)
+    marked = marked.unsqueeze(0) if marked.ndim == 2 else marked
+    return _some(marked if tuple(given.shape[-2:]) == pixels else pixels_of_codes(marked, spec))
+
+
+def grown(mask_BYX: torch.Tensor, n_pixels: int) -> torch.Tensor:
+    """A mask and what lies within n pixels of it, (B, Y, X) bool."""
+    if n_pixels == 0:
+        return mask_BYX
+    return F.max_pool2d(mask_BYX.unsqueeze(1).float(), 2 * n_pixels + 1, 1, n_pixels).squeeze(1) > 0
+
+
+def _mask_preprocess(preprocess: Preprocess) -> Preprocess:
+    return dataclasses.replace(preprocess, mode="L", resize="nearest")
+
+
+def _some(mask_BYX: torch.Tensor) -> torch.Tensor:
+    if not len(mask_BYX) or not bool(mask_BYX.flatten(1).any(1).all()):
+        raise DataError("marks nothing to draw anew", field="mask", found="an empty mask",
+                        expected="white pixels, True or 1 where something new is wanted")  # fmt: skip
+    return mask_BYX

@@ -1,0 +1,1 @@
+"""Published checkpoints in, diffusers folders and graphs out."""

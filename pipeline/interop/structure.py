@@ -1,0 +1,212 @@
+"""What names and shapes tell about a model of the VQGAN family.
+
+Names of the tensors of the VQGAN family: ours, and those of each system, as one table of patterns for each.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from foundation.errors import CheckpointError
+from pipeline.interop.checkpoint import Checkpoint
+from pipeline.interop.plan import Origin
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+_LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)\.(blocks|attentions|resample)\.(.+)")
+_MIDDLE = re.compile(r"(encoder|decoder)\.middle\.(\d)\.(\w+)\.(\w+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How a system calls what we call ``encoder.levels.0.blocks.1.conv1.weight`` and so on."""
+
+    encoder_level: str
+    """prefix of a level of the encoder, ``{i}`` counted from full resolution"""
+    decoder_level: str
+    """prefix of a level of the decoder: ``{i}`` counted from full resolution, or ``{k}`` in the order of execution"""
+    block: str
+    """a residual block in a level"""
+    attention: str
+    """an attention block in a level"""
+    down: str
+    """downsampling in a level of the encoder"""
+    up: str
+    """upsampling in a level of the decoder"""
+    middle: tuple[str, str, str]
+    """residual block, attention, residual block at the lowest resolution"""
+    shortcut: str = "nin_shortcut"
+    """the 1 x 1 convolution beside a residual block"""
+    norm_out: str = "norm_out"
+    """the last norm"""
+    attention_parts: dict[str, str] = field(default_factory=dict)
+    """our names in an attention block -> theirs, where they differ"""
+
+    def peer(self, own: str, n_levels: int) -> str:
+        """The system's name of one of our tensors outside the quantizer."""
+        level = _LEVEL.fullmatch(own)
+        if level is not None:
+            side, index, kind, rest = level.groups()
+            prefix = self.level(side, int(index) if side == "encoder" else n_levels - 1 - int(index), n_levels)
+            if kind == "resample":
+                return f"{prefix}.{self.down if side == 'encoder' else self.up}.{rest.removeprefix('conv.')}"
+            number, part, last = rest.split(".")
+            pattern = self.block if kind == "blocks" else self.attention
+            return f"{prefix}.{pattern}.{number}.{self._part(kind, part)}.{last}"
+        middle = _MIDDLE.fullmatch(own)
+        if middle is not None:
+            side, index, part, last = middle.groups()
+            kind = "attentions" if index == "1" else "blocks"
+            return f"{side}.{self.middle[int(index)]}.{self._part(kind, part)}.{last}"
+        for ours, theirs in (("bottleneck.to_code", "quant_conv"), ("bottleneck.from_code", "post_quant_conv")):
+            if own.startswith(ours + "."):
+                return theirs + own.removeprefix(ours)
+        return own.replace(".norm_out.", f".{self.norm_out}.")
+
+    def level(self, side: str, index: int, n_levels: int) -> str:
+        """Prefix of a level, ``index`` counted from full resolution."""
+        pattern = self.encoder_level if side == "encoder" else self.decoder_level
+        return f"{side}.{pattern}".format(i=index, k=n_levels - 1 - index)
+
+    @property
+    def any_encoder_level(self) -> re.Pattern[str]:
+        """Matches the names in the encoder's levels; group 1 is the level."""
+        return re.compile(r"encoder\." + self.encoder_level.replace(".", r"\.").format(i=r"(\d+)") + r"\.")
+
+    def _part(self, kind: str, part: str) -> str:
+        if kind == "attentions":
+            return self.attention_parts.get(part, part)
+        return self.shortcut if part == "shortcut" else part
+
+
+TAMING = Naming(
+    encoder_level="down.{i}", decoder_level="up.{i}", block="block", attention="attn", down="downsample.conv",
+    up="upsample.conv", middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
+)  # fmt: skip
+"""taming, latent-diffusion, RQ-VAE."""
+LLAMAGEN = Naming(
+    encoder_level="conv_blocks.{i}", decoder_level="conv_blocks.{k}", block="res", attention="attn",
+    down="downsample.conv", up="upsample.conv", middle=("mid.0", "mid.1", "mid.2"),
+)  # fmt: skip
+DIFFUSERS = Naming(
+    encoder_level="down_blocks.{i}", decoder_level="up_blocks.{k}", block="resnets", attention="attentions",
+    down="downsamplers.0.conv", up="upsamplers.0.conv", shortcut="conv_shortcut", norm_out="conv_norm_out",
+    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    attention_parts={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+)  # fmt: skip
+OLD_DIFFUSERS = Naming(
+    **{**DIFFUSERS.__dict__,
+       "attention_parts": {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}},
+)  # fmt: skip
+"""Files from before diffusers renamed the parts of its attention."""
+_MAX_LEVELS = 16
+_MAX_BLOCKS = 64
+_ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """Sizes of encoder and decoder, with the meaning of the fields of ``TokenizerConfig``."""
+
+    image_channels: int
+    base_width: int
+    width_multipliers: tuple[int, ...]
+    n_res_blocks: int
+    attention_levels: tuple[int, ...]
+    middle_attention: bool
+    encoder_channels: int
+    latent_channels: int
+
+    @property
+    def n_levels(self) -> int:
+        """Resolutions."""
+        return len(self.width_multipliers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of ``TokenizerConfig``."""
+        names = ("base_width", "width_multipliers", "n_res_blocks", "attention_levels", "middle_attention")
+        return {**{name: getattr(self, name) for name in names}, "latent_channels": self.latent_channels}
+
+
+def read_structure(checkpoint: Checkpoint, naming: Naming) -> Structure:
+    """Infer the sizes.
+
+    Raises:
+        CheckpointError: a tensor without which they cannot be told is missing, or widths that are no multiples.
+    """
+    base, image_channels = kernel(checkpoint, "encoder.conv_in.weight")[:2]
+    n_levels = 1 + last_index(checkpoint, naming.any_encoder_level, _MAX_LEVELS)
+    first = [naming.level("encoder", i, n_levels) for i in range(n_levels)]
+    widths = [kernel(checkpoint, f"{prefix}.{naming.block}.0.conv2.weight")[0] for prefix in first]
+    return Structure(
+        image_channels=image_channels,
+        base_width=base,
+        width_multipliers=multiples(checkpoint, widths, base),
+        n_res_blocks=1 + last_index(checkpoint, _numbered(first[0], naming.block), _MAX_BLOCKS),
+        attention_levels=tuple(i for i, level in enumerate(first) if checkpoint.has(f"{level}.{naming.attention}.")),
+        middle_attention=checkpoint.has(f"encoder.{naming.middle[1]}."),
+        encoder_channels=kernel(checkpoint, "encoder.conv_out.weight")[0],
+        latent_channels=kernel(checkpoint, "decoder.conv_in.weight")[1],
+    )
+
+
+def kernel(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
+    """Sides of a tensor that must have at least one, none of them 0.
+
+    Raises:
+        CheckpointError: missing, or not a kernel.
+    """
+    shape = checkpoint.shape(key)
+    if len(shape) < 2 or 0 in shape:
+        raise CheckpointError("is not a kernel", field=f"{checkpoint.source}: {key}", found=shape)
+    return shape
+
+
+def multiples(checkpoint: Checkpoint, widths: list[int], base: int) -> tuple[int, ...]:
+    """Widths as multiples of the first.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    if any(width % base for width in widths):
+        raise CheckpointError("has levels whose widths are no multiples of the first convolution's",
+                              field=checkpoint.source, found=widths, expected=f"multiples of {base}")  # fmt: skip
+    return tuple(width // base for width in widths)
+
+
+def last_index(checkpoint: Checkpoint, pattern: re.Pattern[str], limit: int) -> int:
+    """The largest number that group 1 of a pattern has among the names; 0 if none matches.
+
+    Raises:
+        CheckpointError: at least ``limit``.
+    """
+    matches = (pattern.match(key) for key in checkpoint.tensors)
+    found = max((int(each[1][:9]) for each in matches if each), default=0)
+    if found >= limit:
+        raise CheckpointError("has a number in a name that is too large", field=checkpoint.source, found=found,
+                              expected=f"below {limit}")  # fmt: skip
+    return found
+
+
+def network_origins(model: TokenizerModel, naming: Naming) -> dict[str, Origin]:
+    """Origins of everything but the quantizer; kernels of attention may be stored as plain matrices."""
+    n_levels = len(model.config.width_multipliers)
+    origins = {}
+    for name in model.state_dict():
+        if not name.startswith("bottleneck.quantizer."):
+            key = naming.peer(name, n_levels)
+            made = _as_kernel if _ATTENTION_KERNEL.search(name) else torch.Tensor.detach
+            origins[name] = Origin((key,), made)
+    return origins
+
+
+def _as_kernel(weight: torch.Tensor) -> torch.Tensor:
+    return weight[:, :, None, None] if weight.ndim == 2 else weight
+
+
+def _numbered(prefix: str, part: str) -> re.Pattern[str]:
+    return re.compile(re.escape(f"{prefix}.{part}.") + r"(\d+)\.")

@@ -1,0 +1,131 @@
+"""Pictures of what a generator can do with given images, for the report: drawn once, at the end of a run."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.randomness import derive_seed
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
+from pipeline.edit_commands import kept_pixels
+from pipeline.generation.generator import ImageGenerator
+from pipeline.generation.inputs import below_rows, pixel_mask
+from pipeline.report.plots import picture
+from pipeline.runs.folder import RunFolder
+from stage1_tokenizer.canary import load_canary
+
+_N_IMAGES, _N_RESULTS, _MOST_CLASSES = 6, 3, 10
+_SHARES = (0.125, 0.25, 0.5)
+_CAPTIONS = "captions.json"
+
+
+def draw_run_uses(folder: RunFolder, seed: int, device: torch.device) -> None:
+    """``draw_uses`` of a finished run, of the images beside its tokenizer; nothing if it is done or there are none."""
+    canary = load_canary(folder.tokenizer)
+    if folder.uses.exists() or canary is None:
+        return
+    generator = ImageGenerator.from_pretrained(folder.root).to(device)
+    draw_uses(generator, canary.pixels_BYXC, folder.uses, seed=seed)
+
+
+def draw_uses(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, *, seed: int) -> None:
+    """Make a folder of pictures: completion, inpainting, variations, other classes.
+
+    A prior that knows no null class is asked for no images without a class, so that inpainting and variations are left
+    out.
+
+    Args:
+        generator: of the run.
+        pixels_BYXC: uint8 images that were held out; the first six are used.
+        folder: to make.
+        seed: of the run.
+    """
+    pixels = pixels_BYXC[:_N_IMAGES]
+    images, first = to_unit_range(pixels), derive_seed(seed, "uses") % 2**31
+    knows_nothing = generator.label_dropout != 0 or not generator.labels
+    drawn: dict[str, tuple[Image.Image, str]] = {}
+    if generator.spec.levels[-1].height > 1:
+        drawn["completion"] = _completion(generator, pixels, images, first)
+    if knows_nothing:
+        drawn["inpainting"] = _inpainting(generator, pixels, images, first)
+        drawn["variations"] = _variations(generator, pixels, images, first)
+    if len(generator.labels) > 1:
+        drawn["classes"] = _classes(generator, pixels, images, first)
+
+    def fill(temporary: Path) -> None:
+        for name, (image, _) in drawn.items():
+            image.save(temporary / f"{name}.png")
+        (temporary / _CAPTIONS).write_text(json.dumps({name: caption for name, (_, caption) in drawn.items()}))
+
+    durable.publish_folder(folder, fill)
+
+
+def uses_section(folder: Path) -> str:
+    """The pictures as HTML; empty where there are none.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+    """
+    if not folder.is_dir():
+        return ""
+    captions = read_json(folder / _CAPTIONS, (), fix="delete that folder and run tessera run again")
+    return "".join(picture(Image.open(folder / f"{name}.png"), html.escape(text)) for name, text in captions.items())
+
+
+def _completion(
+    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
+) -> tuple[Image.Image, str]:
+    options: Any = {"seed": seed, "output_type": "pt", "guess_class": bool(generator.labels)}
+    output = generator.complete(images, rows=0.5, num_images=_N_RESULTS, **options)
+    kept = kept_pixels(pixels, below_rows(0.5, generator.spec).numpy())
+    guessed = ", of the class that it makes the likeliest" if generator.labels else ""
+    caption = f"Held-out images; the half that is given, which alone is encoded; three completions{guessed}."
+    return _rows(pixels, kept, output.images), caption
+
+
+def _inpainting(
+    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
+) -> tuple[Image.Image, str]:
+    level = generator.spec.levels[-1]
+    mask_HW = torch.zeros(level.height, level.width, dtype=torch.bool)
+    mask_HW[level.height // 4 : -(-level.height * 3 // 4), level.width // 4 : -(-level.width * 3 // 4)] = True
+    output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, best_of=4, output_type="pt")
+    kept = kept_pixels(pixels, pixel_mask(mask_HW, generator.spec).numpy())
+    caption = "Held-out images; what is kept of them; the middle drawn anew, three times, each the best of four."
+    return _rows(pixels, kept, output.images), caption
+
+
+def _variations(
+    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
+) -> tuple[Image.Image, str]:
+    varied = [generator.vary(images, share, num_images=2, seed=seed, output_type="pt").images for share in _SHARES]
+    each_BRCYX = torch.cat([part.unflatten(0, (len(pixels), 2)) for part in varied], 1)
+    shares = ", ".join(f"{share:.1%}" for share in _SHARES)
+    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), f"Held-out images; {shares} of their codes drawn anew, twice."
+
+
+def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> tuple[Image.Image, str]:
+    names = list(generator.labels)
+    shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), _MOST_CLASSES)).round().astype(int))
+    classes = [names[i] for i in shown]
+    changed = [generator.change_class(images, name, share=0.75, seed=seed, output_type="pt").images for name in classes]
+    each_BRCYX = torch.stack(changed, 1)
+    caption = f"Held-out images; the 75% of their codes that fit another class worst drawn anew: {', '.join(classes)}."
+    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), caption
+
+
+def _rows(pixels_BYXC: np.ndarray, kept_BYXC: np.ndarray | None, results: torch.Tensor) -> Image.Image:
+    """A row for each image: itself, what is kept, its results, which are (B * R, C, Y, X)."""
+    results_BRYXC = to_uint8(results).reshape(len(pixels_BYXC), -1, *pixels_BYXC.shape[1:])
+    given = [each[:, None] for each in (pixels_BYXC, kept_BYXC) if each is not None]
+    rows_BRYXC = np.concatenate([*given, results_BRYXC], 1)
+    scale = max(1, 48 // max(pixels_BYXC.shape[1:3]))
+    return image_grid(rows_BRYXC.reshape(-1, *pixels_BYXC.shape[1:]), rows_BRYXC.shape[1], scale=scale)

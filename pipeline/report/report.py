@@ -1,0 +1,210 @@
+"""``report.html``: one self-contained file that shows a run."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from PIL import Image
+
+from foundation.codes.dataset import TokenAccess, TokenDataset, read_manifest
+from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.errors import CheckpointError
+from foundation.images.preprocess import GRID_GAP
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
+from foundation.training.log import read_metrics
+from pipeline.evaluation.prior import kept_evaluation
+from pipeline.evaluation.reconstruction import originals_above_reconstructions
+from pipeline.report.gallery import uses_section
+from pipeline.report.plots import (
+    adversary_plot,
+    class_plot,
+    inline_image,
+    likelihood_rows,
+    picture,
+    place_plot,
+    prior_plot,
+    tokenizer_plot,
+    usage_plot,
+)
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import Recipe
+from stage1_tokenizer.canary import load_canary
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+_SAMPLES_FIX = "delete that folder and run tessera run again: they are drawn again"
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --muted: #777; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+p.lead, figcaption { color: var(--muted); } figure { margin: 1rem 0; overflow-x: auto; }
+img { max-width: 100%; image-rendering: pixelated; } img.plot { image-rendering: auto; background: white; }
+table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr { border-bottom: 1px solid var(--line); } pre { overflow-x: auto; font-size: .85rem; }
+table.samples tr { border: 0; } table.samples td { padding: 0 0 6px; line-height: 0; }
+ul.warnings { color: #b33; }
+table.samples th { padding-right: .75rem; text-align: right; font-weight: normal; }
+"""
+
+
+def write_report(folder: RunFolder) -> None:
+    """Write ``report.html`` from what the run folder holds.
+
+    Args:
+        folder: a finished run; of a continuous tokenizer, which has no codes and no prior, its first stage.
+    """
+    recipe = folder.load_recipe()
+    tokenizer = TokenizerModel.load(folder.tokenizer)
+    train, held_out = read_metrics(folder.metrics, "tokenizer", "train"), _held_out(folder, "tokenizer")
+    sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
+    curves = tokenizer_plot(train, held_out) + adversary_plot(train)
+    if tokenizer.is_discrete:
+        usages = _usages(folder, recipe.machine.tokens)
+        likelihood = kept_evaluation(folder, "validation", _device(recipe))
+        uses = uses_section(folder.uses)
+        curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior"))
+        sections = [
+            ("Samples", _samples(folder)),
+            *([("Uses", uses)] if uses else []),
+            ("Figures", _figures_table(folder, recipe.machine.tokens, usages, likelihood)),
+            *sections,
+            ("Training", _warnings(folder) + curves),
+            ("What the prior finds hard", place_plot(likelihood) + class_plot(likelihood)),
+            ("Use of the codebook", usage_plot(usages)),
+            ("Data", _data(folder)),
+        ]
+    else:
+        sections = [("Figures", _continuous_table(held_out)), *sections, ("Training", _warnings(folder) + curves)]
+    sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text())}</pre>"))
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(recipe.name)} - Tessera</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>"
+        f"{''.join(_section(title, body) for title, body in sections)}</body></html>"
+    )
+    durable.replace_file(folder.report, page.encode())
+
+
+def _usages(folder: RunFolder, access: TokenAccess) -> dict[str, CodeUsage]:
+    """Usage of each codebook in each split, by a name for the reader; the held-out ones last."""
+    usages = {}
+    for split in ("train", "validation"):
+        dataset = TokenDataset(folder.codes, split, access)
+        found = count_codes_by_slot(dataset.codes_NT, dataset.spec)
+        for name, usage in zip(dataset.spec.slot_names, found, strict=True):
+            usages[f"{split}, {name}" if name else split] = usage
+    return usages
+
+
+def _warnings(folder: RunFolder) -> str:
+    rows = read_metrics(folder.metrics, kind="warning")
+    if not rows:
+        return ""
+    lines = "".join(f"<li>{row['stage']}, step {row['step']:,}: {html.escape(row['text'])}</li>" for row in rows[-20:])
+    return f"<ul class='warnings'>{lines}</ul>"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _samples(folder: RunFolder) -> str:
+    if not folder.has_samples():
+        raise CheckpointError("the samples are missing or incomplete", field=str(folder.samples), fix=_SAMPLES_FIX)
+    grid = Image.open(folder.samples / "grid.png")
+    about = read_json(folder.samples / "samples.json", ("labels", "columns"), fix=_SAMPLES_FIX)
+    labels = about["labels"][:: about["columns"]]
+    if labels[0] is None:
+        return picture(grid, "New images, sampled without a class.")
+    names = read_manifest(folder.codes)["spec"]["class_names"]
+    height = (grid.height + GRID_GAP) // len(labels)
+    rows = [grid.crop((0, i * height, grid.width, (i + 1) * height - GRID_GAP)) for i in range(len(labels))]
+    body = "".join(
+        f"<tr><th>{html.escape(names[label])}</th><td>{inline_image(row, f'samples of class {names[label]}')}</td></tr>"
+        for label, row in zip(labels, rows, strict=True)
+    )
+    return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.</p>"
+
+
+def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
+    canary = load_canary(folder.tokenizer)
+    if canary is None:
+        return "<p>No images are stored beside the tokenizer.</p>"
+    caption = "Held-out images above what the tokenizer makes of them from their codes alone."
+    return picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
+
+
+def _device(recipe: Recipe) -> str:
+    """Where the run itself computes."""
+    import torch
+
+    return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
+
+
+def _figures_table(
+    folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
+) -> str:
+    held_out = [usage for name, usage in usages.items() if name.startswith("validation")]
+    total, n_entries = summarize(held_out), sum(len(usage.counts_V) for usage in held_out)
+    tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
+    if not tokenizer or not prior:
+        return "<p>There are no metrics in the run folder.</p>"
+    spec = TokenDataset(folder.codes, "validation", access).spec
+    last, best = prior[-1], min(row["nats_per_code"] for row in prior)
+    values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
+    bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)
+    rows = [
+        ("Reconstruction, held-out PSNR", f"{tokenizer[-1]['psnr']:.2f} dB"),
+        ("Reconstruction, held-out SSIM", f"{tokenizer[-1]['ssim']:.3f}"),
+        ("Codes in use, held-out", f"{total.share_used:.1%} of {n_entries:,}"),
+        ("Code perplexity, held-out", f"{total.perplexity:,.1f}"),
+        ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits; {values * 8 / bits:,.1f}x smaller than pixels)"),
+        ("Prior, held-out bits per code", f"{last['bits_per_code']:.3f}"),
+        ("&nbsp;&nbsp;a code of equal chances needs", f"{bits / spec.n_codes:.3f}"),
+        ("&nbsp;&nbsp;code frequencies alone need", f"{last['unigram_bits_per_code']:.3f}"),
+        ("&nbsp;&nbsp;below code frequencies", f"{last['below_unigram']:.1%}"),
+        *likelihood_rows(likelihood),
+        ("Prior, held-out bits per image", f"{last['bits_per_image']:,.1f}"),
+        ("Prior, loss at the end over its best", f"{last['nats_per_code'] / best - 1:+.2%}"),
+    ]
+    return _table(rows)
+
+
+def _continuous_table(held_out: list[dict[str, Any]]) -> str:
+    if not held_out:
+        return "<p>There are no metrics in the run folder.</p>"
+    return _table([
+        ("Reconstruction, held-out PSNR", f"{held_out[-1]['psnr']:.2f} dB"),
+        ("Reconstruction, held-out SSIM", f"{held_out[-1]['ssim']:.3f}"),
+        ("Codes", "none: the latent is continuous, so there is no prior and there are no samples"),
+    ])  # fmt: skip
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><td>{name}</td><td class='number'>{value}</td></tr>" for name, value in rows)
+    return f"<table>{body}</table>"
+
+
+def _data(folder: RunFolder) -> str:
+    manifest = read_manifest(folder.codes)
+    rows = []
+    for split, entry in manifest["splits"].items():
+        rows.append(f"<tr><td>{split}</td><td class='number'>{entry['rows']:,} rows</td></tr>")
+    bad = [
+        f"<tr><td>{html.escape(each['image_id'])}</td><td>{html.escape(each['reason'])}</td></tr>"
+        for entry in manifest["splits"].values()
+        for each in entry["failures"]
+    ]
+    listed = f"<h3>Unusable images ({len(bad)})</h3><table>{''.join(bad[:200])}</table>" if bad else ""
+    return f"<table>{''.join(rows)}</table>{listed}"
+
+
+def _held_out(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """The evaluations of a stage, whole rows only; what was not finite is shown as such."""
+    needed = "psnr" if stage == "tokenizer" else "nats_per_code"
+    rows = [row for row in read_metrics(folder.metrics, stage, "held_out") if needed in row]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]

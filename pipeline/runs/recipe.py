@@ -1,0 +1,294 @@
+"""A recipe: one file that describes one experiment, from images to samples.
+
+A finished tokenizer as stage 1 of a recipe: imported, or of another run; nothing is trained.
+
+YAML in which no key may stand twice: by default the last one wins, in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.nodes import MappingNode
+
+from foundation.codes.dataset import TokenAccess
+from foundation.config import differences, from_dict, merge, override, require, to_dict
+from foundation.config_fields import later, settled
+from foundation.errors import ConfigError, ContractError, nearest
+from foundation.images.image_set import DataConfig
+from foundation.images.preprocess import Preprocess
+from foundation.storage import durable
+from foundation.storage.serialization import read_json
+from pipeline.encoding.plan import EncodeConfig
+from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.decoding.sampling import SamplingConfig
+
+_KEYS = ("tokenizer", "preprocess")
+
+
+def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values; if it names a tokenizer, ``tokenizer.model`` and ``data.preprocess`` become that tokenizer's.
+
+    What a recipe that is extended says about either is replaced: the codes depend on both. In the recipe of a run
+    folder they stand already, and the named folder may be gone.
+
+    Raises:
+        ConfigError: there is no such tokenizer.
+        CheckpointError: its settings are damaged.
+    """
+    stage = values.get("tokenizer")
+    named = stage.get("pretrained") if isinstance(stage, Mapping) else None
+    if named is None:
+        return dict(values)
+    assert isinstance(stage, Mapping)
+    path = tokenizer_folder(Path(str(named))) / "config.json"
+    if not path.is_file():
+        if "model" in stage and "preprocess" in (values.get("data") or {}):
+            return dict(values)
+        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=str(named),
+                          fix="give a folder that tessera import made, or a run folder")  # fmt: skip
+    settings = read_json(path, _KEYS, fix="take the tokenizer anew from where it came")
+    data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
+    return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}
+
+
+def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preprocess: Preprocess) -> None:
+    """Copy a finished tokenizer to where a run keeps its own, after checking that it is whole and still the same.
+
+    Args:
+        folder: a tokenizer folder, or a run folder.
+        target: must not exist.
+        config, preprocess: what the recipe says they are.
+
+    Raises:
+        CheckpointError: missing or damaged.
+        ContractError: other settings than the recipe's, or other codes than when it was frozen.
+    """
+    from stage1_tokenizer.canary import check_canary
+    from stage1_tokenizer.tokenizer import TokenizerModel
+
+    source = tokenizer_folder(folder)
+    tokenizer = TokenizerModel.load(source)
+    found = {"model": tokenizer.config, "preprocess": tokenizer.preprocess}
+    rows = differences({"model": config, "preprocess": preprocess}, found)
+    if rows:
+        name, expected, value = rows[0]
+        raise ContractError(f"the tokenizer is not what the recipe says: {name} differs", field=str(source),
+                            found=value, expected=expected, fix="start the run anew in another folder")  # fmt: skip
+    if tokenizer.is_discrete:
+        check_canary(tokenizer, source)
+    durable.publish_folder(target, lambda temporary: durable.copy_files(source, temporary))
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The tokenizer in a run folder, or the folder itself."""
+    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if name in lines:
+                raise ComposerError(None, None, f"{name!r} stands in line {lines[name]} and again in line {line}")
+            lines[name] = line
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """The values of one YAML document.
+
+    Raises:
+        yaml.YAMLError: not YAML, or a key that stands twice in one mapping.
+    """
+    return yaml.load(text, _Loader)
+
+
+_CADENCE = {
+    "cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every",
+    "micro_batch_size", "checkpoint_blocks", "compile",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage:
+    """Stage 1: the tokenizer."""
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """architecture"""
+    training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """how it is trained"""
+    pretrained: str | None = later(None)
+    """folder of a finished tokenizer, imported or of a run, to use instead of training one; model and data.preprocess
+    become that tokenizer's"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorStage:
+    """Stage 2: the prior."""
+
+    model: PriorConfig = field(default_factory=PriorConfig)
+    """architecture"""
+    training: PriorTraining = field(default_factory=PriorTraining)
+    """how it is trained"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """The sample grid at the end of a run."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """how codes are drawn; also the generator's defaults"""
+    images_per_class: int = 10
+    """images of each class in the grid"""
+    max_classes: int = 10
+    """classes shown, evenly spread over all"""
+    unconditional_images: int = 64
+    """images in the grid when there are no classes"""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_class", "max_classes", "unconditional_images"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where it runs; nothing here changes what a run computes on a CPU."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU when there is one"""
+    tokens: TokenAccess = field(default_factory=TokenAccess)
+    """how token datasets are read: in memory, or from the disk where they are larger"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment, from images to samples."""
+
+    name: str
+    """short name; the run folder is runs/<name> unless --run_dir says otherwise"""
+    description: str = ""
+    """one sentence for readers and the report"""
+    seed: int = 0
+    """of everything random: initial weights, data order, augmentation, dropout, samples"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """which images"""
+    tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
+    """stage 1"""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """export of the codes"""
+    prior: PriorStage = field(default_factory=PriorStage)
+    """stage 2"""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """what is drawn at the end"""
+    machine: Machine = field(default_factory=Machine)
+    """where it runs"""
+
+    def __post_init__(self) -> None:
+        sound = self.name.strip() and not set(self.name) & set('/\\:*?"<>|') and not self.name.startswith(".")
+        require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
+        dropout, scale = self.prior.training.label_dropout, self.samples.sampling.guidance_scale
+        trained = dropout > 0 or scale == 1.0 or not self.prior.model.class_conditional
+        require(trained, "prior.training.label_dropout", dropout, f"above 0 for a guidance_scale of {scale}",
+                "guidance compares with the null class, which only label dropout trains")  # fmt: skip
+
+
+def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    A recipe that says ``extends: NAME``, or a list of names, is laid over those: built-in recipes, YAML files, or files
+    beside it without their ending.
+
+    Args:
+        recipe: path of a YAML file, or the name of a built-in recipe such as ``digits``.
+        overrides: dotted name -> value, e.g. ``{"prior.training.fit.steps": 100}``.
+
+    Raises:
+        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
+    """
+    values = _read_extended(_find(recipe))
+    values.pop("versions", None)  # what a run folder's copy records beside the recipe
+    for dotted, value in (overrides or {}).items():
+        override(values, dotted, value)
+    return from_dict(Recipe, with_pretrained(values))
+
+
+def built_in_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(each.name.removesuffix(".yaml") for each in folder.iterdir() if each.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, with the versions of what computes."""
+    return yaml.safe_dump({**to_dict(recipe), "versions": versions()}, sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result can depend on."""
+    names = ("tessera-images", "torch", "accelerate", "datasets", "numpy", "pillow", "pyarrow")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def determining(part: Any) -> Any:
+    """A part of a recipe as plain values, without the fields that change nothing about what is computed."""
+    if isinstance(part, dict):
+        return {name: determining(value) for name, value in part.items() if name not in _CADENCE}
+    return determining(settled(part)) if dataclasses.is_dataclass(part) else part
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _find(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if recipe in built_in_recipes():
+        return Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.yaml"))
+    raise ConfigError(
+        "is neither a file nor a built-in recipe",
+        field="recipe",
+        found=recipe,
+        fix=f"give a YAML file or a built-in name: {nearest(recipe, built_in_recipes())}",
+    )
+
+
+def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
+    chain = (*above, path.resolve())
+    values = _read_yaml(path)
+    bases = values.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = path.parent / f"{base}.yaml"
+        parent = beside if beside.is_file() else _find(str(base))
+        if parent.resolve() in chain:
+            raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
+        merged = merge(merged, _read_extended(parent, chain))
+    return merge(merged, values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
+    if not isinstance(values, dict):
+        raise ConfigError("holds no recipe", field=str(path), expected="keys such as name, data, tokenizer, prior")
+    return values

@@ -1,0 +1,284 @@
+"""The stages of a run, in order: tokenizer, codes, prior, samples. Each is skipped when its result is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.spec import require_same_codes
+from foundation.config import digest, require, to_dict
+from foundation.errors import CheckpointError, ContractError
+from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.randomness import ORDER_VERSION, derive_seed
+from foundation.storage import durable
+from foundation.training.fit import fit
+from foundation.training.log import MetricsLog
+from foundation.training.parallel import sharding_asked
+from pipeline.generation.files import write_recipe_index
+from pipeline.generation.generator import ImageGenerator
+from pipeline.generation.outputs import grid_image
+from pipeline.runs.encode import ExportJob, encode_run
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
+from stage1_tokenizer.canary import N_IMAGES, save_canary
+from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.train import TokenizerTask, require_enough_data
+from stage2_prior.data import CodeExamples
+from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorTask, require_orders
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Run:
+    """A recipe being carried out in its folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+
+    def start(self) -> None:
+        """Claim the folder for this recipe, and keep other processes out of it until this one ends.
+
+        Raises:
+            CheckpointError: the folder belongs to another recipe, or another process works in it.
+            ConfigError: a batch size that the processes cannot share.
+        """
+        for stage in ("tokenizer", "prior"):
+            size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
+            require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of the {n} processes")
+        slots = self.recipe.tokenizer.model.n_slots
+        require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
+        sharding_asked(self.accelerator)  # refuses what cannot be done, before any work
+        if self.accelerator.is_main_process:
+            self._lock()
+            self.folder.sweep()
+            self.folder.claim(self.recipe)
+        self.accelerator.wait_for_everyone()
+
+    def join(self) -> None:
+        """Claim the folder for this recipe without keeping others out: to take part in its export.
+
+        Raises:
+            CheckpointError: the folder belongs to another recipe.
+        """
+        if self.accelerator.is_main_process:
+            self.folder.claim(self.recipe)
+        self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Let other processes into the folder; the end of this process does it too."""
+        self._held.release()
+
+    def _lock(self) -> None:
+        from filelock import FileLock, Timeout
+
+        path = self.folder.root / ".lock"
+        self._held = FileLock(path)
+        with durable.writing(path):
+            try:
+                self._held.acquire(timeout=0)
+            except Timeout:
+                raise CheckpointError("another process is working in this run folder", field=str(self.folder.root),
+                                      fix="wait for it, stop it, or give another --run_dir") from None  # fmt: skip
+
+    @cached_property
+    def images(self) -> dict[str, ImageSet]:
+        """Training and held-out images; unusable ones are reported and listed in the run folder."""
+        augment = self.recipe.tokenizer.training.augment
+        train, held_out = open_image_sets(self.recipe.data, augment=augment, seed=self.recipe.seed)
+        images = {"train": train, "validation": held_out}
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            durable.replace_file(self.folder.failures, _failures_text(images).encode())
+            for name, each in images.items():
+                classes = f", {len(each.class_names)} classes" if each.class_names else ", no classes"
+                accelerator.print(f"{name}: {len(each):,} of {each.n_planned:,} images usable{classes}")
+                for failure in each.failures:
+                    accelerator.print(f"  unusable: {failure.image_id}: {failure.reason}")
+        return images
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Devices and processes. Precision is the learner's business, since each stage may have its own."""
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
+        cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
+        steps = accelerator.gradient_accumulation_steps
+        require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: a recipe says everything")
+        return accelerator
+
+    def train_tokenizer(self) -> None:
+        """Train stage 1 and freeze the averaged weights in ``tokenizer/``."""
+        if self.folder.tokenizer.exists():
+            return
+        recipe, stage = self.recipe, self.recipe.tokenizer
+        accelerator = self.accelerator
+        if stage.pretrained is not None:
+            if accelerator.is_main_process:
+                adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
+            accelerator.wait_for_everyone()
+            return
+        torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
+        model = TokenizerModel(stage.model, recipe.data.preprocess)
+        objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
+        images = self.images
+        require_enough_data(model, len(images["train"]))
+        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
+        fit(
+            task,
+            images["train"],
+            stage.training.fit,
+            accelerator,
+            seed=recipe.seed,
+            checkpoints=self.folder.checkpoints("tokenizer"),
+            log=MetricsLog(self.folder.metrics, "tokenizer", enabled=accelerator.is_main_process),
+            identity={
+                "seed": digest([recipe.seed, ORDER_VERSION]),
+                "data": digest(determining(recipe.data)),
+                "tokenizer": digest(determining(stage)),
+                "the training images": images["train"].content,
+                "the held-out images": images["validation"].content,
+            },
+            health=task.health,
+        )
+        if accelerator.is_main_process:
+            durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))
+        accelerator.wait_for_everyone()
+        accelerator.free_memory()
+
+    def _freeze(self, tokenizer: TokenizerModel, temporary: Path) -> None:
+        tokenizer.save(temporary)
+        held_out = self.images["validation"]
+        save_canary(tokenizer, held_out.pixels(np.arange(min(N_IMAGES, len(held_out)))), temporary)
+
+    def encode(self, job: ExportJob | None = None) -> bool:
+        """Take part in the export of the codes of all images, which other processes may take part in too.
+
+        Args:
+            job: what this run does; None encodes everything and waits for whoever helps.
+
+        Returns:
+            Whether the token dataset is finished.
+
+        Raises:
+            ContractError: the tokenizer makes no codes.
+            DataError: too many images cannot be encoded.
+        """
+        self._require_codes()
+        recipe, accelerator = self.recipe, self.accelerator
+        job = job or ExportJob(max_bad=recipe.data.max_failed_share)
+        part = job.part.within(accelerator.process_index, accelerator.num_processes)
+        job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
+        finished = encode_run(self.folder, recipe.data, recipe.encode, accelerator.device, job)
+        accelerator.wait_for_everyone()
+        return finished
+
+    def train_prior(self) -> None:
+        """Train stage 2 on the codes and freeze the averaged weights in ``prior/``.
+
+        Raises:
+            ContractError: the tokenizer makes no codes.
+        """
+        self._require_codes()
+        if not self.folder.prior.exists():
+            self._train_prior()
+        if self.accelerator.is_main_process:
+            dropout = self.recipe.prior.training.label_dropout
+            write_recipe_index(self.folder.root, self.recipe.samples.sampling, dropout)
+        self.accelerator.wait_for_everyone()
+
+    def _require_codes(self) -> None:
+        model = self.recipe.tokenizer.model
+        if not model.is_discrete:
+            raise ContractError(
+                "the tokenizer makes no codes: its latent is continuous",
+                field="tokenizer.model.quantizer.type",
+                found=model.quantizer.type_name,
+                fix="choose a discrete quantizer; tessera run stops after the tokenizer by itself",
+            )
+
+    def _train_prior(self) -> None:
+        recipe, stage = self.recipe, self.recipe.prior
+        accelerator = self.accelerator
+        access = recipe.machine.tokens
+        codes = {split: TokenDataset(self.folder.codes, split, access) for split in ("train", "validation")}
+        tokenizer_spec = TokenizerModel.load(self.folder.tokenizer).spec
+        require_same_codes(tokenizer_spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
+        torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
+        model = PriorModel(stage.model, codes["train"].spec)
+        seed = derive_seed(recipe.seed, "prior")
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
+        if accelerator.num_processes > 1:
+            how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
+            accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")
+        dropout = stage.training.label_dropout
+        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, views=stage.training.views,
+                                seed=recipe.seed)  # fmt: skip
+        fit(
+            task,
+            examples,
+            stage.training.fit,
+            accelerator,
+            seed=seed,
+            checkpoints=self.folder.checkpoints("prior"),
+            log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
+            identity={
+                "seed": digest([recipe.seed, ORDER_VERSION]),
+                "prior": digest(determining(stage)),
+                "the token dataset": digest(read_manifest(self.folder.codes)),
+            },
+        )
+        exported = task.exported()
+        if accelerator.is_main_process:
+            durable.publish_folder(self.folder.prior, exported.save)
+        accelerator.wait_for_everyone()
+        accelerator.free_memory()
+
+    def sample(self) -> None:
+        """Draw the run's sample grid: a row per class, or a square without classes."""
+        accelerator = self.accelerator
+        if not accelerator.is_main_process or self.folder.has_samples():
+            return
+        if self.folder.samples.exists():
+            raise CheckpointError("holds something else than the run's samples", field=str(self.folder.samples),
+                                  fix="move it away and run the same command again")  # fmt: skip
+        generator = ImageGenerator.from_pretrained(self.folder.root).to(accelerator.device)
+        config = self.recipe.samples
+        n_classes = generator.prior.n_classes
+        if n_classes:
+            shown = np.unique(np.linspace(0, n_classes - 1, min(n_classes, config.max_classes)).round().astype(int))
+            labels, per_label = [int(label) for label in shown], config.images_per_class
+        else:
+            labels, per_label = None, config.unconditional_images
+        seed = derive_seed(self.recipe.seed, "samples") % 2**31
+        output = generator(labels, per_label, seed=seed)
+        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
+
+        def fill(temporary: Path) -> None:
+            grid_image(output.images, n_columns).save(temporary / "grid.png")
+            np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
+            about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
+            (temporary / "samples.json").write_text(json.dumps(about))
+
+        durable.publish_folder(self.folder.samples, fill)
+
+
+def _failures_text(images: dict[str, ImageSet]) -> str:
+    """Every image that could not be used, one JSON object per line."""
+    rows = [{"split": name, **to_dict(each)} for name, split in images.items() for each in split.failures]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,211 @@
+"""No key of a YAML file counts in silence for another.
+
+Every built-in recipe trains, shrunk to seconds, on real images where they are at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.tiny_run import TINY
+
+from foundation.config import to_dict
+from foundation.errors import CheckpointError, ConfigError, ContractError
+from foundation.images.preprocess import Preprocess
+from foundation.training.log import read_metrics
+from pipeline.commands import start_run
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import adopt_tokenizer, built_in_recipes, load_recipe, read_yaml, with_pretrained
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.quantizers.config import LFQConfig
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+
+def test_values_are_the_parser_s_own() -> None:
+    text = "a: 1\nb: {c: [1, 2.5, yes], d: null}\nbase: &base {x: 1, y: 2}\nnew: {<<: *base, x: 3}\n"
+    assert read_yaml(text) == yaml.safe_load(text)
+    assert read_yaml(text)["new"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("a: 1\nb: 2\na: 1\n", "'a' stands in line 1 and again in line 3"),
+     ("top:\n  x: 1\n  'x': {y: 2}\n", "'x' stands in line 2 and again in line 3"),
+     ("[{k: 1, k: 2}]", "'k' stands in line 1 and again in line 1")],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused(text: str, lines: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=lines):
+        read_yaml(text)
+
+
+def test_objects_are_not_made() -> None:
+    with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):
+        read_yaml("!!python/object/apply:os.system ['true']")
+
+
+CONFIG = TokenizerConfig(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=6, norm_groups=4,
+                         networks="magvit2", middle_attention=False, projection="none",
+                         quantizer=LFQConfig(width=6))  # fmt: skip
+PREPROCESS = Preprocess(height=8, width=12)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished tokenizer."""
+    path = tmp_path / "imported"
+    path.mkdir()
+    TokenizerModel(CONFIG, PREPROCESS).save(path)
+    return path
+
+
+def test_a_recipe_that_names_a_tokenizer_gets_its_settings(folder: Path, tmp_path: Path) -> None:
+    values = {
+        "name": "x",
+        "data": {"source": "y", "preprocess": {"height": 99}},
+        "tokenizer": {"pretrained": str(folder), "model": {"base_width": 99}},
+    }
+    found = with_pretrained(values)
+    assert found["tokenizer"]["model"] == to_dict(CONFIG) and found["data"]["preprocess"] == to_dict(PREPROCESS)
+    assert found["data"]["source"] == "y" and found["name"] == "x"
+    folder.rename(tmp_path / "moved")
+    assert with_pretrained(found) == found  # as the recipe of a run folder
+    with pytest.raises(ConfigError, match=r"tokenizer.pretrained(.|\n)*imported"):
+        with_pretrained({"tokenizer": {"pretrained": str(folder)}})
+    assert with_pretrained({"name": "x"}) == {"name": "x"}
+
+
+def test_the_tokenizer_is_copied_whole_or_refused(folder: Path, tmp_path: Path) -> None:
+    adopt_tokenizer(folder, tmp_path / "run" / "tokenizer", CONFIG, PREPROCESS)
+    assert TokenizerModel.load(tmp_path / "run" / "tokenizer").fingerprint == TokenizerModel.load(folder).fingerprint
+    adopt_tokenizer(tmp_path / "run", tmp_path / "again", CONFIG, PREPROCESS)
+    with pytest.raises(ContractError, match=r"preprocess.height differs"):
+        adopt_tokenizer(folder, tmp_path / "other", CONFIG, Preprocess(height=16, width=12))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        adopt_tokenizer(folder, tmp_path / "other", CONFIG, PREPROCESS)
+    assert not (tmp_path / "other").exists()
+
+
+def test_codes_that_are_no_longer_the_same_are_refused(folder: Path, tmp_path: Path) -> None:
+    from stage1_tokenizer.canary import load_canary, save_canary
+
+    model = TokenizerModel.load(folder)
+    save_canary(model, torch.randint(0, 256, (4, 8, 12, 3), dtype=torch.uint8).numpy(), folder)
+    canary = load_canary(folder)
+    assert canary is not None
+    adopt_tokenizer(folder, tmp_path / "sound", CONFIG, PREPROCESS)
+    with torch.no_grad():
+        model.encoder.conv_out.bias += 1
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    model.save(changed)
+    (changed / "canary.safetensors").write_bytes((folder / "canary.safetensors").read_bytes())
+    with pytest.raises(ContractError, match="no longer gives the codes"):
+        adopt_tokenizer(changed, tmp_path / "other", CONFIG, PREPROCESS)
+
+
+SMALL = {
+    "tokenizer.model": {"patch_size": 2, "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1,
+                        "latent_channels": 8, "norm_groups": 4, "attention_levels": []},
+    "tokenizer.training.fit": {"steps": 3, "batch_size": 4, "evaluate_every": 3, "checkpoint_every": 3},
+    "data.preprocess": {"height": 32, "width": 32},
+}  # fmt: skip
+COLOUR = [name for name in built_in_recipes() if name != "digits"]
+
+
+def test_the_systems_of_the_field_each_have_a_recipe() -> None:
+    systems = ("vae", "beta-vae", "kl-gan", "vqvae", "vqvae2", "dvae", "vqgan", "rqvae", "fsq", "lfq", "ibq", "simvq")
+    for prefix in ("cifar10", "pictures"):
+        assert {f"{prefix}-{system}" for system in systems} <= set(built_in_recipes())
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, shared_data: Path, tmp_path: Path) -> None:
+    source = {"type": "dataset", "path": str(shared_data / "cifar10"), "validation_split": "validation", "limit": 16}
+    overrides = {"data.source": source}
+    for part, values in SMALL.items():
+        overrides |= {f"{part}.{key}": value for key, value in values.items()}
+    recipe = load_recipe(name)
+    quantizer = recipe.tokenizer.model.quantizer.type_name
+    if quantizer in ("vq", "ibq", "gumbel"):  # as many codes as 16 images can place
+        overrides["tokenizer.model.quantizer.codebook_size"] = 64
+    if quantizer == "residual":
+        overrides["tokenizer.model.quantizer.codebook.codebook_size"] = 64
+    training = recipe.tokenizer.training
+    if training.perceptual.weight > 0:
+        overrides["tokenizer.training.perceptual.vgg_weights"] = "random"
+    if training.adversarial.weight > 0:
+        overrides |= {"tokenizer.training.adversarial.start_step": 1,
+                      "tokenizer.training.adversarial.discriminator": {"width": 8, "n_layers": 2}}  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    start_run(name, str(folder.root), overrides).train_tokenizer()
+    last = read_metrics(folder.metrics, "tokenizer", "held_out")[-1]
+    assert last["step"] == 3 and last["psnr"] > 0
+    rows = read_metrics(folder.metrics, "tokenizer", "train")
+    assert ("discriminator_loss" in rows[-1]) == (training.adversarial.weight > 0)
+    assert all(row["loss"] is not None for row in rows)
+
+
+def test_a_recipe_extends_others_the_later_over_the_earlier(tmp_path: Path) -> None:
+    (tmp_path / "big.yaml").write_text("seed: 7\nprior: {model: {d_model: 512}}\n")
+    (tmp_path / "mine.yaml").write_text("extends: [digits, big]\nname: mine\nprior: {model: {n_layers: 2}}\n")
+    recipe, base = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("digits")
+    assert (recipe.name, recipe.seed, recipe.prior.model.d_model, recipe.prior.model.n_layers) == ("mine", 7, 512, 2)
+    assert recipe.tokenizer == base.tokenizer and recipe.prior.model.n_heads == base.prior.model.n_heads
+
+
+def test_another_type_drops_the_fields_of_the_one_it_replaces(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: digits\nname: mine\ntokenizer: {model: {quantizer: {type: fsq, levels: [8, 8]}}}\n"
+    )
+    assert load_recipe(str(tmp_path / "mine.yaml")).tokenizer.model.quantizer.codebook_size == 64
+
+
+def test_a_circle_and_an_unknown_base_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("extends: two\nname: one\n")
+    (tmp_path / "two.yaml").write_text("extends: one\nname: two\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_recipe(str(tmp_path / "one.yaml"))
+    (tmp_path / "two.yaml").write_text("extends: digit\nname: two\n")
+    with pytest.raises(ConfigError, match="'digits'"):
+        load_recipe(str(tmp_path / "one.yaml"))
+
+
+def test_a_continuous_tokenizer_runs_to_its_report_and_refuses_what_needs_codes(tmp_path: Path) -> None:
+    from foundation.errors import ContractError
+
+    overrides = {**TINY, "tokenizer.model": {**TINY["tokenizer.model"], "quantizer": {"type": "kl", "width": 2}}}
+    job = start_run("digits", str(tmp_path / "run"), overrides)
+    job.all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the latent is continuous" in page and "PSNR" in page
+    assert not (tmp_path / "run" / "codes").exists()
+    for stage in (job.encode, job.train_prior):
+        with pytest.raises(ContractError, match="makes no codes"):
+            stage()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 32, "width": 4}},
+        {"quantizer": {"type": "residual", "depth": 2, "codebook": {"codebook_size": 32, "width": 4}}},
+    ],
+)
+def test_two_grids_and_two_depths_go_through_encode_export_prior_and_decode(changes: dict, tmp_path: Path) -> None:
+    from pipeline.generation.generator import ImageGenerator
+
+    overrides = {**TINY, "tokenizer.model": {**TINY["tokenizer.model"], **changes}}
+    start_run("digits", str(tmp_path / "run"), overrides).all()
+    generator = ImageGenerator.from_pretrained(tmp_path / "run")
+    output = generator([3, 7], seed=0, output_type="pt")
+    two_grids = "coarse_halvings" in changes
+    assert output.codes.shape == ((2, 4 + 16) if two_grids else (2, 4, 4, 2))
+    assert output.images.shape == (2, 1, 8, 8)
+    assert generator.prior.n_codes == (20 if two_grids else 32)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "validation, 4 x 4 grid" in page if two_grids else "validation, depth 2" in page

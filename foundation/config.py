@@ -1,11 +1,13 @@
 """Typed configuration: frozen dataclasses to plain dictionaries and back, strictly.
 
 A recipe, a model's ``config.json`` and the code contract all pass through here. Alternatives are types: a field
-annotated ``FSQConfig | VQConfig`` is written as a mapping whose ``type`` key names the alternative.
+annotated ``FSQConfig | VQConfig`` is written as a mapping whose ``type`` key names the alternative. A field annotated
+with an ``Extensible`` class takes every subclass of it, also of other packages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,18 +15,118 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
-from foundation.errors import ConfigError, nearest
+import yaml
+
+from foundation.errors import ConfigError, closest, nearest
 
 T = TypeVar("T")
+_UNIONS = (Union, types.UnionType)
+_NULLS = ("null", "none", "~", "")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Choice:
     """Base of dataclasses that are alternatives in a union; ``type_name`` is what a recipe's ``type`` key says."""
 
     type_name: ClassVar[str]
+
+
+class Extensible(Choice):
+    """Base of alternatives to which other packages add: a subclass with a ``type_name`` is one more.
+
+    A package that nobody imports names its class in an entry point of the group ``plugins``.
+    """
+
+    plugins: ClassVar[str]
+
+    @classmethod
+    def imported(cls) -> dict[str, type]:
+        """The alternatives whose files are imported, by ``type_name``.
+
+        Raises:
+            ConfigError: two classes have one name.
+        """
+        found: dict[str, type] = {}
+        pending: list[type[Extensible]] = cls.__subclasses__()
+        while pending:
+            each = pending.pop(0)
+            pending += each.__subclasses__()
+            if "type_name" in vars(each):
+                known = found.setdefault(each.type_name, each)
+                same = (known.__module__, known.__qualname__) == (each.__module__, each.__qualname__)
+                taken = f"{each.type_name}, the name of {known.__module__}.{known.__qualname__}"
+                require(same, f"{each.__module__}.{each.__qualname__}.type_name", taken, "a name of its own")
+                found[each.type_name] = each  # a class that a notebook defines again replaces itself
+        return found
+
+    @classmethod
+    def variants(cls) -> dict[str, type]:
+        """All alternatives, by ``type_name``, those of installed packages included.
+
+        Raises:
+            ConfigError: a package's class cannot be imported.
+        """
+        from importlib import metadata
+
+        for entry in metadata.entry_points(group=cls.plugins):
+            try:
+                entry.load()
+            except Exception as error:
+                where, fix = f"{cls.plugins}: {entry.name}", "update its package, or uninstall it"
+                raise ConfigError("a plug-in cannot be imported", field=where, found=repr(error), fix=fix) from error
+        return cls.imported()
+
+
+class Text(str):
+    """A value as a user typed it. Its field decides what it means: text stays as it is, all else is YAML."""
+
+    @classmethod
+    def mapping(cls, text: str, where: str) -> dict[str, Any]:
+        """Read ``{a: 1, b: {c: x}}``; the leaves stay ``Text``.
+
+        Raises:
+            ConfigError: not a YAML mapping.
+        """
+        values = _yaml(text, where, yaml.BaseLoader)
+        if not isinstance(values, dict):
+            raise ConfigError("is not a mapping", field=where, found=text, expected="{name: value, ...}, or its fields")
+        return cls._leaves(values)  # type: ignore[no-any-return]
+
+    @classmethod
+    def _leaves(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: cls._leaves(value) for key, value in values.items()}
+        return [cls._leaves(value) for value in values] if isinstance(values, list) else cls(values)
+
+
+def is_open(hint: Any) -> bool:
+    """Whether an annotation is a class to which other packages add alternatives."""
+    return isinstance(hint, type) and issubclass(hint, Extensible) and not dataclasses.is_dataclass(hint)
+
+
+def variants(annotation: Any) -> dict[str, type]:
+    """The alternatives that a field's annotation allows, by ``type_name``; empty if ``type`` chooses nothing."""
+    found: dict[str, type] = {}
+    for each in members(annotation):
+        if is_open(each):
+            found |= each.variants()
+        elif each is not annotation and isinstance(each, type) and issubclass(each, Choice):
+            found[each.type_name] = each
+    return found
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation alone."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+
+
+def sections(annotation: Any) -> dict[str, type]:
+    """The dataclasses that a field may hold: alternatives by ``type_name``, or a single one by ""."""
+    plain = [each for each in members(annotation) if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    return variants(annotation) or ({"": plain[0]} if plain else {})
 
 
 def to_dict(config: Any) -> Any:
@@ -54,12 +156,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(
             "is not a mapping", field=where or cls.__name__, found=values, expected=f"the fields of {cls.__name__}"
         )
+    if hasattr(cls, "upgraded"):  # a class that was once saved in another form
+        values = cls.upgraded(values)  # type: ignore[attr-defined]
     values = {key: value for key, value in values.items() if not (key == "type" and issubclass(cls, Choice))}
     hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {each.name: each for each in dataclasses.fields(cls) if each.init}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ConfigError("unknown key", field=_join(where, key), fix=nearest(key, known))
+            near = closest(key, known)
+            hint = f"did you mean {near!r}?" if near else nearest(key, known)
+            raise ConfigError(f"unknown key; {hint}", field=_join(where, key))
     built = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     for name, each in known.items():
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
@@ -93,9 +199,9 @@ def differences(expected: Any, found: Any, where: str = "") -> list[tuple[str, A
 def override(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set ``values["a"]["b"] = value`` for ``dotted = "a.b"``, making the mappings on the way.
 
-    Another ``type`` drops the fields of the alternative that was there.
+    Another ``type`` drops the fields of the alternative that was there. Dashes are underscores.
     """
-    *parents, last = dotted.split(".")
+    *parents, last = dotted.replace("-", "_").split(".")
     for parent in parents:
         inner = values.get(parent)
         if not isinstance(inner, dict):
@@ -147,8 +253,15 @@ def _join(where: str, key: str) -> str:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(options, value, where)
+    is_null = value is None or (isinstance(value, Text) and value.lower() in _NULLS)
+    if is_null and type(None) in members(hint):
+        return None
+    if isinstance(value, Text):
+        value = _typed(hint, value, where)
+    if is_open(hint):
+        return _convert_choice(hint.imported(), value, where, hint.variants)
+    if origin in _UNIONS:
+        return _convert_union(hint, value, where)
     if origin is Literal:
         if value in options:
             return value
@@ -162,20 +275,52 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return _convert_scalar(hint, value, where)
 
 
+def _typed(hint: Any, text: Text, where: str) -> Any:
+    """What a typed text means in a field of this type; lists, mappings and unions of scalars keep ``Text``."""
+    origin = typing.get_origin(hint)
+    if sections(hint):
+        return Text.mapping(text, where)
+    if origin in _UNIONS:
+        return text
+    if origin is Literal:
+        return next((each for each in typing.get_args(hint) if str(each) == text), str(text))
+    if origin is tuple:
+        values = _yaml(text, where, yaml.BaseLoader)
+        return Text._leaves(values if isinstance(values, list) else [values])
+    if hint is bool:
+        return _BOOLEANS.get(text.lower(), str(text))
+    return _yaml(text, where, yaml.SafeLoader) if origin is dict or hint in (dict, Any) else str(text)
+
+
+def _yaml(text: str, where: str, loader: Any) -> Any:
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(f"is not a YAML value: {reason}", field=where, found=text) from error
+
+
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and not isinstance(value, bool):
-        try:
-            number = float(value)  # YAML 1.1 reads 1e-3 as text
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number):
+    if hint in (int, float) and not isinstance(value, bool):
+        number = _number(hint, value)
+        if number is not None:
             return number
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if hint is str and whole:
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # YAML reads a folder named 2024 as a number
-    if hint is Any or (hint is int and whole) or (hint in (str, bool) and isinstance(value, hint)):
+    if hint is Any or (hint in (str, bool) and isinstance(value, hint)):
         return value
     raise ConfigError("has the wrong type", field=where, found=repr(value), expected=_describe(hint))
+
+
+def _number(hint: type, value: Any) -> float | int | None:
+    """A finite number, also from text, since YAML 1.1 reads 1e-3 and 1e4 as text; None for anything else."""
+    with contextlib.suppress(TypeError, ValueError):
+        number = float(value)
+        if hint is float:
+            return number if math.isfinite(number) else None
+        digits = isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdecimal())
+        return int(value) if digits else int(number) if number.is_integer() else None
+    return None
 
 
 def _convert_tuple(options: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -190,14 +335,12 @@ def _convert_tuple(options: tuple[Any, ...], value: Any, where: str) -> tuple[An
     )
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    options = tuple(each for each in options if each is not type(None))
+def _convert_union(hint: Any, value: Any, where: str) -> Any:
+    options = tuple(each for each in members(hint) if each is not type(None))
     if len(options) == 1:
         return _convert(options[0], value, where)
-    choices = {each.type_name: each for each in options if isinstance(each, type) and issubclass(each, Choice)}
-    if choices and (isinstance(value, Mapping) or len(choices) == len(options)):
+    choices = variants(hint)
+    if choices:
         return _convert_choice(choices, value, where)
     for option in options:
         try:
@@ -208,10 +351,14 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     raise ConfigError("has the wrong type", field=where, found=repr(value), expected=expected)
 
 
-def _convert_choice(choices: dict[str, type], value: Any, where: str) -> Any:
+def _convert_choice(
+    choices: dict[str, type], value: Any, where: str, installed: Callable[[], dict[str, type]] | None = None
+) -> Any:
     if type(value) in choices.values():
         return value
     named = value.get("type") if isinstance(value, Mapping) else None
+    if named not in choices and installed is not None:
+        choices = installed()
     if named not in choices:
         found = repr(value) if named is None else repr(named)
         raise ConfigError(

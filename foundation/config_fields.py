@@ -1,4 +1,6 @@
-"""Configuration fields that came after the first models were saved.
+"""Fields of configurations: names, types, defaults and attribute docstrings.
+
+Configuration fields that came after the first models were saved.
 
 A model's fingerprint covers its settings. A field that is added later must not change the fingerprints of models that
 were saved without it: at its default, which is what those models mean, it is left out.
@@ -6,30 +8,102 @@ were saved without it: at its default, which is what those models mean, it is le
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+import itertools
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from foundation.config import Choice, to_dict
+from foundation.config import Choice, sections, to_dict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field of a configuration, of nested ones and of alternatives too.
+
+    Attributes:
+        name: dotted.
+        annotation: its type.
+        default: its value by default; ``dataclasses.MISSING`` if it must be given.
+        help: its attribute docstring.
+        variant: ``type`` of the alternative that has the field; "" outside unions.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    variant: str = ""
+
+
+def entries(cls: type, default: Any = None, where: str = "", variant: str = "") -> Iterator[Entry]:
+    """List the fields of a dataclass, sections before their fields.
+
+    Args:
+        cls: a dataclass type.
+        default: an instance whose values are the defaults; None takes those of the fields.
+        where: dotted prefix.
+        variant: ``type`` of the alternative that ``cls`` is.
+    """
+    docs, hints = attribute_docs(cls), typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        name, hint = f"{where}.{each.name}" if where else each.name, hints[each.name]
+        value = _default(each) if type(default) is not cls else getattr(default, each.name)
+        yield Entry(name, hint, value, docs.get(each.name, ""), variant)
+        for type_name, inner in sections(hint).items():
+            yield from entries(inner, value if type(value) is inner else None, name, type_name or variant)
+
+
+@functools.cache
+def attribute_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, in one line; inherited fields included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        body = _class_bodies(base.__module__).get(base.__qualname__, []) if dataclasses.is_dataclass(base) else []
+        for each, below in itertools.pairwise(body):
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and isinstance(below, ast.Expr):
+                docs[each.target.id] = " ".join(str(getattr(below.value, "value", "")).split())
+    return docs
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+@functools.cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):  # no source at hand
+        return {}
+    return {each.name: each.body for each in tree.body if isinstance(each, ast.ClassDef)}
+
 
 T = TypeVar("T")
 _MARK = "later"
 
 
-def later(default: T) -> T:
-    """Declare a dataclass field with a plain default that ``settled`` leaves out at that default."""
+def added_later(default: T) -> T:
+    """Declare a dataclass field with a plain default that ``without_defaults`` leaves out at that default."""
     return dataclasses.field(default=default, metadata={_MARK: True})  # type: ignore[no-any-return]
 
 
-def settled(config: Any) -> Any:
-    """``to_dict`` without the later fields that are at their defaults."""
+def without_defaults(config: Any) -> Any:
+    """``to_dict`` without later fields at their defaults, in the form that ``config.canonical`` gives it."""
     if isinstance(config, Mapping):
-        return {str(key): settled(value) for key, value in config.items()}
+        return {str(key): without_defaults(value) for key, value in config.items()}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return to_dict(config)
     kept = {}
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         if not (each.metadata.get(_MARK) and value == each.default):
-            kept[each.name] = settled(value)
-    return {"type": config.type_name, **kept} if isinstance(config, Choice) else kept
+            kept[each.name] = without_defaults(value)
+    kept = {"type": config.type_name, **kept} if isinstance(config, Choice) else kept
+    return config.canonical(kept) if hasattr(config, "canonical") else kept

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+from typing import Any
 
 _MISSING = object()
 
@@ -39,6 +39,12 @@ class TesseraError(ValueError):
             lines.append(f"  fix:      {fix}")
         super().__init__("\n".join(lines))
         self.field = field
+
+    @classmethod
+    def unless(cls, condition: bool, what: str, **details: Any) -> None:
+        """Raise this error, with the arguments that it takes, unless ``condition`` holds."""
+        if not condition:
+            raise cls(what, **details)
 
 
 class ConfigError(TesseraError):
@@ -77,8 +83,15 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+def closest(name: object, known: Iterable[object]) -> str | None:
+    """The known name that is most like a mistyped one, if any is like it."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
-    """A hint for a mistyped name: the nearest known one and the whole choice.
+    """A hint for a mistyped name: the nearest known one, and the whole choice if it is short or nothing is near.
 
     >>> nearest("widht", ["width", "depth"])
     "did you mean 'width'? (known: depth, width)"
@@ -86,6 +99,8 @@ def nearest(name: str, known: Iterable[object]) -> str:
     'choose one of: depth, width'
     """
     names = sorted(str(each) for each in known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = closest(name, names)
     choice = ", ".join(names) if len(names) <= 40 else f"{', '.join(names[:40])}, and {len(names) - 40} more"
-    return f"did you mean '{close[0]}'? (known: {choice})" if close else f"choose one of: {choice}"
+    if close is None:
+        return f"choose one of: {choice}"
+    return f"did you mean '{close}'?" + (f" (known: {choice})" if len(names) <= 10 else "")

@@ -1,4 +1,6 @@
-"""How much memory this process may use, and that it keeps what it has.
+"""Memory of the machine, and its reuse by this process.
+
+Configuration of reading a token dataset: its form in memory or on disk. Imports neither numpy nor pyarrow.
 
 Recognise a torchvision that does not match torch before it breaks transformers' imports.
 
@@ -9,11 +11,15 @@ import its models with a message that names neither. See also ``tessera doctor``
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from foundation.config import require
 from foundation.errors import ConfigError
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -26,9 +32,9 @@ _LARGEST_OF_OLD_GLIBC = 32 << 20
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, up to 2 GiB, for its next tensors.
 
-    glibc hands large blocks back to the system when they are freed. The next tensor of that size then gets new pages,
-    which the system fills with zeros one by one as they are touched: in the training of a tokenizer on a CPU about a
-    tenth of the time. The peak of memory stays what it was. Call it before tensors are made; it cannot be taken back.
+    glibc returns large freed blocks to the system; the next tensor of that size gets new pages, which the system fills
+    with zeros as they are touched: about a tenth of the time of training a tokenizer on a CPU. The peak of memory does
+    not change. Call it before tensors are made; it cannot be undone.
 
     Returns:
         whether the C library can do it; musl and the libraries of other systems cannot.
@@ -41,13 +47,13 @@ def keep_freed_memory() -> bool:
 
 
 def machine_memory() -> int:
-    """Bytes of the machine's memory, or of the container's where that has a limit of its own."""
+    """Bytes of the machine's memory, or the container's limit if it is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit for path in _LIMITS if (limit := _limit(path)))])
 
 
 def processes_on_this_machine() -> int:
-    """How many processes of this training share the machine, as the launcher says; 1 without a launcher."""
+    """Processes of this training on this machine, as set by the launcher; 1 without one."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -56,6 +62,32 @@ def _limit(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAccess:
+    """How a token dataset is read; no field changes what is read."""
+
+    form: Literal["auto", "memory", "packed", "streamed"] = "auto"
+    """auto: in memory within the limit, else packed; packed: by row from a flat copy that is made once; streamed: from
+    the parquet files as they are, for folders where no copy can be made, much slower in random order"""
+    memory_limit_mib: int | None = None
+    """MiB for one split in one process, or for the row groups that the streamed form keeps; null takes a quarter of
+    the machine's memory, shared by the processes of a training"""
+    packed_folder: str | None = None
+    """folder for packed copies; null takes the environment variable TESSERA_PACKED_FOLDER, else .packed in the
+    dataset"""
+
+    def __post_init__(self) -> None:
+        sound = self.memory_limit_mib is None or self.memory_limit_mib > 0
+        require(sound, "memory_limit_mib", self.memory_limit_mib, "a positive number of MiB, or null")
+
+    @property
+    def memory_limit(self) -> int:
+        """In bytes."""
+        if self.memory_limit_mib is not None:
+            return self.memory_limit_mib << 20
+        return machine_memory() // (4 * processes_on_this_machine())
 
 
 CURE = "install torch and torchvision together, from one index, in one command: pip install --upgrade torch torchvision"
@@ -80,17 +112,29 @@ def hide_broken_torchvision() -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
-def usable_device(name: str) -> str:
+def usable_device(name: str, field: str = "--device") -> str:
     """The device's name, if this machine has it.
 
+    Args:
+        name: such as cpu, cuda or cuda:1; auto takes a GPU if there is one, and says so once on stderr.
+        field: which option it is of.
+
     Raises:
-        ConfigError: it has not.
+        ConfigError: no such device here.
     """
     import torch
 
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        _announce(name)
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot be used here: {reason}", field="--device", found=name, fix="use cpu") from error
+        raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, fix="use cpu") from error
     return name
+
+
+@functools.cache
+def _announce(device: str) -> None:
+    print(f"device: {device}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Randomness as a function of what it is for: no generator state has to survive a restart.
+"""Randomness as a function of its purpose: no generator state has to survive a restart.
 
 Data randomness (order, augmentation, label dropout) is keyed by sample, so it does not depend on batch size, process
 count or where a run was interrupted. Dropout is keyed by (seed, step, rank).
 
-The order of training examples: a function of (seed, epoch), so that nothing of it has to be saved or held.
+The order of training examples: a function of (seed, epoch), with nothing to save or hold.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def permutation(n: int, *key: int | str) -> np.ndarray:
 
 
 def permuted(positions: np.ndarray, n: int, *key: int | str) -> np.ndarray:
-    """Where a permutation of ``range(n)`` that depends on the key alone sends each of ``positions``.
+    """Images of ``positions`` under a permutation of ``range(n)`` that depends on the key alone.
 
     Nothing of size n is held: a Feistel network permutes the pairs (left, right) of a rows and b columns, where a * b
     is the least such number that holds n with a next to its square root, and a result outside ``range(n)``, of which
-    there are fewer than a, goes through it again until it falls inside. This is another permutation than the one that
+    there are fewer than a, goes through it again until it is inside. This is another permutation than the one that
     ``permutation`` draws from the same key.
 
     Args:
         positions: (B,) integers in [0, n).
         n: size of the range, at most 2^62.
-        key: what the order is for, e.g. ``(seed, "order", epoch)``.
+        key: the purpose of the order, e.g. ``(seed, "order", epoch)``.
 
     Returns:
         (B,) int64 in [0, n), different for different positions.
 
     Source: Luby and Rackoff 1988, the network; Black and Rogaway 2002, the network over a * b numbers with sums modulo
     a and b, and "cycle walking". Four rounds make it a strong pseudorandom permutation of a large domain; with sixteen,
-    any three places of a domain of a few numbers are evenly distributed over keys too.
+    any three positions of a domain of a few numbers are uniformly distributed over keys too.
     """
     n_left = math.isqrt(n - 1) + 1
     n_right = -(-n // n_left)
@@ -67,7 +67,7 @@ def uniforms(indices: np.ndarray, epochs: np.ndarray, *key: int | str) -> np.nda
 
     Args:
         indices, epochs: (B,) integers.
-        key: what the numbers are for, e.g. ``(seed, "flip")``.
+        key: the purpose of the numbers, e.g. ``(seed, "flip")``.
 
     Returns:
         (B,) float64. Source of the mixing function: Steele, Lea and Flood 2014, SplitMix64.
@@ -104,8 +104,7 @@ epoch"""
 class DataOrder:
     """The order of examples as a pure function of (seed, epoch); a position is the number of samples consumed.
 
-    Every epoch is a permutation of its own that is computed where it is asked for: a hundred million examples need no
-    more memory than a thousand.
+    Every epoch is another permutation, computed at single positions: memory does not depend on the number of examples.
 
     Args:
         n_examples: size of the data.
@@ -121,6 +120,6 @@ class DataOrder:
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            places = positions[here] % self.n_examples
-            indices[here] = permuted(places, self.n_examples, self.seed, "order", int(epoch))
+            within = positions[here] % self.n_examples
+            indices[here] = permuted(within, self.n_examples, self.seed, "order", int(epoch))
         return indices, epochs

@@ -1,6 +1,6 @@
-"""The columns of one split of a token dataset, row by row; here read whole into memory.
+"""Columns of one split of a token dataset, in memory.
 
-Columns that stay on disk and are read by rows: they look like arrays, and hold nothing but what was asked for.
+Columns on disk with the interface of arrays: indexing by rows reads those rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ID_BYTES = 100  # of one name in memory, about
 
 @dataclass(frozen=True)
 class TokenColumns:
-    """N rows, whichever way they are held: arrays, or ``StoredColumn``s, which are read when they are indexed by rows.
+    """N rows: arrays, or ``StoredColumn``s, which read the rows that they are indexed by.
 
     Attributes:
         codes_NT: (N, T) uint16 or int32.
@@ -41,20 +41,15 @@ class TokenColumns:
     image_ids: Sequence[str]
 
 
-def codes_dtype(spec: CodeSpec) -> np.dtype:
-    """uint16 up to 65,536 codes, else int32; little-endian."""
-    return np.dtype(code_dtype(spec.codebook_size).to_pandas_dtype()).newbyteorder("<")
-
-
 def arrays_of(shard: Shard, spec: CodeSpec) -> dict[str, np.ndarray]:
-    """A shard's numbers in the types of every form: ``codes``, ``views`` and, where there are some, ``labels``."""
-    arrays = {"codes": shard.codes_BT.astype(codes_dtype(spec)), "views": shard.views.astype(VIEW_DTYPE)}
+    """A shard's numbers in the types of every form: ``codes``, ``views`` and, if it has some, ``labels``."""
+    arrays = {"codes": shard.codes_BT.astype(code_dtype(spec)), "views": shard.views.astype(VIEW_DTYPE)}
     return arrays if shard.labels is None else {**arrays, "labels": shard.labels.astype(LABEL_DTYPE)}
 
 
 def memory_bytes(split: SplitShards) -> int:
-    """About what ``load_columns`` needs; names of images are taken to be short ones."""
-    per_row = split.spec.n_codes * codes_dtype(split.spec).itemsize + LABEL_DTYPE.itemsize + VIEW_DTYPE.itemsize
+    """Estimate of what ``load_columns`` needs, with short names of images."""
+    per_row = split.spec.n_codes * code_dtype(split.spec).itemsize + LABEL_DTYPE.itemsize + VIEW_DTYPE.itemsize
     return split.rows * (per_row + ID_BYTES)
 
 
@@ -64,7 +59,7 @@ def load_columns(split: SplitShards) -> TokenColumns:
     Raises:
         DataError, ContractError: as ``SplitShards.read``.
     """
-    codes_NT = np.empty((split.rows, split.spec.n_codes), codes_dtype(split.spec))
+    codes_NT = np.empty((split.rows, split.spec.n_codes), code_dtype(split.spec))
     columns = {"codes": codes_NT, "views": np.empty(split.rows, VIEW_DTYPE)}
     if split.labelled:
         columns["labels"] = np.empty(split.rows, LABEL_DTYPE)
@@ -78,7 +73,7 @@ def load_columns(split: SplitShards) -> TokenColumns:
 
 
 class StoredColumn(ABC):
-    """A column on disk with the ``shape`` and ``dtype`` of the array that it stands for.
+    """A column on disk with the ``shape`` and ``dtype`` of an array.
 
     Indexing by an integer, a slice, an array of row numbers or a mask gives an array; ``numpy.asarray`` reads it all.
 
@@ -124,7 +119,7 @@ class StoredColumn(ABC):
 
 
 class FileColumn(StoredColumn):
-    """A column that is a flat file of its values, which stays open for as long as the column lives.
+    """A column that is a flat file of its values; the file stays open as long as the column lives.
 
     Rows are read, not mapped: a map brings 64 KiB of the file or more into the process for each random row. Safe for
     several threads.
@@ -165,8 +160,8 @@ class _OpenFile:
         while done < len(buffer):
             n_bytes = os.preadv(self._descriptor, [buffer[done:]], offset + done)
             if not n_bytes:
-                raise DataError("ends before the row that was asked for", field=str(self.path),
-                                fix="start again: a file that is short is made anew")  # fmt: skip
+                fix = "run the command again: it makes a file that is too short once more"
+                raise DataError("ends before the row that was asked for", field=str(self.path), fix=fix)
             done += n_bytes
 
 

@@ -1,67 +1,24 @@
-"""Token datasets of any size: in memory where they fit, read by row from a packed copy where they do not.
+"""Token datasets: in memory if they fit, else read by row from a packed copy.
 
-All forms hold the same rows in the same order, so that a training does not depend on the form.
+All forms have the same rows in the same order, so a training does not depend on the form.
 
-Which row of a token dataset holds which stored view of which image.
+Row numbers of a token dataset by image and view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from foundation.codes.columns import TokenColumns, load_columns, memory_bytes
-from foundation.codes.manifest import MANIFEST, SplitShards, open_split, read_manifest, write_manifest
+from foundation.codes.manifest import SplitShards, open_split
 from foundation.codes.packed import pack_columns, packed_home
-from foundation.codes.shards import Shard, read_shard, shard_path, shard_paths, write_shard
 from foundation.codes.spec import CodeSpec
 from foundation.codes.streamed import stream_columns
-from foundation.config import require
 from foundation.errors import DataError
-from foundation.hardware import machine_memory, processes_on_this_machine
-
-__all__ = [
-    "MANIFEST",
-    "Shard",
-    "TokenAccess",
-    "TokenDataset",
-    "read_manifest",
-    "read_shard",
-    "shard_path",
-    "shard_paths",
-    "write_manifest",
-    "write_shard",
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenAccess:
-    """How a token dataset is read; no field changes what is read."""
-
-    form: Literal["auto", "memory", "packed", "streamed"] = "auto"
-    """auto: in memory within the limit, else packed; packed: by row from a flat copy that is made once; streamed: from
-    the parquet files as they are, for folders where no copy can be made, much slower in random order"""
-    memory_limit_mib: int | None = None
-    """MiB for one split in one process, or for the row groups that the streamed form keeps; null takes a quarter of
-    the machine's memory, shared by the processes of a training"""
-    packed_folder: str | None = None
-    """folder for packed copies; null takes the environment variable TESSERA_PACKED_FOLDER, else .packed in the
-    dataset"""
-
-    def __post_init__(self) -> None:
-        sound = self.memory_limit_mib is None or self.memory_limit_mib > 0
-        require(sound, "memory_limit_mib", self.memory_limit_mib, "a positive number of MiB, or null")
-
-    @property
-    def memory_limit(self) -> int:
-        """In bytes."""
-        if self.memory_limit_mib is not None:
-            return self.memory_limit_mib << 20
-        return machine_memory() // (4 * processes_on_this_machine())
+from foundation.hardware import TokenAccess
 
 
 class TokenDataset:
@@ -120,7 +77,7 @@ def _open_columns(shards: SplitShards, form: str, access: TokenAccess) -> TokenC
 
 
 class ImageViews:
-    """The rows of images of which every one has the same views (centre, flip, crops).
+    """Rows of images that all have the same views (centre, flip, crops).
 
     A parquet file holds its images view by view, all images in the first view, then all in the second, or image by
     image, all views of the first, then of the second.

@@ -1,4 +1,4 @@
-"""The manifest of a token dataset: which shards it consists of. Its presence says that the dataset is complete."""
+"""Manifest of a token dataset: its shards with rows and SHA-256. Its presence marks a complete dataset."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
-    """Derive ``manifest.json`` from the shards and publish it; its presence says that the dataset is complete."""
+    """Derive ``manifest.json`` from the shards and publish it."""
     manifest = derive_manifest(folder, spec)
     publish_manifest(folder, manifest)
     return manifest
 
 
 def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard], None] | None = None) -> dict[str, Any]:
-    """What the manifest of the shards that are there says.
+    """Derive a manifest from the shards of a folder.
 
     Args:
         folder: the dataset.
@@ -35,8 +35,8 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
         check: is given each shard with its path, and raises if it is not what was planned.
 
     Returns:
-        For each split its files, with rows and SHA-256, and what became of its images: so many ``planned``, of them
-        ``written`` (in the rows, once for each of so many ``views``) and the ``failures``; the rows of each class.
+        For each split its files with rows and SHA-256; the number of images ``planned`` and ``written`` and of
+        ``views`` of each; the ``failures``; the rows of each class.
 
     Raises:
         DataError: a shard is damaged, or does not account for each of its images.
@@ -69,7 +69,7 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
 
 
 def publish_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Say that the dataset is complete."""
+    """Publish a manifest, which marks the dataset as complete."""
     durable.replace_file(folder / MANIFEST, json_text(manifest, indent=1))
 
 
@@ -80,8 +80,8 @@ def _require_accounted(path: Path, shard: Shard, n_classes: int) -> None:
     both = failed & set(shard.image_ids)
     found = shard.n_images + len(failed)
     if both or shard.planned not in (None, found):
-        raise damaged_shard(path, f"of {shard.planned} images planned, it has {shard.n_images} and lists {len(failed)}"
-                            f" as failed, {len(both)} of them twice")  # fmt: skip
+        listed = f"lists {len(failed)} as failed, {len(both)} of them twice"
+        raise damaged_shard(path, f"of {shard.planned} images planned, it has {shard.n_images} and {listed}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
         raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
-    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode: it is made again")
+    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode")
     spec = from_dict(CodeSpec, manifest["spec"])
     if spec.contract != manifest["contract"]:
-        raise ContractError("the manifest's specification was edited", field=str(path), fix="run encode again")
+        raise ContractError("the manifest's specification was edited", field=str(path), fix="run tessera encode")
     return manifest
 
 
@@ -170,15 +170,13 @@ class SplitShards:
             shard = read_shard(listed.path, self.spec)
             listed.require_unchanged()
             if len(shard.image_ids) != listed.rows or (shard.labels is not None) != labelled:
-                raise damaged_shard(
-                    listed.path, "it has other rows or columns than the manifest and the first shard say"
-                )
+                raise damaged_shard(listed.path, "its rows or columns differ from the manifest and the first shard")
             require_codes(shard.codes_BT, self.spec, str(listed.path))
             yield shard
 
 
 def open_split(folder: Path, split: str) -> SplitShards:
-    """What the manifest of a complete token dataset says of one split.
+    """One split of a complete token dataset, by its manifest.
 
     Raises:
         DataError: no such dataset, an incomplete one, no such split, or one without rows.
@@ -191,6 +189,6 @@ def open_split(folder: Path, split: str) -> SplitShards:
     shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in listed)
     found = SplitShards(folder, split, from_dict(CodeSpec, manifest["spec"]), shards)
     if found.rows != entry["rows"] or found.rows == 0:
-        raise DataError("has another number of rows than its manifest", field=str(folder), found=found.rows,
-                        expected=entry["rows"] or "at least one", fix="run encode again")  # fmt: skip
+        what, expected = "has another number of rows than its manifest", entry["rows"] or "at least one"
+        raise DataError(what, field=str(folder), found=found.rows, expected=expected, fix="run tessera encode")
     return found

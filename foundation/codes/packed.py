@@ -1,8 +1,7 @@
-"""The packed copy of a split: its columns as flat little-endian files, of which any rows are read at once.
+"""Packed columns: a copy of a split as flat little-endian files with random access by row.
 
-Parquet cannot be read row by row, so the copy is derived from the shards, once, all or nothing. It stands under the
-identity of what it was derived from; one of other shards, or one that is damaged or short, is never used and is made
-again.
+Parquet has no random access by row. The copy is derived from the shards once, all or nothing, and named by their
+identity; a copy of other shards, or a damaged one, is never used and is made again.
 
 ``<home>/<split>/<identity>/``: ``codes`` (N x T, uint16 or int32), ``views`` (N, uint8), ``labels`` (N, int64; absent
 without labels) and ``packed.json`` with their sizes, times and SHA-256.
@@ -19,8 +18,9 @@ from typing import Any, cast
 import numpy as np
 from tqdm import tqdm
 
-from foundation.codes.columns import LABEL_DTYPE, VIEW_DTYPE, FileColumn, TokenColumns, arrays_of, codes_dtype
+from foundation.codes.columns import LABEL_DTYPE, VIEW_DTYPE, FileColumn, TokenColumns, arrays_of
 from foundation.codes.manifest import SplitShards
+from foundation.codes.shards import code_dtype
 from foundation.codes.streamed import ImageIds, RowGroups
 from foundation.config import digest
 from foundation.errors import DataError, StorageError
@@ -33,30 +33,30 @@ _IDS_BYTES = 64 << 20
 
 
 def packed_home(dataset: Path, named: str | None = None) -> Path:
-    """Where the packed copies of a dataset are.
+    """Folder of the packed copies of a dataset.
 
     Args:
         dataset: its folder.
         named: a folder for the packed copies of any datasets; None takes ``TESSERA_PACKED_FOLDER``.
 
     Returns:
-        A folder of this dataset's own in the one that is named, ``.packed`` in the dataset where none is.
+        This dataset's subfolder of ``named``; without one, ``.packed`` in the dataset.
     """
     named = named or os.environ.get(ENVIRONMENT)
     if not named:
         return dataset / ".packed"
-    place = dataset.resolve()
-    return Path(named).expanduser() / f"{place.name}-{digest(str(place))[:16]}"
+    path = dataset.resolve()
+    return Path(named).expanduser() / f"{path.name}-{digest(str(path))[:16]}"
 
 
 def pack_columns(split: SplitShards, home: Path) -> TokenColumns:
-    """The columns of a split, read by row; the packed copy is made first where there is no sound one.
+    """The columns of a split, read by row, from its packed copy; it is made first unless a sound one exists.
 
-    Making it needs the memory of one shard. Processes that come at the same time wait for the first.
+    Making it needs the memory of one shard; one process makes it, others wait.
 
     Raises:
         DataError, ContractError: as ``SplitShards.read``.
-        StorageError: the copy cannot be written; the message names the ways out.
+        StorageError: the copy cannot be written.
     """
     target = home / split.split / split.identity[:32]
     if not _is_sound(target, split):
@@ -65,7 +65,7 @@ def pack_columns(split: SplitShards, home: Path) -> TokenColumns:
     def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
         return cast(np.ndarray, FileColumn(target / name, (split.rows, *row_shape), dtype))
 
-    codes_NT = column("codes", codes_dtype(split.spec), split.spec.n_codes)
+    codes_NT = column("codes", code_dtype(split.spec), split.spec.n_codes)
     labels_N = column("labels", LABEL_DTYPE) if (target / "labels").exists() else None
     ids = ImageIds(RowGroups(split, _IDS_BYTES))
     return TokenColumns(codes_NT, labels_N, column("views", VIEW_DTYPE), ids)
@@ -88,8 +88,7 @@ def _make(target: Path, split: SplitShards) -> None:
             f"the packed copy of the codes cannot be written: {(str(error) or repr(error)).splitlines()[0]}",
             field=str(target.parent),
             expected=f"a folder to write to, with {sum(_sizes(split).values()) / 2**30:.2f} GiB free",
-            fix=f"name one in the environment variable {ENVIRONMENT} or as packed_folder; or allow more memory "
-            "(memory_limit_mib); or read the shards as they are (form: streamed), which is much slower",
+            fix=f"set {ENVIRONMENT} or packed_folder to one; or raise memory_limit_mib; or set form: streamed (slow)",
         ) from error
 
 
@@ -97,7 +96,7 @@ def _publish(target: Path, split: SplitShards) -> None:
     try:
         durable.publish_folder(target, lambda folder: _write(folder, split), lambda folder: _verify(folder, split))
     except StorageError:
-        if not _is_sound(target, split):  # else: made meanwhile by a process that the lock did not hold back
+        if not _is_sound(target, split):  # else another process made it, on a disk whose lock does nothing
             raise
 
 
@@ -123,7 +122,7 @@ def _verify(folder: Path, split: SplitShards) -> None:
 
 
 def _is_sound(folder: Path, split: SplitShards) -> bool:
-    """Whether the copy is whole: each file has its size, and its time of writing or else its SHA-256."""
+    """Whether the copy is complete: each file has its size, and its time of writing or else its SHA-256."""
     index = _read_index(folder, split)
     return index is not None and all(
         _stamp(folder / name) == {"bytes": each["bytes"], "mtime_ns": each["mtime_ns"]}
@@ -133,20 +132,20 @@ def _is_sound(folder: Path, split: SplitShards) -> bool:
 
 
 def _read_index(folder: Path, split: SplitShards) -> dict[str, Any] | None:
-    """What a copy says of its files, None unless it is the copy of ``split`` and its files have the sizes of it."""
+    """The files of a copy of ``split`` by its index; None for another split's, a damaged index, or other sizes."""
     try:
         saved = json.loads((folder / _INDEX).read_bytes())
         index = saved["index"]
         files = index["files"]
-        whole = saved["sha256"] == digest(index) and index["format"] == _FORMAT
+        intact = saved["sha256"] == digest(index) and index["format"] == _FORMAT
         sizes = {name: (folder / name).stat().st_size for name in files}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return files if whole and index["identity"] == split.identity and sizes == _sizes(split) else None
+    return files if intact and index["identity"] == split.identity and sizes == _sizes(split) else None
 
 
 def _sizes(split: SplitShards) -> dict[str, int]:
-    sizes = {"codes": split.rows * split.spec.n_codes * codes_dtype(split.spec).itemsize, "views": split.rows}
+    sizes = {"codes": split.rows * split.spec.n_codes * code_dtype(split.spec).itemsize, "views": split.rows}
     return {**sizes, "labels": split.rows * LABEL_DTYPE.itemsize} if split.labelled else sizes
 
 

@@ -1,16 +1,17 @@
-"""Grids of codes on disk: parquet shards that any tool opens.
+"""Shards: grids of codes as parquet files.
 
-One parquet file is one commit: it appears whole or not at all, and its footer repeats the specification, the counts
-and the failures, so that the manifest can be derived from the files. Reading verifies page checksums.
+One file is one commit: it appears complete or not at all. Its footer holds the specification, the counts and the
+failures, from which the manifest is derived. Reading verifies page checksums.
 
-Rows are view by view: all images of the file in their first view, then all in the second. Files, images and views are
-each in the order of the plan, so that the files of a split, one after the other, have one order whoever wrote them.
+Rows are view by view: all images of the file in their first view, then all in the second. Files, images and views
+follow the plan, so the rows of a split have one order on any number of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from foundation.storage import durable
 
 _FOOTER = b"tessera"
 ROW_GROUP = 2048
-"""rows that are read together: few, for random rows; with 256 codes each, 4 % larger files than one group of 16,384"""
+"""rows that are read together: few, for random access; files are 4 % larger than with 16,384 (256 codes a row)"""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Shard:
         views: (B,) 0 = centre, 1 = flip, 2.. = crops.
         labels: (B,) class numbers, or None.
         failures: images planned for this shard that could not be encoded.
-        planned: images planned for it, those among ``failures`` and those in the rows; None where nobody counted.
-        plan: identity of the plan that it is part of, empty where there is none.
+        planned: images planned for it, written and failed; None if they were not counted.
+        plan: identity of its plan; empty without one.
     """
 
     codes_BT: np.ndarray
@@ -58,9 +59,9 @@ class Shard:
         return len(set(self.image_ids))
 
 
-def code_dtype(codebook_size: int) -> Any:
-    """uint16 up to 65,536 codes, else int32 (pyarrow types)."""
-    return pa.uint16() if codebook_size <= 65_536 else pa.int32()
+def code_dtype(spec: CodeSpec) -> np.dtype:
+    """uint16 up to 65,536 codes, else int32; little-endian."""
+    return np.dtype("<u2" if spec.codebook_size <= 65_536 else "<i4")
 
 
 def write_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
@@ -83,11 +84,11 @@ def write_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
 
 
 def replace_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
-    """Put a shard in the place of another one, in one step.
+    """Replace a shard in one step.
 
     Raises:
         DataError: as ``write_shard``.
-        StorageError: the disk refused; the other one is still there.
+        StorageError: the disk refused; the old shard is untouched.
     """
     sink = pa.BufferOutputStream()
     _write_table(_to_table(shard, spec), sink)
@@ -100,11 +101,8 @@ def read_footer(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    require_file(path)
-    try:
+    with reading(path):
         return dict(json.loads(pq.read_schema(path).metadata[_FOOTER]))
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise damaged_shard(path, str(error)) from error
 
 
 def read_shard(path: Path, expected: CodeSpec) -> Shard:
@@ -114,24 +112,17 @@ def read_shard(path: Path, expected: CodeSpec) -> Shard:
         DataError: the file is damaged.
         ContractError: it was made by another tokenizer or preprocess.
     """
-    require_file(path)
-    try:
+    with reading(path):
         footer = json.loads(pq.read_schema(path).metadata[_FOOTER])
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         spec = from_dict(CodeSpec, footer["spec"])
         require_same_codes(expected, spec, owner="this run", other=f"the shard {path.name}")
         return _from_table(table, footer, spec)
-    except ContractError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise damaged_shard(path, str(error)) from error
 
 
 def codes_of(column: pa.ChunkedArray, spec: CodeSpec) -> np.ndarray:
     """The column ``codes`` of any rows as an array (B, T)."""
-    codes = column.combine_chunks()
-    codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
-    return codes.flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.n_codes)
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.n_codes)
 
 
 def is_labelled(path: Path) -> bool:
@@ -140,11 +131,8 @@ def is_labelled(path: Path) -> bool:
     Raises:
         DataError: the file is missing or damaged.
     """
-    require_file(path)
-    try:
+    with reading(path):
         return "label" in pq.read_schema(path).names
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise damaged_shard(path, str(error)) from error
 
 
 def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shard:
@@ -155,19 +143,31 @@ def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shar
     return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what readers of a parquet file raise into ``DataError``: the shard is missing or damaged."""
+    require_file(path)
+    try:
+        yield
+    except ContractError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged_shard(path, str(error)) from error
+
+
 def require_file(path: Path) -> None:
     """Raise ``DataError`` unless the shard is there."""
     if not path.is_file():
-        raise DataError("the shard is missing", field=str(path), fix="run encode again: it makes what is missing")
+        raise DataError("the shard is missing", field=str(path), fix="run tessera encode: it writes missing shards")
 
 
 def damaged_shard(path: Path, reason: str) -> DataError:
-    """What to raise for a file that is not what it was."""
+    """The error for a file whose content is not what was written."""
     return DataError(f"the shard is damaged: {reason}", field=str(path), fix="delete this file and run encode again")
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
-    """Where shard ``index`` of a split lives."""
+    """Path of shard ``index`` of a split."""
     return folder / "data" / split / f"part-{index:05d}.parquet"
 
 
@@ -184,22 +184,23 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
     n = len(shard.image_ids)
     require_codes(shard.codes_BT, spec)
     if len(shard.codes_BT) != n or len(shard.views) != n:
-        raise DataError("codes, views and image_ids differ in length", field="shard", expected=n,
-                        found=(len(shard.codes_BT), len(shard.views)))  # fmt: skip
+        found = (len(shard.codes_BT), len(shard.views))
+        raise DataError("codes, views and image_ids differ in length", field="shard", found=found, expected=n)
     flat = pa.array(np.ascontiguousarray(shard.codes_BT).reshape(-1).astype(np.int64))
-    flat = flat.cast(code_dtype(spec.codebook_size))  # a checked cast: it raises, it never wraps
+    flat = flat.cast(pa.from_numpy_dtype(code_dtype(spec)))  # checked: it raises and never wraps
     columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, spec.n_codes)}
     if shard.labels is not None:
         columns["label"] = pa.array(shard.labels, pa.int64())
     columns["image_id"] = pa.array(list(shard.image_ids), pa.string())
     columns["view"] = pa.array(shard.views, pa.uint8())
-    schema = _features(spec, labelled=shard.labels is not None).arrow_schema
+    labelled = shard.labels is not None
+    schema = _features(spec, labelled=labelled).arrow_schema
     footer = {
         "format": 1,
         "contract": spec.contract,
         "spec": to_dict(spec),
         "rows": n,
-        "labelled": shard.labels is not None,
+        "labelled": labelled,
         "failures": [to_dict(each) for each in shard.failures],
         "planned": shard.planned,
         "plan": shard.plan,
@@ -211,8 +212,7 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
 def _features(spec: CodeSpec, *, labelled: bool) -> Any:
     from datasets import ClassLabel, Features, List, Value
 
-    code = Value("uint16" if code_dtype(spec.codebook_size) == pa.uint16() else "int32")
-    fields: dict[str, Any] = {"codes": List(code, length=spec.n_codes)}
+    fields: dict[str, Any] = {"codes": List(Value(code_dtype(spec).name), length=spec.n_codes)}
     if labelled:
         fields["label"] = ClassLabel(names=list(spec.class_names))
     return Features({**fields, "image_id": Value("string"), "view": Value("uint8")})

@@ -1,9 +1,9 @@
-"""The contract between the two stages: what grids of codes a tokenizer makes.
+"""``CodeSpec``: the contract between the two stages about the grids of codes.
 
-A ``CodeSpec`` travels with the tokenizer, the token dataset, the prior and the run. Parts whose specs differ are
-refused, and the message names the fields.
+It travels with the tokenizer, the token dataset, the prior and the run. Parts with different specs are refused; the
+message names the fields.
 
-What each position of a sequence of codes stands for: its codebook, and its place in the image.
+Positions of a code sequence: the codebook of each and its row and column in the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from foundation.config import differences, digest, require
 from foundation.errors import ContractError, DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class CodeLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeSpec:
-    """What the codes of one image are, and which tokenizer made them.
+    """The grids of codes of one image, and the tokenizer that makes them.
 
     Sequence order: level by level, raster (row by row) within a level, depth innermost.
     """
@@ -126,7 +126,7 @@ class CodeSpec:
 
     @property
     def slot_names(self) -> tuple[str, ...]:
-        """What tells each of ``slots`` from the others, in words; one empty name where there is one."""
+        """Names that distinguish ``slots``; an empty one if there is one slot."""
         grids = [f"{level.height} x {level.width} grid" if len(self.levels) > 1 else "" for level in self.levels]
         depths = [f"depth {slot.depth + 1}" if self.levels[slot.level].depth > 1 else "" for slot in self.slots]
         named = ((grids[slot.level], depth) for slot, depth in zip(self.slots, depths, strict=True))
@@ -167,8 +167,8 @@ class CodeSpec:
         """
         found, expected = [tuple(grid.shape) for grid in grids], [level.shape for level in self.levels]
         if [shape[1:] for shape in found] != expected or len({shape[0] for shape in found}) != 1:
-            raise DataError("the grids do not fit the levels, or differ in length", field="codes", found=found,
-                            expected=f"each (B, ...) with these sides: {expected}")  # fmt: skip
+            what, sides = "the grids do not fit the levels, or differ in length", f"(B, ...) with sides {expected}"
+            raise DataError(what, field="codes", found=found, expected=sides)
         flat = [grid.reshape(len(grid), level.n_codes) for grid, level in zip(grids, self.levels, strict=True)]
         if isinstance(flat[0], np.ndarray):
             return np.concatenate(flat, axis=1)
@@ -183,8 +183,8 @@ class CodeSpec:
             DataError: naming ``field`` and both shapes.
         """
         if codes_BT.ndim != 2 or codes_BT.shape[1] != self.n_codes:
-            raise DataError("codes do not fit the specification", field=field, found=tuple(codes_BT.shape),
-                            expected=("B", self.n_codes))  # fmt: skip
+            found, expected = tuple(codes_BT.shape), ("B", self.n_codes)
+            raise DataError("codes do not fit the specification", field=field, found=found, expected=expected)
 
 
 def require_same_codes(expected: CodeSpec, found: CodeSpec, *, owner: str, other: str) -> None:
@@ -193,7 +193,7 @@ def require_same_codes(expected: CodeSpec, found: CodeSpec, *, owner: str, other
     Args:
         expected: the specification of ``owner``.
         found: the specification of ``other``. Class names are compared only where both have some.
-        owner, other: how the message calls them, e.g. ``"the prior"`` and ``"the tokenizer"``.
+        owner, other: their names in the message, e.g. ``"the prior"`` and ``"the tokenizer"``.
 
     Raises:
         ContractError: naming each field that differs, with both values.
@@ -206,7 +206,7 @@ def require_same_codes(expected: CodeSpec, found: CodeSpec, *, owner: str, other
     shown = "".join(f"\n    {name}: {owner} has {one!r}, {other} has {another!r}" for name, one, another in rows)
     raise ContractError(
         f"{owner} and {other} do not belong together; they differ in:{shown}",
-        fix=f"use {other} that {owner} was made with, or make {owner} anew from {other}",
+        fix=f"use {other} that {owner} was made with, or make {owner} again from {other}",
     )
 
 
@@ -217,9 +217,9 @@ class CodePositions:
     Attributes:
         slot_T: int64, index into ``spec.slots``.
         level_T, depth_T: int64, the slot's level and depth.
-        row_T, column_T: float32, the code's place in units of the finest grid's rows and columns. A code of a coarser
-            level stands at the centre of the block that it covers: of a 4 x 4 grid over an 8 x 8 one, row 0 is at 0.5.
-        codebook_size_T: int64, the number of codes that may stand there.
+        row_T, column_T: float32, the code's coordinates in rows and columns of the finest grid. A code of a coarser
+            level is at the centre of the block that it covers: of a 4 x 4 grid over an 8 x 8 one, row 0 is at 0.5.
+        codebook_size_T: int64, size of the codebook at that position.
     """
 
     slot_T: np.ndarray
@@ -233,11 +233,11 @@ class CodePositions:
 def code_positions(spec: CodeSpec) -> CodePositions:
     """The tables of a specification, in sequence order: level by level, raster within a level, depth innermost."""
     height, width = (max(getattr(level, side) for level in spec.levels) for side in ("height", "width"))
-    places = [np.indices((each.height, each.width, each.depth)).reshape(3, -1) for each in spec.levels]
+    indices = [np.indices((each.height, each.width, each.depth)).reshape(3, -1) for each in spec.levels]
     level_T = np.repeat(np.arange(len(spec.levels)), [each.n_codes for each in spec.levels])
-    rows = [_centres(place[0], each.height, height) for each, place in zip(spec.levels, places, strict=True)]
-    columns = [_centres(place[1], each.width, width) for each, place in zip(spec.levels, places, strict=True)]
-    depth_T = np.concatenate([place[2] for place in places])
+    rows = [_centres(index[0], each.height, height) for each, index in zip(spec.levels, indices, strict=True)]
+    columns = [_centres(index[1], each.width, width) for each, index in zip(spec.levels, indices, strict=True)]
+    depth_T = np.concatenate([index[2] for index in indices])
     first_slots = np.cumsum([0] + [each.depth for each in spec.levels[:-1]])
     slot_T = first_slots[level_T] + depth_T
     sizes = np.array([slot.codebook_size for slot in spec.slots])
@@ -245,15 +245,15 @@ def code_positions(spec: CodeSpec) -> CodePositions:
 
 
 def require_codes(codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes") -> None:
-    """Refuse sequences that ``spec`` cannot mean.
+    """Refuse sequences that do not fit ``spec``.
 
     Args:
         codes_BT: (B, T); B may be 0.
-        spec: what they should be.
-        field: how the message calls them.
+        spec: grids and codebooks.
+        field: names them in the message.
 
     Raises:
-        DataError: another length, numbers that are not whole, or a code outside the codebook of its position.
+        DataError: another length, numbers that are not integers, or a code outside the codebook of its position.
     """
     spec.require_length(codes_BT, field)
     if not np.issubdtype(codes_BT.dtype, np.integer):
@@ -265,9 +265,9 @@ def require_codes(codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes") ->
     if len(wrong):
         t = int(wrong[0])
         slot = spec.slots[positions.slot_T[t]]
-        raise DataError(f"holds a code outside the codebook, at position {t} (level {slot.level}, depth {slot.depth})",
-                        field=field, found=f"{lowest_T[t]}..{highest_T[t]}", expected=f"0..{slot.codebook_size - 1}",
-                        fix="encode the images again")  # fmt: skip
+        what = f"holds a code outside the codebook, at position {t} (level {slot.level}, depth {slot.depth})"
+        found, expected = f"{lowest_T[t]}..{highest_T[t]}", f"0..{slot.codebook_size - 1}"
+        raise DataError(what, field=field, found=found, expected=expected, fix="encode the images again")
 
 
 def _centres(index: np.ndarray, n: int, n_finest: int) -> np.ndarray:

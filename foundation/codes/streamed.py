@@ -1,7 +1,7 @@
-"""Columns that are read from the parquet shards when they are indexed, a row group at a time.
+"""Streamed columns: read from the parquet shards on demand, one row group at a time.
 
-For what is too large for memory and has no packed copy, and for the names of images. Random rows cost a row group
-each, so a batch takes long unless most row groups fit into the memory that is allowed for them.
+For datasets that are too large for memory and have no packed copy, and for the names of images. Each random row costs
+a row group unless most of them fit into the memory limit.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from collections.abc import Iterator, Sequence
 from typing import cast, overload
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foundation.codes.columns import ID_BYTES, LABEL_DTYPE, VIEW_DTYPE, StoredColumn, TokenColumns, codes_dtype
+from foundation.codes.columns import ID_BYTES, LABEL_DTYPE, VIEW_DTYPE, StoredColumn, TokenColumns
 from foundation.codes.manifest import SplitShards
-from foundation.codes.shards import codes_of, damaged_shard
+from foundation.codes.shards import code_dtype, codes_of, damaged_shard, reading
 from foundation.codes.spec import require_codes
 
 _BLOCK = 4096
 
 
 class RowGroups:
-    """Row groups of a split, decoded when asked for; the least recently used are dropped. Safe for several threads.
+    """A least-recently-used cache of decoded row groups of a split; safe for several threads.
 
     A shard's bytes are verified against the manifest before the first of its row groups is used, and codes against the
     codebook whenever a row group is decoded.
 
     Args:
         split: the shards.
-        limit_bytes: of decoded row groups that are kept; the newest is kept even if it is larger.
+        limit_bytes: memory of the cached row groups; the newest is kept even if it is larger.
     """
 
     def __init__(self, split: SplitShards, limit_bytes: int) -> None:
@@ -84,20 +83,17 @@ class RowGroups:
 
     def _decode(self, shard: int, group: int, column: str) -> np.ndarray:
         path = self.split.shards[shard].path
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                values = file.read_row_group(group, columns=[column])[column]
+        with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            values = file.read_row_group(group, columns=[column])[column]
             if column != "codes":
                 return values.to_numpy()
             codes = codes_of(values, self.split.spec)
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise damaged_shard(path, str(error)) from error
         require_codes(codes, self.split.spec, str(path))
         return codes
 
 
 class ShardColumn(StoredColumn):
-    """A column that is read from the shards: ``name`` is what it is called in the files."""
+    """A column of the shards, by its ``name`` in the files."""
 
     def __init__(self, groups: RowGroups, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         super().__init__(shape, dtype)
@@ -108,7 +104,7 @@ class ShardColumn(StoredColumn):
 
 
 class ImageIds(Sequence[str]):
-    """Names of the source images, read when they are asked for."""
+    """Names of the source images, read on demand."""
 
     def __init__(self, groups: RowGroups) -> None:
         self._column = ShardColumn(groups, "image_id", (groups.split.rows,), np.dtype(object))
@@ -132,13 +128,13 @@ class ImageIds(Sequence[str]):
 
 
 def stream_columns(split: SplitShards, limit_bytes: int) -> TokenColumns:
-    """The columns of a split, of which nothing is read yet; at most ``limit_bytes`` of row groups are kept."""
+    """The columns of a split, read on demand; at most ``limit_bytes`` of row groups stay in memory."""
     groups = RowGroups(split, limit_bytes)
 
     def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
         return cast(np.ndarray, ShardColumn(groups, name, (split.rows, *row_shape), dtype))
 
-    codes_NT = column("codes", codes_dtype(split.spec), split.spec.n_codes)
+    codes_NT = column("codes", code_dtype(split.spec), split.spec.n_codes)
     labels_N = column("label", LABEL_DTYPE) if split.labelled else None
     return TokenColumns(codes_NT, labels_N, column("view", VIEW_DTYPE), ImageIds(groups))
 

@@ -1,4 +1,4 @@
-"""How much of a codebook is used, counted over a whole set of codes."""
+"""Codebook usage: counts, share used, entropy, perplexity."""
 
 from __future__ import annotations
 

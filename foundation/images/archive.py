@@ -1,48 +1,31 @@
-"""Images in tar archives as the ``webdataset`` package lays them out: files of one sample share a name up to its first
-dot, as in ``0001.jpg`` and ``0001.cls``.
+"""Images in tar archives in the webdataset layout: a sample's files share their name up to its first dot.
 
-Archives are indexed by their headers and read in place, in any order; nothing is unpacked, and no member but images
-and class names is looked into. An image's id is ``archive/key``.
+Example: ``0001.jpg`` and ``0001.cls``. Archives are indexed by their headers and read in place; nothing is unpacked,
+and only images and class names are read. An image's id is ``archive/key``.
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from foundation.config import Choice
 from foundation.errors import DataError
 from foundation.images.class_names import class_numbers
-from foundation.images.failures import BadImage
+from foundation.images.failures import BadImage, require_sane_bytes
 from foundation.images.folder import SUFFIXES
-from foundation.images.preprocess import MAX_FILE_BYTES, decode_image
+from foundation.images.preprocess import decode_image
 
 _MAX_NAME_BYTES = 4096
 _TAIL_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchiveData(Choice):
-    """Tar archives of images as the webdataset package lays them out, on a local disk; for archives on the hub use
-    type dataset.
-    """
-
-    type_name: ClassVar[str] = "archives"
-
-    path: str
-    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
-    validation_path: str | None = None
-    """the same for the held-out images; null takes a share of the first"""
-    label_field: str | None = None
-    """ending of the member that holds the class as text, e.g. cls; null means no labels"""
 
 
 @dataclass(frozen=True)
@@ -80,8 +63,8 @@ class ArchiveSource:
         """
         self._samples = [sample for each in _archives(path, field) for sample in _samples(each, label_field)]
         if not self._samples:
-            raise DataError("the archives hold no images", field=field, found=path,
-                            expected=f"members ending in {', '.join(sorted(SUFFIXES))}")  # fmt: skip
+            expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
+            raise DataError("the archives hold no images", field=field, found=path, expected=expected)
         self.ids = [f"{each.archive.name}/{each.key}" for each in self._samples]
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
@@ -89,8 +72,8 @@ class ArchiveSource:
             names = [each.label for each in self._samples]
             missing = [name for name, label in zip(self.ids, names, strict=True) if label is None]
             if missing:
-                raise DataError("some images have no class", field="data.source.label_field", found=label_field,
-                                expected=f"a member {missing[0]}.{label_field}")  # fmt: skip
+                field, expected = "data.source.label_field", f"a member {missing[0]}.{label_field}"
+                raise DataError("some images have no class", field=field, found=label_field, expected=expected)
             self.labels, self.class_names = class_numbers([str(name) for name in names], class_names, field)
 
     def read(self, index: int) -> Image.Image:
@@ -100,9 +83,7 @@ class ArchiveSource:
             BadImage: with the reason.
         """
         sample = self._samples[index]
-        if sample.size > MAX_FILE_BYTES:
-            raise BadImage("too_large", "the file is too large", found=f"{sample.size:,} bytes",
-                           expected=f"at most {MAX_FILE_BYTES:,}")  # fmt: skip
+        require_sane_bytes(sample.size)
         try:
             with open(sample.archive, "rb") as file:
                 file.seek(sample.offset)
@@ -115,15 +96,15 @@ class ArchiveSource:
 
 
 def _archives(path: str, field: str) -> list[Path]:
-    place = Path(path).expanduser()
-    found = sorted(place.glob("*.tar")) if place.is_dir() else sorted(map(Path, glob.glob(str(place))))  # noqa: PTH207
+    pattern = Path(path).expanduser()
+    found = sorted(pattern.glob("*.tar") if pattern.is_dir() else map(Path, glob.glob(str(pattern))))  # noqa: PTH207
     if not found:
-        raise DataError("no such archives", field=field, found=path, expected="a .tar file, a folder of them, or a "
-                        "pattern", fix="check the path; compressed archives must be unpacked to .tar")  # fmt: skip
+        expected, fix = "a .tar file, a folder of them, or a pattern", "check the path; decompress archives to .tar"
+        raise DataError("no such archives", field=field, found=path, expected=expected, fix=fix)
     names = [each.name for each in found]
-    if len(set(names)) < len(names):
-        raise DataError("two archives have one name, which would give two images one id", field=field,
-                        found=next(name for name in names if names.count(name) > 1))  # fmt: skip
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError("two archives have one name, which would give two images one id", field=field, found=twice)
     return found
 
 
@@ -143,25 +124,21 @@ def _samples(archive: Path, label_field: str | None) -> Iterator[_Sample]:
 
 
 def _by_key(archive: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Members one after the other that share a key, by what follows the first dot of their names."""
-    key, members = "", dict[str, tarfile.TarInfo]()
-    for member in _members(archive):
-        folder, _, name = member.name.removeprefix("./").rpartition("/")
-        base, _, ending = name.partition(".")
-        new = f"{folder}/{base}" if folder else base
-        if not base or not ending:
-            continue
-        if new != key and members:
-            yield key, members
-            members = {}
-        key = new
-        members[ending] = member
-    if members:
-        yield key, members
+    """Consecutive members that share a key; each by what follows the first dot of its name."""
+    named = ((*_key_and_ending(member.name), member) for member in _members(archive))
+    for key, group in itertools.groupby((each for each in named if each[1]), key=lambda each: each[0]):
+        yield key, {ending: member for _, ending, member in group}
+
+
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """What is before and after the first dot of a file's name; a hidden file and one without a dot have no ending."""
+    folder, _, file = name.removeprefix("./").rpartition("/")
+    base, _, ending = file.partition(".")
+    return f"{folder}/{base}" if folder else base, ending if base else ""
 
 
 def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files of an archive, which must be whole up to its end mark."""
+    """The plain files of an archive, which must be complete up to its end mark."""
     try:
         with tarfile.open(archive, "r:") as opened:
             tar: Any = opened
@@ -172,12 +149,12 @@ def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
             end = tar.offset
         _require_end(archive, end)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"is not a whole tar archive: {error}", field=str(archive),
-                        fix="take it anew; a compressed one must be unpacked to .tar") from error  # fmt: skip
+        fix = "download or copy it again; decompress it to .tar"
+        raise DataError(f"is not a complete tar archive: {error}", field=str(archive), fix=fix) from error
 
 
 def _require_end(archive: Path, offset: int) -> None:
-    """The tar format ends with zeros; what stops earlier was cut off, and a damaged header hides what follows it."""
+    """Require the zeros that end a tar archive: they are missing after a cut, or behind a damaged header."""
     with open(archive, "rb") as file:
         file.seek(offset)
         first = block = file.read(_TAIL_BLOCK)

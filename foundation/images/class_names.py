@@ -1,4 +1,4 @@
-"""Class names: their order gives labels their numbers."""
+"""Class names and their numbers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def require_same_classes(expected: tuple[str, ...] | None, found: tuple[str, ...
 def class_numbers(
     names_N: Sequence[str], class_names: tuple[str, ...] | None, field: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The number of each image's class, and the classes in order.
+    """Number each image's class.
 
     Args:
         names_N: the class of each image.
-        class_names: the classes of the training images, when these are others; None makes them from ``names_N``.
-        field: what error messages call the source of the names.
+        class_names: the classes of the training images; None takes those of ``names_N``.
+        field: names the source in error messages.
 
     Returns:
-        (N,) int64 and the names.
+        (N,) int64, and the class names in label order.
 
     Raises:
         DataError: a class that the training images lack.
@@ -46,6 +46,6 @@ def class_numbers(
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(names_N) - number.keys())
     if unknown:
-        raise DataError("has classes that the training split lacks", field=field, found=", ".join(unknown[:10]),
-                        fix="train on a split that has every class")  # fmt: skip
+        found, fix = ", ".join(unknown[:10]), "train on a split that has every class"
+        raise DataError("has classes that the training split lacks", field=field, found=found, fix=fix)
     return np.array([number[name] for name in names_N], np.int64), classes

@@ -1,52 +1,24 @@
-"""Images from parquet files and from anything else that ``datasets.load_dataset`` opens."""
+"""Images from parquet files and everything else that ``datasets.load_dataset`` opens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from foundation.config import Choice, require
 from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, require_same_classes
+from foundation.images.config import DatasetData
 from foundation.images.failures import BadImage, read_plain_file
 from foundation.images.preprocess import decode_image
 from foundation.randomness import permutation
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetData(Choice):
-    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
-    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
-    """
-
-    type_name: ClassVar[str] = "dataset"
-
-    path: str
-    """parquet file, folder, or dataset name on the hub"""
-    config_name: str | None = None
-    """the dataset's configuration, where it has several"""
-    split: str = "train"
-    """split to train on"""
-    validation_split: str | None = None
-    """split held out; null takes a share of the training split"""
-    image_column: str = "image"
-    """column with the images"""
-    label_column: str | None = None
-    """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
-    limit: int | None = None
-    """use only this many images of each split, evenly drawn; null uses all"""
-
-    def __post_init__(self) -> None:
-        require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
-
-
 class DatasetSource:
-    """One split of a ``datasets`` dataset, decoded here so that a damaged image stops nothing."""
+    """One split of a ``datasets`` dataset; images are decoded one by one, so that a damaged one is only listed."""
 
     def __init__(self, config: DatasetData, split: str, class_names: tuple[str, ...] | None = None) -> None:
         """Open a split; ``class_names`` are the classes of the training split, when this is another one."""
@@ -129,7 +101,7 @@ def _load_split(config: DatasetData, split: str) -> Any:
 def _labels(
     rows: Any, column: str | None, class_names: tuple[str, ...] | None
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Class numbers and names of a column; numbers follow ``class_names`` where another split has set them."""
+    """Class numbers and names of a column; ``class_names`` of the training split set the numbers."""
     if column is None:
         return None, ()
     field, feature, values = "data.source.label_column", rows.features[column], rows[column][:]
@@ -141,8 +113,8 @@ def _labels(
         labels = np.asarray(values, np.int64)
         if labels.min() < 0 or labels.max() >= len(names):
             found = f"{labels.min()}..{labels.max()} in {column}"
-            raise DataError("has labels outside its classes", field=field, found=found, expected=f"0..{len(names) - 1}",
-                            fix="drop the unlabelled rows, or leave label_column out")  # fmt: skip
+            expected, fix = f"0..{len(names) - 1}", "drop the unlabelled rows, or leave label_column out"
+            raise DataError("has labels outside its classes", field=field, found=found, expected=expected, fix=fix)
         return labels, names
     if not all(isinstance(value, (int, str)) for value in values):
         raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")

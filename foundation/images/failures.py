@@ -1,6 +1,6 @@
-"""Images that cannot be used: each has a code for programs and a reason for people.
+"""Unusable images: a code for programs, a reason for people.
 
-Reading a file that somebody else put there: only a plain one, of a sane size, and without waiting for anybody.
+Safe reading of untrusted files: plain ones only, of limited size, without blocking on pipes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.errors import DataError
-from foundation.images.preprocess import MAX_FILE_BYTES
 
 FAILURE_CODES = {
     "unreadable": "empty, damaged, truncated, or not an image of a known format",
@@ -56,15 +55,16 @@ class Failure:
 
 
 def failure_of(image_id: str, error: Exception) -> Failure:
-    """What to list for an image whose reading or decoding ended in ``error``."""
+    """The entry for an image whose reading or decoding raised ``error``."""
     code = error.code if isinstance(error, BadImage) else "unreadable"
     named = isinstance(error, (DataError, OSError)) and str(error)
     text = str(error) if named else f"{type(error).__name__}: {error}"
     return Failure(image_id, "; ".join(line.strip() for line in text.splitlines()), code)
 
 
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device",
-          stat.S_IFBLK: "a device"}  # fmt: skip
+MAX_FILE_BYTES = 1 << 30
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+_DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
 
 def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
@@ -77,7 +77,7 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
     Raises:
         BadImage: it is not there, not readable, not a plain file, or larger than ``MAX_FILE_BYTES``.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would be waited for
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would block
     flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags)
@@ -95,10 +95,16 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
 
 def _require_plain(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise BadImage("not_a_file", f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a plain file')}")
-    if status.st_size > MAX_FILE_BYTES:
-        raise BadImage("too_large", "the file is too large", found=f"{status.st_size:,} bytes",
-                       expected=f"at most {MAX_FILE_BYTES:,}")  # fmt: skip
+        kind = stat.S_IFMT(status.st_mode)
+        raise BadImage("not_a_file", f"is {'a device' if kind in _DEVICES else _KINDS.get(kind, 'not a plain file')}")
+    require_sane_bytes(status.st_size)
+
+
+def require_sane_bytes(n_bytes: int) -> None:
+    """Refuse a file or archive member of more than ``MAX_FILE_BYTES``."""
+    if n_bytes > MAX_FILE_BYTES:
+        found, expected = f"{n_bytes:,} bytes", f"at most {MAX_FILE_BYTES:,}"
+        raise BadImage("too_large", "the file is too large", found=found, expected=expected)
 
 
 def _refused(error: OSError) -> BadImage:

@@ -1,4 +1,4 @@
-"""Images in a folder of files; classes from subfolders or from a list."""
+"""Image folders; classes from subfolders or from a CSV file."""
 
 from __future__ import annotations
 
@@ -6,40 +6,20 @@ import csv
 import os
 import posixpath
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from foundation.config import Choice
-from foundation.config_fields import later
 from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, in_order, require_same_classes
 from foundation.images.failures import read_plain_file
 from foundation.images.preprocess import decode_image
 
 SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".tga", ".ico", ".avif", ".jp2",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderData(Choice):
-    """A folder of image files: class subfolders become labels, a flat folder means no labels."""
-
-    type_name: ClassVar[str] = "folder"
-
-    path: str
-    """the folder"""
-    validation_path: str | None = None
-    """a second folder for the held-out images; null takes a share of the first"""
-    labels: str | None = later(None)
-    """CSV file with the columns path (below the folder) and label, one row for each image, instead of subfolders"""
-    validation_labels: str | None = later(None)
-    """the same for the second folder"""
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+}
 
 
 class FolderSource:
@@ -57,7 +37,7 @@ class FolderSource:
         Args:
             path: the folder; ``~`` is the home folder.
             field: what error messages call it.
-            class_names: the classes it must have, where another folder has set them.
+            class_names: the classes it must have; None takes those that are there.
             labels: CSV file that names the class of each image; None takes the subfolders' names.
 
         Raises:
@@ -80,8 +60,7 @@ class FolderSource:
                 field=field,
                 found=f"{len(stray)} loose, e.g. {stray[0]}",
                 expected="either subfolders only (their names become classes) or images only (no classes)",
-                fix="move the loose images into a subfolder, or everything into one flat folder; or name the classes "
-                "in a CSV file (labels)",
+                fix="move the loose images into a subfolder, or all into one folder; or name classes in a CSV (labels)",
             )
         self.class_names = in_order({top for top in tops if top is not None})
         require_same_classes(class_names, self.class_names, field)
@@ -98,11 +77,10 @@ class FolderSource:
 
 
 def image_files(folder: Path, field: str) -> list[str]:
-    """Relative paths of the image files below a folder, sorted; hidden ones and symbolic links are left out.
+    """Relative paths of the image files below a folder, sorted; hidden files and symbolic links are left out.
 
     Raises:
-        DataError: no such folder, one below it that cannot be listed, or no image in it; ``field`` is what the message
-            calls it.
+        DataError: naming ``field``: no such folder, a subfolder that cannot be listed, or no image.
     """
     if not folder.is_dir():
         raise DataError("no such folder", field=field, found=str(folder), fix="check the path")
@@ -129,9 +107,8 @@ def image_files(folder: Path, field: str) -> list[str]:
 
 
 def _not_listed(error: OSError) -> None:
-    raise DataError(
-        f"the folder cannot be listed: {error.strerror}", field=str(error.filename), fix="check its permissions"
-    ) from error
+    what = f"the folder cannot be listed: {error.strerror}"
+    raise DataError(what, field=str(error.filename), fix="check its permissions") from error
 
 
 def _listed_classes(path: Path, ids: list[str], field: str) -> list[str]:
@@ -143,12 +120,12 @@ def _listed_classes(path: Path, ids: list[str], field: str) -> list[str]:
     classes = _read_classes(path, field)
     missing = [each for each in ids if each not in classes]
     if missing:
-        raise DataError("names no class for some images", field=field, found=f"{len(missing)}, e.g. {missing[0]}",
-                        expected=f"a row in {path} for each image")  # fmt: skip
+        found, expected = f"{len(missing)}, e.g. {missing[0]}", f"a row in {path} for each image"
+        raise DataError("names no class for some images", field=field, found=found, expected=expected)
     others = sorted(classes.keys() - set(ids))
     if others:
-        raise DataError("names files that are not there", field=field, found=f"{len(others)}, e.g. {others[0]}",
-                        fix=f"remove their rows from {path}, or bring the files back")  # fmt: skip
+        found, fix = f"{len(others)}, e.g. {others[0]}", f"remove their rows from {path}, or restore the files"
+        raise DataError("names files that are missing", field=field, found=found, fix=fix)
     return [classes[each] for each in ids]
 
 
@@ -159,8 +136,8 @@ def _read_classes(path: Path, field: str) -> dict[str, str]:
             for column in ("path", "label"):
                 columns = list(reader.fieldnames or ())
                 if column not in columns:
-                    raise DataError("lacks a column", field=field, found=f"no {column} in {path}",
-                                    fix=nearest(column, columns))  # fmt: skip
+                    fix = nearest(column, columns)
+                    raise DataError("lacks a column", field=field, found=f"no {column} in {path}", fix=fix)
             classes: dict[str, str] = {}
             for row in reader:
                 name, label = posixpath.normpath(row["path"] or ""), (row["label"] or "").strip()

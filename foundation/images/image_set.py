@@ -1,60 +1,26 @@
-"""A set of usable images: surveyed once, split deterministically, read in batches.
+"""Sets of usable images: scanned once, split deterministically, read in batches.
 
-Every image of a source is decoded once. What works is kept; what does not is listed with its reason, so that
-``planned = usable + failed`` always holds.
+A scan decodes every image and lists each failure with its reason: planned = usable + failed.
 """
 
 from __future__ import annotations
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.config import digest, require
+from foundation.config import digest
 from foundation.errors import DataError
+from foundation.images.config import Augment, DataConfig, Preprocess
 from foundation.images.failures import Failure, failure_of
-from foundation.images.preprocess import Preprocess, to_unit_range
-from foundation.images.sources import DataSource, DigitsData, ImageSource, SubsetSource, open_sources
+from foundation.images.preprocess import to_unit_range
+from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.randomness import permutation, uniforms
 
-_SURVEY_BLOCK = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random changes to training images, drawn for each (image, epoch)."""
-
-    flip: bool = False
-    """mirror left and right half of the time"""
-    max_shift: int = 0
-    """move by up to this many pixels in each direction, edges repeated"""
-
-    def __post_init__(self) -> None:
-        require(self.max_shift >= 0, "max_shift", self.max_shift, "0 or a number of pixels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and how they are split and read."""
-
-    source: DataSource = field(default_factory=DigitsData)
-    """where the images come from"""
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    """how an image becomes pixels"""
-    validation_share: float = 0.1
-    """share of the images held out when the source names no held-out part, between 0 and 1"""
-    max_failed_share: float = 0.05
-    """stop when more than this share of the images is unusable, between 0 and 1"""
-    cache_mib: int = 4096
-    """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
-
-    def __post_init__(self) -> None:
-        require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
-        require(0 <= self.max_failed_share <= 1, "max_failed_share", self.max_failed_share, "a share from 0 to 1")
+_SCAN_BLOCK = 1024
 
 
 class ImageSet:
@@ -84,7 +50,7 @@ class ImageSet:
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
         fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
-        results = _survey(source, preprocess, pixels, name)
+        results = _scan(source, preprocess, pixels, name)
         good = np.flatnonzero([isinstance(each, int) for each in results])
         self.failures = [each for each in results if isinstance(each, Failure)]
         self._checksums = [results[i] for i in good]
@@ -126,31 +92,30 @@ class ImageSet:
 
 
 def open_splits(config: DataConfig) -> dict[str, ImageSource]:
-    """The images ``train`` and ``validation`` that a data configuration names; none is looked at.
+    """The sources ``train`` and ``validation`` of a data configuration; no image is read.
 
     Raises:
         DataError: nothing to read.
     """
-    train, held_out = open_sources(config.source)
-    if held_out is None:
-        train, held_out = _split(train, config.validation_share)
-    return {"train": train, "validation": held_out}
+    train, validation = open_sources(config.source)
+    if validation is None:
+        train, validation = _split(train, config.validation_share)
+    return {"train": train, "validation": validation}
 
 
 def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """The training and held-out images that a data configuration describes.
+    """The training and validation images of a data configuration.
 
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
     sources = open_splits(config)
-    train, held_out = sources["train"], sources["validation"]
     cache, preprocess = config.cache_mib, config.preprocess
-    train_set = ImageSet(train, preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")
-    held_out_set = ImageSet(held_out, preprocess, cache_mib=cache, name="held-out images")
-    for each in (train_set, held_out_set):
+    train = ImageSet(sources["train"], preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")
+    validation = ImageSet(sources["validation"], preprocess, cache_mib=cache, name="validation images")
+    for each in (train, validation):
         _require_usable(each, config.max_failed_share)
-    return train_set, held_out_set
+    return train, validation
 
 
 def augmented(
@@ -172,13 +137,13 @@ def augmented(
     return pixels_BYXC
 
 
-def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
-    """Decode every image once; returns a checksum of the pixels of each that works, the reason for each that fails."""
+def _scan(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
+    """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
 
     def attempt(index: int) -> Failure | int:
         try:
             decoded = preprocess(source.read(index))
-        except Exception as error:  # decoders raise anything at all on hostile bytes
+        except Exception as error:  # on hostile bytes a decoder raises any class
             return failure_of(source.ids[index], error)
         if pixels is not None:
             pixels[index] = decoded
@@ -187,24 +152,22 @@ def _survey(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | No
     results: list[Failure | int] = []
     n = len(source.ids)
     with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
-        for start in range(0, n, _SURVEY_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
-            block = list(pool.map(attempt, range(start, min(start + _SURVEY_BLOCK, n))))
+        for start in range(0, n, _SCAN_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
+            block = list(pool.map(attempt, range(start, min(start + _SCAN_BLOCK, n))))
             results += block
             progress.update(len(block))
     return results
 
 
 def _split(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
-    """Hold out a share of the images, drawn evenly and the same on every machine; file order is kept."""
+    """Training and validation images: a uniform draw, equal on every machine; each part keeps the file order."""
     n = len(source.ids)
-    n_held_out = max(1, round(share * n))
-    if n_held_out >= n:
-        raise DataError(
-            "too few images to hold some out", field="data.source", found=n, expected="at least 2, better 1,000"
-        )
-    order = permutation(n, "held-out split")
-    parts = (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
-    return SubsetSource(source, parts[0]), SubsetSource(source, parts[1])
+    n_validation = max(1, round(share * n))
+    if n_validation >= n:
+        expected = "at least 2, better 1,000"
+        raise DataError("too few images for a validation part", field="data.source", found=n, expected=expected)
+    order = permutation(n, "held-out split")  # the key of every run so far: it decides which images they are
+    return SubsetSource(source, np.sort(order[n_validation:])), SubsetSource(source, np.sort(order[:n_validation]))
 
 
 def _require_usable(images: ImageSet, max_failed_share: float) -> None:
@@ -217,5 +180,5 @@ def _require_usable(images: ImageSet, max_failed_share: float) -> None:
         field="data.max_failed_share",
         found=f"{n_failed} of {images.n_planned} failed, the first of them:\n{shown}",
         expected=f"at most a share of {max_failed_share}",
-        fix="repair or remove them, or raise data.max_failed_share",
+        fix="repair or remove them, or increase data.max_failed_share",
     )

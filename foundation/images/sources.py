@@ -1,35 +1,21 @@
-"""Where images come from: a folder, tar archives, parquet or whatever ``datasets`` opens, scikit-learn's digits.
+"""Image sources: ids, labels and random access, over folders, tar archives, ``datasets`` and scikit-learn's digits.
 
-A source knows how many images there are, each one's stable id and label, and how to read one. It does not decide what
-is usable: ``foundation.images.image_set`` and the export decode everything and list what fails.
+A source does not decide which images are usable: ``image_set`` and the export decode them and list failures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from foundation.config import Choice, require
+from foundation.config import require
 from foundation.errors import DataError
-from foundation.images.archive import ArchiveData, ArchiveSource
-from foundation.images.dataset import DatasetData, DatasetSource
-from foundation.images.folder import FolderData, FolderSource, image_files
-
-__all__ = [
-    "ArchiveData",
-    "DataSource",
-    "DatasetData",
-    "DigitsData",
-    "FolderData",
-    "FolderSource",
-    "ImageSource",
-    "SubsetSource",
-    "image_files",
-    "open_sources",
-]
+from foundation.images.archive import ArchiveSource
+from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
+from foundation.images.dataset import DatasetSource
+from foundation.images.folder import FolderSource
 
 
 class ImageSource(Protocol):
@@ -46,18 +32,8 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class DigitsData(Choice):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in 17 grey levels; needs no network."""
-
-    type_name: ClassVar[str] = "digits"
-
-
-DataSource = FolderData | ArchiveData | DatasetData | DigitsData
-
-
 def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
-    """The training source and, where the configuration names one, the held-out source.
+    """The training source and, if the configuration names one, the validation source.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
@@ -79,15 +55,13 @@ def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
 
 
 def _open_folders(config: FolderData) -> tuple[ImageSource, ImageSource | None]:
-    train = FolderSource(config.path, labels=config.labels)
+    train, labels = FolderSource(config.path, labels=config.labels), config.validation_labels
     if config.validation_path is None:
-        require(config.validation_labels is None, "data.source.validation_labels", config.validation_labels,
-                "null where there is no validation_path")  # fmt: skip
+        require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
         return train, None
-    both = (config.labels is None) == (config.validation_labels is None)
-    require(both, "data.source.validation_labels", config.validation_labels, "a CSV file if labels is one, else null")
-    field, labels = "data.source.validation_path", config.validation_labels
-    return train, FolderSource(config.validation_path, field, train.class_names, labels)
+    both = (config.labels is None) == (labels is None)
+    require(both, "data.source.validation_labels", labels, "a CSV file if labels is one, else null")
+    return train, FolderSource(config.validation_path, "data.source.validation_path", train.class_names, labels)
 
 
 class DigitsSource:
@@ -114,12 +88,12 @@ class DigitsSource:
 class SubsetSource:
     """Some images of another source, in the order given."""
 
-    def __init__(self, whole: ImageSource, indices: np.ndarray) -> None:
-        self._whole, self._indices = whole, indices
-        self.ids = [whole.ids[i] for i in indices]
-        self.labels = None if whole.labels is None else whole.labels[indices]
-        self.class_names = whole.class_names
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        self.ids = [source.ids[i] for i in indices]
+        self.labels = None if source.labels is None else source.labels[indices]
+        self.class_names = source.class_names
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""
-        return self._whole.read(int(self._indices[index]))
+        return self._source.read(int(self._indices[index]))

@@ -1,10 +1,10 @@
-"""The views of an image that are encoded: the image itself, its mirror image, and crops at its corners.
+"""Views of an image for encoding: the image, its mirror image, and crops at its corners.
 
-Views are numbered, never drawn, so that an export is a function of the images alone.
+Views are enumerated, never random: an export is a function of the images alone.
 
 Source: ten crops as in Krizhevsky, Sutskever and Hinton 2012, section 4.1; the scale of 1.1 as in
-the export of Sun et al. 2024 (LlamaGen), arXiv:2406.06525. Unlike theirs, view 0 is the image as the tokenizer is
-trained on it, at scale 1, so that it is the same with and without crops.
+the export of Sun et al. 2024 (LlamaGen), arXiv:2406.06525. Unlike theirs, view 0 has scale 1, as in the tokenizer's
+training, with and without crops.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """What a view number means.
+    """One view.
 
     Attributes:
         name: in words.
@@ -66,11 +66,11 @@ def view_pixels(
     Raises:
         DataError: damaged EXIF data, or a pixel format without a defined range.
     """
-    prepared = preprocess.prepared(image)
+    prepared = preprocess.prepare(image)
     height, width = preprocess.height, preprocess.width
-    centre_YXC = preprocess.covering(prepared, height, width)
+    centre_YXC = preprocess.cover(prepared, height, width)
     if any(VIEWS[view].corner for view in views):
-        enlarged_YXC = preprocess.covering(prepared, round(height * corner_scale), round(width * corner_scale))
+        enlarged_YXC = preprocess.cover(prepared, round(height * corner_scale), round(width * corner_scale))
     pixels = []
     for view in (VIEWS[number] for number in views):
         image_YXC = centre_YXC

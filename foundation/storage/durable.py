@@ -1,15 +1,14 @@
-"""Every operation whose result must survive a crash goes through this module, so that tests can enumerate them.
+"""Durable writes: every operation whose result must survive a crash, enumerated for tests.
 
 The rule: write under a temporary name in the same folder, flush to disk, verify, publish under the final name in one
-step, flush the folder. A reader sees either nothing or the whole; a crash leaves at most a temporary name, which
+step, flush the folder. A reader sees nothing or the complete result; a crash leaves at most a temporary name, which
 ``sweep`` removes.
 
-Names of files that are being written: they say by which process, so that what a dead one left can be told apart.
+Temporary names: they identify the writing process, so that files of dead processes can be removed.
 
-A process number means nothing on another machine, after a restart, or in another container; so a name holds a hash of
-the host, its boot and its process namespace too, and the time at which the process started, since numbers come again.
-
-They begin and end unlike the final names, so that no pattern that means those (``*.parquet``) takes them in.
+A process number is unique on one machine, within one boot, in one container; a name therefore also holds a hash of
+host, boot and process namespace, and the start time of the process. Temporary names differ from final ones at both
+ends, so that patterns such as ``*.parquet`` do not match them.
 """
 
 from __future__ import annotations
@@ -30,36 +29,35 @@ from pathlib import Path
 from foundation.errors import StorageError, TesseraError
 
 FOREIGN_SECONDS = 24 * 3600.0
-"""after so long without a change, what a process of another machine was writing counts as left behind"""
+"""a file of a process on another machine counts as left behind after this time without a change"""
 _MARK, _END = ".tmp-", ".part"
 _OWNER = re.compile(r"\.tmp-([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{12}-")
 _STATE, _START_TIME = 0, 19  # of the fields after the command's name: proc(5), stat, fields 3 and 22
-_DEAD = ("Z", "X")  # a zombie has a number and writes nothing; where nobody collects them, they stay for ever
+_DEAD = ("Z", "X")  # a zombie has a number and writes nothing
 
 
 def temporary_name(path: Path) -> Path:
     """A new name beside ``path`` that belongs to this process."""
     pid = os.getpid()
-    owner = f"{_place()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:12]}"
+    owner = f"{_host()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:12]}"
     return path.with_name(f"{_MARK}{owner}-{path.name}{_END}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is such a name, of any process."""
+    """Whether it is the temporary name of any process."""
     return path.name.startswith(_MARK)
 
 
 def is_left_behind(path: Path) -> bool:
-    """Whether no process is going to finish it.
+    """Whether no process will finish it: its process has ended or, on another machine, nothing changed for a day.
 
-    Its process is no more; or, if that ran on another machine, nothing in it changed for a day. A temporary name that
-    does not say whose it is was left by an earlier version of this package.
+    A temporary name without a process is from an earlier version of this package.
     """
     match = _OWNER.match(path.name)
     if match is None:
         return True
-    place, pid, started = match[1], int(match[2]), int(match[3])
-    if place != _place():
+    host, pid, started = match[1], int(match[2]), int(match[3])
+    if host != _host():
         return time.time() - _last_change(path) > FOREIGN_SECONDS
     return not _exists(pid) or (_started(pid) or 0) != started
 
@@ -75,8 +73,8 @@ def _last_change(path: Path) -> float:
 
 
 @cache
-def _place() -> str:
-    """Within which a process number means one process: 12 hexadecimal digits."""
+def _host() -> str:
+    """Hash of the host, boot and namespace in which a process number is unique: 12 hexadecimal digits."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         namespace = str(Path("/proc/self/ns/pid").readlink())
@@ -114,9 +112,9 @@ def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Pa
 
     Args:
         path: the final name. If it exists already, the new content must be identical to it.
-        write: writes the whole content to the path it is given.
-        verify: reads the temporary file back and raises if it is not what was meant. Without it only ``write`` itself
-            can tell, as ``write_bytes`` does.
+        write: writes the complete content to its path.
+        verify: reads the temporary file back and raises if it is not what was meant. None leaves the
+            check to ``write``, as ``write_bytes`` does.
 
     Raises:
         StorageError: the disk refused, or ``path`` exists with other content.
@@ -184,10 +182,10 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a published folder: it disappears under its name in one step, then its content goes.
+    """Remove a published folder: its name disappears in one step, then its content.
 
     Raises:
-        StorageError: the disk refused; the folder is whole under its name, or gone from it.
+        StorageError: the disk refused; the folder is complete under its name, or gone from it.
     """
     with writing(path):
         doomed = temporary_name(path)
@@ -203,7 +201,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have ``write`` put a whole file at a (temporary) path; the caller verifies it."""
+    """Have ``write`` make a file at a (temporary) path; the caller verifies it."""
     _write(path, write)
 
 
@@ -231,13 +229,13 @@ def copy_files(source: Path, target: Path) -> None:
     for path in sorted(each for each in source.rglob("*") if each.is_file()):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        _write(copy, lambda place, path=path: shutil.copyfile(path, place))  # type: ignore[misc]
+        _write(copy, lambda target, path=path: shutil.copyfile(path, target))  # type: ignore[misc]
         if file_sha256(copy) != file_sha256(path):
             raise lost(copy)
 
 
 def lost(path: Path) -> StorageError:
-    """What to raise for a file that does not hold what was written to it."""
+    """The error for a file that does not hold what was written to it."""
     return StorageError(
         "what was read back differs from what was written",
         field=str(path),
@@ -246,7 +244,7 @@ def lost(path: Path) -> StorageError:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead processes left half-written in ``folder``; what live ones are writing there stays."""
+    """Remove what dead processes left in ``folder``; the temporary files of live ones stay."""
     if not folder.is_dir():
         return
     for each in folder.iterdir():
@@ -276,7 +274,7 @@ def require_free_space(folder: Path, n_bytes: int, purpose: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the parent folder of ``path``; turn an operating system's refusal into an error with a remedy."""
+    """Make the parent folder of ``path``; turn an ``OSError`` into a ``StorageError`` with a fix."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -290,7 +288,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _require_meant(temporary: Path, path: Path, verify: Callable[[Path], None] | None) -> None:
-    """Verify what is there; what a reader says of a damaged file, whatever it is, means that the write went wrong."""
+    """Verify a temporary file; any error of a reader of its format means that the write failed."""
     try:
         if verify is not None:
             verify(temporary)

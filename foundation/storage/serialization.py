@@ -1,8 +1,8 @@
-"""Writing JSON whole, and reading JSON that may be damaged.
+"""Canonical JSON, and reading JSON that may be damaged.
 
-Any nested state to safetensors + JSON and back: no pickle is written or read.
+Nested states and tensors as safetensors and JSON; no pickle is written or read.
 
-Model folders to use (not to resume from): ``config.json`` and ``model.safetensors``, as transformers lays them out.
+Model folders in the layout of transformers: ``config.json`` and ``model.safetensors``; for use, not for resuming.
 
 Keys in the weight file start with ``model.``, the name under which the transformers shells hold the plain module, so
 that both open the same folder.
@@ -43,9 +43,8 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     if missing:
-        raise CheckpointError(
-            "is damaged or of another format", field=str(path), found="no " + ", ".join(missing), fix=fix
-        )
+        found = "no " + ", ".join(missing)
+        raise CheckpointError("is damaged or of another format", field=str(path), found=found, fix=fix)
     return dict(values)
 
 
@@ -117,7 +116,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors to a (temporary) path as safetensors, and compare what is there then with them.
+    """Write contiguous tensors to a (temporary) path as safetensors, and compare the file with them.
 
     Raises:
         StorageError: the disk refused, or gave back something else.
@@ -165,7 +164,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        fix = "take the file anew from where it came; in a run folder delete its folder and run tessera run again"
+        fix = "download or copy the file again; in a run folder delete its folder and run tessera run again"
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
 
 
@@ -183,7 +182,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sour
             "the weights do not fit the configuration",
             field=source,
             found=f"missing {missing[:5]}, left over {extra[:5]}, other shapes {shapes[:5]}",
-            fix="the folder mixes two models or was edited: take it anew, or in a run folder delete it and run again",
+            fix="the folder mixes two models or was edited: download it again; in a run folder delete it and run again",
         )
     module.load_state_dict(tensors)
 
@@ -200,7 +199,7 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 PREFIX = "model."
 WEIGHTS = "model.safetensors"
-REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: take it anew from where it came"
+REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
 
 
 def save_model_folder(

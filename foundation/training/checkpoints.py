@@ -1,8 +1,8 @@
-"""Checkpoints to resume from: a folder per step, complete or absent, verified before use.
+"""Checkpoints for resuming: one folder per step, complete or absent, verified before use.
 
 Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
 
-From a task in training to its checkpoints and back, on any number of processes.
+Saving a task in training to its checkpoints and restoring it, on any number of processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = "MANIFEST.json"
 _FILES = {"state.json", "state.safetensors"}
 _FORMAT = 2
-_MIN_KEPT = 2  # one may turn out to be damaged when it is needed
+_MIN_KEPT = 2  # the newest may be damaged
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT) -> Path:
-    """Publish ``root/step-<step>``, and after that remove all but the newest ``keep`` verified ones, at least two.
+    """Publish ``root/step-<step>``, then remove all but the newest ``keep`` verified ones, at least two.
 
     Raises:
         StorageError: the disk is too full or refused; earlier checkpoints are untouched.
@@ -94,7 +94,7 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
         if reason is None:
             try:
                 return Checkpoint(step, load_state(path), tuple(skipped))
-            except CheckpointError as error:  # changed since it was verified a moment ago
+            except CheckpointError as error:  # changed after it was verified
                 reason = str(error).replace("\n", ";")
         skipped.append(f"{path.name}: {reason}")
     if skipped:
@@ -158,13 +158,13 @@ def _rotate(root: Path, newest: Path, keep: int) -> None:
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CheckpointManager:
     """Saves a task to its checkpoints and restores it; every process calls both.
 
     Attributes:
         task: what is trained.
         checkpoints: their folder.
-        identity: a hash of each thing that determines the result.
+        identity: a hash of everything that determines the result, by name.
         accelerator: devices and processes.
         batch_size: examples in one step, over all processes.
         n_kept: how many checkpoints stay on disk.
@@ -202,7 +202,7 @@ class Keeper:
             raise CheckpointError(
                 f"the checkpoint was made with something else: {', '.join(changed)} changed since",
                 field=str(self.checkpoints),
-                fix="undo the change, give another --run_dir, or delete that folder to train this stage anew",
+                fix="undo the change, give another run folder, or delete that folder to train this stage again",
             )
         self.task.load_state_dict(found.state["task"])
         self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
@@ -215,23 +215,23 @@ class Keeper:
             TrainingError: something in it is not finite; nothing is written then.
         """
         state = self.task.state_dict()
-        _require_finite(state, self.accelerator)
+        self._require_finite(state)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             samples = step * self.batch_size
-            whole = {"identity": self.identity, "samples_seen": samples, "task": state}
-            save_checkpoint(self.checkpoints, step, whole, keep=self.n_kept)
+            content = {"identity": self.identity, "samples_seen": samples, "task": state}
+            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept)
         self.accelerator.wait_for_everyone()
 
-
-def _require_finite(state: dict[str, Any], accelerator: Accelerator) -> None:
-    """What is not finite is never saved: the last checkpoint stays a sound one. All processes decide alike."""
-    bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
-    if any(on_every_process(int(bad is not None), accelerator)):
-        raise TrainingError(
-            f"the weights are no longer finite ({bad or 'on another process'})",
-            fix="lower the learning rate; the last checkpoint is sound, remove it to start over",
-        )
+    def _require_finite(self, state: dict[str, Any]) -> None:
+        """Save finite states only; all processes decide alike."""
+        bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
+        if any(on_every_process(int(bad is not None), self.accelerator)):
+            raise TrainingError(
+                f"the weights are no longer finite ({bad or 'on another process'})",
+                fix=f"lower the learning rate, and remove {self.checkpoints} to train this stage again: what was saved "
+                "last is finite, but may be from after the loss rose",
+            )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -1,8 +1,7 @@
-"""The one training loop. The loop owns time (order of data, cadence, checkpoints); the task owns gradients.
+"""Training loop. The loop owns time (order of data, cadence, checkpoints); the task owns gradients.
 
-A run that is killed and started again continues from its last checkpoint and ends with the same weights: the order of
-the data is a function of (seed, epoch), dropout is seeded by (seed, step, rank), and the learning rate is a function
-of the step, so that a position is one integer.
+A resumed run ends with the weights of an uninterrupted one: the data order is a function of (seed, epoch), dropout is
+seeded by (seed, step, rank), and the learning rate is a function of the step; a position is one integer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +18,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.config import require
 from foundation.errors import DataError, Interrupted, TrainingError
 from foundation.randomness import DataOrder, derive_seed
-from foundation.training.checkpoints import Keeper
+from foundation.training.checkpoints import CheckpointManager
+from foundation.training.config import FitConfig
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.stop_signal import StopSignal
 from foundation.training.task import Examples, Task
@@ -32,33 +30,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Length and cadence of a training."""
-
-    steps: int = 1000
-    """optimizer steps"""
-    batch_size: int = 64
-    """examples in one optimizer step, over all processes"""
-    evaluate_every: int = 100
-    """optimizer steps between evaluations on the held-out set"""
-    checkpoint_every: int = 100
-    """optimizer steps between checkpoints"""
-    keep_checkpoints: int = 2
-    """how many checkpoints stay on disk; at least two do"""
-    log_every: int = 10
-    """optimizer steps between lines of training metrics"""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
-
-
 Health = Callable[[list[dict[str, Any]]], list[str]]
-
-
-def _no_concern(rows: list[dict[str, Any]]) -> list[str]:
-    return []
+"""warnings about a stage, given its metrics so far"""
 
 
 def fit(
@@ -71,7 +44,7 @@ def fit(
     checkpoints: Path,
     log: MetricsLog,
     identity: dict[str, str],
-    health: Health = _no_concern,
+    health: Health = lambda rows: [],
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -83,8 +56,8 @@ def fit(
         seed: of the data order and of dropout.
         checkpoints: folder of this stage's checkpoints.
         log: where metrics go.
-        identity: a hash of each thing that determines the result; a checkpoint with others is refused by their names.
-        health: called after each evaluation with this stage's metrics so far; what it returns is shown and logged.
+        identity: a hash of everything that determines the result, by name; checkpoints of another identity are refused.
+        health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -94,8 +67,8 @@ def fit(
     """
     if len(examples) == 0:
         raise DataError("there are no training examples", fix="check the data source")
-    keeper = Keeper(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
-    start = keeper.restore()
+    manager = CheckpointManager(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
+    start = manager.restore()
     log.forget_from(start)
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
@@ -110,17 +83,17 @@ def fit(
                 log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
             stopping = stop.agreed(accelerator)
             if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                keeper.save(step + 1)
+                manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
         final = _evaluate(task, config.steps, log, health, bar)
-        if stop.agreed(accelerator):  # also one that came during the last save or evaluation
+        if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final, checkpoints)
 
 
 class _Clock:
-    """Where the time goes: seconds since training began here, and those a step waited for its data."""
+    """Seconds since the start, and seconds that steps waited for data."""
 
     def __init__(self) -> None:
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
@@ -135,12 +108,9 @@ class _Clock:
 
     def read(self) -> dict[str, float]:
         """``seconds``, and ``loading_seconds``: the mean wait of the steps since the last reading."""
-        figures = {
-            "seconds": time.perf_counter() - self._began,
-            "loading_seconds": self._waited / max(1, self._steps),
-        }
+        mean_wait = self._waited / max(1, self._steps)
         self._waited, self._steps = 0.0, 0
-        return figures
+        return {"seconds": time.perf_counter() - self._began, "loading_seconds": mean_wait}
 
 
 def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
@@ -169,23 +139,23 @@ def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: 
 
 
 def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
-    """A model whose held-out metrics are not numbers is of no use to anyone."""
+    """Refuse a model whose final validation metrics are not finite."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise TrainingError(
-            f"training diverged: {', '.join(bad)} on the held-out set is not finite",
-            fix=f"lower the learning rate, and remove {checkpoints} to train this stage anew",
+            f"training diverged: {', '.join(bad)} on the validation set is not finite",
+            fix=f"lower the learning rate, and remove {checkpoints} to train this stage again",
         )
 
 
 def _batches(
     examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
 ) -> Generator[dict[str, torch.Tensor], None, None]:
-    """This process's share of each global batch, read one step ahead in a thread."""
+    """This process's share of each batch, read one step ahead in a thread."""
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
-        raise DataError("is not divisible by the number of processes", field="batch_size", found=config.batch_size,
-                        expected=f"a multiple of {world}")  # fmt: skip
+        what, expected = "is not divisible by the number of processes", f"a multiple of {world}"
+        raise DataError(what, field="batch_size", found=config.batch_size, expected=expected)
 
     def load(step: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
         share = config.batch_size // world

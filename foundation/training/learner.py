@@ -1,32 +1,34 @@
-"""A model, its optimizer and the average of its weights: the part of a training step that every stage shares.
+"""Learner: a model, its optimizer and the average of its weights; the part of a training step that stages share.
 
-Exponential moving average of a model's weights: what users load is the average, not the last step.
+Exponential moving average of a model's weights, which is what users load.
 
-Copies of a module that share its code and not its weights.
+Copies of a module with other weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from foundation.training.optim import OptimConfig, StepGuard, adamw, learning_rate
+from foundation.training.config import OptimConfig, Precision
+from foundation.training.optim import StepGuard, adamw, learning_rate
 from foundation.training.parallel import (
+    full_tensor,
     gathered,
     is_sharded,
-    local,
+    local_shard,
     replicated,
     shard,
     sharded_like,
     sharding_asked,
     unsynchronised,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ def on_meta(tensor: torch.Tensor) -> torch.Tensor:
 class WeightAverage:
     """Averages parameters in float32 and copies buffers.
 
-    The decay warms up as min(decay, (1 + step) / (10 + step)), so that early averages are not held back by the
-    initial weights. With a decay of 0 the average is the weights themselves, in the same memory.
+    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the initial
+    weights have little influence. With a decay of 0 the average is the weights themselves, in the same memory.
 
     Args:
         model: the module whose weights are averaged; its parameters may be sharded.
@@ -69,7 +71,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float, shell: nn.Module | None = None) -> None:
         self.decay = decay
-        keep = torch.clone if decay > 0 else _itself
+        keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if decay > 0 else lambda each: each
         if shell is None:
             self.model = copy_with(model, keep)
         else:
@@ -81,19 +83,19 @@ class WeightAverage:
         """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
         if self.decay > 0:
             decay = min(self.decay, (1 + step) / (10 + step))
-            averages = [local(each.detach()) for each in self.model.parameters()]
-            weights = [local(each.detach()) for each in model.parameters()]
+            averages = [local_shard(each.detach()) for each in self.model.parameters()]
+            weights = [local_shard(each.detach()) for each in model.parameters()]
             torch._foreach_lerp_(averages, weights, 1.0 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
 
     def exported(self) -> nn.Module:
-        """A plain module with the averaged weights, whole on every process; every process calls it.
+        """A plain module with the complete averaged weights; every process calls it.
 
         It is ``model`` itself unless that is sharded: then a copy, joined from all processes.
         """
         if any(is_sharded(each) for each in self.model.parameters()):
-            return copy_with(self.model, whole)
+            return copy_with(self.model, full_tensor)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,30 +103,23 @@ class WeightAverage:
         return dict(self.model.state_dict()) if self.decay > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``, whole or sharded."""
+        """Restore ``state_dict``, also into a sharded model."""
         if self.decay > 0:
-            load_whole(self.model, state)
+            load_full_tensors(self.model, state)
 
 
-def load_whole(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load whole tensors into a model whose parameters may be sharded; every process calls it."""
+def load_full_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load full tensors into a model whose parameters may be sharded; every process calls it."""
     own = model.state_dict()
     model.load_state_dict({name: sharded_like(value, own.get(name, value)) for name, value in state.items()})
 
 
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-Precision = Literal["float32", "bf16"]
-
-
 @dataclass(frozen=True)
 class Update:
-    """What became of a step.
+    """Result of a step.
 
     Attributes:
-        taken: False when the gradient was not finite: then nothing was changed, on any process.
+        taken: False if the gradient was not finite: nothing changed then, on any process.
         metrics: scalars to log.
     """
 
@@ -136,15 +131,15 @@ class Learner:
     """Prepares a model for training and applies gradients to it.
 
     Args:
-        model: the plain module, built alike on every process; moved to the accelerator's device.
+        model: the plain module, equal on every process; moved to the accelerator's device.
         optim: optimizer and learning rate.
         n_steps: length of the learning-rate schedule.
         average_decay: of the weight average; 0 keeps none.
         precision: arithmetic of forward passes under ``autocast``.
         accelerator: devices and processes.
         objective: a module that holds ``model`` and computes its loss, to be called in training; None calls the model.
-        blocks: the parts of the model that FSDP2 gathers one by one, where accelerate was launched with it. Without
-            them the model is replicated on every process, whatever the launch says.
+        blocks: the parts of the model that FSDP2 gathers one by one, if accelerate was launched with it; without them
+            the model is replicated on every process.
 
     Attributes:
         model: the plain module; its parameters are sharded under FSDP2, with the same names.
@@ -179,12 +174,12 @@ class Learner:
         self.guard = StepGuard()
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes: bf16 where it is safe, if the precision says so."""
+        """The context of forward passes: bf16 for operations that are safe in it, with that precision."""
         lower = self.precision == "bf16"
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=lower)
 
     def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """The context of one forward and backward of a step with several: only the last synchronises processes."""
+        """The context of one of several forward and backward passes of a step: only the last synchronises processes."""
         return contextlib.nullcontext() if last else unsynchronised(self.wrapped)
 
     def apply(self, loss: torch.Tensor, step: int) -> Update:
@@ -193,10 +188,10 @@ class Learner:
         return self.take_step(loss.detach(), step)
 
     def take_step(self, loss: torch.Tensor, step: int) -> Update:
-        """Clip the gradient that is there and, if it is finite, take one optimizer step.
+        """Clip the gradient and, if it is finite, take one optimizer step.
 
-        The gradient is that of all processes, so that all of them decide alike. The caller moves ``average`` after a
-        step that was taken, once everything else of the model is up to date.
+        The gradient is that of all processes, so they decide alike. After a step that was taken the caller updates
+        ``average``, as the last change of the model.
 
         Args:
             loss: for the log.
@@ -208,7 +203,7 @@ class Learner:
         rate = learning_rate(self.optim, step, self.n_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm or math.inf))
         taken = self.guard.allows(norm)
         if taken:
             self.optimizer.step()
@@ -224,7 +219,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
 
-        Names and shapes are those of the plain model, however many processes share it.
+        Names and shapes are those of the plain model, for any number of processes.
         """
         state = {
             "model": self.model.state_dict(),
@@ -236,7 +231,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``, of any number of processes; every process calls it with the complete one."""
-        load_whole(self.model, state["model"])
+        load_full_tensors(self.model, state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(self._shared_out(state["optimizer"]))
         self.guard.load_state_dict(state["guard"])

@@ -1,9 +1,10 @@
-"""Metrics as JSON lines: one file per run, one object per line, appended as training goes."""
+"""Metrics as JSON lines: one file per run, one object per line."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from foundation.storage import durable
 class MetricsLog:
     """Appends to and reads ``metrics.jsonl``.
 
-    Each line has ``stage`` (``tokenizer`` or ``prior``), ``kind`` (``train``, ``held_out`` or ``warning``), ``step``
-    and numbers, or the warning's ``text``.
-    A number that is not finite is written as null, since JSON has none.
+    Each line has ``stage`` (``tokenizer`` or ``prior``), ``kind`` (``train``, ``held_out`` for the validation set, or
+    ``warning``), ``step`` and numbers, or the warning's ``text``. Numbers that are not finite are written as null.
     """
 
     def __init__(self, path: Path, stage: str, *, enabled: bool = True) -> None:
@@ -23,18 +23,15 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
         """Append one line."""
-        if not self.enabled:
-            return
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"stage": self.stage, "kind": kind, "step": step, **numbers})
-        durable.append_line(self.path, line)
+        self._append(kind, step, {name: value if math.isfinite(value) else None for name, value in metrics.items()})
 
     def warn(self, step: int, text: str) -> None:
         """Append a line of kind ``warning`` with its ``text``."""
+        self._append("warning", step, {"text": text})
+
+    def _append(self, kind: str, step: int, values: Mapping[str, object]) -> None:
         if self.enabled:
-            durable.append_line(
-                self.path, json.dumps({"stage": self.stage, "kind": "warning", "step": step, "text": text})
-            )
+            durable.append_line(self.path, json.dumps({"stage": self.stage, "kind": kind, "step": step, **values}))
 
     def forget_from(self, step: int) -> None:
         """Drop this stage's lines of step ``step`` and later: a resumed run writes them again."""
@@ -45,7 +42,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, stage: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a metrics file, optionally of one stage and kind; damaged lines are left out."""
+    """The lines of a metrics file, optionally of one stage and kind, without damaged ones."""
     if not path.exists():
         return []
     rows = []

@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from foundation.config import require
 from foundation.errors import TrainingError
+from foundation.training.config import OptimConfig
 
 MAX_BAD_STEPS = 10
 WINDOW = 1000  # steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its learning rate."""
-
-    learning_rate: float = 3e-4
-    """peak learning rate"""
-    min_factor: float = 0.05
-    """learning rate at the end, as a share of the peak, 0 to 1"""
-    warmup_steps: int = 50
-    """optimizer steps of linear warm-up"""
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """shape of the learning rate after the warm-up; wsd is constant and then falls over the last decay_share of the
-    steps"""
-    decay_share: float = 0.2
-    """share of all steps over which wsd falls to its floor, above 0 to 1; the other schedules do not use it"""
-    beta1: float = 0.9
-    """decay of the gradient's average, 0 to 1"""
-    beta2: float = 0.95
-    """decay of the squared gradient's average, 0 to 1"""
-    weight_decay: float = 0.0
-    """decoupled weight decay of matrices and kernels; biases, norms and tagged parameters have none"""
-    clip_norm: float = 1.0
-    """largest gradient norm; a larger gradient is scaled down to it"""
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number, e.g. 3e-4")
-        require(0 <= self.min_factor <= 1, "min_factor", self.min_factor, "a share from 0 to 1")
-        require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "a share above 0, up to 1")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or a number of steps")
-        require(0 <= self.beta1 < 1, "beta1", self.beta1, "from 0 to below 1")
-        require(0 <= self.beta2 < 1, "beta2", self.beta2, "from 0 to below 1")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "a positive number")
 
 
 def no_decay(parameter: nn.Parameter) -> nn.Parameter:
@@ -103,12 +67,12 @@ _SHAPES = {"cosine": _cosine, "wsd": _warmup_stable_decay}
 
 
 class StepGuard:
-    """Skips optimizer steps whose gradient is not finite, and stops training when that goes on.
+    """Skips optimizer steps with a gradient that is not finite; stops training after too many.
 
     Attributes:
         n_skipped: steps skipped since the start of the run.
         n_in_a_row: steps skipped since the last good one.
-        recent: how many steps ago each of the last was skipped, as far back as ``WINDOW``.
+        recent: for each step skipped within the last ``WINDOW``, how many steps ago.
     """
 
     def __init__(self) -> None:
@@ -138,7 +102,8 @@ class StepGuard:
     def _stopped(self, when: str) -> TrainingError:
         return TrainingError(
             f"the gradient was not finite {when}",
-            fix="lower the learning rate or clip_norm, or train in float32; the last checkpoint is sound",
+            fix="lower the learning rate or clip_norm, or train in float32; checkpoints are finite, but may be from "
+            "after the loss rose (see metrics.jsonl): remove those",
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,6 +111,6 @@ class StepGuard:
         return {"n_skipped": self.n_skipped, "n_in_a_row": self.n_in_a_row, "recent": list(self.recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint; one from before ``recent`` was counted begins it anew."""
+        """Restore ``state_dict``; checkpoints of early versions lack ``recent``."""
         self.n_skipped, self.n_in_a_row = state["n_skipped"], state["n_in_a_row"]
         self.recent = list(state.get("recent", []))

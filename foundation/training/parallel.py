@@ -7,12 +7,13 @@ and is off on a CPU. Sources: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.config import require
@@ -41,6 +42,8 @@ def replicated(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     options = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch 2.13 renamed it
+        options["forward_sync_buffers"] = options.pop("broadcast_buffers", True)
     ids = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     return DistributedDataParallel(module, device_ids=ids, **options)
 
@@ -81,12 +84,12 @@ def unsynchronised(wrapped: nn.Module) -> Iterator[None]:
         yield
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This process's share, in the same memory; a plain tensor itself."""
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All shares joined; every process calls it. A plain tensor is returned itself."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
@@ -120,7 +123,7 @@ def gathered(state: Any, *, keep: bool) -> Any:
     if isinstance(state, (list, tuple)):
         return [gathered(value, keep=keep) for value in state]
     if isinstance(state, torch.Tensor) and is_sharded(state):
-        joined = whole(state.detach())
+        joined = full_tensor(state.detach())
         return joined.cpu() if keep else torch.empty(0)
     return state
 
@@ -131,6 +134,48 @@ def on_every_process(number: int, accelerator: Accelerator) -> list[int]:
         return [number]
     gathered_N: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
     return gathered_N.tolist()
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, in place; the tensor itself for one process."""
+    if _several():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, without a gradient; the tensor itself for one process."""
+    return all_reduce_sum(tensor.clone()) / distributed.get_world_size() if _several() else tensor
+
+
+def global_mean(mean: torch.Tensor) -> torch.Tensor:
+    """The mean over processes of each one's mean over equally many rows, while gradients are recorded.
+
+    A process's own mean gets the whole gradient of the global one; averaged over processes, as data-parallel training
+    does, it is the gradient of one process with all rows. Without gradients, when processes may do different work, the
+    argument comes back.
+    """
+    return mean + (all_reduce_mean(mean.detach()) - mean.detach()) if torch.is_grad_enabled() else mean
+
+
+def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, (world * N, D); every process must bring equally many."""
+    if not _several():
+        return rows_ND
+    parts = [torch.empty_like(rows_ND) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows_ND.contiguous())
+    return torch.cat(parts)
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Process 0's values, in place."""
+    if _several():
+        distributed.broadcast(tensor, src=0)
+    return tensor
 
 
 def _flag(name: str, *, default: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Stopping at a step boundary when the process is told to end."""
+"""Stop signals: SIGTERM and SIGINT take effect at a step boundary."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 REPEAT_SECONDS = 2.0
-"""signals so soon after the first are the same request: Ctrl-C reaches a process from the terminal and again from the
-launcher above it"""
+"""later signals within this time are the same request: Ctrl-C comes from the terminal and from the launcher"""
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the step is done; one that comes two seconds later or more acts at once.
+    """Remembers SIGTERM and SIGINT until the end of the step; one that comes ``REPEAT_SECONDS`` later acts at once.
 
     Attributes:
         number: the signal to stop for, 0 for none.
@@ -51,7 +50,7 @@ class StopSignal:
         self.number, self._first_at = number, time.monotonic()
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told to stop; every process gets the same answer."""
+        """Whether any process received a signal; every process gets the same answer."""
         if accelerator.num_processes > 1:
             flag = torch.tensor(self.number, device=accelerator.device)
             number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]

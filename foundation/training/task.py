@@ -1,4 +1,4 @@
-"""What a stage hands to the training loop."""
+"""Interfaces of the training loop: examples and tasks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Examples(Protocol):
 
 
 class Task(Protocol):
-    """What a stage hands to ``fit``."""
+    """A stage in training, as ``fit`` sees it."""
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor | float]:
         """Forward, backward, every optimizer, averages of weights; returns scalars to log.
 
         The batch is this process's share of the global one, with ``positions`` (B,) int64 on the CPU beside the
-        examples: the place of each in the endless sequence of samples, whatever the number of processes.
+        examples: the index of each in the endless sequence of samples, independent of the number of processes.
         """
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole held-out set."""
+        """Metrics over the whole validation set."""
         ...
 
     def exported(self) -> nn.Module:
@@ -39,7 +39,7 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to continue; every process calls it, and the main process's is complete."""
+        """The state for resuming; every process calls it, and the main process's result is complete."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

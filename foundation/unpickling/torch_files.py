@@ -1,8 +1,8 @@
-"""Files that ``torch.save`` or ``pickle.dump`` wrote, read without running anything: zip, the older format, plain.
+"""Files of ``torch.save`` and ``pickle.dump`` (zip, legacy, plain), read without running anything.
 
 Sizes that a file declares are compared with the bytes that it has before anything is allocated.
 
-The few calls in a pickle that are answered, by functions of ours: tensors, ordered dictionaries, sets and bytes.
+The calls in a pickle that are answered: tensors, ordered dictionaries, sets and bytes.
 
 The tensors of a torch file that is a flat dictionary of them, as published weights mostly are.
 """
@@ -67,8 +67,8 @@ class Rebuilder:
         tensor = storage.view(offset, size, stride)
         self._declared += tensor.n_bytes
         if self._declared > self._limit:
-            raise CheckpointError("declares tensors far larger than the file", found=f"{self._declared:,} bytes",
-                                  expected=f"at most {self._limit:,}")  # fmt: skip
+            found, expected = f"{self._declared:,} bytes", f"at most {self._limit:,}"
+            raise CheckpointError("declares tensors far larger than the file", found=found, expected=expected)
         return tensor
 
     def _subclass(self, arguments: Arguments) -> Any:
@@ -114,11 +114,11 @@ _HEADER = 30  # bytes of a zip entry's local header, without its name
 _SHARING = 4  # all tensors together may have this many times the bytes of the file
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
 """what the standard library raises over damaged files"""
-_CUT_OFF = "the file is cut off or damaged: take it anew from where it came"
+_CUT_OFF = "the file is cut off or damaged: download or copy it again"
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a file holds: containers, numbers, ``LazyTensor`` for tensors, ``Inert`` for everything else.
+    """What a file holds: containers, numbers, ``LazyTensor`` for tensors, ``PickledObject`` for everything else.
 
     Raises:
         CheckpointError: damaged, cut off, not such a file, or one that asks for what is refused.
@@ -145,8 +145,8 @@ def _read_zip(path: Path) -> Any:
         _require_plain_entries(archive, size)
         roots = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(roots) != 1:
-            raise CheckpointError("is a zip archive without one checkpoint in it", found=f"{len(entries)} files",
-                                  fix="unpack it and name the checkpoint inside")  # fmt: skip
+            what, fix = "is a zip archive without one checkpoint in it", "unpack it and name the checkpoint inside"
+            raise CheckpointError(what, found=f"{len(entries)} files", fix=fix)
         prefix = roots[0].removesuffix("data.pkl")
         if entries[roots[0]].file_size > MAX_PICKLE_BYTES:
             raise CheckpointError("has an absurdly large pickle", found=f"{entries[roots[0]].file_size:,} bytes")
@@ -158,9 +158,9 @@ def _read_zip(path: Path) -> Any:
     def storage(name: str, key: str, n_elements: int) -> Storage:
         dtype, entry = _dtype(name), entries.get(f"{prefix}data/{key}")
         if entry is None or entry.file_size != n_elements * dtype.itemsize:
-            raise CheckpointError(f"has no sound data for storage {key!r}", fix=_CUT_OFF,
-                                  found="nothing" if entry is None else f"{entry.file_size:,} bytes",
-                                  expected=f"{n_elements * dtype.itemsize:,} bytes")  # fmt: skip
+            found = "nothing" if entry is None else f"{entry.file_size:,} bytes"
+            what, expected = f"has no sound data for storage {key!r}", f"{n_elements * dtype.itemsize:,} bytes"
+            raise CheckpointError(what, found=found, expected=expected, fix=_CUT_OFF)
         return Storage(dtype, n_elements, functools.partial(_zip_values, path, entry.filename, dtype))
 
     return Machine(_persistent(storage), Rebuilder(_SHARING * size)).load(io.BytesIO(pickle))
@@ -194,9 +194,9 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
     Args:
         stream: all bytes.
         size: how many.
-        values: reads bytes at a place, now or later.
+        values: reads bytes at a position, now or later.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     seen: dict[str, Storage] = {}
 
     def storage(name: str, key: str, n_elements: int) -> Storage:
@@ -204,7 +204,7 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
         n_bytes = n_elements * dtype.itemsize
         if n_bytes > size:
             raise CheckpointError("declares a storage larger than the file", fix=_CUT_OFF)
-        described = Storage(dtype, n_elements, lambda: from_bytes(values(places[key], n_bytes), dtype))
+        described = Storage(dtype, n_elements, lambda: from_bytes(values(positions[key], n_bytes), dtype))
         known = seen.setdefault(key, described)
         if (known.dtype, known.n_elements) != (dtype, n_elements):
             raise CheckpointError(f"describes storage {key!r} in two ways")
@@ -220,12 +220,12 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
         n_bytes = seen[key].n_elements * seen[key].dtype.itemsize if isinstance(key, str) and key in seen else -1
         if len(header) < 8 or n_bytes < 0 or struct.unpack("<q", header)[0] != seen[key].n_elements:
             raise CheckpointError("has storages that do not fit their description", fix=_CUT_OFF)
-        places[key] = stream.tell()
+        positions[key] = stream.tell()
         stream.seek(n_bytes, io.SEEK_CUR)
         if stream.tell() > size:
             raise CheckpointError("ends before its last storage", fix=_CUT_OFF)
-    if seen.keys() - places.keys():
-        raise CheckpointError("ends before its storages", found=f"{len(places)} of {len(seen)}", fix=_CUT_OFF)
+    if seen.keys() - positions.keys():
+        raise CheckpointError("ends before its storages", found=f"{len(positions)} of {len(seen)}", fix=_CUT_OFF)
     return root
 
 
@@ -238,7 +238,7 @@ def _read_plain(stream: Any, size: int) -> Any:
 def _stored(data: bytes) -> Any:
     if not data.startswith(_LEGACY_START):
         raise CheckpointError("holds a storage of an unknown format", found=repr(data[:20]))
-    return _read_legacy(io.BytesIO(data), len(data), lambda place, n: data[place : place + n])
+    return _read_legacy(io.BytesIO(data), len(data), lambda start, n: data[start : start + n])
 
 
 def _refuse_persistent() -> Storage:
@@ -246,16 +246,16 @@ def _refuse_persistent() -> Storage:
 
 
 def _on_disk(path: Path) -> Callable[[int, int], bytes]:
-    def values(place: int, n_bytes: int) -> bytes:
+    def values(start: int, n_bytes: int) -> bytes:
         with open(path, "rb") as file:
-            file.seek(place)
+            file.seek(start)
             return file.read(n_bytes)
 
     return values
 
 
 def _persistent(storage: Callable[[str, str, int], Storage]) -> Callable[[Any], Any]:
-    """What a persistent id stands for: ("storage", class, key, place, length), in the older format with a sixth entry.
+    """Resolve persistent ids: ("storage", class, key, location, length); the older format adds a sixth entry.
 
     The older format also has ("module", class, file, source text), which stands for the class.
     """

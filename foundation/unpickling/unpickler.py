@@ -1,9 +1,9 @@
-"""A machine that reads pickles and runs nothing.
+"""A pickle reader that runs nothing.
 
 It carries out the opcodes of the pickle format (Python's ``pickletools`` describes them) on its own stack. Containers,
-texts and numbers are built; the few calls that ``rebuild.py`` knows are answered by functions of ours; whatever else a
-pickle wants called or made becomes a ``Name`` or an ``Inert`` record. No module is imported, no attribute of anything
-that a pickle brought is read or set but the records' own, and nothing that it names is called.
+texts and numbers are built; the calls that ``rebuild.py`` knows are answered by functions of this package; ``Name`` and
+``PickledObject`` records stand for everything else. No module is imported, nothing that a pickle names is called, and
+attributes are read and set on the records alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from foundation.errors import CheckpointError
-from foundation.unpickling.values import Inert, Name
+from foundation.unpickling.values import Name, PickledObject
 
 MAX_OPCODES = 1_000_000
 """a checkpoint of a thousand tensors has some fifty thousand"""
@@ -21,11 +21,8 @@ MAX_MARKS = 1_000
 """open containers at a time"""
 _ATOMS = (str, bytes, int, float, bool, type(None), Name)
 _REFUSED = {
-    "EXT1": "extension codes, which stand for unknown classes",
-    "EXT2": "extension codes, which stand for unknown classes",
-    "EXT4": "extension codes, which stand for unknown classes",
-    "NEXT_BUFFER": "buffers outside the file",
-    "READONLY_BUFFER": "buffers outside the file",
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), "extension codes, which stand for unknown classes"),
+    **dict.fromkeys(("NEXT_BUFFER", "READONLY_BUFFER"), "buffers outside the file"),
     "PERSID": "references outside the file as text",
 }
 _MARK = object()
@@ -67,14 +64,14 @@ class Machine:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"is not a sound pickle: {str(error)[:200]}") from error
-        raise CheckpointError("is a pickle without an end", fix="it was cut off: take the file anew")
+        raise CheckpointError("is a pickle without an end", fix="it was cut off: download the file again")
 
     def _instructions(self, stream: IO[bytes]) -> Iterator[tuple[Any, Any, Any]]:
         for instruction in pickletools.genops(stream):
             self._opcodes += 1
             if self._opcodes > self._max_opcodes:
-                raise CheckpointError("is a pickle with too many instructions",
-                                      expected=f"at most {self._max_opcodes:,}")  # fmt: skip
+                expected = f"at most {self._max_opcodes:,}"
+                raise CheckpointError("is a pickle with too many instructions", expected=expected)
             yield instruction
 
     def _step(self, name: str, argument: Any) -> None:
@@ -125,38 +122,41 @@ class Machine:
             raise CheckpointError("is a pickle with an absurd memo", found=index)
         self._memo[index] = value
 
+    def _get(self, index: int) -> None:
+        self._stack.append(self._memo[index])
+
     def _reduce(self, _: Any) -> None:
         arguments, maker = self._pop(), self._pop()
         self._stack.append(self._called(maker, arguments))
 
     def _new_with_names(self, _: Any) -> None:
         named, arguments, maker = self._pop(), self._pop(), self._pop()
-        made = self._called(maker, arguments) if not named else Inert(maker, (arguments, named))
+        made = self._called(maker, arguments) if not named else PickledObject(maker, (arguments, named))
         self._stack.append(made)
 
     def _called(self, maker: Any, arguments: Any) -> Any:
         if not isinstance(arguments, tuple):
             raise ValueError("arguments that are no tuple")
         answer = self._rebuild(maker, arguments) if isinstance(maker, Name) else NotImplemented
-        return Inert(maker, arguments) if answer is NotImplemented else answer
+        return PickledObject(maker, arguments) if answer is NotImplemented else answer
 
     def _build(self, _: Any) -> None:
         state, target = self._pop(), self._stack[-1]
-        if isinstance(target, Inert):
+        if isinstance(target, PickledObject):
             target.state = state
         elif not isinstance(target, dict):  # a dictionary's own attributes, such as _metadata, are left out
             raise ValueError(f"a state for a {type(target).__name__}")
 
     def _append(self, values: list[Any]) -> None:
         target = self._stack[-1]
-        if not isinstance(target, (list, Inert)):
+        if not isinstance(target, (list, PickledObject)):
             raise ValueError(f"items for a {type(target).__name__}")
-        (target.items if isinstance(target, Inert) else target).extend(values)
+        (target.items if isinstance(target, PickledObject) else target).extend(values)
 
     def _set(self, values: list[Any]) -> None:
         target = self._stack[-1]
         pairs = _pairs(values)
-        if isinstance(target, Inert):
+        if isinstance(target, PickledObject):
             target.pairs.extend(pairs)
         elif isinstance(target, dict):
             target.update((sound_key(key), value) for key, value in pairs)
@@ -195,7 +195,7 @@ def _named(module: Any, name: Any) -> Name:
 def sound_key(value: Any) -> Any:
     """A dictionary's key: an atom, or a tuple of atoms, so that hashing and comparing it calls nothing and ends."""
     flat = isinstance(value, tuple) and len(value) <= 16 and all(isinstance(each, _ATOMS) for each in value)
-    if flat or isinstance(value, (*_ATOMS, Inert)):
+    if flat or isinstance(value, (*_ATOMS, PickledObject)):
         return value
     raise ValueError(f"a {type(value).__name__} as a key")
 
@@ -206,11 +206,11 @@ def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-_PUSHED = frozenset([
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8",
-])  # fmt: skip
+_PUSHED = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -234,8 +234,7 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "POP": lambda machine, _: machine._drop(),
     "POP_MARK": lambda machine, _: machine._to_mark().clear(),
     "DUP": lambda machine, _: machine._stack.append(machine._stack[-1]),
-    **{name: lambda machine, index: machine._stack.append(machine._memo[index])
-       for name in ("GET", "BINGET", "LONG_BINGET")},
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine._get),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine._put),
     "GLOBAL": Machine._global,
     "STACK_GLOBAL": Machine._stack_global,
@@ -251,4 +250,4 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "SETITEMS": lambda machine, _: machine._set(machine._to_mark()),
     "ADDITEMS": lambda machine, _: machine._add(machine._to_mark()),
     "BINPERSID": lambda machine, _: machine._stack.append(machine._persistent(machine._pop())),
-}  # fmt: skip
+}

@@ -1,6 +1,6 @@
-"""What stands in for everything in a pickle that is not a tensor or a plain container: records that do nothing.
+"""Records of the names and objects in a pickle; they do nothing.
 
-Tensors of a file whose shapes are known and whose values are read when they are asked for.
+Tensors of a file: shapes are known, values are read on demand.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Name:
 
 
 @dataclass(eq=False)
-class Inert:
-    """An object that a pickle wants made by calling something. Nothing is called; what it was given is recorded.
+class PickledObject:
+    """An object that a pickle makes by a call: the call is recorded and never made.
 
     Attributes:
         maker: what would have been called, mostly a ``Name``.
@@ -44,11 +44,11 @@ class Inert:
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:  # without what it holds, which may be nested without end
-        return f"<inert {self.maker.path if isinstance(self.maker, Name) else 'object'}>"
+        return f"<pickled {self.maker.path if isinstance(self.maker, Name) else 'object'}>"
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The state if it is a dictionary, as that of a module is; else nothing."""
+        """The state if it is a dictionary, as a module's is; else an empty one."""
         return self.state if isinstance(self.state, dict) else {}
 
 
@@ -90,7 +90,7 @@ class LazyTensor:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A row of numbers that tensors are views of.
+    """A flat array that tensors are views of.
 
     Attributes:
         dtype: element type.
@@ -108,15 +108,14 @@ class Storage:
         Raises:
             CheckpointError: not whole numbers, a view that reaches beyond the storage, or repeats its elements.
         """
-        sides, steps = _whole(size), _whole(stride)
-        start = _whole((offset,))
+        sides, steps, start = _naturals(size), _naturals(stride), _naturals((offset,))
         if sides is None or steps is None or start is None or len(sides) != len(steps):
             raise CheckpointError("holds a damaged tensor", found=f"offset {offset!r}, sides {size!r}"[:200])
         n = math.prod(sides)
         reach = start[0] + sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) + 1 if n else 0
         if reach > self.n_elements or n > self.n_elements:
-            raise CheckpointError("holds a tensor that is larger than its storage", found=f"sides {sides}",
-                                  expected=f"at most {self.n_elements} elements")  # fmt: skip
+            what, expected = "holds a tensor that is larger than its storage", f"at most {self.n_elements} elements"
+            raise CheckpointError(what, found=f"sides {sides}", expected=expected)
 
         def read() -> torch.Tensor:
             return torch.as_strided(self.read(), sides, steps, start[0]) if n else torch.zeros(sides, dtype=self.dtype)
@@ -129,7 +128,7 @@ def from_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.zeros(0, dtype=dtype)
 
 
-def _whole(values: object) -> tuple[int, ...] | None:
+def _naturals(values: object) -> tuple[int, ...] | None:
     """The values as a tuple if they are whole numbers of at least 0."""
     if not isinstance(values, (tuple, list)) or len(values) > _MAX_SIDES:
         return None

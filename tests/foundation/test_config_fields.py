@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from foundation.config import digest, from_dict, to_dict
-from foundation.config_fields import later, settled
-from foundation.images.preprocess import Preprocess
+from foundation.config_fields import added_later, without_defaults
+from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import GumbelConfig, KLConfig, QuantizerConfig, ResidualConfig, VQConfig
 
@@ -12,20 +12,20 @@ from stage1_tokenizer.quantizers.config import GumbelConfig, KLConfig, Quantizer
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     first: int = 1
-    added: str = later("usual")
+    added: str = added_later("usual")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
     inner: Inner = Inner()
-    added: bool = later(False)
+    added: bool = added_later(False)
 
 
 def test_later_fields_count_only_away_from_their_defaults() -> None:
-    assert settled(Outer()) == {"inner": {"first": 1}}
-    assert settled(Outer(added=True)) == {"inner": {"first": 1}, "added": True}
-    assert settled({"x": Outer(inner=Inner(added="new"))}) == {"x": {"inner": {"first": 1, "added": "new"}}}
-    assert from_dict(Outer, settled(Outer())) == Outer() and to_dict(Outer())["added"] is False
+    assert without_defaults(Outer()) == {"inner": {"first": 1}}
+    assert without_defaults(Outer(added=True)) == {"inner": {"first": 1}, "added": True}
+    assert without_defaults({"x": Outer(inner=Inner(added="new"))}) == {"x": {"inner": {"first": 1, "added": "new"}}}
+    assert from_dict(Outer, without_defaults(Outer())) == Outer() and to_dict(Outer())["added"] is False
 
 
 # Computed by the code of 21 November 2026 (commit e046c5c), before there was any later field.
@@ -42,4 +42,4 @@ def test_settings_of_models_that_were_saved_before_have_the_same_digest(
     quantizer: QuantizerConfig, before: str
 ) -> None:
     config = TokenizerConfig(quantizer=quantizer)
-    assert digest({"config": settled(config), "preprocess": Preprocess()}) == before
+    assert digest({"config": without_defaults(config), "preprocess": Preprocess()}) == before

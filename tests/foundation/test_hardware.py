@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from foundation import hardware
-from foundation.codes.dataset import TokenAccess
 from foundation.config import from_dict
 from foundation.errors import ConfigError
+from foundation.hardware import TokenAccess, hide_broken_torchvision, torchvision_problem
 
 
 def test_the_container_s_limit_goes_before_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,13 +50,15 @@ def faults(n_tensors):
 torch.set_num_threads(1)
 first = faults(4)
 assert keep_freed_memory()
-faults(12)  # the first ones are laid out anew
+faults(12)  # the first ones get new pages
 print(first, faults(4))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
-                    reason="the C library is not glibc")  # fmt: skip
+@pytest.mark.skipif(
+    not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
+    reason="the C library is not glibc",
+)
 def test_memory_that_was_freed_is_used_again_without_new_pages() -> None:
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
@@ -67,3 +69,15 @@ def test_memory_that_was_freed_is_used_again_without_new_pages() -> None:
 def test_a_c_library_without_the_setting_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: object())
     assert not hardware.keep_freed_memory()
+
+
+def test_a_torchvision_that_does_not_load_is_named_and_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    assert "does not match this torch" in str(torchvision_problem())
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # put back afterwards
+    del sys.modules["torchvision"]
+    hide_broken_torchvision()
+    assert sys.modules["torchvision"] is None
+    assert torchvision_problem() is None, "it counts as absent"

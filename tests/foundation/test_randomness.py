@@ -38,8 +38,27 @@ def test_it_is_one_for_sizes_that_no_array_could_hold(n: int) -> None:
 def test_the_order_is_the_same_in_every_version() -> None:
     """Computed with the first version: a run that is continued with another one must go on in the same order."""
     assert DataOrder(10, seed=3).at(np.arange(20))[0].tolist() == [
-        7, 1, 2, 3, 0, 5, 4, 9, 6, 8, 6, 1, 0, 3, 9, 8, 5, 7, 4, 2,
-    ]  # fmt: skip
+        7,
+        1,
+        2,
+        3,
+        0,
+        5,
+        4,
+        9,
+        6,
+        8,
+        6,
+        1,
+        0,
+        3,
+        9,
+        8,
+        5,
+        7,
+        4,
+        2,
+    ]
     assert DataOrder(1_281_167, seed=0).at(np.array([0, 1, 1_281_166, 1_281_167]))[0].tolist() == [
         577677,
         137093,
@@ -65,8 +84,14 @@ def test_neighbours_and_epochs_are_unrelated() -> None:
     n = 40_000
     one, other = DataOrder(n, seed=1).at(np.arange(2 * n))[0].reshape(2, n)
     reseeded = DataOrder(n, seed=2).at(np.arange(n))[0]
-    for pair in ((one[:-1], one[1:]), (one[:-2], one[2:]), (one[:-200], one[200:]), (one, np.arange(n)),
-                 (one, other), (one, reseeded)):  # fmt: skip
+    for pair in (
+        (one[:-1], one[1:]),
+        (one[:-2], one[2:]),
+        (one[:-200], one[200:]),
+        (one, np.arange(n)),
+        (one, other),
+        (one, reseeded),
+    ):
         assert abs(np.corrcoef(*pair)[0, 1]) < 4.5 / math.sqrt(n)
         cells = np.histogram2d(*pair, bins=20, range=[[0, n], [0, n]])[0]
         assert abs(deviations(cells)) < 5

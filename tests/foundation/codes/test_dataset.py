@@ -11,26 +11,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from foundation.codes.dataset import (
-    MANIFEST,
-    ImageViews,
-    Shard,
-    TokenDataset,
-    read_shard,
-    shard_path,
-    write_manifest,
-    write_shard,
-)
+from foundation.codes.dataset import ImageViews, TokenDataset
+from foundation.codes.manifest import MANIFEST, write_manifest
+from foundation.codes.shards import Shard, read_shard, shard_path, write_shard
 from foundation.codes.spec import CodeLevel, CodeSpec, code_positions, require_same_codes
 from foundation.errors import CheckpointError, ContractError, DataError
+from foundation.images.config import Preprocess
 from foundation.images.failures import Failure
-from foundation.images.preprocess import Preprocess
 
 
 def spec(codebook_size: int = 1000, **changes: object) -> CodeSpec:
     level = CodeLevel(height=2, width=3, codebook_size=codebook_size)
-    settings: dict = {"levels": (level,), "stride": 4, "preprocess": Preprocess(height=8, width=12),
-                      "fingerprint": "f" * 64, "class_names": ("cat", "dog"), **changes}  # fmt: skip
+    settings: dict = {
+        "levels": (level,),
+        "stride": 4,
+        "preprocess": Preprocess(height=8, width=12),
+        "fingerprint": "f" * 64,
+        "class_names": ("cat", "dog"),
+        **changes,
+    }
     return CodeSpec(**settings)
 
 
@@ -210,10 +209,12 @@ BY_VIEW, BY_IMAGE = np.repeat, np.tile
 def test_every_row_is_one_image_in_one_view(numbers: list[int], layouts: tuple) -> None:
     sizes = (4, 1, 6)
     views_N = np.concatenate([layout(numbers, n) for layout, n in zip(layouts, sizes, strict=True)]).astype(np.uint8)
-    images_N = np.concatenate([
-        first + (np.tile(range(n), len(numbers)) if layout is BY_VIEW else np.repeat(range(n), len(numbers)))
-        for layout, n, first in zip(layouts, sizes, (0, 4, 5), strict=True)
-    ])  # fmt: skip
+    images_N = np.concatenate(
+        [
+            first + (np.tile(range(n), len(numbers)) if layout is BY_VIEW else np.repeat(range(n), len(numbers)))
+            for layout, n, first in zip(layouts, sizes, (0, 4, 5), strict=True)
+        ]
+    )
     table = ImageViews(views_N, [n * len(numbers) for n in sizes])
     assert len(table) == 11 and table.n_views == len(numbers)
     images, views = (each.reshape(-1) for each in np.mgrid[:11, : len(numbers)])

@@ -13,11 +13,13 @@ from support.token_folders import PACKED, copy_of, require_right, token_spec, wr
 
 from foundation.codes import packed, shards
 from foundation.codes.columns import FileColumn, StoredColumn, load_columns
-from foundation.codes.dataset import TokenAccess, TokenDataset, shard_path
+from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import open_split
 from foundation.codes.packed import ENVIRONMENT, pack_columns
+from foundation.codes.shards import shard_path
 from foundation.codes.streamed import stream_columns
 from foundation.errors import ContractError, DataError
+from foundation.hardware import TokenAccess
 from foundation.randomness import DataOrder
 from foundation.storage import durable
 from stage2_prior.data import CodeExamples

@@ -6,7 +6,7 @@ import torch
 
 from foundation.codes.spec import CodeLevel, CodeSpec, code_positions, require_codes
 from foundation.errors import ConfigError, DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 
 
 def spec(*levels: CodeLevel) -> CodeSpec:

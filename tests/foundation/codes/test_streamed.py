@@ -9,10 +9,11 @@ import pytest
 from support.token_folders import write_tokens
 
 from foundation.codes.columns import StoredColumn
-from foundation.codes.dataset import TokenAccess, TokenDataset
+from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import open_split
 from foundation.codes.shards import ROW_GROUP
 from foundation.codes.streamed import RowGroups, ShardColumn, stream_columns
+from foundation.hardware import TokenAccess
 
 IMAGES = (ROW_GROUP, 30, ROW_GROUP // 2 + 3)  # of two views each: shards of 2, 1 and 2 row groups
 

@@ -6,12 +6,14 @@ import pytest
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.codes.usage import count_codes, count_codes_by_slot, summarize
 from foundation.errors import DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 
 TWO = CodeSpec(
     levels=(CodeLevel(height=1, width=1, codebook_size=4), CodeLevel(height=1, width=2, codebook_size=10, depth=2)),
-    stride=4, preprocess=Preprocess(height=4, width=8), fingerprint="f",
-)  # fmt: skip
+    stride=4,
+    preprocess=Preprocess(height=4, width=8),
+    fingerprint="f",
+)
 
 
 def test_each_slot_is_counted_for_itself() -> None:
@@ -27,8 +29,12 @@ def test_each_slot_is_counted_for_itself() -> None:
 
 
 def test_one_slot_is_what_count_codes_says() -> None:
-    one = CodeSpec(levels=(CodeLevel(height=2, width=2, codebook_size=6),), stride=4,
-                   preprocess=Preprocess(height=8, width=8), fingerprint="f")  # fmt: skip
+    one = CodeSpec(
+        levels=(CodeLevel(height=2, width=2, codebook_size=6),),
+        stride=4,
+        preprocess=Preprocess(height=8, width=8),
+        fingerprint="f",
+    )
     codes = np.random.default_rng(0).integers(0, 5, (50, 4))
     (usage,) = count_codes_by_slot(codes, one)
     assert np.array_equal(usage.counts_V, count_codes(codes, 6).counts_V)

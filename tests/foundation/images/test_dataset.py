@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.dataset import DatasetData, DatasetSource
+from foundation.images.config import DatasetData, Preprocess
+from foundation.images.dataset import DatasetSource
 from foundation.images.image_set import ImageSet
-from foundation.images.preprocess import Preprocess
 
 
 def png(value: int) -> bytes:

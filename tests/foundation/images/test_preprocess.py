@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.dataset import DatasetData
-from foundation.images.image_set import Augment, DataConfig, ImageSet, augmented, open_image_sets
-from foundation.images.preprocess import Preprocess, decode_image, image_grid, to_uint8, to_unit_range
-from foundation.images.sources import DigitsData, FolderData, FolderSource
+from foundation.images.config import Augment, DataConfig, DatasetData, DigitsData, FolderData, Preprocess
+from foundation.images.image_set import ImageSet, augmented, open_image_sets
+from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.sources import FolderSource
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -75,12 +75,14 @@ def test_images_cover_the_frame_and_are_cropped_at_the_centre() -> None:
         (b"", "empty"),
         (b"<html>not found</html>", "cannot be decoded"),
         (encoded(Image.new("RGB", (64, 64), "red"))[:60], "cannot be decoded"),
-        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")[:900],
-         "cannot be decoded"),
+        (
+            encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")[:900],
+            "cannot be decoded",
+        ),
         (encoded(Image.new("1", (20_000, 4))), "too large"),
         (encoded(Image.new("1", (9_000, 9_000))), "too large"),
     ],
-)  # fmt: skip
+)
 def test_damaged_and_huge_images_are_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         decode_image(data)
@@ -135,13 +137,14 @@ def parquet(tmp_path: Path) -> Path:
 
 def test_a_parquet_file_is_read_with_text_labels(parquet: Path) -> None:
     source = DatasetData(path=str(parquet), label_column="kind")
-    config = DataConfig(source=source, preprocess=Preprocess(height=6, width=6), validation_share=0.25,
-                        max_failed_share=0.5)  # fmt: skip
-    train, held_out = open_image_sets(config)
+    config = DataConfig(
+        source=source, preprocess=Preprocess(height=6, width=6), validation_share=0.25, max_failed_share=0.5
+    )
+    train, validation = open_image_sets(config)
     assert train.class_names == ("a", "b")
-    assert [each.image_id for each in train.failures + held_out.failures] == ["train/00000007"]
-    assert sorted(train.ids + held_out.ids) == [f"train/{i:08d}" for i in range(20) if i != 7]
-    for images in (train, held_out):
+    assert [each.image_id for each in train.failures + validation.failures] == ["train/00000007"]
+    assert sorted(train.ids + validation.ids) == [f"train/{i:08d}" for i in range(20) if i != 7]
+    for images in (train, validation):
         assert images.labels is not None
         for i, image_id in enumerate(images.ids):
             row = int(image_id.split("/")[1])
@@ -161,10 +164,10 @@ def test_missing_columns_and_files_are_refused_by_name(parquet: Path) -> None:
 
 def test_the_held_out_split_is_the_same_every_time_and_disjoint() -> None:
     config = DataConfig(source=DigitsData(), preprocess=Preprocess(height=8, width=8, mode="L"), validation_share=0.2)
-    train, held_out = open_image_sets(config)
-    assert (len(train), len(held_out)) == (1438, 359)
-    assert not set(train.ids) & set(held_out.ids)
-    assert open_image_sets(config)[1].ids == held_out.ids
+    train, validation = open_image_sets(config)
+    assert (len(train), len(validation)) == (1438, 359)
+    assert not set(train.ids) & set(validation.ids)
+    assert open_image_sets(config)[1].ids == validation.ids
 
 
 def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
@@ -257,9 +260,9 @@ def splits(folder: Path, train: list, validation: list, features: object = None)
 
 def test_held_out_labels_follow_the_training_split_s_numbers(tmp_path: Path) -> None:
     source = splits(tmp_path / "a", ["ant", "bee", "cat", "ant"], ["bee", "cat"])
-    train, held_out = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=4, width=4)))
-    assert train.class_names == held_out.class_names == ("ant", "bee", "cat")
-    assert held_out.labels is not None and held_out.labels.tolist() == [1, 2]
+    train, validation = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=4, width=4)))
+    assert train.class_names == validation.class_names == ("ant", "bee", "cat")
+    assert validation.labels is not None and validation.labels.tolist() == [1, 2]
     with pytest.raises(DataError, match=r"training split lacks(.|\n)*dog"):
         open_image_sets(DataConfig(source=splits(tmp_path / "b", ["ant", "bee"], ["dog"])))
 
@@ -279,3 +282,13 @@ def test_labels_that_cannot_be_classes_are_refused(tmp_path: Path) -> None:
 def test_one_parquet_file_has_no_held_out_split(parquet: Path) -> None:
     with pytest.raises(DataError, match=r"validation_split(.|\n)*validation_share"):
         open_image_sets(DataConfig(source=DatasetData(path=str(parquet), validation_split="validation")))
+
+
+def test_an_upright_image_of_the_right_mode_is_not_copied_and_its_pixels_stay():
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    before = image.tobytes()
+    preprocess = Preprocess(height=4, width=4)
+    assert preprocess.prepare(image) is image
+    assert np.array_equal(preprocess(image), np.asarray(image))
+    Preprocess(height=2, width=3)(image)[:] = 0
+    assert image.tobytes() == before

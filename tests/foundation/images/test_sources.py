@@ -11,11 +11,12 @@ from PIL import Image
 
 from foundation.errors import ConfigError, DataError
 from foundation.images import failures
+from foundation.images.config import DataConfig, FolderData, Preprocess
 from foundation.images.failures import BadImage, read_plain_file
 from foundation.images.folder import FolderSource
-from foundation.images.image_set import DataConfig, ImageSet, open_splits
-from foundation.images.preprocess import Preprocess, decode_image
-from foundation.images.sources import FolderData, open_sources
+from foundation.images.image_set import ImageSet, open_splits
+from foundation.images.preprocess import decode_image
+from foundation.images.sources import open_sources
 
 
 @pytest.fixture
@@ -43,8 +44,8 @@ def listed(path: Path, text: str) -> str:
 
 def test_a_list_gives_labels_whatever_the_folders_are(flat: Path, tmp_path: Path) -> None:
     text = 'label,path,note\ndog,./b.png,x\ncat,a.png,\n"cat, small",deep/d.png,\ndog,c.png,'
-    train, held_out = open_sources(FolderData(path=str(flat), labels=listed(tmp_path / "l.csv", "\ufeff" + text)))
-    assert held_out is None and train.ids == ["a.png", "b.png", "c.png", "deep/d.png"]
+    train, validation = open_sources(FolderData(path=str(flat), labels=listed(tmp_path / "l.csv", "\ufeff" + text)))
+    assert validation is None and train.ids == ["a.png", "b.png", "c.png", "deep/d.png"]
     assert train.class_names == ("cat", "cat, small", "dog")
     assert train.labels is not None and train.labels.tolist() == [0, 2, 2, 1]
 
@@ -53,7 +54,7 @@ def test_a_list_gives_labels_whatever_the_folders_are(flat: Path, tmp_path: Path
     ("text", "message"),
     [
         ("path,label\na.png,x\nb.png,x\nc.png,x", "names no class for some images(.|\n)*deep/d.png"),
-        ("path,label\na.png,x\nb.png,x\nc.png,x\ndeep/d.png,x\ne.png,x", "names files that are not there(.|\n)*e.png"),
+        ("path,label\na.png,x\nb.png,x\nc.png,x\ndeep/d.png,x\ne.png,x", "names files that are missing(.|\n)*e.png"),
         ("path,label\na.png,x\na.png,y", "names two classes for an image(.|\n)*a.png, line 3"),
         ("path,label\na.png,", "names no class for some images(.|\n)*a.png, line 2"),
         ("path,lable\na.png,x", "lacks a column(.|\n)*'lable'"),
@@ -75,11 +76,11 @@ def test_a_list_that_is_none_is_refused(flat: Path, tmp_path: Path) -> None:
 
 def test_held_out_images_have_a_list_of_their_own(flat: Path, tmp_path: Path) -> None:
     train = listed(tmp_path / "t.csv", "path,label\na.png,x\nb.png,y\nc.png,z\ndeep/d.png,x")
-    held_out = listed(tmp_path / "v.csv", "path,label\na.png,z\nb.png,z\nc.png,z\ndeep/d.png,x")
+    validation = listed(tmp_path / "v.csv", "path,label\na.png,z\nb.png,z\nc.png,z\ndeep/d.png,x")
     both = {"path": str(flat), "validation_path": str(flat), "labels": train}
     with pytest.raises(ConfigError, match="validation_labels"):
         open_sources(FolderData(**both))
-    sources = open_splits(DataConfig(source=FolderData(**both, validation_labels=held_out)))
+    sources = open_splits(DataConfig(source=FolderData(**both, validation_labels=validation)))
     assert sources["validation"].class_names == ("x", "y", "z")
     assert sources["validation"].labels is not None and sources["validation"].labels.tolist() == [2, 2, 2, 0]
     other = listed(tmp_path / "v.csv", "path,label\na.png,w\nb.png,z\nc.png,z\ndeep/d.png,x")
@@ -98,8 +99,11 @@ def test_what_is_no_plain_file_is_named_and_nobody_waits_for_it(flat: Path, monk
     (flat / "deep" / "d.png").mkdir()
     images = ImageSet(source, Preprocess(height=4, width=4))
     assert [(each.image_id, each.code) for each in images.failures] == [
-        ("a.png", "not_a_file"), ("b.png", "not_a_file"), ("c.png", "vanished"), ("deep/d.png", "not_a_file"),
-    ]  # fmt: skip
+        ("a.png", "not_a_file"),
+        ("b.png", "not_a_file"),
+        ("c.png", "vanished"),
+        ("deep/d.png", "not_a_file"),
+    ]
     assert "pipe" in images.failures[0].reason and "symbolic link" in images.failures[1].reason
     listener = socket.socket(socket.AF_UNIX)
     monkeypatch.chdir(flat)

@@ -1,7 +1,11 @@
-"""Publishing is all or nothing, at whichever operation the process stops."""
+"""Publishing is all or nothing, wherever the process stops."""
+
+from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from foundation.errors import StorageError
 from foundation.storage import durable
+from foundation.storage.durable import FOREIGN_SECONDS, is_left_behind, is_temporary, temporary_name
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 
 PRIMITIVES = ("_fsync", "_link", "_rename", "_unlink", "write_bytes")
@@ -122,3 +127,39 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     durable.publish_folder(tmp_path / "a", lambda folder: durable.write_bytes(folder / "x", b"1"))
     with pytest.raises(StorageError, match="never overwritten"):
         durable.publish_folder(tmp_path / "a", lambda folder: None)
+
+
+def test_names_are_new_each_time_beside_the_final_one_and_match_no_final_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    names = {temporary_name(path) for _ in range(20)}
+    assert len(names) == 20
+    for name in names:
+        name.touch()
+        assert is_temporary(name) and name.parent == tmp_path
+    assert not is_temporary(path) and not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_living_process_s_file_stays_and_a_dead_one_s_is_left_behind(tmp_path: Path) -> None:
+    mine = temporary_name(tmp_path / "a")
+    code = "import sys, pathlib, foundation.storage.durable as t; print(t.temporary_name(pathlib.Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    theirs = Path(done.stdout.strip())
+    assert not is_left_behind(mine)
+    assert is_temporary(theirs) and is_left_behind(theirs)
+
+
+def test_a_number_that_another_process_got_since_is_not_its_owner() -> None:
+    mark, host, pid, _, unique, *name = temporary_name(Path("a")).name.split("-")
+    assert is_left_behind(Path("-".join([mark, host, pid, "1", unique, *name])))
+
+
+def test_a_file_from_another_machine_is_left_behind_after_a_day_without_a_change(tmp_path: Path) -> None:
+    mark, _, pid, started, *rest = temporary_name(Path("a")).name.split("-")
+    folder = tmp_path / "-".join([mark, "0" * 12, pid, started, *rest])
+    (folder / "inner").mkdir(parents=True)
+    assert not is_left_behind(folder)
+    old = folder.stat().st_mtime - FOREIGN_SECONDS - 60
+    os.utime(folder, (old, old))
+    assert not is_left_behind(folder), "something in it is new"
+    os.utime(folder / "inner", (old, old))
+    assert is_left_behind(folder)

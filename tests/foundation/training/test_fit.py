@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, TrainingError
 from foundation.randomness import DataOrder
-from foundation.training.fit import FitConfig, fit
+from foundation.training.config import FitConfig, OptimConfig
+from foundation.training.fit import fit
 from foundation.training.learner import Learner
 from foundation.training.log import MetricsLog, read_metrics
-from foundation.training.optim import OptimConfig
 
 
 class Numbers:

@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from foundation.errors import TrainingError
+from foundation.training.config import OptimConfig
 from foundation.training.learner import Learner, WeightAverage
-from foundation.training.optim import OptimConfig
 
 
 def learner(model: nn.Module, average_decay: float = 0.9, **options: Any) -> Learner:
@@ -33,6 +33,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_ten_stop_the_run() -> Non
     assert all(torch.equal(a, b) for a, b in zip(before, one.model.parameters(), strict=True))
     with pytest.raises(TrainingError, match="10 steps in a row"):
         one.apply(one.wrapped(torch.full((1, 2), torch.nan)).sum(), 9)
+
+
+def test_a_clip_norm_of_null_takes_the_gradient_as_it_is() -> None:
+    weights = {}
+    for clip_norm in (None, 1e30, 0.01):
+        torch.manual_seed(0)
+        optim = OptimConfig(warmup_steps=0, clip_norm=clip_norm)
+        one = Learner(
+            nn.Linear(2, 1), optim, 9, average_decay=0.0, precision="float32", accelerator=Accelerator(cpu=True)
+        )
+        for step in range(5):
+            assert one.apply(one.wrapped(torch.full((1, 2), 10.0**step)).square().sum(), step).taken
+        weights[clip_norm] = one.model.weight.detach()
+    assert torch.equal(weights[None], weights[1e30]) and not torch.equal(weights[None], weights[0.01])
 
 
 def test_an_objective_is_called_and_the_model_is_saved() -> None:

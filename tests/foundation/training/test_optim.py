@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from foundation.errors import ConfigError, TrainingError
-from foundation.training.optim import OptimConfig, StepGuard, adamw, learning_rate, no_decay
+from foundation.training.config import OptimConfig
+from foundation.training.optim import StepGuard, adamw, learning_rate, no_decay
 
 
 def test_the_cosine_warms_up_and_ends_at_its_floor() -> None:
@@ -69,3 +70,9 @@ def test_the_guard_gives_up_where_more_than_one_in_a_hundred_is_bad(every: int, 
                 state, guard = guard.state_dict(), StepGuard()
                 guard.load_state_dict(state)
     assert guard.n_skipped == (11 if stops else 50)
+
+
+def test_a_clip_norm_of_null_never_scales() -> None:
+    with pytest.raises(ConfigError, match="clip_norm"):
+        OptimConfig(clip_norm=0.0)
+    assert OptimConfig(clip_norm=None).clip_norm is None

@@ -1,35 +1,37 @@
 """Sharding and gathering on two processes; what a launch may ask for."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator, DistributedDataParallelKwargs, debug_launcher
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from foundation.errors import ConfigError
-from foundation.training.learner import WeightAverage, copy_with, load_whole, on_meta
+from foundation.training.learner import WeightAverage, copy_with, load_full_tensors, on_meta
 from foundation.training.optim import no_decay
 from foundation.training.parallel import (
+    full_tensor,
     gathered,
     is_sharded,
-    local,
+    local_shard,
     on_every_process,
     replicated,
     shard,
     sharded_like,
     sharding_asked,
     unsynchronised,
-    whole,
 )
 
 
 def processes() -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # else a fork keeps its parent's single process
     torch.set_num_threads(1)  # nor can a fork use its parent's OpenMP threads
-    accelerator = Accelerator(cpu=True)
+    as_in_a_run = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[as_in_a_run])
     assert accelerator.num_processes == 2
     return accelerator
 
@@ -53,7 +55,7 @@ def _shard(folder: Path) -> None:
     plain, sharded = model(), model()
     shell = copy_with(sharded, on_meta)
     shard(sharded, [sharded[0]], accelerator)
-    names = {name: local(each).numel() for name, each in sharded.named_parameters()}
+    names = {name: local_shard(each).numel() for name, each in sharded.named_parameters()}
     assert names.keys() == dict(plain.named_parameters()).keys()
     assert all(is_sharded(each) for each in sharded.parameters()) and names["0.weight"] < 35
     assert sharded[0].weight.no_decay and not hasattr(sharded[1].weight, "no_decay")
@@ -62,12 +64,14 @@ def _shard(folder: Path) -> None:
     assert state["list"] == [3]
     for name, value in plain.state_dict().items():
         assert torch.equal(state["model"][name], value if accelerator.is_main_process else torch.empty(0))
-        assert torch.equal(local(sharded_like(value, sharded.state_dict()[name])), local(sharded.state_dict()[name]))
+        assert torch.equal(
+            local_shard(sharded_like(value, sharded.state_dict()[name])), local_shard(sharded.state_dict()[name])
+        )
 
     average = WeightAverage(sharded, 0.5, shell)
     doubled = {name: 2 * value for name, value in plain.state_dict().items()}
-    load_whole(sharded, doubled)
-    assert all(torch.equal(whole(value), doubled[name]) for name, value in sharded.state_dict().items())
+    load_full_tensors(sharded, doubled)
+    assert all(torch.equal(full_tensor(value), doubled[name]) for name, value in sharded.state_dict().items())
     average.update(sharded, step=100)
     exported = average.exported()
     assert type(exported) is nn.Sequential and not exported.training
@@ -88,7 +92,9 @@ def _sync(folder: Path) -> None:
         if sharded:
             shard(wrapped, [wrapped[0]], accelerator)
         else:
-            wrapped = replicated(wrapped, accelerator)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # torch deprecates what accelerate passes
+                wrapped = replicated(wrapped, accelerator)
         parts = torch.arange(20.0).reshape(4, 5) / 20
         with unsynchronised(wrapped):
             wrapped(parts[rank]).square().sum().backward()
@@ -100,7 +106,7 @@ def _sync(folder: Path) -> None:
         expected = model()
         (expected(parts).square().sum() / 2).backward()
         for mine, theirs in zip(wrapped.parameters(), expected.parameters(), strict=True):
-            assert torch.allclose(whole(mine.grad), theirs.grad, rtol=1e-5)
+            assert torch.allclose(full_tensor(mine.grad), theirs.grad, rtol=1e-5)
     assert on_every_process(10 + rank, accelerator) == [10, 11]
     (folder / str(rank)).touch()
 
@@ -128,4 +134,4 @@ def test_one_process_needs_no_wrapper() -> None:
     assert replicated(plain, accelerator) is plain and on_every_process(7, accelerator) == [7]
     with unsynchronised(plain):
         plain(torch.ones(5)).sum().backward()
-    assert whole(plain[0].weight) is plain[0].weight is local(plain[0].weight)
+    assert full_tensor(plain[0].weight) is plain[0].weight is local_shard(plain[0].weight)

@@ -1,0 +1,186 @@
+"""Configuration of image data: source, split, preprocessing, augmentation. Imports neither torch, numpy nor Pillow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from foundation.config import Choice, require
+from foundation.config_fields import added_later
+from foundation.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes pixels in [-1, 1]."""
+
+    height: int = 256
+    """rows after resizing and cropping, in pixels"""
+    width: int = 256
+    """columns after resizing and cropping, in pixels"""
+    mode: Literal["RGB", "L"] = "RGB"
+    """colour (3 channels) or grey (1 channel)"""
+    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    """filter of the resize that makes the image cover height x width"""
+    crop: Literal["center"] = "center"
+    """which part of the covering image is kept"""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """colour put behind transparent pixels, red, green and blue in 0..255"""
+
+    def __post_init__(self) -> None:
+        require(self.height > 0, "height", self.height, "a positive number of pixels")
+        require(self.width > 0, "width", self.width, "a positive number of pixels")
+        require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the result: 3 for RGB, 1 for L."""
+        return 3 if self.mode == "RGB" else 1
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8."""
+        return self.cover(self.prepare(image), self.height, self.width)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Orient, flatten onto the background, convert; keep every pixel.
+
+        Raises:
+            DataError: damaged EXIF data, or a pixel format without a defined range.
+        """
+        from foundation.images.preprocess import to_mode, upright
+
+        return to_mode(upright(image), self.mode, self.background)
+
+    def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
+        """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) uint8."""
+        from PIL import Image, ImageOps
+
+        if prepared.size != (width, height):
+            method = Image.Resampling[self.resize.upper()]
+            prepared = ImageOps.fit(prepared, (width, height), method=method, centering=(0.5, 0.5))
+        return self._pixels(prepared)
+
+    def crop_to_multiple(self, image: Image.Image, multiple: int) -> np.ndarray:
+        """As a call, but crop each side to its largest multiple instead of resizing. Returns (Y, X, C) uint8.
+
+        Raises:
+            DataError: a side shorter than ``multiple``.
+        """
+        image = self.prepare(image)
+        width, height = (side // multiple * multiple for side in image.size)
+        if not width or not height:
+            found = f"{image.width} x {image.height}"
+            raise DataError("the image is too small", found=found, expected=f"sides of at least {multiple}")
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return self._pixels(image.crop((left, top, left + width, top + height)))
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        import numpy as np
+
+        return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.n_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training images, drawn for each (image, epoch)."""
+
+    flip: bool = False
+    """mirror left and right half of the time"""
+    max_shift: int = 0
+    """move by up to this many pixels in each direction, edges repeated"""
+
+    def __post_init__(self) -> None:
+        require(self.max_shift >= 0, "max_shift", self.max_shift, "0 or a number of pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData(Choice):
+    """A folder of image files: class subfolders become labels, a flat folder means no labels."""
+
+    type_name: ClassVar[str] = "folder"
+
+    path: str
+    """the folder"""
+    validation_path: str | None = None
+    """a second folder, for validation; null takes a share of the first"""
+    labels: str | None = added_later(None)
+    """CSV file with the columns path (below the folder) and label, one row for each image, instead of subfolders"""
+    validation_labels: str | None = added_later(None)
+    """the same for the second folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveData(Choice):
+    """Tar archives of images as the webdataset package lays them out, on a local disk; for archives on the hub use
+    type dataset.
+    """
+
+    type_name: ClassVar[str] = "archives"
+
+    path: str
+    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
+    validation_path: str | None = None
+    """the same, for validation; null takes a share of the first"""
+    label_field: str | None = None
+    """ending of the member that holds the class as text, e.g. cls; null means no labels"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetData(Choice):
+    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
+    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
+    """
+
+    type_name: ClassVar[str] = "dataset"
+
+    path: str
+    """parquet file, folder, or dataset name on the hub"""
+    config_name: str | None = None
+    """the dataset's configuration, where it has several"""
+    split: str = "train"
+    """split to train on"""
+    validation_split: str | None = None
+    """split for validation; null takes a share of the training split"""
+    image_column: str = "image"
+    """column with the images"""
+    label_column: str | None = None
+    """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
+    limit: int | None = None
+    """use only this many images of each split, drawn uniformly; null uses all"""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData(Choice):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in 17 grey levels; needs no network."""
+
+    type_name: ClassVar[str] = "digits"
+
+
+DataSource = FolderData | ArchiveData | DatasetData | DigitsData
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split and read."""
+
+    source: DataSource = field(default_factory=DigitsData)
+    """where the images come from"""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    """how an image becomes pixels"""
+    validation_share: float = 0.1
+    """share of the images for validation if the source names no validation part, between 0 and 1"""
+    max_failed_share: float = 0.05
+    """stop if more than this share of the images is unusable, between 0 and 1"""
+    cache_mib: int = 4096
+    """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
+        require(0 <= self.max_failed_share <= 1, "max_failed_share", self.max_failed_share, "a share from 0 to 1")

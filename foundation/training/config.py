@@ -1,0 +1,70 @@
+"""Configuration of a training: its length and cadence, the optimizer, the arithmetic. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from foundation.config import require
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Length and cadence of a training."""
+
+    steps: int = 1000
+    """optimizer steps"""
+    batch_size: int = 64
+    """examples in one optimizer step, over all processes"""
+    evaluate_every: int = 100
+    """optimizer steps between evaluations on the validation set"""
+    checkpoint_every: int = 100
+    """optimizer steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """how many checkpoints stay on disk; at least two do"""
+    log_every: int = 10
+    """optimizer steps between lines of training metrics"""
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            require(value > 0, each.name, value, "a positive whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 3e-4
+    """peak learning rate"""
+    min_factor: float = 0.05
+    """learning rate at the end, as a share of the peak, 0 to 1"""
+    warmup_steps: int = 50
+    """optimizer steps of linear warm-up"""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """shape of the learning rate after the warm-up; wsd is constant and then falls over the last decay_share of the
+    steps"""
+    decay_share: float = 0.2
+    """share of all steps over which wsd falls to its floor, above 0 to 1; the other schedules do not use it"""
+    beta1: float = 0.9
+    """decay of the gradient's average, 0 to 1"""
+    beta2: float = 0.95
+    """decay of the squared gradient's average, 0 to 1"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of matrices and kernels; biases, norms and tagged parameters have none"""
+    clip_norm: float | None = 1.0
+    """largest gradient norm; a larger gradient is scaled down to it; null never scales"""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number, e.g. 3e-4")
+        require(0 <= self.min_factor <= 1, "min_factor", self.min_factor, "a share from 0 to 1")
+        require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "a share above 0, up to 1")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or a number of steps")
+        require(0 <= self.beta1 < 1, "beta1", self.beta1, "from 0 to below 1")
+        require(0 <= self.beta2 < 1, "beta2", self.beta2, "from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        fits = self.clip_norm is None or self.clip_norm > 0
+        require(fits, "clip_norm", self.clip_norm, "a positive number, or null")

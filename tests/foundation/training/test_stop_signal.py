@@ -1,0 +1,26 @@
+import signal
+
+import pytest
+from accelerate import Accelerator
+
+from foundation.training import stop_signal
+from foundation.training.stop_signal import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_and_the_handlers_before_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    accelerator = Accelerator(cpu=True)
+    with StopSignal() as stop:
+        assert not stop.agreed(accelerator)
+        signal.raise_signal(number)
+        assert stop.agreed(accelerator) and stop.number == number
+        signal.raise_signal(number)  # at once: the same request
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_request_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_signal, "REPEAT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt), StopSignal():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)

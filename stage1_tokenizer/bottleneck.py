@@ -1,7 +1,7 @@
-"""What stands between encoder and decoder: features become codes and codes become features, on one grid or on two.
+"""Bottleneck between encoder and decoder: projections and quantizer, on a single scale or hierarchical.
 
-The two grids are those of VQ-VAE-2 (Razavi, van den Oord and Vinyals 2019, arXiv:1906.00446, section 3.1): the coarse
-one says what the image is about, the fine one is encoded knowing the coarse one.
+The hierarchy of two scales is VQ-VAE-2's (Razavi, van den Oord and Vinyals 2019, arXiv:1906.00446, section 3.1): the
+fine grid of codes is encoded conditioned on the coarse one.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import nn
 from foundation.codes.spec import CodeLevel
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.blocks import Downsample, ResidualBlock, Upsample, fast_layout
-from stage1_tokenizer.quantizers import Quantizer, build_quantizer
-from stage1_tokenizer.quantizers.base import without_autocast
+from stage1_tokenizer.networks.config import VQGANNetworks
+from stage1_tokenizer.quantizers.base import Quantizer, without_autocast
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Coded:
-    """What passes through a bottleneck.
+    """Result of a bottleneck's forward pass.
 
     Attributes:
-        features_BCHW: what the decoder gets.
+        features_BCHW: input of the decoder.
         codes: as ``Bottleneck.encode`` returns them.
         latents_BCHW: before quantization, float32; of the fine grid where there are two.
         losses: the quantizers' terms, already weighted.
@@ -40,12 +40,12 @@ class Coded:
     metrics: dict[str, torch.Tensor | float]
 
 
-class OneGrid(nn.Module):
+class SingleScale(nn.Module):
     """1 x 1 projection, quantizer, 1 x 1 projection; or the quantizer alone."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         none = config.projection == "none"
         width = self.quantizer.latent_width
         self.to_code = nn.Identity() if none else nn.Conv2d(config.encoder_channels, width, 1)
@@ -80,8 +80,8 @@ class OneGrid(nn.Module):
         return (_level(self.quantizer, height, width),)
 
 
-class TwoGrids(nn.Module):
-    """A coarse grid of codes, decoded and joined to the features, and a fine grid of what is then still to say.
+class Hierarchical(nn.Module):
+    """A coarse grid of codes, decoded and concatenated to the features, and a fine grid of codes for the rest.
 
     Codes are the flat sequence (B, T): the coarse grid, then the fine one.
     """
@@ -90,14 +90,14 @@ class TwoGrids(nn.Module):
         super().__init__()
         channels, halvings = config.latent_channels, config.coarse_halvings
         self.ratio = 2**halvings
-        self.coarse = OneGrid(config)
+        self.coarse = SingleScale(config)
         self.coarse_encoder = nn.Sequential(
             *(layer for _ in range(halvings) for layer in (_residual(config), Downsample(channels))), _residual(config)
         )
         self.coarse_decoder = nn.Sequential(
             _residual(config), *(layer for _ in range(halvings) for layer in (Upsample(channels), _residual(config)))
         )
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         self.to_code = nn.Conv2d(2 * channels, self.quantizer.latent_width, 1)
         self.from_code = nn.Conv2d(self.quantizer.width + channels, channels, 1)
 
@@ -158,12 +158,12 @@ class TwoGrids(nn.Module):
         return _project(self.from_code, torch.cat([fine_BCHW, context_BCHW.float()], 1))
 
 
-Bottleneck = OneGrid | TwoGrids
+Bottleneck = SingleScale | Hierarchical
 
 
 def build_bottleneck(config: TokenizerConfig) -> Bottleneck:
-    """One grid of codes, or a coarse one above it."""
-    return TwoGrids(config) if config.coarse_halvings else OneGrid(config)
+    """A single scale, or two if the settings have ``coarse_halvings``."""
+    return Hierarchical(config) if config.coarse_halvings else SingleScale(config)
 
 
 @torch.no_grad()
@@ -182,12 +182,13 @@ def _start(
 
 
 def _residual(config: TokenizerConfig) -> ResidualBlock:
-    channels = config.latent_channels
-    return ResidualBlock(channels, channels, groups=config.norm_groups, dropout=config.dropout)
+    channels, networks = config.latent_channels, config.networks
+    assert isinstance(networks, VQGANNetworks)
+    return ResidualBlock(channels, channels, groups=networks.norm_groups, dropout=networks.dropout)
 
 
 def _project(layer: nn.Conv2d | nn.Identity, latents_BCHW: torch.Tensor) -> torch.Tensor:
-    # One memory layout, whoever made the latents: the rounding of a convolution depends on it.
+    # One memory layout for all sources of latents: the rounding of a convolution depends on it.
     dtype = layer.weight.dtype if isinstance(layer, nn.Conv2d) else latents_BCHW.dtype
     out: torch.Tensor = layer(fast_layout(latents_BCHW.to(dtype).contiguous()))
     return out

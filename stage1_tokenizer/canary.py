@@ -1,4 +1,4 @@
-"""A few fixed images with their codes, stored beside a frozen tokenizer.
+"""Regression check of a frozen tokenizer: a few images stored beside it with their codes.
 
 Encoding them again shows at once whether the tokenizer still does what it did when it was frozen: another value range,
 channel order, filter, precision, codebook, or weights that were never averaged all change something. Codes that a
@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from foundation.errors import CheckpointError, ContractError
-from foundation.images.preprocess import Preprocess, to_unit_range
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -50,13 +51,13 @@ TOLERANCE = 1e-3  # share of codes that may differ on another device or with oth
 _PSNR_TOLERANCE = 0.1  # dB
 _GREY_LEVELS = 2  # by which versions of Pillow may differ
 _NUDGE = 1e-5  # of pixels in [-1, 1]; float32 rounds values near 1 by 6e-8, and a deep network adds its own
-_N_CROPS, _CROP_PIXELS, _CROP_CODES = 4, 32, 2  # crops of about so many pixels, for a check in no time
+_N_CROPS, _CROP_PIXELS, _CROP_CODES = 4, 32, 2  # small crops, for a check in a fraction of a second
 _LATENT_TOLERANCE = 1e-2  # of a latent's standard deviation
 
 
 @dataclass(frozen=True)
 class Canary:
-    """What was stored.
+    """Stored images and codes.
 
     Attributes:
         pixels_BYXC: (B, Y, X, C) uint8.
@@ -161,8 +162,8 @@ def _stored(folder: Path) -> dict[str, torch.Tensor] | None:
     tensors = load_tensors(folder / FILE)
     prefixes = ("", "crop_") if any(name.startswith("crop_") for name in tensors) else ("",)
     if not all(_is_canary(tensors, prefix) for prefix in prefixes):
-        raise CheckpointError("is no canary", field=str(folder / FILE), found=", ".join(sorted(tensors)),
-                              fix="take the folder anew from where it came")  # fmt: skip
+        found, fix = ", ".join(sorted(tensors)), "copy the folder again from its source"
+        raise CheckpointError("is no canary", field=str(folder / FILE), found=found, fix=fix)
     return tensors
 
 
@@ -195,7 +196,7 @@ def _require_same_preprocess(tokenizer: TokenizerModel, tensors: dict[str, torch
             field=str(folder),
             found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
             expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
-            fix="take the folder anew; if it is unchanged, the version of Pillow resizes otherwise: report it",
+            fix="copy the folder again; if that changes nothing, this version of Pillow resizes differently: report it",
         )
 
 
@@ -208,7 +209,7 @@ def _require_same_codes(canary: Canary, found: torch.Tensor, folder: Path) -> No
             field=str(folder),
             found=f"{differing:.1%} of the codes of {len(canary.codes)} stored images differ",
             expected=f"at most {TOLERANCE:.1%}",
-            fix="take the folder anew; if it is unchanged, this machine computes differently: report it",
+            fix="copy the folder again; if that changes nothing, this machine computes differently: report it",
         )
 
 
@@ -222,7 +223,7 @@ def _require_same_images(tokenizer: TokenizerModel, canary: Canary, folder: Path
             field=str(folder),
             found=f"{found:.2f} dB on {len(canary.codes)} stored images",
             expected=f"{expected:.2f} dB, give or take {_PSNR_TOLERANCE}",
-            fix="take the folder anew; if it is unchanged, this machine computes differently: report it",
+            fix="copy the folder again; if that changes nothing, this machine computes differently: report it",
         )
 
 

@@ -1,113 +1,109 @@
-"""What a tokenizer is made of and how it is trained."""
+"""Settings of a tokenizer and of its training."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from foundation.config import require
-from foundation.config_fields import later
-from foundation.images.image_set import Augment
-from foundation.training.fit import FitConfig
-from foundation.training.learner import Precision
-from foundation.training.optim import OptimConfig
+from foundation.config_fields import added_later
+from foundation.images.config import Augment
+from foundation.training.config import FitConfig, OptimConfig, Precision
 from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
-from stage1_tokenizer.quantizers.config import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, ResidualConfig
+from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, NetworksConfig, VQGANNetworks
+from stage1_tokenizer.quantizers.config import FSQConfig, QuantizerConfig
+
+_ONCE_FLAT = {"vqgan": VQGANNetworks, "magvit2": Magvit2Networks, "dvae": DVAENetworks}
+"""families that had one flat form, in which their fields stood beside ``quantizer``"""
+_ABSENT: dict[str, Any] = {"patch_size": 1, "attention_levels": [], "middle_attention": False, "dropout": 0.0}
+"""values in that form of fields that a family does not have"""
+_FLAT = {"base_width", "width_multipliers", "n_res_blocks", "norm_groups", *_ABSENT}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Architecture: by default VQGAN's residual blocks, GroupNorm, attention (Esser et al. 2021, arXiv:2012.09841)."""
+    """Architecture: networks on both sides of a quantizer, with 1 x 1 projections between."""
 
-    patch_size: int = 1
-    """side of the pixel blocks folded into channels before the first convolution, and unfolded after the last;
-    multiplies the stride"""
-    base_width: int = 64
-    """channels at full resolution"""
-    width_multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    """channels of each level as multiples of base_width; every level but the last halves the resolution"""
-    n_res_blocks: int = 2
-    """residual blocks per encoder level; the decoder has one more"""
-    attention_levels: tuple[int, ...] = ()
-    """levels whose residual blocks are followed by attention, 0 = full resolution"""
-    middle_attention: bool = True
-    """attention between the two residual blocks at the lowest resolution"""
+    networks: NetworksConfig = field(default_factory=VQGANNetworks)
+    """encoder and decoder"""
     latent_channels: int = 128
-    """channels between the convolutional networks and the 1 x 1 projections around the quantizer"""
-    norm_groups: int = 32
-    """groups of each GroupNorm; must divide every level's channels"""
-    dropout: float = 0.0
-    """dropout inside residual blocks, 0 to below 1"""
+    """channels between the networks and the 1 x 1 projections around the quantizer"""
     quantizer: QuantizerConfig = field(default_factory=FSQConfig)
     """how latents become codes"""
     coarse_halvings: int = 0
     """above 0: a second, coarser grid of codes with sides halved this often (VQ-VAE-2)"""
-    networks: Literal["vqgan", "magvit2", "dvae"] = later("vqgan")
-    """family of encoder and decoder: vqgan; magvit2 has no attention and a decoder whose norms follow the codes; dvae
-    has neither norms nor attention"""
-    projection: Literal["plain", "double", "none"] = later("plain")
+    projection: Literal["plain", "double", "none"] = added_later("plain")  # type: ignore[assignment]
     """1 x 1 convolutions around the quantizer: plain goes from latent_channels and back; with double the encoder ends
     in twice as many channels; with none it ends in what the quantizer takes"""
 
     def __post_init__(self) -> None:
-        require(self.patch_size > 0, "patch_size", self.patch_size, "a positive whole number of pixels")
-        require(len(self.width_multipliers) > 0, "width_multipliers", self.width_multipliers, "at least one level")
-        require(self.norm_groups > 0, "norm_groups", self.norm_groups, "a positive whole number")
-        for multiplier in self.width_multipliers:
-            width = self.base_width * multiplier
-            fits = multiplier > 0 and width > 0 and width % self.norm_groups == 0
-            require(fits, "norm_groups", self.norm_groups, f"a divisor of every level's channels, here {width}",
-                    "change base_width or norm_groups")  # fmt: skip
-        levels = range(len(self.width_multipliers))
-        known = all(level in levels for level in self.attention_levels)
-        require(known, "attention_levels", self.attention_levels, f"levels from 0 to {levels[-1]}")
-        require(self.n_res_blocks > 0, "n_res_blocks", self.n_res_blocks, "a positive whole number")
         require(self.latent_channels > 0, "latent_channels", self.latent_channels, "a positive whole number")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        require(self.coarse_halvings >= 0, "coarse_halvings", self.coarse_halvings, "0 or more")
-        fits = self.coarse_halvings == 0 or self.is_discrete
-        require(fits, "coarse_halvings", self.coarse_halvings, "0 with a continuous quantizer",
-                "choose a discrete quantizer, or one grid")  # fmt: skip
-        grouped = self.coarse_halvings == 0 or self.latent_channels % self.norm_groups == 0
-        require(grouped, "latent_channels", self.latent_channels, f"a multiple of norm_groups, {self.norm_groups}")
-        self._require_variant_can_work()
-
-    def _require_variant_can_work(self) -> None:
-        if self.networks != "vqgan":
-            reason = f"what networks: {self.networks} has"
-            require(not self.attention_levels, "attention_levels", self.attention_levels, f"none, {reason}")
-            require(not self.middle_attention, "middle_attention", self.middle_attention, f"false, {reason}")
-            require(self.patch_size == 1, "patch_size", self.patch_size, f"1, {reason}")
-        if self.networks == "dvae":
-            require(self.projection == "none", "projection", self.projection, "none, what networks: dvae has")
-            require(self.dropout == 0, "dropout", self.dropout, "0, what networks: dvae has")
-        usual = self.networks == "vqgan" and self.projection == "plain"
-        require(usual or self.coarse_halvings == 0, "coarse_halvings", self.coarse_halvings,
-                "0 with other networks than vqgan or another projection than plain")  # fmt: skip
+        family, allowed = self.networks.type_name, self.networks.projections
+        known = self.projection in allowed
+        require(known, "projection", self.projection, f"{' or '.join(allowed)}, what networks: {family} has")
         if self.projection == "none":
-            taken = quantizer_width(self.quantizer)
-            require(self.latent_channels == taken, "latent_channels", self.latent_channels,
-                    f"{taken}, the quantizer's width, where there is no projection")  # fmt: skip
+            taken = self.quantizer.width
+            expected = f"{taken}, the quantizer's width, where there is no projection"
+            require(self.latent_channels == taken, "latent_channels", self.latent_channels, expected)
+        require(self.coarse_halvings >= 0, "coarse_halvings", self.coarse_halvings, "0 or more")
+        if self.coarse_halvings:
+            self._require_hierarchy_can_work()
+
+    def _require_hierarchy_can_work(self) -> None:
+        fix = "choose a discrete quantizer, or one grid"
+        expected = "0 with a continuous quantizer"
+        require(self.is_discrete, "coarse_halvings", self.coarse_halvings, expected, fix)
+        groups = self.networks.norm_groups if isinstance(self.networks, VQGANNetworks) else 0
+        usual = groups > 0 and self.projection == "plain"
+        expected = "0 with other networks than vqgan or another projection than plain"
+        require(usual, "coarse_halvings", self.coarse_halvings, expected)
+        fits = self.latent_channels % groups == 0
+        require(fits, "latent_channels", self.latent_channels, f"a multiple of norm_groups, {groups}")
+
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored settings in today's form, in which fields of the networks have moved into ``networks``.
+
+        A mapping of networks without a ``type`` is ``vqgan``'s.
+        """
+        values = nested_networks(values)
+        networks = values.get("networks")
+        if isinstance(networks, Mapping):
+            family = networks.get("type", "vqgan")
+            known = {each.name for each in dataclasses.fields(_ONCE_FLAT[family])} if family in _ONCE_FLAT else _FLAT
+            absent = {name for name in _ABSENT if name not in known and networks.get(name) in (_ABSENT[name], ())}
+            kept = {name: value for name, value in networks.items() if name not in absent}
+            values["networks"] = {"type": family, **kept}
+        return values
+
+    def canonical(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The form in which fingerprints know built-in networks: their fields beside the others, none left out."""
+        networks = dict(values["networks"])
+        family = networks.pop("type")
+        if family not in _ONCE_FLAT:
+            return values
+        named = {} if family == "vqgan" else {"networks": family}
+        rest = {name: value for name, value in values.items() if name != "networks"}
+        return {**_ABSENT, **networks, **rest, **named}
 
     @property
     def stride(self) -> int:
         """Pixels per code along each side."""
-        return self.patch_size * 2 ** (len(self.width_multipliers) - 1)
+        return self.networks.stride
 
     @property
     def encoder_channels(self) -> int:
         """Channels in which the encoder ends."""
-        if self.projection != "none":
-            return self.latent_channels * (2 if self.projection == "double" else 1)
-        if isinstance(self.quantizer, KLConfig):
-            return 2 * self.quantizer.width
-        logits = isinstance(self.quantizer, GumbelConfig) and not self.quantizer.logit_layer
-        return self.quantizer.codebook_size if logits else self.latent_channels  # type: ignore[union-attr]
+        if self.projection == "none":
+            return self.quantizer.latent_width
+        return self.latent_channels * (2 if self.projection == "double" else 1)
 
     @property
     def is_discrete(self) -> bool:
         """Whether it makes codes; a Gaussian latent has none, and so no prior."""
-        return not isinstance(self.quantizer, KLConfig)
+        return self.quantizer.is_discrete
 
     @property
     def side_multiple(self) -> int:
@@ -117,13 +113,19 @@ class TokenizerConfig:
     @property
     def n_slots(self) -> int:
         """Kinds of codes that an image has: depths of each level."""
-        depth = self.quantizer.depth if isinstance(self.quantizer, ResidualConfig) else 1
-        return depth * (2 if self.coarse_halvings else 1)
+        return self.quantizer.depth * (2 if self.coarse_halvings else 1)
 
 
-def quantizer_width(config: QuantizerConfig) -> int:
-    """Channels of what a quantizer gives the decoder."""
-    return config.codebook.width if isinstance(config, ResidualConfig) else config.width
+def nested_networks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a tokenizer, all or some, with fields of its networks moved into ``networks``.
+
+    Only the older form is changed: there, ``networks`` is absent or a name.
+    """
+    named, flat = values.get("networks"), {name: value for name, value in values.items() if name in _FLAT}
+    if isinstance(named, (Mapping, NetworksConfig)) or not (named or flat):
+        return dict(values)
+    networks = {"type": named, **flat} if named else flat
+    return {**{name: value for name, value in values.items() if name not in _FLAT}, "networks": networks}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How good a tokenizer is, over a whole set of images: PSNR, SSIM, L1, LPIPS if asked for, use of the codebooks."""
+"""Reconstruction quality and code usage over a set of images: PSNR, SSIM, L1, LPIPS."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def score_tokenizer(
     device = next(model.parameters()).device
     totals: dict[str, float] = defaultdict(float)
     usages: tuple[CodeUsage, ...] = ()
-    order = np.random.default_rng(0).permutation(len(images))  # whoever watches sees samples of the whole set
+    order = np.random.default_rng(0).permutation(len(images))  # ``watch`` sees a sample of the whole set
     was_training = model.training
     model.eval()
     try:
@@ -122,7 +122,7 @@ def _scores(images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, lpips: PairSc
 
 
 def _possible(usages: tuple[CodeUsage, ...]) -> float:
-    """The share of the codebooks that so many codes drawn with equal chances would use."""
+    """Share of the codebooks that as many uniformly distributed codes would use, on average."""
     sizes = np.array([len(usage.counts_V) for usage in usages], float)
     drawn = np.array([usage.counts_V.sum() for usage in usages], float)
     return float((sizes * -np.expm1(drawn * np.log1p(-1 / np.maximum(sizes, 2)))).sum() / sizes.sum())

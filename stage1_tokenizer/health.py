@@ -1,8 +1,6 @@
-"""Is the codebook, or the Gaussian latent, in good health? Plain words from the logged metrics.
+"""Alarms from logged metrics: codebook collapse, posterior collapse of a Gaussian latent.
 
-Is adversarial training going well? Plain words from the logged metrics.
-
-What to change in a quantizer's settings when it leaves most of its codes unused.
+Alarms from logged metrics of adversarial training: a clamped adaptive weight, a discriminator that wins.
 """
 
 from __future__ import annotations
@@ -11,15 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stage1_tokenizer.losses.adversary import MAX_ADAPTIVE_WEIGHT
-from stage1_tokenizer.quantizers.config import (
-    FSQConfig,
-    GumbelConfig,
-    IBQConfig,
-    LFQConfig,
-    QuantizerConfig,
-    ResidualConfig,
-    VQConfig,
-)
 
 WASTED = 0.5
 FALL = 3.0
@@ -28,16 +17,16 @@ RECENT = 3
 Rows = Sequence[Mapping[str, Any]]
 
 
-def codebook_health(evaluations: Rows, remedies: str, slot_names: Sequence[str] = ("",)) -> list[str]:
-    """What is wrong at the last evaluation, one sentence each with its remedy; empty when all is well.
+def codebook_health(evaluations: Rows, suggestions: str, slot_names: Sequence[str] = ("",)) -> list[str]:
+    """Alarms at the last evaluation, one sentence each with what to change; empty when all is well.
 
-    Each codebook is looked at by itself: of two equal ones, one that is down to a single code still leaves half of all
-    codes in use. The evaluation before the first step is left out: no codebook has been placed then. Usage is compared
-    with what the held-out set could use at most, so that a small set raises no alarm.
+    Codebooks are judged separately: if one of two collapses to a single code, half of all codes are still in use. The
+    evaluation before the first step does not count: codebooks are initialised in that step. Usage is compared with what
+    the validation set could use at most, so that a small set raises no alarm.
 
     Args:
-        evaluations: rows of held-out metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
-        remedies: what to change if codes are wasted, as ``quantizers.remedies`` says it.
+        evaluations: rows of validation metrics in order, each with ``step``, see ``training.log.read_metrics``.
+        suggestions: what to change if codes are wasted, from ``QuantizerConfig.suggestions``.
         slot_names: of the codebooks, as in ``CodeSpec.slot_names``.
     """
     rows = [row for row in evaluations if row["step"] > 0]
@@ -46,12 +35,12 @@ def codebook_health(evaluations: Rows, remedies: str, slot_names: Sequence[str] 
         suffix = f"_{i}" if len(slot_names) > 1 else ""
         codebook = f"the codebook of the {name}" if name else "the codebook"
         alarms += _alarms(
-            [row for row in rows if row.get(f"code_usage{suffix}") is not None], suffix, codebook, remedies
+            [row for row in rows if row.get(f"code_usage{suffix}") is not None], suffix, codebook, suggestions
         )
     return alarms
 
 
-def _alarms(rows: Rows, suffix: str, codebook: str, remedies: str) -> list[str]:
+def _alarms(rows: Rows, suffix: str, codebook: str, suggestions: str) -> list[str]:
     if not rows:
         return []
     last, recent = rows[-1], rows[-1 - RECENT : -1]
@@ -59,8 +48,8 @@ def _alarms(rows: Rows, suffix: str, codebook: str, remedies: str) -> list[str]:
     used, possible = last[f"code_usage{suffix}"], last.get(f"code_usage_possible{suffix}", 1.0)
     if used < WASTED * possible:
         alarms.append(
-            f"most of {codebook} is wasted: {used:.1%} of the codes are in use on the held-out images, "
-            f"{possible:.1%} could be; if it stays so, set {remedies}"
+            f"most of {codebook} is wasted: {used:.1%} of the codes are in use on the validation images, "
+            f"{possible:.1%} could be; if it stays so, set {suggestions}"
         )
     now, *before = (row.get(f"code_perplexity{suffix}", 0.0) for row in (last, *recent))
     best = max(before, default=0.0)
@@ -90,11 +79,19 @@ def latent_health(training: Rows, width: int) -> list[str]:
 
 PATIENCE_STEPS = 500
 _WINNING = 0.99
+_CLAMPED = (
+    "the adaptive weight sits at its limit: the discriminator gives the decoder next to no gradient; "
+    "lower adversarial.optim.learning_rate, or set adversarial.adaptive to false"
+)
+_WON = (
+    "the discriminator tells every reconstruction from its image: its gradient teaches the decoder little; set "
+    "adversarial.lecam_weight to 0.001, lower adversarial.optim.learning_rate, or raise adversarial.start_step"
+)
 Row = Mapping[str, Any]
 
 
 def gan_health(history: Sequence[Row]) -> list[str]:
-    """Alarms, one sentence each with its remedy; empty when all is well or nothing adversarial was logged.
+    """Alarms, one sentence each with what to change; empty when all is well or nothing adversarial was logged.
 
     An alarm means that a condition held in every logged row of the last 500 optimizer steps or more.
 
@@ -103,13 +100,7 @@ def gan_health(history: Sequence[Row]) -> list[str]:
     """
     rows = [row for row in history if "discriminator_loss" in row]
     alarms = []
-    for holds, sentence in (
-        (_is_clamped, "the adaptive weight sits at its limit: the discriminator gives the decoder next to no gradient; "
-                      "lower adversarial.optim.learning_rate, or set adversarial.adaptive to false"),
-        (_is_won, "the discriminator tells every reconstruction from its image: its gradient teaches the decoder "
-                  "little; set adversarial.lecam_weight to 0.001, lower adversarial.optim.learning_rate, or raise "
-                  "adversarial.start_step"),
-    ):  # fmt: skip
+    for holds, sentence in ((_is_clamped, _CLAMPED), (_is_won, _WON)):
         steps = _held_for(rows, holds)
         if steps >= PATIENCE_STEPS:
             alarms.append(f"for {steps} steps {sentence}")
@@ -132,38 +123,3 @@ def _is_clamped(row: Row) -> bool:
 def _is_won(row: Row) -> bool:
     accuracies = (row.get("discriminator_accuracy_real"), row.get("discriminator_accuracy_fake"))
     return all(each is not None and each >= _WINNING for each in accuracies)
-
-
-def remedies(config: QuantizerConfig) -> str:
-    """Settings that this quantizer has and that are not set so yet, joined by "or"."""
-    match config:
-        case VQConfig():
-            return " or ".join(_of_vq(config, ""))
-        case ResidualConfig():
-            return " or ".join(["a smaller depth", *_of_vq(config.codebook, "codebook.")])
-        case FSQConfig():
-            start = [] if config.initial == "whitened" else ["initial: whitened"]
-            return " or ".join(["fewer or smaller levels", *start, f"evenness above {config.evenness:g}"])
-        case LFQConfig():
-            return f"a smaller width or entropy_weight above {config.entropy_weight:g}"
-        case IBQConfig():
-            return f"a smaller codebook_size or entropy_weight above {config.entropy_weight:g}"
-        case GumbelConfig():
-            return (
-                f"a smaller codebook_size, temperature_steps above {config.temperature_steps:,} "
-                f"or kl_weight above {config.kl_weight:g}"
-            )
-    raise AssertionError(f"{config} has no codes")
-
-
-def _of_vq(config: VQConfig, prefix: str) -> list[str]:
-    found = [f"a smaller {prefix}codebook_size"]
-    if config.projection:
-        return [*found, "more steps, which a projection needs"]
-    if config.initial != "latents":
-        found.append(f"{prefix}initial: latents")
-    if config.revive_below == 0:
-        found.append(f"{prefix}revive_below: 0.05")
-    if config.width > 8:
-        found.append(f"a smaller {prefix}width")
-    return found

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from foundation.codes.spec import CodeSpec
 from foundation.hardware import hide_broken_torchvision
 from foundation.storage.serialization import tensors_sha256
-from stage1_tokenizer.tokenizer import MODEL_TYPE, TokenizerModel, TokenizerOutput
+from stage1_tokenizer.tokenizer import MODEL_TYPE, TokenizerModel
 
 hide_broken_torchvision()
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: E402
+from transformers.utils import ModelOutput  # noqa: E402
 
 
 class TokenizerHubConfig(PreTrainedConfig):
@@ -26,17 +32,43 @@ class TokenizerHubConfig(PreTrainedConfig):
     weights_sha256: str | None = None
 
 
+@dataclass
+class TokenizerOutput(ModelOutput):
+    """Result of ``Tokenizer.forward``.
+
+    Attributes:
+        loss: scalar, mean squared error of the reconstruction plus the sum of ``losses``.
+        reconstruction: (B, 3|1, Y, X), nominally in [-1, 1], not clamped.
+        codes: as ``TokenizerModel.encode`` returns them.
+        latents: (B, C, H, W) float32, before quantization; of the fine grid where there are two.
+        losses: the quantizers' terms by name, scalars, already weighted.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+
+
 class Tokenizer(PreTrainedModel):
-    """Images <-> grids of codes; see ``TokenizerModel``, which does the work and is ``.model`` here."""
+    """Images <-> grids of codes; see ``TokenizerModel``, which does the work and is ``.model`` here.
+
+    A training loop other than ours learns what gradients reach: a codebook with ``learning: ema`` moves only where the
+    loop also calls ``update`` of ``model.quantizers`` after each step.
+    """
 
     config_class = TokenizerHubConfig
     base_model_prefix = "model"
     main_input_name = "images_BCYX"
+    supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = {"quantizer"}
+    _no_split_modules = ["ResidualBlock", "AttentionBlock", "DVAEBlock"]
 
     def __init__(self, config: TokenizerHubConfig) -> None:
         super().__init__(config)
         self.model = TokenizerModel.from_settings({"tokenizer": config.tokenizer, "preprocess": config.preprocess})
+        self.gradient_checkpointing = False
         self.post_init()
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
@@ -48,9 +80,29 @@ class Tokenizer(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The plain modules initialise themselves."""
 
-    def forward(self, images_BCYX: torch.Tensor) -> TokenizerOutput:
-        """(B, 3|1, Y, X) in [-1, 1] => reconstruction, codes, latents and losses."""
-        return self.model(images_BCYX)  # type: ignore[no-any-return]
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        """Recompute blocks of the networks in the backward pass instead of storing their activations."""
+        self.gradient_checkpointing = enable
+        blocks = [each for each in self.model.modules() if type(each).__name__ in self._no_split_modules]
+        for i, block in enumerate(blocks):
+            plain = functools.partial(type(block).forward, block)
+            again = enable and i % every_n_layers == 0
+            block.forward = functools.partial(gradient_checkpointing_func, plain) if again else plain  # type: ignore[method-assign]
+
+    def forward(
+        self, images_BCYX: torch.Tensor, return_dict: bool | None = None
+    ) -> TokenizerOutput | tuple[torch.Tensor, ...]:
+        """(B, 3|1, Y, X) in [-1, 1] => reconstruction, codes, latents and losses; a tuple if not ``return_dict``."""
+        made = self.model(images_BCYX)
+        loss = F.mse_loss(made.images_BCYX, images_BCYX.float()) + sum(made.losses.values())
+        output = TokenizerOutput(loss, made.images_BCYX, made.codes, made.latents_BCHW, made.losses)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
     def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """(B, 3|1, Y, X) in [-1, 1] => codes, see ``TokenizerModel``."""

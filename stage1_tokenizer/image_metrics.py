@@ -37,17 +37,17 @@ def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
 
     Args:
         images_BCYX: (B, 3|1, Y, X) in [-1, 1], so of range 2. Means count from black up, not from grey: the figures
-            are those of the same images in 0..255 with range 255.
+            equal those of the same images in 0..255 with range 255.
         reconstructions_BCYX: the same shape; clamped to [-1, 1] first.
 
     Raises:
         DataError: different shapes, or not (B, C, Y, X) with at least one pixel.
     """
     shape = tuple(images_BCYX.shape)
-    if len(shape) != 4 or not all(shape[1:]) or tuple(reconstructions_BCYX.shape) != shape:
-        found = f"{shape} and {tuple(reconstructions_BCYX.shape)}"
-        raise DataError("shapes that cannot be compared", field="images", found=found,
-                        expected="two equal shapes (B, C, Y, X)")  # fmt: skip
+    other_shape, expected = tuple(reconstructions_BCYX.shape), "two equal shapes (B, C, Y, X)"
+    sound = len(shape) == 4 and all(shape[1:]) and other_shape == shape
+    found = f"{shape} and {other_shape}"
+    DataError.unless(sound, "shapes that cannot be compared", field="images", found=found, expected=expected)
     weights = _gaussian(min(WINDOW, *shape[-2:]))
     one, other = images_BCYX.float(), reconstructions_BCYX.float().clamp(-1, 1)
     mean_one, mean_other = _smooth(one, weights), _smooth(other, weights)

@@ -1,4 +1,4 @@
-"""What a tokenizer minimises besides its quantizer's terms: pixel, perceptual and adversarial distance."""
+"""Reconstruction loss: pixel, perceptual and adversarial terms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.config import require
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.losses.adversary import Adversary
 from stage1_tokenizer.losses.lpips import LPIPS, MIN_SIDE
@@ -23,7 +23,7 @@ Metrics = dict[str, torch.Tensor | float]
 class Objective:
     """The reconstruction's loss (Esser et al. 2021, arXiv:2012.09841, section 3.1).
 
-    Build it before any data is read: it finds out what is missing.
+    Build it before reading data: it raises what is missing.
 
     Args:
         training: weights and kinds of the terms.
@@ -48,8 +48,8 @@ class Objective:
         if training.perceptual.weight > 0:
             perceptual = training.perceptual
             side = min(preprocess.height, preprocess.width)
-            require(side >= MIN_SIDE, "perceptual.weight", perceptual.weight,
-                    f"0 for images with sides below {MIN_SIDE} pixels; these have {side}")  # fmt: skip
+            expected = f"0 for images with sides below {MIN_SIDE} pixels; these have {side}"
+            require(side >= MIN_SIDE, "perceptual.weight", perceptual.weight, expected)
             self.lpips = LPIPS(perceptual.vgg_weights, precision=perceptual.precision).to(accelerator.device)
         if training.adversarial.weight > 0:
             self.adversary = Adversary(

@@ -1,4 +1,4 @@
-"""The tokenizer: images <-> grids of codes. Plain torch; ``hub.py`` dresses it for transformers."""
+"""The tokenizer, images <-> grids of codes, as a plain torch module; ``hub.py`` wraps it for transformers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from torch import nn
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
-from foundation.config_fields import settled
+from foundation.config_fields import without_defaults
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from foundation.storage import durable
 from foundation.storage.serialization import REMEDY, load_model_folder, load_weights, save_model_folder, tensors_sha256
+from foundation.training.parallel import all_reduce_sum
 from stage1_tokenizer.bottleneck import build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.networks.config import build_decoder, build_encoder
 from stage1_tokenizer.quantizers import Quantizer
-from stage1_tokenizer.quantizers.codebook import summed
 
 MODEL_TYPE = "tessera_tokenizer"
 
 
 @dataclass(frozen=True)
-class TokenizerOutput:
-    """What a forward pass yields.
+class Reconstruction:
+    """Result of a forward pass.
 
     Attributes:
         images_BCYX: the reconstruction, not clamped.
@@ -52,7 +51,7 @@ class TokenizerModel(nn.Module):
     """Encoder, bottleneck, decoder.
 
     Codes are one tensor: (B, H, W) int64, or (B, H, W, D) for D codes at each position, or the sequence (B, T) where
-    there are two grids. A continuous tokenizer (Gaussian latent) has (B, C, H, W) float32 latents in their place.
+    there are two grids. A continuous tokenizer (Gaussian latent) has (B, C, H, W) float32 latents instead.
 
     Args:
         config: the architecture.
@@ -63,15 +62,15 @@ class TokenizerModel(nn.Module):
         super().__init__()
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
-        self.encoder = build_encoder(config, preprocess.n_channels)
+        self.encoder = config.networks.build_encoder(preprocess.n_channels, config.encoder_channels)
         self.bottleneck = build_bottleneck(config)
-        self.decoder = build_decoder(config, preprocess.n_channels)
+        self.decoder = config.networks.build_decoder(config.latent_channels, preprocess.n_channels)
 
-    def forward(self, images_BCYX: torch.Tensor) -> TokenizerOutput:
+    def forward(self, images_BCYX: torch.Tensor) -> Reconstruction:
         """Reconstruct; everything that training differentiates passes through here."""
         coded = self.bottleneck(self.features(images_BCYX))
         images = self.decoder(coded.features_BCHW).float()
-        return TokenizerOutput(images, coded.codes, coded.latents_BCHW, coded.losses, coded.metrics)
+        return Reconstruction(images, coded.codes, coded.latents_BCHW, coded.losses, coded.metrics)
 
     def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.
@@ -79,18 +78,13 @@ class TokenizerModel(nn.Module):
         Raises:
             DataError: sides that are not multiples of the stride, or another number of channels.
         """
-        if images_BCYX.ndim != 4 or not images_BCYX.is_floating_point() or not len(images_BCYX):
-            raise DataError("are not a batch of images", field="images",
-                            found=f"{tuple(images_BCYX.shape)} {images_BCYX.dtype}",
-                            expected="(B, C, Y, X) float", fix="use to_unit_range")  # fmt: skip
-        channels, height, width = images_BCYX.shape[1:]
-        multiple = self.config.side_multiple
-        if channels != self.preprocess.n_channels:
-            raise DataError("another number of channels", field="images", found=channels,
-                            expected=self.preprocess.n_channels, fix="use tokenizer.preprocess")  # fmt: skip
-        if height % multiple or width % multiple:
-            raise DataError("sides are not multiples of the stride", field="images", found=f"{height} x {width}",
-                            expected=f"multiples of {multiple}", fix="crop or pad the images")  # fmt: skip
+        batch = images_BCYX.ndim == 4 and images_BCYX.is_floating_point() and len(images_BCYX) > 0
+        found, expected = f"{tuple(images_BCYX.shape)} {images_BCYX.dtype}", f"(B, {self.preprocess.n_channels}, Y, X)"
+        fix = "use tokenizer.preprocess and to_unit_range"
+        DataError.unless(batch, "are not a batch of images", field="images", found=found, expected=expected, fix=fix)
+        same = images_BCYX.shape[1] == self.preprocess.n_channels
+        DataError.unless(same, "another number of channels", field="images", found=found, expected=expected, fix=fix)
+        self._require_multiples("images", *images_BCYX.shape[2:])
         features: torch.Tensor = self.encoder(images_BCYX)
         return features
 
@@ -124,7 +118,7 @@ class TokenizerModel(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
-        """Place latents and codebooks by the first batch, all processes' together.
+        """Initialise projections and codebooks from the first batch of all processes.
 
         Raises:
             TrainingError: on every process, if values of the batch or of its features on one are not finite: nothing
@@ -132,11 +126,11 @@ class TokenizerModel(nn.Module):
         """
         features = self.features(images_BCYX)
         for field, values in (("images", images_BCYX), ("the encoder's features", features)):
-            n_bad = int(summed((~values.isfinite()).sum()))
+            n_bad = int(all_reduce_sum((~values.isfinite()).sum()))
             if n_bad:
-                raise TrainingError("the first batch holds values that are not finite", field=field,
-                                    found=f"{n_bad:,} of them", expected="finite numbers everywhere",
-                                    fix="mend the images; if those are sound, use precision: float32")  # fmt: skip
+                fix = "correct the images; if they are sound, use precision: float32"
+                what = "the first batch holds values that are not finite"
+                raise TrainingError(what, field=field, found=f"{n_bad:,} of them", expected="finite numbers", fix=fix)
         self.bottleneck.start(features, generator)
 
     @property
@@ -157,8 +151,12 @@ class TokenizerModel(nn.Module):
             ContractError: a continuous tokenizer has no codes.
         """
         if not self.is_discrete:
-            raise ContractError("this tokenizer makes no codes: its latent is continuous", field="quantizer.type",
-                                found=self.config.quantizer.type_name, fix="use a discrete quantizer")  # fmt: skip
+            raise ContractError(
+                "this tokenizer makes no codes: its latent is continuous",
+                field="quantizer.type",
+                found=self.config.quantizer.type_name,
+                fix="use a discrete quantizer",
+            )
         return self.bottleneck.levels(*self._grid(None))
 
     @property
@@ -183,7 +181,7 @@ class TokenizerModel(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the weights."""
         config = from_dict(TokenizerConfig, to_dict(self.config))  # 0 in a float field becomes 0.0, as after loading
-        settings = digest({"config": settled(config), "preprocess": self.preprocess})
+        settings = digest({"config": without_defaults(config), "preprocess": self.preprocess})
         return hashlib.sha256(f"{settings}|{tensors_sha256(self.state_dict())}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -216,39 +214,44 @@ class TokenizerModel(nn.Module):
 
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         height, width = image_size or (self.preprocess.height, self.preprocess.width)
-        multiple = self.config.side_multiple
-        if height % multiple or width % multiple:
-            raise DataError("sides are not multiples of the stride", field="image_size", found=f"{height} x {width}",
-                            expected=f"multiples of {multiple}")  # fmt: skip
+        self._require_multiples("image_size", height, width)
         return height // self.config.stride, width // self.config.stride
+
+    def _require_multiples(self, field: str, height: int, width: int) -> None:
+        multiple, found = self.config.side_multiple, f"{height} x {width}"
+        fits = height % multiple == width % multiple == 0
+        what, expected = "sides are not multiples of the stride", f"multiples of {multiple}"
+        DataError.unless(fits, what, field=field, found=found, expected=expected, fix="crop or pad the images")
 
     def _require_codes(self, codes: torch.Tensor, grid: tuple[int, int]) -> None:
         levels = self.bottleneck.levels(*grid)
         several, depth = len(levels) > 1, levels[0].depth
         n_codes = sum(level.n_codes for level in levels)
         layout = f"(B, {n_codes})" if several else "(B, H, W)" if depth == 1 else f"(B, H, W, {depth})"
-        if codes.is_floating_point() or codes.ndim != (2 if several else 3 + (depth > 1)) or not codes.numel():
-            found = f"{tuple(codes.shape)} {codes.dtype}"
-            raise DataError("are not this tokenizer's codes", field="codes", found=found, expected=f"int64 {layout}")
-        if depth > 1 and not several and codes.shape[3] != depth:
-            raise DataError("another depth", field="codes", found=codes.shape[3], expected=depth)
-        if several and codes.shape[1] != n_codes:
-            raise DataError("another number of codes than the image has", field="codes", found=codes.shape[1],
-                            expected=layout, fix="say image_size for other sides than the preprocess's")  # fmt: skip
+        n_axes = 2 if several else 3 + (depth > 1)
+        sound = not codes.is_floating_point() and codes.ndim == n_axes and codes.numel() > 0
+        found, expected = f"{tuple(codes.shape)} {codes.dtype}", f"int64 {layout}"
+        DataError.unless(sound, "are not this tokenizer's codes", field="codes", found=found, expected=expected)
+        same = depth == 1 or several or codes.shape[3] == depth
+        DataError.unless(same, "another depth", field="codes", found=codes.shape[-1], expected=depth)
+        what, fix = "another number of codes than the image has", "give image_size where it is not the preprocess's"
+        same = not several or codes.shape[1] == n_codes
+        DataError.unless(same, what, field="codes", found=codes.shape[1], expected=layout, fix=fix)
         low, high, size = int(codes.min()), int(codes.max()), self.bottleneck.quantizer.codebook_size
-        if low < 0 or high >= size:
-            raise DataError("codes outside the codebook", field="codes", found=f"{low}..{high}",
-                            expected=f"0..{size - 1}")  # fmt: skip
+        found, expected = f"{low}..{high}", f"0..{size - 1}"
+        inside = low >= 0 and high < size
+        DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
 
 
 def _require_pixels(images_BCYX: torch.Tensor) -> None:
     low, high = (float(each) for each in images_BCYX.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise DataError("holds values that are not finite", field="images", found=f"{low}..{high}",
-                        expected="values in [-1, 1]", fix="find the image with torch.isfinite")  # fmt: skip
-    if max(-low, high) > 1.001:
-        raise DataError("holds values outside the range", field="images", found=f"{low:.4g}..{high:.4g}",
-                        expected="values in [-1, 1]", fix="use tokenizer.preprocess and to_unit_range")  # fmt: skip
+    found, expected = f"{low:.4g}..{high:.4g}", "values in [-1, 1]"
+    finite, fix = math.isfinite(low) and math.isfinite(high), "find the image with torch.isfinite"
+    what = "holds values that are not finite"
+    DataError.unless(finite, what, field="images", found=found, expected=expected, fix=fix)
+    inside, fix = max(-low, high) <= 1.001, "use tokenizer.preprocess and to_unit_range"
+    what = "holds values outside the range"
+    DataError.unless(inside, what, field="images", found=found, expected=expected, fix=fix)
 
 
 def _require_divisible(config: TokenizerConfig, preprocess: Preprocess) -> None:

@@ -1,4 +1,4 @@
-"""Training a tokenizer: what ``foundation.training.fit`` calls once per step."""
+"""Training task of a tokenizer, for ``foundation.training.fit``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
-from stage1_tokenizer.health import codebook_health, gan_health, latent_health, remedies
+from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.objective import Metrics, Objective
-from stage1_tokenizer.quantizers.config import ResidualConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class TokenizerTask:
         model: freshly built.
         training: how to train.
         objective: what to minimise.
-        held_out: images for ``evaluate``; None where nothing is evaluated.
+        validation: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of the codebooks' initialisation and revival.
     """
@@ -39,12 +38,12 @@ class TokenizerTask:
         model: TokenizerModel,
         training: TokenizerTraining,
         objective: Objective,
-        held_out: ImageSet | None,
+        validation: ImageSet | None,
         accelerator: Accelerator,
         *,
         seed: int,
     ) -> None:
-        self.model, self.objective, self.held_out, self.seed = model, objective, held_out, seed
+        self.model, self.objective, self.validation, self.seed = model, objective, validation, seed
         self.learner = Learner(
             model,
             training.optim,
@@ -65,7 +64,9 @@ class TokenizerTask:
                 self.model.initialize(images, self._generator("initialize", step))
         with self.learner.autocast():
             output = self.learner.wrapped(images)
-        loss, metrics = self.objective(images, output.images_BCYX, self.model.decoder.conv_out.weight, step)
+        loss, metrics = self.objective(
+            images, output.images_BCYX, self.model.decoder.get_parameter("conv_out.weight"), step
+        )
         update = self.learner.apply(loss + sum(output.losses.values()), step)
         self._move_on(step, taken=update.taken)
         if update.taken:
@@ -74,7 +75,7 @@ class TokenizerTask:
         return {**update.metrics, **metrics, **terms, **output.metrics}
 
     def _move_on(self, step: int, *, taken: bool) -> None:
-        """What learns outside the optimizer follows a step that was taken, and forgets one that was not."""
+        """Update codebooks and averages after a step that was taken; drop what a skipped step left."""
         for i, quantizer in enumerate(self.model.quantizers):
             if taken:
                 quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
@@ -84,9 +85,9 @@ class TokenizerTask:
             self.learner.average.update(self.model, step)
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR, SSIM, code usage and perplexity of the averaged weights over the held-out set."""
-        assert self.held_out is not None, "built without images to evaluate on"
-        return score_tokenizer(self.exported(), self.held_out).metrics()
+        """PSNR, SSIM, code usage and perplexity of the averaged weights over the validation set."""
+        assert self.validation is not None, "built without images to evaluate on"
+        return score_tokenizer(self.exported(), self.validation).metrics()
 
     def exported(self) -> TokenizerModel:
         """The model with averaged weights."""
@@ -95,15 +96,16 @@ class TokenizerTask:
         return model
 
     def health(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What is wrong with the training so far, in plain words.
+        """Alarms of the training so far, in plain words.
 
         Args:
             rows: this stage's metrics in order, each with ``kind`` and ``step``.
         """
         training = [row for row in rows if row["kind"] == "train"]
         if self.model.is_discrete:
-            held_out = [row for row in rows if row["kind"] == "held_out"]
-            of_codes = codebook_health(held_out, remedies(self.model.config.quantizer), self.model.layout.slot_names)
+            evaluations = [row for row in rows if row["kind"] == "held_out"]
+            suggestions = " or ".join(self.model.config.quantizer.suggestions())
+            of_codes = codebook_health(evaluations, suggestions, self.model.layout.slot_names)
         else:
             of_codes = latent_health(training, self.model.quantizers[0].width)
         return of_codes + gan_health(training)
@@ -129,15 +131,12 @@ def require_enough_data(model: TokenizerModel, n_images: int) -> None:
     """
     if not model.is_discrete:
         return
-    config = model.config.quantizer
-    residual = config if isinstance(config, ResidualConfig) else None
     for quantizer, level in zip(model.quantizers, model.levels, strict=True):
-        per_codebook = level.depth if residual is not None and residual.shared else 1
-        vectors = n_images * level.height * level.width * per_codebook
+        vectors = n_images * level.height * level.width * quantizer.vectors_per_position
         if quantizer.learns_codebook and quantizer.codebook_size > vectors:
             raise ConfigError(
                 "is larger than the data supports",
-                field=f"tokenizer.model.quantizer.{'codebook.' if residual is not None else ''}codebook_size",
+                field=f"tokenizer.model.quantizer.{model.config.quantizer.size_field}",
                 found=f"{quantizer.codebook_size:,} codes",
                 expected=f"at most {vectors:,}: {n_images:,} training images with {level.height} x {level.width} codes",
                 fix="use fewer codes, more images, a smaller stride, or fsq, whose codes are not learned",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["LPIPS", "AdversarialConfig", "Adversary", "PerceptualConfig", "gan_health"]
+__all__ = ["LPIPS", "AdversarialConfig", "Adversary", "PerceptualConfig"]
 
 
 def __getattr__(name: str) -> Any:  # lazily, so that a recipe without these losses does not load them
@@ -18,8 +18,4 @@ def __getattr__(name: str) -> Any:  # lazily, so that a recipe without these los
         from stage1_tokenizer.losses.adversary import Adversary
 
         return Adversary
-    if name == "gan_health":
-        from stage1_tokenizer.health import gan_health
-
-        return gan_health
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

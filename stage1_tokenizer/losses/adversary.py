@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.randomness import derive_seed
-from foundation.training.learner import Learner, Precision
+from foundation.training.config import Precision
+from foundation.training.learner import Learner
+from foundation.training.parallel import all_reduce_mean
 from stage1_tokenizer.losses import adversary
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
@@ -69,12 +71,12 @@ class Adversary:
         accelerator: Accelerator,
         seed: int,
     ) -> None:
-        require(config.start_step < n_steps, "adversarial.start_step", config.start_step,
-                f"less than the {n_steps} steps of training",
-                "start earlier, train longer, or set adversarial.weight to 0")  # fmt: skip
+        expected, fix = f"less than the {n_steps} steps of training", "start earlier, or set adversarial.weight to 0"
+        starts = config.start_step < n_steps
+        require(starts, "adversarial.start_step", config.start_step, expected, fix)
         channels, height, width = image_shape_CYX
         require_patches(config.discriminator, height, width)
-        self.config, self.accelerator = config, accelerator
+        self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "discriminator"))
             model = PatchDiscriminator(config.discriminator, channels)
@@ -132,9 +134,8 @@ class Adversary:
         config = self.config
         if step < config.start_step:
             return {}
-        if images_BCYX.shape != reconstructions_BCYX.shape:
-            raise DataError("images and reconstructions differ in shape",
-                            found=f"{tuple(images_BCYX.shape)} and {tuple(reconstructions_BCYX.shape)}")  # fmt: skip
+        shapes = tuple(images_BCYX.shape), tuple(reconstructions_BCYX.shape)
+        DataError.unless(shapes[0] == shapes[1], "images and reconstructions differ in shape", found=shapes)
         self.learner.wrapped.train()
         # One forward of both: DDP allows one per backward.
         both = torch.cat([images_BCYX.float(), reconstructions_BCYX.detach().float()])
@@ -177,20 +178,14 @@ class Adversary:
         self, reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer_weight: torch.Tensor
     ) -> torch.Tensor:
         """The weight that the whole batch of all processes would give: gradients are averaged before their norms."""
-        gradients = torch.stack([
-            torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach().float()
-            for loss in (reconstruction_loss, adversarial_loss)
-        ])  # fmt: skip
-        reconstruction, adversary = self._averaged(gradients)
+        losses = (reconstruction_loss, adversarial_loss)
+        gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach() for loss in losses]
+        reconstruction, adversary = all_reduce_mean(torch.stack(gradients).float())
         return adversary.adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
 
     def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
-        means = self._averaged(torch.stack([real.mean(), fake.mean()]))
+        means = all_reduce_mean(torch.stack([real.mean(), fake.mean()]))
         self.mean_logits.lerp_(means, 1.0 - self.config.lecam_decay)
-
-    def _averaged(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over processes, equal everywhere."""
-        return self.accelerator.reduce(tensor, "mean")  # type: ignore[return-value]
 
 
 def _separation(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foundation.config import require
-from foundation.training.learner import Precision
-from foundation.training.optim import OptimConfig
+from foundation.training.config import OptimConfig, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from foundation.errors import ConfigError
 from stage1_tokenizer.losses.config import DiscriminatorConfig
-from stage1_tokenizer.networks.blocks import group_norm
 
 _SLOPE = 0.2
 
@@ -99,7 +98,8 @@ def _halving(channels_in: int, channels_out: int, config: DiscriminatorConfig, *
 
 
 def _norm(channels: int, config: DiscriminatorConfig, *, present: bool) -> list[nn.Module]:
-    return [group_norm(channels, math.gcd(32, channels))] if present and config.norm == "group" else []
+    grouped = present and config.norm == "group"
+    return [nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)] if grouped else []
 
 
 def _convolution(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, DataError
-from foundation.training.learner import Precision
+from foundation.training.config import Precision
 from foundation.unpickling.torch_files import read_tensors
 from stage1_tokenizer.losses.vgg16 import RANDOM, VGG16, describe_vgg16, load_vgg16
 
@@ -35,7 +35,7 @@ class LPIPS(nn.Module):
         description: what a log or report should say, since random weights make the distance incomparable.
 
     Raises:
-        ConfigError: VGG16's weights are not found; the message names the remedies.
+        ConfigError: VGG16's weights are not found; the message says what to do.
         CheckpointError: they are damaged, or the ``lpips`` distribution is not installed whole.
     """
 
@@ -62,9 +62,9 @@ class LPIPS(nn.Module):
         Raises:
             DataError: another shape or type, or images that require gradients (the arguments are swapped).
         """
-        if images_BCYX.requires_grad:
-            raise DataError("require gradients, which LPIPS gives to reconstructions only", field="images_BCYX",
-                            fix="pass the images first, the reconstructions second; or detach the images")  # fmt: skip
+        what = "require gradients, which LPIPS gives to reconstructions only"
+        fix = "pass the images first, the reconstructions second; or detach the images"
+        DataError.unless(not images_BCYX.requires_grad, what, field="images_BCYX", fix=fix)
         return self.distance(self.features(images_BCYX), reconstructions_BCYX)
 
     @torch.no_grad()
@@ -82,10 +82,8 @@ class LPIPS(nn.Module):
             total = torch.zeros((), device=reconstructions_BCYX.device)
             mine = self._unit_features(reconstructions_BCYX)
             for image, reconstruction, weight in zip(features, mine, self.linear, strict=True):
-                if image.shape != reconstruction.shape:
-                    raise DataError("images and reconstructions differ in shape",
-                                    found=f"features {tuple(image.shape)} and {tuple(reconstruction.shape)}",
-                                    fix="compare images of equal number and size")  # fmt: skip
+                same, found = image.shape == reconstruction.shape, (tuple(image.shape), tuple(reconstruction.shape))
+                DataError.unless(same, "images and reconstructions differ in shape", found=f"features {found}")
                 total = total + F.conv2d((image - reconstruction) ** 2, weight).mean((2, 3), keepdim=True)
             return total[:, 0, 0, 0]
 
@@ -112,13 +110,12 @@ def _exact(tensor: torch.Tensor) -> torch.autocast:
 
 def _require_images(images_BCYX: torch.Tensor) -> None:
     shape = tuple(images_BCYX.shape)
-    if images_BCYX.ndim != 4 or shape[1] not in (1, 3) or not images_BCYX.is_floating_point():
-        raise DataError("are not images", field="images_BCYX", found=f"{shape}, {images_BCYX.dtype}",
-                        expected="(B, 3|1, Y, X), float in [-1, 1]")  # fmt: skip
-    if min(shape[2:]) < MIN_SIDE:
-        raise DataError("are too small for LPIPS, whose last features are 1/16 of the size", field="images_BCYX",
-                        found=f"{shape[2]} x {shape[3]} pixels", expected=f"sides of at least {MIN_SIDE} pixels",
-                        fix="use larger images, or leave LPIPS out")  # fmt: skip
+    sound = images_BCYX.ndim == 4 and shape[1] in (1, 3) and images_BCYX.is_floating_point()
+    found, expected = f"{shape}, {images_BCYX.dtype}", "(B, 3|1, Y, X), float in [-1, 1]"
+    DataError.unless(sound, "are not images", field="images_BCYX", found=found, expected=expected)
+    large, expected = min(shape[2:]) >= MIN_SIDE, f"sides of at least {MIN_SIDE} pixels"
+    what, fix = "are too small for LPIPS, which divides sides by 16", "use larger images, or leave LPIPS out"
+    DataError.unless(large, what, field="images_BCYX", found=found, expected=expected, fix=fix)
 
 
 def _linear_weights() -> list[torch.Tensor]:
@@ -128,8 +125,9 @@ def _linear_weights() -> list[torch.Tensor]:
     folders = list(found.submodule_search_locations or ()) if found is not None else []
     path = Path(folders[0], "weights", "v0.1", "vgg.pth") if folders else None
     if path is None or not path.is_file():
-        raise CheckpointError("the linear weights of LPIPS are not installed", found=path or "no lpips distribution",
-                              fix=again)  # fmt: skip
+        raise CheckpointError(
+            "the linear weights of LPIPS are not installed", found=path or "no lpips distribution", fix=again
+        )
     tensors = read_tensors(path, again)
     weights = [tensors[f"lin{i}.model.1.weight"].float() for i in range(len(VGG16.widths))]
     assert [tuple(each.shape) for each in weights] == [(1, width, 1, 1) for width in VGG16.widths]

@@ -43,7 +43,7 @@ def locate_vgg16(weights: str) -> Path | None:
         weights: as ``PerceptualConfig.vgg_weights``.
 
     Raises:
-        ConfigError: there is no such file; the message names the remedies.
+        ConfigError: there is no such file; the message says what to do.
         StorageError: the download cannot be stored.
     """
     if weights == RANDOM:
@@ -103,7 +103,7 @@ def _verify(path: Path) -> None:
 
 
 def _missing(reason: str, cached: Path) -> ConfigError:
-    remedies = (
+    fix = (
         f"one of these\n"
         f"    - name a local file: perceptual.vgg_weights, or the environment variable {ENVIRONMENT}\n"
         f"    - put {FILE_NAME} ({_N_BYTES / 1e6:.0f} MB, from {_URL}) at {cached}\n"
@@ -114,7 +114,7 @@ def _missing(reason: str, cached: Path) -> ConfigError:
         field="perceptual.vgg_weights",
         found=reason,
         expected=f"{FILE_NAME} as torchvision publishes it, or the same tensors as .safetensors",
-        fix=remedies,
+        fix=fix,
     )
 
 
@@ -163,7 +163,7 @@ def load_vgg16(weights: str) -> VGG16:
         weights: as ``PerceptualConfig.vgg_weights``: a file, empty to look for it, or ``"random"``.
 
     Raises:
-        ConfigError: the file is not found; the message names the remedies.
+        ConfigError: the file is not found; the message says what to do.
         CheckpointError: the file is damaged or holds another model.
     """
     path = locate_vgg16(weights)
@@ -188,12 +188,15 @@ def _randomize(vgg: VGG16) -> None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors under ``features.``; the classifier's are left out."""
-    again = f"delete it, and put {FILE_NAME} there anew"
+    again = f"delete it, and put {FILE_NAME} there again"
     if path.name == FILE_NAME:
         found = file_sha256(path)
-        if not found.startswith(SHA256_START):
-            raise CheckpointError("is damaged", field=str(path), found=f"SHA-256 {found[:16]}...",
-                                  expected=f"SHA-256 {SHA256_START}...", fix=again)  # fmt: skip
+        sound, found, expected = (
+            found.startswith(SHA256_START),
+            f"SHA-256 {found[:16]}...",
+            f"SHA-256 {SHA256_START}...",
+        )
+        CheckpointError.unless(sound, "is damaged", field=str(path), found=found, expected=expected, fix=again)
     tensors = load_tensors(path) if path.suffix == ".safetensors" else read_tensors(path, again)
     features = {name: value for name, value in tensors.items() if name.startswith("features.")}
     bad = [name for name, value in features.items() if not bool(torch.isfinite(value).all())]

@@ -1,4 +1,4 @@
-"""The parts of the VQGAN family's encoder and decoder.
+"""Building blocks of the VQGAN family's encoder and decoder.
 
 Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A; Ho et al. 2020, arXiv:2006.11239, appendix B.
 """
@@ -23,7 +23,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def fast_layout(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """The memory layout in which the networks compute: channels last on a CPU, where its convolutions are faster."""
+    """Memory layout of the networks: channels last on a CPU, where its convolutions are faster."""
     return x_BCHW.contiguous(memory_format=torch.channels_last) if x_BCHW.device.type == "cpu" else x_BCHW
 
 
@@ -111,14 +111,14 @@ class Upsample(nn.Module):
         """(B, C, H, W) => (B, C, 2H, 2W)."""
         assert self.conv.bias is not None
         upsampled = F.conv_transpose2d(x_BCHW, _transposed_kernel(self.conv.weight), stride=2, padding=1)
-        # The bias is added apart: its gradient would take the library as long as those of image and kernel together.
+        # The bias is added separately: inside, its gradient takes as long as image's and kernel's together.
         return upsampled + self.conv.bias[:, None, None].to(upsampled.dtype)
 
 
 def _transposed_kernel(kernel_OI33: torch.Tensor) -> torch.Tensor:
     """(O, I, 3, 3) => (I, O, 4, 4): of stride 2, it does what the kernel does after each pixel was doubled."""
-    turned = kernel_OI33.flip(2, 3)
-    wide = F.pad(turned, (0, 1)) + F.pad(turned, (1, 0))
+    flipped = kernel_OI33.flip(2, 3)
+    wide = F.pad(flipped, (0, 1)) + F.pad(flipped, (1, 0))
     kernel_OI44 = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     return kernel_OI44.transpose(0, 1)
 
@@ -155,7 +155,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int, *, attention: bool, groups: int, dropout: float) -> nn.Sequential:
-    """Residual block, attention, residual block: what stands between encoder levels and latents, and mirrored."""
+    """Residual block, attention, residual block, at the lowest resolution."""
     return nn.Sequential(
         ResidualBlock(channels, channels, groups=groups, dropout=dropout),
         AttentionBlock(channels, groups=groups) if attention else nn.Identity(),

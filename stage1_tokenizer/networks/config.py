@@ -1,43 +1,133 @@
-"""Encoder and decoder of the family that a configuration names."""
+"""Settings of each family of encoder and decoder, which build both; a recipe chooses one by its ``type`` key."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from foundation.config import Extensible, require
 
-from stage1_tokenizer.config import TokenizerConfig
-
-_HOMES = {
-    "vqgan": ("stage1_tokenizer.networks.vqgan.Encoder", "stage1_tokenizer.networks.vqgan.Decoder"),
-    "magvit2": ("stage1_tokenizer.networks.magvit2.Magvit2Encoder", "stage1_tokenizer.networks.magvit2.Magvit2Decoder"),
-    "dvae": ("stage1_tokenizer.networks.dvae.DVAEEncoder", "stage1_tokenizer.networks.dvae.DVAEDecoder"),
-}
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class EncoderNetwork(nn.Module):
-    """(B, image_channels, Y, X) in [-1, 1] => (B, encoder_channels, H, W)."""
+class NetworksConfig(Extensible):
+    """Base of the settings of all encoder-decoder pairs; a subclass is a frozen dataclass with a ``type_name``.
+
+    Attributes:
+        encoder: dotted name of the module that ``build_encoder`` calls with these settings; imported then.
+        decoder: the same for ``build_decoder``.
+        stride: pixels per code along each side.
+        projections: values of ``projection`` that the family can have around the quantizer.
+    """
+
+    plugins = "tessera.networks"
+    encoder: ClassVar[str]
+    decoder: ClassVar[str]
+    stride: int
+    projections: ClassVar[tuple[str, ...]] = ("plain", "double", "none")
+
+    def build_encoder(self, image_channels: int, channels_out: int) -> nn.Module:
+        """(B, image_channels, Y, X) in [-1, 1] => (B, channels_out, Y / stride, X / stride); random weights."""
+        encoder: nn.Module = resolve_name(self.encoder)(self, image_channels, channels_out)
+        return encoder
+
+    def build_decoder(self, channels_in: int, image_channels: int) -> nn.Module:
+        """(B, channels_in, H, W) => (B, image_channels, H * stride, W * stride), not clamped; random weights.
+
+        The module takes float32 whatever its weights are, and calls its last convolution ``conv_out``.
+        """
+        decoder: nn.Module = resolve_name(self.decoder)(self, channels_in, image_channels)
+        return decoder
 
 
-class DecoderNetwork(nn.Module):
-    """(B, latent_channels, H, W) => (B, image_channels, Y, X); ``conv_out`` is its last convolution."""
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalNetworks(NetworksConfig):
+    """What all built-in families have: residual blocks at resolutions that halve from level to level."""
 
-    conv_out: nn.Conv2d
+    base_width: int = 64
+    """channels at full resolution"""
+    width_multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """channels of each level as multiples of base_width; every level but the last halves the resolution"""
+    n_res_blocks: int = 2
+    """residual blocks per encoder level; vqgan's decoder has one more"""
+    norm_groups: int = 32
+    """groups of each GroupNorm; must divide every level's channels (dvae has no norms)"""
+
+    def __post_init__(self) -> None:
+        require(len(self.width_multipliers) > 0, "width_multipliers", self.width_multipliers, "at least one level")
+        require(self.norm_groups > 0, "norm_groups", self.norm_groups, "a positive whole number")
+        require(self.n_res_blocks > 0, "n_res_blocks", self.n_res_blocks, "a positive whole number")
+        fix = "change base_width or norm_groups"
+        for width in self.widths:
+            expected = f"a divisor of every level's channels, here {width}"
+            require(width > 0 == width % self.norm_groups, "norm_groups", self.norm_groups, expected, fix)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, from full resolution down."""
+        return [self.base_width * multiplier for multiplier in self.width_multipliers]
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Pixels per code along each side."""
+        return 2 ** (len(self.width_multipliers) - 1)
 
 
-def build_encoder(config: TokenizerConfig, image_channels: int) -> EncoderNetwork:
-    """The encoder, with random weights."""
-    encoder: EncoderNetwork = _build(_HOMES[config.networks][0], config, image_channels)
-    return encoder
+@dataclass(frozen=True, kw_only=True)
+class VQGANNetworks(ConvolutionalNetworks):
+    """VQGAN's residual blocks, GroupNorm and attention (Esser et al. 2021, arXiv:2012.09841)."""
+
+    type_name: ClassVar[str] = "vqgan"
+    encoder: ClassVar[str] = "stage1_tokenizer.networks.vqgan.Encoder"
+    decoder: ClassVar[str] = "stage1_tokenizer.networks.vqgan.Decoder"
+
+    patch_size: int = 1
+    """side of the pixel blocks folded into channels before the first convolution, and unfolded after the last;
+    multiplies the stride"""
+    attention_levels: tuple[int, ...] = ()
+    """levels whose residual blocks are followed by attention, 0 = full resolution"""
+    middle_attention: bool = True
+    """attention between the two residual blocks at the lowest resolution"""
+    dropout: float = 0.0
+    """dropout inside residual blocks, 0 to below 1"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.patch_size > 0, "patch_size", self.patch_size, "a positive whole number of pixels")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        last = len(self.width_multipliers) - 1
+        known = all(0 <= level <= last for level in self.attention_levels)
+        require(known, "attention_levels", self.attention_levels, f"levels from 0 to {last}")
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Pixels per code along each side."""
+        return self.patch_size * super().stride
 
 
-def build_decoder(config: TokenizerConfig, image_channels: int) -> DecoderNetwork:
-    """The decoder, with random weights."""
-    decoder: DecoderNetwork = _build(_HOMES[config.networks][1], config, image_channels)
-    return decoder
+@dataclass(frozen=True, kw_only=True)
+class Magvit2Networks(ConvolutionalNetworks):
+    """Open-MAGVIT2's: no attention, and a decoder whose norms follow the codes (Luo et al. 2024, arXiv:2409.04410)."""
+
+    type_name: ClassVar[str] = "magvit2"
+    encoder: ClassVar[str] = "stage1_tokenizer.networks.magvit2.Magvit2Encoder"
+    decoder: ClassVar[str] = "stage1_tokenizer.networks.magvit2.Magvit2Decoder"
+
+    dropout: float = 0.0
+    """dropout inside residual blocks, 0 to below 1"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
 
 
-def _build(place: str, config: TokenizerConfig, image_channels: int) -> Any:
-    home, _, name = place.rpartition(".")
-    return getattr(importlib.import_module(home), name)(config, image_channels)
+@dataclass(frozen=True, kw_only=True)
+class DVAENetworks(ConvolutionalNetworks):
+    """DALL-E's: residual bottlenecks without norms or attention (Ramesh et al. 2021, arXiv:2102.12092)."""
+
+    type_name: ClassVar[str] = "dvae"
+    encoder: ClassVar[str] = "stage1_tokenizer.networks.dvae.DVAEEncoder"
+    decoder: ClassVar[str] = "stage1_tokenizer.networks.dvae.DVAEDecoder"
+    projections: ClassVar[tuple[str, ...]] = ("none",)

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.blocks import fast_layout
-from stage1_tokenizer.networks.config import DecoderNetwork, EncoderNetwork
+from stage1_tokenizer.networks.config import DVAENetworks
 
 _MARGIN = 0.1
 
@@ -47,7 +46,7 @@ class DVAEBlock(nn.Module):
         return self.shortcut(x_BCHW) + self.scale * hidden
 
 
-def _group(channels_in: int, channels_out: int, config: TokenizerConfig, sides: tuple[int, ...]) -> nn.Sequential:
+def _group(channels_in: int, channels_out: int, config: DVAENetworks, sides: tuple[int, ...]) -> nn.Sequential:
     n_layers = len(config.width_multipliers) * config.n_res_blocks
     widths = [channels_in] + [channels_out] * config.n_res_blocks
     return nn.Sequential(
@@ -55,20 +54,19 @@ def _group(channels_in: int, channels_out: int, config: TokenizerConfig, sides: 
     )
 
 
-class DVAEEncoder(EncoderNetwork):
+class DVAEEncoder(nn.Module):
     """pixels => logits of the codes: groups of blocks, each but the last followed by 2 x 2 maximum pooling."""
 
-    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+    def __init__(self, config: DVAENetworks, image_channels: int, channels_out: int) -> None:
         super().__init__()
-        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
         self.conv_in = nn.Conv2d(image_channels, config.base_width, 7, padding=3)
         self.groups = nn.ModuleList(
-            _group(one, other, config, (3, 3, 3, 1)) for one, other in pairwise([config.base_width, *widths])
+            _group(one, other, config, (3, 3, 3, 1)) for one, other in pairwise([config.base_width, *config.widths])
         )
-        self.conv_out = nn.Conv2d(widths[-1], config.encoder_channels, 1)
+        self.conv_out = nn.Conv2d(config.widths[-1], channels_out, 1)
 
     def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """(B, 3|1, Y, X) in [-1, 1] => (B, encoder_channels, H, W)."""
+        """(B, 3|1, Y, X) in [-1, 1] => (B, channels_out, H, W)."""
         drawn_in = (1 - 2 * _MARGIN) * (images_BCYX + 1) / 2 + _MARGIN
         hidden = self.conv_in(fast_layout(drawn_in))
         for i, group in enumerate(self.groups):
@@ -77,24 +75,24 @@ class DVAEEncoder(EncoderNetwork):
         return logits
 
 
-class DVAEDecoder(DecoderNetwork):
+class DVAEDecoder(nn.Module):
     """Code vectors => pixels in [-1, 1]: groups of blocks, each but the last followed by doubling the resolution."""
 
-    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+    def __init__(self, config: DVAENetworks, channels_in: int, image_channels: int) -> None:
         super().__init__()
-        widths = [config.base_width * multiplier for multiplier in reversed(config.width_multipliers)]
+        widths = config.widths[::-1]
         self.groups = nn.ModuleList(
-            _group(one, other, config, (1, 3, 3, 3)) for one, other in pairwise([config.latent_channels, *widths])
+            _group(one, other, config, (1, 3, 3, 3)) for one, other in pairwise([channels_in, *widths])
         )
         self.conv_out = nn.Conv2d(widths[-1], 2 * image_channels, 1)
 
     def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, latent_channels, H, W) => (B, 3|1, Y, X): the location of each pixel's distribution, clamped."""
+        """(B, channels_in, H, W) => (B, 3|1, Y, X): the location of each pixel's distribution, clamped."""
         location_BCYX = self.stats(latents_BCHW).chunk(2, 1)[0].sigmoid()
         return ((location_BCYX - _MARGIN) / (1 - 2 * _MARGIN)).clamp(0, 1) * 2 - 1
 
     def stats(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, latent_channels, H, W) => (B, 6|2, Y, X): locations before the sigmoid, then logarithms of the scales."""
+        """(B, channels_in, H, W) => (B, 6|2, Y, X): locations before the sigmoid, then logarithms of the scales."""
         hidden = fast_layout(latents_BCHW.to(self.conv_out.weight.dtype))
         for i, group in enumerate(self.groups):
             hidden = group(hidden if i == 0 else F.interpolate(hidden, scale_factor=2.0, mode="nearest"))

@@ -58,9 +58,10 @@ class _NormSiluConv(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_BCHW, scale_C, shift_C, kernel = ctx.saved_tensors
         normed, mean_BG, rstd_BG = _normalize(x_BCHW, scale_C, shift_C, ctx.n_groups, ctx.eps)
+        bias_sizes, ones, needed = [len(gradient[0])], [1, 1], [True, True, ctx.has_bias]
         to_x, to_kernel, to_bias = torch.ops.aten.convolution_backward(
-            gradient, F.silu(normed), kernel, [len(gradient[0])], [1, 1], ctx.padding, [1, 1],
-            False, [0, 0], 1, [True, True, ctx.has_bias])  # fmt: skip
+            gradient, F.silu(normed), kernel, bias_sizes, ones, ctx.padding, ones, False, [0, 0], 1, needed
+        )
         torch.ops.aten.silu_backward.grad_input(to_x, normed, grad_input=to_x)
         to_scale, to_shift = _normalize_backward_(to_x, x_BCHW, mean_BG, rstd_BG, scale_C)
         return to_x, to_scale, to_shift, to_kernel, to_bias, None, None

@@ -13,26 +13,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.blocks import ResidualBlock, fast_layout, group_norm
-from stage1_tokenizer.networks.config import DecoderNetwork, EncoderNetwork
+from stage1_tokenizer.networks.config import Magvit2Networks
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 
 _EPSILON = 1e-6
 
 
-def _blocks(channels_in: int, channels_out: int, n_blocks: int, config: TokenizerConfig) -> list[ResidualBlock]:
+def _blocks(channels_in: int, channels_out: int, n_blocks: int, config: Magvit2Networks) -> list[ResidualBlock]:
     widths = [channels_in] + [channels_out] * (n_blocks - 1)
     settings = {"groups": config.norm_groups, "dropout": config.dropout}
     return [ResidualBlock(each, channels_out, conv_bias=False, **settings) for each in widths]  # type: ignore[arg-type]
 
 
-class Magvit2Encoder(EncoderNetwork):
+class Magvit2Encoder(nn.Module):
     """pixels => latents: levels from full to lowest resolution, then residual blocks; a 1 x 1 convolution ends it."""
 
-    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+    def __init__(self, config: Magvit2Networks, image_channels: int, channels_out: int) -> None:
         super().__init__()
-        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        widths = config.widths
         n_blocks, last = config.n_res_blocks, len(widths) - 1
         self.conv_in = nn.Conv2d(image_channels, config.base_width, 3, padding=1, bias=False)
         self.levels = nn.Sequential()
@@ -42,31 +41,32 @@ class Magvit2Encoder(EncoderNetwork):
             self.levels.append(nn.Sequential(OrderedDict(blocks=blocks, resample=down)))
         self.middle = nn.Sequential(*_blocks(widths[-1], widths[-1], n_blocks, config))
         self.norm_out = group_norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.encoder_channels, 1)
+        self.conv_out = nn.Conv2d(widths[-1], channels_out, 1)
 
     def forward(self, images_BCYX: torch.Tensor) -> torch.Tensor:
-        """(B, 3|1, Y, X) => (B, encoder_channels, H, W)."""
+        """(B, 3|1, Y, X) => (B, channels_out, H, W)."""
         hidden = self.middle(self.levels(self.conv_in(fast_layout(images_BCYX))))
         return norm_silu_conv(self.norm_out, self.conv_out, hidden)
 
 
-class Magvit2Decoder(DecoderNetwork):
+class Magvit2Decoder(nn.Module):
     """latents => pixels: residual blocks, then levels from lowest to full resolution. No final tanh or clamp."""
 
-    def __init__(self, config: TokenizerConfig, image_channels: int) -> None:
+    def __init__(self, config: Magvit2Networks, channels_in: int, image_channels: int) -> None:
         super().__init__()
-        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        widths = config.widths
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = nn.Conv2d(channels_in, widths[-1], 3, padding=1)
         self.middle = nn.Sequential(*_blocks(widths[-1], widths[-1], config.n_res_blocks, config))
         self.levels = nn.ModuleList(
-            UpLevel(widths[min(i + 1, last)], widths[i], config, last=i == 0) for i in reversed(range(len(widths)))
+            UpLevel(widths[min(i + 1, last)], widths[i], channels_in, config, last=i == 0)
+            for i in reversed(range(len(widths)))
         )
         self.norm_out = group_norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], image_channels, 3, padding=1)
 
     def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, latent_channels, H, W) => (B, 3|1, Y, X)."""
+        """(B, channels_in, H, W) => (B, 3|1, Y, X)."""
         latents_BCHW = fast_layout(latents_BCHW.to(self.conv_in.weight.dtype))
         hidden = self.middle(self.conv_in(latents_BCHW))
         for level in self.levels:
@@ -77,9 +77,11 @@ class Magvit2Decoder(DecoderNetwork):
 class UpLevel(nn.Module):
     """A norm that follows the codes, residual blocks at one resolution, and doubling it but in the last level."""
 
-    def __init__(self, channels_in: int, channels_out: int, config: TokenizerConfig, *, last: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, latent_channels: int, config: Magvit2Networks, *, last: bool
+    ) -> None:
         super().__init__()
-        self.norm = AdaptiveNorm(channels_in, config.latent_channels, groups=config.norm_groups)
+        self.norm = AdaptiveNorm(channels_in, latent_channels, groups=config.norm_groups)
         self.blocks = nn.Sequential(*_blocks(channels_in, channels_out, config.n_res_blocks, config))
         self.resample = nn.Identity() if last else DepthToSpace(channels_out)
 

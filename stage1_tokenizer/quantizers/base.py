@@ -1,8 +1,8 @@
-"""The contract that every quantizer fills.
+"""Interface of all quantizers, and the straight-through estimator.
 
 Quantizers compute in float32 with autocast off and index arithmetic in int64, whatever the precision around them.
 
-The rotation trick: another gradient estimator for the choice of a code.
+The rotation trick, a gradient estimator for nearest-code quantization.
 
 Source: Fifty et al. 2024, arXiv:2410.06424, sections 4.1 and 4.2.
 """
@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of latents.
+    """Result of quantizing latents.
 
     Attributes:
-        latents_BCHW: float32, what the decoder gets. Outside training, equal to ``decode(codes_BHW)`` bit for bit; in
+        latents_BCHW: float32 input of the decoder. Outside training, equal to ``decode(codes_BHW)`` bit for bit; in
             training too, but for relaxations (Gumbel-softmax) and noise (Gaussian). Gradients reach the input.
         codes_BHW: int64 in [0, codebook_size); (B, H, W, D) for depth D above 1. For a continuous quantizer: the
             latents that ``decode`` takes, (B, C, H, W) float32.
         losses: scalar terms to add to the training loss, already weighted.
-        metrics: scalars worth logging that are no losses, detached.
+        metrics: further scalars to log, detached.
     """
 
     latents_BCHW: torch.Tensor
@@ -51,6 +51,7 @@ class Quantizer(nn.Module):
         depth: codes at each position.
         is_discrete: False for the Gaussian latent, whose "codes" are float latents.
         learns_codebook: whether the codebook has entries that training places, and that can die.
+        vectors_per_position: vectors of each position from which one codebook learns.
     """
 
     width: int
@@ -58,6 +59,7 @@ class Quantizer(nn.Module):
     depth: int = 1
     is_discrete: bool = True
     learns_codebook: bool = False
+    vectors_per_position: int = 1
 
     @property
     def latent_width(self) -> int:
@@ -79,14 +81,14 @@ class Quantizer(nn.Module):
     def schedule(self, step: int) -> None:
         """Set what changes with the optimizer step (temperature, weights) before step ``step``. Default: nothing.
 
-        A pure function of the step, so that nothing of it has to be saved.
+        A pure function of the step, so that no state needs saving.
         """
 
     def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """How the projection before this quantizer should place the first batch's latents. Default: as it does.
+        """Map of the first batch's latents that gives this quantizer a good start. Default: none.
 
         Returns:
-            (C, C) matrix and (C,) offset of a map to apply to the latents, the same on every process; or None.
+            (C, C) matrix and (C,) offset, the same on every process, to fold into the projection; or None.
         """
         return None
 
@@ -116,12 +118,12 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """The value of ``quantized`` with the gradient of ``latents``."""
+    """Return ``quantized`` with the gradient of ``latents``."""
     return _StraightThrough.apply(latents, quantized)  # type: ignore[no-any-return]
 
 
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
-    """A context in which arithmetic on ``tensor``'s device is not silently lowered."""
+    """Context without autocast on ``tensor``'s device."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
@@ -154,16 +156,16 @@ class _Rotate(torch.autograd.Function):
         middle_ND = F.normalize(from_ND + to_ND, dim=1)
         along_middle_N1 = (middle_ND * gradient_ND).sum(1, keepdim=True)
         along_to_N1 = (to_ND * gradient_ND).sum(1, keepdim=True)
-        turned_ND = gradient_ND - 2 * along_middle_N1 * middle_ND + 2 * along_to_N1 * from_ND
+        rotated_ND = gradient_ND - 2 * along_middle_N1 * middle_ND + 2 * along_to_N1 * from_ND
         scale_N1 = codes_ND.norm(dim=1, keepdim=True) / length_N1.clamp_min(_TINY)
-        return torch.where(length_N1 > _TINY, scale_N1 * turned_ND, gradient_ND), None
+        return torch.where(length_N1 > _TINY, scale_N1 * rotated_ND, gradient_ND), None
 
 
 def rotate_to(latents_ND: torch.Tensor, codes_ND: torch.Tensor) -> torch.Tensor:
-    """The value of the codes, bit for bit; the gradient of the rotation and scaling that maps each latent to its code.
+    """Return the codes unchanged, with the gradient of the rotation and scaling that maps each latent to its code.
 
     q = s R z with R = I - 2 w w^T + 2 q^ z^T and w the unit vector halfway between the directions z^ and q^,
-    s = |q| / |z|; s and R are constants for the gradient, which so is s R^T times the incoming one. A latent of
+    s = |q| / |z|; s and R are constants, so that the gradient is s R^T times the incoming one. A latent of
     length 0 gets the straight-through gradient.
     """
     return _Rotate.apply(latents_ND, codes_ND)  # type: ignore[no-any-return]

@@ -1,14 +1,11 @@
-"""Nearest code of each vector, without ever holding the whole N x V matrix of scores.
+"""Nearest code of each vector, in blocks, without the N x V matrix of scores.
 
-k-means (Lloyd 1982) to initialise a codebook, and drawing vectors to revive one.
-
-Codebook statistics over all processes; with one process each function returns its argument.
+k-means (Lloyd 1982) to initialise a codebook, and sampling of vectors to revive unused codes.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import distributed
 
 CPU_BLOCK = 1 << 20
 """Scores computed at a time on a CPU: 4 MiB of float32 stay in its cache."""
@@ -87,7 +84,7 @@ def kmeans(vectors_ND: torch.Tensor, n_codes: int, iterations: int, generator: t
 def draw_vectors(vectors_ND: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
     """``n`` of the vectors, without repetition while there are enough, (n, D).
 
-    Beyond that each repetition gets a little noise: two equal codes would share one fate, the second never chosen.
+    Beyond that each repetition gets a little noise: of two equal codes the second would never be chosen.
     """
     picks = [torch.randperm(len(vectors_ND), generator=generator) for _ in range(-(-n // len(vectors_ND)))]
     chosen_ND = vectors_ND[torch.cat(picks)[:n].to(vectors_ND.device)]
@@ -100,48 +97,7 @@ def draw_vectors(vectors_ND: torch.Tensor, n: int, generator: torch.Generator) -
 
 def count_and_sum(vectors_ND: torch.Tensor, codes_N: torch.Tensor, n_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """How many vectors each code has, (V,) float32, and their sum, (V, D)."""
-    counts_V = torch.bincount(codes_N, minlength=n_codes).to(vectors_ND.dtype)
+    zeros_V = torch.zeros(n_codes, dtype=torch.int64, device=codes_N.device)
+    counts_V = zeros_V.index_add_(0, codes_N, torch.ones_like(codes_N)).to(vectors_ND.dtype)  # bincount waits on a GPU
     sums_VD = torch.zeros(n_codes, vectors_ND.shape[1], dtype=vectors_ND.dtype, device=vectors_ND.device)
     return counts_V, sums_VD.index_add_(0, codes_N, vectors_ND)
-
-
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def summed(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over processes, the same everywhere."""
-    if _several():
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def averaged(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean over processes, the same everywhere; without a gradient."""
-    return summed(tensor.clone()) / distributed.get_world_size() if _several() else tensor
-
-
-def shared_mean(mean: torch.Tensor) -> torch.Tensor:
-    """The mean over processes of each one's mean over equally many rows, while gradients are recorded.
-
-    The gradient that reaches a process's own mean is that of the shared one as a whole; averaged over processes, as
-    data-parallel training does, it is the gradient of one process with all rows. Without gradients, when processes
-    may do different work, the argument comes back.
-    """
-    return mean + (averaged(mean.detach()) - mean.detach()) if torch.is_grad_enabled() else mean
-
-
-def gathered(rows_ND: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, (world * N, D); every process must bring equally many."""
-    if not _several():
-        return rows_ND
-    parts = [torch.empty_like(rows_ND) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, rows_ND.contiguous())
-    return torch.cat(parts)
-
-
-def same_everywhere(tensor: torch.Tensor) -> torch.Tensor:
-    """Process 0's tensor."""
-    if _several():
-        distributed.broadcast(tensor, src=0)
-    return tensor

@@ -1,29 +1,73 @@
-"""Typed configuration of each quantizer; a recipe chooses one by its ``type`` key."""
+"""Settings of each quantizer, which build it; a recipe chooses one by its ``type`` key."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from foundation.config import Choice, require
-from foundation.config_fields import later
+from foundation.config import Extensible, require
+from foundation.config_fields import added_later
+
+if TYPE_CHECKING:
+    from stage1_tokenizer.quantizers.base import Quantizer
+
+
+class QuantizerConfig(Extensible):
+    """Base of the settings of all quantizers; a subclass is a frozen dataclass with a ``type_name``.
+
+    Attributes:
+        implementation: dotted name of the module that ``build`` calls with these settings; imported then.
+        width: channels of what the quantizer gives the decoder.
+        depth: codes at each position.
+        is_discrete: whether there are codes; Gaussian latents have none, and so no prior.
+        size_field: dotted name of the setting that is the codebook's size, for messages.
+    """
+
+    plugins = "tessera.quantizers"
+    implementation: ClassVar[str]
+    width: int
+    depth: int = 1
+    is_discrete: ClassVar[bool] = True
+    size_field: ClassVar[str] = "codebook_size"
+
+    def build(self) -> Quantizer:
+        """The quantizer, with random weights where it has any."""
+        quantizer: Quantizer = resolve_name(self.implementation)(self)
+        return quantizer
+
+    @property
+    def latent_width(self) -> int:
+        """Channels that the encoder must deliver."""
+        return self.width
+
+    def suggestions(self) -> list[str]:
+        """What to change where most codes stay unused, each a noun phrase such as ``a smaller width``."""
+        return ["a smaller codebook"]
+
+
+def _require_none_negative(config: QuantizerConfig, *names: str) -> None:
+    for name in names:
+        require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQConfig(Choice):
+class FSQConfig(QuantizerConfig):
     """Finite scalar quantization: each channel is rounded to a few levels."""
 
     type_name: ClassVar[str] = "fsq"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.fsq.FSQ"
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """levels of each channel; the codebook has their product, here 1,000"""
-    initial: Literal["whitened", "random"] = later("whitened")  # type: ignore[assignment]
+    initial: Literal["whitened", "random"] = added_later("whitened")  # type: ignore[assignment]
     """how the projection before the rounding starts: so that the first batch's channels are uncorrelated and fill their
     levels, or at random"""
     evenness: float = 0.0
-    """weight of a loss that draws means and covariances of the channels to those of evenly used codes; above 0,
-    channels that would say the same thing part, and more of a large codebook is used sooner"""
+    """weight of a moment regulariser: the squared distance of the channels' means and covariances from their values
+    under even use of all codes; above 0, channels decorrelate, and more of a large codebook is used sooner"""
 
     def __post_init__(self) -> None:
         fits = len(self.levels) > 0 and all(2 <= level <= 1000 for level in self.levels)
@@ -37,16 +81,22 @@ class FSQConfig(Choice):
         return math.prod(self.levels)
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]
         """Channels that are quantized."""
         return len(self.levels)
 
+    def suggestions(self) -> list[str]:
+        """Coarser channels, a whitened start, more regularisation of moments."""
+        start = [] if self.initial == "whitened" else ["initial: whitened"]
+        return ["fewer or smaller levels", *start, f"evenness above {self.evenness:g}"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class VQConfig(Choice):
+class VQConfig(QuantizerConfig):
     """Vector quantization: each latent takes the nearest vector of a learned codebook."""
 
     type_name: ClassVar[str] = "vq"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.vq.VQ"
 
     codebook_size: int = 1024
     """number of codes"""
@@ -83,12 +133,9 @@ class VQConfig(Choice):
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
         require(self.width > 0, "width", self.width, "a positive number of channels")
         require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
-        require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
-        require(self.codebook_weight >= 0, "codebook_weight", self.codebook_weight, "0 or more")
-        require(self.kmeans_iterations >= 0, "kmeans_iterations", self.kmeans_iterations, "0 or more")
+        _require_none_negative(self, "commitment", "codebook_weight", "kmeans_iterations", "entropy_weight")
         require(0 <= self.revive_below < 1, "revive_below", self.revive_below, "from 0 to below 1")
         require(self.revive_every > 0, "revive_every", self.revive_every, "a positive number of steps")
-        require(self.entropy_weight >= 0, "entropy_weight", self.entropy_weight, "0 or more")
         require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
         enough = not self.normalize or self.width > 1
         require(enough, "width", self.width, "2 or more with normalize", "one channel on the unit sphere is a sign")
@@ -103,12 +150,27 @@ class VQConfig(Choice):
         fix = "set revive_below: 0; with a projection every code moves at every step"
         require(self.revive_below == 0, "revive_below", self.revive_below, "0 with projection: codes are frozen", fix)
 
+    def suggestions(self) -> list[str]:
+        """Fewer codes; data-dependent start, revival of unused codes and a narrow codebook where they are off."""
+        found = ["a smaller codebook_size"]
+        if self.projection:
+            return [*found, "more steps, which a projection needs"]
+        if self.initial != "latents":
+            found.append("initial: latents")
+        if self.revive_below == 0:
+            found.append("revive_below: 0.05")
+        if self.width > 8:
+            found.append("a smaller width")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualConfig(Choice):
+class ResidualConfig(QuantizerConfig):
     """Residual vector quantization: each of several codes refines what those before it left over."""
 
     type_name: ClassVar[str] = "residual"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.residual.ResidualVQ"
+    size_field: ClassVar[str] = "codebook.codebook_size"
 
     depth: int = 4
     """codes at each position"""
@@ -124,12 +186,25 @@ class ResidualConfig(Choice):
             fix = "leave it out; sums of codes need plain vectors"
             require(not value, f"codebook.{name}", value, "off in a residual quantizer", fix)
 
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        """Channels of a code vector."""
+        return self.codebook.width
+
+    def suggestions(self) -> list[str]:
+        """A smaller depth, and what helps its codebooks."""
+        return [
+            "a smaller depth",
+            *(re.sub("^(a smaller )?", r"\1codebook.", each) for each in self.codebook.suggestions()),
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
-class LFQConfig(Choice):
+class LFQConfig(QuantizerConfig):
     """Lookup-free quantization: the sign of each channel is one bit of the code."""
 
     type_name: ClassVar[str] = "lfq"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.lfq.LFQ"
 
     width: int = 10
     """channels and bits; the codebook has 2^width codes"""
@@ -146,18 +221,48 @@ class LFQConfig(Choice):
 
     def __post_init__(self) -> None:
         require(1 <= self.width <= 30, "width", self.width, "from 1 to 30 bits")
-        require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
-        require(self.entropy_weight >= 0, "entropy_weight", self.entropy_weight, "0 or more")
+        _require_none_negative(self, "commitment", "entropy_weight", "boost_steps")
         require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
         require(self.entropy_boost >= 1, "entropy_boost", self.entropy_boost, "1 or more")
-        require(self.boost_steps >= 0, "boost_steps", self.boost_steps, "0 or a number of steps")
+
+    def suggestions(self) -> list[str]:
+        """Fewer bits, or a larger entropy term."""
+        return ["a smaller width", f"entropy_weight above {self.entropy_weight:g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GumbelConfig(Choice):
+class BSQConfig(QuantizerConfig):
+    """Binary spherical quantization: the sign of each channel of a unit-length latent is one bit of the code."""
+
+    type_name: ClassVar[str] = "bsq"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.bsq.BSQ"
+
+    width: int = 10
+    """channels and bits; the codebook has 2^width codes"""
+    entropy_weight: float = 0.1
+    """weight of the sum over bits of E[H(p)] - H(E[p]), which rewards certain bits and even use of each; 0 leaves it
+    out"""
+    entropy_temperature: float = 0.01
+    """temperature of p = softmax(inner product of latent and code / temperature)"""
+    initial: Literal["whitened", "random"] = "whitened"
+    """how the projection to the latents starts: so that the first batch's channels are uncorrelated, or at random"""
+
+    def __post_init__(self) -> None:
+        require(2 <= self.width <= 30, "width", self.width, "from 2 to 30 bits")
+        _require_none_negative(self, "entropy_weight")
+        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+
+    def suggestions(self) -> list[str]:
+        """Fewer bits, or a larger entropy term."""
+        return ["a smaller width", f"entropy_weight above {self.entropy_weight:g}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelConfig(QuantizerConfig):
     """Gumbel-softmax: the encoder gives a logit for each code; training mixes codes ever more sharply."""
 
     type_name: ClassVar[str] = "gumbel"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.gumbel.Gumbel"
 
     codebook_size: int = 1024
     """number of codes; the encoder delivers as many channels"""
@@ -177,7 +282,7 @@ class GumbelConfig(Choice):
     """weight of KL(q || uniform), in nats, averaged over positions"""
     kl_warmup_steps: int = 0
     """optimizer steps in which the KL's weight rises linearly from 0"""
-    logit_layer: bool = later(False)
+    logit_layer: bool = added_later(False)
     """the encoder delivers ``width`` channels instead, of which the quantizer makes logits by a 1 x 1 convolution"""
 
     def __post_init__(self) -> None:
@@ -185,16 +290,25 @@ class GumbelConfig(Choice):
         require(self.width > 0, "width", self.width, "a positive number of channels")
         require(self.temperature_start > 0, "temperature_start", self.temperature_start, "above 0")
         require(self.temperature_end > 0, "temperature_end", self.temperature_end, "above 0")
-        require(self.temperature_steps >= 0, "temperature_steps", self.temperature_steps, "0 or a number of steps")
-        require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
-        require(self.kl_warmup_steps >= 0, "kl_warmup_steps", self.kl_warmup_steps, "0 or a number of steps")
+        _require_none_negative(self, "temperature_steps", "kl_weight", "kl_warmup_steps")
+
+    @property
+    def latent_width(self) -> int:
+        """One logit for each code, or what the logits are made of."""
+        return self.width if self.logit_layer else self.codebook_size
+
+    def suggestions(self) -> list[str]:
+        """Fewer codes, slower annealing, a stronger pull to uniform use."""
+        steps, weight = f"temperature_steps above {self.temperature_steps:,}", f"kl_weight above {self.kl_weight:g}"
+        return ["a smaller codebook_size", steps, weight]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IBQConfig(Choice):
+class IBQConfig(QuantizerConfig):
     """Index backpropagation: every code gets a gradient through the softmax of its inner product with the latent."""
 
     type_name: ClassVar[str] = "ibq"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.ibq.IBQ"
 
     codebook_size: int = 16_384
     """number of codes"""
@@ -214,16 +328,21 @@ class IBQConfig(Choice):
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
         require(self.width > 0, "width", self.width, "a positive number of channels")
-        for name in ("commitment", "codebook_weight", "double_weight", "entropy_weight"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require_none_negative(self, "commitment", "codebook_weight", "double_weight", "entropy_weight")
         require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+
+    def suggestions(self) -> list[str]:
+        """Fewer codes, or a larger entropy term."""
+        return ["a smaller codebook_size", f"entropy_weight above {self.entropy_weight:g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLConfig(Choice):
+class KLConfig(QuantizerConfig):
     """Gaussian latents with a KL penalty: continuous, so no codes and no prior."""
 
     type_name: ClassVar[str] = "kl"
+    implementation: ClassVar[str] = "stage1_tokenizer.quantizers.kl.GaussianLatent"
+    is_discrete: ClassVar[bool] = False
 
     width: int = 4
     """channels of the latents; the encoder delivers a mean and a log-variance for each"""
@@ -231,15 +350,16 @@ class KLConfig(Choice):
     """weight of the KL to N(0, 1), in nats, averaged over all latent values"""
     anneal_steps: int = 0
     """optimizer steps in which the weight rises linearly from 0"""
-    scaling_factor: float = later(1.0)
+    scaling_factor: float = added_later(1.0)
     """what a diffusion model over these latents multiplies them by; only recorded, ``encode`` and ``decode`` leave it
     out"""
 
     def __post_init__(self) -> None:
         require(self.width > 0, "width", self.width, "a positive number of channels")
-        require(self.weight >= 0, "weight", self.weight, "0 or more")
-        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "0 or a number of steps")
+        _require_none_negative(self, "weight", "anneal_steps")
         require(self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "above 0")
 
-
-QuantizerConfig = FSQConfig | VQConfig | ResidualConfig | LFQConfig | GumbelConfig | IBQConfig | KLConfig
+    @property
+    def latent_width(self) -> int:
+        """A mean and a log-variance for each channel."""
+        return 2 * self.width

@@ -1,6 +1,6 @@
-"""Entropies of a soft choice of codes, without ever holding the N x V matrix of probabilities.
+"""Entropies of soft code assignments, in blocks, without the N x V matrix of probabilities.
 
-Minimising E[H(p)] - H(E[p]) makes each choice certain and all choices together even. Sources: Chang et al. 2022,
+Minimising E[H(p)] - H(E[p]) makes each assignment certain and the use of codes even. Sources: Chang et al. 2022,
 arXiv:2202.04200, and Yu et al. 2023, arXiv:2310.05737, equation 5.
 """
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.quantizers.codebook import averaged, rows_per_block
+from foundation.training.parallel import all_reduce_mean
+from stage1_tokenizer.quantizers.codebook import rows_per_block
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -30,7 +31,7 @@ class _ChoiceEntropies(torch.autograd.Function):
             mean_V += p_NV.sum(0)
             each -= p_NV.mul_(log_p_NV).sum()
         mean_V = mean_V / len(vectors_ND)
-        mean_V = averaged(mean_V) if together else mean_V
+        mean_V = all_reduce_mean(mean_V) if together else mean_V
         ctx.save_for_backward(vectors_ND, codebook_VD, bias_V, mean_V)
         return each / len(vectors_ND), -torch.xlogy(mean_V, mean_V).sum()
 
@@ -66,7 +67,7 @@ def choice_entropies(
 
     Returns:
         E[H(p)] of this process's vectors and H(E[p]), while gradients are recorded of all processes' vectors: scalars
-        in nats. Gradients reach all three arguments; averaged over processes they are those of one process.
+        in nats. Gradients reach all three arguments; averaged over processes they equal those of one process.
     """
     together = torch.is_grad_enabled()
     return _ChoiceEntropies.apply(vectors_ND, codebook_VD, bias_V, together)  # type: ignore[no-any-return]

@@ -2,10 +2,10 @@
 
 Source: Mentzer, Minnen, Agustsson and Tschannen 2023, arXiv:2309.15505, section 3.1 and appendix A.1.
 
-A start at which every latent channel says something of its own: mean 0, equal variance, no correlation.
+Whitening of latents at the start of training: mean 0, equal variance, no correlation.
 
-The channels of a network with random weights nearly repeat one another, and rounding channel by channel then leaves
-most of an implicit codebook unused. Source of the map: Bell and Sejnowski 1997, "The independent components of natural
+Channels of a randomly initialised network are strongly correlated, so that rounding channel by channel leaves most of
+an implicit codebook unused. Source: Bell and Sejnowski 1997, "The independent components of natural
 scenes are edge filters", section 2 (ZCA, the whitening that moves the data least).
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from foundation.training.parallel import all_reduce_sum, broadcast, global_mean
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
-from stage1_tokenizer.quantizers.codebook import same_everywhere, shared_mean, summed
 from stage1_tokenizer.quantizers.config import FSQConfig
 
 _SMALLEST_SHARE = 1e-6  # of the largest variance: a direction that hardly varies is not blown up without bound
@@ -37,13 +37,13 @@ def whitening(rows_NC: torch.Tensor, deviation: float) -> tuple[torch.Tensor, to
         matrix (C, C) and offset (C,), float32, the same on every process.
     """
     rows = rows_NC.double()
-    count = summed(rows.new_tensor(float(len(rows))))
-    mean_C = summed(rows.sum(0)) / count
-    covariance_CC = summed((rows - mean_C).T @ (rows - mean_C)) / count
+    count = all_reduce_sum(rows.new_tensor(float(len(rows))))
+    mean_C = all_reduce_sum(rows.sum(0)) / count
+    covariance_CC = all_reduce_sum((rows - mean_C).T @ (rows - mean_C)) / count
     variances_C, directions_CC = torch.linalg.eigh(covariance_CC)
     floor = (variances_C.amax() * _SMALLEST_SHARE).clamp_min(1e-12)
     matrix_CC = deviation * (directions_CC * variances_C.clamp_min(floor).rsqrt()) @ directions_CC.T
-    same_everywhere(matrix_CC)  # the sums are equal already; a decomposition might not be on unlike machines
+    broadcast(matrix_CC)  # the sums are equal already; a decomposition might not be on unlike machines
     return matrix_CC.float(), -(matrix_CC @ mean_C).float()
 
 
@@ -56,7 +56,7 @@ _EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (
 class _Columns:
     """Per-channel numbers as (C, 1, 1) float32; ``radix`` in a type that holds every code exactly.
 
-    ``mean`` and ``deviation`` are those of the quantized values where all levels are used evenly.
+    ``mean`` and ``deviation`` are moments of the quantized values under even use of all levels.
     """
 
     half: torch.Tensor
@@ -134,7 +134,7 @@ class FSQ(Quantizer):
             quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
             losses = {}
             if self.evenness > 0:
-                losses["evenness"] = self.evenness * unevenness(to_rows(quantized), self.levels)
+                losses["evenness"] = self.evenness * moment_distance(to_rows(quantized), self.levels)
             return Quantized(quantized, _combine(rounded, columns), losses)
 
     @torch.no_grad()
@@ -164,22 +164,22 @@ class FSQ(Quantizer):
         return f"levels={self.levels}, codebook_size={self.codebook_size}"
 
 
-def unevenness(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
-    """How far means and covariances of quantized channels are from those of evenly used codes, a scalar, 0 or more.
+def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
+    """Moment regulariser: distance of means and covariances from their values under even use of codes; 0 or more.
 
     Each channel is brought to mean 0 and variance 1 under even use; the result is the mean square of the channels'
     means plus that of the differences of their second moments from the identity matrix. The off-diagonal part is the
     covariance term of Bardes, Ponce and LeCun 2021, arXiv:2105.04906, equation 3.
 
     Args:
-        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training those of all processes count.
+        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training of all processes.
         levels: of each channel.
     """
     columns = _columns(levels, values_NC.device)
     scaled_NC = (values_NC - columns.mean.flatten()) / columns.deviation.flatten()
-    moments_CC = shared_mean(scaled_NC.T @ scaled_NC / len(values_NC))
+    moments_CC = global_mean(scaled_NC.T @ scaled_NC / len(values_NC))
     identity_CC = torch.eye(len(levels), device=values_NC.device)
-    return shared_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()
+    return global_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()
 
 
 def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,7 +43,7 @@ class Gumbel(Quantizer):
         self.kl_weight = config.kl_weight * warm
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Mix codes by their logits; ``codes_BHW`` are those of ``encode``, without the noise."""
+        """Mix codes by their logits; ``codes_BHW`` are without the noise, as from ``encode``."""
         with without_autocast(latents_BCHW):
             logits_BVHW = self.logits(latents_BCHW)
             logits_NV = to_rows(logits_BVHW)

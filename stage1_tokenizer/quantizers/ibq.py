@@ -35,8 +35,8 @@ class _SoftChoice(torch.autograd.Function):
         gradient_ND = gradients[0].contiguous()
         d_codebook_VD = torch.zeros_like(codebook_VD).index_add_(0, codes_N, gradient_ND)
         d_vectors_ND = torch.empty_like(vectors_ND)
-        blocks = (each.split(rows_per_block(len(codebook_VD), vectors_ND.device))
-                  for each in (vectors_ND, gradient_ND, d_vectors_ND))  # fmt: skip
+        rows = rows_per_block(len(codebook_VD), vectors_ND.device)
+        blocks = (each.split(rows) for each in (vectors_ND, gradient_ND, d_vectors_ND))
         for block_ND, d_out_ND, d_block_ND in zip(*blocks, strict=True):
             p_NV = (block_ND @ codebook_VD.T).softmax(1)
             d_p_NV = d_out_ND @ codebook_VD.T

@@ -8,18 +8,18 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from foundation.training.parallel import global_mean
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_rows, without_autocast
-from stage1_tokenizer.quantizers.codebook import shared_mean
 from stage1_tokenizer.quantizers.config import LFQConfig
 
-_GROUP_BITS = 18
+_GROUP_BITS = 18  # 2^18 means: 1 MiB
 _TINY = torch.finfo(torch.float32).tiny
 
 
 class LFQ(Quantizer):
     """Channel c becomes +1 or -1 and is bit c of the code: channel 0 is the least significant; 0 and below give -1.
 
-    The entropies are those of p = softmax(-|z - e|^2 / temperature) over all 2^width codes, which is a product of one
+    Entropies are of p = softmax(-|z - e|^2 / temperature) over all 2^width codes, which factorises into one
     probability for each bit.
     """
 
@@ -50,37 +50,49 @@ class LFQ(Quantizer):
 
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
-        return ((latents_BCHW.detach() > 0).to(torch.int64) << self._places(latents_BCHW)).sum(1)
+        return codes_of_signs(latents_BCHW)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) of +1 and -1."""
-        bits_BCHW = (codes_BHW.to(torch.int64).unsqueeze(1) >> self._places(codes_BHW)) & 1
-        return (2 * bits_BCHW - 1).to(torch.float32)
+        return signs_of_codes(codes_BHW, self.width)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"width={self.width}, codebook_size={self.codebook_size}"
 
-    def _places(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.arange(self.width, device=like.device).view(-1, 1, 1)
+
+def codes_of_signs(latents_BCHW: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) => (B, H, W) int64: bit c says whether channel c is above 0."""
+    return ((latents_BCHW.detach() > 0).to(torch.int64) << _bits(latents_BCHW.shape[1], latents_BCHW)).sum(1)
 
 
-def bit_entropies(logits_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def signs_of_codes(codes_BHW: torch.Tensor, width: int) -> torch.Tensor:
+    """(B, H, W) => (B, width, H, W) float32 of +1 and -1, the inverse of ``codes_of_signs``."""
+    bits_BCHW = (codes_BHW.to(torch.int64).unsqueeze(1) >> _bits(width, codes_BHW)) & 1
+    return (2 * bits_BCHW - 1).to(torch.float32)
+
+
+def _bits(width: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(width, device=like.device).view(-1, 1, 1)
+
+
+def bit_entropies(logits_NC: torch.Tensor, group_bits: int = _GROUP_BITS) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropies of independent bits with P(bit = 1) = sigmoid(logit), as one code.
 
     Args:
         logits_NC: (N, C) float32, N above 0.
+        group_bits: how many bits the second entropy takes together.
 
     Returns:
         E[H(p)] and H(E[p]), scalars in nats, the second in training over the rows of all processes. The first is exact:
-        the sum over bits. The second is exact up to 18 bits: the mean of a product of two halves is one matrix
-        product, so that no N x V matrix is held. More bits are taken in groups of 18, whose entropies are added: an
-        upper bound that ignores dependence between groups.
+        the sum over bits. The second is exact up to ``group_bits``: the mean of a product of two halves is one matrix
+        product, so that no N x V matrix is held. More bits are taken in groups, whose entropies are added: an upper
+        bound that ignores dependence between groups.
     """
     ones_NC = logits_NC.sigmoid()
     each = (F.softplus(logits_NC) - logits_NC * ones_NC).sum(1).mean()
     zeros_NC = (-logits_NC).sigmoid()
-    groups = zip(ones_NC.split(_GROUP_BITS, 1), zeros_NC.split(_GROUP_BITS, 1), strict=True)
+    groups = zip(ones_NC.split(group_bits, 1), zeros_NC.split(group_bits, 1), strict=True)
     return each, torch.stack([_entropy_of_mean(ones, zeros) for ones, zeros in groups]).sum()
 
 
@@ -88,7 +100,7 @@ def _entropy_of_mean(ones_NC: torch.Tensor, zeros_NC: torch.Tensor) -> torch.Ten
     low = ones_NC.shape[1] // 2
     left_NL = _products(ones_NC[:, :low], zeros_NC[:, :low])
     right_NR = _products(ones_NC[:, low:], zeros_NC[:, low:])
-    mean_RL = shared_mean(right_NR.T @ left_NL / len(ones_NC))
+    mean_RL = global_mean(right_NR.T @ left_NL / len(ones_NC))
     return -(mean_RL * mean_RL.clamp_min(_TINY).log()).sum()
 
 

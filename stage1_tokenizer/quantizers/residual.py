@@ -16,7 +16,7 @@ from stage1_tokenizer.quantizers.vq import VQ
 
 
 class ResidualVQ(Quantizer):
-    """The code at depth d is nearest to what those before it left over; codes are (B, H, W, D), of depth 1 (B, H, W).
+    """The code at depth d is nearest to what earlier depths leave; codes are (B, H, W, D), of depth 1 (B, H, W).
 
     With several depths a decoded sum need not be encoded as the codes that it was made of: others may come as near.
     """
@@ -27,7 +27,7 @@ class ResidualVQ(Quantizer):
         super().__init__()
         self.config = config
         self.width, self.codebook_size = config.codebook.width, config.codebook.codebook_size
-        self.depth = config.depth
+        self.depth, self.vectors_per_position = config.depth, config.depth if config.shared else 1
         self.codebooks = nn.ModuleList(VQ(config.codebook) for _ in range(1 if config.shared else config.depth))
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
@@ -36,6 +36,7 @@ class ResidualVQ(Quantizer):
             vectors_ND = to_rows(latents_BCHW.float())
             left_ND, sum_ND = vectors_ND.detach(), torch.zeros_like(vectors_ND)
             codes, commitments, pulls = [], [], []
+            self.forget()
             for depth in range(self.depth):
                 vq = self._codebook(depth)
                 codes_N = nearest_codes(left_ND, vq.code_vectors().detach())

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.training.optim import no_decay
+from foundation.training.parallel import all_gather_rows, all_reduce_sum, broadcast
 from stage1_tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
@@ -23,15 +24,7 @@ from stage1_tokenizer.quantizers.base import (
     to_rows,
     without_autocast,
 )
-from stage1_tokenizer.quantizers.codebook import (
-    count_and_sum,
-    draw_vectors,
-    gathered,
-    kmeans,
-    nearest_codes,
-    same_everywhere,
-    summed,
-)
+from stage1_tokenizer.quantizers.codebook import count_and_sum, draw_vectors, kmeans, nearest_codes
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.quantizers.entropy import entropy_loss
 
@@ -40,7 +33,7 @@ _NEWCOMER = 0.25  # running count of a revived code over the mean count: light e
 
 
 class VQ(Quantizer):
-    """Nearest-code quantizer whose codebook is learned by averages, by gradient, or through one linear map.
+    """Nearest-code quantizer with a codebook learned by averages, by gradient, or through one linear map.
 
     With averages, ``codebook = code_sums / code_counts``; counts and sums are added up over all processes. The first
     codebook and the revived codes are drawn once and shared, so every process holds the same codebook to the last bit.
@@ -73,10 +66,11 @@ class VQ(Quantizer):
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Quantize; in training mode the latents are remembered for ``update``."""
+        """Quantize; in training mode the latents stay in memory for ``update``, until the next call."""
         with without_autocast(latents_BCHW):
-            vectors_ND, table_VD = self._placed(to_rows(latents_BCHW.float())), self.code_vectors()
+            vectors_ND, table_VD = self._normalized(to_rows(latents_BCHW.float())), self.code_vectors()
             codes_N = nearest_codes(vectors_ND.detach(), table_VD.detach())
+            self.forget()  # a loop that never updates would keep every batch
             self.remember(vectors_ND, codes_N)
             chosen_ND = F.embedding(codes_N, table_VD)
             pass_gradient = rotate_to if self.config.rotation else straight_through
@@ -90,7 +84,7 @@ class VQ(Quantizer):
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
             batch, _, height, width = latents_BCHW.shape
-            vectors_ND = self._placed(to_rows(latents_BCHW.float()))
+            vectors_ND = self._normalized(to_rows(latents_BCHW.float()))
             return nearest_codes(vectors_ND, self.code_vectors()).view(batch, height, width)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
@@ -99,8 +93,8 @@ class VQ(Quantizer):
             return F.embedding(codes_BHW, self.code_vectors()).permute(0, 3, 1, 2)
 
     def code_vectors(self) -> torch.Tensor:
-        """What each code stands for, (V, C) float32; gradients reach the codebook or the projection."""
-        return self._placed(self.codebook @ self.projection if self.config.projection else self.codebook)
+        """Vector of each code, (V, C) float32; gradients reach the codebook or the projection."""
+        return self._normalized(self.codebook @ self.projection if self.config.projection else self.codebook)
 
     @torch.no_grad()
     def initialize(self, latents_BCHW: torch.Tensor, generator: torch.Generator) -> None:
@@ -111,17 +105,17 @@ class VQ(Quantizer):
     @torch.no_grad()
     def initialize_from(self, vectors_ND: torch.Tensor, generator: torch.Generator) -> None:
         """``initialize`` from (N, C) float32 rows."""
-        vectors_ND = gathered(self._placed(vectors_ND))
+        vectors_ND = all_gather_rows(self._normalized(vectors_ND))
         if self.config.initial == "latents":
             centres_VD = kmeans(vectors_ND, self.codebook_size, self.config.kmeans_iterations, generator)
-            self.codebook.copy_(self._placed(centres_VD))
-        same_everywhere(self.codebook.data)
+            self.codebook.copy_(self._normalized(centres_VD))
+        broadcast(self.codebook.data)
         if self.config.learning == "ema":
             self.code_counts.fill_(len(vectors_ND) / self.codebook_size)
             self.code_sums.copy_(self.codebook * self.code_counts.unsqueeze(1))
 
     def remember(self, vectors_ND: torch.Tensor, codes_N: torch.Tensor) -> None:
-        """Keep what ``update`` needs of a training step."""
+        """Keep what ``update`` needs of a training step, until ``forget`` or the next ``forward``."""
         if self.training and (self.config.learning == "ema" or self.config.revive_below > 0):
             self._seen.append((vectors_ND.detach(), codes_N))
 
@@ -134,20 +128,20 @@ class VQ(Quantizer):
         codes_N = torch.cat([codes for _, codes in self._seen])
         self._seen.clear()
         counts_V, sums_VD = count_and_sum(vectors_ND, codes_N, self.codebook_size)
-        summed(counts_V)
+        all_reduce_sum(counts_V)
         if self.config.learning == "ema":
             keep = self.config.decay
             self.code_counts.mul_(keep).add_(counts_V, alpha=1 - keep)
-            self.code_sums.mul_(keep).add_(summed(sums_VD), alpha=1 - keep)
+            self.code_sums.mul_(keep).add_(all_reduce_sum(sums_VD), alpha=1 - keep)
         if self.config.revive_below > 0:
             self.code_uses += counts_V
             if (step + 1) % self.config.revive_every == 0:
                 self._revive(vectors_ND, generator)
         if self.config.learning == "ema":
-            # A code that nothing chooses has count and sum shrinking alike: it stays, also when both vanish.
+            # An unused code's count and sum shrink alike: it keeps its vector, also when both vanish.
             alive_V1 = (self.code_counts > 1e-12).unsqueeze(1)
             means_VD = self.code_sums / self.code_counts.clamp_min(1e-12).unsqueeze(1)
-            self.codebook.copy_(torch.where(alive_V1, self._placed(means_VD), self.codebook))
+            self.codebook.copy_(torch.where(alive_V1, self._normalized(means_VD), self.codebook))
 
     def forget(self) -> None:
         """Drop the latents of a step that was not taken."""
@@ -157,7 +151,7 @@ class VQ(Quantizer):
         """Shown by ``print(model)``."""
         return f"codebook_size={self.codebook_size}, width={self.width}, learning={self.config.learning}"
 
-    def _placed(self, vectors_ND: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, vectors_ND: torch.Tensor) -> torch.Tensor:
         return F.normalize(vectors_ND, dim=1) if self.config.normalize else vectors_ND
 
     def _losses(
@@ -172,15 +166,15 @@ class VQ(Quantizer):
         return losses
 
     def _revive(self, vectors_ND: torch.Tensor, generator: torch.Generator) -> None:
-        """Give each unused code a latent of the batch, and the averages that belong to it, lest the next step undo it.
+        """Give each unused code a latent of the batch, with matching averages, so that the next step keeps it.
 
-        Nothing happens, and the uses go on adding up, until an evenly used code would have had ``_DUE_USES``: with
-        many more codes than latents in a batch, a good code may well wait many steps for its turn.
+        Waits, counting uses, until an evenly used code would have had ``_DUE_USES``: with many more codes than latents
+        in a batch, a good code may stay unused for many steps.
         """
         even = self.code_uses.mean()
         due = even >= _DUE_USES
         unused_V = due & (self.code_uses < self.config.revive_below * even)
-        drawn_VD = same_everywhere(draw_vectors(gathered(vectors_ND), self.codebook_size, generator))
+        drawn_VD = broadcast(draw_vectors(all_gather_rows(vectors_ND), self.codebook_size, generator))
         fresh_VD = drawn_VD[(unused_V.cumsum(0) - 1).clamp_min(0)]  # the first drawn are without repetition
         unused_V1 = unused_V.unsqueeze(1)
         self.code_uses.mul_(~due)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foundation.config import from_dict
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -11,8 +11,13 @@ from stage1_tokenizer.train import TokenizerTask
 
 
 def row(step: int, usage: float, perplexity: float, possible: float = 1.0) -> dict:
-    return {"kind": "held_out", "step": step, "code_usage": usage, "code_perplexity": perplexity,
-            "code_usage_possible": possible}  # fmt: skip
+    return {
+        "kind": "held_out",
+        "step": step,
+        "code_usage": usage,
+        "code_perplexity": perplexity,
+        "code_usage_possible": possible,
+    }
 
 
 def health_of(quantizer: dict, rows: list[dict], **architecture: object) -> list[str]:
@@ -63,8 +68,12 @@ def test_of_two_grids_the_one_that_collapsed_is_named() -> None:
 
 def test_of_several_depths_the_one_whose_use_fell_is_named() -> None:
     def at(step: int, last: float) -> dict:
-        return {**row(step, 0.9, 100), **{f"code_usage_{i}": 0.9 for i in range(2)},
-                "code_perplexity_0": 100.0, "code_perplexity_1": last}  # fmt: skip
+        return {
+            **row(step, 0.9, 100),
+            **{f"code_usage_{i}": 0.9 for i in range(2)},
+            "code_perplexity_0": 100.0,
+            "code_perplexity_1": last,
+        }
 
     (sentence,) = health_of({"type": "residual", "depth": 2}, [at(100, 90.0), at(200, 5.0)])
     assert "depth 2" in sentence and "fallen suddenly" in sentence and "90.0" in sentence
@@ -82,10 +91,15 @@ def test_a_gaussian_latent_that_says_nothing_is_called_silent() -> None:
 
 def test_both_kinds_of_rows_are_read() -> None:
     winning = [
-        {"kind": "train", "step": step, "discriminator_loss": 0.0, "discriminator_accuracy_real": 1.0,
-         "discriminator_accuracy_fake": 1.0}
+        {
+            "kind": "train",
+            "step": step,
+            "discriminator_loss": 0.0,
+            "discriminator_accuracy_real": 1.0,
+            "discriminator_accuracy_fake": 1.0,
+        }
         for step in range(0, 700, 10)
-    ]  # fmt: skip
+    ]
     sentences = health_of({"type": "fsq"}, [*winning, row(100, 0.1, 3)])
     assert len(sentences) == 2 and "wasted" in sentences[0] and "discriminator" in sentences[1]
 

@@ -9,10 +9,11 @@ from accelerate import Accelerator
 
 from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.quantizers import FSQConfig
+from stage1_tokenizer.quantizers.config import FSQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data
 
@@ -21,17 +22,25 @@ GAN = {
     "fit": {"steps": 8, "batch_size": 4},
     "optim": {"learning_rate": 1e-3, "warmup_steps": 0},
     "perceptual": {"weight": 0.1, "vgg_weights": "random"},
-    "adversarial": {"weight": 0.1, "start_step": 2, "ramp_steps": 2, "lecam_weight": 0.001,
-                    "discriminator": {"width": 8, "n_layers": 2}},
-}  # fmt: skip
+    "adversarial": {
+        "weight": 0.1,
+        "start_step": 2,
+        "ramp_steps": 2,
+        "lecam_weight": 0.001,
+        "discriminator": {"width": 8, "n_layers": 2},
+    },
+}
 
 
 def build(**changes: Any) -> TokenizerTask:
     torch.manual_seed(0)
     training = from_dict(TokenizerTraining, {**GAN, **changes})
     accelerator = Accelerator(cpu=True)
-    config = TokenizerConfig(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=8, norm_groups=4,
-                             quantizer=FSQConfig(levels=(5, 5, 5)))  # fmt: skip
+    config = TokenizerConfig(
+        networks=VQGANNetworks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4),
+        latent_channels=8,
+        quantizer=FSQConfig(levels=(5, 5, 5)),
+    )
     model = TokenizerModel(config, PREPROCESS)
     objective = Objective(training, PREPROCESS, accelerator, seed=0)
     return TokenizerTask(model, training, objective, None, accelerator, seed=0)
@@ -95,7 +104,7 @@ def test_a_nan_in_an_image_leaves_the_discriminator_alone_too() -> None:
 def test_missing_vgg_weights_stop_it_before_any_data_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuse_download: Callable[[], None]
 ) -> None:
-    from pipeline.commands import start_run
+    from pipeline.commands.runs import start_run
 
     job = start_run(
         "digits",

@@ -3,12 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from foundation.config import from_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from foundation.storage.serialization import WEIGHTS, load_weights
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.image_metrics import psnr
-from stage1_tokenizer.quantizers import (
+from stage1_tokenizer.networks.config import VQGANNetworks
+from stage1_tokenizer.quantizers.config import (
     FSQConfig,
     GumbelConfig,
     IBQConfig,
@@ -42,7 +44,7 @@ def small(quantizer: QuantizerConfig = QUANTIZERS[0], **changes: object) -> Toke
         "quantizer": quantizer,
         **changes,
     }
-    return TokenizerModel(TokenizerConfig(**settings), Preprocess(height=16, width=24)).eval()
+    return TokenizerModel(from_dict(TokenizerConfig, settings), Preprocess(height=16, width=24)).eval()
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -153,7 +155,7 @@ def test_a_continuous_tokenizer_has_latents_and_no_codes(tmp_path: Path) -> None
 
 
 def test_256_pixels_at_stride_8_are_1024_tokens_192_times_fewer() -> None:
-    config = TokenizerConfig(base_width=32, latent_channels=8)
+    config = TokenizerConfig(networks=VQGANNetworks(base_width=32), latent_channels=8)
     assert 256 * 256 * 3 // (256 // config.stride) ** 2 == 192
 
 
@@ -208,7 +210,7 @@ def test_lower_precision_weights_keep_the_quantizer_in_float32(tmp_path: Path) -
     low = Tokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert low.model.bottleneck.quantizer.codebook.dtype == torch.float32
     output = low(torch.rand(1, 3, 16, 24).bfloat16())
-    assert torch.equal(low.decode(output.codes), output.images_BCYX)
+    assert torch.equal(low.decode(output.codes), output.reconstruction)
 
 
 def test_transformers_auto_classes_open_the_folder(tmp_path: Path) -> None:

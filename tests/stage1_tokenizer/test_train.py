@@ -5,13 +5,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from foundation.errors import TrainingError
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
-from foundation.images.preprocess import Preprocess
-from foundation.training.fit import FitConfig
-from foundation.training.optim import OptimConfig
+from foundation.training.config import FitConfig, OptimConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.quantizers import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, VQConfig
+from stage1_tokenizer.quantizers.config import FSQConfig, GumbelConfig, KLConfig, QuantizerConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 
@@ -36,14 +36,17 @@ class Ramps:
 def task(quantizer: QuantizerConfig, precision: str = "float32") -> tuple[TokenizerTask, ImageSet]:
     torch.manual_seed(0)
     images = ImageSet(Ramps(), PREPROCESS)
-    config = TokenizerConfig(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=8, norm_groups=4,
-                             quantizer=quantizer)  # fmt: skip
+    config = TokenizerConfig(
+        networks=VQGANNetworks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4),
+        latent_channels=8,
+        quantizer=quantizer,
+    )
     training = TokenizerTraining(
         fit=FitConfig(steps=60, batch_size=32),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
         average_decay=0.8,
         precision=precision,
-    )  # fmt: skip
+    )
     accelerator = Accelerator(cpu=True)
     objective = Objective(training, PREPROCESS, accelerator, seed=0)
     model = TokenizerModel(config, PREPROCESS)

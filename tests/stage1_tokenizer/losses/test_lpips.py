@@ -31,9 +31,7 @@ def theirs(ours: LPIPS) -> torch.nn.Module:
         warnings.simplefilter("ignore")  # of torchvision, about the argument that lpips passes
         theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     weights = ours.vgg.state_dict()
-    theirs.net.load_state_dict({
-        name: weights[f"features.{name.split('.', 1)[1]}"] for name in theirs.net.state_dict()
-    })  # fmt: skip
+    theirs.net.load_state_dict({name: weights[f"features.{name.split('.', 1)[1]}"] for name in theirs.net.state_dict()})
     return theirs
 
 

@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.blocks import AttentionBlock, ResidualBlock, Upsample
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
-from stage1_tokenizer.networks.vqgan import Decoder, Encoder
 
 
 def _norm_and_conv(channels_in: int = 8, channels_out: int = 6, side: int = 3) -> tuple[nn.GroupNorm, nn.Conv2d]:
@@ -174,8 +173,8 @@ def test_names_of_the_weights_are_the_published_ones():
 
 def test_copies_and_repeats_agree_bit_for_bit():
     torch.manual_seed(5)
-    config = TokenizerConfig(base_width=32, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=16)
-    encoder, decoder = Encoder(config, 3), Decoder(config, 3)
+    config = VQGANNetworks(base_width=32, width_multipliers=(1, 2), n_res_blocks=1)
+    encoder, decoder = config.build_encoder(3, 16), config.build_decoder(16, 3)
     for block in [*encoder.modules(), *decoder.modules()]:
         if isinstance(block, ResidualBlock):
             nn.init.normal_(block.conv2.weight, std=0.1)
@@ -188,10 +187,8 @@ def test_copies_and_repeats_agree_bit_for_bit():
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_patches_multiply_the_stride(patch_size):
-    config = TokenizerConfig(
-        patch_size=patch_size, base_width=32, width_multipliers=(1, 1), n_res_blocks=1, latent_channels=8
-    )
-    encoder, decoder = Encoder(config, 3), Decoder(config, 3)
+    config = VQGANNetworks(patch_size=patch_size, base_width=32, width_multipliers=(1, 1), n_res_blocks=1)
+    encoder, decoder = config.build_encoder(3, 8), config.build_decoder(8, 3)
     assert config.stride == 2 * patch_size
     assert encoder.conv_in.in_channels == decoder.conv_out.out_channels == 3 * patch_size**2
     images = torch.randn(2, 3, 16, 24)
@@ -202,4 +199,4 @@ def test_patches_multiply_the_stride(patch_size):
 
 def test_patch_size_must_be_positive():
     with pytest.raises(ConfigError, match="patch_size"):
-        TokenizerConfig(patch_size=0)
+        VQGANNetworks(patch_size=0)

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, VQGANNetworks
 from stage1_tokenizer.networks.dvae import DVAEBlock
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 from stage1_tokenizer.networks.magvit2 import AdaptiveNorm, DepthToSpace
@@ -26,25 +28,25 @@ from stage1_tokenizer.quantizers.config import (
 )
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-VARIANTS: dict[str, tuple[QuantizerConfig, dict[str, object]]] = {
-    "magvit2": (LFQConfig(width=6), {"networks": "magvit2", "projection": "none", "middle_attention": False}),
-    "magvit2, projected": (FSQConfig(levels=(5, 5)), {"networks": "magvit2", "middle_attention": False}),
-    "dvae": (GumbelConfig(codebook_size=16, width=6), {"networks": "dvae", "projection": "none",
-                                                       "middle_attention": False}),
+VARIANTS: dict[str, tuple[QuantizerConfig, dict]] = {
+    "magvit2": (LFQConfig(width=6), {"family": Magvit2Networks, "projection": "none"}),
+    "magvit2, projected": (FSQConfig(levels=(5, 5)), {"family": Magvit2Networks}),
+    "dvae": (GumbelConfig(codebook_size=16, width=6), {"family": DVAENetworks, "projection": "none"}),
     "vq alone": (VQConfig(codebook_size=16, width=6), {"projection": "none"}),
     "residual alone": (ResidualConfig(depth=2, codebook=VQConfig(codebook_size=16, width=6)), {"projection": "none"}),
     "logits in the quantizer": (GumbelConfig(codebook_size=16, width=6, logit_layer=True), {}),
     "kl, double": (KLConfig(width=4), {"projection": "double"}),
     "kl alone": (KLConfig(width=6), {"projection": "none"}),
-}  # fmt: skip
+}
 
 
 def small(variant: str) -> TokenizerModel:
     torch.manual_seed(0)
     quantizer, changes = VARIANTS[variant]
     base = 32 if variant == "dvae" else 8  # a quarter of it is inside a block: with two channels, a ReLU may be dead
-    config = TokenizerConfig(base_width=base, width_multipliers=(1, 2, 2), n_res_blocks=2, norm_groups=4,
-                             quantizer=quantizer, latent_channels=6, **changes)  # type: ignore[arg-type]  # fmt: skip
+    family, rest = changes.get("family", VQGANNetworks), {k: v for k, v in changes.items() if k != "family"}
+    networks = family(base_width=base, width_multipliers=(1, 2, 2), n_res_blocks=2, norm_groups=4)
+    config = TokenizerConfig(networks=networks, quantizer=quantizer, latent_channels=6, **rest)
     model = TokenizerModel(config, Preprocess(height=16, width=24)).eval()
     for name, parameter in model.named_parameters():  # nothing passes by being zero
         if name.endswith("conv2.weight"):
@@ -81,7 +83,7 @@ def test_lower_precision_networks_take_codes_of_a_float32_quantizer(variant: str
     small(variant).save(tmp_path)
     low = Tokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
     output = low((torch.rand(1, 3, 16, 24) * 2 - 1).bfloat16())
-    assert torch.equal(low.decode(output.codes), output.images_BCYX.detach())
+    assert torch.equal(low.decode(output.codes), output.reconstruction.detach())
 
 
 def test_depth_to_space_takes_the_offsets_from_the_most_significant_channels() -> None:
@@ -155,15 +157,15 @@ def test_norm_silu_conv_without_a_bias_is_the_plain_modules() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"networks": "magvit2"}, "middle_attention"),
-        ({"networks": "magvit2", "middle_attention": False, "attention_levels": (1,)}, "attention_levels"),
-        ({"networks": "magvit2", "middle_attention": False, "patch_size": 2}, "patch_size"),
-        ({"networks": "dvae", "middle_attention": False}, "projection"),
+        ({"networks": {"type": "magvit2", "middle_attention": True}}, "networks.middle_attention"),
+        ({"networks": {"type": "magvit2", "attention_levels": (1,)}}, "networks.attention_levels"),
+        ({"networks": {"type": "dvae", "patch_size": 2}}, "networks.patch_size"),
+        ({"networks": {"type": "dvae", "norm_groups": 4}}, "projection"),
         ({"projection": "none", "quantizer": VQConfig(width=5)}, "latent_channels"),
         ({"projection": "double", "coarse_halvings": 1}, "coarse_halvings"),
     ],
 )
 def test_variants_that_cannot_work_are_refused_by_field(changes: dict, said: str) -> None:
-    settings = {"base_width": 8, "norm_groups": 4, "latent_channels": 8, **changes}
+    settings = {"networks": {"base_width": 8, "norm_groups": 4}, "latent_channels": 8, **changes}
     with pytest.raises(ConfigError, match=f"^{said}"):
-        TokenizerConfig(**settings)
+        from_dict(TokenizerConfig, settings)

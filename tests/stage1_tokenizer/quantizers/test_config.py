@@ -1,4 +1,4 @@
-"""A remedy names only settings that the quantizer has and that can be set so."""
+"""A suggestion names only settings that the quantizer has and that can be set so."""
 
 import dataclasses
 import re
@@ -6,8 +6,8 @@ import re
 import pytest
 
 from foundation.config import from_dict, to_dict
-from stage1_tokenizer.health import remedies
 from stage1_tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GumbelConfig,
     IBQConfig,
@@ -27,14 +27,19 @@ CONFIGS = {
     "fsq": FSQConfig(),
     "fsq at random": FSQConfig(initial="random", evenness=0.1),
     "lfq": LFQConfig(),
+    "bsq": BSQConfig(),
     "ibq": IBQConfig(),
     "gumbel": GumbelConfig(),
 }
 SETTINGS = {
     each.name
-    for kind in (FSQConfig, GumbelConfig, IBQConfig, KLConfig, LFQConfig, ResidualConfig, VQConfig)
+    for kind in (BSQConfig, FSQConfig, GumbelConfig, IBQConfig, KLConfig, LFQConfig, ResidualConfig, VQConfig)
     for each in dataclasses.fields(kind)
 }
+
+
+def suggested(config: QuantizerConfig) -> str:
+    return " or ".join(config.suggestions())
 
 
 def settings_of(config: QuantizerConfig) -> set[str]:
@@ -44,20 +49,20 @@ def settings_of(config: QuantizerConfig) -> set[str]:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_it_names_settings_of_this_quantizer_alone(config: QuantizerConfig) -> None:
-    named = {word for word in re.findall(r"[a-z_.]+", remedies(config)) if word.split(".")[-1] in SETTINGS}
+    named = {word for word in re.findall(r"[a-z_.]+", suggested(config)) if word.split(".")[-1] in SETTINGS}
     assert named and named <= settings_of(config)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_value_that_it_names_can_be_set_and_is_not_named_again(config: QuantizerConfig) -> None:
     values = to_dict(config)
-    for name, value in re.findall(r"([a-z_.]+): ([a-z0-9.]+)", remedies(config)):
+    for name, value in re.findall(r"([a-z_.]+): ([a-z0-9.]+)", suggested(config)):
         inside = values["codebook"] if name.startswith("codebook.") else values
         inside[name.split(".")[-1]] = float(value) if value[0].isdigit() else value
     mended = from_dict(type(config), values)
-    assert ":" not in remedies(mended)
+    assert ":" not in suggested(mended)
 
 
 def test_a_bad_start_is_told_of_all_that_would_mend_it() -> None:
-    found = remedies(CONFIGS["vq from a bad start"])
+    found = suggested(CONFIGS["vq from a bad start"])
     assert all(each in found for each in ("initial: latents", "revive_below: 0.05", "a smaller width"))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from foundation.config import from_dict, to_dict
-from stage1_tokenizer.quantizers import (
+from stage1_tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GumbelConfig,
     IBQConfig,
@@ -13,7 +14,6 @@ from stage1_tokenizer.quantizers import (
     QuantizerConfig,
     ResidualConfig,
     VQConfig,
-    build_quantizer,
 )
 
 DISCRETE = {
@@ -23,6 +23,7 @@ DISCRETE = {
     "vq normalized": VQConfig(codebook_size=40, width=4, normalize=True, rotation=True),
     "vq projection": VQConfig(codebook_size=40, width=4, learning="gradient", projection=True, revive_below=0),
     "lfq": LFQConfig(width=5),
+    "bsq": BSQConfig(width=5),
     "residual": ResidualConfig(depth=3, codebook=VQConfig(codebook_size=20, width=4)),
     "residual apart": ResidualConfig(
         depth=2, shared=False, codebook=VQConfig(codebook_size=20, width=4, learning="gradient")
@@ -40,7 +41,7 @@ def test_a_configuration_survives_being_written_and_read(config: QuantizerConfig
 
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY.keys())
 def test_outside_training_the_decoder_gets_the_decoded_codes_bit_for_bit(config: QuantizerConfig) -> None:
-    quantizer = build_quantizer(config).eval()
+    quantizer = config.build().eval()
     latents = torch.randn(2, quantizer.latent_width, 5, 3)
     out = quantizer(latents)
     assert torch.equal(out.codes_BHW, quantizer.encode(latents))
@@ -55,7 +56,7 @@ def test_outside_training_the_decoder_gets_the_decoded_codes_bit_for_bit(config:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY.keys())
 def test_lower_precision_input_of_equal_value_gives_equal_results(config: QuantizerConfig, dtype: torch.dtype) -> None:
-    quantizer = build_quantizer(config).eval()
+    quantizer = config.build().eval()
     low = torch.randn(2, quantizer.latent_width, 6, 6).to(dtype)
     plain = quantizer(low.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -70,7 +71,7 @@ def test_lower_precision_input_of_equal_value_gives_equal_results(config: Quanti
 @pytest.mark.parametrize("value", [0.0, 3.0])
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY.keys())
 def test_constant_latents_have_finite_losses_and_gradients(config: QuantizerConfig, value: float) -> None:
-    quantizer = build_quantizer(config).train()
+    quantizer = config.build().train()
     latents = torch.full((2, quantizer.latent_width, 4, 4), value, requires_grad=True)
     quantizer.initialize(latents, torch.Generator().manual_seed(0))
     for step in range(12):
@@ -87,7 +88,7 @@ def test_constant_latents_have_finite_losses_and_gradients(config: QuantizerConf
 
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY.keys())
 def test_state_is_restored_and_nothing_of_it_is_hidden(config: QuantizerConfig) -> None:
-    one, other = build_quantizer(config).eval(), build_quantizer(config).eval()
+    one, other = config.build().eval(), config.build().eval()
     other.load_state_dict(one.state_dict())
     latents = torch.randn(1, one.latent_width, 4, 4)
     assert torch.equal(one(latents).latents_BCHW, other(latents).latents_BCHW)
@@ -95,14 +96,14 @@ def test_state_is_restored_and_nothing_of_it_is_hidden(config: QuantizerConfig) 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 65_537])
 def test_codes_of_one_depth_survive_decode_and_encode_at_the_edges_of_16_bits(size: int) -> None:
-    residual = build_quantizer(ResidualConfig(depth=1, codebook=VQConfig(codebook_size=size, width=4))).eval()
+    residual = ResidualConfig(depth=1, codebook=VQConfig(codebook_size=size, width=4)).build().eval()
     codes = torch.tensor([[[0, 1, size // 2, size - 2, size - 1]]])
     assert torch.equal(residual.encode(residual.decode(codes)), codes)
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536, 65_537])
 def test_gumbel_s_codes_are_the_largest_logits_at_the_edges_of_16_bits(size: int) -> None:
-    gumbel = build_quantizer(GumbelConfig(codebook_size=size, width=2)).eval()
+    gumbel = GumbelConfig(codebook_size=size, width=2).build().eval()
     codes = torch.tensor([[[0, 1, size // 2, size - 2, size - 1]]])
     logits = torch.zeros(1, size, 1, 5).scatter_(1, codes[:, None], 1.0)
     assert torch.equal(gumbel.encode(logits), codes)

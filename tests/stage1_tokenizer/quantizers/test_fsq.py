@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.quantizers import FSQ, FSQConfig
 from stage1_tokenizer.quantizers.base import to_rows
-from stage1_tokenizer.quantizers.fsq import _columns, _combine, unevenness, whitening
+from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.quantizers.fsq import FSQ, _columns, _combine, moment_distance, whitening
 
 LEVELS = [(2,), (3,), (1000,), (2, 3), (8, 5, 5, 5), (5, 5, 5, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (2,) * 10]
 
@@ -111,9 +111,9 @@ def test_evenly_used_codes_have_no_unevenness_and_anything_else_has(levels: tupl
     fsq = FSQ(FSQConfig(levels=levels))
     codes = torch.arange(fsq.codebook_size).view(1, 1, -1)
     values_NC = fsq.decode(codes).flatten(2)[0].T
-    assert unevenness(values_NC, levels).item() == pytest.approx(0.0, abs=1e-10)
-    assert unevenness(values_NC[: len(values_NC) // 2], levels) > 0.05
-    assert unevenness(values_NC[:, :1].expand(-1, len(levels)), levels) > 0.05
+    assert moment_distance(values_NC, levels).item() == pytest.approx(0.0, abs=1e-10)
+    assert moment_distance(values_NC[: len(values_NC) // 2], levels) > 0.05
+    assert moment_distance(values_NC[:, :1].expand(-1, len(levels)), levels) > 0.05
 
 
 def test_evenness_is_a_loss_whose_descent_uses_more_codes() -> None:

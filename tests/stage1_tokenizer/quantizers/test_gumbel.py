@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.quantizers import Gumbel, GumbelConfig
-from stage1_tokenizer.quantizers.gumbel import kl_to_uniform, temperature_at
+from stage1_tokenizer.quantizers.config import GumbelConfig
+from stage1_tokenizer.quantizers.gumbel import Gumbel, kl_to_uniform, temperature_at
 
 
 @pytest.mark.parametrize(("shape", "half_way"), [("cosine", 0.55), ("exponential", 0.1**0.5)])

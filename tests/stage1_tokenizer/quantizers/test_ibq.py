@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers import IBQ, IBQConfig, codebook
+from stage1_tokenizer.quantizers import codebook
+from stage1_tokenizer.quantizers.config import IBQConfig
+from stage1_tokenizer.quantizers.ibq import IBQ
 
 
 def naive_losses(latents: torch.Tensor, codebook: torch.Tensor, config: IBQConfig) -> dict[str, torch.Tensor]:
@@ -32,8 +34,10 @@ def test_losses_and_gradients_equal_those_of_the_whole_matrix(block: int, monkey
     assert found.keys() == expected.keys()
     for name in found:
         assert torch.allclose(found[name], expected[name], atol=1e-5), name
-        both = [torch.autograd.grad(losses[name], leaves, allow_unused=True, retain_graph=True)
-                for losses in (found, expected)]  # fmt: skip
+        both = [
+            torch.autograd.grad(losses[name], leaves, allow_unused=True, retain_graph=True)
+            for losses in (found, expected)
+        ]
         for one, other in zip(*both, strict=True):
             assert (one is None) == (other is None), name
             assert one is None or torch.allclose(one, other, atol=1e-5), name

@@ -3,8 +3,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.quantizers import GaussianLatent, KLConfig
-from stage1_tokenizer.quantizers.kl import gaussian_kl
+from stage1_tokenizer.quantizers.config import KLConfig
+from stage1_tokenizer.quantizers.kl import GaussianLatent, gaussian_kl
 
 
 def test_the_closed_form_agrees_with_sampling_and_with_torch() -> None:

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.quantizers import ResidualConfig, ResidualVQ, VQConfig
+from stage1_tokenizer.quantizers.config import ResidualConfig, VQConfig
+from stage1_tokenizer.quantizers.residual import ResidualVQ
 
 
 def generator(seed: int = 0) -> torch.Generator:

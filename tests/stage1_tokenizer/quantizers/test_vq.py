@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.quantizers import VQ, VQConfig
+from stage1_tokenizer.quantizers.config import VQConfig
+from stage1_tokenizer.quantizers.vq import VQ
 
 GRADIENT = {"learning": "gradient"}
 PROJECTION = {"learning": "gradient", "projection": True, "revive_below": 0}

@@ -1,0 +1,127 @@
+"""The packages that CONTRIBUTING.md shows are installed from another folder, and train."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foundation.config import from_dict, to_dict, variants
+from foundation.errors import ConfigError
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.quantizers.config import QuantizerConfig
+
+ROOT = next(each for each in Path(__file__).resolve().parents if (each / "CONTRIBUTING.md").exists())
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
+SMALL = """
+extends: {base}
+data:
+  source: {{type: folder, path: {images}}}
+  preprocess: {{height: 8, width: 8, mode: L}}
+tokenizer:
+  training:
+    fit: {{steps: 4, batch_size: 8, evaluate_every: 2, checkpoint_every: 2}}
+"""
+
+
+def block(heading: str, language: str, number: int = 0) -> str:
+    section = GUIDE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[number]
+
+
+def installed(tmp_path: Path, module: str, files: dict[str, str]) -> Path:
+    pytest.importorskip("hatchling", reason="pip install hatchling builds the package")
+    source, target = tmp_path / "package", tmp_path / "site"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert (target / f"{module}.py").exists()
+    return target
+
+
+def trained(tmp_path: Path, site: Path, recipe: str) -> dict:
+    """``config.json`` of a tokenizer that a process of its own trained in ``tmp_path``."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(24):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(images / f"{i}.png")
+    (tmp_path / "base.yaml").write_text(recipe)
+    (tmp_path / "small.yaml").write_text(SMALL.format(base="base", images=images))
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipeline.cli", "train-tokenizer", "small.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    (config,) = tmp_path.glob("runs/*/tokenizer/config.json")
+    rows = [json.loads(line) for line in (config.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["kind"] == "held_out" and row["step"] == 4 for row in rows)
+    return json.loads(config.read_text())["tokenizer"]
+
+
+def test_a_quantizer_of_another_package_trains_by_a_recipe(tmp_path: Path) -> None:
+    heading = "Add a quantizer"
+    files = {"tessera_ternary.py": block(heading, "python"), "pyproject.toml": block(heading, "toml")}
+    site = installed(tmp_path, "tessera_ternary", files)
+    config = trained(tmp_path, site, block(heading, "yaml"))
+    assert config["quantizer"] == {"type": "ternary", "width": 5}
+
+
+def test_networks_of_another_package_train_by_a_recipe(tmp_path: Path) -> None:
+    project = block("Add a quantizer", "toml").split("\n[project.entry-points")[0]
+    project = project.replace("tessera-ternary", "tessera-patches")
+    entry = block("Add networks", "toml")
+    files = {"tessera_patches.py": block("Add networks", "python"), "pyproject.toml": f"{project}\n{entry}"}
+    site = installed(tmp_path, "tessera_patches", files)
+    config = trained(tmp_path, site, block("Add networks", "yaml"))
+    assert config["networks"] == {"type": "patches", "stride": 2}
+
+
+def test_a_class_that_a_notebook_defines_is_known_and_may_be_defined_again() -> None:
+    for default in (3, 4):
+
+        @dataclass(frozen=True, kw_only=True)
+        class Own(QuantizerConfig):
+            type_name: ClassVar[str] = "of-a-notebook"
+            width: int = default
+
+        config = from_dict(TokenizerConfig, {"quantizer": {"type": "of-a-notebook"}})
+        assert isinstance(config.quantizer, Own) and config.quantizer.width == default
+        assert variants(QuantizerConfig)["of-a-notebook"] is Own
+        assert from_dict(TokenizerConfig, to_dict(config)) == config
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    twin = type("Twin", (QuantizerConfig,), {"type_name": "fsq"})
+    try:
+        with pytest.raises(ConfigError, match=r"Twin\.type_name: has a value that cannot work"):
+            variants(QuantizerConfig)
+    finally:
+        del twin.type_name
+    assert "fsq" in variants(QuantizerConfig)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"quantizer\.type: names no known alternative(.|\n)*did you mean 'bsq'"):
+        from_dict(TokenizerConfig, {"quantizer": {"type": "bsqq"}})
+    with pytest.raises(ConfigError, match=r"networks\.type: names no known alternative(.|\n)*vqgan"):
+        from_dict(TokenizerConfig, {"networks": {"type": "vqgn"}})
+
+
+def test_a_plug_in_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "broken-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[tessera.quantizers]\nbroken = no_such_module:Config\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from_dict(TokenizerConfig, {"quantizer": {"type": "fsq"}})  # built in: no plug-in is imported
+    with pytest.raises(ConfigError, match=r"tessera\.quantizers: broken: a plug-in cannot be imported"):
+        from_dict(TokenizerConfig, {"quantizer": {"type": "broken"}})

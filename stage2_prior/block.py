@@ -1,6 +1,7 @@
-"""The transformer block: normalised attention, then a normalised feed-forward layer, each added to its input.
+"""The transformer block in plain formulas: normalised attention, then a normalised feed-forward layer, each residual.
 
 Two kinds: that of Llama (Touvron et al. 2023, arXiv:2302.13971, section 2.2) and that of GPT-2 (Radford et al. 2019).
+On a CPU, where ``use_cpu_kernels`` says so, ``cpu_kernels.py`` computes the same formulas.
 """
 
 from __future__ import annotations
@@ -9,13 +10,107 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage2_prior.attention import causal_attention
+from foundation.training.optim import no_decay
+from stage2_prior import cpu_kernels
 from stage2_prior.config import PriorConfig
-from stage2_prior.dropout import Dropout
-from stage2_prior.heads import Heads, split_heads
-from stage2_prior.norm import LayerNorm, RMSNorm
-from stage2_prior.positions import Rope
-from stage2_prior.swiglu import swiglu
+from stage2_prior.cpu_kernels import EPSILON, Heads, product_type, sum_type, use_cpu_kernels
+from stage2_prior.positions import Rope, rotate
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight in float32, returned in the type of the products that follow.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = no_decay(nn.Parameter(torch.ones(width)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) => the same."""
+        kind = product_type(x)
+        return cpu_kernels.rms_norm(x, self.weight, kind) if use_cpu_kernels(x) else _rms_norm(x, self.weight, kind)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * weight + bias in float32, returned in the type of the products that follow.
+
+    Source: Ba et al. 2016, arXiv:1607.06450, Eq. 4.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = no_decay(nn.Parameter(torch.ones(width)))
+        self.bias = no_decay(nn.Parameter(torch.zeros(width)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) => the same."""
+        wide = sum_type(x.dtype)
+        normed = F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.bias.to(wide), EPSILON)
+        return normed.to(product_type(x))
+
+
+class Dropout(nn.Module):
+    """Zero a share of the values in training and scale the rest (Srivastava et al. 2014); nothing in evaluation.
+
+    Args:
+        share: 0 to below 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape => the same."""
+        if not self.training or self.share == 0:
+            return x
+        return cpu_kernels.dropout(x, self.share) if use_cpu_kernels(x) else F.dropout(x, self.share)
+
+
+def split_heads(
+    qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
+) -> Heads:
+    """Queries, keys and values of each head: split, normalise and rotate queries and keys.
+
+    Source: normalised queries and keys: Dehghani et al. 2023, arXiv:2302.05442, section 2.
+
+    Args:
+        qkv_BTF: F = 3 * N * K: queries, then keys, then values of all heads.
+        n_heads: N.
+        norms_K: weights of the norms of queries and keys; None for no norms.
+        rope: rotations of the T tokens; None for none.
+
+    Returns:
+        three of (B, N, T, K).
+    """
+    if use_cpu_kernels(qkv_BTF):
+        return cpu_kernels.split_heads(qkv_BTF, n_heads, norms_K, rope)
+    q, k, v = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, T, 3, N, K) => 3 of (B, N, T, K)
+    if norms_K is not None:
+        q, k = (_rms_norm(x, weight, x.dtype) for x, weight in zip((q, k), norms_K, strict=True))
+    return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
+
+
+def causal_attention(
+    q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float = 0.0
+) -> torch.Tensor:
+    """softmax(q k' / sqrt(K)) v, each query with the keys up to its own position; ``dropout`` of the weights.
+
+    (B, N, T, K) => the same.
+    """
+    if use_cpu_kernels(q_BNTK) and q_BNTK.shape[2] <= cpu_kernels.LONGEST_ATTENTION:
+        return cpu_kernels.causal_attention(q_BNTK, k_BNTK, v_BNTK, dropout)
+    return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK, dropout_p=dropout, is_causal=True)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up; (..., 2 F), the gates first => (..., F). Source: Shazeer 2020, arXiv:2002.05202, Eq. 6."""
+    if use_cpu_kernels(gate_up):
+        return cpu_kernels.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 class Attention(nn.Module):
@@ -101,3 +196,7 @@ class Block(nn.Module):
                     nn.init.zeros_(module.bias)
         for output in (self.attention.out, self.feed_forward.down):
             nn.init.normal_(output.weight, std=std / (2 * n_layers) ** 0.5)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    return F.rms_norm(x.float(), weight.shape, weight.float(), EPSILON).to(kind)

@@ -1,22 +1,23 @@
-"""What a prior is made of and how it is trained.
+"""Configuration of a prior and of its training.
 
 Named sizes of the transformer: one word instead of three numbers.
 
-``tiny`` and ``small`` are ours, for a CPU. The others are those of LlamaGen (Sun et al. 2024, arXiv:2406.06525,
+``tiny`` and ``small`` are ours, for a CPU. The others follow LlamaGen (Sun et al. 2024, arXiv:2406.06525,
 Table 1, and its released code).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from foundation.config import require
-from foundation.config_fields import later
+from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
-from foundation.training.fit import FitConfig
-from foundation.training.learner import Precision
-from foundation.training.optim import OptimConfig
+from foundation.training.config import FitConfig, OptimConfig, Precision
+
+if TYPE_CHECKING:
+    pass
 
 
 class TransformerShape(NamedTuple):
@@ -45,12 +46,12 @@ SIZES = {
 }
 """name => size; n_layers, n_heads, d_model, parameters"""
 UNNAMED = SIZES["small"].shape
-"""what a field takes where neither it nor a size is given"""
+"""shape without a size"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOrder:
-    """How many training images are predicted in random order: all, then linearly fewer, then none."""
+    """Schedule of random order: all training images, then linearly fewer, then none."""
 
     until_step: int
     """every image is in random order before this optimizer step"""
@@ -59,9 +60,8 @@ class RandomOrder:
 
     def __post_init__(self) -> None:
         require(self.until_step >= 0, "until_step", self.until_step, "0 or a number of steps")
-        require(
-            self.zero_step >= self.until_step, "zero_step", self.zero_step, f"until_step, {self.until_step}, or later"
-        )
+        ordered, expected = self.zero_step >= self.until_step, f"until_step, {self.until_step}, or later"
+        require(ordered, "zero_step", self.zero_step, expected)
 
     def share(self, step: int) -> float:
         """Share of images in random order at an optimizer step (from 0)."""
@@ -73,7 +73,7 @@ class RandomOrder:
 
 
 class Dropouts(NamedTuple):
-    """Shares of zeroed values in training."""
+    """Shares of zeroed values in training, 0 to below 1."""
 
     token: float
     residual: float
@@ -87,22 +87,22 @@ class PriorConfig:
     size: str | None = None
     """one dial for d_model, n_layers and n_heads: tiny, small, gpt-b, gpt-l, gpt-xl, gpt-xxl or gpt-3b"""
     d_model: int | None = None
-    """width; null takes that of size, or 256 where there is none"""
+    """width; null takes the value of size, or 256 without one"""
     n_layers: int | None = None
-    """blocks; null takes those of size, or 6"""
+    """blocks; null takes the value of size, or 6 without one"""
     n_heads: int | None = None
-    """attention heads; null takes those of size, or 4; d_model / n_heads must be a multiple of 4 for rotations by row
-    and column"""
+    """attention heads; null takes the value of size, or 4; d_model / n_heads must be a multiple of 4, for rotations by
+    row and column"""
     d_ff: int | None = None
     """width of the feed-forward layer; null takes 8/3 of d_model, rounded up to a multiple of 32, or 4 times d_model
     where block is gpt"""
     positions: Literal["rope", "learned"] = "rope"
-    """how a code's place is known: rope turns queries and keys by row and column; learned adds an embedding of the
-    place to the input and turns nothing"""
+    """how a code's position is known: rope rotates queries and keys by row and column; learned adds an embedding of the
+    position to the input"""
     rope_base: float = 10_000.0
     """base of the rotary frequencies; small grids train better with a small base, such as 100"""
     target_aware: bool = False
-    """add an embedding of the place that is to be predicted to each input, so that codes can be predicted in any order;
+    """add an embedding of the position that is predicted to each input, so that codes can be predicted in any order;
     training in random order needs it"""
     qk_norm: bool = True
     """normalise queries and keys per head before rotating them"""
@@ -116,30 +116,29 @@ class PriorConfig:
     """dropout of attention weights; null takes dropout"""
     class_conditional: bool = True
     """condition on labels where the codes have them; false trains an unconditional prior"""
-    block: Literal["llama", "gpt"] = later("llama")
-    """what a block is made of: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases"""
-    class_rotation: Literal["identity", "zero"] = later("identity")
+    block: Literal["llama", "gpt"] = added_later("llama")
+    """layers of a block: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases"""
+    class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
-    extra_codes: int = later(0)
+    extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
-    never draws them"""
+    never samples them"""
 
     def __post_init__(self) -> None:
         self._take_size()
         shape = self.shape
         for name in ("d_model", "n_layers", "n_heads"):
             require(getattr(shape, name) > 0, name, getattr(shape, name), "a positive whole number")
-        fits = shape.d_model % shape.n_heads == 0 and self.d_head % 4 == 0
-        require(fits, "n_heads", shape.n_heads, f"a divisor of d_model = {shape.d_model} with d_model / n_heads a "
-                "multiple of 4")  # fmt: skip
+        fits = shape.d_model % (4 * shape.n_heads) == 0
+        require(fits, "n_heads", shape.n_heads, f"such that d_model = {shape.d_model} is a multiple of 4 n_heads")
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
         require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
         require(self.block in ("llama", "gpt"), "block", self.block, "llama or gpt")
-        zero = self.class_rotation == "zero" and self.positions == "rope"
-        require(self.class_rotation == "identity" or zero, "class_rotation", self.class_rotation,
-                "identity, or zero where positions are rope")  # fmt: skip
+        rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
+        found, expected = self.class_rotation, "identity, or zero where positions are rope"
+        require(found in rotations, "class_rotation", found, expected)
         require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
@@ -147,7 +146,7 @@ class PriorConfig:
 
     @property
     def shape(self) -> TransformerShape:
-        """d_model, n_layers and n_heads, which are whole numbers once the config is made."""
+        """n_layers, n_heads and d_model as whole numbers."""
         assert self.d_model is not None and self.n_layers is not None and self.n_heads is not None
         return TransformerShape(self.n_layers, self.n_heads, self.d_model)
 
@@ -171,17 +170,18 @@ class PriorConfig:
         return Dropouts(*(self.dropout if each is None else each for each in own))
 
     def _take_size(self) -> None:
-        """Fill in what is null; the whole numbers are kept, so that a saved prior does not depend on the table."""
+        """Fill in what is null. A saved prior has all three numbers: then the table is not read."""
+        if None not in (self.d_model, self.n_layers, self.n_heads):
+            return
         if self.size is not None and self.size not in SIZES:
             raise ConfigError("names no known size", field="size", found=self.size, fix=nearest(self.size, SIZES))
         named = UNNAMED if self.size is None else SIZES[self.size].shape
         for name in ("d_model", "n_layers", "n_heads"):
             given, taken = getattr(self, name), getattr(named, name)
+            right = given in (None, taken) or self.size is None
+            require(right, name, given, f"{taken} for size {self.size}, or null", f"leave out {name} or size")
             if given is None:
                 object.__setattr__(self, name, taken)
-            elif self.size is not None and given != taken:
-                raise ConfigError(f"says otherwise than size {self.size}", field=name, found=given,
-                                  expected=f"{taken}, or null", fix=f"leave out {name} or size")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +195,8 @@ class PriorTraining:
     label_dropout: float = 0.1
     """share of training examples whose label is replaced by the null class, which guidance needs"""
     views: Literal["all", "one"] = "all"
-    """what an epoch passes over: every stored view of each image (centre, flip, crops), or one view of each image,
-    drawn anew in each epoch"""
+    """views in an epoch: every stored view of each image (centre, flip, crops), or one view of each image,
+    chosen at random in each epoch"""
     average_decay: float = 0.99
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     precision: Precision = "float32"
@@ -219,7 +219,7 @@ class PriorTraining:
         micro = self.micro_batch_size
         require(micro is None or micro > 0, "micro_batch_size", micro, "a positive whole number, or null")
         raster = 0 if self.random_order is None else self.random_order.zero_step
-        require(raster < self.fit.steps, "random_order.zero_step", raster, f"below fit.steps, {self.fit.steps}",
-                "training has to end in raster order, in which images are drawn")  # fmt: skip
+        expected, fix = f"below fit.steps, {self.fit.steps}", "training has to end in raster order"
+        require(raster < self.fit.steps, "random_order.zero_step", raster, expected, fix)
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "from 0 to below 1")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

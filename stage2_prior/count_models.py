@@ -1,13 +1,13 @@
-"""Reference models that count: what code frequencies, and the two nearest codes, predict without a network.
+"""Reference models without a network: code frequencies, and counts given the two nearest codes.
 
 Both are fitted on training codes and judged on others, as a prior is. Each slot (a depth of a level) has its own
-counts, and neighbours are those of the same slot.
+counts, and neighbours belong to the same slot.
 
 Sources: additive smoothing by one half: Krichevsky and Trofimov 1981, IEEE Trans. Inf. Theory 27(2); a context's
 counts interpolated with the probabilities of a shorter context: MacKay and Peto 1995, "A hierarchical Dirichlet
 language model", Natural Language Engineering 1(3), section 3.
 
-How often codes occur beside their neighbours, kept sparsely: only what occurred takes memory.
+Sparse counts of codes and of their neighbours.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class SparseCounts:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Codes with what stands left of them and above them, flat over images and places.
+    """Codes with their left and upper neighbours, flat over images and positions.
 
     Attributes:
         code: int64.
-        left, up: int64; the codebook's size where the code stands at the left or upper edge.
+        left, up: int64; the codebook's size at the left or upper edge.
     """
 
     code: np.ndarray
@@ -79,7 +79,7 @@ def neighbours(codes_BHW: np.ndarray, codebook_size: int) -> Neighbours:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the counts say about some codes: how often each occurred in its context, and how often the context did.
+    """Counts of some codes: how often each occurred in its context, and how often the context did.
 
     Attributes:
         total: all codes counted.
@@ -142,18 +142,18 @@ _LEFT_SHARES = np.linspace(0, 1, 11)
 
 
 class UnigramModel:
-    """p(code) by its frequency in its slot, blind to all else.
+    """p(code) by its frequency in its slot.
 
     Args:
-        spec: what the codes are.
+        spec: of the codes.
         usages: counts of each slot's codes.
     """
 
     def __init__(self, spec: CodeSpec, usages: list[CodeUsage]) -> None:
         self.spec = spec
         self._slot_T = code_positions(spec).slot_T
-        self._bits = [-np.log2(_unigram(each.counts_V, int(each.counts_V.sum()), len(each.counts_V)))
-                      for each in usages]  # fmt: skip
+        counts = [each.counts_V for each in usages]
+        self._bits = [-np.log2(_unigram(each, int(each.sum()), len(each))) for each in counts]
 
     @classmethod
     def fit(cls, codes_NT: np.ndarray, spec: CodeSpec) -> UnigramModel:
@@ -203,7 +203,7 @@ class NeighbourModel:
     An edge of the grid counts as one more neighbour.
 
     Args:
-        spec: what the codes are.
+        spec: of the codes.
         counts, weights: of each slot.
         n_rows: rows that were counted.
     """
@@ -220,8 +220,8 @@ class NeighbourModel:
 
         Args:
             codes_NT: training codes, possibly memory-mapped.
-            spec: what they are.
-            max_codes: of a larger set, rows at even distances are counted, about so many codes in all.
+            spec: of the codes.
+            max_codes: of a larger set, rows at even distances are counted, about this many codes in all.
 
         Raises:
             DataError: no codes, codes that do not fit ``spec``, or a codebook of more than 1,048,576 codes.
@@ -233,8 +233,8 @@ class NeighbourModel:
         slot_T, counts, weights = code_positions(spec).slot_T, [], []
         for i, slot in enumerate(spec.slots):
             if slot.codebook_size > MAX_CODEBOOK:
-                raise DataError("has too many codes for counts of neighbours", field="codebook_size",
-                                found=slot.codebook_size, expected=f"up to {MAX_CODEBOOK:,}")  # fmt: skip
+                found, expected = slot.codebook_size, f"up to {MAX_CODEBOOK:,}"
+                raise DataError("too large to count pairs", field="codebook_size", found=found, expected=expected)
             seen = neighbours(_grid(rows[:, slot_T == i], spec, slot), slot.codebook_size)
             weights.append(_choose_weights(seen, slot, len(rows)))
             counts.append(NeighbourCounts(seen, slot.codebook_size))
@@ -246,8 +246,8 @@ class NeighbourModel:
         bits_BT = np.empty(codes_BT.shape)
         for i, slot in enumerate(self.spec.slots):
             of = neighbours(_grid(codes_BT[:, self._slot_T == i], self.spec, slot), slot.codebook_size)
-            chances = _probability(self._counts[i].evidence(of), self.weights[i], slot.codebook_size)
-            bits_BT[:, self._slot_T == i] = -np.log2(chances).reshape(len(codes_BT), -1)
+            probs = _probability(self._counts[i].evidence(of), self.weights[i], slot.codebook_size)
+            bits_BT[:, self._slot_T == i] = -np.log2(probs).reshape(len(codes_BT), -1)
         return bits_BT
 
 
@@ -284,7 +284,7 @@ def _probability(seen: Evidence, weights: NeighbourWeights, size: int) -> np.nda
 
 
 def _choose_weights(seen: Neighbours, slot: CodeSlot, n_rows: int) -> NeighbourWeights:
-    """Those under which the tuning rows are likeliest, given the counts of the others."""
+    """The weights under which the tuning rows are likeliest, given the counts of the others."""
     held_back = np.repeat(_tuning_rows(n_rows), slot.n_codes)
     tuning = seen.part(np.flatnonzero(held_back)[:: -(-int(held_back.sum()) // _MAX_TUNING_CODES)])
     others = seen if n_rows == 1 else seen.part(~held_back)
@@ -302,8 +302,8 @@ def _choose_weights(seen: Neighbours, slot: CodeSlot, n_rows: int) -> NeighbourW
     return chosen
 
 
-def _likeliest(values: np.ndarray, chances_of: Callable[[float], np.ndarray]) -> float:
-    return float(max(values, key=lambda value: float(np.log(chances_of(float(value))).mean())))
+def _likeliest(values: np.ndarray, probs_of: Callable[[float], np.ndarray]) -> float:
+    return float(max(values, key=lambda value: float(np.log(probs_of(float(value))).mean())))
 
 
 def _tuning_rows(n_rows: int) -> np.ndarray:

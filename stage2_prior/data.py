@@ -1,4 +1,4 @@
-"""Training examples for the prior: rows of a token dataset, with label dropout keyed by sample."""
+"""Training examples of a prior: rows of a token dataset, with label dropout keyed by sample."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ class CodeExamples:
     Args:
         dataset: the codes.
         n_classes: 0 for an unconditional prior, whose labels are all the null class.
-        label_dropout: share of labels replaced by the null class, drawn for each (sample, epoch).
-        views: what an example is. ``all``: every stored view of an image, so that an epoch passes over each of them.
-            ``one``: an image, in a stored view that is drawn for each (image, epoch); an epoch passes over the images,
-            so it has as many steps however many views are stored.
+        label_dropout: share of labels replaced by the null class, random for each (sample, epoch).
+        views: ``all``: an example is one stored view of an image, and an epoch passes over all views. ``one``: an
+            example is an image, in a stored view that is random for each (image, epoch).
         seed: of the label dropout and the views.
 
     Raises:
@@ -58,5 +57,5 @@ class CodeExamples:
     def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         if self.views is None:
             return indices
-        drawn = uniforms(indices, epochs, self.seed, "view") * self.views.n_views
-        return self.views.rows(indices, drawn.astype(np.int64))
+        view = uniforms(indices, epochs, self.seed, "view") * self.views.n_views
+        return self.views.rows(indices, view.astype(np.int64))

@@ -1,4 +1,4 @@
-"""How well a prior predicts held-out codes, beside what a reader needs to judge the number."""
+"""Likelihood of validation codes under a prior, with the figures that it is compared with."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class PriorScores:
-    """Held-out likelihood.
+    """Validation likelihood.
 
     Attributes:
-        spec: what the codes are.
+        spec: of the codes.
         n_images: images scored, each view for itself.
         nats_T: (T,) float64, mean negative log-likelihood at each position of the sequence, nats per code.
         classes: by class number, classes without images left out; empty where the codes have no labels. Also of an
             unconditional prior, which does not see them.
-        unigram_bits: entropy of the held-out codes' own frequencies in each slot, bits per code on average over all
-            codes: what knowing the slot and how often each of its codes occurs, and nothing else, could reach at best.
+        unigram_bits: entropy of the validation codes' own frequencies in each slot, bits per code on average over all
+            codes: the best that code frequencies of each slot, and nothing else, can reach.
     """
 
     spec: CodeSpec
@@ -100,7 +100,7 @@ class PriorScores:
         return self.bits_per_image / (preprocess.height * preprocess.width * preprocess.n_channels)
 
     def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
-        """For each slot, the (H, W) mean bits of its codes at each place of the grid."""
+        """Each slot with the (H, W) mean bits of its codes at each position of the grid."""
         slot_T = code_positions(self.spec).slot_T
         shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.slots]
         bits_T = self.nats_T / math.log(2)
@@ -147,23 +147,23 @@ class PriorScores:
 
 
 @torch.no_grad()
-def score_prior(prior: PriorModel, held_out: TokenDataset, *, batch_size: int = 256) -> PriorScores:
-    """Negative log-likelihood of every held-out code, given its image's class where the prior uses classes.
+def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int = 256) -> PriorScores:
+    """Negative log-likelihood of every validation code, given its image's class where the prior uses classes.
 
     One pass in batches: memory does not grow with the number of images. Dropout is off.
 
     Args:
         prior: as it is.
-        held_out: the codes, possibly memory-mapped.
+        validation: the codes, possibly memory-mapped.
         batch_size: images at a time.
 
     Raises:
         DataError: there are no codes, or they do not fit the prior's.
     """
-    n_images, spec = len(held_out.codes_NT), prior.spec
+    n_images, spec = len(validation.codes_NT), prior.spec
     if n_images == 0:
-        raise DataError("there are no codes to score", field="held_out", found=0, expected="one image or more")
-    labels_N = held_out.labels_N if spec.class_names else None
+        raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
+    labels_N = validation.labels_N if spec.class_names else None
     device, n_named = prior.head.weight.device, 0 if labels_N is None else len(spec.class_names)
     nats_T, nats_L, images_L = np.zeros(spec.n_codes), np.zeros(n_named), np.zeros(n_named, np.int64)
     usages: list[CodeUsage] = []
@@ -171,7 +171,7 @@ def score_prior(prior: PriorModel, held_out: TokenDataset, *, batch_size: int = 
     prior.eval()
     try:
         for start in trange(0, n_images, batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
-            codes_BT = np.asarray(held_out.codes_NT[start : start + batch_size])
+            codes_BT = np.asarray(validation.codes_NT[start : start + batch_size])
             found = count_codes_by_slot(codes_BT, spec)
             usages = [a + b for a, b in zip(usages, found, strict=True)] if usages else found
             labels_B = None if labels_N is None else np.asarray(labels_N[start : start + batch_size])

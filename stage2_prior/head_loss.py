@@ -1,10 +1,10 @@
-"""Cross entropy of codes under the head, in groups of rows: the logits of all codes never exist at once.
+"""Cross entropy of codes under the head, in groups of rows, without the logits of all codes at once.
 
 Each group's loss and its share of the gradients of hidden states and head are computed while its logits are there, in
 the forward pass, so that no product is computed twice. (Leaving the logits out is as in Wijmans et al. 2024,
 arXiv:2411.09009, which computes them again in the backward pass.) With p = softmax(logits), the gradient of the sum of
-nll + z * lse^2 to the logits is p * (1 + 2 z lse) - onehot. It takes the place of the logits, a block of rows at a
-time that fits the cache, where softmax and loss are float32. (torch's chunked ``linear_cross_entropy`` does the like,
+nll + z * lse^2 to the logits is p * (1 + 2 z lse) - onehot. It overwrites the logits, a block of rows at a time
+that fits the cache, where softmax and loss are float32. (torch's chunked ``linear_cross_entropy`` does the like,
 but has no z-loss and no codebooks of unequal size, and takes float32 products under autocast.)
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from stage2_prior.arithmetic import product_type, sum_type
+from stage2_prior.cpu_kernels import product_type, sum_type
 
 _GROUP_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """logits that exist at once: more cost memory, fewer add to the head's gradient more often"""
@@ -49,7 +49,7 @@ def head_loss(
     Products run in autocast's type where autocast is on.
 
     Args:
-        hidden_NE: what the head reads.
+        hidden_NE: inputs of the head.
         weight_VE: the head.
         tokens_N: codes, int64.
         size_N: for each code, the size of its codebook, int64: the rest of the V is impossible. None: all are possible.
@@ -77,7 +77,7 @@ def nll_per_code(
 
 
 class _Rows(NamedTuple):
-    """What is known of each row (code)."""
+    """Results of each row (code)."""
 
     nll: torch.Tensor
     lse: torch.Tensor
@@ -136,19 +136,19 @@ def _to_gradients_(logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows: _Rows,
     for start in range(0, len(logits_MV), n_rows):
         here = slice(start, start + n_rows)
         own_M1 = tokens_M[here].unsqueeze(1)
-        logits, log_chances = space[:, : len(own_M1)]
-        torch.log_softmax(logits.copy_(logits_MV[here]), 1, out=log_chances)
-        own_log_M1 = log_chances.gather(1, own_M1)
-        lse_M1 = logits[:, :1] - log_chances[:, :1]
+        logits, log_probs = space[:, : len(own_M1)]
+        torch.log_softmax(logits.copy_(logits_MV[here]), 1, out=log_probs)
+        own_log_M1 = log_probs.gather(1, own_M1)
+        lse_M1 = logits[:, :1] - log_probs[:, :1]
         rows.nll[here], rows.lse[here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
         if z_loss is None:
             continue
         to_own_M1 = own_log_M1.expm1()
-        chances = log_chances.exp_()
+        probs = log_probs.exp_()
         if z_loss:
             to_own_M1 += 2 * z_loss * lse_M1 * own_log_M1.exp()
-            chances.mul_(1 + 2 * z_loss * lse_M1)
-        logits_MV[here] = chances.scatter_(1, own_M1, to_own_M1)
+            probs.mul_(1 + 2 * z_loss * lse_M1)
+        logits_MV[here] = probs.scatter_(1, own_M1, to_own_M1)
 
 
 def _groups(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> list[slice]:

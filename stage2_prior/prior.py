@@ -1,8 +1,9 @@
-"""The prior: p(codes) = prod_t p(code_t | class, codes before t). Plain torch; ``hub.py`` is its transformers shell."""
+"""The prior as a plain torch module: p(codes) = prod_t p(code_t | class, codes before t)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict, require, to_dict
-from foundation.errors import ConfigError, DataError
+from foundation.errors import DataError
 from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
 from foundation.training.optim import no_decay
-from stage2_prior.block import Block, stream_norm
+from stage2_prior.block import Block, Dropout, stream_norm
 from stage2_prior.config import PriorConfig
-from stage2_prior.dropout import Dropout
 from stage2_prior.head_loss import nll_per_code
-from stage2_prior.positions import Places, PlaceTables
+from stage2_prior.positions import Positions, PositionTables
 
 MODEL_TYPE = "tessera_prior"
 
@@ -28,32 +28,31 @@ class PriorModel(nn.Module):
     """A decoder-only transformer over [class, code 0, code 1, ...]; output t is the distribution of code t.
 
     Codes of all levels and depths form one sequence, in the order of ``CodeSpec``. Each slot (a depth of a level) has
-    its own rows of the embedding; where there are several, an input also learns which slot it is to predict.
+    its own rows of the embedding; with several slots, an input also learns which one it predicts.
 
     Args:
-        config: the size.
-        spec: what the codes are; the prior is bound to it.
+        config: size and options.
+        spec: of the codes; the prior serves no other.
 
     Attributes:
-        checkpoint_blocks: keep only the inputs of the blocks in training and compute the rest again in the backward
-            pass: less memory, about a third more time.
+        gradient_checkpointing: keep only the inputs of the blocks in training and recompute the rest in the backward
+            pass: less memory, about a third more time. The name is the one that transformers looks for.
     """
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.checkpoint_blocks, self.decodes_compiled = False, False
+        self.gradient_checkpointing, self.decodes_compiled = False, False
+        self._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
         self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
-        require(config.extra_codes == 0 or len(spec.slots) == 1, "extra_codes", config.extra_codes,
-                "0 where there are several levels or depths")  # fmt: skip
+        single = config.extra_codes == 0 or len(spec.slots) == 1
+        require(single, "extra_codes", config.extra_codes, "0 where there are several levels or depths")
         n_layers, _, d_model = config.shape
         learned = config.positions == "learned"
-        self.place_tables = PlaceTables(spec, config.d_head, None if learned else config.rope_base,
-                                        zero_class=config.class_rotation == "zero",
-                                        extra_codes=config.extra_codes)  # fmt: skip
+        self.position_tables = PositionTables(spec, config)
         self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
-        self.code_embedding = nn.Embedding(self.place_tables.n_rows, d_model)
+        self.code_embedding = nn.Embedding(self.position_tables.n_rows, d_model)
         self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
         self.place_embedding = nn.Embedding(1 + spec.n_codes, d_model) if learned else None  # row 0 is the class's
         self.target_embedding = nn.Embedding(spec.n_codes, d_model) if config.target_aware else None
@@ -90,26 +89,30 @@ class PriorModel(nn.Module):
             DataError: more than T codes, or orders that are no permutations.
             ConfigError: orders given to a prior that is not ``target_aware``.
         """
-        logits_BTV = self.head(self.hidden(tokens_BT, labels_B, orders_BT))
-        sizes = self.sizes(tokens_BT)
-        return logits_BTV if sizes is None else self._mask(logits_BTV, sizes.view_as(tokens_BT))
+        logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT)), self.sizes(tokens_BT)
+        if size_N is None:
+            return logits_BTV
+        beyond_BTV = torch.arange(self.vocab_size, device=size_N.device) >= size_N.view(*tokens_BT.shape, 1)
+        return logits_BTV.masked_fill(beyond_BTV, -torch.inf)
 
     def hidden(
         self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the head reads, (B, T, E), after the last norm; arguments and errors as of ``forward``."""
+        """Hidden states after the last norm, (B, T, E); arguments and errors as of ``forward``."""
         length = tokens_BT.shape[1]
-        self._require_room(length)
+        require_length(self.n_codes, length)
         if orders_BT is None:
-            places = self.place_tables.on(self.head.weight.device).part(0, length)
+            positions = self.position_tables.on(self.head.weight.device).part(0, length)
         else:
-            self._require_target_aware()
-            places = self.place_tables.ordered(orders_BT, len(tokens_BT))
+            aware = self.target_embedding is not None
+            require(aware, "target_aware", aware, "true for other orders", "set prior.model.target_aware to true")
+            positions = self.position_tables.ordered(orders_BT, len(tokens_BT))
             tokens_BT = tokens_BT.gather(1, orders_BT)
-        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], places))
-        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
+        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], positions))
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, places.rope, use_reentrant=False) if recompute else block(x, places.rope)
+            arguments = block, x, positions.rope
+            x = self._gradient_checkpointing_func(*arguments) if recompute else block(*arguments[1:])
         return self.norm(x)
 
     @torch.no_grad()
@@ -134,8 +137,8 @@ class PriorModel(nn.Module):
         """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes."""
         if not self._unequal:
             return None
-        places = self.place_tables.on(tokens_BT.device)
-        return places.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
+        positions = self.position_tables.on(tokens_BT.device)
+        return positions.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
 
     def compile_blocks(self) -> None:
         """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
@@ -143,15 +146,15 @@ class PriorModel(nn.Module):
             block.compile()
 
     def compile_decoding(self) -> None:
-        """Draw codes with a compiled step from now on; worth its time on a GPU (see ``compiled_engine``)."""
+        """Sample codes with a compiled step from now on: faster on a GPU, after a slow first image."""
         self.decodes_compiled = True
 
     def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
-        """The finite part of the logits of a position: those of its own codebook, (B, V) or narrower (a view)."""
-        return logits_BV[:, : int(self.place_tables.size_T[position])]
+        """The finite logits of a position, (B, size of its codebook), a view."""
+        return logits_BV[:, : int(self.position_tables.size_T[position])]
 
     def within_codebook(self) -> PriorModel:
-        """This prior, or if it has ``extra_codes`` one without them: all codes that it draws belong to an image."""
+        """This prior without its ``extra_codes``, so that every code belongs to an image."""
         if not self.config.extra_codes:
             return self
         with torch.device(self.head.weight.device):
@@ -184,44 +187,23 @@ class PriorModel(nn.Module):
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
         return cls(from_dict(PriorConfig, settings["prior"], "prior"), spec)
 
-    def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, places: Places) -> torch.Tensor:
-        """[class, codes] => (B, 1 + P, E); ``places`` are those of all 1 + P inputs."""
-        class_B1E = self.class_embedding(labels_B).unsqueeze(1)
-        codes_BPE = self._embed_codes(tokens_BP, places.offset_T[1:])
-        return self._at_places(torch.cat([class_B1E, codes_BPE], dim=1), places)
-
-    def _embed_codes(self, tokens_BP: torch.Tensor, offset_P: torch.Tensor) -> torch.Tensor:
-        """(B, P) codes of slots whose rows begin at these offsets => (B, P, E)."""
-        return self.code_embedding(tokens_BP if self.slot_embedding is None else tokens_BP + offset_P)
-
-    def _at_places(self, x_BTE: torch.Tensor, places: Places) -> torch.Tensor:
-        """Add what each input learns of its own place and of what it is to predict."""
+    def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """[class, codes] => (B, T, E), T = 1 + P inputs at these positions."""
         if self.slot_embedding is not None:
-            x_BTE = x_BTE + self.slot_embedding(places.slot_T)
+            tokens_BP = tokens_BP + positions.offset_T[1:]
+        x_BTE = torch.cat([self.class_embedding(labels_B).unsqueeze(1), self.code_embedding(tokens_BP)], dim=1)
+        if self.slot_embedding is not None:
+            x_BTE = x_BTE + self.slot_embedding(positions.slot_T)
         if self.place_embedding is not None:
-            x_BTE = x_BTE + self.place_embedding(places.own_T)
+            x_BTE = x_BTE + self.place_embedding(positions.own_T)
         if self.target_embedding is not None:
-            x_BTE = x_BTE + self.target_embedding(places.target_T)
+            x_BTE = x_BTE + self.target_embedding(positions.target_T)
         return x_BTE
-
-    def _mask(self, logits_BTV: torch.Tensor, size_T: torch.Tensor) -> torch.Tensor:
-        """-inf beyond each position's codebook; sizes are (T,) or (B, T)."""
-        beyond_TV = torch.arange(self.vocab_size, device=logits_BTV.device) >= size_T.unsqueeze(-1)
-        return logits_BTV.masked_fill(beyond_TV, -torch.inf)
-
-    def _require_room(self, length: int) -> None:
-        if length > self.n_codes:
-            raise DataError("more codes than an image has", field="tokens", found=length,
-                            expected=f"up to {self.n_codes}")  # fmt: skip
-
-    def _require_target_aware(self) -> None:
-        if self.target_embedding is None:
-            raise ConfigError("is needed to predict codes in other orders", field="target_aware", found=False,
-                              expected=True, fix="set prior.model.target_aware to true")  # fmt: skip
 
     def _initialize(self) -> None:
         """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
-        for block in self._blocks():
+        for block in self.blocks:
+            assert isinstance(block, Block)
             block.initialize(0.02, len(self.blocks))
         for embedding in self.children():
             if isinstance(embedding, nn.Embedding):
@@ -229,5 +211,8 @@ class PriorModel(nn.Module):
                 no_decay(embedding.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+
+def require_length(n_codes: int, length: int) -> None:
+    """Raise ``DataError`` for a sequence longer than an image's codes."""
+    if length > n_codes:
+        raise DataError("more codes than an image has", field="tokens", found=length, expected=f"up to {n_codes}")

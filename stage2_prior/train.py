@@ -1,6 +1,6 @@
-"""Training a prior: what ``foundation.training.fit`` calls once per step.
+"""Training of a prior: the task that ``foundation.training.fit`` drives.
 
-What training minimises: the mean negative log-likelihood of codes, and optionally the z-loss.
+Training objective: the mean negative log-likelihood of codes, with an optional z-loss.
 
 Training in random order that anneals to raster order.
 
@@ -13,13 +13,12 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
-from foundation.randomness import derive_seed, uniforms
+from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
@@ -27,6 +26,8 @@ from stage2_prior.head_loss import head_loss
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from accelerate import Accelerator
 
 
@@ -61,7 +62,7 @@ class PriorLoss(nn.Module):
         """
         hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
-        size_N = self.model.sizes(tokens_BT)  # of one size where there are orders: those of several slots are refused
+        size_N = self.model.sizes(tokens_BT)  # None with orders, which need one slot
         loss, nll, squared_lse = head_loss(
             hidden_BTE.flatten(0, 1), self.model.head.weight, predicted_BT.flatten(), size_N, self.z_loss
         )
@@ -69,22 +70,27 @@ class PriorLoss(nn.Module):
         return loss, {**metrics, "logsumexp": squared_lse.sqrt()} if self.z_loss else metrics
 
 
-def draw_orders(positions_B: np.ndarray, length: int, share: float, seed: int) -> torch.Tensor:
+def sample_orders(positions_B: np.ndarray, length: int, share: float, seed: int) -> torch.Tensor:
     """The order in which the codes of each sample are predicted.
 
     Args:
-        positions_B: places in the sequence of samples; an order depends on its own place, ``share`` and ``seed`` alone.
+        positions_B: of each sample in the data order; a row depends on its own, ``share`` and ``seed`` alone.
         length: T, codes per image.
         share: of rows in random order, 0 to 1; the others are in raster order.
-        seed: of the draws.
+        seed: of the permutations.
 
     Returns:
         (B, T) int64 on the CPU, a permutation of 0..T-1 in each row.
     """
+    import numpy as np
+    import torch
+
+    from foundation.randomness import uniforms
+
     chosen_B = uniforms(positions_B, np.zeros_like(positions_B), seed, "in random order") < share
-    places_T = np.arange(length)
-    keys_BT = uniforms(positions_B[:, None], places_T[None, :], seed, "random order")
-    orders_BT = np.where(chosen_B[:, None], keys_BT.argsort(axis=1, kind="stable"), places_T)
+    positions_T = np.arange(length)
+    keys_BT = uniforms(positions_B[:, None], positions_T[None, :], seed, "random order")
+    orders_BT = np.where(chosen_B[:, None], keys_BT.argsort(axis=1, kind="stable"), positions_T)
     return torch.from_numpy(orders_BT)
 
 
@@ -97,7 +103,7 @@ class PriorTask:
     Args:
         model: freshly built, alike on every process.
         training: how to train.
-        held_out: codes for ``evaluate``; None where nothing is evaluated.
+        validation: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of dropout after the first forward pass of a step, and of random orders.
 
@@ -109,15 +115,15 @@ class PriorTask:
         self,
         model: PriorModel,
         training: PriorTraining,
-        held_out: TokenDataset | None,
+        validation: TokenDataset | None,
         accelerator: Accelerator,
         *,
         seed: int = 0,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
-        self.model, self.training, self.held_out, self.seed = model, training, held_out, seed
+        self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator = accelerator
-        model.checkpoint_blocks = training.checkpoint_blocks
+        model.gradient_checkpointing = training.checkpoint_blocks
         if training.compile:
             model.compile_blocks()
         self.learner = Learner(
@@ -132,7 +138,7 @@ class PriorTask:
         )
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
-        """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in as many forward passes as memory asks for.
+        """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
 
         The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
         processes have equally many.
@@ -161,7 +167,7 @@ class PriorTask:
         order = self.training.random_order
         share = 0.0 if order is None else order.share(step)
         if share > 0:
-            orders_BT = draw_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
+            orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
             examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
         n_examples = len(batch["tokens"])
         n_parts = -(-n_examples // (self.training.micro_batch_size or n_examples))
@@ -176,9 +182,9 @@ class PriorTask:
         return {"loss": loss.detach(), **metrics}
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out likelihood of the averaged weights."""
-        assert self.held_out is not None, "built without codes to evaluate on"
-        return score_prior(self.exported(), self.held_out).metrics()
+        """Validation likelihood of the averaged weights."""
+        assert self.validation is not None, "built without codes to evaluate on"
+        return score_prior(self.exported(), self.validation).metrics()
 
     def exported(self) -> PriorModel:
         """The model with averaged weights, whole; every process calls it."""
@@ -196,14 +202,14 @@ class PriorTask:
 
 
 def require_orders(model: PriorConfig, training: PriorTraining, n_slots: int) -> None:
-    """Refuse random orders for a model that cannot be told what it is to predict, and for codes of several slots.
+    """Refuse random orders for a model without target embeddings and for codes of several slots.
 
     Raises:
         ConfigError: naming the field to set.
     """
-    aware = model.target_aware or training.random_order is None
-    require(aware, "prior.model.target_aware", model.target_aware, "true for training in random order",
-            "set it, or set prior.training.random_order to null")  # fmt: skip
-    raster = n_slots == 1 or training.random_order is None
-    require(raster, "prior.training.random_order", training.random_order, f"null for codes of {n_slots} slots",
-            "a code of a deeper or finer slot means something only beside those before it")  # fmt: skip
+    if training.random_order is None:
+        return
+    aware, fix = model.target_aware, "set it, or set prior.training.random_order to null"
+    require(aware, "prior.model.target_aware", aware, "true for training in random order", fix)
+    expected, fix = f"null for codes of {n_slots} slots", "finer codes refine those before them"
+    require(n_slots == 1, "prior.training.random_order", training.random_order, expected, fix)

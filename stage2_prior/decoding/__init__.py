@@ -1,1 +1,1 @@
-"""Sampling codes from a prior, with a cache."""
+"""Sampling codes from a prior: a cached engine, guidance, filters."""

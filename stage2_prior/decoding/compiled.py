@@ -1,7 +1,7 @@
-"""The decoding engine's step as one program of fixed shapes, for ``torch.compile`` and, on a GPU, CUDA graphs.
+"""Compiled decoding engine: one program of fixed shapes, for ``torch.compile`` and, on a GPU, CUDA graphs.
 
 A step of the plain engine is some 25 calls per layer. Where each takes longer to launch than to compute, as on a GPU,
-the program takes their place: what lies between the products is fused, and the whole is launched at once. On a CPU the
+the program replaces them: what lies between the products is fused, and the whole is launched at once. On a CPU the
 plain engine is faster, since its products keep their weights in oneDNN's order, which a compiled program cannot read.
 """
 
@@ -14,13 +14,13 @@ import torch
 
 from stage2_prior.decoding.engine import DecodingEngine, KVCache
 from stage2_prior.decoding.weights import InferenceWeights
-from stage2_prior.prior import PriorModel
+from stage2_prior.prior import PriorModel, require_length
 
 Step = Callable[..., torch.Tensor]
 _PARTS = 4
 """Programs are made for attention over this many lengths of the cache: a quarter of it, a half and so on."""
 _MOST_PROGRAMS = 256
-"""that torch makes of one function, for all engines of a process; beyond them the step runs as it is written"""
+"""of one function, for all engines of a process; beyond them the step runs uncompiled"""
 
 
 class CompiledEngine(DecodingEngine):
@@ -53,14 +53,14 @@ class CompiledEngine(DecodingEngine):
         idle = self._idle.setdefault(n_rows, [])
         cache = KVCache(idle.pop(), self.weights.n_heads) if idle else super().new_cache(n_rows)
         cache.kv.zero_()  # steps read beyond what is filled, and 0 times a NaN that lay in memory would be NaN
-        weakref.finalize(cache, idle.append, cache.kv)  # a CUDA graph is recorded for one place in memory
+        weakref.finalize(cache, idle.append, cache.kv)  # a CUDA graph is recorded for one address
         return cache
 
     @torch.inference_mode()
     def decode_one(self, tokens_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """See ``DecodingEngine``."""
         t = cache.filled
-        self._require_room(t + 1)
+        require_length(self.n_codes, t + 1)
         part = -(-self.n_codes // _PARTS)
         length = min(self.n_codes, -(-(t + 1) // part) * part)
         torch._dynamo.mark_static_address(cache.kv, guard=False)
@@ -81,17 +81,17 @@ class CompiledEngine(DecodingEngine):
     def _one_token(
         self, tokens_R: torch.Tensor, t_1: torch.Tensor, kv: torch.Tensor, n_heads: int, length: int
     ) -> torch.Tensor:
-        """``decode_one`` at position t_1, which attends to the first ``length`` places of the cache up to t_1."""
+        """``decode_one`` at position t_1, which attends to the first ``length`` positions of the cache up to t_1."""
         weights, n_rows = self.weights, len(tokens_R)
         x_RE = self._embed(tokens_R, t_1)
         cos, sin = (each.index_select(-2, t_1).squeeze(-2) for each in (weights.cos, weights.sin))
         later_T = torch.arange(length, device=t_1.device) > t_1
         for i, layer in enumerate(weights.layers):
             qkv_3RNK = layer.qkv(self._normalize(x_RE)).view(n_rows, 3, n_heads, -1).transpose(0, 1)
-            turned_3RNK = self._turned(qkv_3RNK, cos[i], sin[i]).flatten(1, 2)
-            kv[i].index_copy_(2, t_1, turned_3RNK[1:].unsqueeze(2).to(kv.dtype))
+            rotated_3RNK = self._rotated(qkv_3RNK, cos[i], sin[i]).flatten(1, 2)
+            kv[i].index_copy_(2, t_1, rotated_3RNK[1:].unsqueeze(2).to(kv.dtype))
             keys_XTK, values_XTK = kv[i, 0, :, :length], kv[i, 1, :, :length]
-            scores_X1T = torch.bmm(turned_3RNK[0].unsqueeze(1).to(kv.dtype), keys_XTK.transpose(1, 2)).float()
+            scores_X1T = torch.bmm(rotated_3RNK[0].unsqueeze(1).to(kv.dtype), keys_XTK.transpose(1, 2)).float()
             shares_X1T = scores_X1T.masked_fill(later_T, -torch.inf).softmax(-1)
             attended_X1K = torch.bmm(shares_X1T.to(kv.dtype), values_XTK).float()
             x_RE = layer.out.add_to(x_RE, attended_X1K.view(x_RE.shape))
@@ -126,5 +126,5 @@ class CompiledEngine(DecodingEngine):
         weights = self.weights
         linears = [linear for layer in weights.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         held = [tensor for linear in (*linears, weights.head) for tensor in vars(linear).values()]
-        held += [weights.cos, weights.sin, weights.code_SE, weights.offset_T, weights.place_TE, weights.eps_E]
+        held += [weights.cos, weights.sin, weights.code_SE, weights.offset_T, weights.position_TE, weights.eps_E]
         return [each for each in (*held, weights.eps_K) if isinstance(each, torch.Tensor)]

@@ -1,31 +1,29 @@
-"""The transformer of a prior as plain tensor functions over a cache: what draws codes.
+"""Decoding engine: the transformer of a prior as plain tensor functions over a cache.
 
 It computes what ``PriorModel.forward`` does, up to rounding, on a copy of the weights that is merged and laid out for
 few rows (``weights.py``), without modules or gradients. One token takes about 25 calls per layer; at a batch of one,
 their number is the time.
 
-Keys and values of the tokens so far, for drawing one code at a time.
+Key-value cache of a decoder.
 
-How many images can be drawn at once in the memory that is free.
+Memory of sampling: how many images fit at once.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from foundation.errors import DataError
 from stage2_prior.decoding.weights import InferenceWeights
-from stage2_prior.prior import PriorModel
+from stage2_prior.prior import PriorModel, require_length
 
 
 class KVCache:
-    """Room for the keys and values of all T inputs of R rows, all layers in one tensor, and for one step's results.
+    """Keys and values of all T inputs of R rows, all layers in one tensor, and memory for one step's results.
 
     >>> cache = KVCache(torch.empty(1, 2, 4 * 2, 3, 4), n_heads=2)
     >>> cache.n_rows, cache.rows(0, 2).kv.shape
@@ -37,23 +35,23 @@ class KVCache:
         filled: tokens held.
 
     Attributes:
-        turned_3RNK: float32 room for one token's queries, keys and values of a layer; ``q`` and ``kv_new`` are views
+        rotated_3RNK: float32 memory for one token's queries, keys and values of a layer; ``q`` and ``kv_new`` are views
             of it.
-        lengths_3RN1: float32 room for the lengths of queries, keys and values.
-        divisors_3RN1: what they are divided by; stays 1 for values.
+        lengths_3RN1: float32 memory for the lengths of queries, keys and values.
+        divisors_3RN1: their divisors; 1 for values.
     """
 
     def __init__(self, kv: torch.Tensor, n_heads: int, filled: int = 0) -> None:
         self.kv, self.n_heads, self.filled = kv, n_heads, filled
         self.n_rows, d_head = kv.shape[2] // n_heads, kv.shape[4]
-        self.turned_3RNK = kv.new_empty(3, self.n_rows, n_heads, d_head, dtype=torch.float32)
-        self.q = self.turned_3RNK[0].view(-1, 1, d_head)  # (R * N, 1, K)
-        self.kv_new = self.turned_3RNK[1:].view(2, -1, d_head)  # (2, R * N, K)
+        self.rotated_3RNK = kv.new_empty(3, self.n_rows, n_heads, d_head, dtype=torch.float32)
+        self.q = self.rotated_3RNK[0].view(-1, 1, d_head)  # (R * N, 1, K)
+        self.kv_new = self.rotated_3RNK[1:].view(2, -1, d_head)  # (2, R * N, K)
         self.lengths_3RN1 = kv.new_empty(3, self.n_rows, n_heads, 1, dtype=torch.float32)
         self.divisors_3RN1 = torch.ones_like(self.lengths_3RN1)
 
     def rows(self, first: int, last: int) -> KVCache:
-        """The part of rows ``first:last``: the same memory, a count of its own."""
+        """Rows ``first:last``: the same memory, with its own ``filled``."""
         return KVCache(self.kv[:, :, first * self.n_heads : last * self.n_heads], self.n_heads, self.filled)
 
 
@@ -61,30 +59,6 @@ _PREFILL_TOKENS = 4096
 """Most tokens that go through a layer at once."""
 _ONE_THREAD = 32767
 """Numbers up to which torch computes a function of each with one thread."""
-_ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[list[tuple[int, int]], DecodingEngine]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def engine_for(prior: PriorModel) -> DecodingEngine:
-    """The engine of a prior: made at the first call, and again after a change of the prior's weights or their place.
-
-    It is a ``CompiledEngine`` where ``prior.compile_decoding`` was called.
-    """
-    state = [(each.data_ptr(), each._version) for each in prior.parameters()]
-    known = _ENGINES.get(prior)
-    if known is None or known[0] != state or known[1].compiled != prior.decodes_compiled:
-        known = (state, _make(prior))
-        _ENGINES[prior] = known
-    return known[1]
-
-
-def _make(prior: PriorModel) -> DecodingEngine:
-    if not prior.decodes_compiled:
-        return DecodingEngine(prior)
-    from stage2_prior.decoding.compiled import CompiledEngine
-
-    return CompiledEngine(prior)
 
 
 class DecodingEngine:
@@ -110,11 +84,11 @@ class DecodingEngine:
         with torch.inference_mode():
             self.weights = self._copied(prior)
         self._activate = _gelu if self.weights.gpt else _swiglu
-        self.n_codes, self._sizes = prior.n_codes, prior.place_tables.size_T.tolist()
+        self.n_codes, self._sizes = prior.n_codes, prior.position_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
 
     def batch_for(self, n_images: int) -> int:
-        """How many to draw at once in the place of so many images: as many, or a few more."""
+        """The batch that is computed for ``n_images``: as many, or a few more."""
         return n_images
 
     @torch.inference_mode()
@@ -132,16 +106,16 @@ class DecodingEngine:
         Args:
             labels_R: class numbers, int64.
             tokens_RP: codes, int64.
-            cache: of R rows; what it held is overwritten.
+            cache: of R rows; overwritten.
 
         Returns:
-            (R, E) what ``logits`` makes code P's logits of.
+            (R, E), which ``logits`` turns into code P's logits.
 
         Raises:
             DataError: P codes or more make an image.
         """
         length = tokens_RP.shape[1] + 1
-        self._require_room(length)
+        require_length(self.n_codes, length)
         rows = max(1, _PREFILL_TOKENS // length)
         parts = [
             self._prefill(labels_R[i : i + rows], tokens_RP[i : i + rows], cache.kv[:, :, i * cache.n_heads :])
@@ -155,21 +129,21 @@ class DecodingEngine:
         """Append one code per row to the cache.
 
         Returns:
-            (R, E) what ``logits`` makes the next code's logits of.
+            (R, E), which ``logits`` turns into the next code's logits.
 
         Raises:
             DataError: the cache holds a whole image.
         """
         t, weights = cache.filled, self.weights
-        self._require_room(t + 1)
+        require_length(self.n_codes, t + 1)
         x_RE = self._embed(tokens_R, slice(t, t + 1))
-        turns = zip(weights.cos[..., t, :].unbind(0), weights.sin[..., t, :].unbind(0), strict=True)
+        rotations = zip(weights.cos[..., t, :].unbind(0), weights.sin[..., t, :].unbind(0), strict=True)
         slots = cache.kv[:, :, :, t].unbind(0)
         keys = cache.kv[:, 0, :, : t + 1].transpose(2, 3).unbind(0)
         values = cache.kv[:, 1, :, : t + 1].unbind(0)
-        for layer, turn, slot, k, v in zip(weights.layers, turns, slots, keys, values, strict=True):
+        for layer, rotation, slot, k, v in zip(weights.layers, rotations, slots, keys, values, strict=True):
             qkv_RF = layer.qkv(self._normalize(x_RE))
-            self._turn(qkv_RF.view(cache.n_rows, 3, cache.n_heads, -1).transpose(0, 1), turn, cache)
+            self._rotate_into(qkv_RF.view(cache.n_rows, 3, cache.n_heads, -1).transpose(0, 1), rotation, cache)
             slot.copy_(cache.kv_new)
             x_RE = layer.out.add_to(x_RE, _attention(cache.q, k, v).view(x_RE.shape))
             x_RE = layer.down.add_to(x_RE, self._activate(layer.gate_up(self._normalize(x_RE))))
@@ -190,7 +164,7 @@ class DecodingEngine:
         if weights.offset_T is not None:
             tokens = tokens + weights.offset_T[inputs]
         x = F.embedding(tokens, weights.code_SE)
-        return x if weights.place_TE is None else x.add_(weights.place_TE[inputs])
+        return x if weights.position_TE is None else x.add_(weights.position_TE[inputs])
 
     def _normalize(self, x_RE: torch.Tensor) -> torch.Tensor:
         """RMSNorm, or LayerNorm, without the constants that the next weight holds."""
@@ -198,52 +172,47 @@ class DecodingEngine:
             x_RE = x_RE - x_RE.mean(1, keepdim=True)
         return x_RE / torch.linalg.vector_norm(x_RE, dim=1, keepdim=True).hypot_(self.weights.eps_E)
 
-    def _turned(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _rotated(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Normalise and rotate queries and keys, (3, ..., K); values stay as they are."""
-        turned = (qkv * cos).addcmul_(qkv.roll(self.weights.d_head // 2, -1), sin)
+        rotated = (qkv * cos).addcmul_(qkv.roll(self.weights.d_head // 2, -1), sin)
         if self.weights.normalized_heads:
-            turned[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(self.weights.eps_K))
-        return turned
+            rotated[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(self.weights.eps_K))
+        return rotated
 
-    def _turn(self, qkv_3RNK: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
-        """As ``_turned``, into the cache's room."""
-        turned = torch.mul(qkv_3RNK, turn[0], out=cache.turned_3RNK)
-        turned.addcmul_(qkv_3RNK.roll(turned.shape[-1] // 2, -1), turn[1])
+    def _rotate_into(self, qkv_3RNK: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
+        """As ``_rotated``, into the cache's memory."""
+        rotated = torch.mul(qkv_3RNK, rotation[0], out=cache.rotated_3RNK)
+        rotated.addcmul_(qkv_3RNK.roll(rotated.shape[-1] // 2, -1), rotation[1])
         if self.weights.normalized_heads:
             torch.linalg.vector_norm(qkv_3RNK, dim=-1, keepdim=True, out=cache.lengths_3RN1)
             torch.hypot(cache.lengths_3RN1[:2], self.weights.eps_K, out=cache.divisors_3RN1[:2])
-            turned.div_(cache.divisors_3RN1)
+            rotated.div_(cache.divisors_3RN1)
 
     def _prefill(self, labels_R: torch.Tensor, tokens_RP: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """As ``prefill``, for the first R rows of a cache's memory, all layers and tokens at once."""
         weights, (n_rows, length) = self.weights, (len(labels_R), tokens_RP.shape[1] + 1)
         class_R1E = F.embedding(labels_R.unsqueeze(1), weights.class_CE)
-        if weights.place_TE is not None:
-            class_R1E.add_(weights.place_TE[:1])
+        if weights.position_TE is not None:
+            class_R1E.add_(weights.position_TE[:1])
         x_XE = torch.cat([class_R1E, self._embed(tokens_RP, slice(1, length))], 1).flatten(0, 1)  # X = R * T
         kv_LSRNTK = kv[:, :, : n_rows * weights.n_heads, :length].unflatten(2, (n_rows, weights.n_heads))
         cos, sin = weights.cos[..., :length, :], weights.sin[..., :length, :]
         for i, layer in enumerate(weights.layers):
             qkv_XF = layer.qkv(self._normalize(x_XE))
             qkv = qkv_XF.view(n_rows, length, 3, weights.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, R, N, T, K)
-            turned = self._turned(qkv, cos[i], sin[i])
-            kv_LSRNTK[i].copy_(turned[1:])
-            attended_RNTK = _causal_attention(turned[0], *kv_LSRNTK[i])
+            rotated = self._rotated(qkv, cos[i], sin[i])
+            kv_LSRNTK[i].copy_(rotated[1:])
+            attended_RNTK = _causal_attention(rotated[0], *kv_LSRNTK[i])
             x_XE = layer.out.add_to(x_XE, attended_RNTK.transpose(1, 2).reshape(x_XE.shape))
             x_XE = layer.down.add_to(x_XE, self._activate(layer.gate_up(self._normalize(x_XE))))
         return x_XE.view(n_rows, length, -1)[:, -1]
-
-    def _require_room(self, length: int) -> None:
-        if length > self.n_codes:
-            raise DataError("more codes than an image has", field="tokens", found=length,
-                            expected=f"up to {self.n_codes}")  # fmt: skip
 
 
 def _causal_attention(q_RNTK: torch.Tensor, k_RNTK: torch.Tensor, v_RNTK: torch.Tensor) -> torch.Tensor:
     """All queries of a prefill over the cache.
 
     On a CPU one after another, by the calls of a step, so that it makes no difference to the last bit whether codes
-    were drawn or given; the products around it take longer. Elsewhere, where calls are dear, all at once.
+    were sampled or given; the products around it take longer. Elsewhere, where calls cost more, all at once.
     """
     if q_RNTK.device.type != "cpu":
         q = q_RNTK.to(k_RNTK.dtype)
@@ -298,7 +267,7 @@ def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
     from which on more are no faster.
 
     Args:
-        engine: what draws.
+        engine: of the prior.
         rows_per_image: 2 with guidance, else 1.
     """
     device = engine.weights.device
@@ -307,7 +276,7 @@ def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
 
 
 def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:
-    """Memory that one image takes while it is drawn."""
+    """Memory that one image takes during sampling."""
     weights = engine.weights
     cache = 2 * len(weights.layers) * engine.n_codes * weights.d_model * 4
     logits, filters = 4 * engine.vocab_size, 32 * engine.vocab_size
@@ -315,7 +284,7 @@ def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be taken on a device; on a CPU what Linux says is available, elsewhere a guess of 4 GiB."""
+    """Free memory of a device; on a CPU as Linux reports it, elsewhere a guess of 4 GiB."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [_available(), _left_in_group()]

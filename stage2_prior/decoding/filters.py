@@ -1,11 +1,11 @@
-"""top-k and top-p: zero the probabilities below the one at which to cut.
+"""Filters of probabilities: top-k and top-p by the least probability that is kept.
 
-top-k and top-p without sorting: the probability at which to cut is found digit by digit among its bits.
+top-k and top-p without sorting: a radix search for the least probability that is kept.
 
 The bits of non-negative floating-point numbers, read as whole numbers, stand in the order of the numbers. Three rounds
-of summing by ten bits each find the cut exactly, in work that depends on the data in no way and waits for no result.
+of summing by ten bits each find the cut exactly, in work that does not depend on the data and waits for no result.
 
-top-k and top-p by selecting and sorting, which a CPU does faster than anything else.
+top-k and top-p by selecting and sorting, the fastest way on a CPU.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ ROUNDING = 1 - 2.0**-23  # of float32: a sum that misses p by this much has reac
 
 
 class Filters(ABC):
-    """Filters (B, V) probabilities; ``sampling.filters_for`` makes the kind that is fast on a device."""
+    """Filters (B, V) probabilities; ``probs.filters_for`` makes the kind that is fast on a device."""
 
-    def keep_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
+    def keep_top_k(self, probs_BV: torch.Tensor, k: int) -> torch.Tensor:
         """Zero in place what is less likely than the k-th likeliest code of each row; codes tied with it stay.
 
         Args:
-            chances_BV: contiguous float32 probabilities.
+            probs_BV: contiguous float32 probabilities.
             k: 1 or more.
         """
-        return chances_BV if k >= chances_BV.shape[1] else self._cut(chances_BV, self._least_of_top_k(chances_BV, k))
+        return probs_BV if k >= probs_BV.shape[1] else self.keep_from(probs_BV, self._least_of_top_k(probs_BV, k))
 
-    def keep_top_p(self, chances_BV: torch.Tensor, p: float) -> torch.Tensor:
+    def keep_top_p(self, probs_BV: torch.Tensor, p: float) -> torch.Tensor:
         """Zero in place all but the likeliest codes of each row, up to the one at which their sum reaches p of the
         row's; codes tied with that one stay.
 
         Source: Holtzman et al. 2020, arXiv:1904.09751, section 3.1, where no two codes are tied.
 
         Args:
-            chances_BV: contiguous float32 probabilities, of any sum up to 1.
+            probs_BV: contiguous float32 probabilities, of any sum up to 1.
             p: above 0; 1 or more keeps all.
         """
-        return chances_BV if p >= 1.0 else self._cut(chances_BV, self._least_of_top_p(chances_BV, p))
+        return probs_BV if p >= 1.0 else self.keep_from(probs_BV, self._least_of_top_p(probs_BV, p))
+
+    def keep_from(self, probs_BV: torch.Tensor, least_B1: torch.Tensor) -> torch.Tensor:
+        """Zero in place what is less likely than ``least_B1``, (B, 1)."""
+        kept = torch.empty_like(probs_BV)  # float32: with bool, a CPU multiplies five times slower
+        return probs_BV.mul_(torch.ge(probs_BV, least_B1, out=kept))
 
     @abstractmethod
-    def _least_of_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
+    def _least_of_top_k(self, probs_BV: torch.Tensor, k: int) -> torch.Tensor:
         """(B, 1), the probabilities of the k-th likeliest codes."""
 
     @abstractmethod
-    def _least_of_top_p(self, chances_BV: torch.Tensor, p: float) -> torch.Tensor:
+    def _least_of_top_p(self, probs_BV: torch.Tensor, p: float) -> torch.Tensor:
         """(B, 1), the probabilities of the codes at which the sum of the likeliest reaches p of all."""
-
-    def _cut(self, chances_BV: torch.Tensor, least_B1: torch.Tensor) -> torch.Tensor:
-        kept = torch.empty_like(chances_BV)  # of the chances' type: from bool, a CPU multiplies five times slower
-        return chances_BV.mul_(torch.ge(chances_BV, least_B1, out=kept))
 
 
 _BITS_OF_ONE = 0x3F800000  # float32 1.0, the largest probability
@@ -78,19 +79,19 @@ class DigitFilters(Filters):
         self._sums = torch.empty(n_rows, 2 * _BINS, dtype=torch.float64, device=device)
         self._one = torch.tensor(_BITS_OF_ONE, dtype=torch.int32, device=device)
 
-    def _least_of_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
-        weights_BV = self._weights[: len(chances_BV), : chances_BV.shape[1]].fill_(1.0)
-        return self._least(chances_BV, weights_BV, torch.full_like(self._sums[: len(chances_BV), :1], k))
+    def _least_of_top_k(self, probs_BV: torch.Tensor, k: int) -> torch.Tensor:
+        weights_BV = self._weights[: len(probs_BV), : probs_BV.shape[1]].fill_(1.0)
+        return self._least(probs_BV, weights_BV, torch.full_like(self._sums[: len(probs_BV), :1], k))
 
-    def _least_of_top_p(self, chances_BV: torch.Tensor, p: float) -> torch.Tensor:
-        weights_BV = self._weights[: len(chances_BV), : chances_BV.shape[1]].copy_(chances_BV)
-        return self._least(chances_BV, weights_BV, weights_BV.sum(1, keepdim=True).mul_(p * ROUNDING))
+    def _least_of_top_p(self, probs_BV: torch.Tensor, p: float) -> torch.Tensor:
+        weights_BV = self._weights[: len(probs_BV), : probs_BV.shape[1]].copy_(probs_BV)
+        return self._least(probs_BV, weights_BV, weights_BV.sum(1, keepdim=True).mul_(p * ROUNDING))
 
-    def _least(self, chances_BV: torch.Tensor, weights_BV: torch.Tensor, wanted_B1: torch.Tensor) -> torch.Tensor:
-        """The probability down to which the weights of the likeliest codes sum to what is wanted."""
-        here, sums_BD = tuple(slice(size) for size in chances_BV.shape), self._sums[: len(chances_BV)]
+    def _least(self, probs_BV: torch.Tensor, weights_BV: torch.Tensor, wanted_B1: torch.Tensor) -> torch.Tensor:
+        """The probability down to which the weights of the likeliest codes sum to ``wanted_B1``."""
+        here, sums_BD = tuple(slice(size) for size in probs_BV.shape), self._sums[: len(probs_BV)]
         digits_BV, bins_BV, spare_BV = self._digits[here], self._bins[here], self._spare[here]
-        ranks_BV = torch.sub(self._one, chances_BV.view(torch.int32), out=self._ranks[here])  # 0: probability 1
+        ranks_BV = torch.sub(self._one, probs_BV.view(torch.int32), out=self._ranks[here])  # 0: probability 1
         found_B1 = torch.zeros_like(ranks_BV[:, :1])
         for shift in (2 * _DIGIT, _DIGIT, 0):
             torch.bitwise_right_shift(ranks_BV, shift, out=digits_BV).bitwise_xor_(found_B1 << _DIGIT)
@@ -106,7 +107,7 @@ class DigitFilters(Filters):
         return (self._one - found_B1).view(torch.float32)
 
 
-_BLOCK = 128  # numbers whose sum is taken first
+_SORTED_BLOCK = 128  # numbers whose sum is taken first
 
 
 class SortingFilters(Filters):
@@ -118,25 +119,25 @@ class SortingFilters(Filters):
     """
 
     def __init__(self, n_rows: int, n_codes: int) -> None:
-        self._room = torch.empty(n_rows, n_codes + _BLOCK)
+        self._memory = torch.empty(n_rows, n_codes + _SORTED_BLOCK)
 
-    def _least_of_top_k(self, chances_BV: torch.Tensor, k: int) -> torch.Tensor:
-        from_end = chances_BV.shape[1] - k
-        return torch.from_numpy(np.partition(chances_BV.detach().numpy(), from_end, axis=1)[:, from_end : from_end + 1])
+    def _least_of_top_k(self, probs_BV: torch.Tensor, k: int) -> torch.Tensor:
+        from_end = probs_BV.shape[1] - k
+        return torch.from_numpy(np.partition(probs_BV.detach().numpy(), from_end, axis=1)[:, from_end : from_end + 1])
 
-    def _least_of_top_p(self, chances_BV: torch.Tensor, p: float) -> torch.Tensor:
-        n_rows, n_codes = chances_BV.shape
-        n_zeros = -n_codes % _BLOCK  # which sort to the beginning, below everything
-        ordered = self._room[:n_rows, : n_zeros + n_codes]
+    def _least_of_top_p(self, probs_BV: torch.Tensor, p: float) -> torch.Tensor:
+        n_rows, n_codes = probs_BV.shape
+        n_zeros = -n_codes % _SORTED_BLOCK  # which sort to the beginning, below everything
+        ordered = self._memory[:n_rows, : n_zeros + n_codes]
         ordered[:, :n_zeros] = 0.0
-        ordered[:, n_zeros:].copy_(chances_BV.detach())
+        ordered[:, n_zeros:].copy_(probs_BV.detach())
         ordered.numpy().sort(axis=1)
-        blocks_BNK = ordered.unflatten(1, (-1, _BLOCK))
+        blocks_BNK = ordered.unflatten(1, (-1, _SORTED_BLOCK))
         mass_BN = blocks_BNK.sum(2, dtype=torch.float64)
         ends_BN = mass_BN.cumsum(1)
         spare_B1 = ends_BN[:, -1:] * min(1 - p * ROUNDING, BELOW_ONE)  # the least likely codes may go up to this sum
         block_B1 = torch.searchsorted(ends_BN, spare_B1, right=True)
         spare_B1 = spare_B1 - (ends_BN - mass_BN).gather(1, block_B1)
-        block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1)
+        block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _SORTED_BLOCK)).squeeze(1)
         place_B1 = torch.searchsorted(block_BK.cumsum(1, dtype=torch.float64), spare_B1, right=True)
-        return block_BK.gather(1, place_B1.clamp_max_(_BLOCK - 1))
+        return block_BK.gather(1, place_B1.clamp_max_(_SORTED_BLOCK - 1))

@@ -1,57 +1,68 @@
-"""From logits to codes: temperature, top-k, top-p, and a draw. Pure functions of tensors, each row by itself.
+"""How codes are sampled: guidance schedules, filters of probabilities, and the settings that choose among them.
+
+A schedule is a function with an entry in ``SCHEDULES`` and ``Schedule``; a filter is a function with an entry in
+``FILTERS`` and a field of the same name in ``SamplingConfig``. The command line, the API and recipes derive from these.
+Imports neither torch nor numpy, so that a recipe is read without them.
 
 Classifier-free guidance: how far each code's distribution is pushed towards its class.
 
-Source: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6; the schedules name theirs.
+Source: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from foundation.config import require
-from stage2_prior.decoding.filters import BELOW_ONE, DigitFilters, Filters, SortingFilters
+from foundation.config_fields import added_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from stage2_prior.decoding.filters import Filters
+
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
-_BLOCK = 128  # codes
-_SCHEDULES = ("constant", "linear", "power-cosine", "step")
+Schedule = Literal["constant", "linear", "cosine", "power-cosine", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How codes are drawn from the prior."""
+    """How codes are sampled from the prior."""
 
     guidance_scale: float = 1.0
     """classifier-free guidance: 1 is the plain class-conditional distribution, 0 that of all classes together, larger
     follows the class more closely"""
-    schedule: Literal["constant", "linear", "power-cosine", "step"] = "constant"
+    schedule: Schedule = "constant"
     """how guidance grows over the codes of an image: constant uses guidance_scale throughout; linear starts at 1 and
-    ends at guidance_scale; power-cosine stays near 1 for longer, see schedule_power; step is 1 before schedule_start"""
+    ends at guidance_scale; cosine does so along a quarter of a wave, slowly at first; power-cosine stays near 1 for
+    longer, see schedule_power; step is 1 before schedule_start"""
     schedule_power: float = 1.0
     """power-cosine only: the strength at share x of the codes is (1 - cos(pi * x ** power)) / 2; larger begins later"""
     schedule_start: float = 0.18
-    """step only: share of the codes, 0 to 1, that are drawn before guidance begins"""
+    """step only: share of the codes, 0 to 1, that are sampled before guidance begins"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """shares of the codes between which guidance acts; outside it the scale is 1"""
     temperature: float = 1.0
     """divides the logits; 0 (and anything below 0.00001) always takes the likeliest code"""
     top_k: int | None = None
-    """draw from the k likeliest codes only, and those tied with the last of them; null draws from all"""
+    """sample from the k likeliest codes only, and those tied with the last of them; null samples from all"""
     top_p: float | None = None
-    """draw from the smallest set of codes with at least this total probability, and those tied with the last of them;
-    null draws from all"""
+    """sample from the smallest set of codes with at least this total probability, and those tied with the last of them;
+    null samples from all"""
+    min_p: float | None = added_later(None)
+    """sample from the codes that are at least this many times as likely as the likeliest one, 0 to 1; null samples from
+    all"""
 
     def __post_init__(self) -> None:
         scale, power, start = self.guidance_scale, self.schedule_power, self.schedule_start
         require(0 <= scale <= MAX_GUIDANCE, "guidance_scale", scale, f"a number from 0 to {MAX_GUIDANCE:g}")
-        require(self.schedule in _SCHEDULES, "schedule", self.schedule, "one of " + ", ".join(_SCHEDULES))
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, "one of " + ", ".join(SCHEDULES))
         require(math.isfinite(power) and power > 0, "schedule_power", power, "a finite number above 0")
         require(0 <= start <= 1, "schedule_start", start, "a share from 0 to 1")
         interval = self.guidance_interval
@@ -59,113 +70,119 @@ class SamplingConfig:
         require(ordered, "guidance_interval", interval, "two shares from 0 to 1, the first at most the last")
         hot = math.isfinite(self.temperature) and self.temperature >= 0
         require(hot, "temperature", self.temperature, "a finite number, 0 or more")
-        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or null")
-        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and up to 1, or null")
+        for name, each in FILTERS.items():
+            value = getattr(self, name)
+            require(value is None or each.allows(value), name, value, f"{each.allowed}, or null")
+
+    def filters(self) -> list[tuple[ApplyFilter, Any]]:
+        """The filters that are on, in the order in which they act, with their values."""
+        values = [(each.apply, getattr(self, name)) for name, each in FILTERS.items()]
+        return [(apply, value) for apply, value in values if value is not None]
 
 
-def filters_for(n_rows: int, n_codes: int, device: torch.device) -> Filters:
-    """For up to ``n_rows`` rows of up to ``n_codes`` probabilities."""
-    return SortingFilters(n_rows, n_codes) if device.type == "cpu" else DigitFilters(n_rows, n_codes, device)
+def constant(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """1 throughout."""
+    return share_T * 0 + 1
 
 
-def choose(
-    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None
-) -> torch.Tensor:
-    """One code per row, (B,) int64, from finite logits and one uniform number per row in [0, 1), float64."""
-    if sampling.temperature < MIN_TEMPERATURE:
-        return logits_BV.argmax(1)
-    return draw(probabilities(logits_BV, sampling, filters), uniforms_B)
+def linear(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """T / (T - 1): Chang et al. 2023, arXiv:2301.00704, section 2.7, over the tokens of an image."""
+    import numpy as np
+
+    return np.linspace(0.0, 1.0, len(share_T)) if len(share_T) > 1 else np.ones(1)
 
 
-def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None) -> torch.Tensor:
-    """Temperature, then top-k, then top-p.
-
-    Args:
-        logits_BV: finite.
-        sampling: what to apply.
-        filters: memory for B rows and at least V codes; None takes new.
-
-    Returns:
-        (B, V) float32 that sum to 1.
+def cosine(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """1 - cos(pi / 2 * t / (T - 1)): Chang et al. 2022, arXiv:2202.04200, section 3.3, where it is the share of codes
+    that are known after share t of the steps.
     """
-    logits = logits_BV.float()
-    if sampling.temperature < MIN_TEMPERATURE:
-        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-    if sampling.temperature != 1.0:
-        logits = (logits - logits.amax(1, keepdim=True)).div_(sampling.temperature)
-    chances = logits.softmax(1)
-    if sampling.top_k is None and sampling.top_p is None:
-        return chances
-    filters = filters or filters_for(len(chances), chances.shape[1], chances.device)
-    if sampling.top_k is not None:
-        chances = filters.keep_top_k(chances, sampling.top_k)
-    if sampling.top_p is not None:
-        chances = filters.keep_top_p(chances, sampling.top_p)
-    return chances.div_(chances.sum(1, keepdim=True))
+    import numpy as np
+
+    return 1 - np.cos(np.pi / 2 * linear(share_T, sampling))
 
 
-def draw(chances_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF sampling: row b takes the code at which its cumulative probability passes its uniform number.
-
-    The cumulative sum is taken over blocks of codes first, then within one block, in float64: each code's probability
-    is met to about 1e-7 of itself.
-
-    Args:
-        chances_BV: (B, V) probabilities, float32; they need not sum to 1.
-        uniforms_B: (B,) float64 in [0, 1), one per row, so that a row does not depend on its neighbours.
-
-    Returns:
-        (B,) int64 codes of positive probability.
+def power_cosine(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """(1 - cos(pi * (t / T) ** p)) / 2 with p the ``schedule_power``: Yu et al. 2024, arXiv:2411.00776, appendix; the
+    first codes are sampled freely, the last ones close to the class.
     """
-    n_rows, n_codes = chances_BV.shape
-    if n_codes % _BLOCK:
-        chances_BV = F.pad(chances_BV, (0, -n_codes % _BLOCK))
-    blocks_BNK = chances_BV.view(n_rows, -1, _BLOCK)
-    mass_BN = blocks_BNK.sum(2).double()
-    ends_BN = mass_BN.cumsum(1)
-    target_B1 = uniforms_B.clamp_max(BELOW_ONE).unsqueeze(1) * ends_BN[:, -1:]
-    block_B1 = torch.searchsorted(ends_BN, target_B1, right=True)
-    past_B1 = 1 - (ends_BN.gather(1, block_B1) - target_B1) / mass_BN.gather(1, block_B1)
-    block_BK = blocks_BNK.gather(1, block_B1.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1)
-    within_BK = block_BK.cumsum(1, dtype=torch.float64)
-    code_B1 = torch.searchsorted(within_BK, past_B1.clamp_(0, BELOW_ONE) * within_BK[:, -1:], right=True)
-    return block_B1.mul_(_BLOCK).add_(code_B1).squeeze(1)
+    import numpy as np
+
+    return (1 - np.cos(np.pi * share_T**sampling.schedule_power)) / 2
+
+
+def step(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
+    """0 for the first ``schedule_start`` of the codes, then 1."""
+    return (share_T >= sampling.schedule_start).astype(float)
+
+
+SCHEDULES: dict[Schedule, Callable[[np.ndarray, SamplingConfig], np.ndarray]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "power-cosine": power_cosine,
+    "step": step,
+}
+"""name => function from the share of the codes before each of T, (T,) float64 t / T, to the strength, (T,) in 0..1"""
+ApplyFilter = Callable[["torch.Tensor", Any, "Filters"], "torch.Tensor"]
+
+
+class SamplingFilter(NamedTuple):
+    """One filter of probabilities.
+
+    Attributes:
+        apply: (probs_BV, value, filters) => probs_BV with zeros, in place; ``filters`` holds memory and what is fast on
+            the device.
+        allows: whether a value is in range.
+        allowed: the range in words.
+    """
+
+    apply: ApplyFilter
+    allows: Callable[[Any], bool]
+    allowed: str
+
+
+def top_k(probs_BV: torch.Tensor, k: int, filters: Filters) -> torch.Tensor:
+    """Keep the k likeliest codes of each row."""
+    return filters.keep_top_k(probs_BV, k)
+
+
+def top_p(probs_BV: torch.Tensor, p: float, filters: Filters) -> torch.Tensor:
+    """Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751, section 3.1."""
+    return filters.keep_top_p(probs_BV, p)
+
+
+def min_p(probs_BV: torch.Tensor, p: float, filters: Filters) -> torch.Tensor:
+    """Keep the codes with at least p times the probability of the likeliest: Nguyen et al. 2024, arXiv:2407.01082."""
+    return filters.keep_from(probs_BV, probs_BV.amax(1, keepdim=True) * p)
+
+
+FILTERS = {
+    "top_k": SamplingFilter(top_k, lambda k: k >= 1, "at least 1"),
+    "top_p": SamplingFilter(top_p, lambda p: 0 < p <= 1, "above 0 and up to 1"),
+    "min_p": SamplingFilter(min_p, lambda p: 0 <= p <= 1, "from 0 to 1"),
+}
+"""field of ``SamplingConfig`` => filter, in the order in which they act"""
 
 
 def guidance_scales(sampling: SamplingConfig, n_codes: int) -> np.ndarray:
-    """The scale of each of T codes, (T,) float64; code t of T, s the ``guidance_scale``.
-
-    constant
-        s.
-    linear
-        1 + (s - 1) * t / (T - 1): Chang et al. 2023, arXiv:2301.00704, section 2.7, over the tokens of an image.
-    power-cosine
-        1 + (s - 1) * (1 - cos(pi * (t / T) ** p)) / 2 with p the ``schedule_power``: Yu et al. 2024,
-        arXiv:2411.00776, appendix; the first codes are drawn freely, the last ones close to the class.
-    step
-        1 for the first ``schedule_start`` of the codes, then s.
+    """The scale of each of T codes, (T,) float64: 1 + (s - 1) * strength, s the ``guidance_scale``.
 
     Outside ``guidance_interval`` the scale is 1 (Kynkaanniemi et al. 2024, arXiv:2404.07724, section 3, with the share
-    of codes drawn in place of the noise level).
+    of codes sampled instead of the noise level).
     """
+    import numpy as np
+
     share_T = np.arange(n_codes) / n_codes
-    if sampling.schedule == "linear":
-        strength_T = np.linspace(0.0, 1.0, n_codes) if n_codes > 1 else np.ones(1)
-    elif sampling.schedule == "power-cosine":
-        strength_T = (1 - np.cos(np.pi * share_T**sampling.schedule_power)) / 2
-    elif sampling.schedule == "step":
-        strength_T = (share_T >= sampling.schedule_start).astype(np.float64)
-    else:
-        strength_T = np.ones(n_codes)
+    strength_T = SCHEDULES[sampling.schedule](share_T, sampling)
     scales_T = np.where(strength_T == 1, sampling.guidance_scale, 1 + (sampling.guidance_scale - 1) * strength_T)
     first, last = sampling.guidance_interval
     return np.where((share_T >= first) & (share_T < last), scales_T, 1.0)
 
 
 def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: float) -> torch.Tensor:
-    """Logits of the guided distribution, u + scale * (c - u), written as an interpolation between the two.
+    """Logits of the guided distribution, u + scale * (c - u), as an interpolation between the two.
 
     Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior
     whose codebooks differ in size, pass ``PriorModel.possible`` ones.
     """
-    return torch.lerp(unconditional_BV, conditional_BV, scale)
+    return unconditional_BV.lerp(conditional_BV, scale)

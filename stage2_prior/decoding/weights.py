@@ -1,6 +1,6 @@
-"""A prior's weights as the decoding engine reads them: cast once, merged, with all constant factors multiplied in.
+"""Inference weights of a prior: cast once, merged, with all constant factors multiplied in.
 
-Products with fixed weights in the fastest form that the machine has, for drawing codes.
+Linear layers for inference: products with fixed weights in the fastest form of the machine.
 
 On a CPU, oneDNN keeps a weight in the order in which its kernel reads it. It sums in one order whatever the number of
 rows (from two rows on), so that a row's result does not depend on the other rows, to the last bit; the library behind
@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from stage2_prior.block import Block, GELUFeedForward
-from stage2_prior.norm import EPSILON, LayerNorm, RMSNorm
+from stage2_prior.block import Block, GELUFeedForward, LayerNorm, RMSNorm
+from stage2_prior.cpu_kernels import EPSILON
 from stage2_prior.prior import PriorModel
 
 _ROWS_HINT = 32  # for which the order is chosen; measured to be as fast with 2 rows as any other
@@ -32,7 +32,7 @@ class Linear(Protocol):
         """(R, K) float32 => (R, N) float32."""
 
     def add_to(self, sum_RN: torch.Tensor, x_RK: torch.Tensor) -> torch.Tensor:
-        """The sum and x W^T + b together, which may take the place of ``sum_RN``."""
+        """``sum_RN`` + x W^T + b, which may overwrite ``sum_RN``."""
 
 
 def prepare(weight_NK: torch.Tensor, dtype: torch.dtype, bias_N: torch.Tensor | None = None) -> Linear:
@@ -137,10 +137,10 @@ class InferenceWeights:
     """The inference copy of a prior.
 
     Within each head of queries and keys the channels stand in another order than in the model: first those that were
-    even, then those that were odd, so that a pair that turns together is K / 2 apart.
+    even, then those that were odd, so that a pair that rotates together is K / 2 apart.
 
     Args:
-        prior: what is copied; later changes of it do not reach the copy.
+        prior: the model; its later changes do not reach the copy.
         packed: whether products may take ``PackedLinear``, which torch cannot compile.
 
     Attributes:
@@ -148,14 +148,14 @@ class InferenceWeights:
         dtype: in which the products keep their weights.
         layers: the blocks.
         head: to logits, with weight and bias of the last norm.
-        gpt: whether the norms take off the mean, and GELU stands in the place of SwiGLU.
+        gpt: whether the norms subtract the mean and GELU replaces SwiGLU.
         cos, sin: (L, 3, 1, 1, T, K): what each layer multiplies queries, keys and values, and their partners K / 2
-            channels away, by at each input's place: rotation, weights of the norms and the factor 1 / sqrt(K) of
+            channels away, by at each input's position: rotation, weights of the norms and the factor 1 / sqrt(K) of
             attention. Values are left as they are.
         class_CE: the embedding of each class, the null class last.
         code_SE: the embedding of each code of each slot.
         offset_T: the row at which the slot of input t begins in ``code_SE``; None where there is one slot only.
-        place_TE: what is added to input t for its place and target; None for nothing.
+        position_TE: embedding of input t's position, slot and target; None for none.
         eps_E, eps_K: sqrt(n * epsilon) for the norms of n channels.
         normalized_heads: whether queries and keys are normalised.
     """
@@ -169,21 +169,21 @@ class InferenceWeights:
         self.dtype = weight_type(prior.head.weight.dtype, device)
         self.eps_E = torch.tensor(math.sqrt(self.d_model * EPSILON), device=device)
         self.eps_K = torch.tensor(math.sqrt(self.d_head * EPSILON), device=device)
-        places = prior.place_tables.on(device)
+        positions = prior.position_tables.on(device)
         size = (prior.n_codes, self.d_head)
-        cos_TK, sin_TK = places.rope or (torch.ones(size, device=device), torch.zeros(size, device=device))
+        cos_TK, sin_TK = positions.rope or (torch.ones(size, device=device), torch.zeros(size, device=device))
         self._rotation = cos_TK.float(), sin_TK.float()
         self._order = torch.arange(self.d_head, device=device).view(-1, 2).t().flatten()  # even channels, then odd
         blocks = [block for block in prior.blocks if isinstance(block, Block)]
         self.layers = [self._layer(block) for block in blocks]
-        turns = [self._turns(block) for block in blocks]
-        self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*turns, strict=True))
+        rotations = [self._rotations(block) for block in blocks]
+        self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*rotations, strict=True))
         weight, bias = self._after_norm(prior.norm, prior.head)
         self.head: Linear = self._form(weight, self.dtype, bias)
         self.class_CE = prior.class_embedding.weight.detach().float().clone()
         self.code_SE = prior.code_embedding.weight.detach().float().clone()
-        self.offset_T = None if prior.slot_embedding is None else places.offset_T
-        self.place_TE = self._places(prior)
+        self.offset_T = None if prior.slot_embedding is None else positions.offset_T
+        self.position_TE = self._input_offsets(prior)
 
     def _layer(self, block: Block) -> LayerWeights:
         attention, feed_forward = block.attention, block.feed_forward
@@ -203,7 +203,7 @@ class InferenceWeights:
         return torch.cat([qkv[:2, :, self._order], qkv[2:]]).flatten(0, 2)
 
     def _after_norm(self, norm: RMSNorm | LayerNorm, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias for x / hypot(|x|, eps_E), of a LayerNorm less its mean, in the place of norm(x)."""
+        """Weight and bias for x / hypot(|x|, eps_E), of a LayerNorm less its mean, instead of norm(x)."""
         weight_NE = linear.weight.detach().float()
         bias_N = None if linear.bias is None else linear.bias.detach().float()
         if isinstance(norm, LayerNorm):
@@ -211,8 +211,8 @@ class InferenceWeights:
             bias_N = moved_N if bias_N is None else bias_N + moved_N
         return weight_NE * (norm.weight.detach().float() * math.sqrt(self.d_model)), bias_N
 
-    def _turns(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of (queries, keys, values) at each place, and of their partners: each (3, T, K)."""
+    def _rotations(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors of (queries, keys, values) at each position, and of their partners: each (3, T, K)."""
         cos_TK, sin_TK = self._rotation
         factors = []
         for norm, scale in ((block.attention.q_norm, self.d_head**-0.5), (block.attention.k_norm, 1.0)):
@@ -225,9 +225,12 @@ class InferenceWeights:
         cos, sin = zip(*factors, strict=True)
         return torch.stack(cos), torch.stack(sin)
 
-    def _places(self, prior: PriorModel) -> torch.Tensor | None:
-        places = prior.place_tables.on(prior.head.weight.device)
-        tables = ((prior.slot_embedding, places.slot_T), (prior.place_embedding, places.own_T),
-                  (prior.target_embedding, places.target_T))  # fmt: skip
+    def _input_offsets(self, prior: PriorModel) -> torch.Tensor | None:
+        positions = prior.position_tables.on(prior.head.weight.device)
+        tables = (
+            (prior.slot_embedding, positions.slot_T),
+            (prior.place_embedding, positions.own_T),
+            (prior.target_embedding, positions.target_T),
+        )
         rows = [table.weight.detach().float()[index_T] for table, index_T in tables if table is not None]
         return torch.stack(rows).sum(0) if rows else None

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from stage2_prior.dropout import Dropout, draw_keep_mask
+from stage2_prior.block import Dropout
+from stage2_prior.cpu_kernels import sample_keep_mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -17,7 +18,7 @@ def test_a_share_is_zeroed_and_the_mean_stays(dtype: torch.dtype, share: float) 
 
 def test_neighbours_are_independent() -> None:
     """All four values of one draw, and draws beside each other."""
-    kept = draw_keep_mask(torch.empty(200_000), 0.3).kept.float() - 0.7
+    kept = sample_keep_mask(torch.empty(200_000), 0.3).kept.float() - 0.7
     for distance in range(1, 9):
         assert abs((kept[distance:] * kept[:-distance]).mean()) < 0.21 * 0.02
 

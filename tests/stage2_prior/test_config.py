@@ -5,11 +5,19 @@ import pytest
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ConfigError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import SIZES, PriorConfig
 
-SAVED_BEFORE_SIZES = {"d_model": 96, "n_layers": 3, "n_heads": 4, "d_ff": None, "rope_base": 100.0, "qk_norm": True,
-                      "dropout": 0.25, "class_conditional": True}  # fmt: skip
+SAVED_BEFORE_SIZES = {
+    "d_model": 96,
+    "n_layers": 3,
+    "n_heads": 4,
+    "d_ff": None,
+    "rope_base": 100.0,
+    "qk_norm": True,
+    "dropout": 0.25,
+    "class_conditional": True,
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -25,9 +33,13 @@ def test_the_table_counts_parameters(name: str) -> None:
 
     from stage2_prior.prior import PriorModel
 
-    spec = CodeSpec(levels=(CodeLevel(height=16, width=16, codebook_size=16384),), stride=16, fingerprint="f",
-                    preprocess=Preprocess(height=256, width=256),
-                    class_names=tuple(map(str, range(1000))))  # fmt: skip
+    spec = CodeSpec(
+        levels=(CodeLevel(height=16, width=16, codebook_size=16384),),
+        stride=16,
+        fingerprint="f",
+        preprocess=Preprocess(height=256, width=256),
+        class_names=tuple(map(str, range(1000))),
+    )
     with torch.device("meta"):
         model = PriorModel(PriorConfig(size=name), spec)
     assert sum(each.numel() for each in model.parameters()) == pytest.approx(SIZES[name].parameters, rel=0.01)
@@ -41,10 +53,18 @@ def test_without_a_size_the_defaults_are_those_they_were() -> None:
 @pytest.mark.parametrize("changes", [{"d_model": 256}, {"n_layers": 6}, {"n_heads": 4}])
 def test_a_number_beside_a_size_that_says_otherwise_is_refused(changes: dict) -> None:
     (name,) = changes
-    with pytest.raises(ConfigError, match=rf"{name}: says otherwise than size gpt-b"):
+    with pytest.raises(ConfigError, match=rf"{name}(.|\n)*size gpt-b"):
         PriorConfig(size="gpt-b", **changes)
     assert PriorConfig(size="gpt-b", d_model=768, n_layers=12, n_heads=12) == PriorConfig(size="gpt-b")
     assert PriorConfig(size="gpt-b", **{name: None}) == PriorConfig(size="gpt-b")
+
+
+def test_a_saved_prior_does_not_depend_on_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, shape = to_dict(PriorConfig(size="tiny")), SIZES["tiny"].shape
+    monkeypatch.setitem(SIZES, "tiny", SIZES["small"])
+    assert from_dict(PriorConfig, saved).shape == shape
+    monkeypatch.delitem(SIZES, "tiny")
+    assert from_dict(PriorConfig, saved).shape == shape
 
 
 def test_an_unknown_size_names_the_nearest() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.count_models import (
     NeighbourModel,
     NeighbourWeights,
@@ -54,8 +54,8 @@ def test_sparse_counts_count(numbers: list[int], wanted: list[int]) -> None:
 def test_the_unigram_model_is_exact_on_a_case_done_by_hand() -> None:
     """Eight codes of three: 0 five times, 1 three times, 2 never; each counts one half more."""
     model = UnigramModel.fit(np.array([[0, 0, 0, 1], [0, 1, 0, 1]]), TWO_BY_TWO)
-    chances = 2.0 ** -model.bits(np.array([[0, 1, 2, 0]]))
-    assert chances[0] == pytest.approx([5.5 / 9.5, 3.5 / 9.5, 0.5 / 9.5, 5.5 / 9.5])
+    probs = 2.0 ** -model.bits(np.array([[0, 1, 2, 0]]))
+    assert probs[0] == pytest.approx([5.5 / 9.5, 3.5 / 9.5, 0.5 / 9.5, 5.5 / 9.5])
 
 
 def test_the_neighbour_model_is_exact_on_a_case_done_by_hand() -> None:
@@ -71,8 +71,10 @@ def test_the_neighbour_model_is_exact_on_a_case_done_by_hand() -> None:
     expected = (np.array([1, 1, 0]) + 4 * (0.25 * by_left + 0.75 * by_up)) / (2 + 4)
     grids = np.array([[0, 1, 1, code] for code in range(3)])
     assert 2.0 ** -model.bits(grids)[:, 3] == pytest.approx(expected)
-    corner = (np.array([2, 0, 0]) + 4 * ((np.array([2, 2, 0]) + 2 * alone) / 6 * 0.25 +
-                                         (np.array([2, 2, 0]) + 1 * alone) / 5 * 0.75)) / 6  # fmt: skip
+    corner = (
+        np.array([2, 0, 0])
+        + 4 * ((np.array([2, 2, 0]) + 2 * alone) / 6 * 0.25 + (np.array([2, 2, 0]) + 1 * alone) / 5 * 0.75)
+    ) / 6
     first = np.array([[code, 1, 1, 0] for code in range(3)])
     assert 2.0 ** -model.bits(first)[:, 0] == pytest.approx(corner)
 
@@ -98,14 +100,14 @@ def markov_grids(n: int, side: int, size: int, seed: int) -> tuple[np.ndarray, f
     Beyond the edges stands 0.
     """
     rng = np.random.default_rng(seed)
-    chances = np.full(size, 0.3 / (size - 1))
-    chances[0] = 0.7
-    noise = rng.choice(size, (n, side, side), p=chances)
+    probs = np.full(size, 0.3 / (size - 1))
+    probs[0] = 0.7
+    noise = rng.choice(size, (n, side, side), p=probs)
     codes = np.zeros((n, side + 1, side + 1), int)
     for y in range(side):
         for x in range(side):
             codes[:, y + 1, x + 1] = (codes[:, y + 1, x] + codes[:, y, x + 1] + noise[:, y, x]) % size
-    return codes[:, 1:, 1:].reshape(n, -1), float(-(chances * np.log2(chances)).sum())
+    return codes[:, 1:, 1:].reshape(n, -1), float(-(probs * np.log2(probs)).sum())
 
 
 def test_on_a_known_markov_grid_the_neighbour_model_reaches_the_true_entropy() -> None:
@@ -123,9 +125,9 @@ def test_it_backs_off_where_neighbours_say_nothing() -> None:
     """Independent codes: a model that trusted its sparse counts would do far worse than the frequencies."""
     of = one_level(4, 4, 64)
     rng = np.random.default_rng(0)
-    chances = 1 / np.arange(1, 65)
-    codes = rng.choice(64, (1200, 16), p=chances / chances.sum())
-    entropy = -(chances / chances.sum() * np.log2(chances / chances.sum())).sum()
+    probs = 1 / np.arange(1, 65)
+    codes = rng.choice(64, (1200, 16), p=probs / probs.sum())
+    entropy = -(probs / probs.sum() * np.log2(probs / probs.sum())).sum()
     model = NeighbourModel.fit(codes[:1000], of)
     assert mean_bits(model, codes[1000:]) < mean_bits(UnigramModel.fit(codes[:1000], of), codes[1000:]) + 0.03
     assert mean_bits(model, codes[1000:]) > entropy - 0.15

@@ -1,11 +1,12 @@
-"""The steps written out for a CPU compute what the plain formulas do, and so do their gradients."""
+"""CPU kernels compute what the plain formulas do, and so do their gradients."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stage2_prior import attention, heads, norm, swiglu
-from stage2_prior.norm import EPSILON, RMSNorm
+from stage2_prior import block, cpu_kernels
+from stage2_prior.block import RMSNorm
+from stage2_prior.cpu_kernels import EPSILON
 from stage2_prior.positions import Rope, grid_angles, rotation
 
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,7 +59,7 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 @BOTH
 def test_rms_norm(dtype: torch.dtype) -> None:
     inputs = [leaf(2, 5, 12), leaf(12)]
-    assert_equal_steps(lambda x, w: norm._RMSNorm.apply(x, w, x.dtype), plain_norm, inputs, dtype)
+    assert_equal_steps(lambda x, w: cpu_kernels.rms_norm(x, w, x.dtype), plain_norm, inputs, dtype)
 
 
 def test_rms_norm_gives_what_products_read() -> None:
@@ -75,7 +76,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
         gate, up = x.chunk(2, -1)
         return gate * gate.sigmoid() * up
 
-    assert_equal_steps(swiglu.swiglu, plain, [leaf(2, 3, 20)], dtype)
+    assert_equal_steps(block.swiglu, plain, [leaf(2, 3, 20)], dtype)
 
 
 @BOTH
@@ -91,7 +92,7 @@ def test_split_heads(dtype: torch.dtype, normalised: bool, rotated: str) -> None
         return (q, k, v) if tables is None else (plain_rotation(q, tables), plain_rotation(k, tables), v)
 
     def step(qkv: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return heads.split_heads(qkv, 3, weights or None, tables)
+        return block.split_heads(qkv, 3, weights or None, tables)
 
     inputs = [leaf(2, 6, 72), *([leaf(8), leaf(8)] if normalised else [])]
     assert_equal_steps(step, plain, inputs, dtype)
@@ -102,25 +103,25 @@ def test_split_heads(dtype: torch.dtype, normalised: bool, rotated: str) -> None
 def test_causal_attention(dtype: torch.dtype, length: int) -> None:
     """One block of queries, two, and three of which the last is short."""
     inputs = [leaf(1, 2, length, 8) for _ in range(3)]
-    assert_equal_steps(attention.causal_attention, plain_attention, inputs, dtype)
+    assert_equal_steps(block.causal_attention, plain_attention, inputs, dtype)
 
 
 def test_gradients_of_all_steps_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_QUERIES", 3)
-    assert torch.autograd.gradcheck(lambda x, w: norm._RMSNorm.apply(x, w, x.dtype), (leaf(2, 3, 4), leaf(4)))
-    assert torch.autograd.gradcheck(swiglu.swiglu, (leaf(2, 6),))
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 3)
+    assert torch.autograd.gradcheck(lambda x, w: cpu_kernels.rms_norm(x, w, x.dtype), (leaf(2, 3, 4), leaf(4)))
+    assert torch.autograd.gradcheck(block.swiglu, (leaf(2, 6),))
     tables = rope(4, 4)
-    step = lambda qkv, q, k: heads.split_heads(qkv, 2, (q, k), tables)  # noqa: E731
+    step = lambda qkv, q, k: block.split_heads(qkv, 2, (q, k), tables)  # noqa: E731
     assert torch.autograd.gradcheck(step, (leaf(2, 4, 24), leaf(4), leaf(4)), atol=1e-4)
-    assert torch.autograd.gradcheck(attention.causal_attention, tuple(leaf(1, 2, 5, 4) for _ in range(3)))
+    assert torch.autograd.gradcheck(block.causal_attention, tuple(leaf(1, 2, 5, 4) for _ in range(3)))
 
 
 def test_attention_dropout_zeroes_weights_and_its_gradient_sees_the_same_ones() -> None:
     """With values that are one-hot the output is the dropped weights themselves."""
     q, k = 0.3 * torch.randn(2, 1, 2, 200, 200)
     v = torch.eye(200).expand(1, 2, 200, 200).clone().requires_grad_(True)
-    kept = attention.causal_attention(q, k, v.detach(), 0.0)
-    dropped = attention.causal_attention(q, k, v, 0.25)
+    kept = block.causal_attention(q, k, v.detach(), 0.0)
+    dropped = block.causal_attention(q, k, v, 0.25)
     seen = torch.ones(200, 200).tril().bool().expand_as(kept)
     zero = (dropped == 0)[seen]
     assert 0.24 < zero.float().mean() < 0.26
@@ -131,10 +132,10 @@ def test_attention_dropout_zeroes_weights_and_its_gradient_sees_the_same_ones() 
 
 def test_attention_dropout_differentiates_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """gradcheck draws the same masks again, because every call starts at the same seed."""
-    monkeypatch.setattr(attention, "_QUERIES", 3)
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 3)
 
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)
-        return attention.causal_attention(q, k, v, 0.3)
+        return block.causal_attention(q, k, v, 0.3)
 
     assert torch.autograd.gradcheck(step, tuple(leaf(1, 1, 5, 4) for _ in range(3)))

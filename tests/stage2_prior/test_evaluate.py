@@ -10,7 +10,7 @@ import torch
 from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
 from foundation.codes.usage import count_codes_by_slot, summarize
 from foundation.errors import DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
@@ -47,8 +47,8 @@ def plain_nats(prior: PriorModel, held_out: SimpleNamespace) -> np.ndarray:
     for codes, label in zip(held_out.codes_NT.astype(np.int64), held_out.labels_N, strict=True):
         tokens = torch.from_numpy(codes)[None]
         with torch.no_grad():
-            chances = prior(tokens, torch.tensor([label if prior.n_classes else prior.null_class])).log_softmax(-1)
-        rows.append(-chances.gather(2, tokens.unsqueeze(2))[0, :, 0].double().numpy())
+            probs = prior(tokens, torch.tensor([label if prior.n_classes else prior.null_class])).log_softmax(-1)
+        rows.append(-probs.gather(2, tokens.unsqueeze(2))[0, :, 0].double().numpy())
     return np.stack(rows)
 
 

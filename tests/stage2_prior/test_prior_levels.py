@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.random_prior import decode_codes
 from torch.nn import functional as F
 
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.data import CodeExamples
-from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.decode import stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
@@ -84,6 +85,12 @@ def test_a_prior_of_one_slot_reports_what_it_always_did() -> None:
     prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), one).eval()
     codes = np.random.default_rng(0).integers(0, 9, (300, 8))
     metrics = score_prior(prior, SimpleNamespace(codes_NT=codes, labels_N=None)).metrics()  # type: ignore[arg-type]
-    assert set(metrics) == {"bits_per_code", "below_unigram", "bits_per_image", "nats_per_code",
-                            "uniform_nats_per_code", "unigram_bits_per_code"}  # fmt: skip
+    assert set(metrics) == {
+        "bits_per_code",
+        "below_unigram",
+        "bits_per_image",
+        "nats_per_code",
+        "uniform_nats_per_code",
+        "unigram_bits_per_code",
+    }
     assert metrics["nats_per_code"] == pytest.approx(math.log(9)) and metrics["uniform_nats_per_code"] == math.log(9)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
@@ -17,8 +17,9 @@ T = LEVEL.n_codes
 
 def model(levels: tuple[CodeLevel, ...] = (LEVEL,), **changes: object) -> PriorModel:
     torch.manual_seed(0)
-    spec = CodeSpec(levels=levels, stride=8, preprocess=Preprocess(height=24, width=32), fingerprint="f",
-                    class_names=("a", "b"))  # fmt: skip
+    spec = CodeSpec(
+        levels=levels, stride=8, preprocess=Preprocess(height=24, width=32), fingerprint="f", class_names=("a", "b")
+    )
     settings: dict = {"d_model": 32, "n_layers": 3, "n_heads": 4, "rope_base": 100.0, "target_aware": True, **changes}
     prior = PriorModel(PriorConfig(**settings), spec).eval()
     for parameter in prior.parameters():
@@ -114,14 +115,18 @@ def test_orders_need_a_prior_that_is_aware_of_its_target() -> None:
         model(target_aware=False)(tokens, labels, orders)
 
 
-@pytest.mark.parametrize("levels", [(CodeLevel(height=3, width=2, codebook_size=29, depth=2),),
-                                    (CodeLevel(height=1, width=4, codebook_size=29),
-                                     CodeLevel(height=2, width=4, codebook_size=29))])  # fmt: skip
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (CodeLevel(height=3, width=2, codebook_size=29, depth=2),),
+        (CodeLevel(height=1, width=4, codebook_size=29), CodeLevel(height=2, width=4, codebook_size=29)),
+    ],
+)
 def test_codes_of_several_slots_have_one_order_only(levels: tuple[CodeLevel, ...]) -> None:
     tokens, labels, orders = examples()
     prior = model(levels)
     assert prior(tokens, labels).shape == (3, T, 29)
-    with pytest.raises(DataError, match=r"one order only(.|\n)*2 slots"):
+    with pytest.raises(DataError, match=r"one slot(.|\n)*2 slots"):
         prior(tokens, labels, orders)
 
 

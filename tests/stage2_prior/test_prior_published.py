@@ -7,20 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.random_prior import LEVELS, examples, model, with_norm_weights
+from support.random_prior import LEVELS, decode_codes, examples, model, with_norm_weights
 from torch.nn import functional as F
 
-from foundation.config_fields import settled
+from foundation.config_fields import without_defaults
 from foundation.errors import ConfigError
-from foundation.training.optim import OptimConfig, adamw
-from stage2_prior.arithmetic import product_type
-from stage2_prior.block import Block
+from foundation.training.config import OptimConfig
+from foundation.training.optim import adamw
+from stage2_prior.block import Block, LayerNorm, split_heads
 from stage2_prior.config import PriorConfig
-from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.cpu_kernels import EPSILON, product_type
+from stage2_prior.decoding.decode import stream_uniforms
 from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.heads import split_heads
-from stage2_prior.norm import EPSILON, LayerNorm
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
 
@@ -50,8 +49,10 @@ def test_a_gpt_block_is_its_formula() -> None:
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    q, k, v = (each.unflatten(-1, (4, 8)).transpose(1, 2)
-               for each in linear(norm(x, "attention_norm"), "attention.qkv").chunk(3, -1))  # fmt: skip
+    q, k, v = (
+        each.unflatten(-1, (4, 8)).transpose(1, 2)
+        for each in linear(norm(x, "attention_norm"), "attention.qkv").chunk(3, -1)
+    )
     unseen = torch.ones(7, 7, dtype=torch.bool).triu(1)
     attended = (q @ k.mT / 8**0.5).masked_fill(unseen, -torch.inf).softmax(-1) @ v
     y = x + linear(attended.transpose(1, 2).flatten(2), "attention.out")
@@ -90,7 +91,7 @@ def test_every_code_scores_an_unrotated_class_with_0() -> None:
     """Its query and key are zero and its value is as it was; all other tokens are as without the option."""
     plain, zero = (model(class_rotation=each, qk_norm=False) for each in ("identity", "zero"))
     qkv = torch.randn(2, plain.n_codes, 96)
-    one, other = (split_heads(qkv, 4, None, each.place_tables.on(qkv.device).rope) for each in (plain, zero))
+    one, other = (split_heads(qkv, 4, None, each.position_tables.on(qkv.device).rope) for each in (plain, zero))
     for i in range(2):
         assert other[i][:, :, 0].abs().max() == 0 and one[i][:, :, 0].abs().max() > 0
         assert torch.equal(one[i][:, :, 1:], other[i][:, :, 1:])
@@ -105,7 +106,7 @@ def test_zero_rotation_needs_rotations() -> None:
 
 
 def test_a_prior_without_its_extra_codes() -> None:
-    """It gives the codebook's codes the chances that they had among themselves, and draws no other."""
+    """It gives the codebook's codes the probs that they had among themselves, and draws no other."""
     prior = with_norm_weights(model(extra_codes=6, **GPT))
     assert prior.vocab_size == 35 and prior.code_embedding.num_embeddings == 35
     kept = prior.within_codebook()
@@ -142,7 +143,7 @@ def test_a_row_of_a_gpt_does_not_depend_on_the_other_rows(dtype: torch.dtype, op
 
 def test_priors_saved_before_these_options_keep_their_meaning(tmp_path: Path) -> None:
     later = {"block", "class_rotation", "extra_codes"}
-    assert not later & settled(PriorConfig()).keys() and later < PriorConfig.__dataclass_fields__.keys()
+    assert not later & without_defaults(PriorConfig()).keys() and later < PriorConfig.__dataclass_fields__.keys()
     prior = model()
     prior.save(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())

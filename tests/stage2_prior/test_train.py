@@ -9,9 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from foundation.errors import ConfigError
-from foundation.training.fit import FitConfig
+from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.log import read_metrics
-from foundation.training.optim import OptimConfig
 from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders

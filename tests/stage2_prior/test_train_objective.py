@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior import head_loss as module
 from stage2_prior.config import PriorConfig
 from stage2_prior.head_loss import head_loss, nll_per_code
@@ -22,8 +22,13 @@ def examples(
     levels: tuple[CodeLevel, ...], batch: int = 5, dropout: float = 0.0
 ) -> tuple[PriorModel, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    spec = CodeSpec(levels=levels, stride=8, preprocess=Preprocess(height=8 * levels[-1].height,
-                    width=8 * levels[-1].width), fingerprint="f", class_names=("a", "b"))  # fmt: skip
+    spec = CodeSpec(
+        levels=levels,
+        stride=8,
+        preprocess=Preprocess(height=8 * levels[-1].height, width=8 * levels[-1].width),
+        fingerprint="f",
+        class_names=("a", "b"),
+    )
     prior = PriorModel(PriorConfig(d_model=32, n_layers=2, n_heads=2, dropout=dropout), spec)
     torch.nn.init.normal_(prior.head.weight, std=0.3)
     sizes = torch.from_numpy(code_positions(spec).codebook_size_T)

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.random_prior import decode_codes
 
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
-from foundation.training.optim import OptimConfig, adamw, learning_rate
+from foundation.images.config import Preprocess
+from foundation.training.config import OptimConfig
+from foundation.training.optim import adamw, learning_rate
 from stage2_prior.config import PriorConfig
-from stage2_prior.decoding.decode import decode_codes, stream_uniforms
+from stage2_prior.decoding.decode import stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
@@ -28,9 +30,13 @@ def grids() -> torch.Tensor:
 
 def learned_by_heart(codes: torch.Tensor, labels: torch.Tensor, n_classes: int) -> PriorModel:
     torch.manual_seed(0)
-    spec = CodeSpec(levels=(CodeLevel(height=4, width=4, codebook_size=64),), stride=4, fingerprint="f",
-                    preprocess=Preprocess(height=16, width=16),
-                    class_names=tuple(f"{i}" for i in range(n_classes)))  # fmt: skip
+    spec = CodeSpec(
+        levels=(CodeLevel(height=4, width=4, codebook_size=64),),
+        stride=4,
+        fingerprint="f",
+        preprocess=Preprocess(height=16, width=16),
+        class_names=tuple(f"{i}" for i in range(n_classes)),
+    )
     prior = PriorModel(PriorConfig(d_model=64, n_layers=2, n_heads=4, dropout=0.0, rope_base=100.0), spec)
     config = OptimConfig(learning_rate=3e-3, warmup_steps=20)
     objective, optimizer = PriorLoss(prior), adamw(prior, config)

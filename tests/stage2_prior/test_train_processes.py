@@ -11,7 +11,7 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 
 from foundation.errors import TrainingError
-from foundation.training.parallel import is_sharded, local
+from foundation.training.parallel import is_sharded, local_shard
 from stage2_prior.prior import PriorModel
 
 from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train  # isort: skip
@@ -130,7 +130,7 @@ def _nan_on_one(folder: Path) -> None:
 def _shares(task: Any) -> torch.Tensor:
     """What this process holds of weights and averages, copied."""
     held = [*task.model.parameters(), *task.learner.average.model.parameters()]
-    return torch.cat([local(each.detach()).flatten() for each in held]).clone()
+    return torch.cat([local_shard(each.detach()).flatten() for each in held]).clone()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

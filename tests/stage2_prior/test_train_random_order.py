@@ -4,7 +4,7 @@ import torch
 
 from foundation.errors import ConfigError
 from stage2_prior.config import RandomOrder
-from stage2_prior.train import draw_orders
+from stage2_prior.train import sample_orders
 
 
 def test_the_share_is_one_then_falls_to_zero() -> None:
@@ -19,23 +19,23 @@ def test_a_schedule_that_runs_backwards_is_refused() -> None:
 
 
 def test_rows_are_permutations_and_the_share_is_kept() -> None:
-    orders = draw_orders(np.arange(4000), 7, 0.25, seed=1)
+    orders = sample_orders(np.arange(4000), 7, 0.25, seed=1)
     raster = torch.arange(7).expand(4000, 7)
     assert torch.equal(orders.sort(dim=1).values, raster)
     random = (orders != raster).any(dim=1)
     assert 0.22 < random.double().mean() < 0.28
-    assert torch.equal(draw_orders(np.arange(50), 7, 0.0, seed=1), raster[:50])
+    assert torch.equal(sample_orders(np.arange(50), 7, 0.0, seed=1), raster[:50])
 
 
 def test_every_place_comes_first_equally_often() -> None:
-    first = draw_orders(np.arange(7000), 7, 1.0, seed=1)[:, 0]
+    first = sample_orders(np.arange(7000), 7, 1.0, seed=1)[:, 0]
     counts = np.bincount(first.numpy(), minlength=7)
     assert ((counts - 1000) ** 2 / 1000).sum() < 22.5, "chi-square of 6 degrees of freedom, 0.1 %"
 
 
 def test_an_order_depends_on_its_own_place_and_the_seed_alone() -> None:
-    whole = draw_orders(np.arange(100), 9, 0.5, seed=1)
-    shares = torch.cat([draw_orders(part, 9, 0.5, seed=1) for part in np.split(np.arange(100), 4)])
+    whole = sample_orders(np.arange(100), 9, 0.5, seed=1)
+    shares = torch.cat([sample_orders(part, 9, 0.5, seed=1) for part in np.split(np.arange(100), 4)])
     assert torch.equal(whole, shares)
-    assert not torch.equal(whole, draw_orders(np.arange(100), 9, 0.5, seed=2))
-    assert not torch.equal(whole, draw_orders(np.arange(100, 200), 9, 0.5, seed=1))
+    assert not torch.equal(whole, sample_orders(np.arange(100), 9, 0.5, seed=2))
+    assert not torch.equal(whole, sample_orders(np.arange(100, 200), 9, 0.5, seed=1))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model, with_norm_weights
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
 from stage2_prior.decoding.compiled import CompiledEngine
-from stage2_prior.decoding.decode import decode_codes, stream_uniforms
-from stage2_prior.decoding.engine import DecodingEngine, engine_for
+from stage2_prior.decoding.decode import engine_for, stream_uniforms
+from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
@@ -46,7 +46,7 @@ def test_compiled_it_draws_the_same_codes() -> None:
     labels, uniforms = torch.tensor([0, 1, 2, 1, 0]), stream_uniforms([1, 2, 3, 4, 5], 8)
     known = torch.full((5, 8), -1)
     known[:, 0], known[2, 5] = 7, 9
-    sampling = SamplingConfig(guidance_scale=3.0, guidance_interval=(0.3, 0.8), top_k=20)
+    sampling = SamplingConfig(guidance_scale=3.0, guidance_interval=(0.3, 0.8), schedule="cosine", top_k=20, min_p=0.05)
 
     def drawn() -> torch.Tensor:
         return decode_codes(prior, labels, uniforms, sampling, known_BT=known, max_rows=3)

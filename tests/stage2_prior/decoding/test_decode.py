@@ -4,18 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.random_prior import LEVELS, OPTIONS, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, decode_codes, model, with_norm_weights
 
 from foundation.codes.spec import CodeLevel, require_codes
 from foundation.errors import DataError
-from stage2_prior.decoding.decode import (
-    DRAW,
-    decode_codes,
-    iterate_codes,
-    iterate_rows,
-    sample_codes_reference,
-    stream_uniforms,
-)
+from stage2_prior.decoding.decode import MASKED, iterate_codes, sample_codes_reference, stream_uniforms
 from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
@@ -30,6 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"guidance_scale": 0.0, "schedule": "linear"},
     {"guidance_scale": 6.0, "schedule": "power-cosine", "schedule_power": 2.0, "top_p": 0.9},
     {"guidance_scale": 3.0, "schedule": "step", "schedule_start": 0.4},
+    {"guidance_scale": 3.0, "schedule": "cosine", "min_p": 0.1},
     {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.7)},
 ]
 """Each way in which rows join and leave, and each filter."""
@@ -58,9 +52,9 @@ def test_cached_split_and_completed_draws_are_the_reference_s(
     for max_rows in (1, 2, 3):
         assert torch.equal(decode_codes(prior, labels, uniforms, sampling, max_rows=max_rows), drawn)
     known = drawn.clone()
-    known[:, prior.n_codes // 2 :] = DRAW
+    known[:, prior.n_codes // 2 :] = MASKED
     assert torch.equal(decode_codes(prior, labels, uniforms, sampling, known_BT=known), drawn)
-    known = torch.where(uniforms < 0.5, drawn.roll(1, 0), DRAW)
+    known = torch.where(uniforms < 0.5, drawn.roll(1, 0), MASKED)
     inpainted = decode_codes(prior, labels, uniforms, sampling, known_BT=known)
     assert torch.equal(inpainted[known >= 0], known[known >= 0])
     assert torch.equal(inpainted, sample_codes_reference(prior, labels, uniforms, sampling, known))
@@ -111,6 +105,8 @@ def test_rows_that_guidance_does_not_need_are_not_computed(monkeypatch: pytest.M
     late = rows(guidance_scale=2.0, schedule="step", schedule_start=0.5)
     assert late == [4] * 8 + [8] * 7  # the unconditional rows come in one go, before code 8
     assert rows(guidance_scale=2.0, guidance_interval=(0.0, 0.5)) == [8] * 7 + [4] * 8
+    labels = torch.full_like(labels, prior.null_class)  # guided or not, the distributions are the same
+    assert rows(guidance_scale=2.0) == [4] * 15
     labels, uniforms = inputs(prior, batch=1)  # never a single row: another kernel would compute it
     for options in SETTINGS:
         assert set(rows(**options)) == {2}
@@ -124,8 +120,8 @@ def test_nothing_is_computed_after_the_last_unknown_code(monkeypatch: pytest.Mon
     step = DecodingEngine.decode_one
     monkeypatch.setattr(DecodingEngine, "decode_one", lambda *given: calls.append(1) or step(*given))
     known = codes.clone()
-    known[:, 5] = DRAW
-    known[2, 6] = DRAW
+    known[:, 5] = MASKED
+    known[2, 6] = MASKED
     assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=known), codes)
     assert len(calls) == 1
     assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=codes), codes)
@@ -135,47 +131,31 @@ def test_nothing_is_computed_after_the_last_unknown_code(monkeypatch: pytest.Mon
 def test_steps_are_reported_in_order_and_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = model()
     labels, uniforms = inputs(prior)
-    reported: list[tuple[int, torch.Tensor]] = []
-    codes = decode_codes(
-        prior, labels, uniforms, PLAIN, max_rows=3, on_code=lambda t, codes_B: reported.append((t, codes_B.clone()))
-    )
-    assert [t for t, _ in reported] == [*range(16), *range(16)]
-    assert all(torch.equal(codes_B, codes[:3, t]) for t, codes_B in reported[:16])
-    steps = iterate_codes(prior, labels, uniforms, PLAIN, known_BT=torch.where(torch.arange(16) < 4, codes, DRAW))
+    codes = decode_codes(prior, labels, uniforms, PLAIN)
+    reported = list(iterate_codes(prior, labels, uniforms, PLAIN, max_rows=3))
+    assert [(step.position, step.rows.start) for step in reported] == [
+        (t, first) for first in (0, 3) for t in range(16)
+    ]
+    assert all(torch.equal(step.codes_B, codes[step.rows, step.position]) for step in reported)
+    steps = iterate_codes(prior, labels, uniforms, PLAIN, known_BT=torch.where(torch.arange(16) < 4, codes, MASKED))
     first = next(steps)
     assert (first.position, first.rows) == (4, slice(0, 5)) and torch.equal(first.codes_B, codes[:, 4])
     monkeypatch.setattr(DecodingEngine, "decode_one", lambda *_: pytest.fail("nobody asked"))
     steps.close()
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-def test_rows_of_the_grid_arrive_whole(levels: tuple[CodeLevel, ...]) -> None:
-    prior = model(levels)
-    labels, uniforms = inputs(prior)
-    codes = decode_codes(prior, labels, uniforms, PLAIN)
-    grids = prior.spec.split(codes)
-    arrived = list(iterate_rows(iterate_codes(prior, labels, uniforms, PLAIN, max_rows=2), prior.spec))
-    assert len(arrived) == 3 * sum(level.height for level in levels)
-    for each in arrived:
-        assert torch.equal(each.codes, grids[each.level][each.rows, each.row])
-
-
-def test_a_row_that_was_begun_before_is_left_out() -> None:
+def test_a_code_that_is_replaced_is_what_later_ones_are_sampled_given() -> None:
     prior = model()
     labels, uniforms = inputs(prior)
     codes = decode_codes(prior, labels, uniforms, PLAIN)
-    known = torch.where(torch.arange(16) < 6, codes, DRAW)
-    rows = iterate_rows(iterate_codes(prior, labels, uniforms, PLAIN, known_BT=known), prior.spec)
-    assert [each.row for each in rows] == [2, 3]
-
-
-def test_what_is_returned_can_be_changed() -> None:
-    prior = model()
-    labels, uniforms = inputs(prior)
-    codes = decode_codes(prior, labels, uniforms, PLAIN)
-    codes[0, 0] = 1
-    step = next(iterate_codes(prior, labels, uniforms, PLAIN))
-    step.codes_B[0] = 1
+    for step in iterate_codes(prior, labels, uniforms, PLAIN):
+        if step.position == 3:
+            step.codes_B[0] = changed = (codes[0, 3] + 1) % 29
+        codes[step.rows, step.position] = step.codes_B
+    known = torch.full_like(codes, MASKED)
+    known[:, :4] = codes[:, :4]
+    assert codes[0, 3] == changed
+    assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=known), codes)
 
 
 def test_no_images_take_no_steps() -> None:
@@ -188,17 +168,21 @@ def test_no_images_take_no_steps() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"labels_B": torch.tensor([0, 9])}, "labels_B"), ({"labels_B": torch.tensor([0, -1])}, "labels_B"),
-        ({"labels_B": torch.tensor([0.0, 1.0])}, "labels_B"), ({"labels_B": torch.tensor([[0], [1]])}, "labels_B"),
+        ({"labels_B": torch.tensor([0, 9])}, "labels_B"),
+        ({"labels_B": torch.tensor([0, -1])}, "labels_B"),
+        ({"labels_B": torch.tensor([0.0, 1.0])}, "labels_B"),
+        ({"labels_B": torch.tensor([[0], [1]])}, "labels_B"),
         ({"uniforms_BT": torch.rand(2, 15, dtype=torch.float64)}, "uniforms_BT"),
         ({"uniforms_BT": torch.rand(2, 16)}, "uniforms_BT"),
         ({"known_BT": torch.zeros(2, 15, dtype=torch.int64)}, "known_BT"),
         ({"known_BT": torch.full((2, 16), 29)}, r"known_BT\[0, 0\](.|\n)*29(.|\n)*0..28"),
         ({"known_BT": torch.full((2, 16), -2)}, r"known_BT\[0, 0\]"),
         ({"known_BT": torch.zeros(2, 16)}, "known_BT"),
-        ({"start": 1}, "start"), ({"start": -1}, "start"), ({"max_rows": 0}, "max_rows"),
+        ({"start": 1}, "start"),
+        ({"start": -1}, "start"),
+        ({"max_rows": 0}, "max_rows"),
     ],
-)  # fmt: skip
+)
 def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, field: str) -> None:
     prior = model()
     labels, uniforms = inputs(prior, batch=2)
@@ -223,7 +207,7 @@ def test_importing_it_imports_no_training_library() -> None:
     import sys
 
     code = (
-        "import sys, stage2_prior.decoding.decode, stage2_prior.decoding.decode; "
+        "import sys, stage2_prior.decoding.decode; "
         "heavy = ('transformers', 'accelerate', 'datasets', 'torchvision', 'torch._dynamo', 'torch._inductor'); "
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
     )

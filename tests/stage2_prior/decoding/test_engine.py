@@ -8,7 +8,8 @@ from support.random_prior import LEVELS, OPTIONS, examples, model, with_norm_wei
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
-from stage2_prior.decoding.engine import DecodingEngine, KVCache, engine_for
+from stage2_prior.decoding.decode import engine_for
+from stage2_prior.decoding.engine import DecodingEngine, KVCache
 from stage2_prior.decoding.weights import PackedLinear, PlainLinear, can_pack, weight_type
 
 CPU = torch.device("cpu")
@@ -118,7 +119,7 @@ def test_the_engine_follows_the_weights() -> None:
 def test_an_engine_goes_with_its_prior() -> None:
     import gc
 
-    from stage2_prior.decoding import engine as module
+    from stage2_prior.decoding import decode as module
 
     prior = model()
     engine_for(prior)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from stage2_prior.decoding.filters import DigitFilters, Filters, SortingFilters
-from stage2_prior.decoding.sampling import filters_for
+from stage2_prior.decoding.probs import filters_for
 
 CPU = torch.device("cpu")
 KINDS: dict[str, Callable[[int, int], Filters]] = {
@@ -31,7 +31,7 @@ def sorted_top_p(row: torch.Tensor, p: float) -> list[bool]:
     return (row >= least).tolist()
 
 
-def chances(seed: int, rows: int, size: int, spread: float, levels: int) -> torch.Tensor:
+def probs(seed: int, rows: int, size: int, spread: float, levels: int) -> torch.Tensor:
     """Probabilities; with few levels many are tied."""
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * spread
     return (logits if levels == 0 else (logits * levels).round() / levels).softmax(1)
@@ -49,7 +49,7 @@ FOUND = {
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(k=st.integers(1, 320), **FOUND)
 def test_top_k_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread: float, levels: int, k: int) -> None:
-    before = chances(seed, 3, size, spread, levels)
+    before = probs(seed, 3, size, spread, levels)
     after = KINDS[kind](3, size).keep_top_k(before.clone(), k)
     for row, kept in zip(before, after, strict=True):
         expected = torch.tensor(sorted_top_k(row.tolist(), k))
@@ -60,7 +60,7 @@ def test_top_k_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(p=st.floats(1e-9, 1) | st.sampled_from([1e-300, 0.5, 1 - 1e-7]), **FOUND)
 def test_top_p_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread: float, levels: int, p: float) -> None:
-    before = chances(seed, 3, size, spread, levels)
+    before = probs(seed, 3, size, spread, levels)
     after = KINDS[kind](3, size).keep_top_p(before.clone(), p)
     for row, kept in zip(before, after, strict=True):
         expected = torch.tensor(sorted_top_p(row, p)) if p < 1 else row >= 0
@@ -71,7 +71,7 @@ def test_top_p_keeps_what_sorting_keeps(kind: str, seed: int, size: int, spread:
 @each_kind
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
 def test_a_whole_vocabulary(kind: str, spread: float) -> None:
-    before = chances(1, 2, 16384, spread, 0)
+    before = probs(1, 2, 16384, spread, 0)
     filters = KINDS[kind](2, 16384)
     for k in (1, 2, 100, 2000, 16383, 16384):
         kept = filters.keep_top_k(before.clone(), k) > 0
@@ -84,8 +84,8 @@ def test_a_whole_vocabulary(kind: str, spread: float) -> None:
 
 @each_kind
 def test_memory_for_more_serves_less(kind: str) -> None:
-    filters, before = KINDS[kind](3, 500), chances(5, 3, 77, 2.0, 0)
-    filters.keep_top_p(chances(6, 3, 500, 2.0, 0), 0.5)
+    filters, before = KINDS[kind](3, 500), probs(5, 3, 77, 2.0, 0)
+    filters.keep_top_p(probs(6, 3, 500, 2.0, 0), 0.5)
     assert torch.equal(filters.keep_top_k(before.clone(), 10), KINDS[kind](3, 77).keep_top_k(before.clone(), 10))
 
 

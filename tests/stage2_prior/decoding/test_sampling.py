@@ -1,12 +1,19 @@
 import math
+import subprocess
+import sys
+from dataclasses import fields
+from typing import get_args
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
+from foundation.config import from_dict
+from foundation.config_fields import without_defaults
 from foundation.errors import ConfigError
-from stage2_prior.decoding.sampling import SamplingConfig, choose, draw, guide, probabilities
+from stage2_prior.decoding.probs import probabilities, sample_codes, sample_from
+from stage2_prior.decoding.sampling import FILTERS, SCHEDULES, SamplingConfig, Schedule, guide
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -16,17 +23,18 @@ from stage2_prior.decoding.sampling import SamplingConfig, choose, draw, guide, 
     temperature=st.floats(0.01, 10),
     top_k=st.none() | st.integers(1, 60),
     top_p=st.none() | st.floats(1e-6, 1),
+    min_p=st.none() | st.floats(0, 1),
 )
 def test_probabilities_sum_to_one_and_never_are_empty(
-    seed: int, size: int, temperature: float, top_k: int | None, top_p: float | None
+    seed: int, size: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
     logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * 5
-    chances = probabilities(logits, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
-    assert torch.allclose(chances.sum(1), torch.ones(3), atol=1e-5)
-    assert (chances >= 0).all()
-    assert torch.equal(chances.argmax(1), logits.argmax(1))
+    probs = probabilities(logits, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    assert torch.allclose(probs.sum(1), torch.ones(3), atol=1e-5)
+    assert (probs >= 0).all()
+    assert torch.equal(probs.argmax(1), logits.argmax(1))
     if top_k is not None:
-        assert ((chances > 0).sum(1) <= top_k).all()
+        assert ((probs > 0).sum(1) <= top_k).all()
 
 
 def test_the_smallest_set_that_reaches_p_is_kept() -> None:
@@ -51,72 +59,116 @@ def test_limits_are_argmax_and_no_filter() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_extreme_settings_still_give_a_distribution(temperature: float, scale: float) -> None:
     logits = guide(torch.randn(4, 50) * 1e4, torch.randn(4, 50) * 1e4, scale)
-    chances = probabilities(logits, SamplingConfig(temperature=temperature, guidance_scale=scale))
-    assert torch.allclose(chances.sum(1), torch.ones(4), atol=1e-5)
+    probs = probabilities(logits, SamplingConfig(temperature=temperature, guidance_scale=scale))
+    assert torch.allclose(probs.sum(1), torch.ones(4), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [30, 300])
 @pytest.mark.parametrize(
-    "options", [{}, {"top_k": 20}, {"top_p": 0.8}, {"temperature": 0.5, "top_k": 25, "top_p": 0.9}]
+    "options", [{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 0.5, "top_k": 25, "top_p": 0.9}]
 )
 def test_frequencies_match_probabilities(size: int, options: dict) -> None:
     """Chi-square over 40,000 draws; a right sampler exceeds the 99.9 % quantile at one seed in 1,000."""
     from scipy.stats import chi2
 
     logits = torch.randn(1, size, generator=torch.Generator().manual_seed(3))
-    chances, n = probabilities(logits, SamplingConfig(**options)), 40_000
+    probs, n = probabilities(logits, SamplingConfig(**options)), 40_000
     uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    counts = torch.bincount(draw(chances.expand(n, -1).contiguous(), uniforms), minlength=size).double()
-    possible = chances[0] > 0
+    counts = torch.bincount(sample_from(probs.expand(n, -1).contiguous(), uniforms), minlength=size).double()
+    possible = probs[0] > 0
     assert counts[~possible].sum() == 0
-    expected = chances[0][possible].double() * n
+    expected = probs[0][possible].double() * n
     statistic = float(((counts[possible] - expected) ** 2 / expected).sum())
     assert statistic < chi2.ppf(0.999, int(possible.sum()) - 1)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    seed=st.integers(0, 2**31), size=st.integers(1, 400), spread=st.floats(0, 30), holes=st.floats(0, 0.99),
+    seed=st.integers(0, 2**31),
+    size=st.integers(1, 400),
+    spread=st.floats(0, 30),
+    holes=st.floats(0, 0.99),
     uniform=st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-30, 1 - 2.0**-53]) | st.floats(0, 1, exclude_max=True),
-)  # fmt: skip
+)
 def test_every_drawn_code_is_possible_and_is_the_one_at_its_cumulative_probability(
     seed: int, size: int, spread: float, holes: float, uniform: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    chances = (torch.randn(3, size, generator=generator) * spread).softmax(1)
-    chances = chances * (torch.rand(3, size, generator=generator) >= holes)
-    chances[:, int(torch.randint(size, (), generator=generator))] += 1e-3
-    code = draw(chances, torch.full((3,), uniform, dtype=torch.float64)).unsqueeze(1)
-    assert (chances.gather(1, code) > 0).all()
-    cumulative = chances.double().cumsum(1)
+    probs = (torch.randn(3, size, generator=generator) * spread).softmax(1)
+    probs = probs * (torch.rand(3, size, generator=generator) >= holes)
+    probs[:, int(torch.randint(size, (), generator=generator))] += 1e-3
+    code = sample_from(probs, torch.full((3,), uniform, dtype=torch.float64)).unsqueeze(1)
+    assert (probs.gather(1, code) > 0).all()
+    cumulative = probs.double().cumsum(1)
     end = (cumulative.gather(1, code) / cumulative[:, -1:]).squeeze(1)
-    begin = end - (chances.double().gather(1, code) / cumulative[:, -1:]).squeeze(1)
+    begin = end - (probs.double().gather(1, code) / cumulative[:, -1:]).squeeze(1)
     assert (begin <= uniform + 1e-6).all() and (uniform <= end + 1e-6).all()
 
 
 def test_a_row_is_drawn_by_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, uniforms = torch.randn(20, 500, generator=generator), torch.rand(20, dtype=torch.float64)
-    for sampling in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=50, top_p=0.9)):
-        together = choose(logits, uniforms, sampling)
-        alone = torch.cat([choose(logits[i : i + 1], uniforms[i : i + 1], sampling) for i in range(20)])
+    for sampling in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=50, top_p=0.9), SamplingConfig(min_p=0.1)):
+        together = sample_codes(logits, uniforms, sampling)
+        alone = torch.cat([sample_codes(logits[i : i + 1], uniforms[i : i + 1], sampling) for i in range(20)])
         assert torch.equal(together, alone)
 
 
 def test_the_ends_of_the_unit_interval_draw_possible_codes() -> None:
-    chances = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
     for uniform, code in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2**-53, 3)):
-        assert draw(chances, torch.tensor([uniform], dtype=torch.float64)).item() == code
+        assert sample_from(probs, torch.tensor([uniform], dtype=torch.float64)).item() == code
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": 0}, {"top_p": 0.0},
-        {"top_p": 1.1}, {"top_p": math.nan}, {"guidance_scale": -0.1}, {"guidance_scale": math.nan},
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"min_p": math.nan},
+        {"guidance_scale": -0.1},
+        {"guidance_scale": math.nan},
         {"guidance_scale": 1e300},
     ],
-)  # fmt: skip
+)
 def test_values_outside_their_range_are_refused_by_name(values: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         SamplingConfig(**values)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 300), spread=st.floats(0, 20), p=st.floats(0, 1))
+def test_min_p_is_the_filter_of_transformers(seed: int, size: int, spread: float, p: float) -> None:
+    from transformers import MinPLogitsWarper
+
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * spread
+    expected = MinPLogitsWarper(p)(None, logits).softmax(1)
+    found = probabilities(logits, SamplingConfig(min_p=p))
+    assert torch.equal(found > 0, expected > 0)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_every_filter_is_a_setting_and_every_schedule_a_choice() -> None:
+    assert set(FILTERS) <= {each.name for each in fields(SamplingConfig)}
+    assert get_args(Schedule) == tuple(SCHEDULES)
+
+
+def test_settings_saved_before_a_filter_existed_keep_their_meaning() -> None:
+    saved = without_defaults(SamplingConfig(top_k=5))
+    assert "min_p" not in saved
+    assert from_dict(SamplingConfig, saved) == SamplingConfig(top_k=5)
+
+
+def test_settings_are_read_without_torch_and_numpy() -> None:
+    code = (
+        "import sys; from stage2_prior.decoding.sampling import SamplingConfig; from stage2_prior import guidance; "
+        "sys.exit(', '.join({'torch', 'numpy'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,276 @@
+"""CPU kernels of the transformer block: one autograd step for each formula of ``block.py``, and in which types it runs.
+
+On a GPU and under ``torch.compile`` the plain formulas are fast. On a CPU the library's backward passes of attention,
+normalisation and gating move several times the memory that they need; each step here keeps little and recomputes the
+rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from stage2_prior.positions import Rope
+
+EPSILON = 1e-5
+"""of all norms"""
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+LONGEST_ATTENTION = 1024
+"""tokens; the weights that ``causal_attention`` keeps grow with the square"""
+_QUERIES = 128
+"""queries of one block of attention"""
+_LEVELS = 1 << 16
+"""of a dropout mask's random numbers"""
+
+
+def use_cpu_kernels(x: torch.Tensor) -> bool:
+    """Whether the block computes x with the kernels of this file instead of the plain formulas."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def product_type(x: torch.Tensor) -> torch.dtype:
+    """The type of matrix products on x: autocast's where autocast is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums and of functions such as exp: float32 for types of 16 bits."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+@dataclass(frozen=True)
+class KeepMask:
+    """Dropout mask of a tensor.
+
+    Attributes:
+        kept: int8, 1 or 0.
+        scale: factor of the kept values, so that the mean stays.
+    """
+
+    kept: torch.Tensor
+    scale: float
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Zeros, and scaled values."""
+        narrow = x.dtype.itemsize < 4  # products of mixed types are fast in bf16 only
+        return (x * (self.kept if narrow else self.kept.to(x.dtype))).mul_(self.scale)
+
+
+def sample_keep_mask(x: torch.Tensor, share: float) -> KeepMask:
+    """A mask for a tensor on the CPU, from torch's global generator; ``share`` of it is zero.
+
+    One random number per value costs more than the rest of a layer. Here 64 random bits decide four values by 16 bits
+    each, so that shares are multiples of 1 / 65,536.
+    """
+    n_dropped = round(share * _LEVELS)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = (levels >= n_dropped - _LEVELS // 2).view(torch.int8)
+    return KeepMask(kept, _LEVELS / (_LEVELS - n_dropped))
+
+
+def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Zero a share of the values and scale the rest."""
+    return sample_keep_mask(x, share).apply(x)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """X / rms(x) * weight, computed in float32, as ``kind``."""
+    return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up; (..., 2 F) => (..., F)."""
+    return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+
+
+def split_heads(
+    qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
+) -> Heads:
+    """As ``block.split_heads``."""
+    q_weight, k_weight = norms_K or (None, None)
+    return _SplitHeads.apply(qkv_BTF, n_heads, q_weight, k_weight, rope)  # type: ignore[no-any-return]
+
+
+def causal_attention(q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float) -> torch.Tensor:
+    """As ``block.causal_attention``.
+
+    The library's flash kernel is slow backwards, several times so in bf16, and masks what no query can see. Here the
+    scores of a block of queries against the keys up to its end are plain products, kept for the backward pass.
+    """
+    heads = (each.flatten(0, 1) for each in (q_BNTK, k_BNTK, v_BNTK))
+    with torch.autocast("cpu", enabled=False):
+        return _CausalAttention.apply(*heads, dropout).view_as(q_BNTK)  # type: ignore[no-any-return]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+        normed = x.to(sum_type(x.dtype), copy=True)
+        ctx.save_for_backward(x, weight, normalize_(normed))
+        return normed.mul_(weight).to(kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed, kind = x * inverse, inverse.dtype
+        to_x = gradient.to(kind, copy=True)
+        rows, rows_normed, rows_inverse = (each.flatten(0, -2) for each in (to_x, normed, inverse))
+        to_weight = normalize_backward_(rows, rows_normed, rows_inverse, weight.to(kind))
+        return to_x.to(x.dtype), to_weight.to(weight.dtype), None
+
+
+def normalize_(x: torch.Tensor) -> torch.Tensor:
+    """Divide x by its root mean square along the last axis, in place; returns 1 / rms, (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+    x.mul_(inverse)
+    return inverse
+
+
+def normalize_backward_(
+    gradient: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """From the gradient to ``normed * weight`` to that of x, in place; overwrites ``normed`` too.
+
+    Args:
+        gradient, normed: (..., M, K).
+        inverse: (..., M, 1), as of ``normalize_``.
+        weight: (..., K).
+
+    Returns:
+        the gradient to the weight, (..., K).
+    """
+    product = gradient * normed
+    shared = (product @ weight.unsqueeze(-1)).div_(-normed.shape[-1])
+    gradient.mul_(weight.unsqueeze(-2)).addcmul_(normed, shared).mul_(inverse)
+    return product.sum(-2)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        to_both = torch.empty_like(gate_up)
+        to_gate, to_up = to_both.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=to_up)
+        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
+        return to_both
+
+
+def rotate_(x_BNTK: torch.Tensor, rope: Rope, *, back: bool = False) -> torch.Tensor:
+    """``rope2d.rotate`` in place, or its inverse: each pair of channels is one complex number.
+
+    Without gradients, for contiguous tensors of 32 or 64 bits, of any number of leading axes.
+    """
+    cos, sin = (each[..., 1::2].to(x_BNTK.dtype) for each in rope)
+    torch.view_as_complex(x_BNTK.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, -sin if back else sin))
+    return x_BNTK
+
+
+class _SplitHeads(torch.autograd.Function):
+    """Queries and keys go through norm and rotation together, in one buffer (2, B, N, T, K) of float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv_BTF: torch.Tensor,
+        n_heads: int,
+        q_weight: torch.Tensor | None,
+        k_weight: torch.Tensor | None,
+        rope: Rope | None,
+    ) -> Heads:
+        qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
+        both, inverse = _copy(qkv[:2]), None
+        if q_weight is not None and k_weight is not None:
+            inverse = normalize_(both)
+            both.mul_(torch.stack([q_weight, k_weight]).view(2, 1, 1, 1, -1))
+        if rope is not None:
+            rotate_(both, rope)
+        ctx.rope, ctx.n_heads, ctx.shape = rope, n_heads, qkv_BTF.shape
+        ctx.save_for_backward(q_weight, k_weight, inverse, None if inverse is None else qkv_BTF)
+        q, k = both.to(qkv_BTF.dtype)
+        return q, k, qkv[2].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_q: torch.Tensor, to_k: torch.Tensor, to_v: torch.Tensor) -> tuple[Any, ...]:
+        q_weight, k_weight, inverse, qkv_BTF = ctx.saved_tensors
+        to_both = to_q.new_empty((2, *to_q.shape), dtype=sum_type(to_q.dtype))
+        to_both[0], to_both[1] = to_q, to_k
+        if ctx.rope is not None:
+            rotate_(to_both, ctx.rope, back=True)
+        to_weights: tuple[Any, Any] = (None, None)
+        if inverse is not None:
+            normed = _copy(qkv_BTF.unflatten(-1, (3, ctx.n_heads, -1)).permute(2, 0, 3, 1, 4)[:2]).mul_(inverse)
+            rows, rows_normed, rows_inverse = (each.flatten(1, 3) for each in (to_both, normed, inverse))
+            weights_2K = torch.stack([q_weight, k_weight]).to(normed.dtype)
+            to_weights = tuple(normalize_backward_(rows, rows_normed, rows_inverse, weights_2K).to(q_weight.dtype))
+        to_qkv_BTF = to_q.new_empty(ctx.shape)
+        to_qkv = to_qkv_BTF.unflatten(-1, (3, ctx.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        to_qkv[:2], to_qkv[2] = to_both, to_v
+        return to_qkv_BTF, None, *to_weights, None
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor:
+    """In contiguous memory, float32 where x has 16 bits."""
+    return x.new_empty(x.shape, dtype=sum_type(x.dtype)).copy_(x)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Over M = B * N heads: queries, keys and values are (M, T, K)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_MTK: torch.Tensor, k_MTK: torch.Tensor, v_MTK: torch.Tensor, dropout: float
+    ) -> torch.Tensor:
+        out_MTK, kept = torch.empty_like(q_MTK), []
+        ctx.masks = []
+        for start, end in _blocks(q_MTK.shape[1]):
+            unseen = torch.full((end - start, end), -torch.inf, dtype=q_MTK.dtype).triu_(start + 1)
+            scores = torch.baddbmm(unseen, q_MTK[:, start:end], k_MTK[:, :end].mT, alpha=q_MTK.shape[2] ** -0.5)
+            weights = torch.softmax(scores, -1, out=scores)
+            mask = sample_keep_mask(weights, dropout) if dropout else None
+            out_MTK[:, start:end] = torch.bmm(_masked(weights, mask), v_MTK[:, :end])
+            if any(ctx.needs_input_grad):
+                kept.append(weights)
+                ctx.masks.append(mask)
+        ctx.save_for_backward(q_MTK, k_MTK, v_MTK, *kept)
+        return out_MTK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_MTK, k_MTK, v_MTK, *kept = ctx.saved_tensors
+        to_q, to_k, to_v = torch.empty_like(q_MTK), torch.zeros_like(k_MTK), torch.zeros_like(v_MTK)
+        for (start, end), weights, mask in zip(_blocks(q_MTK.shape[1]), kept, ctx.masks, strict=True):
+            to_out = gradient[:, start:end]
+            to_v[:, :end] += torch.bmm(_masked(weights, mask).mT, to_out)
+            to_weights = _masked(torch.bmm(to_out, v_MTK[:, :end].mT), mask)
+            to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            to_q[:, start:end] = torch.bmm(to_scores, k_MTK[:, :end])
+            to_k[:, :end] += torch.bmm(to_scores.mT, q_MTK[:, start:end])
+        scale = q_MTK.shape[2] ** -0.5
+        return to_q.mul_(scale), to_k.mul_(scale), to_v, None
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _QUERIES, length)) for start in range(0, length, _QUERIES)]
+
+
+def _masked(x: torch.Tensor, mask: KeepMask | None) -> torch.Tensor:
+    return x if mask is None else mask.apply(x)

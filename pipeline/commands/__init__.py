@@ -1,0 +1,1 @@
+"""Commands of the command line: one function each, its signature and docstring its help."""

@@ -1,0 +1,106 @@
+"""Images to codes and back: ``encode`` and ``decode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pipeline.commands.fields import read_fields
+from pipeline.commands.options import Device, Fields, RecipeName, RunOut, out_option
+
+Start = Annotated[
+    str | None,
+    Parameter(help="i/N, i from 0 to N - 1: begin with this part, then help with the rest; do not wait for others"),
+]
+
+
+def encode(
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    out: RunOut = None,
+    start_at: Start = None,
+    status: bool = False,
+    retry_failed: bool = False,
+    max_bad: str | None = None,
+    push_to_hub: str | None = None,
+) -> None:
+    """Encode all images with the run's frozen tokenizer.
+
+    Any number of processes, on any number of hosts that share the run folder, may do this at the same time: start it
+    several times, or with accelerate launch. What is written is never encoded again.
+
+    Args:
+        status: only print how far the export is
+        retry_failed: try the images again that failed
+        max_bad: share of images that may fail, e.g. 1%; default data.max_failed_share
+        push_to_hub: then upload the dataset to this repository of the hub, OWNER/NAME
+    """
+    overrides = read_fields(fields, encode)
+
+    from pipeline.commands.runs import prepared_run, resolve
+    from pipeline.encoding.card import push_token_dataset
+    from pipeline.encoding.export import share
+    from pipeline.encoding.status import export_status
+    from pipeline.runs.encode import ExportJob
+    from pipeline.work_sharing import Part
+
+    if status:
+        print(export_status(resolve(recipe, out, overrides)[1].codes).text())
+        return
+    run = prepared_run(recipe, out, overrides)
+    folder = run.folder.codes
+    part = Part() if start_at is None else Part.parse(start_at, "--start-at")
+    allowed = run.recipe.data.max_failed_share if max_bad is None else share(max_bad)
+    run.join()
+    finished = run.encode(ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed))
+    if not run.accelerator.is_main_process:
+        return
+    if not finished:
+        print(f"this part is done; others are still encoding: {folder}")
+        print(export_status(folder).text(), flush=True)
+        return
+    print(f"codes: {folder} ({_summary(folder)})", flush=True)
+    if push_to_hub is not None:
+        print(f"on the hub: {push_token_dataset(folder, push_to_hub)}")
+
+
+def _summary(folder: Path) -> str:
+    """What became of the images of a finished dataset, in one line."""
+    from foundation.codes.manifest import read_manifest
+    from pipeline.encoding.export import by_code, totals
+
+    manifest = read_manifest(folder)
+    counts = totals(manifest)
+    failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
+    failed = f" ({by_code(failures)})" if failures else ""
+    return f"{counts['planned']:,} images planned, {counts['written']:,} written, {counts['failed']:,} failed{failed}"
+
+
+def decode(
+    codes: Annotated[
+        str, Parameter(help="a token dataset, a run folder, or a .npy or .parquet file of codes (column codes)")
+    ],
+    /,
+    *,
+    out: Annotated[str, out_option("folder for the images")] = "decoded",
+    tokenizer: str | None = None,
+    split: str | None = None,
+    start_at: Start = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Decode a token dataset, or codes of your own, to images. Continues where it stopped.
+
+    Any number of processes may do this at the same time into one folder.
+
+    Args:
+        tokenizer: a run or tokenizer folder; default the one in the dataset
+        split: of a dataset; default every one
+        batch_size: images decoded at once
+    """
+    from pipeline.encoding.decode import decode_to_folder
+
+    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=start_at, batch_size=batch_size, device=device)

@@ -1,0 +1,193 @@
+"""``tessera edit``: given images, what is kept of them, and the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from foundation.errors import DataError
+from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, out_option
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline.generation.generator import ImageGenerator
+    from pipeline.generation.outputs import GeneratorOutput
+
+_BATCH = 16  # image files at once
+_PICTURES = out_option("folder for the pictures: the image, what is kept of it, the results")
+
+
+def complete(
+    run: GeneratorName,
+    images: Images,
+    /,
+    *,
+    rows: float = 0.5,
+    guess_class: bool = False,
+    out: Annotated[str, _PICTURES] = "completed",
+    edit: EditGroup = Edit(),
+) -> None:
+    """Keep the upper part of images and draw the rest.
+
+    Args:
+        rows: rows of codes to keep, a share below 1 or a whole number
+        guess_class: take the class that the kept part makes the likeliest
+    """
+    from pipeline.generation.inputs import below_rows
+
+    kept = int(rows) if rows >= 1 and rows == int(rows) else rows
+
+    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
+        return generator.complete(images, rows=kept, guess_class=guess_class, **options)
+
+    edit_to_folder(run, images, change, lambda spec: below_rows(kept, spec), out, edit)
+
+
+def inpaint(
+    run: GeneratorName,
+    images: Images,
+    /,
+    *,
+    mask: str,
+    grow: int = 0,
+    blend: int | None = None,
+    out: Annotated[str, _PICTURES] = "inpainted",
+    edit: EditGroup = Edit(),
+) -> None:
+    """Draw what a mask marks and keep the rest.
+
+    Args:
+        mask: an image file, white where something new is wanted; resized and cropped as the images are
+        grow: pixels around the mask that are drawn too
+        blend: put the given pixels back outside the mask, fading over this many pixels; default none of them
+    """
+    from pipeline.generation.inputs import grown, pixel_mask
+
+    marks = read_mask(mask)
+
+    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
+        return generator.inpaint(images, mask=marks, grow=grow, blend=blend, **options)
+
+    edit_to_folder(run, images, change, lambda spec: grown(pixel_mask(marks, spec), grow), out, edit)
+
+
+def vary(
+    run: GeneratorName,
+    images: Images,
+    /,
+    *,
+    share: float = 0.25,
+    out: Annotated[str, _PICTURES] = "varied",
+    edit: EditGroup = Edit(),
+) -> None:
+    """Draw a share of the codes of images again, at random positions.
+
+    Args:
+        share: of the codes, above 0 and up to 1
+    """
+
+    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
+        return generator.vary(images, share=share, **options)
+
+    edit_to_folder(run, images, change, None, out, edit)
+
+
+def change_class(
+    run: GeneratorName,
+    images: Images,
+    /,
+    *,
+    share: float = 0.5,
+    out: Annotated[str, _PICTURES] = "changed",
+    edit: EditGroup = Edit(),
+) -> None:
+    """Give images another class, --class-label: draw the codes that fit it worst and keep the others.
+
+    Args:
+        share: of the codes that are drawn, above 0 and up to 1
+    """
+
+    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
+        return generator.change_class(images, share=share, **options)
+
+    edit_to_folder(run, images, change, None, out, edit)
+
+
+def edit_to_folder(
+    run: str,
+    images: list[str],
+    change: Callable[..., GeneratorOutput],
+    region: Callable[[Any], Any] | None,
+    out: str,
+    edit: Edit,
+) -> None:
+    """Edit image files; write a row of pictures for each, and each result.
+
+    Args:
+        run: the run folder, or a model repository's name.
+        images: files and folders.
+        change: makes the results of a batch of images.
+        region: code specification => mask of the pixels that are drawn, (B, Y, X); None shows none.
+        out: the folder for the pictures.
+        edit: options of all edits.
+    """
+    import numpy as np
+    import torch
+
+    from foundation.images.preprocess import to_pil, to_unit_range
+    from pipeline.commands.outputs import output_folder, report_unusable
+    from pipeline.generation.inputs import kept_pixels
+    from pipeline.generation.requests import seeds_of
+    from pipeline.image_files import file_name, files_below, read_pixels, readable
+    from pipeline.runs.models import open_generator
+
+    generator = open_generator(run, edit.device, edit.speed)
+    paths = files_below(images)
+    folder = output_folder(out, run)
+    failed: list[str] = []
+    read = partial(read_pixels, generator.tokenizer, keep_size=False)
+    found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
+    names, pixels = [name for name, _ in found], [each for _, each in found]
+    report_unusable(failed, names)
+    seed = int(torch.randint(2**31, ()).item()) if edit.seed is None else edit.seed
+    n = edit.num_images
+    seeds = seeds_of(seed, len(names) * n)
+    options = {**edit.sampling.given(), "class_labels": edit.class_label, "num_images": n, "best_of": edit.best_of}
+    for first in range(0, len(names), _BATCH):
+        batch_BYXC = np.stack(pixels[first : first + _BATCH])
+        own = seeds[first * n :][: len(batch_BYXC) * n]
+        output = change(generator, to_unit_range(batch_BYXC), seed=own, **options)
+        shown = [] if region is None else [kept_pixels(batch_BYXC, region(generator.spec).numpy())]
+        for i, name in enumerate(names[first : first + _BATCH]):
+            stem = f"{first + i:04d}-{file_name(Path(name).stem)}"
+            given = [to_pil(each[i]) for each in (batch_BYXC, *shown)]
+            _write(folder, stem, given, output.images[i * n : (i + 1) * n])
+            print(f"{name}  ->  {folder / f'{stem}-all.png'}")
+    print(f"{len(names)} images, {n} results each, in {folder} (seeds from {seed})")
+
+
+def read_mask(mask: str) -> Image.Image:
+    """Open a mask's file.
+
+    Raises:
+        DataError: unreadable.
+    """
+    from foundation.images.preprocess import decode_image
+
+    try:
+        return decode_image(Path(mask).read_bytes())
+    except (DataError, OSError) as error:
+        raise DataError(f"cannot be used: {error}", field="--mask", found=mask, fix="give an image file") from error
+
+
+def _write(folder: Path, stem: str, given: list[Image.Image], results: list[Image.Image]) -> None:
+    from foundation.storage import durable
+    from pipeline.generation.outputs import grid_image
+
+    with durable.writing(folder / f"{stem}-all.png"):
+        for i, image in enumerate(results):
+            image.save(folder / f"{stem}-{i}.png")
+        grid_image([*given, *results], len(given) + len(results)).save(folder / f"{stem}-all.png")

@@ -1,0 +1,218 @@
+"""New images: ``sample``, ``interpolate``, ``tune-guidance``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from foundation.errors import ConfigError, DataError
+from pipeline.commands.options import (
+    ClassLabel,
+    Device,
+    Extractor,
+    GeneratorName,
+    Many,
+    ManyGroup,
+    Picture,
+    PictureGroup,
+    RunName,
+    Sampling,
+    SamplingGroup,
+    SpeedGroup,
+    out_option,
+)
+from pipeline.generation.options import Speed
+
+if TYPE_CHECKING:
+    from pipeline.generation.generator import ImageGenerator
+    from pipeline.generation.streaming import PartialImages
+
+
+def sample(
+    run: GeneratorName,
+    /,
+    *,
+    class_labels: list[str] | None = None,
+    num_images_per_label: int = 1,
+    seed: int | None = None,
+    out: Annotated[str, out_option("folder for the images")] = "new_samples",
+    device: Device = "auto",
+    sampling: SamplingGroup = Sampling(),
+    picture: PictureGroup = Picture(),
+    many: ManyGroup = Many(),
+    speed: SpeedGroup = Speed(),
+) -> None:
+    """Sample new images from a finished run.
+
+    Args:
+        class_labels: classes by name or number, e.g. 3 7 or cat dog; default all
+        num_images_per_label: images of each class
+        seed: the same seed gives the same images; default random, or 0 with --count
+    """
+    if many.count is None:
+        many.require_count()
+    elif num_images_per_label != 1 or picture.height or picture.width or picture.partial:
+        what = "cannot be used with --num-images-per-label, --height, --width or --partial"
+        raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
+
+    from pipeline.commands.outputs import output_folder
+    from pipeline.runs.models import open_generator
+
+    generator = open_generator(run, device, speed)
+    folder = output_folder(out, run)
+    labels = class_labels or list(generator.labels) or None
+    options = sampling.given()
+    if many.count is not None:
+        _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0)
+        return
+    if many.batch_size is not None:
+        options["batch_size"] = many.batch_size
+    _sample_few(generator, folder, labels, options, picture, num_images_per_label, seed)
+
+
+def _sample_few(
+    generator: ImageGenerator,
+    folder: Path,
+    labels: list[str] | None,
+    options: Any,
+    picture: Picture,
+    num_images_per_label: int,
+    seed: int | None,
+) -> None:
+    from foundation.storage import durable
+    from pipeline.generation.outputs import grid_image
+    from pipeline.image_files import file_name
+
+    def write_rows(_: ImageGenerator, part: PartialImages) -> None:
+        for i, image in enumerate(part.to_pil(), start=part.images.start):
+            path = folder / f"partial-{i:04d}-row{part.n_done:03d}.png"
+            with durable.writing(path):
+                image.save(path)
+
+    options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
+    output = generator(labels, num_images_per_label, callback_on_row=write_rows if picture.partial else None, **options)
+    names, images = list(generator.labels), output.images
+    per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(images) ** 0.5))
+    with durable.writing(folder / "grid.png"):
+        for image, label, image_seed in zip(images, output.labels, output.seeds, strict=True):
+            prefix = "image" if label is None else file_name(names[label])
+            image.save(folder / f"{prefix}-seed{image_seed}.png")
+        grid_image(images, per_row).save(folder / "grid.png")
+    print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
+
+
+def _sample_many(
+    generator: ImageGenerator, folder: Path, labels: list[str] | None, options: Any, many: Many, seed: int
+) -> None:
+    from pipeline.generation.bulk import Batch, generate_to_folder
+    from pipeline.work_sharing import Part
+
+    assert many.count is not None
+    batch = Batch(
+        count=many.count,
+        labels=tuple(generator.label_ids(labels)),
+        seed=seed,
+        format=many.format,
+        batch_size=many.batch_size or Batch.batch_size,
+        images_per_file=many.images_per_file,
+    )
+    done = generate_to_folder(generator, folder, batch, Part.parse(many.part), options=options)
+    rate = f", {done.n_new / done.seconds:,.1f} a second" if done.n_new else ""
+    print(f"{done.n_new:,} new images in {folder} in {done.seconds:.1f} s{rate}; {done.n_there:,} were there")
+    if done.n_missing:
+        print(f"{done.n_missing:,} images of other parts are still missing")
+    else:
+        print(f"complete: {many.count:,} images")
+
+
+def interpolate(
+    run: GeneratorName,
+    first: str,
+    last: str,
+    /,
+    *,
+    steps: int = 8,
+    class_label: ClassLabel = None,
+    out: Annotated[str, out_option("file for the strip")] = "interpolation.png",
+    device: Device = "auto",
+) -> None:
+    """Write a strip of images on the way from one to another: between given images, or between samples by seed.
+
+    Between images, the run may be a tokenizer folder.
+
+    Args:
+        first: the image file to start from, or a seed
+        last: the image file to end at, or a seed
+        steps: images in the strip, both ends included
+    """
+    if steps < 2:
+        raise ConfigError("is too few", field="--steps", found=steps, expected="2 or more: both ends count")
+
+    from foundation.storage import durable
+    from pipeline.commands.outputs import output_file
+
+    path, between_seeds = output_file(out), first.isdecimal() and last.isdecimal()
+    if not between_seeds and class_label is not None:
+        fix = "leave it out, or give two seeds"
+        raise ConfigError("has no part between two images", field="--class-label", found=class_label, fix=fix)
+    if between_seeds:
+        from pipeline.generation.outputs import grid_image
+        from pipeline.runs.models import open_generator
+
+        output = open_generator(run, device).interpolate(int(first), int(last), class_label, steps=steps)
+        strip, ends = grid_image(output.images, steps), f"seed {first} to seed {last}"
+    else:
+        strip, ends = _strip_between_images(run, first, last, steps, device), f"{first} to {last}"
+    with durable.writing(path):
+        strip.save(path)
+    print(f"{steps} images from {ends} in {path}")
+
+
+def _strip_between_images(run: str, first: str, last: str, steps: int, device: str) -> Any:
+    import torch
+
+    from foundation.images.preprocess import to_uint8, to_unit_range
+    from pipeline.evaluation.reconstruction import side_by_side
+    from pipeline.generation.interpolation import images_between
+    from pipeline.image_files import read_pixels
+    from pipeline.runs.models import open_tokenizer
+
+    tokenizer = open_tokenizer(run, device)
+    ends = []
+    for name in (first, last):
+        if not Path(name).is_file():
+            raise DataError("no such file", field="images", found=name, fix="give two image files")
+        try:
+            ends.append(to_unit_range(read_pixels(tokenizer, Path(name), keep_size=False))[0])
+        except DataError as error:
+            raise DataError(f"cannot be used: {error}", field=name, fix="give another image file") from error
+    place = next(tokenizer.parameters()).device
+    start, end = (each.to(place) for each in ends)
+    return side_by_side(to_uint8(images_between(tokenizer, start, end, torch.linspace(0, 1, steps))))
+
+
+def tune_guidance(
+    run: RunName,
+    /,
+    *,
+    images: int = 1000,
+    extractor: Literal["small", "inception", "dinov2"] = "small",
+    weights: Extractor = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Search the guidance scale and schedule whose samples are closest to the training images.
+
+    The best becomes the run's default, in its model_index.json.
+
+    Args:
+        images: samples for each setting; more tell closer settings apart
+        extractor: features for the Frechet distance; small needs no file, and compares with nothing but itself
+        seed: of the samples
+        dry_run: only print what was found
+    """
+    from pipeline.evaluation.guidance import Tuning
+    from pipeline.evaluation.guidance import tune_guidance as tune
+
+    tune(run, Tuning(images=images, extractor=extractor, weights=weights, seed=seed), device, write=not dry_run)

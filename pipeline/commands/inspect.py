@@ -1,0 +1,190 @@
+"""Quality of a run and of the installation: ``reconstruct``, ``evaluate``, ``score``, ``doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pipeline.commands.options import (
+    ClassLabel,
+    Device,
+    Extractor,
+    GeneratorName,
+    Images,
+    RunName,
+    TokenizerName,
+    out_option,
+)
+
+if TYPE_CHECKING:
+    from pipeline.generation.likelihood import ScoredImage
+
+
+def reconstruct(
+    run: TokenizerName,
+    images: Images,
+    /,
+    *,
+    keep_size: bool = False,
+    out: Annotated[str, out_option("folder for the pictures")] = "reconstructions",
+    device: Device = "auto",
+) -> None:
+    """Write images beside their reconstructions by the tokenizer, with the PSNR of each.
+
+    Args:
+        keep_size: crop images to multiples of the stride instead of resizing them to the tokenizer's own size
+    """
+    from foundation.storage import durable
+    from pipeline.commands.outputs import output_folder, report_unusable
+    from pipeline.evaluation.reconstruction import reconstruct_files
+    from pipeline.image_files import file_name, files_below
+    from pipeline.runs.models import open_tokenizer
+
+    tokenizer = open_tokenizer(run, device)
+    paths = files_below(images)
+    folder = output_folder(out, run)
+    done, failed = reconstruct_files(tokenizer, paths, keep_size=keep_size)
+    for i, each in enumerate(done):
+        path = folder / f"{i:04d}-{file_name(Path(each.image_id).stem)}.png"
+        with durable.writing(path):
+            each.pair.save(path)
+        print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
+    report_unusable(failed, done)
+    print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
+
+
+def evaluate(
+    run: RunName,
+    /,
+    *,
+    stage: Literal["all", "tokenizer", "prior"] = "all",
+    extractor: Literal["small", "inception", "dinov2", "none"] = "small",
+    weights: Extractor = None,
+    lpips: str | None = None,
+    split: Literal["validation", "train"] = "validation",
+    out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
+    device: Device = "auto",
+) -> None:
+    """Score a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
+
+    Args:
+        stage: tokenizer, prior, or all that the run has
+        extractor: features for rFID and KID; small needs no file, and compares with nothing but itself
+        lpips: VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS
+    """
+    from pipeline.evaluation.run import Judges, evaluate_run
+
+    judges = Judges(extractor=extractor, weights=weights, lpips=lpips)
+    evaluate_run(run, part=stage, judges=judges, split=split, device=device, json_file=out)
+
+
+def score(
+    run: GeneratorName,
+    images: Images,
+    /,
+    *,
+    class_label: ClassLabel = None,
+    out: Annotated[str | None, out_option("also write the list to this file, .csv or .json")] = None,
+    device: Device = "auto",
+) -> None:
+    """List images from the least to the most likely under a run's prior."""
+    from foundation.storage import durable
+    from pipeline.commands.outputs import output_file, report_unusable
+    from pipeline.generation.likelihood import score_files
+    from pipeline.image_files import files_below
+    from pipeline.runs.models import open_generator
+
+    path = None if out is None else output_file(out, (".csv", ".json"))
+    paths = files_below(images)
+    generator = open_generator(run, device)
+    (label,) = generator.label_ids(class_label)
+    generator.require_labels([label])
+    scored, failed = score_files(generator.tokenizer, generator.prior, paths, label)
+    report_unusable(failed, scored)
+    print(f"{'bits':>10}  {'per code':>8}  image, the least likely first")
+    for each in scored:
+        print(f"{each.bits:10.1f}  {each.bits_per_code:8.3f}  {each.image_id}")
+    print(f"mean {sum(each.bits for each in scored) / len(scored):.1f} bits over {len(scored)} images")
+    if path is not None:
+        durable.replace_file(path, _list(scored, failed, path.suffix.lower()).encode())
+        print(f"also in {path}")
+
+
+def _list(scored: list[ScoredImage], failed: list[str], suffix: str) -> str:
+    import csv
+    import io
+    import json
+
+    rows = [asdict(each) for each in scored]
+    if suffix == ".json":
+        return json.dumps({"images": rows, "unusable": failed}, indent=1)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["image_id", "bits", "bits_per_code"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def doctor() -> int:
+    """Check the installation and say what to do about each problem."""
+    findings = diagnose()
+    for finding in findings:
+        print(f"{'PROBLEM' if finding.cure else 'ok':8} {finding.subject}: {finding.state}")
+        if finding.cure:
+            print(f"         cure: {finding.cure}")
+    return int(any(finding.cure for finding in findings))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; ``cure`` is set where something is wrong."""
+
+    subject: str
+    state: str
+    cure: str | None = None
+
+
+def diagnose() -> list[Finding]:
+    """Check versions, torch with torchvision, transformers, devices, threads and disk."""
+    import os
+    import shutil
+
+    import torch
+
+    from pipeline.runs.recipe import versions
+
+    findings = [
+        Finding(name, version, f"pip install {name}" if version == "not installed" else None)
+        for name, version in versions().items()
+    ]
+    device = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    disk_cure = "free some space: a run needs a few GiB" if free < 2 else None
+    disk = Finding("disk", f"{free:.1f} GiB free in {Path.cwd()}", disk_cure)
+    return [*findings, _torchvision(), _transformers(), Finding("device", device), disk]
+
+
+def _torchvision() -> Finding:
+    import sys
+
+    from foundation.hardware import CURE, torchvision_problem
+
+    problem = torchvision_problem()
+    if problem is not None:
+        return Finding("torchvision", problem, CURE)
+    if "torchvision" not in sys.modules:
+        return Finding("torchvision", "not installed; the lpips package needs it, nothing else does")
+    return Finding("torchvision", f"{sys.modules['torchvision'].__version__}, matches torch")
+
+
+def _transformers() -> Finding:
+    from foundation.hardware import CURE
+
+    try:
+        from stage1_tokenizer.hub import Tokenizer  # noqa: F401
+    except Exception as error:  # whatever stops the import is the finding
+        return Finding("transformers models", f"do not import: {error}", CURE)
+    return Finding("transformers models", "import")

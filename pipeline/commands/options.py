@@ -1,0 +1,133 @@
+"""Options that several commands share: names, lists, devices, and groups of flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from foundation.config_fields import attribute_docs
+from foundation.errors import ConfigError
+from pipeline.generation.options import SETTINGS, Speed
+from stage2_prior.decoding.sampling import SamplingConfig
+
+RecipeName = Annotated[str, Parameter(help="a YAML file, a built-in recipe (tessera recipes), or a run folder")]
+Fields = Annotated[
+    str,
+    Parameter(allow_leading_hyphen=True, help="of the recipe: --NAME VALUE, e.g. --prior.training.fit.steps 500"),
+]
+RunName = Annotated[str, Parameter(help="a run folder")]
+GeneratorName = Annotated[str, Parameter(help="a run folder, or a model repository on the hub")]
+TokenizerName = Annotated[str, Parameter(help="a run folder, or a tokenizer folder")]
+Images = Annotated[list[str], Parameter(help="image files, or folders of images")]
+Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
+ClassLabel = Annotated[str | None, Parameter(help="class of the images, by name or number; default none")]
+Extractor = Annotated[
+    str | None, Parameter(help="the extractor's weights: file, folder or hub name; default downloaded")
+]
+
+
+def out_option(help: str) -> Any:
+    """The option ``--out``, also ``-o``."""
+    return Parameter(name=("--out", "-o"), help=help)
+
+
+RunOut = Annotated[str | None, out_option("the run folder; default runs/NAME, or the run folder that RECIPE is")]
+
+
+def group(name: str) -> Any:
+    """A dataclass whose fields are options of their own below a heading."""
+    return Parameter(name="*", group=name)
+
+
+if TYPE_CHECKING:
+
+    class Sampling:
+        """Sampling settings that were given; the others are the run's."""
+
+        def given(self) -> dict[str, Any]:
+            """The settings that were given, by name."""
+
+else:
+    _DOCS = attribute_docs(SamplingConfig)
+    _SETTINGS = [
+        (
+            name,
+            Annotated[hint | None, Parameter(help=shorten(_DOCS[name], 62, placeholder=" ..."))],
+            field(default=None),
+        )
+        for name, hint in SETTINGS.items()
+    ]
+    Sampling = make_dataclass("Sampling", _SETTINGS, frozen=True, kw_only=True)
+    Sampling.__module__ = __name__
+    Sampling.__doc__ = "Sampling settings that were given; the others are the run's."
+    Sampling.given = lambda self: {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Options of each image."""
+
+    best_of: int = 1
+    """draw this many candidates of each image and keep the likeliest"""
+    height: int | None = None
+    """rows in pixels, more than trained: the prior's window slides"""
+    width: int | None = None
+    """columns in pixels, likewise"""
+    partial: bool = False
+    """also write the picture after each row of codes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    """Options of many images in one folder. A killed or repeated command makes only what is missing."""
+
+    count: int | None = None
+    """images in all, instead of --num-images-per-label; classes take turns"""
+    format: Literal["png", "parquet"] = "png"
+    """a file for each image, or parquet files"""
+    part: str = "0/1"
+    """make part i/N of the images only, i from 0"""
+    batch_size: int | None = None
+    """images drawn together; default 64 with --count, else what fits"""
+    images_per_file: int = 1024
+    """rows of a parquet file"""
+
+    def require_count(self) -> None:
+        """Refuse what has no effect without ``count``.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("count", "batch_size") and value != each.default:
+                name, fix = f"--{each.name.replace('_', '-')}", "give --count, the number of images in all"
+                raise ConfigError("has no effect without --count", field=name, found=value, fix=fix)
+
+
+SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.sampling says more")]
+PictureGroup = Annotated[Picture, group("Each image")]
+ManyGroup = Annotated[Many, group("Many images: --out is their folder; what is there is not made again")]
+SpeedGroup = Annotated[Speed, group("Speed: changes numbers by rounding only")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Options of all edits."""
+
+    class_label: ClassLabel = None
+    num_images: int = 4
+    """results for each image"""
+    best_of: int = 1
+    """draw this many candidates of each result and keep the likeliest"""
+    seed: int | None = None
+    """the same seed gives the same results; default a random one"""
+    device: Device = "auto"
+    sampling: SamplingGroup = field(default_factory=Sampling)
+    speed: SpeedGroup = Speed()
+
+
+EditGroup = Annotated[Edit, group("All edits")]

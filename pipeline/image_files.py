@@ -1,13 +1,40 @@
+"""Image files as input of commands."""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from foundation.errors import DataError
+from foundation.images.folder import image_files
 from foundation.images.preprocess import decode_image
-from foundation.images.sources import image_files
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+Content = TypeVar("Content")
+
+
+def readable(
+    paths: Iterable[Path], read: Callable[[Path], Content], failed: list[str], *, desc: str
+) -> Iterator[tuple[Path, Content]]:
+    """The content of each file that can be read.
+
+    Args:
+        paths: image files.
+        read: reads one, or raises.
+        failed: gets a line for each file that cannot be read.
+        desc: of the progress bar.
+    """
+    for path in tqdm(paths, desc=desc, unit="img", delay=2):
+        try:
+            content = read(path)
+        except (DataError, OSError, ValueError) as error:
+            failed.append(f"{path}: {error}")
+            continue
+        yield path, content
 
 
 def file_name(text: str) -> str:
@@ -16,27 +43,27 @@ def file_name(text: str) -> str:
 
 
 def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np.ndarray:
-    """An image file as the tokenizer takes it, (1, Y, X, C) uint8.
+    """Read an image file as input of a tokenizer, (1, Y, X, C) uint8.
 
     Args:
-        tokenizer: knows the preprocess.
+        tokenizer: gives the preprocess.
         path: an image file.
-        keep_size: crop to multiples of the stride instead of resizing to the tokenizer's own size.
+        keep_size: crop to multiples of the stride instead of resizing to the tokenizer's size.
 
     Raises:
         DataError: the file cannot be decoded, or is too small.
     """
     image = decode_image(path.read_bytes())
     if keep_size:
-        return tokenizer.preprocess.keeping_size(image, tokenizer.config.side_multiple)[None]
+        return tokenizer.preprocess.crop_to_multiple(image, tokenizer.config.side_multiple)[None]
     return tokenizer.preprocess(image)[None]
 
 
 def files_below(paths: list[str]) -> list[Path]:
-    """Image files: those given, and all below the folders given.
+    """List the given image files and all image files below the given folders.
 
     Raises:
-        DataError: a path that does not exist, or a folder without images.
+        DataError: a path does not exist, or a folder holds no images.
     """
     files: list[Path] = []
     for each in map(Path, paths):

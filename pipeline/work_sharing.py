@@ -1,9 +1,9 @@
-"""Pieces of work shared among processes that join, leave and die at any time.
+"""Work shared among processes that join, leave and die at any time.
 
-Who works on what: a file for each piece of work that some process has begun.
+Leases: a file for each piece of work that some process has begun.
 
-Leases only save double work. Whatever is made is published all or nothing, the first writer wins and the second must
-have made the same, so that nothing depends on a lease being there, or being right.
+Leases only save double work. Results are published all or nothing, the first writer wins and the second must have made
+the same, so that no result depends on a lease.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from foundation.config import require
-from foundation.errors import ConfigError
+from foundation.config import differences, require
+from foundation.errors import ConfigError, StorageError
+from foundation.storage import durable
 from foundation.storage.durable import is_left_behind, temporary_name
+from foundation.storage.serialization import json_text, read_json
 
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 120.0
-"""a lease that was not renewed for so long is given up, whoever had it"""
+"""a lease that was not renewed for this time is given up"""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has a lease.
+    """Holder of a lease.
 
     Attributes:
         work: name of the piece of work.
@@ -54,9 +56,9 @@ class Leases:
 
     @contextlib.contextmanager
     def claim(self, work: str) -> Iterator[bool]:
-        """Try to take a piece of work for as long as the context lasts; says whether it was taken.
+        """Try to take a piece of work while the context lasts; yields whether it was taken.
 
-        Where no lease can be written, the work is taken all the same.
+        Where no lease can be written, the work is taken.
         """
         path = self.folder / f"{work}.json"
         owner = temporary_name(path).name
@@ -76,7 +78,7 @@ class Leases:
                     path.unlink()
 
     def holders(self) -> list[Holder]:
-        """Everybody who has a lease now."""
+        """All present holders of a lease."""
         found = [self._holder(path) for path in sorted(self.folder.glob("*.json"))]
         return [each for each in found if each is not None]
 
@@ -139,6 +141,7 @@ def _renew(path: Path, ended: threading.Event) -> None:
 
 
 POLL_SECONDS = 0.5
+_EXPECTED = "i/N with i from 0 to N - 1, e.g. 0/4"
 
 
 class Piece(Protocol):
@@ -155,7 +158,7 @@ Work = TypeVar("Work", bound=Piece)
 
 @dataclass(frozen=True)
 class Part:
-    """What one of ``count`` processes does first: pieces ``index``, ``index + count``, ... It then helps with the rest.
+    """Share ``index`` of ``count`` of some work: pieces ``index``, ``index + count``, ...
 
     Raises:
         ConfigError: an index outside 0..count - 1.
@@ -166,42 +169,50 @@ class Part:
 
     def __post_init__(self) -> None:
         sound = 0 <= self.index < self.count
-        require(sound, "--shard", f"{self.index}/{self.count}", "i/N with i from 0 to N - 1")
+        require(sound, "part", f"{self.index}/{self.count}", "i/N with i from 0 to N - 1")
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """``i/N`` as on the command line.
+    def parse(cls, text: str, field: str = "part") -> Part:
+        """Read ``i/N``, the value of an option ``field``.
 
         Raises:
             ConfigError: it is something else.
         """
         index, slash, count = text.partition("/")
         if not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
-            raise ConfigError("is not a part of the work", field="--shard", found=repr(text),
-                              expected="i/N with i from 0 to N - 1, e.g. 0/4")  # fmt: skip
+            raise ConfigError(
+                "is not a part of the work",
+                field=field,
+                found=repr(text),
+                expected="i/N with i from 0 to N - 1, e.g. 0/4",
+            )
         return cls(int(index), int(count))
 
     def within(self, index: int, count: int) -> Part:
-        """Of this part, the part of process ``index`` of ``count``."""
+        """The share of process ``index`` of ``count`` of this part."""
         return Part(self.index * count + index, self.count * count)
 
+    def indices(self, n: int) -> range:
+        """The part's own pieces of 0..n - 1."""
+        return range(self.index, n, self.count)
+
     def order(self, n: int) -> list[int]:
-        """All of 0..n - 1: one's own first, then those of the others from the next one on."""
+        """All of 0..n - 1: the part's own first, then those of the other parts from the next one on."""
         turns = ((self.index + shift) % self.count for shift in range(self.count))
         return [i for turn in turns for i in range(turn, n, self.count)]
 
 
 @dataclass(frozen=True)
 class SharedWork(Generic[Work]):
-    """What there is to do, and how.
+    """Pieces of work, and how they are done.
 
     Attributes:
         pieces: in order.
-        leases: of whoever works on them.
-        is_done: whether a piece is done, by whomever.
-        do: does it. Two processes may do the same piece at the same time.
-        seen: told of each piece that turns out to be done by others.
-        idle: called again and again while there is nothing to do but wait; what it raises ends the wait.
+        leases: of the processes that work on them.
+        is_done: whether a piece is done, by any process.
+        do: does a piece. Two processes may do the same piece at the same time.
+        seen: called with each piece that another process has done.
+        idle: called repeatedly while waiting for others; what it raises ends the wait.
     """
 
     pieces: Sequence[Work]
@@ -212,14 +223,14 @@ class SharedWork(Generic[Work]):
     idle: Callable[[], None] = lambda: None
 
     def take_part(self, part: Part, *, wait: bool) -> list[Work]:
-        """Do what is to do and what nobody else is doing.
+        """Do every piece that is not done and that no other process is doing.
 
         Args:
-            part: what to begin with.
+            part: which pieces to begin with.
             wait: stay until everything is done, and take over what others give up.
 
         Returns:
-            What others are still doing; nothing after ``wait``.
+            The pieces that others are still doing; none after ``wait``.
         """
         todo = [self.pieces[i] for i in part.order(len(self.pieces))]
         while True:
@@ -246,3 +257,41 @@ class SharedWork(Generic[Work]):
         if done:
             self.seen(piece)
         return done
+
+
+def write_plan(path: Path, make: Callable[[], bytes]) -> None:
+    """Write the plan of shared work into its folder, unless another process has written one.
+
+    The caller compares its own plan with the one that is there.
+
+    Args:
+        path: of the plan.
+        make: gives its content.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    if path.exists():
+        return
+    durable.sweep(path.parent)
+    content = make()
+    try:
+        durable.publish_file(path, lambda target: durable.write_bytes(target, content))
+    except StorageError:
+        if not path.exists():
+            raise  # else: another process was first
+
+
+def claim_folder(path: Path, plan: dict[str, Any]) -> None:
+    """Write a plan into its folder, or refuse a folder that was begun with another one.
+
+    Raises:
+        ConfigError: naming everything that differs.
+        StorageError: the disk refused.
+    """
+    write_plan(path, lambda: json_text(plan, indent=1))
+    rows = differences(read_json(path, (), fix="choose another folder"), plan)
+    if rows:
+        shown = "".join(f"\n    {name}: the folder has {there!r}, this command {new!r}" for name, there, new in rows)
+        fix = "give the same settings, or another folder"
+        raise ConfigError(f"was begun with other settings; they differ in:{shown}", field=str(path.parent), fix=fix)

@@ -25,15 +25,17 @@ import torch
 from bench_report import Row, bench_parser, compare, report, time_in_turn
 from PIL import Image
 
-from foundation.codes.dataset import Shard, write_shard
+from foundation.codes.shards import Shard, write_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess, to_unit_range
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import FolderSource
 from foundation.images.views import FLIP, view_pixels
 from pipeline.encoding.encoder import fastest_batch_size
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -62,19 +64,25 @@ class Workload:
 FULL = Workload(
     "256 px, VQ 1,024",
     TokenizerConfig(
-        base_width=32, width_multipliers=(1, 1, 2, 2, 4), n_res_blocks=1, latent_channels=128,
+        networks=VQGANNetworks(base_width=32, width_multipliers=(1, 1, 2, 2, 4), n_res_blocks=1),
+        latent_channels=128,
         quantizer=VQConfig(codebook_size=1024, width=8),
     ),
-    side=256, images=128, repeats=3,
-)  # fmt: skip
+    side=256,
+    images=128,
+    repeats=3,
+)
 QUICK = Workload(
     "quick: 32 px, VQ 1,024",
     TokenizerConfig(
-        base_width=16, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=32, norm_groups=8,
+        networks=VQGANNetworks(base_width=16, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=8),
+        latent_channels=32,
         quantizer=VQConfig(codebook_size=1024, width=8),
     ),
-    side=32, images=48, repeats=1,
-)  # fmt: skip
+    side=32,
+    images=48,
+    repeats=1,
+)
 
 
 def write_images(folder: Path, n: int, side: int) -> FolderSource:
@@ -101,7 +109,7 @@ def field_export(tokenizer: TokenizerModel, source: FolderSource, folder: Path, 
 
 
 def bare(tokenizer: TokenizerModel, n_views: int, batch_size: int, device: torch.device) -> Callable[[], None]:
-    """The network alone on so many views."""
+    """The network alone, without reading."""
     side = tokenizer.preprocess.height
     images = (torch.rand(batch_size, 3, side, side) * 2 - 1).to(device)
 
@@ -150,17 +158,27 @@ def speed(workload: Workload, folder: Path, device: torch.device) -> Row:
     writing = sorted(opened["writing"][1:])
     ours_per_second, floor = 2 * images / float(np.median(writing)), n_bare / timings["bare"].median
     return compare(
-        f"export, {workload.name}", "views/s", ours_per_second, 2 * images / timings["field"].median, FIELD,
-        more_is_better=True, floor=floor,
+        f"export, {workload.name}",
+        "views/s",
+        ours_per_second,
+        2 * images / timings["field"].median,
+        FIELD,
+        more_is_better=True,
+        floor=floor,
         config={
-            "images": images, "views": 2, "batch_size": batch_size, "threads": torch.get_num_threads(),
-            "device": device.type, "share_of_floor": ours_per_second / floor,
+            "images": images,
+            "views": 2,
+            "batch_size": batch_size,
+            "threads": torch.get_num_threads(),
+            "device": device.type,
+            "share_of_floor": ours_per_second / floor,
             "opening_seconds": float(np.median(opened["opening"])),
             "finishing_seconds": float(np.median(opened["finishing"])),
             "spread_ours": (writing[-1] - writing[0]) / float(np.median(writing)),
-            "spread_reference": timings["field"].spread, "spread_floor": timings["bare"].spread,
+            "spread_reference": timings["field"].spread,
+            "spread_floor": timings["bare"].spread,
         },
-    )  # fmt: skip
+    )
 
 
 def _first(source: FolderSource, n: int) -> FolderSource:
@@ -171,8 +189,13 @@ def _first(source: FolderSource, n: int) -> FolderSource:
 
 def size(folder: Path, n: int) -> Row:
     """Bytes an image of 256 codes, each of 1,024 as likely as the others: at least 320."""
-    spec = CodeSpec(levels=(CodeLevel(height=16, width=16, codebook_size=1024),), stride=16, preprocess=Preprocess(),
-                    fingerprint="bench", class_names=tuple(map(str, range(1000))))  # fmt: skip
+    spec = CodeSpec(
+        levels=(CodeLevel(height=16, width=16, codebook_size=1024),),
+        stride=16,
+        preprocess=Preprocess(),
+        fingerprint="bench",
+        class_names=tuple(map(str, range(1000))),
+    )
     rng = np.random.default_rng(0)
     codes, labels = rng.integers(0, 1024, (n, 256)), np.sort(rng.integers(0, 1000, n))
     ids = [f"n{label:08d}/n{label:08d}_{i}.JPEG" for i, label in enumerate(labels)]
@@ -182,8 +205,15 @@ def size(folder: Path, n: int) -> Row:
     theirs = reference.stat().st_size
     np.save(reference, labels[:1])
     theirs += reference.stat().st_size
-    return compare("256 codes of 1,024 on disk", "bytes/image", path.stat().st_size / n, theirs, "two .npy an image",
-                   floor=320, config={"images": n, "column_ids": "ImageNet's file names"})  # fmt: skip
+    return compare(
+        "256 codes of 1,024 on disk",
+        "bytes/image",
+        path.stat().st_size / n,
+        theirs,
+        "two .npy an image",
+        floor=320,
+        config={"images": n, "column_ids": "ImageNet's file names"},
+    )
 
 
 def main() -> None:

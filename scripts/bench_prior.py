@@ -32,8 +32,9 @@ from torch import nn
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.hardware import keep_freed_memory
-from foundation.images.preprocess import Preprocess
-from foundation.training.optim import OptimConfig, adamw
+from foundation.images.config import Preprocess
+from foundation.training.config import OptimConfig
+from foundation.training.optim import adamw
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
@@ -103,10 +104,16 @@ def reference_model(workload: Workload, attention: str) -> tuple[nn.Module, Loss
 
     n_layers, n_heads, width = workload.config.shape
     config = LlamaConfig(
-        vocab_size=workload.vocab_size, hidden_size=width, intermediate_size=workload.config.feed_forward_width,
-        num_hidden_layers=n_layers, num_attention_heads=n_heads, max_position_embeddings=workload.side**2,
-        tie_word_embeddings=False, use_cache=False, attn_implementation=attention,
-    )  # fmt: skip
+        vocab_size=workload.vocab_size,
+        hidden_size=width,
+        intermediate_size=workload.config.feed_forward_width,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        max_position_embeddings=workload.side**2,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation=attention,
+    )
     model = LlamaForCausalLM(config).train()
     return model, lambda tokens: model(tokens.roll(1, 1), labels=tokens, shift_labels=tokens).loss
 
@@ -189,8 +196,16 @@ def bench(name: str, workload: Workload, repeats: int) -> list[Row]:
     }
     rates = {key: workload.n_tokens / timing.median for key, timing in timings.items()}
     floor = workload.n_tokens * peaks[our_mode[0]] / workload.step_flops
-    speed = compare(f"step, {name}", "tokens/s", rates["ours"], rates["reference"], REFERENCE, more_is_better=True,
-                    floor=floor, config=config)  # fmt: skip
+    speed = compare(
+        f"step, {name}",
+        "tokens/s",
+        rates["ours"],
+        rates["reference"],
+        REFERENCE,
+        more_is_better=True,
+        floor=floor,
+        config=config,
+    )
     our_peak, imports = in_fresh_process(step_memory, name, our_mode, True, n_threads)
     reference_peak, _ = in_fresh_process(step_memory, name, reference_mode, False, n_threads)
     settings = {"modes": config["modes"], "resident_after_imports_mib": imports, "threads": n_threads}

@@ -27,7 +27,7 @@ from bench_report import (
     time_in_turn,
 )
 
-from stage1_tokenizer.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
+from stage1_tokenizer.quantizers.config import FSQConfig, LFQConfig, QuantizerConfig, VQConfig
 
 REFERENCE = "vector_quantize_pytorch"
 MISSING = f"the reference is not installed; run: pip install {REFERENCE.replace('_', '-')}"
@@ -66,7 +66,7 @@ def _vq(n_vectors: int, size: int) -> Workload:
 
 def our_step(work: Workload, n_vectors: int) -> Callable[[], object]:
     torch.manual_seed(0)
-    quantizer = build_quantizer(work.ours).train()
+    quantizer = work.ours.build().train()
     latents = torch.randn(16, quantizer.latent_width, n_vectors // 16, 1, requires_grad=True)
     generator = torch.Generator().manual_seed(0)
 

@@ -1,11 +1,11 @@
-"""Time of one token step of drawing codes: ours beside transformers' ``generate`` on a Llama of the same size.
+"""Time of one token step of sampling: ours beside transformers' ``generate`` on a Llama of the same size.
 
-Both draw 256 codes of 16,384 from the whole distribution with a cache, in float32, with random weights. The reference
+Both sample 256 codes of 16,384 from the whole distribution with a cache, in float32, with random weights. The reference
 runs with its dynamic and its static cache, and the faster of the two counts; its guidance is ``guidance_scale`` with a
 prompt of its own for the unconditional rows. The floor is the larger of two times: that of reading all weights and the
 mean of keys and values once, at the bandwidth of summing a tensor of the weights' size; and that of the products'
 floating-point operations at the fastest matrix product of this run. A second floor takes the bandwidth of the fastest
-product of a row with a matrix of that size in the place of the sum's. Filters and bf16 are compared with ours without.
+product of a row with a matrix of that size instead of the sum's. Filters and bf16 are compared with ours without.
 On a GPU both have bf16 weights, and ours is compiled.
 
     OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
@@ -15,6 +15,7 @@ On a GPU both have bf16 weights, and ours is compiled.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,9 @@ import torch
 from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report, time_in_turn
 
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
-from stage2_prior.decoding.decode import decode_codes
+from stage2_prior.decoding.decode import iterate_codes
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.decoding.weights import prepare
 from stage2_prior.prior import PriorModel
@@ -38,13 +39,13 @@ SIZES = {
     "gpt-l": (1024, 24, 16),
 }  # width, layers, heads
 BATCHES = (1, 16)
-FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}}
+FILTERS = {"top-k 2,000": {"top_k": 2000}, "top-p 0.95": {"top_p": 0.95}, "min-p 0.05": {"min_p": 0.05}}
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is drawn.
+    """What is sampled.
 
     Attributes:
         size: key of ``SIZES``.
@@ -105,10 +106,10 @@ def our_prior(workload: Workload, dtype: torch.dtype | None = None) -> PriorMode
 
 
 def our_run(prior: PriorModel, batch: int, **sampling: Any) -> Run:
-    """Draws a batch of images."""
+    """Samples a batch of images."""
     labels_B = torch.zeros(batch, dtype=torch.int64, device=prior.head.weight.device)
     uniforms_BT = torch.rand(batch, prior.n_codes, dtype=torch.float64)
-    return lambda: decode_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling))
+    return lambda: deque(iterate_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling)), maxlen=0)
 
 
 def reference_model(workload: Workload) -> Any:
@@ -117,10 +118,17 @@ def reference_model(workload: Workload) -> Any:
 
     layers, heads, width = workload.config.shape
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=width, intermediate_size=workload.config.feed_forward_width,
-        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=workload.n_codes + 1,
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=width,
+        intermediate_size=workload.config.feed_forward_width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=workload.n_codes + 1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
 
@@ -129,10 +137,16 @@ def reference_run(model: Any, workload: Workload, cache: str, *, guided: bool) -
     """``generate`` from a prompt of one token; another one is the unconditional prompt."""
     prompt = torch.zeros(workload.batch, 1, dtype=torch.int64, device=workload.device)
     options: dict[str, Any] = {
-        "max_new_tokens": workload.n_codes, "min_new_tokens": workload.n_codes, "do_sample": True, "top_k": 0,
-        "top_p": 1.0, "temperature": 1.0, "cache_implementation": cache, "disable_compile": True,
+        "max_new_tokens": workload.n_codes,
+        "min_new_tokens": workload.n_codes,
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
+        "temperature": 1.0,
+        "cache_implementation": cache,
+        "disable_compile": True,
         "attention_mask": torch.ones_like(prompt),
-    }  # fmt: skip
+    }
     if guided:
         negative = {"negative_prompt_ids": prompt + 1, "negative_prompt_attention_mask": torch.ones_like(prompt)}
         options |= {"guidance_scale": GUIDANCE, **negative}
@@ -177,8 +191,14 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
     """Without and with guidance, beside the reference; filters and bf16, beside ours."""
     prior, model = our_prior(workload), reference_model(workload).to(workload.device, workload.dtype)
     bandwidth, peak, of_products = read_bandwidth(workload), product_peak(workload), gemv_bandwidth(workload)
-    config = {"threads": torch.get_num_threads(), "repeats": repeats, "codes": workload.n_codes,
-              "gb_per_s": bandwidth / 1e9, "gemv_gb_per_s": of_products / 1e9, "gflop_per_s": peak / 1e9}  # fmt: skip
+    config = {
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "codes": workload.n_codes,
+        "gb_per_s": bandwidth / 1e9,
+        "gemv_gb_per_s": of_products / 1e9,
+        "gflop_per_s": peak / 1e9,
+    }
     rows = []
     for guided in (False, True):
         sampling = {"guidance_scale": GUIDANCE} if guided else {}
@@ -191,8 +211,17 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
         floor = workload.floor(workload.batch * (1 + guided), bandwidth, peak)
         of_gemv = workload.floor(workload.batch * (1 + guided), of_products, peak)
         each = {key: _milliseconds(timing, workload) for key, timing in timings.items()}
-        rows.append(_row(name, timings["ours"], timings[reference], f"generate, {reference} cache", workload, floor,
-                         {**config, "ms_by_case": each, "floor_of_gemv": of_gemv}))  # fmt: skip
+        rows.append(
+            _row(
+                name,
+                timings["ours"],
+                timings[reference],
+                f"generate, {reference} cache",
+                workload,
+                floor,
+                {**config, "ms_by_case": each, "floor_of_gemv": of_gemv},
+            )
+        )
     cases = {"plain": our_run(prior, workload.batch, guidance_scale=GUIDANCE)}
     for name, sampling in FILTERS.items():
         cases[name] = our_run(prior, workload.batch, guidance_scale=GUIDANCE, **sampling)
@@ -202,8 +231,17 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
     for name in (key for key in cases if key != "plain"):
         n_bytes = 2 if name == "bf16" else None
         floor = workload.floor(2 * workload.batch, bandwidth, peak, n_bytes)
-        rows.append(_row(f"{workload.size}, batch {workload.batch}, guidance, {name}", timings[name], timings["plain"],
-                         "ours without", workload, floor, config))  # fmt: skip
+        rows.append(
+            _row(
+                f"{workload.size}, batch {workload.batch}, guidance, {name}",
+                timings[name],
+                timings["plain"],
+                "ours without",
+                workload,
+                floor,
+                config,
+            )
+        )
     return rows
 
 
@@ -211,8 +249,15 @@ def _row(
     name: str, ours: Timing, reference: Timing, reference_name: str, workload: Workload, floor: float, config: dict
 ) -> Row:
     spreads = {"spread_ours": ours.spread, "spread_reference": reference.spread}
-    return compare(name, "ms/step", _milliseconds(ours, workload), _milliseconds(reference, workload), reference_name,
-                   floor=floor, config={**config, **spreads})  # fmt: skip
+    return compare(
+        name,
+        "ms/step",
+        _milliseconds(ours, workload),
+        _milliseconds(reference, workload),
+        reference_name,
+        floor=floor,
+        config={**config, **spreads},
+    )
 
 
 def _milliseconds(timing: Timing, workload: Workload) -> float:
@@ -221,8 +266,8 @@ def _milliseconds(timing: Timing, workload: Workload) -> float:
 
 def main() -> None:
     parser = bench_parser(str(__doc__).splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["256x6", "512x8"],
-                        help="width x layers, or a published size")  # fmt: skip
+    sizes = "width x layers, or a published size"
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["256x6", "512x8"], help=sizes)
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")

@@ -31,9 +31,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from foundation.hardware import keep_freed_memory
-from foundation.images.preprocess import Preprocess
-from foundation.training.optim import OptimConfig, adamw
+from foundation.images.config import Preprocess
+from foundation.training.config import OptimConfig
+from foundation.training.optim import adamw
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.quantizers.config import FSQConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -60,15 +62,17 @@ class Workload:
 WORKLOADS = {
     "64 px, VQ 16,384": Workload(TokenizerConfig(quantizer=VQConfig(codebook_size=16384, width=8)), 64, 16),
     "32 px, patch 4, FSQ": Workload(
-        TokenizerConfig(patch_size=4, base_width=256, width_multipliers=(1,), quantizer=FSQConfig()), 32, 128
+        TokenizerConfig(
+            networks=VQGANNetworks(patch_size=4, base_width=256, width_multipliers=(1,)), quantizer=FSQConfig()
+        ),
+        32,
+        128,
     ),
 }
 QUICK = {
     "quick: 32 px, VQ 1,024": Workload(
         TokenizerConfig(
-            base_width=32,
-            width_multipliers=(1, 2),
-            n_res_blocks=1,
+            networks=VQGANNetworks(base_width=32, width_multipliers=(1, 2), n_res_blocks=1),
             latent_channels=32,
             quantizer=VQConfig(codebook_size=1024, width=8),
         ),
@@ -165,11 +169,25 @@ def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[R
         "gflop_per_image": {key: count / workload.batch / 1e9 for key, count in flops.items()},
         "share_of_matmul_peak": {key: flops[key] / timings[key].median / peak for key in flops},
     }
-    speed = compare(f"step, {name}, {precision}", "images/s", rates["ours"], rates["plain"], PLAIN,
-                    more_is_better=True, floor=workload.batch * peak / flops["ours"], config=config)  # fmt: skip
+    speed = compare(
+        f"step, {name}, {precision}",
+        "images/s",
+        rates["ours"],
+        rates["plain"],
+        PLAIN,
+        more_is_better=True,
+        floor=workload.batch * peak / flops["ours"],
+        config=config,
+    )
     peaks = {key: in_fresh_process(step_memory, name, precision, key == "ours", n_threads) for key in rates}
-    memory = compare(f"peak memory, {name}, {precision}", "MiB above imports", peaks["ours"][0], peaks["plain"][0],
-                     PLAIN, config={"resident_after_imports_mib": peaks["ours"][1], "threads": n_threads})  # fmt: skip
+    memory = compare(
+        f"peak memory, {name}, {precision}",
+        "MiB above imports",
+        peaks["ours"][0],
+        peaks["plain"][0],
+        PLAIN,
+        config={"resident_after_imports_mib": peaks["ours"][1], "threads": n_threads},
+    )
     return [speed, memory]
 
 

@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 from bench_report import Row, bench_parser, compare, in_fresh_process, peak_memory_mib, report, time_in_turn
 
-from foundation.codes.dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import write_manifest
+from foundation.codes.shards import Shard, shard_path, write_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
+from foundation.hardware import TokenAccess
+from foundation.images.config import Preprocess
 from foundation.randomness import DataOrder
 from stage2_prior.data import CodeExamples
 
@@ -63,9 +66,12 @@ QUICK = Sizes(side=8, shards=3, rows=4096, files=2000, few=1, many=8, small_rows
 def write_dataset(folder: Path, side: int, shards: int, rows: int, *, linked: bool = False) -> Path:
     """Random codes of 16,384; ``linked``: every shard is the first under another name."""
     spec = CodeSpec(
-        levels=(CodeLevel(height=side, width=side, codebook_size=16_384),), stride=16,
-        preprocess=Preprocess(height=16 * side, width=16 * side), fingerprint="bench", class_names=("a", "b"),
-    )  # fmt: skip
+        levels=(CodeLevel(height=side, width=side, codebook_size=16_384),),
+        stride=16,
+        preprocess=Preprocess(height=16 * side, width=16 * side),
+        fingerprint="bench",
+        class_names=("a", "b"),
+    )
     for index in range(shards):
         path = shard_path(folder, "train", index)
         if linked and index:
@@ -171,12 +177,19 @@ def speed(folder: Path, sizes: Sizes, repeats: int) -> list[Row]:
     config = {"rows": total, "batch": BATCH, "repeats": repeats, "kept_mib": a_tenth}
     spread = {name: each.spread for name, each in timing.items()}
     return [
-        compare(f"{name}: {total:,} rows of {sizes.side**2} codes", "rows/s", rate[name], rate[reference], reference,
-                more_is_better=True, floor=rate[FLOOR],
-                config={**config, "spread_ours": spread[name], "spread_reference": spread[reference]})
+        compare(
+            f"{name}: {total:,} rows of {sizes.side**2} codes",
+            "rows/s",
+            rate[name],
+            rate[reference],
+            reference,
+            more_is_better=True,
+            floor=rate[FLOOR],
+            config={**config, "spread_ours": spread[name], "spread_reference": spread[reference]},
+        )
         for name in access
         for reference in (NPY, DATASETS)
-    ]  # fmt: skip
+    ]
 
 
 def peak_of_reading(folder: Path, access: TokenAccess, n_batches: int) -> float:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from foundation.codes.dataset import TokenDataset
+from foundation.config import require
 from foundation.errors import ConfigError, DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from pipeline.runs.estimate import prior_step_seconds
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import load_recipe
@@ -91,8 +92,10 @@ def _row_folder(source: RunFolder, root: Path) -> RunFolder:
         if not ours.exists():
             ours.symlink_to(theirs.resolve(), target_is_directory=True)
         if ours.resolve() != theirs.resolve():
-            raise DataError("was made from the codes of another run", field=str(root), found=str(ours.resolve()),
-                            expected=str(theirs.resolve()), fix="give another --out")  # fmt: skip
+            found, expected = str(ours.resolve()), str(theirs.resolve())
+            raise DataError(
+                "has other codes", field=str(root), found=found, expected=expected, fix="give another --out"
+            )
     return folder
 
 
@@ -101,9 +104,8 @@ def steps_of(source: RunFolder, out: Path, minutes: float) -> int:
     path = out / "budget.json"
     if path.is_file():
         kept = read_json(path, ("minutes", "steps"), fix="delete it: the speed is measured again")
-        if kept["minutes"] != minutes:
-            raise ConfigError("differs from the budget of the rows that are there", field="--minutes", found=minutes,
-                              expected=kept["minutes"], fix="give another --out")  # fmt: skip
+        same, expected = kept["minutes"] == minutes, f"{kept['minutes']}, as in the rows that are there"
+        require(same, "--minutes", minutes, expected, "give another --out")
         return int(kept["steps"])
     from accelerate import Accelerator
 
@@ -120,12 +122,12 @@ def steps_of(source: RunFolder, out: Path, minutes: float) -> int:
 
 def references(source: RunFolder) -> dict[str, float]:
     """Held-out bits per code of the models that count, fitted on the training codes."""
-    train, held_out = (TokenDataset(source.codes, split) for split in ("train", "validation"))
+    train, validation = (TokenDataset(source.codes, split) for split in ("train", "validation"))
     models = {
         "counts of left and upper neighbours": NeighbourModel.fit(train.codes_NT, train.spec),
         "code frequencies": UnigramModel.fit(train.codes_NT, train.spec),
     }
-    return {name: mean_bits(model, held_out.codes_NT) for name, model in models.items()}
+    return {name: mean_bits(model, validation.codes_NT) for name, model in models.items()}
 
 
 def table(rows: list[dict[str, Any]], counted: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from foundation.errors import DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.training.log import read_metrics
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from pipeline.runs.folder import RunFolder
 
 VQ: dict[str, Any] = {"type": "vq", "width": 8}
@@ -32,8 +32,14 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "vq-gradient-1024": {**VQ, "codebook_size": 1024, "learning": "gradient"},
     "vq-gradient-entropy-1024": {**VQ, "codebook_size": 1024, "learning": "gradient", "entropy_weight": 0.02},
     "vq-gradient-bad-start-1024": {**VQ, **BAD_START, "codebook_size": 1024},
-    "simvq-1024": {**VQ, "codebook_size": 1024, "learning": "gradient", "projection": True, "initial": "normal",
-                   "revive_below": 0.0},
+    "simvq-1024": {
+        **VQ,
+        "codebook_size": 1024,
+        "learning": "gradient",
+        "projection": True,
+        "initial": "normal",
+        "revive_below": 0.0,
+    },
     "fsq-1024": {"type": "fsq", "levels": [4] * 5, "evenness": 0.1},
     "fsq-16384": {"type": "fsq", "levels": [4] * 7, "evenness": 0.2},
     "fsq-uneven-1024": {"type": "fsq", "levels": [4] * 5},
@@ -45,12 +51,13 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "lfq-1024": {"type": "lfq", "width": 10, "entropy_weight": 0.03},
     "lfq-1024-entropy-0.1": {"type": "lfq", "width": 10, "entropy_weight": 0.1},
     "lfq-1024-entropy-0.005": {"type": "lfq", "width": 10, "entropy_weight": 0.005},
+    "bsq-1024": {"type": "bsq", "width": 10, "entropy_weight": 0.03, "entropy_temperature": 0.1},
     "residual-4x1024": {"type": "residual", "depth": 4, "codebook": {"codebook_size": 1024, "width": 8}},
     "gumbel-1024": {"type": "gumbel", "codebook_size": 1024, "width": 8, "kl_weight": 0.0, "temperature_steps": 200},
     "ibq-1024": {"type": "ibq", "codebook_size": 1024, "width": 8},
     "ibq-16384": {"type": "ibq", "codebook_size": 16384, "width": 8},
     "kl-4": {"type": "kl", "width": 4, "weight": 1e-6},
-}  # fmt: skip
+}
 
 
 def row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Judge how a run of the ``digits`` recipe completes held-out digits of which it is given the upper half.
+"""Completion test of a ``digits`` run: validation digits completed from their upper half.
 
 python scripts/judge_completion.py runs/digits
 
-The lower half is hidden before the image is encoded. An SVC trained on the real training digits says how often the
-completed image reads as the true class; beside it what it says where the given codes are followed by random ones, and
-of images drawn without the half. Exits with 1 when completion is not clearly above both.
+The lower half is hidden before encoding. An SVC of the real training digits reads the completed images, the given codes
+followed by random ones, and images sampled without the half. Exits with 1 unless completion is clearly above both.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from sklearn.svm import SVC
 
 from foundation.images.image_set import ImageSet, open_image_sets
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import decoded
+from pipeline.generation.outputs import decode
 from pipeline.runs.folder import RunFolder
 
 CLEARLY = 0.1
@@ -29,10 +28,10 @@ COMPLETIONS = 5
 
 def judge(run: Path) -> dict[str, float]:
     generator = ImageGenerator.from_pretrained(run)
-    train, held_out = open_image_sets(RunFolder(run).load_recipe().data)
+    train, validation = open_image_sets(RunFolder(run).load_recipe().data)
     reader = _reader(train)
-    truth = np.array(held_out.labels)
-    images = held_out.images(np.arange(len(held_out)))
+    truth = np.array(validation.labels)
+    images = validation.images(np.arange(len(validation)))
     options: Any = {"rows": 0.5, "num_images": COMPLETIONS, "seed": 0}
 
     def rate(pixels: np.ndarray, classes: np.ndarray) -> float:
@@ -40,19 +39,19 @@ def judge(run: Path) -> dict[str, float]:
 
     guessed = generator.complete(images, guess_class=True, output_type="np", **options)
     unlabelled = generator.complete(images, output_type="np", **options)
-    told = generator.complete(images, truth.tolist(), output_type="np", **options)
+    known = generator.complete(images, truth.tolist(), output_type="np", **options)
     free = generator(None, len(truth), seed=0, output_type="np")
     read = reader.predict(free.images.reshape(len(truth), -1))
     repeated = truth.repeat(COMPLETIONS)
     return {
         "completed, of the class guessed from the half": rate(guessed.images, repeated),
         "completed without a class": rate(unlabelled.images, repeated),
-        "completed, told the true class": rate(told.images, repeated),
+        "completed, given the true class": rate(known.images, repeated),
         "the half with random codes below": rate(_random_below(generator, guessed.codes), repeated),
-        "drawn without the half and a class": rate(free.images, truth),
-        "always the class that such images read as most often": float(np.mean(truth == np.bincount(read).argmax())),
-        "real held-out digits": rate(held_out.pixels(np.arange(len(held_out))) / 255, truth),
-        "the upper half read by an SVC trained on upper halves": _half_rate(train, held_out),
+        "sampled without the half and a class": rate(free.images, truth),
+        "always the most frequent reading of such images": float(np.mean(truth == np.bincount(read).argmax())),
+        "real validation digits": rate(validation.pixels(np.arange(len(validation))) / 255, truth),
+        "the upper half read by an SVC trained on upper halves": _half_rate(train, validation),
     }
 
 
@@ -61,10 +60,10 @@ def _reader(train: ImageSet, rows: int | None = None) -> SVC:
     return SVC(gamma="scale", C=10.0).fit(pixels.reshape(len(pixels), -1), train.labels)
 
 
-def _half_rate(train: ImageSet, held_out: ImageSet) -> float:
-    half = held_out.preprocess.height // 2
-    pixels = held_out.pixels(np.arange(len(held_out)))[:, :half] / 255
-    return float(_reader(train, half).score(pixels.reshape(len(pixels), -1), held_out.labels))
+def _half_rate(train: ImageSet, validation: ImageSet) -> float:
+    half = validation.preprocess.height // 2
+    pixels = validation.pixels(np.arange(len(validation)))[:, :half] / 255
+    return float(_reader(train, half).score(pixels.reshape(len(pixels), -1), validation.labels))
 
 
 def _random_below(generator: ImageGenerator, codes_BHW: torch.Tensor) -> np.ndarray:
@@ -73,7 +72,7 @@ def _random_below(generator: ImageGenerator, codes_BHW: torch.Tensor) -> np.ndar
     codes = codes_BHW.clone()
     below = codes[:, level.height // 2 :]
     below.copy_(torch.randint(0, level.codebook_size, below.shape, generator=random))
-    return (decoded(generator.tokenizer, codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
+    return (decode(generator.tokenizer, codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""Judge a run of the ``digits`` recipe.
+"""Quality test of a ``digits`` run.
 
 python scripts/judge_digits.py runs/digits
 
-Everything is measured anew from the run folder. Exits with 1 when a figure falls short.
+Measures everything again from the run folder. Exits with 1 if a figure falls short.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ SAMPLES_PER_CLASS = 50
 def judge(run: Path) -> dict[str, Any]:
     folder = RunFolder(run)
     generator = ImageGenerator.from_pretrained(run)
-    train, held_out = open_image_sets(folder.load_recipe().data)
+    train, validation = open_image_sets(folder.load_recipe().data)
     codes = {split: TokenDataset(folder.codes, split) for split in ("train", "validation")}
-    reconstruction = score_tokenizer(generator.tokenizer, held_out).metrics()
+    reconstruction = score_tokenizer(generator.tokenizer, validation).metrics()
     likelihood = score_prior(generator.prior, codes["validation"])
     history = [row["nats_per_code"] for row in read_metrics(folder.metrics, "prior", "held_out")]
     classes = list(range(10))
     samples = generator(classes, SAMPLES_PER_CLASS, seed=1_000_000, output_type="np")
     known = {row.tobytes() for row in codes["train"].codes_NT.astype(np.int64)}
     drawn = samples.codes.flatten(1).numpy()
-    real, sampled = _svc_accuracies(train, held_out, samples.images, np.array(samples.labels))
+    repeated = float(np.mean([row.tobytes() in known for row in drawn]))
+    real, sampled = _svc_accuracies(train, validation, samples.images, np.array(samples.labels))
     return {
-        "held-out PSNR, dB": (reconstruction["psnr"], ">=", 27.0),
-        "share of codes in use, held-out": (reconstruction["code_usage"], ">=", 0.8),
-        "held-out NLL below unigram entropy": (likelihood.metrics()["below_unigram"], ">=", 0.15),
-        "held-out NLL at the end over its best": (likelihood.nats_per_code / min(history) - 1, "<=", 0.03),
+        "validation PSNR, dB": (reconstruction["psnr"], ">=", 27.0),
+        "share of codes in use, validation": (reconstruction["code_usage"], ">=", 0.8),
+        "validation NLL below unigram entropy": (likelihood.metrics()["below_unigram"], ">=", 0.15),
+        "validation NLL at the end over its best": (likelihood.nats_per_code / min(history) - 1, "<=", 0.03),
         "SVC accuracy on 500 samples": (sampled, ">=", 0.9),
-        "SVC accuracy on real held-out digits": (real, None, None),
-        "share of samples that repeat a training grid": (
-            float(np.mean([row.tobytes() in known for row in drawn])), "<", 0.02),
-    }  # fmt: skip
+        "SVC accuracy on real validation digits": (real, None, None),
+        "share of samples that repeat a training grid": (repeated, "<", 0.02),
+    }
 
 
-def _svc_accuracies(train: Any, held_out: Any, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _svc_accuracies(train: Any, validation: Any, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     from sklearn.svm import SVC
 
     def features(pixels: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def _svc_accuracies(train: Any, held_out: Any, images: np.ndarray, labels: np.nd
 
     judge = SVC(gamma="scale", C=10.0)
     judge.fit(features(train.pixels(np.arange(len(train))) / 255), train.labels)
-    real = judge.score(features(held_out.pixels(np.arange(len(held_out))) / 255), held_out.labels)
+    real = judge.score(features(validation.pixels(np.arange(len(validation))) / 255), validation.labels)
     return real, judge.score(features(images), labels)
 
 

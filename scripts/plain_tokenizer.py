@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 
 
 class _Residual(nn.Module):
@@ -73,19 +74,20 @@ def plain_tokenizer(config: TokenizerConfig) -> nn.Module:
 class _PlainTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        groups, fold = config.norm_groups, config.patch_size
-        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        networks = config.networks
+        assert isinstance(networks, VQGANNetworks)
+        groups, fold, widths = networks.norm_groups, networks.patch_size, networks.widths
         down: list[nn.Module] = [nn.PixelUnshuffle(fold), nn.Conv2d(3 * fold**2, widths[0], 3, padding=1)]
         channels = widths[0]
         for i, width in enumerate(widths):
-            down += _blocks(channels, width, config.n_res_blocks, groups)
+            down += _blocks(channels, width, networks.n_res_blocks, groups)
             channels = width
             if i < len(widths) - 1:
                 down += [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2)]
         down += [*_middle(channels, groups), *_head(channels, config.latent_channels, groups)]
         up: list[nn.Module] = [nn.Conv2d(config.latent_channels, channels, 3, padding=1), *_middle(channels, groups)]
         for i, width in reversed(list(enumerate(widths))):
-            up += _blocks(channels, width, config.n_res_blocks + 1, groups)
+            up += _blocks(channels, width, networks.n_res_blocks + 1, groups)
             channels = width
             if i > 0:
                 up += [nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)]

@@ -1,4 +1,4 @@
-"""Imports flow down: scripts -> pipeline -> {stage1_tokenizer, stage2_prior} -> foundation."""
+"""Imports flow down: between the packages, between the rooms inside them, and never in a circle."""
 
 import ast
 import subprocess
@@ -6,8 +6,31 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-FLOOR = {"foundation": 0, "stage1_tokenizer": 1, "stage2_prior": 1, "pipeline": 2, "scripts": 3}
+import pytest
+from support.tiny_run import ROOT
+
+from scripts.measure_house import circles, import_graph
+
+PACKAGES = {"foundation": 0, "stage1_tokenizer": 1, "stage2_prior": 1, "pipeline": 2, "scripts": 3}
+ROOMS = {
+    "foundation": [
+        ["errors", "randomness"],
+        ["config", "storage", "unpickling"],
+        ["config_fields", "hardware"],
+        ["images", "training"],
+        ["codes"],
+    ],
+    "pipeline": [
+        ["work_sharing", "image_files"],
+        ["encoding", "generation"],
+        ["runs"],
+        ["interop", "evaluation"],
+        ["report"],
+        ["commands"],
+        ["cli"],
+    ],
+}
+"""Rooms of a package from the ground floor up; those of one floor do not import one another."""
 
 
 def imported_packages(path: Path) -> Iterator[str]:
@@ -18,20 +41,47 @@ def imported_packages(path: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-def test_imports_flow_down() -> None:
-    files = [(here, path) for here in FLOOR for path in (ROOT / here).rglob("*.py")]
+def test_imports_flow_down_between_packages() -> None:
+    files = [(here, path) for here in PACKAGES for path in (ROOT / here).rglob("*.py")]
     assert len(files) > 40
     wrong = [
         f"{path.relative_to(ROOT)} imports {there}: {here} may not import {there}"
         for here, path in files
         for there in imported_packages(path)
-        if there in FLOOR and there != here and FLOOR[there] >= FLOOR[here]
+        if there in PACKAGES and there != here and PACKAGES[there] >= PACKAGES[here]
     ]
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("package", ROOMS)
+def test_imports_flow_down_between_the_rooms_of_a_package(package: str) -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(ROOMS[package]) for room in rooms}
+    graph = {name: seen for name, seen in import_graph(ROOT).items() if name.startswith(f"{package}.")}
+    homeless = sorted({name for name in graph if name.split(".")[1] not in floor_of})
+    assert not homeless, f"in no room of {package}: {homeless}"
+    wrong = [
+        f"{here} imports {there}"
+        for here, seen in graph.items()
+        for there in sorted(seen)
+        if there.startswith(f"{package}.")
+        and here.split(".")[1] != there.split(".")[1]
+        and floor_of[there.split(".")[1]] >= floor_of[here.split(".")[1]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    graph = import_graph(ROOT)
+    assert len(graph) > 100
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
-    names = {path.stem for here in FLOOR for path in (ROOT / here).rglob("*.py")}
+    names = {path.stem for here in PACKAGES for path in (ROOT / here).rglob("*.py")}
     assert not names & {"utils", "util", "misc", "helpers", "common"}
 
 

@@ -65,8 +65,8 @@ def test_the_python_runs_as_written(workplace: Path) -> None:
 
 
 def test_every_command_and_package_is_mentioned() -> None:
-    for name in COMMANDS:
-        assert f"tessera {name}" in README, name
+    for name in (name for commands in COMMANDS.values() for name in commands):
+        assert f"tessera {name.split()[0]}" in README, name
     for folder in ("foundation", "stage1_tokenizer", "stage2_prior", "pipeline", "scripts", "tests"):
         assert f"{folder}/" in README
 

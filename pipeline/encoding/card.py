@@ -1,13 +1,14 @@
-"""The dataset card: its text, its picture, and how firm the codes are, from images spread over the training split.
+"""Dataset card: text, picture and share of near ties, from images spread over the training split.
 
-README.md of a token dataset: what the codes are, what became of the images, and how other tools open them.
+README.md of a token dataset: its codes, its images, and how to load it.
 
-A finished token dataset to the Hugging Face hub, where ``datasets`` and this package open it by its name.
+Upload of a finished token dataset to the Hugging Face hub.
 """
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from foundation.codes.dataset import MANIFEST, read_manifest
-from foundation.codes.manifest import open_split
+from foundation.codes.manifest import MANIFEST, open_split, read_manifest
 from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import StorageError
@@ -31,16 +31,16 @@ from pipeline.encoding.plan import ExportPlan
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PICTURE = "card.png"
-_MOST_CLASSES = 100  # rows of the table of classes
+_MOST_CLASSES = 100  # rows in the table of classes
 
 
 def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: float | None = None) -> str:
-    """The card, with the header that ``datasets.load_dataset`` reads.
+    """Write the card, with the header that ``datasets.load_dataset`` reads.
 
     Args:
-        spec: what the codes are.
-        manifest: the dataset's manifest, for the counts.
-        near_ties: share of codes that rounding could change; None where it was not measured.
+        spec: specification of the codes.
+        manifest: the dataset's manifest.
+        near_ties: share of codes that rounding could change; None if not measured.
     """
     files = [{"split": name, "path": f"data/{name}/*.parquet"} for name in manifest["splits"]]
     header = {"configs": [{"config_name": "default", "data_files": files}], "tags": ["image-tokens", "tessera"]}
@@ -51,7 +51,7 @@ def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: floa
 {yaml.safe_dump(header, sort_keys=False)}---
 # Image tokens
 {picture}
-{_what_a_row_is(spec)}
+{_row_layout(spec)}
 `image_id` names the source image. `view` says which of its views the row is: {_views(manifest)}.
 Rows are file by file and, within a file, view by view in the order of the images.
 {labels}
@@ -61,9 +61,9 @@ Rows are file by file and, within a file, view by view in the order of the image
 {_counts(manifest)}
 {_failed(manifest)}
 Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so {spec.stride} x {spec.stride} pixels
-became one {_place(spec)}. The tokenizer that made the codes, and decodes them, is in `tokenizer/`; its fingerprint is
+became one {_unit(spec)}. The tokenizer that made the codes, and decodes them, is in `tokenizer/`; its fingerprint is
 `{spec.fingerprint[:16]}...`. `manifest.json` holds the whole specification and the SHA-256 of every file.
-{_firmness(near_ties)}
+{_near_ties(near_ties)}
 ## Loading
 
 {_loading(spec)}{_classes(spec, manifest)}"""
@@ -119,10 +119,7 @@ def _counts(manifest: Mapping[str, Any]) -> str:
 
 
 def _failed(manifest: Mapping[str, Any]) -> str:
-    counts: dict[str, int] = {}
-    for entry in manifest["splits"].values():
-        for each in entry["failures"]:
-            counts[each["code"]] = counts.get(each["code"], 0) + 1
+    counts = Counter(each["code"] for entry in manifest["splits"].values() for each in entry["failures"])
     if not counts:
         return ""
     shown = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
@@ -134,7 +131,7 @@ def _views(manifest: Mapping[str, Any]) -> str:
     return ", ".join(f"{number} {view.name}" for number, view in enumerate(VIEWS[:n_views]))
 
 
-def _firmness(near_ties: float | None) -> str:
+def _near_ties(near_ties: float | None) -> str:
     if near_ties is None:
         return ""
     return f"""
@@ -144,7 +141,7 @@ them other codes, and so may a machine that rounds differently.
 
 
 def _classes(spec: CodeSpec, manifest: Mapping[str, Any]) -> str:
-    """Rows of each class in each split, for up to 100 classes."""
+    """Table of rows per class and split, for up to 100 classes."""
     splits = {name: entry["labels"] for name, entry in manifest["splits"].items() if entry.get("labels")}
     if not spec.class_names or not splits:
         return ""
@@ -166,8 +163,8 @@ def _sides(level: CodeLevel, separator: str) -> str:
     return separator.join(str(side) for side in level.shape)
 
 
-def _what_a_row_is(spec: CodeSpec) -> str:
-    """How ``codes`` is laid out, one level or several, one code at each place or several."""
+def _row_layout(spec: CodeSpec) -> str:
+    """Describe the layout of ``codes``: levels, and depth of each position."""
     if len(spec.levels) == 1:
         return f"Each row is one view of one image as a grid of {_grid(spec.levels[0])}, flattened into `codes`."
     grids = "\n".join(f"{i}. {_grid(level)}: {level.n_codes} numbers" for i, level in enumerate(spec.levels, start=1))
@@ -185,15 +182,15 @@ def _grid(level: CodeLevel) -> str:
     return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, {order}"
 
 
-def _place(spec: CodeSpec) -> str:
-    """What a square of pixels became."""
+def _unit(spec: CodeSpec) -> str:
+    """Name the code or codes of a square of pixels."""
     depth = spec.levels[-1].depth
     what = "code" if depth == 1 else f"place of {depth} codes"
     return what if len(spec.levels) == 1 else f"{what} of the finest grid"
 
 
 N_SHOWN, N_TIED = 8, 64
-_SMALLEST = 64  # pixels of a side in the picture
+_SMALLEST = 64  # smallest side of an image in the picture, pixels
 
 
 def publish_card(
@@ -203,7 +200,7 @@ def publish_card(
     plan: ExportPlan,
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write ``README.md`` and its picture into a dataset whose files are all there.
+    """Write ``README.md`` and its picture into a dataset with all its files.
 
     Raises:
         StorageError: the disk refused.
@@ -225,19 +222,19 @@ def publish_card(
 
 
 def _sample(source: ImageSource, tokenizer: TokenizerModel, most: int) -> tuple[np.ndarray, list[int]]:
-    """Up to so many images evenly spread over a source, (B, Y, X, C) uint8, and their numbers; bad ones left out."""
+    """Read up to ``most`` evenly spread images, (B, Y, X, C) uint8, and their numbers, without unreadable images."""
     pixels, numbers = [], []
     for number in np.unique(np.linspace(0, len(source.ids) - 1, most).round().astype(int)).tolist():
         try:
             pixels.append(tokenizer.preprocess(source.read(number)))
-        except Exception:  # it is among the failures, with its reason
+        except Exception:  # listed among the failures
             continue
         numbers.append(number)
     return np.array(pixels, np.uint8), numbers
 
 
 def _stored_codes(folder: Path, plan: ExportPlan, split: str, numbers: list[int]) -> dict[int, np.ndarray]:
-    """(T,) codes of the first view of some images, from the files; those that failed have none."""
+    """Read the (T,) codes of the first view of some images; failed images have none."""
     found: dict[int, np.ndarray] = {}
     for planned in plan.shards:
         here = [n for n in numbers if planned.split == split and planned.start <= n < planned.stop]
@@ -251,7 +248,7 @@ def _stored_codes(folder: Path, plan: ExportPlan, split: str, numbers: list[int]
 
 @torch.no_grad()
 def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.ndarray) -> bytes:
-    """A PNG file: a column for each image, above it as it is, below it as its stored codes decode."""
+    """Encode a PNG file: images in the upper row, their decoded codes in the lower row."""
     device = next(tokenizer.parameters()).device
     grids = tokenizer.layout.grid(torch.from_numpy(codes_BT)).to(device)
     with full_precision(device):
@@ -267,19 +264,19 @@ CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
 
 
 def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: str | None = None) -> str:
-    """Upload a finished token dataset; the manifest, which says that it is complete, goes last.
+    """Check every file against the manifest, then upload the dataset, the manifest last.
 
     Args:
-        folder: the dataset; every file is checked against the manifest first.
-        name: of the repository, ``owner/name``; it is made if there is none.
-        private: whether a repository that is made is private.
-        token: of the hub; None takes the one that ``hf auth login`` stored.
+        folder: the dataset.
+        name: repository ``owner/name``; created if missing.
+        private: visibility of a created repository.
+        token: hub token; None takes the token of ``hf auth login``.
 
     Returns:
         The repository's address.
 
     Raises:
-        DataError: the dataset is not finished, or a file was changed.
+        DataError: the dataset is not finished, or a file changed.
         StorageError: the hub refused.
     """
     from huggingface_hub import HfApi
@@ -291,15 +288,10 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
     api = HfApi(token=token)
     try:
         address = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        for message, patterns in (
-            ("Codes, tokenizer and card", CONTENT),
-            ("Manifest: the dataset is whole", [MANIFEST]),
-        ):
-            api.upload_folder(
-                repo_id=name, repo_type="dataset", folder_path=folder, allow_patterns=patterns, commit_message=message
-            )
-    except (HfHubHTTPError, OSError, ValueError) as error:  # the last: a name that cannot be one
-        raise StorageError(
-            f"the hub refused: {error}", field=name, fix="check the name and the login (hf auth login), then try again"
-        ) from error
+        target: dict[str, Any] = {"repo_id": name, "repo_type": "dataset", "folder_path": folder}
+        api.upload_folder(**target, allow_patterns=CONTENT, commit_message="Codes, tokenizer and card")
+        api.upload_folder(**target, allow_patterns=[MANIFEST], commit_message="Manifest: the dataset is whole")
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a malformed name
+        fix = "check the name and the login (hf auth login), then try again"
+        raise StorageError(f"the hub refused: {error}", field=name, fix=fix) from error
     return str(address)

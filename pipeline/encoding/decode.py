@@ -1,10 +1,10 @@
-"""Codes back into images in bulk: every row of a token dataset, or of somebody's own codes, as an image file.
+"""Bulk decoding: an image file for every row of a token dataset, or of a file of codes.
 
-Images come in folders of 1,000, each published whole, with a ``metadata.jsonl`` that says which image, view and class
-each one is; ``datasets.load_dataset("imagefolder", data_dir=...)`` opens the result. Any number of processes may work
-on it at the same time, and what is there is never decoded again.
+Images come in folders of 1,000, each published whole, with a ``metadata.jsonl`` of image id, view and class;
+``datasets.load_dataset("imagefolder", data_dir=...)`` opens the result. Any number of processes may work on it at the
+same time, and no finished folder is decoded again.
 
-Rows of codes to decode: a token dataset's, or anybody's own in a file of NumPy or parquet.
+Rows of codes to decode: a token dataset, a NumPy file or a parquet file.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from foundation.codes.dataset import MANIFEST, TokenAccess, TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.codes.shards import codes_of, read_footer
 from foundation.codes.spec import CodeSpec, require_same_codes
-from foundation.config import differences, digest, from_dict, require
-from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, Interrupted, StorageError, nearest
-from foundation.hardware import usable_device
+from foundation.config import digest, from_dict, require
+from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, nearest
+from foundation.hardware import TokenAccess, usable_device
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
 from foundation.storage.durable import file_sha256
-from foundation.storage.serialization import json_text, read_json
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
-from pipeline.work_sharing import Leases, Part, SharedWork
+from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -44,14 +44,14 @@ _STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
 
 @dataclass(frozen=True)
 class CodeRows:
-    """Rows of codes, read when they are asked for.
+    """Rows of codes, read on demand.
 
     Attributes:
-        name: of the folder that their images get; empty for none.
-        n_rows: how many.
-        identity: SHA-256 of what they are.
+        name: folder of their images; empty for none.
+        n_rows: number of rows.
+        identity: SHA-256 of the content.
         read: rows ``start..stop`` as (B, T) integers.
-        about: what is known of rows ``start..stop``, an entry each: ``image_id``, ``view``, ``label``.
+        about: ``image_id``, ``view`` and ``label``, as known, of rows ``start..stop``.
     """
 
     name: str
@@ -62,33 +62,33 @@ class CodeRows:
 
 
 def find_tokenizer(codes: Path, named: str | None) -> Path:
-    """The folder of the tokenizer that decodes ``codes``: the one that is named, or the dataset's own.
+    """Find the folder of the tokenizer that decodes ``codes``: the named one, or the dataset's own.
 
     Raises:
-        ConfigError: none is named for a file.
-        CheckpointError: the named one is not there.
+        ConfigError: a file needs a named tokenizer.
+        CheckpointError: no tokenizer there.
     """
     if named is None and not codes.is_dir():
-        raise ConfigError("is needed for a file of codes", field="--tokenizer",
-                          fix="name the run or the tokenizer folder that the codes are of")  # fmt: skip
+        fix = "give the run or tokenizer folder that made the codes"
+        raise ConfigError("is needed for a file of codes", field="--tokenizer", fix=fix)
     root = codes if named is None else Path(named)
     choices = [root / "codes" / "tokenizer", root / "tokenizer", root] if named is None else [root / "tokenizer", root]
     found = next((each for each in choices if (each / "config.json").is_file()), None)
     if found is None:
-        raise CheckpointError("holds no tokenizer", field=str(root), fix="name one with --tokenizer")
+        raise CheckpointError("holds no tokenizer", field=str(root), fix="give one with --tokenizer")
     return found
 
 
 def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[CodeRows]:
-    """The rows of a token dataset (or of a run's), one entry for each split, or those of a file.
+    """Open the rows of a token dataset or run, one entry for each split, or of a file.
 
     Args:
-        codes: the dataset, run folder, ``.npy`` or ``.parquet``.
-        spec: of the tokenizer that will decode them.
-        split: of a dataset; None takes all.
+        codes: dataset, run folder, ``.npy`` or ``.parquet``.
+        spec: specification of the tokenizer's codes.
+        split: split of a dataset; None takes all.
 
     Raises:
-        DataError: nothing there that can be used, or codes of another shape than the tokenizer's.
+        DataError: no usable codes, or codes of another shape than the tokenizer's.
         ContractError: codes of another tokenizer.
         ConfigError: a split of a file.
     """
@@ -98,8 +98,8 @@ def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[Cod
     if split is not None:
         raise ConfigError("is for token datasets", field="--split", found=split, fix="leave it out for a file")
     if not codes.is_file() or codes.suffix not in (".npy", ".parquet"):
-        raise DataError("is nothing that holds codes", field=str(codes),
-                        expected="a token dataset, a run folder, a .npy or a .parquet file")  # fmt: skip
+        expected = "a token dataset, a run folder, a .npy or a .parquet file"
+        raise DataError("holds no codes", field=str(codes), expected=expected)
     return [_array_rows(codes, spec) if codes.suffix == ".npy" else _parquet_rows(codes, spec)]
 
 
@@ -139,8 +139,8 @@ def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
         raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
     allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
     if array.shape[1:] not in allowed:
-        raise DataError("holds codes of another shape than the tokenizer's", field=str(path), found=array.shape[1:],
-                        expected=" or ".join(map(str, sorted(allowed, key=len))))  # fmt: skip
+        found, expected = array.shape[1:], " or ".join(map(str, sorted(allowed, key=len)))
+        raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
     flat = array.reshape(len(array), spec.n_codes)
     return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)
 
@@ -152,14 +152,13 @@ def _parquet_rows(path: Path, spec: CodeSpec) -> CodeRows:
         raise DataError(f"cannot be read as parquet: {error}", field=str(path)) from error
     if "codes" not in table.column_names:
         raise DataError("has no column codes", field=str(path), fix=nearest("codes", table.column_names))
-    if b"tessera" in (table.schema.metadata or {}):  # a file of a token dataset says whose codes it holds
+    if b"tessera" in (table.schema.metadata or {}):  # a file of a token dataset holds its specification
         theirs = from_dict(CodeSpec, read_footer(path)["spec"])
         require_same_codes(spec, theirs, owner="the tokenizer", other=f"the file {path.name}")
     lengths = pc.unique(pc.list_value_length(table["codes"])).to_pylist() if _is_list(table) else []
     if lengths != [spec.n_codes]:
-        raise DataError("holds rows of another length than the tokenizer's", field=f"{path}: codes",
-                        found=f"{table.schema.field('codes').type}, lengths {lengths}",
-                        expected=f"lists of {spec.n_codes} whole numbers")  # fmt: skip
+        found, expected = f"{table.schema.field('codes').type}, lengths {lengths}", f"{spec.n_codes} whole numbers"
+        raise DataError("holds rows of another length", field=f"{path}: codes", found=found, expected=expected)
     codes_NT = codes_of(table["codes"], spec)
     known = table.select([name for name in ("image_id", "view") if name in table.column_names])
 
@@ -172,12 +171,8 @@ def _parquet_rows(path: Path, spec: CodeSpec) -> CodeRows:
 def _is_list(table: pa.Table) -> bool:
     kind = table.schema.field("codes").type
     several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    whole = several and pa.types.is_integer(kind.value_type)
-    return bool(whole and len(table) and not table["codes"].null_count and not _flat(table).null_count)
-
-
-def _flat(table: pa.Table) -> pa.ChunkedArray:
-    return pc.list_flatten(table["codes"])
+    whole = several and pa.types.is_integer(kind.value_type) and len(table) and not table["codes"].null_count
+    return bool(whole and not pc.list_flatten(table["codes"]).null_count)
 
 
 def _nothing(start: int, stop: int) -> list[dict[str, Any]]:
@@ -212,11 +207,11 @@ def decode_to_folder(
     *,
     tokenizer: str | None = None,
     split: str | None = None,
-    shard: str | None = None,
+    part: str | None = None,
     batch_size: int = 32,
     device: str = "cpu",
 ) -> int:
-    """Decode every row of ``codes`` into the folder ``out``; see ``pipeline.encoding.cli.decode``.
+    """Decode every row of ``codes`` into the folder ``out``; see ``tessera decode``.
 
     Returns:
         Images in the folder now.
@@ -226,20 +221,20 @@ def decode_to_folder(
         StorageError: the disk refused.
         Interrupted: SIGTERM or SIGINT came; what is complete stays.
     """
-    require(batch_size > 0, "--batch_size", batch_size, "a positive whole number")
-    part = Part() if shard is None else Part.parse(shard)
+    require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
+    mine = Part() if part is None else Part.parse(part, "--start-at")
     source, target = Path(codes), Path(out)
     place = find_tokenizer(source, tokenizer)
     model = TokenizerModel.load(place).to(usable_device(device))
     check_canary(model, place)
     several = open_rows(source, model.spec, split)
-    _join(target, several, model, batch_size)
+    claim_folder(target / PLAN, _plan(several, model, batch_size))
     folders = [
         _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
         for rows in several
         for index, start in enumerate(range(0, rows.n_rows, IMAGES_PER_FOLDER))
     ]
-    waiting = _work(target, folders, Decoder(model, batch_size), part, wait=shard is None)
+    waiting = _work(target, folders, Decoder(model, batch_size), mine, wait=part is None)
     done = sum(each.stop - each.start for each in folders if each.path(target).exists())
     rest = f"; others are still decoding {len(waiting)} folders" if waiting else ""
     print(f"{done:,} of {sum(rows.n_rows for rows in several):,} images in {target}{rest}")
@@ -247,7 +242,7 @@ def decode_to_folder(
 
 
 class Decoder:
-    """Codes => images, always in batches of one shape.
+    """Decodes codes in batches of one shape.
 
     Args:
         tokenizer: frozen, on its device.
@@ -271,28 +266,11 @@ class Decoder:
             return to_uint8(self.tokenizer.decode(grids.to(self._device)))[: len(codes_BT)]
 
 
-def _join(out: Path, several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -> None:
-    """Note in the folder what is decoded into it, or refuse what was begun with something else.
-
-    Raises:
-        ContractError: naming what differs.
-    """
+def _plan(several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -> dict[str, Any]:
+    """What the images of a folder depend on."""
     codes = {rows.name: {"rows": rows.n_rows, "sha256": rows.identity} for rows in several}
     how = {"batch_size": batch_size, "device": next(tokenizer.parameters()).device.type}
-    wanted: dict[str, Any] = {"format": 1, "codes": codes, "tokenizer": tokenizer.fingerprint, **how}
-    path = out / PLAN
-    if not path.exists():
-        durable.sweep(out)
-        try:
-            durable.publish_file(path, lambda target: durable.write_bytes(target, json_text(wanted, indent=1)))
-        except StorageError:
-            if not path.exists():
-                raise  # else: another process was first; what it wrote is compared below
-    rows = differences(read_json(path, ("codes", "tokenizer"), fix="choose another folder"), wanted)
-    if rows:
-        name, there, new = rows[0]
-        raise ContractError(f"the folder holds images of other codes: {name} differs", field=str(path), found=new,
-                            expected=there, fix="choose another folder")  # fmt: skip
+    return {"format": 1, "codes": codes, "tokenizer": tokenizer.fingerprint, **how}
 
 
 def _work(out: Path, folders: list[_Folder], decoder: Decoder, part: Part, *, wait: bool) -> list[_Folder]:
@@ -306,10 +284,13 @@ def _work(out: Path, folders: list[_Folder], decoder: Decoder, part: Part, *, wa
 
         leases = Leases(out / LEASES)
         work = SharedWork(
-            folders, leases, is_done=lambda each: each.path(out).exists(),
-            do=lambda each: _write(out, each, decoder, done), seen=lambda each: done(each.stop - each.start),
+            folders,
+            leases,
+            is_done=lambda each: each.path(out).exists(),
+            do=lambda each: _write(out, each, decoder, done),
+            seen=lambda each: done(each.stop - each.start),
             idle=lambda: done(0),
-        )  # fmt: skip
+        )
         waiting = work.take_part(part, wait=wait)
         if not waiting:
             leases.clear()

@@ -1,11 +1,11 @@
-"""The images of one parquet file through the frozen tokenizer.
+"""Encoding of the images of one parquet file with the frozen tokenizer.
 
-Every image keeps its place in its batch whatever happens to the others, and every batch has one shape, so that the
-codes do not depend on which images fail, on who encodes, or on whether an image is encoded now or in a retry.
+Every image keeps its position in its batch, and all batches have one shape: codes depend neither on failures of other
+images, nor on the process, nor on retries.
 
-How many images to encode at once on this machine: measured once, then fixed for the whole export.
+Batch size of an export: measured once on this machine, then fixed.
 
-Full float32 arithmetic, whatever the process is set to.
+Context of exact float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -32,11 +32,9 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, no TensorFloat32, no bfloat16 inside matrix products and convolutions, no choice of algorithms by
-    speed, since those differ from one start to the next.
-    """
+    """Disable autocast, TensorFloat32, bfloat16 products and the choice of algorithms by speed."""
     cudnn = torch.backends.cudnn
-    conv: Any = getattr(cudnn, "conv", None)  # from torch 2.9 on, where the older name may no longer be mixed in
+    conv: Any = getattr(cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix old and new names
     owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
     before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
     _set(("highest", False, True, exact), owner, name)
@@ -53,10 +51,10 @@ def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
     setattr(owner, name, convolutions)
 
 
-_AHEAD = 2  # batches that are read while one is encoded
+_AHEAD = 2  # batches read while one is encoded
 _MOST_READERS = 32
 Decoded = np.ndarray | Failure | None
-"""(views, Y, X, C) uint8; what went wrong; or nothing, where the image was not asked for"""
+"""(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
 
 
 class ShardEncoder:
@@ -64,8 +62,8 @@ class ShardEncoder:
 
     Args:
         tokenizer: frozen, on its device.
-        sources: the images of each split.
-        plan: in what views and batches.
+        sources: images of each split.
+        plan: views and batch size.
     """
 
     def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
@@ -74,42 +72,42 @@ class ShardEncoder:
         self._readers = ThreadPoolExecutor(min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="images")
 
     def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
-        """All images of a file. ``done`` is told how many more images are done."""
+        """Encode all images of a file; ``done`` receives the number of images just encoded."""
         codes_VNT, failures = self.encode_some(planned, range(planned.start, planned.stop), done)
         return self.shard(planned, codes_VNT, failures)
 
     def encode_some(
         self, planned: PlannedShard, wanted: Collection[int], done: Callable[[int], None] = lambda n: None
     ) -> tuple[np.ndarray, dict[int, Failure]]:
-        """Some images of a file, each in the place of its batch that it has when all are encoded.
+        """Encode some images of a file, each at its position in its batch.
 
         Args:
             planned: the file.
-            wanted: numbers of images, in the split's order.
-            done: is told how many more images are done.
+            wanted: image numbers in the split.
+            done: receives the number of images just encoded.
 
         Returns:
-            (views, images of the file, T) int64 codes, 0 where there are none; and what went wrong with which image.
+            (views, images of the file, T) int64 codes, 0 for images without codes; and image number => failure.
         """
         codes_VNT = np.zeros((len(planned.views), planned.n_images, self.plan.spec.n_codes), np.int64)
         failures: dict[int, Failure] = {}
         for numbers, decoded in self._batches(planned, wanted):
             good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
             failures.update({n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)})
-            places = [numbers[i] - planned.start for i in good]
+            columns = [numbers[i] - planned.start for i in good]
             for row in range(len(planned.views)) if good else ():
-                codes_VNT[row, places] = self._codes(decoded, row)[good]
+                codes_VNT[row, columns] = self._codes(decoded, row)[good]
             done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
     def shard(self, planned: PlannedShard, codes_VNT: np.ndarray, failures: Mapping[int, Failure]) -> Shard:
-        """What a file holds, given the codes of its images and which of them failed."""
+        """Assemble the content of a file from codes and failures."""
         split = self.plan.splits[planned.split]
         good = [n for n in range(planned.start, planned.stop) if n not in failures]
         labels = None if split.labels is None else np.array([split.labels[n] for n in good], np.int64)
-        places = [n - planned.start for n in good]
+        columns = [n - planned.start for n in good]
         return Shard(
-            codes_BT=codes_VNT[:, places].reshape(-1, self.plan.spec.n_codes),
+            codes_BT=codes_VNT[:, columns].reshape(-1, self.plan.spec.n_codes),
             image_ids=[split.image_ids[n] for n in good] * len(planned.views),
             views=np.repeat(np.array(planned.views, np.uint8), len(good)),
             labels=None if labels is None else np.tile(labels, len(planned.views)),
@@ -119,11 +117,11 @@ class ShardEncoder:
         )
 
     def close(self) -> None:
-        """End the threads that read images."""
+        """Stop the reader threads."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _batches(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[tuple[list[int], list[Decoded]]]:
-        """The batches that hold something wanted, with image numbers; the next ones are being read meanwhile."""
+        """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
         waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
         size = self.plan.batch_size
         for start in range(planned.start, planned.stop, size):
@@ -143,11 +141,11 @@ class ShardEncoder:
         try:
             image = source.read(number)
             return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
-        except Exception as error:  # decoders raise anything at all on hostile bytes: the reason is listed, with a code
+        except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
             return failure_of(source.ids[number], error)
 
     def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
-        """One view of a batch as (B, T) codes; black in the place of what is missing."""
+        """Encode one view of a batch, (B, T) codes; missing images are black."""
         preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
         pixels_BYXC = np.zeros(shape, np.uint8)
@@ -165,15 +163,14 @@ def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[i
 
 @torch.no_grad()
 def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
-    """Share of codes that a change of the encoder's output by about one part in 100,000 would make another code.
+    """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square.
 
-    The change is ``margin`` times the root mean square of the output, up or down at random but the same every time. It
-    bounds how many codes may differ between machines whose arithmetic rounds differently.
+    Signs are random with a fixed seed. The share bounds how many codes differ between machines with other rounding.
 
     Args:
         tokenizer: frozen, on its device.
         images_BCYX: in [-1, 1], on the same device.
-        margin: size of the change.
+        margin: relative change.
     """
     with full_precision(images_BCYX.device):
         features = tokenizer.features(images_BCYX)
@@ -185,16 +182,16 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
 
 LARGEST = 512
 ENOUGH = 0.97
-"""a smaller batch is taken if it reaches this share of the best speed"""
+"""share of the best speed that a smaller batch must reach"""
 _SHORTEST = 0.2  # seconds of one measurement
 
 
 def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
-    """The smallest batch that is about as fast as any, doubling from 1 until that no longer helps.
+    """Measure batch sizes 1, 2, 4, ... and return the smallest one of about the best speed.
 
     Args:
-        tokenizer: on the device that will be used.
-        seconds: the measurement ends before the next larger batch would make it much longer than this.
+        tokenizer: on the device of the export.
+        seconds: approximate limit of the measurement.
     """
     speeds: dict[int, float] = {}
     began, size = time.perf_counter(), 1
@@ -216,7 +213,7 @@ def _images_per_second(tokenizer: TokenizerModel, size: int) -> float:
     preprocess = tokenizer.preprocess
     shape = (size, preprocess.n_channels, preprocess.height, preprocess.width)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(device)
-    tokenizer.encode(images).cpu()  # the first run of a shape also chooses how to compute it
+    tokenizer.encode(images).cpu()  # the first run of a shape also selects algorithms
     runs, began = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - began < _SHORTEST:
         tokenizer.encode(images).cpu()

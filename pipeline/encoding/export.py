@@ -1,19 +1,20 @@
-"""An export that any number of processes take part in.
+"""Export of a token dataset by any number of processes.
 
-Each process opens the same export: the same images, tokenizer and settings give the same plan, and the first one writes
-it down. Then each encodes files that nobody else is encoding, and whoever finds all of them written finishes the
-dataset. A process may die or join at any time; a file that is written is never encoded again.
+Equal images, tokenizer and settings give an equal plan; the first process writes it. Each process encodes files that no
+other process holds; a process that finds all files written finishes the dataset. Processes may die or join at any time,
+and no file is encoded twice.
 
-Another try at the images that failed; nothing else is encoded again.
+Retry of failed images.
 
-A file of which some image can now be encoded is replaced in one step. Since every image keeps its place in its batch,
-the new file is the one that a first export would have written.
+A file is replaced in one step if one of its failed images can now be encoded. Every image keeps its position in its
+batch, so the new file equals the file of a first export.
 
-Whether what is written is what was planned, and whether enough of it could be encoded.
+Verification of an export: files against the plan, failures against the allowed share.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,9 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.codes.dataset import MANIFEST, read_manifest, write_shard
-from foundation.codes.manifest import derive_manifest, publish_manifest
-from foundation.codes.shards import Shard, read_footer, read_shard, replace_shard
+from foundation.codes.manifest import MANIFEST, derive_manifest, publish_manifest, read_manifest
+from foundation.codes.shards import Shard, read_footer, read_shard, replace_shard, write_shard
 from foundation.codes.spec import CodeSpec
 from foundation.config import require
 from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
@@ -35,17 +35,17 @@ from foundation.storage.durable import is_temporary
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
-from pipeline.encoding.plan import REMEDY, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
-from pipeline.work_sharing import Leases, Part, SharedWork
+from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
+from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
 def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: ExportPlan) -> None:
-    """Refuse a file that does not hold each planned image, in each view, with its label, or lists it as failed.
+    """Require that a file holds every planned image in every view with its label, or lists the image as failed.
 
     Raises:
-        ContractError: it was made from other images or labels.
+        ContractError: the file was made from other images or labels.
     """
     split = plan.splits[planned.split]
     failed = {each.image_id for each in shard.failures}
@@ -62,31 +62,30 @@ def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: Expor
         and not strangers
     )
     if not same:
-        raise ContractError(
-            "the shard holds other images or labels than are there now",
-            field=str(path),
-            found=f"{len(shard.image_ids)} rows and {len(failed)} failed images",
-            expected=f"{planned.n_images} images of the data source in {n_views} views",
-            fix=REMEDY,
+        what = "the shard holds other images or labels than the data source"
+        found, expected = (
+            f"{len(shard.image_ids)} rows, {len(failed)} failures",
+            f"{planned.n_images} x {n_views} views",
         )
+        raise ContractError(what, field=str(path), found=found, expected=expected, fix=REENCODE_FIX)
 
 
 def share(text: str | float) -> float:
-    """A share as people write it: ``1%`` or ``0.01``.
+    """Parse a share, ``1%`` or ``0.01``.
 
     Raises:
-        ConfigError: it is neither, or not from 0 to 1.
+        ConfigError: another form, or outside 0 to 1.
     """
     try:
         number = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
     except ValueError:
-        raise ConfigError("is not a share", field="--max_bad", found=repr(text), expected="1% or 0.01") from None
-    require(0 <= number <= 1, "--max_bad", text, "from 0% to 100%")
+        raise ConfigError("is not a share", field="--max-bad", found=repr(text), expected="1% or 0.01") from None
+    require(0 <= number <= 1, "--max-bad", text, "from 0% to 100%")
     return number
 
 
 def totals(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """``planned``, ``written`` and ``failed`` images of all splits; planned is always the sum of the other two."""
+    """Count ``planned``, ``written`` and ``failed`` images of all splits; planned = written + failed."""
     splits = manifest["splits"].values()
     failed = sum(len(entry["failures"]) for entry in splits)
     planned = sum(entry.get("planned", entry["rows"] + len(entry["failures"])) for entry in splits)
@@ -104,17 +103,14 @@ def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
         return
     failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
     shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
-    raise DataError(
-        "too many images could not be encoded",
-        field="--max_bad",
-        found=f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first of them:{shown}",
-        expected=f"at most {max_bad:.4g} of them",
-        fix="repair them and run tessera encode with --retry-failed, or allow more (--max_bad 5%)",
-    )
+    found = f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first:{shown}"
+    expected = f"a share of at most {max_bad:.4g}"
+    fix = "repair them and run tessera encode with --retry-failed, or allow more (--max-bad 5%)"
+    raise DataError("too many images failed", field="--max-bad", found=found, expected=expected, fix=fix)
 
 
 def by_code(failures: list[dict[str, Any]]) -> str:
-    """How many failed with which code, the most frequent first."""
+    """Count failures by code, the most frequent first, as text."""
     counts = Counter(each.get("code", "unreadable") for each in failures)
     return ", ".join(f"{n:,} {code}" for code, n in counts.most_common())
 
@@ -124,22 +120,17 @@ LEASES = ".leases"
 
 
 class Export:
-    """One process's view of an export.
+    """An export as one process sees it.
 
     Args:
-        tokenizer_folder: the frozen tokenizer; a copy goes into the dataset, which then decodes by itself.
-        sources: the images of each split; those of ``train`` are encoded in all views.
+        tokenizer_folder: the frozen tokenizer; the dataset gets a copy.
+        sources: images of each split; ``train`` is encoded in all views.
         folder: the dataset.
         config: batch and file sizes, views.
-        device: where to encode.
-
-    Attributes:
-        plan: what is encoded.
-        encoder: encodes the files of the plan.
+        device: device of the tokenizer.
 
     Raises:
-        ContractError: the tokenizer is not what it was when it was frozen; or the folder's plan is another one, or it
-            holds files that are not part of it.
+        ContractError: the tokenizer's codes have changed, or the folder holds another plan or files outside its plan.
         StorageError: the disk refused, or is too full.
     """
 
@@ -164,42 +155,42 @@ class Export:
 
     @property
     def shards(self) -> tuple[PlannedShard, ...]:
-        """The files to write."""
+        """Files of the dataset."""
         return self.plan.shards
 
     def is_written(self, planned: PlannedShard) -> bool:
-        """Whether a file is there; it is then whole."""
+        """Whether a file exists; files are published whole."""
         return planned.path(self.folder).exists()
 
     def write(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> None:
-        """Encode and publish one file, which another process may be doing too: the first one wins.
+        """Encode and publish one file. Another process may do so too: the first one wins.
 
         Args:
-            planned: which.
-            done: told how many more images are done; what it raises ends the work.
+            planned: the file.
+            done: called with the number of images just encoded; its exceptions end the work.
 
         Raises:
-            StorageError: the disk refused, or the file is there with other content.
+            StorageError: the disk refused, or the file exists with other content.
         """
         path = planned.path(self.folder)
         durable.sweep(path.parent)
         write_shard(path, self.encoder.encode(planned, done), self.spec)
 
     def take_part(self, part: Part = Part(), *, wait: bool = True, quiet: bool = False) -> bool:  # noqa: B008
-        """Encode what nobody else is encoding, then finish the dataset if everything is written.
+        """Encode files that no other process encodes, then finish the dataset if all are written.
 
         Args:
-            part: which files to begin with.
-            wait: stay until everything is written and the dataset is finished, and take over what others give up; else
-                leave when all that is left is in others' hands.
-            quiet: without a progress bar.
+            part: share of the files to begin with.
+            wait: stay until the dataset is finished, and take over files of dead processes; otherwise return when other
+                processes hold all files left.
+            quiet: no progress bar.
 
         Returns:
             Whether the dataset is finished.
 
         Raises:
-            Interrupted: SIGTERM or SIGINT came; what was written stays.
-            StorageError, DataError, ContractError: as ``write`` and ``finish``.
+            Interrupted: on SIGTERM or SIGINT; written files stay.
+            StorageError, DataError, ContractError: see ``write`` and ``finish``.
         """
         total = self.plan.n_images
         with StopSignal() as stop, tqdm(total=total, desc="encoding", unit="img", delay=2, disable=quiet) as bar:
@@ -209,27 +200,28 @@ class Export:
                 if stop.number:
                     raise Interrupted(stop.number)
 
+            idle = functools.partial(done, 0)
             work = SharedWork(
-                self.shards, self.leases, self.is_written,
-                do=lambda planned: self.write(planned, done), seen=lambda planned: done(planned.n_images),
-                idle=lambda: done(0),
-            )  # fmt: skip
+                self.shards,
+                self.leases,
+                self.is_written,
+                do=lambda planned: self.write(planned, done),
+                seen=lambda planned: done(planned.n_images),
+                idle=idle,
+            )
             if work.take_part(part, wait=wait):
                 return False
-            finishing = SharedWork(
-                [_Finish()], self.leases, is_done=lambda _: is_encoded(self.folder),
-                do=lambda _: self._finish_or_fail(), idle=lambda: done(0),
-            )  # fmt: skip
+            finishing = SharedWork([_Finish()], self.leases, self._is_finished, self._finish_or_fail, idle=idle)
             return not finishing.take_part(Part(), wait=wait)
 
     def finish(self) -> bool:
-        """Verify that every file holds what was planned, and write the card, the tokenizer and, last, the manifest.
+        """Verify every file against the plan, then write the tokenizer, the card and, last, the manifest.
 
         Returns:
             False if files are missing.
 
         Raises:
-            DataError, ContractError: a file is damaged, or holds something else than was planned.
+            DataError, ContractError: a file is damaged or differs from the plan.
             StorageError: the disk refused.
         """
         if not all(self.is_written(planned) for planned in self.shards):
@@ -237,7 +229,7 @@ class Export:
         _require_no_others(self.folder, self.plan)
         self._copy_tokenizer()
         planned = {each.path(self.folder): each for each in self.shards}
-        while True:  # once, unless a retry replaces a file meanwhile
+        while True:  # repeats only if a retry replaces a file meanwhile
             stamps = [_stamp(path) for path in planned]
             manifest = derive_manifest(
                 self.folder, self.spec, lambda path, shard: require_planned(path, shard, planned[path], self.plan)
@@ -250,32 +242,30 @@ class Export:
         return True
 
     def close(self) -> None:
-        """End the threads that read images."""
+        """Stop the reader threads."""
         self.encoder.close()
 
     def _join(self, config: EncodeConfig, device: torch.device) -> ExportPlan:
-        """The plan that is there, which must be this export's; or this export's, written down."""
+        """Read the folder's plan and compare it with this export's, or write this export's plan."""
         path = self.folder / PLAN
         size = config.batch_size
-        if not path.exists():
-            durable.sweep(self.folder)
-            measured = size or fastest_batch_size(self.tokenizer)
-            plan = make_plan(self.spec, self.sources, config, batch_size=measured, device=device.type)
-            try:
-                durable.publish_file(path, lambda target: durable.write_bytes(target, plan.to_json()))
-            except StorageError:
-                if not path.exists():
-                    raise  # else: another process was first, maybe with another measurement
-        there = ExportPlan.from_json(path)
-        size = size or there.batch_size
-        wanted = make_plan(self.spec, self.sources, config, batch_size=size, device=device.type)
+
+        def plan_for(batch_size: int) -> ExportPlan:
+            return make_plan(self.spec, self.sources, config, batch_size=batch_size, device=device.type)
+
+        write_plan(path, lambda: plan_for(size or fastest_batch_size(self.tokenizer)).to_json())
+        there = ExportPlan.from_json(path)  # maybe of another process with another batch size
+        wanted = plan_for(size or there.batch_size)
         require_same_plan(there, wanted, path)
         return there
 
-    def _finish_or_fail(self) -> None:
+    def _is_finished(self, work: _Finish) -> bool:
+        return is_encoded(self.folder)
+
+    def _finish_or_fail(self, work: _Finish) -> None:
         if not self.finish():
-            raise StorageError("files of the dataset went away while it was finished", field=str(self.folder),
-                               fix="run tessera encode again")  # fmt: skip
+            fix = "run tessera encode again"
+            raise StorageError("files disappeared while the dataset was finished", field=str(self.folder), fix=fix)
 
     def _copy_tokenizer(self) -> None:
         target = self.folder / "tokenizer"
@@ -285,7 +275,7 @@ class Export:
             durable.publish_folder(target, lambda temporary: durable.copy_files(self.tokenizer_folder, temporary))
         except StorageError:
             if not target.exists():
-                raise  # else: another process was first, with the same
+                raise  # otherwise another process was first, with the same files
 
     def _require_space(self) -> None:
         missing = [each for each in self.shards if not self.is_written(each)]
@@ -299,7 +289,7 @@ class _Finish:
 
 
 def is_encoded(folder: Path) -> bool:
-    """Whether the token dataset is complete: every file that its manifest names is there."""
+    """Whether the token dataset is complete: every file of its manifest exists."""
     if not (folder / MANIFEST).exists() or not (folder / "README.md").exists():
         return False
     splits = read_manifest(folder)["splits"].values()
@@ -307,7 +297,7 @@ def is_encoded(folder: Path) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Total size of the files below a folder, in bytes."""
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
 
 
@@ -317,26 +307,22 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _require_no_others(folder: Path, plan: ExportPlan) -> None:
-    """Refuse files that are not part of the plan: they would become rows that nobody asked for."""
+    """Refuse parquet files outside the plan, which would become rows of the dataset."""
     planned = {each.path(folder) for each in plan.shards}
     there = {path for path in (folder / "data").glob("*/*.parquet") if not is_temporary(path)}
     others = sorted(there - planned)
     if others:
-        raise ContractError(
-            "is a shard of other images than are there now",
-            field=str(others[0]),
-            found=f"{len(others)} such",
-            fix=REMEDY,
-        )
+        found = f"{len(others)} files outside the plan"
+        raise ContractError("is a shard of other images", field=str(others[0]), found=found, fix=REENCODE_FIX)
 
 
 def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> bool:  # noqa: B008
-    """Encode the images that failed, then finish the dataset as ``Export.take_part`` does.
+    """Encode failed images again, then take part in the export.
 
     Args:
-        export: of a folder in which files may be missing; they are written too.
-        part: of the files with failures, which each process takes; the parts of others are left to them.
-        wait: as for ``Export.take_part``.
+        export: missing files are written too.
+        part: this process's share of the files with failures.
+        wait: see ``Export.take_part``.
 
     Returns:
         Whether the dataset is finished.
@@ -352,7 +338,7 @@ def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> b
 
 
 def _retry(export: Export, planned: PlannedShard) -> bool:
-    """Whether anything came of it."""
+    """Encode the failed images of a file again; whether the file changed."""
     path, split = planned.path(export.folder), export.plan.splits[planned.split]
     shard = read_shard(path, export.spec)
     number_of = {split.image_ids[n]: n for n in range(planned.start, planned.stop)}
@@ -368,6 +354,6 @@ def _retry(export: Export, planned: PlannedShard) -> bool:
 
 
 def _forget_manifest(export: Export) -> None:
-    """It names the bytes of files that are replaced; ``Export.finish`` makes it anew."""
+    """Remove the manifest, which holds hashes of replaced files; ``Export.finish`` writes a new one."""
     if (export.folder / MANIFEST).exists():
         durable.remove_folder(export.folder / MANIFEST)

@@ -1,7 +1,6 @@
-"""The plan of an export: which images, in which order, views and files. It is written once and never changes.
+"""Plan of an export: the images, their order, views and files; written once.
 
-Images are in the order of their source, which sorts them; a file holds ``images_per_shard`` images of one split, the
-last of a split what is left.
+Images keep the order of their source. A file holds ``images_per_shard`` images of one split, the last file the rest.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from foundation.codes.shards import shard_path
-from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import from_dict, require, to_dict
-from foundation.config_fields import later
+from foundation.config_fields import added_later
 from foundation.errors import ContractError, DataError
-from foundation.images.sources import ImageSource
-from foundation.images.views import CENTRE, FLIP, TEN_CROP
+
+if TYPE_CHECKING:
+    from foundation.codes.spec import CodeSpec
+    from foundation.images.sources import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +34,9 @@ class EncodeConfig:
     """images in one parquet file; a crash loses at most the file being written"""
     flip: bool = False
     """also store the codes of each mirrored training image, as view 1"""
-    ten_crop: bool = later(False)
+    ten_crop: bool = added_later(False)
     """store ten views of each training image: centre, four corners, and the mirror images of all"""
-    corner_scale: float = later(1.1)
+    corner_scale: float = added_later(1.1)
     """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
 
     def __post_init__(self) -> None:
@@ -50,7 +47,7 @@ class EncodeConfig:
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
-REMEDY = "remove the run's codes folder to encode the images that are there now"
+REENCODE_FIX = "remove the run's codes folder to encode the present images"
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,9 @@ class PlannedSplit:
     """The images of one split.
 
     Attributes:
-        image_ids: in order.
-        labels: their class numbers, or None.
-        views: numbers of ``foundation.images.views.VIEWS``, of each image.
+        image_ids: in the order of the source.
+        labels: class numbers, or None.
+        views: indices into ``foundation.images.views.VIEWS``.
     """
 
     image_ids: tuple[str, ...]
@@ -80,30 +77,32 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
-        """Different for each file of the plan."""
+        """Unique in the plan."""
         return f"{self.split}-{self.index:05d}"
 
     @property
     def n_images(self) -> int:
-        """Images planned."""
+        """Number of images."""
         return self.stop - self.start
 
     def path(self, folder: Path) -> Path:
-        """Where it lives in the dataset ``folder``."""
+        """Path in the dataset ``folder``."""
+        from foundation.codes.shards import shard_path
+
         return shard_path(folder, self.split, self.index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
-    """What is encoded, and how.
+    """Images, files and settings of an export.
 
     Attributes:
-        spec: of the codes.
+        spec: specification of the codes.
         splits: by name.
         images_per_shard: images in one file.
-        corner_scale: of the crops at the corners.
-        batch_size: images encoded at once, always, since codes may depend on it.
-        device: ``cpu``, ``cuda``: of all processes, since codes may depend on it.
+        corner_scale: scale of the corner crops.
+        batch_size: images in every batch; codes may depend on it.
+        device: ``cpu`` or ``cuda``, the same for all processes; codes may depend on it.
     """
 
     spec: CodeSpec
@@ -115,7 +114,7 @@ class ExportPlan:
 
     @cached_property
     def shards(self) -> tuple[PlannedShard, ...]:
-        """The files, in order."""
+        """Files in order."""
         return tuple(self._shards())
 
     def _shards(self) -> Iterator[PlannedShard]:
@@ -126,15 +125,15 @@ class ExportPlan:
 
     @property
     def n_images(self) -> int:
-        """Images of all splits."""
+        """Number of images of all splits."""
         return sum(len(split.image_ids) for split in self.splits.values())
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of what is encoded; how it is, batch size and device, is not part of it."""
-        return hashlib.sha256(json.dumps(self._what(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of images, views and specification, without batch size and device."""
+        return _sha256(self._content())
 
-    def _what(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         splits = [
             {"name": name, "image_ids": each.image_ids, "labels": each.labels, "views": each.views}
             for name, each in self.splits.items()
@@ -148,9 +147,9 @@ class ExportPlan:
         }
 
     def to_json(self) -> bytes:
-        """The content of ``plan.json``."""
+        """Content of ``plan.json``."""
         how = {"batch_size": self.batch_size, "device": self.device}
-        plan = {"format": 1, "what": self._what(), "how": how}
+        plan = {"format": 1, "what": self._content(), "how": how}
         return json.dumps({**plan, "sha256": _sha256(plan)}, indent=None, sort_keys=True).encode()
 
     @classmethod
@@ -160,62 +159,63 @@ class ExportPlan:
         Raises:
             DataError: it is damaged.
         """
+        from foundation.codes.spec import CodeSpec
+
         try:
             saved = json.loads(path.read_bytes())
             what, how = saved["what"], saved["how"]
             if _sha256({name: saved[name] for name in ("format", "what", "how")}) != saved["sha256"]:
                 raise ValueError("it was changed after it was written")
-            splits = {
-                each["name"]: PlannedSplit(
-                    tuple(each["image_ids"]),
-                    None if each["labels"] is None else tuple(each["labels"]),
-                    tuple(each["views"]),
-                )
-                for each in what["splits"]
-            }
-            return cls(
-                spec=from_dict(CodeSpec, what["spec"]), splits=splits, images_per_shard=what["images_per_shard"],
-                corner_scale=what["corner_scale"], batch_size=how["batch_size"], device=how["device"],
-            )  # fmt: skip
+            settings = {name: what[name] for name in ("images_per_shard", "corner_scale")}
+            splits = {each["name"]: _saved_split(each) for each in what["splits"]}
+            return cls(spec=from_dict(CodeSpec, what["spec"]), splits=splits, **settings, **how)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            fix = "delete it and run tessera encode again: it is made anew"
+            fix = "delete it and run tessera encode again, which makes a new one"
             raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
 
 
 def make_plan(
     spec: CodeSpec, sources: Mapping[str, ImageSource], config: EncodeConfig, *, batch_size: int, device: str
 ) -> ExportPlan:
-    """The plan for some images.
+    """Plan the export of the images of ``sources``.
 
     Raises:
-        DataError: two images of one split have one id.
+        DataError: two images of one split share an id.
     """
     splits = {}
     for name, source in sources.items():
         twice = [image_id for image_id, count in Counter(source.ids).items() if count > 1]
         if twice:
             raise DataError("two images have one id", field=f"split {name}", found=twice[0])
-        labels = None if source.labels is None else tuple(np.asarray(source.labels).tolist())
-        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config) if name == "train" else CENTRE)
+        labels = None if source.labels is None else tuple(int(label) for label in source.labels)
+        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config, name))
     return ExportPlan(
-        spec=spec, splits=splits, images_per_shard=config.images_per_shard, corner_scale=config.corner_scale,
-        batch_size=batch_size, device=device,
-    )  # fmt: skip
+        spec=spec,
+        splits=splits,
+        images_per_shard=config.images_per_shard,
+        corner_scale=config.corner_scale,
+        batch_size=batch_size,
+        device=device,
+    )
 
 
-def views_of(config: EncodeConfig) -> tuple[int, ...]:
-    """The views of each training image; held-out images are encoded as they are."""
-    if config.ten_crop:
+def views_of(config: EncodeConfig, split: str) -> tuple[int, ...]:
+    """Views of each image of a split; only ``train`` has more than the centre view."""
+    from foundation.images.views import CENTRE, FLIP, TEN_CROP
+
+    if split == "train" and config.ten_crop:
         return TEN_CROP
-    return FLIP if config.flip else CENTRE
+    return FLIP if split == "train" and config.flip else CENTRE
 
 
 def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None:
-    """Refuse to go on with another plan than the one that is ``there``.
+    """Require that the saved plan ``there`` equals this run's plan.
 
     Raises:
-        ContractError: naming what differs.
+        ContractError: names each difference.
     """
+    from foundation.codes.spec import require_same_codes
+
     require_same_codes(there.spec, wanted.spec, owner="the plan", other="this run")
     rows = [
         (name, getattr(there, name), getattr(wanted, name))
@@ -226,11 +226,8 @@ def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None
         rows += _differing(name, there.splits.get(name), wanted.splits.get(name))
     if rows:
         shown = "".join(f"\n    {name}: the plan has {one}, this run {other}" for name, one, other in rows)
-        raise ContractError(
-            f"plans other images or labels, or encodes them otherwise; they differ in:{shown}",
-            field=str(path),
-            fix=f"go on as planned, or {REMEDY}",
-        )
+        what = f"plans other images or labels, or other settings; differences:{shown}"
+        raise ContractError(what, field=str(path), fix=f"restore the planned images and settings, or {REENCODE_FIX}")
 
 
 def _differing(name: str, there: PlannedSplit | None, wanted: PlannedSplit | None) -> list[tuple[str, object, object]]:
@@ -252,8 +249,13 @@ def _differing(name: str, there: PlannedSplit | None, wanted: PlannedSplit | Non
     return []
 
 
+def _saved_split(saved: Mapping[str, Any]) -> PlannedSplit:
+    labels = None if saved["labels"] is None else tuple(saved["labels"])
+    return PlannedSplit(tuple(saved["image_ids"]), labels, tuple(saved["views"]))
+
+
 def _some(image_ids: tuple[str, ...], only_here: list[str]) -> str:
-    only = f", {len(only_here)} of them only there, e.g. {', '.join(only_here[:3])}" if only_here else ""
+    only = f", {len(only_here)} of them only in this plan, e.g. {', '.join(only_here[:3])}" if only_here else ""
     return f"{len(image_ids):,}{only}"
 
 

@@ -1,4 +1,4 @@
-"""How far an export is, from its folder alone: nothing is loaded, and nobody is disturbed."""
+"""Progress of an export, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pipeline.encoding.export import LEASES, PLAN, by_code, is_encoded
 from pipeline.encoding.plan import ExportPlan
 from pipeline.work_sharing import Holder, Leases
 
-_WINDOW_SECONDS = 1800.0  # the rate is that of the files of the last half hour
+_WINDOW_SECONDS = 1800.0  # window of the rate
 
 
 @dataclass(frozen=True)
 class ExportStatus:
-    """Where an export stands.
+    """Progress of an export.
 
     Attributes:
         planned, written, failed: images.
         files, files_written: parquet files.
-        images_per_second: of all processes together, lately; None where fewer than two files were written lately.
+        images_per_second: recent rate of all processes; None with fewer than two recent files.
         finished: whether the dataset is complete.
-        holders: who is working on what.
-        failures: how many images failed with which code, in words.
+        holders: processes and their files.
+        failures: failed images by code, as text.
     """
 
     planned: int
@@ -40,13 +40,13 @@ class ExportStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until everything is written at the present rate."""
+        """Seconds until all files are written at the present rate."""
         if self.images_per_second is None:
             return None
         return (self.planned - self.written - self.failed) / self.images_per_second
 
     def text(self) -> str:
-        """For a terminal."""
+        """Lines for a terminal."""
         done = self.written + self.failed
         lines = [
             f"{'finished' if self.finished else 'not finished'}: {done:,} of {self.planned:,} images "
@@ -65,10 +65,10 @@ class ExportStatus:
 
 
 def export_status(folder: Path) -> ExportStatus:
-    """Where the export into ``folder`` stands.
+    """Read the progress of the export into ``folder``.
 
     Raises:
-        DataError: none has begun there, or its plan or a file is damaged.
+        DataError: no export has begun there, or its plan or a file is damaged.
     """
     if not (folder / PLAN).exists():
         raise DataError("no export has begun here", field=str(folder), fix="run tessera encode")
@@ -79,14 +79,20 @@ def export_status(folder: Path) -> ExportStatus:
     times = sorted((path.stat().st_mtime, planned.n_images) for planned, path in there)
     holders = Leases(folder / LEASES).holders() if (folder / LEASES).is_dir() else []
     return ExportStatus(
-        planned=plan.n_images, written=done - len(failures), failed=len(failures), files=len(plan.shards),
-        files_written=len(there), images_per_second=_rate(times), finished=is_encoded(folder), holders=tuple(holders),
+        planned=plan.n_images,
+        written=done - len(failures),
+        failed=len(failures),
+        files=len(plan.shards),
+        files_written=len(there),
+        images_per_second=_rate(times),
+        finished=is_encoded(folder),
+        holders=tuple(holders),
         failures=by_code(failures),
-    )  # fmt: skip
+    )
 
 
 def _rate(times: list[tuple[float, int]]) -> float | None:
-    """Images per second since the first of the files written lately, which itself was begun earlier."""
+    """Images per second between the first and the last recent file; the first one's images do not count."""
     recent = [each for each in times if time.time() - each[0] < _WINDOW_SECONDS]
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
         return None

@@ -1,1 +1,1 @@
-"""Distances between sets of images, and what a tokenizer scores on a whole set."""
+"""Evaluation: distances between sets of images, scores of tokenizers and priors."""

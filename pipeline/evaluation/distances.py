@@ -1,6 +1,6 @@
-"""Frechet distance between two sets of features (FID when the features are Inception's).
+"""Frechet distance between two sets of features; FID with Inception features (arXiv:1706.08500).
 
-Kernel distance between two sets of features (KID when the features are Inception's).
+Kernel distance between two sets of features; KID with Inception features (arXiv:1801.01401).
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import numpy as np
 from foundation.config import require
 from foundation.errors import DataError
 
+_ONE_EXTRACTOR = "use one extractor for both sets"
+
 
 class FeatureMoments:
-    """Count, mean and scatter of features that arrive in batches, in float64; no feature is kept.
+    """Running count, mean and scatter of features in float64.
 
-    Batches are centred before they are squared and joined by the pairwise update of Chan et al. 1979, so that
-    features with a large mean lose no digits.
+    Batches are centred, then merged by the pairwise update of Chan et al. 1979, which keeps precision for features with
+    a large mean.
 
     Args:
         n_features: length F of a feature vector.
@@ -32,7 +34,7 @@ class FeatureMoments:
         self.scatter_FF = np.zeros((n_features, n_features))
 
     def update(self, features_BF: np.ndarray) -> None:
-        """Take in a batch, (B, F).
+        """Add a batch, (B, F).
 
         Raises:
             DataError: another number of features, or values that are not finite.
@@ -65,19 +67,18 @@ class FeatureMoments:
 def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
     """Frechet distance of the Gaussians fitted to two sets, 0 or more (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
 
-    Warns when a set has no more images than features: its covariance is then singular and the distance too large.
+    Warns if a set has at most as many images as features: a singular covariance biases the distance upwards.
 
     Raises:
-        DataError: different features, or fewer than 2 images in a set.
+        DataError: different numbers of features, or fewer than 2 images in a set.
     """
     if one.n_features != other.n_features:
         found = f"{one.n_features} and {other.n_features}"
-        raise DataError("sets of different features", field="features", found=found, expected="one length",
-                        fix="use one extractor for both sets")  # fmt: skip
+        raise DataError("differ in length between the sets", field="features", found=found, fix=_ONE_EXTRACTOR)
     n = min(one.n, other.n)
     if 2 <= n <= one.n_features:
-        warnings.warn(f"Frechet distance from {n} images and {one.n_features} features: the covariance is singular and "
-                      "the distance biased upwards; use more images, or KID", stacklevel=2)  # fmt: skip
+        what = f"Frechet distance from {n} images and {one.n_features} features is biased upwards (singular covariance)"
+        warnings.warn(f"{what}; use more images, or KID", stacklevel=2)
     return gaussian_frechet_distance(one.mean_F, one.covariance, other.mean_F, other.covariance)
 
 
@@ -86,8 +87,8 @@ def gaussian_frechet_distance(
 ) -> float:
     """Frechet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (arXiv:1706.08500, eq. 6).
 
-    With S1 = A A' and S2 = B B' the last trace is the sum of the singular values of A' B: real by construction, and
-    without the root of a rounding error that a matrix square root of a singular product takes.
+    With S1 = A A' and S2 = B B', tr((S1 S2)^(1/2)) is the sum of the singular values of A' B: real by construction, and
+    accurate where a matrix square root of a singular product is not.
 
     Args:
         mean_F, other_mean_F: (F,).
@@ -97,7 +98,7 @@ def gaussian_frechet_distance(
         DataError: values that are not finite.
     """
     if not all(np.isfinite(each).all() for each in (mean_F, covariance_FF, other_mean_F, other_covariance_FF)):
-        raise DataError("moments that are not finite", field="features", found="NaN or infinity", expected="numbers")
+        raise DataError("have moments that are not finite", field="features", found="NaN or infinity")
     factors = _factor(covariance_FF).T @ _factor(other_covariance_FF)
     overlap = np.linalg.svd(factors, compute_uv=False).sum()
     spread = np.trace(covariance_FF) + np.trace(other_covariance_FF) - 2 * overlap
@@ -105,17 +106,17 @@ def gaussian_frechet_distance(
 
 
 def finite_features(features_BF: np.ndarray, n_features: int) -> np.ndarray:
-    """The same features as float64.
+    """Check features and convert them to float64.
 
     Raises:
         DataError: not (B, n_features), or values that are not finite.
     """
     if features_BF.ndim != 2 or features_BF.shape[1] != n_features:
-        raise DataError("features of another shape", field="features", found=features_BF.shape,
-                        expected=f"(B, {n_features})", fix="use one extractor for both sets")  # fmt: skip
+        shape, expected = features_BF.shape, f"(B, {n_features})"
+        raise DataError("have another shape", field="features", found=shape, expected=expected, fix=_ONE_EXTRACTOR)
     if not np.isfinite(features_BF).all():
-        raise DataError("features that are not finite", field="features", found="NaN or infinity", expected="numbers",
-                        fix="look for NaN in the images, and run the extractor in float32")  # fmt: skip
+        fix = "look for NaN in the images, and run the extractor in float32"
+        raise DataError("are not finite", field="features", found="NaN or infinity", fix=fix)
     return features_BF.astype(np.float64)
 
 
@@ -129,12 +130,12 @@ SUBSET_SIZE = 1000
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean over subsets.
+    """Kernel distance averaged over subsets.
 
     Attributes:
-        value: unbiased, so about 0, and at times below it, for two samples of one distribution.
-        standard_error: of the value, from the spread over subsets; NaN with a single subset.
-        n_subsets, subset_size: how many subsets, and of how many images of each set.
+        value: unbiased: about 0, possibly negative, for two samples of one distribution.
+        standard_error: from the spread over subsets; NaN with a single subset.
+        n_subsets, subset_size: number of subsets, images of each set in a subset.
     """
 
     value: float
@@ -144,16 +145,15 @@ class KernelDistance:
 
 
 class KernelDistanceStream:
-    """KID from features that arrive in batches, at most one subset of each set in memory.
+    """Running KID with at most one subset of each set in memory.
 
-    The distance is taken on consecutive, disjoint subsets of ``subset_size`` images and averaged. An incomplete last
-    subset counts only when there is no other. Bring images in random order: subsets of images that are sorted by
-    class compare classes, not sets.
+    Averages the distance over consecutive, disjoint subsets of ``subset_size`` images; an incomplete last subset counts
+    only if there is no other. Expects images in random order: subsets of one class each would compare classes.
 
     Args:
         n_features: length F of a feature vector.
         subset_size: images of each set in a subset.
-        paired: image i of one set is made from image i of the other, as a reconstruction is.
+        paired: image i of one set is made from image i of the other, e.g. a reconstruction.
     """
 
     def __init__(self, n_features: int, *, subset_size: int = SUBSET_SIZE, paired: bool = False) -> None:
@@ -163,14 +163,14 @@ class KernelDistanceStream:
         self._waiting_one_BF = self._waiting_other_BF = np.empty((0, n_features))
 
     def update(self, one_BF: np.ndarray, other_BF: np.ndarray) -> None:
-        """Take in a batch of each set, both (B, F).
+        """Add a batch of each set, both (B, F).
 
         Raises:
             DataError: batches of different lengths, another number of features, or values that are not finite.
         """
         if len(one_BF) != len(other_BF):
             found = f"{len(one_BF)} and {len(other_BF)}"
-            raise DataError("batches of different lengths", field="features", found=found, expected="equal lengths")
+            raise DataError("batches of different lengths", field="features", found=found, expected="one length")
         one_BF = np.concatenate([self._waiting_one_BF, finite_features(one_BF, self.n_features)])
         other_BF = np.concatenate([self._waiting_other_BF, finite_features(other_BF, self.n_features)])
         size = self.subset_size
@@ -180,7 +180,7 @@ class KernelDistanceStream:
         self._waiting_one_BF, self._waiting_other_BF = one_BF, other_BF
 
     def result(self) -> KernelDistance:
-        """The distance so far.
+        """Compute the distance so far.
 
         Raises:
             DataError: fewer than 2 images of each set.
@@ -197,22 +197,22 @@ class KernelDistanceStream:
 def unbiased_mmd2(one_NF: np.ndarray, other_MF: np.ndarray, *, paired: bool = False) -> float:
     """Unbiased squared maximum mean discrepancy under the kernel (x . y / F + 1)^3 (arXiv:1801.01401, sections 3, 4).
 
-    A reconstruction resembles its own image more than another sample of the same distribution would. Where the sets
-    are ``paired`` so, the pairs are left out of the cross term (Gretton et al. 2012, JMLR 13, eq. 4), which keeps the
-    estimate unbiased: a perfect reconstruction scores exactly 0, not a value below it that depends on N.
+    A reconstruction resembles its own image more than another sample of the distribution does. With ``paired``, the
+    cross term therefore excludes pairs (Gretton et al. 2012, JMLR 13, eq. 4) and stays unbiased: perfect
+    reconstructions score exactly 0.
 
     Args:
-        one_NF: (N, F) features of one set.
-        other_MF: (M, F) features of the other; M = N when paired.
-        paired: row i of one belongs to row i of the other.
+        one_NF: features of one set.
+        other_MF: features of the other; M = N if paired.
+        paired: row i of both sets belongs together.
 
     Raises:
         DataError: fewer than 2 rows in a set, or paired sets of different sizes.
     """
     n, m = len(one_NF), len(other_MF)
     if min(n, m) < 2 or (paired and n != m):
-        raise DataError("too few images, or unequal pairs", field="images", found=f"{n} and {m}",
-                        expected="at least 2 of each set, and as many of either when paired")  # fmt: skip
+        expected = "at least 2 of each set, equal numbers if paired"
+        raise DataError("too few images, or unequal pairs", field="images", found=f"{n} and {m}", expected=expected)
     cross_NM = _kernel(one_NF, other_MF)
     cross = (cross_NM.sum() - np.trace(cross_NM)) / (n * (n - 1)) if paired else cross_NM.mean()
     return float(_mean_of_pairs(one_NF) + _mean_of_pairs(other_MF) - 2 * cross)

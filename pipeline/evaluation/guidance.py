@@ -1,7 +1,7 @@
-"""Which guidance brings a run's samples closest to its images: a search over scales and schedules.
+"""Search of the guidance scale and schedule whose samples are closest to the training images.
 
-Every setting draws images of the same classes with the same random numbers, so that settings differ by what they do
-and not by luck; the best one then has to beat the one in force with fresh random numbers.
+Every setting draws images of the same classes with the same random numbers, so that settings differ by their effect,
+not by luck; the best one then has to beat the one in force with fresh random numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import torch
 
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
-from foundation.images.image_set import Augment, ImageSet, open_image_sets
+from foundation.images.config import Augment
+from foundation.images.image_set import ImageSet, open_image_sets
 from foundation.randomness import permutation
 from foundation.storage import durable
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
-from pipeline.evaluation.extractors.build import FeatureExtractor
-from pipeline.evaluation.run import named_extractor
-from pipeline.generation.drawing import Order, draw
+from pipeline.evaluation.extractors import FeatureExtractor, named_extractor
+from pipeline.generation.drawing import SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, read_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import decode_batch
+from pipeline.generation.requests import seeds_of
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.models import open_generator
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -56,8 +57,10 @@ class Scored:
     def line(self) -> str:
         """For the table."""
         sampling = self.sampling
-        detail = {"power-cosine": f" (power {sampling.schedule_power:g})",
-                  "step": f" (from {sampling.schedule_start:g})"}.get(sampling.schedule, "")  # fmt: skip
+        detail = {
+            "power-cosine": f" (power {sampling.schedule_power:g})",
+            "step": f" (from {sampling.schedule_start:g})",
+        }.get(sampling.schedule, "")
         return f"{self.distance:10.4g}  {sampling.guidance_scale:6.3f}  {sampling.schedule}{detail}"
 
 
@@ -81,11 +84,11 @@ class SampleJudge:
 
     @torch.no_grad()
     def distance(self, sampling: SamplingConfig, seed: int) -> float:
-        """Of images drawn with ``seed``, ``seed + 1`` and so on."""
+        """The distance of ``n_images`` samples drawn with a seed."""
         generator, drawn = self._generator, FeatureMoments(self._extractor.n_features)
         labels = [i % generator.prior.n_classes for i in range(self._n)]
-        order = Order(labels=labels, seeds=[seed + i for i in range(self._n)], sampling=sampling)
-        codes = generator.spec.grid(draw(generator.prior, order, show_progress=False))
+        request = SampleRequest(labels=labels, seeds=seeds_of(seed, self._n), sampling=sampling)
+        codes = generator.spec.grid(draw(generator.prior, request, show_progress=False))
         for part in codes.split(self._batch):
             self._add(drawn, generator.tokenizer.decode(part))
         return frechet_distance(self._real, drawn)
@@ -134,18 +137,20 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     recipe = folder.load_recipe()
     generator = open_generator(run, device)
     if not generator.labels or generator.label_dropout == 0:
-        raise ConfigError("has no guidance to tune", field="run", found=run,
-                          expected="a prior trained with classes and label_dropout")  # fmt: skip
-    generator.require_room(tuning.images, generator.request({"output_type": "latent"}))
+        expected = "a prior trained with classes and label_dropout"
+        raise ConfigError("has no guidance to tune", field="run", found=run, expected=expected)
+    generator.require_memory(tuning.images, generator.settings({"output_type": "latent"}))
     extractor = named_extractor(tuning.extractor, tuning.weights)
     if extractor is None:
         raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")
     train, _ = open_image_sets(recipe.data, augment=Augment(), seed=recipe.seed)
     judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images)
-    print(f"Frechet distance ({extractor.name}) of {tuning.images:,} samples to the training images\n"
-          f"{'distance':>10}  {'scale':>6}  schedule")  # fmt: skip
+    print(
+        f"Frechet distance ({extractor.name}) of {tuning.images:,} samples to the training images\n"
+        f"{'distance':>10}  {'scale':>6}  schedule"
+    )
     best = search(judge, generator.defaults, tuning.seed)
-    fresh = tuning.seed + tuning.images
+    fresh = tuning.seed + 1
     old, new = (Scored(each, judge.distance(each, fresh)) for each in (generator.defaults, best.sampling))
     print(f"with fresh random numbers\n{old.line()}  in force\n{new.line()}  found")
     if new.distance >= old.distance:
@@ -193,9 +198,12 @@ def _write(folder: RunFolder, old: Scored, new: Scored, tuning: Tuning) -> None:
     tuned = GeneratorIndex(new.sampling, index.label_dropout, index.tuned_from or index.sampling)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "old": to_dict(old.sampling), "old_distance": old.distance,
-        "new": to_dict(new.sampling), "new_distance": new.distance, "search": to_dict(tuning),
-    }  # fmt: skip
+        "old": to_dict(old.sampling),
+        "old_distance": old.distance,
+        "new": to_dict(new.sampling),
+        "new_distance": new.distance,
+        "search": to_dict(tuning),
+    }
     durable.append_line(folder.root / LOG, json.dumps(line))
     durable.replace_file(folder.root / INDEX, tuned.text().encode())
     print(f"now the default in {folder.root / INDEX}; the old one is kept in {folder.root / LOG}")

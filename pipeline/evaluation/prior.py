@@ -1,4 +1,4 @@
-"""What a prior scores on a split of a token dataset, beside models that count, as numbers and as a table."""
+"""Likelihood of a prior on a split of a token dataset, beside count models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import require_same_codes
 from foundation.config import digest
 from foundation.errors import CheckpointError
@@ -23,13 +24,13 @@ _CLASSES_SHOWN = 3
 
 @dataclass(frozen=True)
 class PriorEvaluation:
-    """What ``evaluate_prior`` found.
+    """Result of ``evaluate_prior``.
 
     Attributes:
-        split: of the token dataset.
-        scores: the prior's.
-        unigram_bits: of the frequencies of the training codes, bits per code.
-        neighbour_bits: of the neighbour model fitted on the training codes, bits per code.
+        split: split of the token dataset.
+        scores: scores of the prior.
+        unigram_bits: bits per code of the unigram model of the training codes.
+        neighbour_bits: bits per code of the neighbour model of the training codes.
         n_counted: rows that the neighbour model counted.
     """
 
@@ -40,7 +41,7 @@ class PriorEvaluation:
     n_counted: int
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log."""
+        """Log values."""
         return {
             "n_images": float(self.scores.n_images),
             **self.scores.metrics(),
@@ -51,18 +52,18 @@ class PriorEvaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before comparing these figures with others, a sentence each."""
+        """Conditions for comparing these figures with others, a sentence each."""
         notes = [
-            "these are likelihoods of the codes: what the tokenizer loses has none, so that they compare between "
-            "priors of one tokenizer, and bits per pixel dimension are no likelihood of the pixels",
-            f"the count models were fitted on the training codes, the one of neighbours on {self.n_counted:,} rows",
+            "likelihoods of codes, without the tokenizer's loss: they compare priors of one tokenizer, and bits per "
+            "pixel dimension are no likelihood of pixels",
+            f"the count models were fitted on the training codes, the neighbour model on {self.n_counted:,} rows",
         ]
         if self.split == "train":
-            notes.append("the prior and the count models have seen these codes: they measure memory, not prediction")
+            notes.append("the prior and the count models have seen these codes: figures of memory, not prediction")
         return notes
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, also by place (for each slot, rows of the grid) and by class, as plain values."""
+        """All figures as plain values, also by position (slot, then rows of the grid) and by class."""
         return {
             "split": self.split,
             "metrics": self.metrics(),
@@ -78,7 +79,7 @@ class PriorEvaluation:
         }
 
     def table(self) -> str:
-        """The figures and the notes as text."""
+        """Format figures and notes as text."""
         scores, n_codes = self.scores, self.scores.spec.n_codes
         lines = [
             f"Likelihood of the codes of {scores.n_images:,} images ({self.split}), {n_codes:,} codes each",
@@ -89,7 +90,7 @@ class PriorEvaluation:
             ("prior", scores.bits_per_code),
             ("neighbours, counted", self.neighbour_bits),
             ("frequencies, counted", self.unigram_bits),
-            ("equal chances", scores.uniform_bits),
+            ("uniform", scores.uniform_bits),
         ):
             lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{bits * shares:>21.4f}")
         return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
@@ -103,7 +104,7 @@ class PriorEvaluation:
         ]
 
     def _by_class(self) -> list[str]:
-        """The classes that cost most and least."""
+        """Format the classes of most and least bits."""
         ordered = sorted(self.scores.classes, key=lambda each: -each.bits_per_code)
         if len(ordered) < 2:
             return []
@@ -117,17 +118,17 @@ class PriorEvaluation:
 def evaluate_prior(
     prior: PriorModel, codes: TokenDataset, train: TokenDataset, split: str, *, batch_size: int = 256
 ) -> PriorEvaluation:
-    """Score a prior on every row of a split, and two count models fitted on the training codes beside it.
+    """Score a prior and two count models of the training codes on every row of a split.
 
     Args:
         prior: on any device.
-        codes: the rows to score.
-        train: what the prior was trained on.
-        split: the name of ``codes``.
-        batch_size: images at a time.
+        codes: rows to score.
+        train: training split.
+        split: name of ``codes``.
+        batch_size: images in a batch.
 
     Raises:
-        ContractError: the prior and the codes do not belong together.
+        ContractError: the prior was trained on other codes.
     """
     for dataset in (codes, train):
         require_same_codes(prior.spec, dataset.spec, owner="the prior", other="the token dataset")
@@ -144,10 +145,10 @@ def evaluate_prior(
 
 
 def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvaluation:
-    """Evaluate a run's prior on its own codes, and keep what was found in ``evaluation/prior-SPLIT.json``.
+    """Evaluate a run's prior on the run's codes and write ``evaluation/prior-SPLIT.json``.
 
     Raises:
-        CheckpointError: the run has no prior yet, or it is damaged.
+        CheckpointError: the run has no prior yet, or a damaged one.
         DataError: no such split.
     """
     if not folder.prior.is_dir():
@@ -156,22 +157,22 @@ def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvalu
     codes = {name: TokenDataset(folder.codes, name, access) for name in {"train", split}}
     evaluation = evaluate_prior(PriorModel.load(folder.prior).to(device), codes[split], codes["train"], split)
     path = _kept(folder, split)
-    found = {"of": _what_was_scored(folder), **evaluation.as_json()}
+    found = {"of": _scored_content(folder), **evaluation.as_json()}
     durable.replace_file(path, json.dumps(found, indent=1).encode())
     return evaluation
 
 
 def kept_evaluation(folder: RunFolder, split: str, device: str) -> dict[str, Any]:
-    """``PriorEvaluation.as_json`` of a run, from ``evaluation/prior-SPLIT.json`` if it is of these weights and codes.
+    """``PriorEvaluation.as_json`` of a run, read from ``evaluation/prior-SPLIT.json`` if weights and codes agree.
 
     Raises:
-        CheckpointError, DataError: as ``evaluate_run_prior``.
+        CheckpointError, DataError: see ``evaluate_run_prior``.
     """
     try:
         kept = read_json(_kept(folder, split), ("of", "metrics", "bits_by_place", "bits_by_class"), fix="")
     except CheckpointError:
         kept = {}
-    if kept.get("of") == _what_was_scored(folder):
+    if kept.get("of") == _scored_content(folder):
         return kept
     return evaluate_run_prior(folder, split, device).as_json()
 
@@ -180,8 +181,8 @@ def _kept(folder: RunFolder, split: str) -> Path:
     return folder.root / "evaluation" / f"prior-{split}.json"
 
 
-def _what_was_scored(folder: RunFolder) -> str:
-    """A hash of the prior's weights and of the codes."""
-    fix = "delete this part and run tessera run again"
+def _scored_content(folder: RunFolder) -> str:
+    """Hash of the prior's weights and the codes."""
+    fix = "delete this folder and run tessera run again"
     config = read_json(folder.prior / "config.json", ("weights_sha256",), fix=fix)
     return digest({"prior": config["weights_sha256"], "codes": read_manifest(folder.codes)})

@@ -1,18 +1,17 @@
-"""Images beside their reconstructions: what the tokenizer keeps and what it loses."""
+"""Reconstructions of image files, beside the originals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from foundation.errors import DataError
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
-from pipeline.image_files import read_pixels
+from pipeline.image_files import read_pixels, readable
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -22,9 +21,9 @@ class Reconstructed:
     """One image and its reconstruction.
 
     Attributes:
-        image_id: where it came from.
+        image_id: path of the image.
         psnr: dB.
-        pair: both side by side.
+        pair: image and reconstruction side by side.
     """
 
     image_id: str
@@ -39,20 +38,17 @@ def reconstruct_files(
 
     Args:
         tokenizer: in evaluation mode.
-        paths: of files.
+        paths: image files.
         keep_size: crop images to multiples of the stride instead of resizing them.
 
     Returns:
-        What worked, and a line for each file that did not.
+        Reconstructions, and a line for each unusable file.
     """
     device = next(tokenizer.parameters()).device
-    done, failed = [], []
-    for path in tqdm(paths, desc="reconstructing", unit="img", delay=2):
-        try:
-            pixels = read_pixels(tokenizer, path, keep_size=keep_size)
-        except (DataError, OSError, ValueError) as error:
-            failed.append(f"{path}: {error}")
-            continue
+    done: list[Reconstructed] = []
+    failed: list[str] = []
+    read = partial(read_pixels, tokenizer, keep_size=keep_size)
+    for path, pixels in readable(paths, read, failed, desc="reconstructing"):
         image = to_unit_range(pixels).to(device)
         decoded = tokenizer.decode(tokenizer.encode(image), (image.shape[-2], image.shape[-1]))
         pair = np.concatenate([pixels, to_uint8(decoded)])
@@ -61,13 +57,13 @@ def reconstruct_files(
 
 
 def side_by_side(pixels_BYXC: np.ndarray) -> Image.Image:
-    """Images in one row, small ones enlarged."""
+    """Arrange images in one row; enlarge small ones."""
     return image_grid(pixels_BYXC, len(pixels_BYXC), scale=max(1, 128 // max(pixels_BYXC.shape[1:3])))
 
 
 @torch.no_grad()
 def originals_above_reconstructions(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> Image.Image:
-    """Two rows: the images, and below each its reconstruction."""
+    """Arrange images in the upper row, reconstructions in the lower row."""
     device = next(tokenizer.parameters()).device
     images = to_unit_range(pixels_BYXC).to(device)
     decoded = to_uint8(tokenizer.decode(tokenizer.encode(images)))

@@ -1,6 +1,6 @@
-"""What a tokenizer scores on a whole set of images, in one pass over them.
+"""Reconstruction metrics of a tokenizer on a set of images, in one pass.
 
-The figures of a tokenizer, as numbers for the log and as a table that says what they compare with.
+Metrics of a tokenizer: log values, and a table with notes on comparability.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.evaluation.distances import (
     KernelDistanceStream,
     frechet_distance,
 )
-from pipeline.evaluation.extractors.build import FeatureExtractor
+from pipeline.evaluation.extractors import FeatureExtractor
 from stage1_tokenizer.evaluate import PairScore, TokenizerScores, score_tokenizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -38,10 +38,10 @@ class SetDistances:
     """Distances between the distributions of images and of reconstructions.
 
     Attributes:
-        extractor, n_features, resize: what made the features.
-        caveat: why the figures do not compare with published ones; None when they may.
-        frechet: rFID when the extractor is Inception, 0 or more.
-        kernel: rKID when the extractor is Inception.
+        extractor, n_features, resize: see ``FeatureExtractor``.
+        caveat: why the figures do not compare with published ones; None if they do.
+        frechet: rFID with Inception, 0 or more.
+        kernel: rKID with Inception.
     """
 
     extractor: str
@@ -54,13 +54,13 @@ class SetDistances:
 
 @dataclass(frozen=True)
 class TokenizerEvaluation:
-    """What ``evaluate_tokenizer`` found.
+    """Result of ``evaluate_tokenizer``.
 
     Attributes:
         image_size: (Y, X) in pixels.
-        scores: means over images, and which codes occurred.
+        scores: means over images, and code usage.
         distances: rFID and rKID; None without an extractor.
-        lpips_description: which LPIPS, in words.
+        lpips_description: variant of LPIPS, as text.
     """
 
     image_size: tuple[int, int]
@@ -69,7 +69,7 @@ class TokenizerEvaluation:
     lpips_description: str | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log; set distances carry the extractor's name, as in ``rfid_inception``."""
+        """Log values; names of distances end with the extractor, e.g. ``rfid_inception``."""
         numbers = {"n_images": float(self.scores.n_images), **self.scores.metrics()}
         if self.distances is not None:
             name, kernel = self.distances.extractor, self.distances.kernel
@@ -80,12 +80,11 @@ class TokenizerEvaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before comparing these figures with others, a sentence each."""
-        notes = [
-            f"of {self.scores.n_images:,} images; published figures use other images, mostly {PUBLISHED_N_IMAGES:,}"
-        ]
-        if self.scores.n_images == PUBLISHED_N_IMAGES:
-            notes = [f"of {self.scores.n_images:,} images: compares with figures of the same images"]
+        """Conditions for comparing these figures with others, a sentence each."""
+        known = "compares with figures of the same images"
+        other = f"published figures use other images, mostly {PUBLISHED_N_IMAGES:,}"
+        n_images = self.scores.n_images
+        notes = [f"of {n_images:,} images: {known if n_images == PUBLISHED_N_IMAGES else other}"]
         if self.lpips_description is not None:
             notes.append(f"LPIPS: {self.lpips_description}")
         if self.distances is None:
@@ -94,15 +93,15 @@ class TokenizerEvaluation:
         notes.append(f"rFID, rKID: extractor {each.extractor}, {each.n_features} features, resize: {each.resize}")
         if each.caveat is not None:
             notes.append(f"rFID, rKID: NOT COMPARABLE with published figures: {each.caveat}")
-        if self.scores.n_images <= each.n_features:
-            notes.append(f"rFID: too few images for {each.n_features} features, so it is biased upwards; read rKID")
-        elif self.scores.n_images < 10_000:
+        if n_images <= each.n_features:
+            notes.append(f"rFID: too few images for {each.n_features} features, biased upwards; read rKID")
+        elif n_images < 10_000:
             notes.append("rFID: depends on the number of images, strongly below 10,000; rKID does not")
-        notes.append("rKID: image and reconstruction of one pair are not compared, so that perfect ones score 0")
+        notes.append("rKID: excludes pairs of an image and its reconstruction, so perfect reconstructions score 0")
         return notes
 
     def table(self) -> str:
-        """The figures and the notes as text."""
+        """Format metrics and notes as text."""
         rows = [
             (label, form.format(self.scores.means[key]), remark)
             for key, label, form, remark in _ROWS
@@ -113,9 +112,8 @@ class TokenizerEvaluation:
         if self.scores.usages:
             rows += _usage_rows(self.scores.usages)
         lines = [f"{label:<12}{value:>14}   {remark}".rstrip() for label, value, remark in rows]
-        title = (
-            f"Reconstruction of {self.scores.n_images:,} images of {self.image_size[0]} x {self.image_size[1]} pixels"
-        )
+        height, width = self.image_size
+        title = f"Reconstruction of {self.scores.n_images:,} images of {height} x {width} pixels"
         return "\n".join([title, *lines, "Notes", *(f"- {note}" for note in self.notes)])
 
 
@@ -154,18 +152,17 @@ def evaluate_tokenizer(
     lpips: PairScore | None = None,
     batch_size: int = 64,
 ) -> TokenizerEvaluation:
-    """Encode and decode every image of the set, unaugmented, with dropout off.
+    """Encode and decode every image of the set without augmentation and dropout; constant memory.
 
-    Memory does not grow with the number of images. Reconstructions are clamped to [-1, 1]; PSNR, SSIM, LPIPS and L1
-    see them as floats, the extractor as 8-bit images.
+    Reconstructions are clamped to [-1, 1]. PSNR, SSIM, LPIPS and L1 use floats, the extractor 8-bit images.
 
     Args:
-        model: discrete, or continuous (then without code usage).
-        images: the set; at least 2 images when there is an extractor.
+        model: discrete, or continuous (no code usage).
+        images: at least 2 images with an extractor.
         extractor: for rFID and rKID, on the model's device; None leaves both out.
         lpips: ``lpips(images_BCYX, reconstructions_BCYX) -> (B,)``, RGB, on the model's device; None leaves it out.
-            Its ``description``, where it has one, is put under the table.
-        batch_size: images at a time.
+            The table quotes its ``description``, if any.
+        batch_size: images in a batch.
 
     Raises:
         ConfigError: a batch size below 1.
@@ -194,7 +191,7 @@ class _FeatureTally:
     def __init__(self, extractor: FeatureExtractor, n_images: int) -> None:
         self._extractor, n_features = extractor, extractor.n_features
         self._originals, self._decoded = FeatureMoments(n_features), FeatureMoments(n_features)
-        subset_size = min(SUBSET_SIZE, max(2, n_images // _SUBSETS_WANTED))  # several, or there is no standard error
+        subset_size = min(SUBSET_SIZE, max(2, n_images // _SUBSETS_WANTED))  # a standard error needs several
         self._kernel = KernelDistanceStream(n_features, subset_size=subset_size, paired=True)
 
     def update(self, batch_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor) -> None:
@@ -218,6 +215,5 @@ class _FeatureTally:
 
 def _require_finite(decoded_BCYX: torch.Tensor) -> None:
     if not torch.isfinite(decoded_BCYX).all():
-        raise DataError("the tokenizer's reconstructions are not finite", field="reconstructions",
-                        found="NaN or infinity", expected="numbers",
-                        fix="the weights are damaged or training diverged: take an earlier checkpoint")  # fmt: skip
+        fix = "the weights are damaged or training diverged: take an earlier checkpoint"
+        raise DataError("are not finite", field="the tokenizer's reconstructions", found="NaN or infinity", fix=fix)

@@ -1,18 +1,18 @@
-"""Many images to files, by one process or several, resumable: image i is a function of seed + i and its label.
+"""Bulk sampling to files, resumable, by one process or several: image i is a function of (seed, i) and its label.
 
-Images are drawn and decoded in fixed groups of ``batch_size``, whatever is missing and however the groups are shared
-out, so that every image is computed in the same company and comes out the same to the bit.
+Images are drawn and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
+the bit however the work is interrupted and shared.
 
-How many images are kept: a png file for each, or parquet files; each file appears whole or not at all.
+Folders of many images: a png file for each, or parquet files; each file appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,31 +23,35 @@ import torch
 from tqdm import tqdm
 
 from foundation.codes.spec import CodeSpec
-from foundation.config import differences, require, to_dict
-from foundation.errors import ConfigError, StorageError
+from foundation.config import require, to_dict
+from foundation.errors import ConfigError
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
-from foundation.storage.serialization import read_json, tensors_sha256
-from pipeline.generation.drawing import Order, draw_best
+from foundation.storage.durable import is_temporary
+from foundation.storage.serialization import tensors_sha256
+from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.options import DrawOptions
-from pipeline.generation.outputs import decode_batch, decoded
+from pipeline.generation.outputs import decode, decode_batch
 from pipeline.generation.parts import GeneratorParts
+from pipeline.generation.requests import DrawSettings, image_seed
 from pipeline.image_files import file_name
+from pipeline.work_sharing import Part, claim_folder
 
 Format = Literal["png", "parquet"]
 PLAN = "generation.json"
+_NAME = re.compile(r"(\d{8})(?:-.*)?\.png", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """Images with what they were drawn from.
+    """Images of one job.
 
     Attributes:
-        images: their numbers, in a row.
+        images: their numbers, consecutive.
         pixels_BYXC: uint8.
         codes_BT: int64.
         labels: class numbers.
-        seeds: one for each.
+        seeds: that of each image's random stream.
     """
 
     images: range
@@ -66,7 +70,7 @@ class ImageFiles(Protocol):
         """Whether all of these images, those of one job, are there."""
 
     def write(self, drawn: DrawnImages) -> None:
-        """Keep the images of one job."""
+        """Write the images of one job."""
 
     def n_missing(self, count: int) -> int:
         """How many of the first ``count`` images are not there."""
@@ -80,33 +84,12 @@ def open_files(folder: Path, form: Format, spec: CodeSpec, *, labelled: bool) ->
     return ParquetFiles(folder / "data", spec, labelled) if form == "parquet" else PngFiles(folder, spec, labelled)
 
 
-def claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Make a folder that of a plan, which ``generation.json`` keeps.
-
-    Raises:
-        ConfigError: the folder is that of another plan; the message names what differs.
-    """
-    path = folder / PLAN
-    if not path.exists():
-        text = json.dumps(plan, indent=1, sort_keys=True).encode()
-        try:
-            durable.publish_file(path, lambda temporary: durable.write_bytes(temporary, text))
-        except StorageError:
-            if not path.exists():  # not begun by another process at the same time
-                raise
-    rows = differences(read_json(path, ("count", "seed"), fix="choose another folder"), plan)
-    if rows:
-        shown = "".join(f"\n    {name}: the folder has {one!r}, this command {other!r}" for name, one, other in rows)
-        raise ConfigError(f"was begun with other settings; they differ in:{shown}", field=str(folder),
-                          fix="give the same settings, or another folder")  # fmt: skip
-
-
 class PngFiles:
     """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there."""
 
     def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
         self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
-        self._numbers = {_number(path) for path in self.folder.glob("[0-9]*.png")}
+        self._numbers = self._there()
 
     def has(self, images: range) -> bool:
         """See ``ImageFiles``."""
@@ -122,7 +105,7 @@ class PngFiles:
 
     def n_missing(self, count: int) -> int:
         """See ``ImageFiles``."""
-        return len(set(range(count)) - {_number(path) for path in self.folder.glob("[0-9]*.png")})
+        return len(set(range(count)) - self._there())
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Write ``metadata.csv``, with which ``datasets.load_dataset`` opens the folder with classes."""
@@ -133,6 +116,20 @@ class PngFiles:
             name = [self._names[label]] if self._labelled else []
             writer.writerow([self._path(i, label).relative_to(self._root).as_posix(), *name, seed])
         durable.replace_file(self._root / "metadata.csv", text.getvalue().encode())
+
+    def _there(self) -> set[int]:
+        """Numbers of the images in the folder.
+
+        Raises:
+            ConfigError: a png file of something else, which would count as a sample.
+        """
+        files = [path for path in self.folder.glob("*.png") if not is_temporary(path)]
+        numbers = {path: _NAME.fullmatch(path.name) for path in files}
+        foreign = sorted(path for path, number in numbers.items() if number is None)
+        if foreign:
+            problem, fix = "is not an image of this folder's samples", "move it away, or choose another folder"
+            raise ConfigError(problem, field=str(foreign[0]), found=f"{len(foreign)} such files", fix=fix)
+        return {int(number[1]) for number in numbers.values() if number is not None}
 
     def _path(self, number: int, label: int) -> Path:
         name = f"-{file_name(self._names[label])}" if self._labelled else ""
@@ -193,11 +190,8 @@ def png_bytes(pixels_YXC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _number(path: Path) -> int:
-    return int(path.name[:8])
-
-
 _MAX_SEED, _MOST = 2**62, 10**8
+_STREAMS = "derived from (seed, i), not seed + i"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +199,11 @@ class Batch:
     """Which images, and how they are drawn and stored."""
 
     count: int
-    """images in all, over all shards"""
+    """images in all, over all parts"""
     labels: tuple[int, ...]
     """class numbers; image i has label i modulo their number, so that classes are balanced"""
     seed: int = 0
-    """image i has the random stream of seed + i"""
+    """the random stream of image i is that of ``image_seed(seed, i)``"""
     format: Format = "png"
     """png: a file for each image; parquet: files of images_per_file rows that datasets.load_dataset opens"""
     batch_size: int = 64
@@ -228,7 +222,7 @@ class Batch:
 
     @property
     def images_per_job(self) -> int:
-        """Images that one job makes and that no two shards share."""
+        """Images of one job, which is done by one part."""
         return self.images_per_file if self.format == "parquet" else self.batch_size
 
     @property
@@ -238,25 +232,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Part ``index`` of ``n``: every n-th job."""
-
-    index: int = 0
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        expected = "i/N with i from 0 to N - 1, e.g. 0/4"
-        require(0 <= self.index < self.n, "shard", f"{self.index}/{self.n}", expected)
-
-
-@dataclass(frozen=True)
 class BatchDone:
-    """What a process did.
+    """Summary of a process' work.
 
     Attributes:
         n_new: images that it made.
-        n_there: images of its share that were there.
-        n_missing: images of other shards that are still missing.
+        n_there: images of its part that were there.
+        n_missing: images of other parts that are still missing.
         seconds: that it took.
     """
 
@@ -271,37 +253,37 @@ def generate_to_folder(
     generator: GeneratorParts,
     folder: Path,
     batch: Batch,
-    shard: Shard | None = None,
+    part: Part = Part(),  # noqa: B008
     *,
     options: DrawOptions | None = None,
 ) -> BatchDone:
-    """Make a shard's images that are not there yet.
+    """Make the images of a part that are not there yet.
 
-    The folder belongs to one generator and one batch; several processes may fill it at the same time. When its last
-    image is there, whoever made it writes ``metadata.csv`` beside png files.
+    The folder belongs to one generator and one batch; several processes may fill it at the same time. The one that
+    makes the last image writes ``metadata.csv`` beside png files.
 
     Args:
         generator: draws and decodes.
-        folder: made if need be.
+        folder: made if it does not exist.
         batch: which images.
-        shard: this process' share; None is all.
+        part: which jobs this process does.
         options: sampling settings and best_of, as of a call.
 
     Raises:
-        ConfigError: the folder was begun with other settings, or an option that cannot be used.
+        ConfigError: the folder was begun with other settings, or holds png files of something else; or an option that
+            cannot be used.
         DataError: a file's images, or a batch's, with all their candidates would not fit in memory.
         StorageError: the disk refused.
     """
-    began, shard = time.perf_counter(), shard or Shard()
-    request = generator.request(options or {})
+    began = time.perf_counter()
+    settings = generator.settings(options or {})
     generator.require_labels(batch.labels)
-    generator.require_room(min(batch.images_per_job, batch.count), request)
-    claim(folder, {
-        **to_dict(batch), "best_of": request.best_of, "sampling": to_dict(request.sampling),
-        "tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict()),
-    })  # fmt: skip
+    generator.require_memory(min(batch.images_per_job, batch.count), settings)
+    weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
+    drawn = {"streams": _STREAMS, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
+    claim_folder(folder / PLAN, {**to_dict(batch), **drawn, **weights})
     files = open_files(folder, batch.format, generator.spec, labelled=generator.prior.null_class not in batch.labels)
-    jobs = range(shard.index, batch.n_jobs, shard.n)
+    jobs = part.indices(batch.n_jobs)
     n_new = n_there = 0
     mine = sum(len(_images(batch, job)) for job in jobs)
     with tqdm(total=mine, desc="images", unit="img", delay=2, disable=not generator.shows_progress) as progress:
@@ -310,7 +292,7 @@ def generate_to_folder(
             if files.has(images):
                 n_there += len(images)
             else:
-                files.write(_drawn(generator, batch, images, options or {}))
+                files.write(_draw_job(generator, batch, images, settings))
                 n_new += len(images)
             progress.update(len(images))
     n_missing = files.n_missing(batch.count)
@@ -323,25 +305,21 @@ def _images(batch: Batch, job: int) -> range:
     return range(job * batch.images_per_job, min((job + 1) * batch.images_per_job, batch.count))
 
 
-def _drawn(generator: GeneratorParts, batch: Batch, images: range, options: DrawOptions) -> DrawnImages:
+def _draw_job(generator: GeneratorParts, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
     """The images of a job, group by group."""
-    request = generator.request(options)
     pixels, codes = [], []
     labels = [batch.labels[i % len(batch.labels)] for i in images]
-    seeds = [batch.seed + i for i in images]
-    for part in _groups(len(images), batch.batch_size):
-        order = Order(labels=labels[part], seeds=seeds[part], sampling=request.sampling)
-        codes_BT, _ = draw_best(generator.prior, order, request.best_of, show_progress=False)
-        images_BCYX = decoded(generator.tokenizer, generator.spec.grid(codes_BT), decode_batch(generator.n_pixels))
+    seeds = [image_seed(batch.seed, i) for i in images]
+    for start in range(0, len(images), batch.batch_size):
+        group = slice(start, start + batch.batch_size)
+        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling)
+        codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
+        images_BCYX = decode(generator.tokenizer, generator.spec.grid(codes_BT), decode_batch(generator.n_pixels))
         pixels.append(to_uint8(images_BCYX))
         codes.append(codes_BT.cpu().numpy())
     return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
 
 
-def _groups(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
-
-
 def _finish(files: ImageFiles, batch: Batch) -> None:
     durable.sweep(files.folder)
-    files.finish([(i, batch.labels[i % len(batch.labels)], batch.seed + i) for i in range(batch.count)])
+    files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])

@@ -1,4 +1,4 @@
-"""The files that make a folder a generator: where it is, and what ``model_index.json`` says."""
+"""Files of a generator: the run folder or model repository, and its ``model_index.json``."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from foundation.config import from_dict, to_dict
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, ConfigError, StorageError
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from stage2_prior.decoding.sampling import SamplingConfig
 
 INDEX = "model_index.json"
-_FIX = "run tessera run again: it is made anew"
+_CONTENT = [INDEX, "tokenizer/*", "prior/*"]
+_FIX = "run tessera run again: it writes the file again"
 
 
 @dataclass(frozen=True)
 class GeneratorIndex:
-    """What ``model_index.json`` says.
+    """Content of ``model_index.json``.
 
     Attributes:
         sampling: the generator's defaults.
@@ -65,12 +66,12 @@ def read_index(root: Path) -> GeneratorIndex:
 
 
 def write_recipe_index(root: Path, sampling: SamplingConfig, label_dropout: float) -> None:
-    """Make the index of a run's folder what its recipe says; settings tuned on top of the same recipe's stay."""
+    """Write the index of a run's folder from its recipe; settings tuned on top of the same recipe's stay."""
     index = GeneratorIndex(sampling, label_dropout)
     if (root / INDEX).exists():
         try:
             old = read_index(root)
-        except (CheckpointError, ValueError):  # damaged: it is made anew
+        except (CheckpointError, ValueError):  # damaged: written again
             old = index
         if old.tuned_from == sampling:
             index = GeneratorIndex(old.sampling, label_dropout, sampling)
@@ -79,24 +80,52 @@ def write_recipe_index(root: Path, sampling: SamplingConfig, label_dropout: floa
     durable.replace_file(root / INDEX, index.text().encode())
 
 
-def local_folder(folder: str | Path) -> Path:
-    """A run folder, or the local copy of a model repository on the hub.
+def local_folder(folder: str | Path, revision: str | None = None) -> Path:
+    """A run folder, or the local copy of a model repository on the hub; only a generator's files are downloaded.
+
+    Args:
+        folder: the run folder, or the repository's name, ``owner/name``.
+        revision: branch, tag or commit of the repository; None takes the default branch.
 
     Raises:
         CheckpointError: no such run, or an unfinished one.
+        ConfigError: a revision of a folder.
     """
     root = Path(folder)
+    if root.is_dir() and revision is not None:
+        raise ConfigError("is for models on the hub", field="revision", found=revision, fix="leave it out for a folder")
     if (root / INDEX).is_file():
         return root
     if root.is_dir():
-        raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder),
-                              fix="run tessera run again; it continues where it stopped")  # fmt: skip
+        fix = "run tessera run again; it continues where it stopped"
+        raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder), fix=fix)
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
         raise CheckpointError("no such folder", field=str(folder), fix="give a run folder, e.g. runs/digits")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(str(folder)))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        return Path(snapshot_download(str(folder), revision=revision, allow_patterns=_CONTENT))
+    except (OSError, HfHubHTTPError, ValueError) as error:  # the last: a name that cannot be one
         raise CheckpointError(f"is neither a folder nor a model on the hub: {error}", field=str(folder)) from error
+
+
+def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
+    """Upload a generator's folder to a model repository on the hub, which is made if there is none.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        StorageError: the hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_CONTENT, commit_message=message)
+    except Exception as error:  # the client also raises the errors of its transport
+        fix = "check the name, the network and the login (hf auth login), then try again"
+        raise StorageError(f"the hub refused: {error}", field=repo_id, fix=fix) from error
+    return str(commit)

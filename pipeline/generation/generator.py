@@ -1,37 +1,35 @@
-"""New images: sample codes from the prior, decode them with the tokenizer."""
+"""The image generator: a prior samples codes, a tokenizer decodes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, nearest
+from foundation.hardware import usable_device
 from foundation.storage import durable
-from pipeline.generation.drawing import Order, draw
-from pipeline.generation.editing import Editing
-from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index
-from pipeline.generation.inputs import Images
-from pipeline.generation.interpolation import Interpolating
-from pipeline.generation.likelihood import Unit, score_images
+from pipeline.generation import editing, interpolation, likelihood, streaming
+from pipeline.generation.drawing import SampleRequest, draw
+from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
-from pipeline.generation.parts import Label
-from pipeline.generation.requests import Request
-from pipeline.generation.streaming import PartialImages, RowWatcher, Streaming
+from pipeline.generation.parts import GeneratorParts, Labels, images_of, output_of, request_of, sample
+from pipeline.generation.requests import DrawSettings, require_flag
+from pipeline.generation.streaming import CALLBACK_TENSORS, OnRow, OnStepEnd, step_callback
 from pipeline.generation.wide import draw_wide, wide_grid
 from stage1_tokenizer.canary import check_canary_quickly, copy_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decoding.decode import DecodedCode
 from stage2_prior.prior import PriorModel
 
-OnStep = Callable[["ImageGenerator", int, torch.Tensor], None]
-OnRow = Callable[["ImageGenerator", PartialImages], None]
+Device = str | int | torch.device
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ImageGenerator(Editing, Interpolating, Streaming):
+class ImageGenerator(GeneratorParts):
     """A tokenizer and a prior that belong together.
 
     >>> generator = ImageGenerator.from_pretrained("runs/digits")  # doctest: +SKIP
@@ -41,24 +39,50 @@ class ImageGenerator(Editing, Interpolating, Streaming):
         tokenizer, prior, defaults, label_dropout: see ``GeneratorParts``.
     """
 
+    _callback_tensor_inputs = CALLBACK_TENSORS
     _home: Path | None = None
     """the folder that it was opened from"""
 
+    complete = editing.complete
+    inpaint = editing.inpaint
+    vary = editing.vary
+    change_class = editing.change_class
+    interpolate = interpolation.interpolate
+    stream = streaming.stream
+    score = likelihood.score
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> ImageGenerator:
-        """Open a run folder, or a model repository's name on the hub.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Device | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Open a run folder, or a model repository on the hub.
+
+        Args:
+            folder: the run folder, or the repository's name.
+            torch_dtype: of the prior's weights, see ``to``; None and "auto" take that of the files, float32.
+            device_map: where to compute: a device, or "auto" for the accelerator if there is one; None is the CPU.
+            revision: branch, tag or commit of the repository.
 
         Raises:
             CheckpointError: no such run, an unfinished one, or a damaged part.
             ContractError: the parts do not belong together.
+            ConfigError: a device that this machine does not have, an unknown dtype, or a revision of a folder.
         """
-        root = local_folder(folder)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = None if device_map is None else _usable(accelerator if device_map == "auto" else device_map)
+        dtype = None if torch_dtype in (None, "auto") else _dtype(torch_dtype, "torch_dtype")
+        root = local_folder(folder, revision)
         index = read_index(root)
         tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
         check_canary_quickly(tokenizer, root / "tokenizer")
         generator = cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
         generator._home = root
-        return generator
+        return generator.to(device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both parts and the index into a new folder that ``from_pretrained`` opens."""
@@ -73,13 +97,62 @@ class ImageGenerator(Editing, Interpolating, Streaming):
 
         durable.publish_folder(Path(folder), fill)
 
-    def to(self, device: str | torch.device) -> ImageGenerator:
-        """Move both parts; returns itself."""
-        self.tokenizer.to(device)
-        self.prior.to(device)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a generator",
+    ) -> str:
+        """Upload what ``save_pretrained`` writes to a model repository on the hub.
+
+        Args:
+            repo_id: ``owner/name``; it is made if there is none.
+            private: whether a repository that is made is private; None takes the owner's default.
+            token: of the hub; None takes the one that ``hf auth login`` stored.
+            commit_message: of the commit.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            StorageError: the hub refused, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "generator"
+            self.save_pretrained(folder)
+            return upload_folder(folder, repo_id, private=private, token=token, message=commit_message)
+
+    def to(self, *places: Device | torch.dtype, device: Device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move both parts to a device, and the prior's weights to a dtype; returns itself.
+
+        The tokenizer stays float32: codes are rounded in float32, and its fingerprint is that of its weights.
+
+        Args:
+            places: a device, a dtype, or both in any order.
+            device, dtype: the same by name; None leaves it as it is.
+
+        Raises:
+            ConfigError: a device that this machine does not have, an unknown dtype, or one of them given twice.
+        """
+        devices = [
+            *(each for each in places if not isinstance(each, torch.dtype)),
+            *([] if device is None else [device]),
+        ]
+        dtypes = [*(each for each in places if isinstance(each, torch.dtype)), *([] if dtype is None else [dtype])]
+        for name, given in (("device", devices), ("dtype", dtypes)):
+            if len(given) > 1:
+                raise ConfigError("is given more than once", field=name, found=given, expected=f"one {name}")
+        place, kinds = [_usable(each) for each in devices], [_dtype(each, "dtype") for each in dtypes]
+        for where in place:
+            self.tokenizer.to(where)
+            self.prior.to(where)
+        for kind in kinds:
+            self.prior.to(kind)
         return self
 
-    def compile(self) -> ImageGenerator:
+    def compile(self) -> Self:
         """Draw codes with a compiled step, which pays on a GPU and for many images; returns itself.
 
         The first images take tens of seconds more, and numbers differ by rounding from those without.
@@ -90,12 +163,14 @@ class ImageGenerator(Editing, Interpolating, Streaming):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Label | Sequence[Label] | None = None,
+        class_labels: Labels = None,
         num_images_per_label: int = 1,
         *,
         height: int | None = None,
         width: int | None = None,
-        callback_on_step_end: OnStep | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
         callback_on_row: OnRow | None = None,
         **options: Unpack[DrawOptions],
     ) -> GeneratorOutput:
@@ -106,66 +181,69 @@ class ImageGenerator(Editing, Interpolating, Streaming):
             num_images_per_label: images of each, 1 or more.
             height, width: of the images in pixels, multiples of the stride; larger than trained, the prior's window
                 slides over the image. None takes the trained size.
-            callback_on_step_end: called with (generator, step, codes of the batch at that step).
+            return_dict: False returns the output's tuple (images, codes, labels, seeds).
+            callback_on_step_end: called as ``callback(generator, step, t, tensors)`` after each code of a batch;
+                ``step`` and ``t`` are its position in the sequence. It returns None, or a dict of tensors by the same
+                names, of which ``codes`` replaces the codes just drawn, so that all later ones are drawn given them.
+            callback_on_step_end_tensor_inputs: which tensors it gets: ``codes``, the codes just drawn, and ``rows``,
+                which images of the call they are of; both (B,) int64.
             callback_on_row: called with (generator, ``PartialImages``) after each row of the grid.
-            options: seed, best_of, batch_size, output_type (see ``DrawOptions``), and guidance_scale, temperature,
-                top_k, top_p, schedule and the other fields of ``SamplingConfig``; None takes the run's default.
+            options: seed or generator, best_of, batch_size, output_type (see ``DrawOptions``), and guidance_scale,
+                temperature, top_k, top_p, schedule and the other fields of ``SamplingConfig``; None takes the run's
+                default.
 
         Raises:
             DataError: an unknown class, classes asked of an unconditional prior, or more images than fit in memory.
             ConfigError: a value outside its range, an unknown option, or options that exclude each other.
         """
-        request, order = self.order_of(class_labels, num_images_per_label, options)
-        callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}
-        for name, callback in callbacks.items():
-            if callback is not None and not callable(callback):
-                raise ConfigError("cannot be called", field=name, found=repr(callback)[:200])
+        require_flag("return_dict", return_dict)
+        request, settings = request_of(self, class_labels, num_images_per_label, options)
         grid = wide_grid(self.spec, height, width)
-        named = next((name for name, callback in callbacks.items() if callback is not None), None)
-        if named is not None and (request.best_of > 1 or grid is not None):
-            raise ConfigError("cannot be used with best_of or a larger image", field=named, fix="leave one of them out")
+        callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}
+        given = {name: callback for name, callback in callbacks.items() if callback is not None}
+        for name, callback in given.items():
+            if not callable(callback):
+                raise ConfigError("cannot be called", field=name, found=repr(callback)[:200])
+            if settings.best_of > 1 or grid is not None:
+                raise ConfigError("cannot be used with best_of or a larger image", field=name, fix="leave one out")
+        inputs = callback_on_step_end_tensor_inputs
+        on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row)
         if grid is not None:
-            return self._wide(order, request, grid)
-        if named is None:
-            return self.drawn(order, request)
-        codes_BT = draw(self.prior, order, on_step=self._told(callback_on_step_end, callback_on_row),
-                        show_progress=self.shows_progress)  # fmt: skip
-        return self.output(codes_BT, order.labels, order.seeds, request)
+            output = _sample_wide(self, request, settings, grid)
+        elif given:
+            codes_BT = draw(self.prior, request, on_step=on_step, show_progress=self.shows_progress)
+            output = output_of(self, codes_BT, request.labels, request.seeds, settings)
+        else:
+            output = sample(self, request, settings)
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value]  # as the ecosystem has it
 
-    def score(
-        self, images: Images, class_labels: Label | Sequence[Label] | None = None, *, unit: Unit = "bits"
-    ) -> torch.Tensor:
-        """Log-likelihood of each image's codes, log2 p or, for "nats", ln p: (B,) float64, 0 or less.
 
-        Args:
-            images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes.
-            class_labels: one of all images, one for each, or None for the null class (see ``score_images``).
-            unit: bits or nats.
+def _sample_wide(
+    parts: GeneratorParts, request: SampleRequest, settings: DrawSettings, grid: tuple[int, int]
+) -> GeneratorOutput:
+    if settings.best_of > 1:
+        raise ConfigError("needs images of the trained size", field="best_of", found=settings.best_of, expected=1)
+    parts.require_memory(len(request.labels), settings, grid[0] * grid[1] * parts.spec.levels[0].depth)
+    codes = draw_wide(parts.prior, request, grid, show_progress=parts.shows_progress)
+    return GeneratorOutput(images_of(parts, codes, settings), codes, parts.without_null(request.labels), request.seeds)
 
-        Raises:
-            DataError, ConfigError: see ``score_images``; no class, of a prior that was trained with classes alone.
-        """
-        labels = self.label_ids(class_labels)
-        self.require_labels(labels)
-        return score_images(self.tokenizer, self.prior, images, labels, unit=unit)
 
-    def _told(self, on_step: OnStep | None, on_row: OnRow | None) -> Callable[[DecodedCode], None]:
-        watcher = RowWatcher(self)
+def _usable(device: Any) -> str:
+    """A device's name, if this machine has it.
 
-        def tell(step: DecodedCode) -> None:
-            if on_step is not None:
-                on_step(self, step.position, step.codes_B)
-            part = None if on_row is None else watcher.see(step)
-            if on_row is not None and part is not None:
-                on_row(self, part)
+    Raises:
+        ConfigError: it does not, or it is no device.
+    """
+    known = isinstance(device, (str, torch.device)) or (isinstance(device, int) and not isinstance(device, bool))
+    if not known:
+        raise ConfigError("is not a device", field="device", found=repr(device)[:200], expected="cpu, cuda, cuda:1 ...")
+    accelerator = torch.accelerator.current_accelerator() or "cuda"
+    return usable_device(f"{accelerator}:{device}" if isinstance(device, int) else str(device), field="device")
 
-        return tell
 
-    def _wide(self, order: Order, request: Request, grid: tuple[int, int]) -> GeneratorOutput:
-        if request.best_of > 1:
-            raise ConfigError("needs images of the trained size", field="best_of", found=request.best_of, expected=1)
-        self.require_room(len(order.labels), request, grid[0] * grid[1] * self.spec.levels[0].depth)
-        codes = draw_wide(self.prior, order, grid, show_progress=self.shows_progress)
-        images: Any = codes if request.output_type == "latent" else self.decode(codes, request)
-        labels = [None if label == self.prior.null_class else label for label in order.labels]
-        return GeneratorOutput(images, codes, labels, order.seeds)
+def _dtype(value: Any, field: str) -> torch.dtype:
+    dtype = _DTYPES.get(value) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES.values():
+        found, fix = repr(value)[:200], nearest(str(value).removeprefix("torch."), _DTYPES)
+        raise ConfigError("is not a dtype of weights", field=field, found=found, fix=fix)
+    return dtype

@@ -1,8 +1,8 @@
-"""The images, or their codes, that a caller wants changed.
+"""Given images, encoded without their hidden pixels.
 
-Codes that a caller gives in the place of images.
+Codes given instead of images.
 
-Which codes of a grid a region of an image touches, and masks as callers give them.
+Masks of pixels, and the codes that they touch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
-from foundation.images.preprocess import Preprocess, to_unit_range
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import to_unit_range
 from pipeline.generation.outputs import decode_batch
-from pipeline.generation.requests import whole
+from pipeline.generation.requests import require_one_or_all, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -33,7 +34,7 @@ def is_codes(images: Any) -> bool:
 
 
 def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
-    """Codes as a caller gives them => (B, P) int64, the first P of T codes.
+    """Given codes => (B, P) int64, the first P of T codes.
 
     Args:
         codes: ``GeneratorOutput.codes``, or the first rows or the first codes of them: the dimensions after the first
@@ -45,9 +46,9 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
     """
     given = torch.as_tensor(codes).detach()
     if given.ndim < 2 or not given.numel() or given[0].numel() > spec.n_codes or given.dtype == torch.bool:
-        raise DataError("are not codes of images", field="images", found=(tuple(given.shape), given.dtype),
-                        expected=f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes",
-                        fix="a tensor of images has floats from -1 to 1")  # fmt: skip
+        found, fix = (tuple(given.shape), given.dtype), "a tensor of images has floats from -1 to 1"
+        expected = f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes"
+        raise DataError("are not codes of images", field="images", found=found, expected=expected, fix=fix)
     codes_BP = given.reshape(len(given), -1).to(torch.int64)
     whole_BT = np.zeros((len(codes_BP), spec.n_codes), np.int64)
     whole_BT[:, : codes_BP.shape[1]] = codes_BP.cpu().numpy()
@@ -59,34 +60,36 @@ Images = Image.Image | Sequence[Image.Image] | torch.Tensor
 
 
 def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.ndarray]:
-    """Images as a caller gives them: (B, C, Y, X) in [-1, 1] as it came, or each Pillow image as (Y, X, C) uint8.
+    """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) uint8.
 
     Raises:
         DataError: another type, shape or range.
     """
     expected = (preprocess.n_channels, preprocess.height, preprocess.width)
     if isinstance(images, torch.Tensor):
+        shape = tuple(images.shape)
         if is_codes(images):
-            raise DataError("are whole numbers", field="images", found=(tuple(images.shape), images.dtype),
-                            expected=f"{('B', *expected)}, floating point from -1 to 1",
-                            fix="codes become images by generator.tokenizer.decode(codes)")  # fmt: skip
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not len(images):
-            raise DataError("do not have the shape that the prior's codes are of", field="images",
-                            found=tuple(images.shape), expected=("B", *expected))  # fmt: skip
+            problem, fix = "are whole numbers", "codes become images by generator.tokenizer.decode(codes)"
+            floats = f"{('B', *expected)}, floating point from -1 to 1"
+            raise DataError(problem, field="images", found=(shape, images.dtype), expected=floats, fix=fix)
+        if images.ndim != 4 or shape[1:] != expected or not len(images):
+            raise DataError(
+                "have another shape than the prior's", field="images", found=shape, expected=("B", *expected)
+            )
         if not bool((images.abs() <= 1).all()):
-            raise DataError("are not in [-1, 1]", field="images", found=f"{images.dtype}, up to {images.abs().max()}",
-                            expected="floating point from -1 to 1")  # fmt: skip
+            found = f"{images.dtype}, up to {images.abs().max()}"
+            raise DataError("are not in [-1, 1]", field="images", found=found, expected="floating point from -1 to 1")
         return images
     listed = isinstance(images, (list, tuple))
     several: list[Any] = list(images) if listed else [images]  # type: ignore[arg-type]
     if not several or not all(isinstance(each, Image.Image) for each in several):
-        raise DataError("are not images", field="images", found=[type(each).__name__ for each in several[:3]],
-                        expected="a Pillow image, a list of them, or a (B, C, Y, X) tensor")  # fmt: skip
+        types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
+        raise DataError("are not images", field="images", found=types, expected=known)
     return [preprocess(each) for each in several]
 
 
 class Given(NamedTuple):
-    """What there is of B images.
+    """The codes and pixels of B given images.
 
     Attributes:
         codes_BP: the first P of T codes of each, int64.
@@ -98,7 +101,7 @@ class Given(NamedTuple):
 
 
 def read_images(images: Any, spec: CodeSpec, device: torch.device) -> torch.Tensor:
-    """Images as a caller gives them => (B, C, Y, X) float32 in [-1, 1] on a device.
+    """Given images => (B, C, Y, X) float32 in [-1, 1] on a device.
 
     Raises:
         DataError: another type, shape or range.
@@ -111,7 +114,7 @@ def read_images(images: Any, spec: CodeSpec, device: torch.device) -> torch.Tens
 def read_given(
     images: Any, tokenizer: TokenizerModel, spec: CodeSpec, device: torch.device, hidden_BYX: torch.Tensor | None
 ) -> Given:
-    """Images or codes as a caller gives them, the images encoded.
+    """Given images, encoded, or given codes.
 
     Args:
         images: Pillow images, a (B, C, Y, X) tensor in [-1, 1], or codes.
@@ -126,24 +129,18 @@ def read_given(
     if is_codes(images):
         return Given(read_codes(images, spec).to(device), None)
     images_BCYX = read_images(images, spec, device)
-    if hidden_BYX is not None and len(hidden_BYX) not in (1, len(images_BCYX)):
-        raise masks_for(len(hidden_BYX), len(images_BCYX))
+    if hidden_BYX is not None:
+        require_one_or_all("mask", len(hidden_BYX), len(images_BCYX))
     seen_BCYX = images_BCYX if hidden_BYX is None else hide(images_BCYX, hidden_BYX.to(device))
     batch = decode_batch(images_BCYX.shape[2] * images_BCYX.shape[3])
     codes_BT = torch.cat([tokenizer.encode(part).flatten(1) for part in seen_BCYX.split(batch)])
     return Given(codes_BT, images_BCYX)
 
 
-def masks_for(n_masks: int, n_images: int) -> DataError:
-    """What to raise for masks that are neither one nor as many as the images."""
-    return DataError("are neither one nor as many as the images", field="mask", found=n_masks,
-                     expected=f"1 or {n_images}")  # fmt: skip
-
-
 def hide(images_BCYX: torch.Tensor, hidden_BYX: torch.Tensor) -> torch.Tensor:
-    """Images in which each hidden pixel is that of the nearest shown one, by rows plus columns; all hidden, 0.
+    """Replace each hidden pixel by the nearest shown one, by rows plus columns; by 0 if all are hidden.
 
-    Of pixels that are equally near, the one above is taken first, then the one below, left, right.
+    Of equally near pixels the one above comes first, then below, left, right.
     """
     hidden_B1YX = hidden_BYX.unsqueeze(1).expand(len(images_BCYX), 1, *hidden_BYX.shape[1:]).clone()
     filled = images_BCYX.masked_fill(hidden_B1YX, 0.0)
@@ -159,7 +156,7 @@ def hide(images_BCYX: torch.Tensor, hidden_BYX: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(maps: torch.Tensor, shift: int, axis: int) -> torch.Tensor:
-    """Rows or columns moved by one; what comes in from outside is 0 or False."""
+    """Shift rows or columns by one, filling with 0 or False."""
     moved = maps.roll(shift, axis)
     moved.select(axis, 0 if shift > 0 else -1).zero_()
     return moved
@@ -202,23 +199,23 @@ def below_rows(rows: object, spec: CodeSpec) -> torch.Tensor:
     share = float(rows) if isinstance(rows, float) and math.isfinite(rows) else 0.0
     n = round(share * height) if 0 < share < 1 else whole(rows)
     if height == 1:
-        raise ConfigError("cannot be used: the grid has one row", field="rows", found=repr(rows)[:200],
-                          fix="leave rows out and give the first codes, or use inpaint")  # fmt: skip
+        fix = "leave rows out and give the first codes, or use inpaint"
+        raise ConfigError("cannot be used: the grid has one row", field="rows", found=repr(rows)[:200], fix=fix)
     if not 0 < n < height:
-        raise ConfigError("cannot be the rows to keep", field="rows", found=repr(rows)[:200],
-                          expected=f"a whole number from 1 to {height - 1}, or a share such as 0.5")  # fmt: skip
+        expected = f"a whole number from 1 to {height - 1}, or a share such as 0.5"
+        raise ConfigError("cannot be the rows to keep", field="rows", found=repr(rows)[:200], expected=expected)
     mask_YX = torch.zeros(spec.preprocess.height, spec.preprocess.width, dtype=torch.bool)
     mask_YX[n * spec.stride :] = True
     return mask_YX.unsqueeze(0)
 
 
 def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
-    """A mask as a caller gives it => pixels to draw anew, (1 or B, Y, X) bool.
+    """A given mask => pixels to draw, (1 or B, Y, X) bool.
 
     Args:
-        mask: a Pillow image (white is drawn anew; it is resized and cropped as the image is), or an array or tensor of
-            the pixels' or the finest grid's size, (Y, X), (H, W), or one for each image with a leading B: bool, whole
-            numbers to 255 (128 and more is drawn anew) or floating point from 0 to 1 (0.5 and more).
+        mask: a Pillow image (white is drawn; it is resized and cropped as the image is), or an array or tensor of the
+            pixels' or the finest grid's size, (Y, X), (H, W), or one for each image with a leading B: bool, whole
+            numbers to 255 (128 and more is drawn) or floating point from 0 to 1 (0.5 and more).
         spec: what the codes are.
 
     Raises:
@@ -230,13 +227,14 @@ def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
     try:
         given = torch.as_tensor(np.asarray(mask) if not isinstance(mask, torch.Tensor) else mask).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError("is not a mask", field="mask", found=type(mask).__name__,
-                        expected="a Pillow image, an array or a tensor") from error  # fmt: skip
+        expected = "a Pillow image, an array or a tensor"
+        raise DataError("is not a mask", field="mask", found=type(mask).__name__, expected=expected) from error
     pixels, finest = (spec.preprocess.height, spec.preprocess.width), spec.levels[-1]
     grid = (finest.height, finest.width)
     if given.ndim not in (2, 3) or tuple(given.shape[-2:]) not in (pixels, grid) or given.is_complex():
-        raise DataError("has the wrong shape", field="mask", found=(tuple(given.shape), given.dtype),
-                        expected=f"{pixels} pixels or {grid} codes, with or without a leading B")  # fmt: skip
+        expected = f"{pixels} pixels or {grid} codes, with or without a leading B"
+        found = (tuple(given.shape), given.dtype)
+        raise DataError("has the wrong shape", field="mask", found=found, expected=expected)
     high = 1.0 if given.is_floating_point() or given.dtype == torch.bool else 255.0
     values = given.double()
     if not bool(((values >= 0) & (values <= high)).all()):
@@ -247,10 +245,15 @@ def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
 
 
 def grown(mask_BYX: torch.Tensor, n_pixels: int) -> torch.Tensor:
-    """A mask and what lies within n pixels of it, (B, Y, X) bool."""
+    """A mask dilated by n pixels, (B, Y, X) bool."""
     if n_pixels == 0:
         return mask_BYX
     return F.max_pool2d(mask_BYX.unsqueeze(1).float(), 2 * n_pixels + 1, 1, n_pixels).squeeze(1) > 0
+
+
+def kept_pixels(pixels_BYXC: np.ndarray, mask_BYX: np.ndarray) -> np.ndarray:
+    """Images with what a mask covers in grey, (B, Y, X, C) uint8."""
+    return np.where(mask_BYX[..., None], np.uint8(128), pixels_BYXC)
 
 
 def _mask_preprocess(preprocess: Preprocess) -> Preprocess:
@@ -259,6 +262,6 @@ def _mask_preprocess(preprocess: Preprocess) -> Preprocess:
 
 def _some(mask_BYX: torch.Tensor) -> torch.Tensor:
     if not len(mask_BYX) or not bool(mask_BYX.flatten(1).any(1).all()):
-        raise DataError("marks nothing to draw anew", field="mask", found="an empty mask",
-                        expected="white pixels, True or 1 where something new is wanted")  # fmt: skip
+        expected = "white pixels, True or 1 where new codes are wanted"
+        raise DataError("marks nothing to draw", field="mask", found="an empty mask", expected=expected)
     return mask_BYX

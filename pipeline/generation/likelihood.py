@@ -1,25 +1,44 @@
-"""How likely images are under a tokenizer and a prior: the log-likelihood of their codes."""
+"""Log-likelihood of images: that of their codes under a prior."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from foundation.errors import ConfigError, DataError, nearest
+from foundation.errors import DataError
 from foundation.images.preprocess import to_unit_range
 from pipeline.generation.inputs import Images, is_codes, pixels_of, read_codes
-from pipeline.image_files import read_pixels
+from pipeline.generation.parts import GeneratorParts, Labels
+from pipeline.generation.requests import require_choice, require_one_or_all
+from pipeline.image_files import read_pixels, readable
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 
 Unit = Literal["bits", "nats"]
+
+
+def score(parts: GeneratorParts, images: Images, class_labels: Labels = None, *, unit: Unit = "bits") -> torch.Tensor:
+    """Log-likelihood of each image's codes, log2 p or, for "nats", ln p: (B,) float64, 0 or less.
+
+    Args:
+        parts: the generator.
+        images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes.
+        class_labels: one of all images, one for each, or None for the null class (see ``score_images``).
+        unit: bits or nats.
+
+    Raises:
+        DataError, ConfigError: see ``score_images``; no class, of a prior that was trained with classes alone.
+    """
+    labels = parts.label_ids(class_labels)
+    parts.require_labels(labels)
+    return score_images(parts.tokenizer, parts.prior, images, labels, unit=unit)
 
 
 @torch.no_grad()
@@ -32,10 +51,10 @@ def score_images(
     unit: Unit = "bits",
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Log-likelihoods of the codes of some images.
+    """Log-likelihoods of the codes of images.
 
-    What the tokenizer loses has no probability, so that this is no likelihood of the pixels: compare images under one
-    generator, not generators.
+    What the tokenizer loses has no probability, so that this is no likelihood of the pixels: it compares images under
+    one generator, not generators.
 
     Args:
         tokenizer, prior: that belong together.
@@ -52,15 +71,9 @@ def score_images(
         DataError: images of another shape, type or range, or another number of labels.
         ConfigError: another unit.
     """
-    if unit not in ("bits", "nats"):
-        raise ConfigError("is not one of the choices", field="unit", found=repr(unit),
-                          fix=nearest(str(unit), ["bits", "nats"]))  # fmt: skip
-    given = (
-        _whole(read_codes(images, prior.spec), prior) if is_codes(images) else pixels_of(images, tokenizer.preprocess)
-    )
-    if len(labels) not in (1, len(given)):
-        raise DataError("are as many neither as one nor as the images", field="class_labels", found=len(labels),
-                        expected=f"1 or {len(given)}")  # fmt: skip
+    require_choice("unit", unit, ("bits", "nats"))
+    given = _all_codes(images, prior) if is_codes(images) else pixels_of(images, tokenizer.preprocess)
+    require_one_or_all("class_labels", len(labels), len(given))
     device = prior.head.weight.device
     labels_B = torch.tensor(labels, device=device).expand(len(given))
     parts = []
@@ -73,16 +86,17 @@ def score_images(
     return torch.cat(parts) / (math.log(2) if unit == "bits" else 1.0)
 
 
-def _whole(codes_BP: torch.Tensor, prior: PriorModel) -> torch.Tensor:
+def _all_codes(images: Any, prior: PriorModel) -> torch.Tensor:
+    codes_BP = read_codes(images, prior.spec)
     if codes_BP.shape[1] != prior.n_codes:
-        raise DataError("are not all codes of each image", field="images", found=codes_BP.shape[1],
-                        expected=prior.n_codes)  # fmt: skip
+        found, expected = codes_BP.shape[1], prior.n_codes
+        raise DataError("are not all codes of each image", field="images", found=found, expected=expected)
     return codes_BP
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image file and how likely it is.
+    """One image file and its likelihood.
 
     Attributes:
         image_id: its path.
@@ -107,7 +121,7 @@ def score_files(
         batch_size: images at a time: memory does not grow with the number of files.
 
     Returns:
-        What could be read, and a line for each file that could not.
+        The readable ones, and a line for each other file.
     """
     failed: list[str] = []
     scored: list[ScoredImage] = []
@@ -121,15 +135,13 @@ def score_files(
 def _batches(
     tokenizer: TokenizerModel, paths: Sequence[Path], batch_size: int, failed: list[str]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Names and (B, Y, X, C) uint8 pixels of the readable files; reasons for the others go to ``failed``."""
+    """Names and (B, Y, X, C) uint8 pixels of the readable files; ``failed`` gets a line for each other one."""
     names: list[str] = []
     pixels: list[np.ndarray] = []
-    for path in tqdm(paths, desc="scoring", unit="img", delay=2):
-        try:
-            pixels.append(read_pixels(tokenizer, path, keep_size=False)[0])
-            names.append(str(path))
-        except (DataError, OSError, ValueError) as error:
-            failed.append(f"{path}: {error}")
+    read = partial(read_pixels, tokenizer, keep_size=False)
+    for path, pixels_1YXC in readable(paths, read, failed, desc="scoring"):
+        pixels.append(pixels_1YXC[0])
+        names.append(str(path))
         if len(names) == batch_size:
             yield names, np.stack(pixels)
             names, pixels = [], []

@@ -1,4 +1,4 @@
-"""What a generator hands out, and how codes become pictures of the type that was asked for."""
+"""Output of a generator: decoding of codes, output types, picture grids."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class GeneratorOutput:
             [-1, 1] ("pt"), or the codes ("latent").
         codes: int64, as the tokenizer's: (B, H, W), (B, H, W, D) for depth D, or (B, T) for several levels.
         labels: the class number of each image, None for none.
-        seeds: the seed of each image; the same call with the same seed and label gives the same image, with
-            ``best_of`` also without a choice, but of ``vary`` only with the same choice. Of ``interpolate`` those of
-            the two ends, if they are seeds.
+        seeds: the seed of each image: the same call for one image with this seed and label gives that image alone. With
+            ``best_of``, that of the chosen candidate, which it gives without ``best_of``; of ``vary`` with the same
+            ``best_of``. Of ``interpolate`` the seeds of both ends, if they are seeds.
     """
 
     images: Any
@@ -43,29 +43,31 @@ class GeneratorOutput:
     labels: list[int | None]
     seeds: list[int]
 
+    def to_tuple(self) -> tuple[Any, torch.Tensor, list[int | None], list[int]]:
+        """The same as a tuple, images first."""
+        return self.images, self.codes, self.labels, self.seeds
+
 
 def decode_batch(n_pixels: int) -> int:
-    """Images of so many pixels to decode at once: as many as a GiB of activations holds, 1 to 64."""
+    """Number of images of ``n_pixels`` pixels decoded at once: those whose activations take a GiB, 1 to 64."""
     return min(_MOST_DECODED, max(1, _DECODE_BYTES // (n_pixels * BYTES_PER_PIXEL)))
 
 
-def decoded(tokenizer: Decoder, codes: torch.Tensor, batch_size: int) -> torch.Tensor:
+def decode(tokenizer: Decoder, codes: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Codes in a tokenizer's layout => (B, C, Y, X) float32 in [-1, 1], a batch at a time."""
     return torch.cat([tokenizer.decode(part).clamp_(-1, 1) for part in codes.split(batch_size)])
 
 
-def pictures(images_BCYX: torch.Tensor, output_type: str) -> Any:
+def to_output_type(images_BCYX: torch.Tensor, output_type: str) -> Any:
     """Images in [-1, 1] as "pil", "np" or "pt"; see ``GeneratorOutput.images``."""
     if output_type == "pt":
         return images_BCYX
     pixels_BYXC = to_uint8(images_BCYX)
-    if output_type == "np":
-        return pixels_BYXC.astype(np.float32) / 255
-    return [to_pil(each) for each in pixels_BYXC]
+    return pixels_BYXC.astype(np.float32) / 255 if output_type == "np" else [to_pil(each) for each in pixels_BYXC]
 
 
 def grid_image(images: list[Image.Image], n_columns: int) -> Image.Image:
-    """Images side by side, enlarged so that small ones can be seen."""
+    """Images side by side, small ones enlarged."""
     first = images[0]
     pixels = np.stack([np.asarray(each).reshape(each.height, each.width, -1) for each in images])
     return image_grid(pixels, n_columns, scale=max(1, 64 // max(first.size)))

@@ -1,4 +1,4 @@
-"""A tokenizer and a prior that belong together: what every way of making images builds on."""
+"""The state of a generator: tokenizer, prior, sampling defaults, and the checks that every call makes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from typing import Any
 import torch
 
 from foundation.codes.spec import CodeSpec, require_same_codes
-from foundation.errors import ConfigError
-from pipeline.generation.drawing import Order, draw_best
-from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, decoded, pictures
-from pipeline.generation.requests import Request, label_ids, request_of, require_count, require_room, seeds_of, whole
+from foundation.errors import ConfigError, DataError
+from pipeline.generation.drawing import SampleRequest, draw_best
+from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode, decode_batch, to_output_type
+from pipeline.generation.requests import DrawSettings, label_ids, require_count, settings_of, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.decoding.engine import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
+_SHARE = 0.5  # of the free memory that one call may fill
+_PICTURE = 1024  # bytes of a Pillow image beside its pixels
+
 Label = int | str
+Labels = Label | Sequence[Label] | None
 
 
 class GeneratorParts:
-    """The two models, where they compute, and the checks and conversions that every call needs.
+    """A tokenizer, a prior, and the defaults of a call.
 
     Args:
         tokenizer: decodes; its fingerprint must be the one the prior was trained on.
         prior: draws codes.
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
-            class, so that guidance and images without a class are refused. None where that is not known.
+            class, so that guidance and images without a class are refused. None where it is not known.
     """
 
     def __init__(
@@ -45,12 +50,12 @@ class GeneratorParts:
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name."""
+        """Both models by name."""
         return {"tokenizer": self.tokenizer, "prior": self.prior}
 
     @property
     def spec(self) -> CodeSpec:
-        """What the codes are."""
+        """The grids, sizes and classes of the codes."""
         return self.prior.spec
 
     @property
@@ -59,98 +64,130 @@ class GeneratorParts:
         return self.prior.head.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the prior's weights."""
+        return self.prior.head.weight.dtype
+
+    @property
     def labels(self) -> dict[str, int]:
         """Class name -> class number; empty for an unconditional prior."""
         return {name: i for i, name in enumerate(self.spec.class_names[: self.prior.n_classes])}
-
-    def set_progress_bar_config(self, *, disable: bool = False) -> None:
-        """Show or hide the progress bar."""
-        self.shows_progress = not disable
-
-    def label_ids(self, class_labels: Label | Sequence[Label] | None) -> list[int]:
-        """Class numbers of names or numbers; ``None`` becomes the null class.
-
-        Raises:
-            DataError: a class that does not exist, or any where the prior knows none.
-        """
-        return label_ids(class_labels, self.labels, self.prior.null_class)
-
-    def request(self, options: Mapping[str, Any]) -> Request:
-        """The options of a call with the generator's defaults.
-
-        Raises:
-            ConfigError: an unknown option, a value outside its range, or guidance of a prior that cannot be guided.
-        """
-        request = request_of(options, self.defaults)
-        scale = request.sampling.guidance_scale
-        if self._knows_classes_only and scale != 1.0:
-            raise ConfigError("needs the null class, which this prior was not trained on", field="guidance_scale",
-                              found=scale, expected="1: prior.training.label_dropout was 0",
-                              fix="give guidance_scale=1, or train a prior with label_dropout above 0")  # fmt: skip
-        return request
-
-    def require_labels(self, labels: Sequence[int]) -> None:
-        """Refuse the null class of a prior that does not know it.
-
-        Raises:
-            ConfigError: the prior was trained without label dropout.
-        """
-        if self._knows_classes_only and self.prior.null_class in labels:
-            raise ConfigError("is needed: this prior was not trained on images without a class", field="class_labels",
-                              found=None, expected="a class", fix="name a class, or several")  # fmt: skip
-
-    def require_room(self, n_images: int, request: Request, n_codes: int | None = None) -> None:
-        """Refuse more images than fit in memory, each of ``n_codes`` codes; None for those of the prior.
-
-        Raises:
-            DataError: naming both sizes.
-        """
-        n_codes = n_codes or self.spec.n_codes
-        n_pixels = self.n_pixels * n_codes // self.spec.n_codes
-        values = n_pixels * self.spec.preprocess.n_channels
-        require_room(n_images, n_codes, values, request, self.device, decoding=n_pixels * BYTES_PER_PIXEL)
-
-    def order_of(
-        self, class_labels: Label | Sequence[Label] | None, num_images_per_label: int, options: Mapping[str, Any]
-    ) -> tuple[Request, Order]:
-        """What a call asks for, checked.
-
-        Raises:
-            DataError, ConfigError: as a call.
-        """
-        request = self.request(options)
-        require_count("num_images_per_label", num_images_per_label)
-        per_label, each = whole(num_images_per_label), self.label_ids(class_labels)
-        self.require_labels(each)
-        self.require_room(len(each) * per_label, request)
-        labels = [label for label in each for _ in range(per_label)]
-        seeds = seeds_of(request.seed, len(labels))
-        return request, Order(labels=labels, seeds=seeds, sampling=request.sampling, max_rows=request.batch_size)
 
     @property
     def n_pixels(self) -> int:
         """Pixels of one image."""
         return self.spec.preprocess.height * self.spec.preprocess.width
 
-    def drawn(self, order: Order, request: Request) -> GeneratorOutput:
-        """Carry out an order, and decode."""
-        codes_BT, seeds = draw_best(self.prior, order, request.best_of, show_progress=self.shows_progress)
-        return self.output(codes_BT, order.labels, seeds, request)
+    def set_progress_bar_config(self, *, disable: bool = False) -> None:
+        """Show or hide the progress bar."""
+        self.shows_progress = not disable
 
-    def output(
-        self, codes_BT: torch.Tensor, labels: Sequence[int], seeds: list[int], request: Request
-    ) -> GeneratorOutput:
-        """Sequences of codes => pictures, with what they were drawn from."""
-        codes = self.spec.grid(codes_BT)
-        images = codes if request.output_type == "latent" else self.decode(codes, request)
-        return GeneratorOutput(images, codes, [None if x == self.prior.null_class else x for x in labels], seeds)
+    def label_ids(self, class_labels: Labels) -> list[int]:
+        """Class numbers of names or numbers; ``None`` becomes the null class.
 
-    def decode(self, codes: torch.Tensor, request: Request) -> Any:
-        """Codes in the tokenizer's layout => pictures of the type that was asked for."""
-        n_pixels = self.n_pixels * codes[0].numel() // self.spec.n_codes
-        batch = min(decode_batch(n_pixels), request.batch_size or len(codes))
-        return pictures(decoded(self.tokenizer, codes, batch), request.output_type)
+        Raises:
+            DataError: a class that does not exist, or a class of a prior without classes.
+        """
+        return label_ids(class_labels, self.labels, self.prior.null_class)
+
+    def without_null(self, labels: Sequence[int]) -> list[int | None]:
+        """Class numbers, None for the null class."""
+        return [None if label == self.prior.null_class else label for label in labels]
+
+    def settings(self, options: Mapping[str, Any]) -> DrawSettings:
+        """The options of a call over the generator's defaults.
+
+        Raises:
+            ConfigError: an unknown option, a value outside its range, or guidance of a prior that cannot be guided.
+        """
+        settings = settings_of(options, self.defaults)
+        scale = settings.sampling.guidance_scale
+        if self._needs_classes and scale != 1.0:
+            problem, expected = "needs a prior that was trained on the null class", "1: its label_dropout was 0"
+            fix = "give guidance_scale=1, or train a prior with label_dropout above 0"
+            raise ConfigError(problem, field="guidance_scale", found=scale, expected=expected, fix=fix)
+        return settings
+
+    def require_labels(self, labels: Sequence[int]) -> None:
+        """Refuse the null class of a prior that was not trained on it.
+
+        Raises:
+            ConfigError: the prior was trained without label dropout.
+        """
+        if self._needs_classes and self.prior.null_class in labels:
+            problem, fix = "is needed: this prior was not trained on images without a class", "name a class, or several"
+            raise ConfigError(problem, field="class_labels", found=None, expected="a class", fix=fix)
+
+    def require_memory(self, n_images: int, settings: DrawSettings, n_codes: int | None = None) -> None:
+        """Refuse more images than fit in memory.
+
+        Args:
+            n_images: number of images.
+            settings: number of candidates and type of the output.
+            n_codes: codes of one image; None for images of the trained size.
+
+        Raises:
+            DataError: naming both sizes.
+        """
+        n_codes, best_of = n_codes or self.spec.n_codes, settings.best_of
+        n_pixels = self.n_pixels * n_codes // self.spec.n_codes
+        per_value = {"pil": 1, "np": 4, "pt": 4, "latent": 0}[settings.output_type]
+        n_values = n_pixels * self.spec.preprocess.n_channels
+        needed = n_images * (best_of * n_codes * 32 + n_values * per_value + _PICTURE)
+        needed += n_pixels * BYTES_PER_PIXEL if per_value else 0
+        limit = _SHARE * min(free_bytes(torch.device("cpu")), free_bytes(self.device))
+        if needed > limit:
+            candidates = f" of {best_of:,} candidates each" if best_of > 1 else ""
+            found = f"{n_images:,} images{candidates}, {needed / 2**30:,.1f} GiB"
+            expected = f"at most {limit / 2**30:,.1f} GiB"
+            fix = "ask for fewer or smaller ones, or for files: tessera sample --count"
+            raise DataError("more images than fit in memory", field="images", found=found, expected=expected, fix=fix)
 
     @property
-    def _knows_classes_only(self) -> bool:
+    def _needs_classes(self) -> bool:
         return self.label_dropout == 0 and self.prior.n_classes > 0
+
+
+def request_of(
+    parts: GeneratorParts, class_labels: Labels, num_images_per_label: int, options: Mapping[str, Any]
+) -> tuple[SampleRequest, DrawSettings]:
+    """Validate a call for new images.
+
+    Raises:
+        DataError, ConfigError: see ``ImageGenerator.__call__``.
+    """
+    settings = parts.settings(options)
+    require_count("num_images_per_label", num_images_per_label)
+    per_label, each = whole(num_images_per_label), parts.label_ids(class_labels)
+    parts.require_labels(each)
+    parts.require_memory(len(each) * per_label, settings)
+    labels = [label for label in each for _ in range(per_label)]
+    seeds, sampling = settings.seeds(len(labels)), settings.sampling
+    return SampleRequest(labels=labels, seeds=seeds, sampling=sampling, max_rows=settings.batch_size), settings
+
+
+def sample(parts: GeneratorParts, request: SampleRequest, settings: DrawSettings) -> GeneratorOutput:
+    """Draw the codes of a request and decode them."""
+    codes_BT, seeds = draw_best(parts.prior, request, settings.best_of, show_progress=parts.shows_progress)
+    return output_of(parts, codes_BT, request.labels, seeds, settings)
+
+
+def output_of(
+    parts: GeneratorParts, codes_BT: torch.Tensor, labels: Sequence[int], seeds: list[int], settings: DrawSettings
+) -> GeneratorOutput:
+    """Sequences of codes => images of the requested type, with their labels and seeds."""
+    codes = parts.spec.grid(codes_BT)
+    return GeneratorOutput(images_of(parts, codes, settings), codes, parts.without_null(labels), seeds)
+
+
+def images_of(parts: GeneratorParts, codes: torch.Tensor, settings: DrawSettings) -> Any:
+    """Codes in the tokenizer's layout => images of the requested type."""
+    if settings.output_type == "latent":
+        return codes
+    return to_output_type(decode_images(parts, codes, settings), settings.output_type)
+
+
+def decode_images(parts: GeneratorParts, codes: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
+    """Codes in the tokenizer's layout => (B, C, Y, X) in [-1, 1], in batches that fit."""
+    fitting = decode_batch(parts.n_pixels * codes[0].numel() // parts.spec.n_codes)
+    return decode(parts.tokenizer, codes, min(fitting, settings.batch_size or len(codes)))

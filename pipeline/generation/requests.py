@@ -1,4 +1,4 @@
-"""What a caller asked for, checked: classes, seeds, settings, and whether the result fits in memory."""
+"""Validate a generation request: labels, seeds, sampling settings."""
 
 from __future__ import annotations
 
@@ -12,34 +12,45 @@ import torch
 
 from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, DataError, nearest
+from foundation.randomness import derive_seed
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions, SamplingOptions
-from stage2_prior.decoding.engine import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
 
 _SETTINGS = tuple(SamplingOptions.__annotations__)
 _OPTIONS = tuple(DrawOptions.__annotations__)
-_SHARE = 0.5  # of the free memory that one call may fill
-_PICTURE = 1024  # bytes that a Pillow image takes beside its pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class DrawSettings:
     """``DrawOptions`` with their defaults filled in.
 
     Attributes:
-        seed: as given; ``seeds_of`` makes a list of it.
+        seed, generator: as given; ``seeds`` makes a list of them.
         best_of, batch_size, output_type: see ``DrawOptions``.
-        sampling: how codes are drawn.
+        sampling: guidance, temperature and filters.
     """
 
     seed: Any
+    generator: Any
     best_of: int
     batch_size: int | None
     output_type: str
     sampling: SamplingConfig
 
+    def seeds(self, n: int) -> list[int]:
+        """The seed of each of n images.
 
-def request_of(options: Mapping[str, Any], defaults: SamplingConfig) -> Request:
+        Raises:
+            ConfigError: see ``seeds_of`` and ``seeds_from``.
+        """
+        if self.generator is None:
+            return seeds_of(self.seed, n)
+        if self.seed is not None:
+            raise ConfigError("cannot be used with a seed", field="generator", fix="leave one of them out")
+        return seeds_from(self.generator, n)
+
+
+def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSettings:
     """Check the options of a call.
 
     Args:
@@ -59,15 +70,18 @@ def request_of(options: Mapping[str, Any], defaults: SamplingConfig) -> Request:
     require_count("best_of", best_of)
     output_type = options.get("output_type", "pil")
     require_choice("output_type", output_type, OUTPUT_TYPES)
-    return Request(
-        seed=options.get("seed"), best_of=whole(best_of), output_type=output_type,
+    return DrawSettings(
+        seed=options.get("seed"),
+        generator=options.get("generator"),
+        best_of=whole(best_of),
         batch_size=None if batch_size is None else whole(batch_size),
+        output_type="np" if output_type == "numpy" else output_type,
         sampling=from_dict(SamplingConfig, {**to_dict(defaults), **changes}),
-    )  # fmt: skip
+    )
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A NumPy or torch number as a Python one; other arrays are no setting."""
+    """A NumPy or torch number as a Python one; arrays are refused."""
     if not hasattr(value, "ndim"):
         return value
     if value.ndim:
@@ -102,26 +116,51 @@ def require_flag(name: str, value: object) -> None:
         raise ConfigError("has the wrong type", field=name, found=repr(value)[:200], expected="True or False")
 
 
+def require_one_or_all(name: str, n: int, n_images: int) -> None:
+    """Raise ``DataError`` unless there is one thing for all images, or one for each."""
+    if n not in (1, n_images):
+        raise DataError("are neither one nor as many as the images", field=name, found=n, expected=f"1 or {n_images}")
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed with which image ``index`` of a call is drawn alone; image 0 has the seed of the call."""
+    return seed if index == 0 else derive_seed("image", seed, index)
+
+
 def seeds_of(seed: Any, n: int) -> list[int]:
-    """One seed for each of n images: seed + i, or those of a list; a random start for None.
+    """The seed of each of n images: ``image_seed`` of one number, the numbers of a list, a random start for None.
 
     Raises:
         ConfigError: neither a whole number from 0 nor n of them.
     """
-    if seed is None:
-        seed = int(torch.randint(2**31, ()).item())
-    first = whole(seed)
+    first = int(torch.randint(2**31, ()).item()) if seed is None else whole(seed)
     if first >= 0:
-        return [first + i for i in range(n)]
+        return [image_seed(first, i) for i in range(n)]
     try:
         given = None if not isinstance(seed, Iterable) or isinstance(seed, (str, bytes)) else list(seed)
     except TypeError:  # a tensor of no dimension calls itself iterable
         given = None
     seeds = [whole(each) for each in given or []]
     if len(seeds) != n or min(seeds, default=-1) < 0:
-        raise ConfigError("is not a seed", field="seed", found=repr(seed)[:200],
-                          expected=f"a whole number from 0, or a list of {n} of them, one for each image")  # fmt: skip
+        expected = f"a whole number from 0, or a list of {n} of them, one for each image"
+        raise ConfigError("is not a seed", field="seed", found=repr(seed)[:200], expected=expected)
     return seeds
+
+
+def seeds_from(generator: Any, n: int) -> list[int]:
+    """The seeds of n images: n numbers of one ``torch.Generator``, or one number of each of n generators.
+
+    Raises:
+        ConfigError: neither a generator nor n of them.
+    """
+    several = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    known = all(isinstance(each, torch.Generator) for each in several)
+    if not known or (isinstance(generator, (list, tuple)) and len(several) != n):
+        expected = f"a torch.Generator, or a list of {n} of them, one for each image"
+        raise ConfigError("is not a generator", field="generator", found=repr(generator)[:200], expected=expected)
+    each_gives = n if len(several) == 1 else 1
+    drawn = [torch.randint(2**63 - 1, (each_gives,), generator=each, device=each.device) for each in several]
+    return [seed for numbers in drawn for seed in numbers.tolist()]
 
 
 def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> list[int]:
@@ -133,7 +172,7 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
         null_class: the number of no class.
 
     Raises:
-        DataError: a class that does not exist, none at all, or any where there are no classes.
+        DataError: a class that does not exist, an empty list, or a class of a prior without classes.
     """
     if class_labels is None:
         return [null_class]
@@ -142,36 +181,9 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
     if not labels:
         raise DataError("is empty", field="class_labels", expected="a class, several, or None for no class")
     if not names:
-        raise DataError("this prior knows no classes", field="class_labels", found=repr(class_labels)[:200],
-                        fix="leave class_labels out: it generates without a class")  # fmt: skip
+        found, fix = repr(class_labels)[:200], "leave class_labels out: it generates without a class"
+        raise DataError("this prior knows no classes", field="class_labels", found=found, fix=fix)
     return [_label_id(label, names) for label in labels]
-
-
-def require_room(
-    n_images: int, n_codes: int, n_values: int, request: Request, device: torch.device, *, decoding: int = 0
-) -> None:
-    """Refuse a call whose result would not fit in memory.
-
-    Args:
-        n_images: asked for.
-        n_codes: of one image.
-        n_values: of one image's pixels.
-        request: for the number of candidates and the type of the output.
-        device: where codes are drawn.
-        decoding: bytes that the decoder needs for one image.
-
-    Raises:
-        DataError: naming both sizes.
-    """
-    per_value = {"pil": 1, "np": 4, "pt": 4, "latent": 0}[request.output_type]
-    needed = n_images * (request.best_of * n_codes * 32 + n_values * per_value + _PICTURE)
-    needed += decoding if request.output_type != "latent" else 0
-    free = min(free_bytes(torch.device("cpu")), free_bytes(device))
-    if needed > _SHARE * free:
-        asked = f"{n_images:,} images" + (f" of {request.best_of:,} candidates each" if request.best_of > 1 else "")
-        raise DataError("more images than fit in memory", field="images", found=f"{asked}, {needed / 2**30:,.1f} GiB",
-                        expected=f"at most {_SHARE * free / 2**30:,.1f} GiB",
-                        fix="ask for fewer or smaller ones, or for files: tessera sample --count")  # fmt: skip
 
 
 def _label_id(label: Any, names: Mapping[str, int]) -> int:
@@ -179,7 +191,7 @@ def _label_id(label: Any, names: Mapping[str, int]) -> int:
         return names[label]
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 20 else whole(label)
     if not 0 <= number < len(names):
-        raise DataError("no such class", field="class_labels", found=repr(label)[:200],
-                        expected=f"a number in 0..{len(names) - 1} or a name",
-                        fix=nearest(str(label)[:200], names))  # fmt: skip
+        found, expected = repr(label)[:200], f"a number in 0..{len(names) - 1} or a name"
+        fix = nearest(str(label)[:200], names)
+        raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)
     return number

@@ -1,20 +1,24 @@
-"""Images while they are being drawn: row by row, as an iterator or through a callback."""
+"""Images while they are drawn: row by row, as an iterator or through callbacks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 
-from foundation.errors import ConfigError
-from pipeline.generation.drawing import Order, steps
+from foundation.errors import ConfigError, DataError
+from pipeline.generation.drawing import OnStep, SampleRequest, steps
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions
-from pipeline.generation.outputs import decode_batch, decoded, pictures
-from pipeline.generation.parts import GeneratorParts, Label
+from pipeline.generation.outputs import decode, decode_batch, to_output_type
+from pipeline.generation.parts import GeneratorParts, Labels, request_of
 from pipeline.generation.requests import require_choice
-from stage2_prior.decoding.decode import DRAW, DecodedCode
+from stage2_prior.decoding.decode import MASKED, DecodedCode
+
+CALLBACK_TENSORS = ("codes", "rows")
+OnStepEnd = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
+OnRow = Callable[[Any, "PartialImages"], None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class PartialImages:
     """A batch of images of which the first rows are finished.
 
     Attributes:
-        images: which images of the call these are.
+        images: positions of these images in the call.
         n_done, n_rows: rows of the (finest) grid that are finished, from 1, and all of them.
         codes: int64, as ``GeneratorOutput.codes``, with -1 where a code is still to be drawn.
         parts: the generator.
@@ -39,11 +43,15 @@ class PartialImages:
         """Whether these images are finished."""
         return self.n_done == self.n_rows
 
-    def pictures(self, output_type: str = "pil") -> Any:
-        """What there is of the images, grey below.
+    def to_pil(self) -> Any:
+        """The finished rows as Pillow images, grey below."""
+        return self.decode("pil")
 
-        Rows that are still to be drawn are decoded as copies of the last finished one and then made grey, so that the
-        finished rows look as they will, but for those next to the edge.
+    def decode(self, output_type: str) -> Any:
+        """The finished rows as images of some output type, grey below.
+
+        Rows that are still to be drawn are decoded as copies of the last finished one and then made grey, so that all
+        finished rows but the last look as in the finished image.
 
         Args:
             output_type: as of a call.
@@ -55,13 +63,13 @@ class PartialImages:
         *coarse, finest = spec.split(self.codes.flatten(1).clone())
         finest[:, self.n_done :] = finest[:, self.n_done - 1 : self.n_done]
         codes = spec.grid(spec.join([*coarse, finest]))
-        images_BCYX = decoded(self.parts.tokenizer, codes, decode_batch(self.parts.n_pixels))
+        images_BCYX = decode(self.parts.tokenizer, codes, decode_batch(self.parts.n_pixels))
         images_BCYX[:, :, self.n_done * spec.preprocess.height // self.n_rows :] = 0.0
-        return pictures(images_BCYX, output_type)
+        return to_output_type(images_BCYX, "np" if output_type == "numpy" else output_type)
 
 
 class RowWatcher:
-    """Gathers the codes of a batch and says when a row of it is finished."""
+    """Gathers the codes of a batch, row by row of the finest grid."""
 
     def __init__(self, parts: GeneratorParts) -> None:
         self._parts, finest = parts, parts.spec.levels[-1]
@@ -71,11 +79,10 @@ class RowWatcher:
         self._images = slice(-1, -1)
 
     def see(self, step: DecodedCode) -> PartialImages | None:
-        """Take in a step; the batch, if a row of it is now finished."""
+        """Take in a step; returns the batch if this step finishes a row of it."""
         if step.rows != self._images:
             self._images = step.rows
-            shape = (len(step.codes_B), self._parts.spec.n_codes)
-            self._codes_BT = step.codes_B.new_full(shape, DRAW)
+            self._codes_BT = step.codes_B.new_full((len(step.codes_B), self._parts.spec.n_codes), MASKED)
         self._codes_BT[:, step.position] = step.codes_B
         n_done, rest = divmod(step.position + 1 - self._before, self._per_row)
         if n_done < 1 or rest:
@@ -84,39 +91,86 @@ class RowWatcher:
         return PartialImages(self._images, n_done, self._n_rows, codes, self._parts)
 
 
-class Streaming(GeneratorParts):
-    """``stream``."""
+def stream(
+    parts: GeneratorParts, class_labels: Labels = None, num_images_per_label: int = 1, **options: Unpack[DrawOptions]
+) -> Iterator[PartialImages]:
+    """The images of a call with the same arguments, each row as soon as it is drawn.
 
-    def stream(
-        self,
-        class_labels: Label | Sequence[Label] | None = None,
-        num_images_per_label: int = 1,
-        **options: Unpack[DrawOptions],
-    ) -> Iterator[PartialImages]:
-        """The images of a call with the same arguments, each row as soon as it is drawn.
+    >>> for part in generator.stream("3", seed=0):  # doctest: +SKIP
+    ...     part.to_pil()[0].save(f"row-{part.n_done}.png")
 
-        >>> for part in generator.stream("3", seed=0):  # doctest: +SKIP
-        ...     part.pictures()[0].save(f"row-{part.n_done}.png")
+    All rows of the first batch come first, then those of the next. Lazy: stop iterating to stop computing.
 
-        Batches follow each other: all rows of the first, then of the next. Whoever has seen enough stops the loop; what
-        follows is not computed.
+    Args:
+        parts: the generator.
+        class_labels, num_images_per_label: as of a call.
+        options: see ``DrawOptions``; ``best_of`` and ``output_type`` have no effect here.
 
-        Args:
-            class_labels, num_images_per_label: as of a call.
-            options: see ``DrawOptions``; ``best_of`` and ``output_type`` have no place here.
+    Raises:
+        DataError, ConfigError: as a call, and before the first image.
+    """
+    request, settings = request_of(parts, class_labels, num_images_per_label, options)
+    if settings.best_of > 1:
+        fix = "the choice among candidates is made at the end"
+        raise ConfigError("cannot be streamed", field="best_of", found=settings.best_of, expected=1, fix=fix)
+    return _rows(parts, request)
 
-        Raises:
-            DataError, ConfigError: as a call, and before the first image.
-        """
-        request, order = self.order_of(class_labels, num_images_per_label, options)
-        if request.best_of > 1:
-            raise ConfigError("cannot be shown while it is drawn", field="best_of", found=request.best_of, expected=1,
-                              fix="which candidate is kept is known only at the end")  # fmt: skip
-        return self._rows(order)
 
-    def _rows(self, order: Order) -> Iterator[PartialImages]:
-        watcher = RowWatcher(self)
-        for step in steps(self.prior, order):
-            part = watcher.see(step)
-            if part is not None:
-                yield part
+def _rows(parts: GeneratorParts, request: SampleRequest) -> Iterator[PartialImages]:
+    watcher = RowWatcher(parts)
+    for step in steps(parts.prior, request):
+        part = watcher.see(step)
+        if part is not None:
+            yield part
+
+
+def step_callback(
+    parts: GeneratorParts, on_step_end: OnStepEnd | None, tensor_inputs: Sequence[str], on_row: OnRow | None
+) -> OnStep:
+    """Call ``on_step_end`` after each step, and ``on_row`` after each row; see ``ImageGenerator.__call__``.
+
+    Raises:
+        ConfigError: a tensor that is not in ``CALLBACK_TENSORS``.
+    """
+    _require_tensors("callback_on_step_end_tensor_inputs", tensor_inputs, CALLBACK_TENSORS)
+    watcher = RowWatcher(parts)
+
+    def on_step(step: DecodedCode) -> None:
+        if on_step_end is not None:
+            device = step.codes_B.device
+            tensors = {"codes": step.codes_B, "rows": torch.arange(step.rows.start, step.rows.stop, device=device)}
+            given = {name: tensors[name].clone() for name in tensor_inputs}
+            returned = on_step_end(parts, step.position, step.position, given)
+            _require_tensors("callback_on_step_end", {} if returned is None else returned, tuple(tensor_inputs))
+            if returned and "codes" in returned:
+                _replace_codes(parts, step, returned["codes"])
+        part = None if on_row is None else watcher.see(step)
+        if on_row is not None and part is not None:
+            on_row(parts, part)
+
+    return on_step
+
+
+def _require_tensors(field: str, names: object, known: tuple[str, ...]) -> None:
+    if not isinstance(names, (list, tuple, dict)):
+        raise ConfigError("has the wrong type", field=field, found=repr(names)[:200], expected=f"names of {known}")
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ConfigError("names no tensor of a step", field=field, found=repr(name)[:200], expected=known)
+
+
+def _replace_codes(parts: GeneratorParts, step: DecodedCode, codes: Any) -> None:
+    """Write what a callback returned into a step.
+
+    Raises:
+        DataError: another type or shape, or a code outside the codebook.
+    """
+    n_codes = int(parts.prior.position_tables.size_T[step.position])
+    expected = f"({len(step.codes_B)},) int64 from 0 to {n_codes - 1}"
+    if not isinstance(codes, torch.Tensor) or codes.shape != step.codes_B.shape or codes.dtype != torch.int64:
+        found = (tuple(codes.shape), codes.dtype) if isinstance(codes, torch.Tensor) else type(codes).__name__
+        raise DataError("are not codes", field="callback_on_step_end: codes", found=found, expected=expected)
+    if not bool(((codes >= 0) & (codes < n_codes)).all()):
+        found = f"{int(codes.min())}..{int(codes.max())}"
+        raise DataError("do not exist", field="callback_on_step_end: codes", found=found, expected=expected)
+    step.codes_B.copy_(codes)

@@ -1,4 +1,4 @@
-"""A published checkpoint as names and tensors, whatever file and wrapper it comes in."""
+"""Published checkpoint as named tensors, independent of file format and wrapper."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ import torch
 
 from foundation.errors import CheckpointError
 from foundation.unpickling.torch_files import is_pickle, read_torch_file
-from foundation.unpickling.values import Inert, LazyTensor
+from foundation.unpickling.values import LazyTensor, PickledObject
 
 _WRAPPERS = ("state_dict", "model", "module")
 _MODULE_PARTS = ("_parameters", "_buffers")
 _MAX_DEPTH = 50
 _SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{"BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool},
 }
 
 
@@ -35,9 +28,9 @@ class Checkpoint:
     """Names and tensors.
 
     Attributes:
-        tensors: by the names that the system gives them.
-        beside: what else the files hold, name -> why it is not used.
-        files: where they came from.
+        tensors: by the system's names.
+        beside: other content of the files, name -> reason why it is not used.
+        files: the files.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -50,32 +43,35 @@ class Checkpoint:
         return " + ".join(str(each) for each in self.files)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Sides of a tensor that must be there.
+        """Shape of a required tensor.
 
         Raises:
-            CheckpointError: naming the key that is missing.
+            CheckpointError: the tensor is missing.
         """
         if key not in self.tensors:
-            raise CheckpointError("lacks a tensor", field=self.source, found=f"no {key}",
-                                  fix="the file is cut short or of another format")  # fmt: skip
+            raise self.error("lacks a tensor", found=f"no {key}", fix="the file is truncated or of another format")
         return self.tensors[key].shape
 
+    def error(self, what: str, **known: Any) -> CheckpointError:
+        """An error about these files; ``known`` are found, expected and fix."""
+        return CheckpointError(what, field=self.source, **known)
+
     def has(self, prefix: str) -> bool:
-        """Whether a name begins so."""
+        """Whether a name starts with ``prefix``."""
         return any(key.startswith(prefix) for key in self.tensors)
 
     def below(self, prefix: str, reason: str) -> Checkpoint:
-        """What lies under ``prefix``, without it; the rest goes beside, for ``reason``."""
+        """Select the tensors below ``prefix`` and strip it; the others go to ``beside`` with ``reason``."""
         inner = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
         others = {key: reason for key in self.tensors if not key.startswith(prefix)}
         return Checkpoint(inner, {**self.beside, **others}, self.files)
 
 
 def open_checkpoint(paths: Sequence[Path]) -> Checkpoint:
-    """Open one file, or the two of a system that publishes encoder and decoder apart.
+    """Open one file, or two files of an encoder and a decoder.
 
     Raises:
-        CheckpointError: no such file, a damaged one, one that holds no tensors, or two that hold the same names.
+        CheckpointError: a missing or damaged file, a file without tensors, or two files with the same names.
     """
     tensors: dict[str, LazyTensor] = {}
     beside: dict[str, str] = {}
@@ -83,8 +79,8 @@ def open_checkpoint(paths: Sequence[Path]) -> Checkpoint:
         opened, others = _open_file(path)
         both = sorted(opened.keys() & tensors.keys())
         if both:
-            raise CheckpointError("holds the same tensors as the other file", field=str(path), found=both[0],
-                                  fix="name the encoder's file and the decoder's, or one file of all")  # fmt: skip
+            fix = "give the file of the encoder and that of the decoder, or one file of both"
+            raise CheckpointError("repeats tensors of the other file", field=str(path), found=both[0], fix=fix)
         tensors |= opened
         beside |= others
     return Checkpoint(tensors, beside, tuple(paths))
@@ -93,7 +89,7 @@ def open_checkpoint(paths: Sequence[Path]) -> Checkpoint:
 def _open_file(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise CheckpointError("is not a file", field=str(path), found=found, fix="name the checkpoint file itself")
+        raise CheckpointError("is not a file", field=str(path), found=found, fix="give the checkpoint file")
     with open(path, "rb") as file:
         start = file.read(9)
     beside: dict[str, str] = {}
@@ -102,9 +98,8 @@ def _open_file(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     elif is_pickle(start):
         tensors, beside = unwrap(read_torch_file(path))
     else:
-        raise CheckpointError("is not a checkpoint", field=str(path), found=repr(start),
-                              expected="safetensors, a file of torch.save, or a pickle",
-                              fix="if it is an archive, unpack it and name the file inside")  # fmt: skip
+        expected, fix = "safetensors, a file of torch.save, or a pickle", "unpack an archive and give the file inside"
+        raise CheckpointError("is no checkpoint", field=str(path), found=repr(start), expected=expected, fix=fix)
     if not tensors:
         raise CheckpointError("holds no tensors", field=str(path), found=", ".join(list(beside)[:10]) or "nothing")
     return _named_by_part(tensors), beside
@@ -120,11 +115,11 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
             part = file.get_slice(key)
             dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
             if dtype is None:
-                raise CheckpointError("has an element type that no importer uses", field=f"{path}: {key}",
-                                      found=part.get_dtype())  # fmt: skip
+                what = "has an element type that no importer uses"
+                raise CheckpointError(what, field=f"{path}: {key}", found=part.get_dtype())
             tensors[key] = LazyTensor(tuple(part.get_shape()), dtype, _reader(file, key))
     except (OSError, SafetensorError) as error:
-        fix = "the file is cut off or damaged: take it anew from where it came"
+        fix = "the file is truncated or damaged: copy or download it again"
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     return tensors
 
@@ -134,18 +129,18 @@ def _reader(file: Any, key: str) -> Any:
 
 
 def unwrap(root: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """The state dict in what a file held, and the names beside it.
+    """Find the state dict in the content of a file, and the names beside it.
 
-    A state dict may be the root itself, lie under one of the usual names, or be that of a whole pickled module.
+    A state dict is the root, lies under a usual name, or belongs to a pickled module.
     """
-    if isinstance(root, Inert):
+    if isinstance(root, PickledObject):
         return _module_state(root), {}
     if not isinstance(root, dict):
         return {}, {type(root).__name__: "not a state dict"}
     for name in _WRAPPERS:
         inner = root.get(name)
-        if isinstance(inner, (dict, Inert)):
-            tensors, beside = (_module_state(inner), {}) if isinstance(inner, Inert) else _flat(inner)
+        if isinstance(inner, (dict, PickledObject)):
+            tensors, beside = (_module_state(inner), {}) if isinstance(inner, PickledObject) else _flat(inner)
             if tensors:
                 others = {str(key): f"stands beside {name}" for key in root if key != name}
                 return _without_shell(tensors), {**beside, **others}
@@ -159,18 +154,18 @@ def _flat(state: dict[Any, Any]) -> tuple[dict[str, LazyTensor], dict[str, str]]
 
 
 def _without_shell(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Without the prefix that data-parallel or compiled training puts before every name."""
+    """Strip the prefix of data-parallel or compiled training."""
     for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
-def _module_state(module: Inert, prefix: str = "", depth: int = 0) -> dict[str, LazyTensor]:
-    """The state dict of a pickled module, from its recorded attributes.
+def _module_state(module: PickledObject, prefix: str = "", depth: int = 0) -> dict[str, LazyTensor]:
+    """Collect the state dict of a pickled module from its recorded attributes.
 
     Raises:
-        CheckpointError: modules nested without end.
+        CheckpointError: modules nested too deeply.
     """
     if depth > _MAX_DEPTH:
         raise CheckpointError("holds modules nested too deeply", expected=f"at most {_MAX_DEPTH} levels")
@@ -182,13 +177,13 @@ def _module_state(module: Inert, prefix: str = "", depth: int = 0) -> dict[str, 
                 state[f"{prefix}{key}"] = value
     children = module.attributes.get("_modules")
     for key, child in children.items() if isinstance(children, dict) else ():
-        if isinstance(child, Inert):
+        if isinstance(child, PickledObject):
             state |= _module_state(child, f"{prefix}{key}.", depth + 1)
     return state
 
 
 def _named_by_part(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The dVAE's two files name their tensors alike; the first kernel, 7 x 7 or 1 x 1, says which of the two it is."""
+    """Prefix the equal names of the dVAE's two files; the first kernel is 1 x 1 in the decoder only."""
     first = tensors.get("blocks.input.w")
     if first is None or not all(key.startswith("blocks.") for key in tensors):
         return tensors

@@ -1,4 +1,4 @@
-"""Our tokenizer in the layout of diffusers' ``VQModel`` or ``AutoencoderKL``: the way back from an import."""
+"""Export of a tokenizer to diffusers' ``VQModel`` or ``AutoencoderKL``."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from foundation.storage import durable
 from pipeline.interop.structure import DIFFUSERS
 from pipeline.interop.tokenizer_plan import OWN_PREPROCESS
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.quantizers.config import KLConfig, VQConfig
 from stage1_tokenizer.quantizers.vq import VQ
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_NO_SUCH = "diffusers has no such architecture"
 
 
 def export_to_diffusers(model: TokenizerModel, folder: Path) -> str:
     """Write ``config.json`` and the weights into a new folder.
 
     Args:
-        model: a tokenizer of the VQGAN family with plain nearest codes or a Gaussian latent.
+        model: a tokenizer of the VQGAN family with nearest codes or a Gaussian latent.
         folder: must not exist.
 
     Returns:
-        The name of the class in diffusers that opens it.
+        Name of the class in diffusers.
 
     Raises:
-        ContractError: diffusers has no such architecture; the field is named.
+        ContractError: diffusers has no such architecture; names the field.
         StorageError: the folder exists or cannot be written.
     """
     config = diffusers_config(model)
@@ -48,45 +50,44 @@ def export_to_diffusers(model: TokenizerModel, folder: Path) -> str:
 
 
 def diffusers_config(model: TokenizerModel) -> dict[str, Any]:
-    """The constructor arguments of diffusers' class, and under ``_tessera_preprocess`` how images become pixels.
+    """Constructor arguments of diffusers' class, and the preprocess under ``_tessera_preprocess``.
 
     Raises:
-        ContractError: as ``export_to_diffusers``.
+        ContractError: see ``export_to_diffusers``.
     """
     config, preprocess = model.config, model.preprocess
-    _require_expressible(config)
-    attention = [i in config.attention_levels for i in range(len(config.width_multipliers))]
+    networks = _require_expressible(config)
+    attention = [i in networks.attention_levels for i in range(len(networks.width_multipliers))]
     common = {
         "in_channels": preprocess.n_channels,
         "out_channels": preprocess.n_channels,
         "down_block_types": [f"{'Attn' if each else ''}DownEncoderBlock2D" for each in attention],
         "up_block_types": [f"{'Attn' if each else ''}UpDecoderBlock2D" for each in reversed(attention)],
-        "block_out_channels": [config.base_width * multiplier for multiplier in config.width_multipliers],
-        "layers_per_block": config.n_res_blocks,
+        "block_out_channels": [networks.base_width * multiplier for multiplier in networks.width_multipliers],
+        "layers_per_block": networks.n_res_blocks,
         "act_fn": "silu",
         "latent_channels": config.latent_channels,
-        "norm_num_groups": config.norm_groups,
+        "norm_num_groups": networks.norm_groups,
         "sample_size": preprocess.height,
-        "mid_block_add_attention": config.middle_attention,
+        "mid_block_add_attention": networks.middle_attention,
         OWN_PREPROCESS: to_dict(preprocess),
     }
     quantizer = config.quantizer
-    if isinstance(quantizer, KLConfig):
-        projected = config.projection == "double"
-        return {**common, "_class_name": "AutoencoderKL", "scaling_factor": quantizer.scaling_factor,
-                "use_quant_conv": projected, "use_post_quant_conv": projected}  # fmt: skip
-    assert isinstance(quantizer, VQConfig)
-    return {**common, "_class_name": "VQModel", "num_vq_embeddings": quantizer.codebook_size,
-            "vq_embed_dim": quantizer.width, "norm_type": "group", "scaling_factor": 1.0}  # fmt: skip
+    if isinstance(quantizer, VQConfig):
+        codebook = {"num_vq_embeddings": quantizer.codebook_size, "vq_embed_dim": quantizer.width}
+        return {**common, **codebook, "_class_name": "VQModel", "norm_type": "group", "scaling_factor": 1.0}
+    assert isinstance(quantizer, KLConfig)
+    projected = dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), config.projection == "double")
+    return {**common, **projected, "_class_name": "AutoencoderKL", "scaling_factor": quantizer.scaling_factor}
 
 
 def diffusers_tensors(model: TokenizerModel) -> dict[str, torch.Tensor]:
-    """The weights by diffusers' names; kernels of attention as plain matrices."""
-    n_levels = len(model.config.width_multipliers)
+    """Weights by diffusers' names; attention kernels as matrices."""
+    n_levels = len(_networks(model.config).width_multipliers)
     tensors = {}
     for name, value in model.state_dict().items():
         if not name.startswith("bottleneck.quantizer."):
-            key = DIFFUSERS.peer(name, n_levels)
+            key = DIFFUSERS.upstream(name, n_levels)
             matrix = ".attentions." in key and value.ndim == 4
             tensors[key] = (value[:, :, 0, 0] if matrix else value).detach().cpu().contiguous()
     quantizer = model.bottleneck.quantizer
@@ -95,23 +96,29 @@ def diffusers_tensors(model: TokenizerModel) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _require_expressible(config: TokenizerConfig) -> None:
-    quantizer = config.quantizer
-    projections = ("double", "none") if isinstance(quantizer, KLConfig) else ("plain",)
-    first = config.width_multipliers[0]
+def _networks(config: TokenizerConfig) -> VQGANNetworks:
+    networks = config.networks
+    if not isinstance(networks, VQGANNetworks):
+        raise ContractError(_NO_SUCH, field="networks", found=networks.type_name, expected="vqgan")
+    return networks
+
+
+def _require_expressible(config: TokenizerConfig) -> VQGANNetworks:
+    quantizer, networks = config.quantizer, _networks(config)
+    projections = ("plain",) if config.is_discrete else ("double", "none")
+    first = networks.width_multipliers[0]
     checks: list[tuple[bool, str, object, str]] = [
-        (config.networks == "vqgan", "networks", config.networks, "vqgan"),
-        (config.patch_size == 1, "patch_size", config.patch_size, "1"),
+        (networks.patch_size == 1, "patch_size", networks.patch_size, "1"),
         (config.coarse_halvings == 0, "coarse_halvings", config.coarse_halvings, "0"),
-        (first == 1, "width_multipliers", config.width_multipliers, "1 first"),
-        (isinstance(quantizer, (VQConfig, KLConfig)), "quantizer.type", quantizer.type_name, "vq or kl"),
-        (not getattr(quantizer, "normalize", False), "quantizer.normalize", True, "false: nearest codes as they are"),
+        (first == 1, "width_multipliers", networks.width_multipliers, "1 first"),
+        (quantizer.type_name in ("vq", "kl"), "quantizer.type", quantizer.type_name, "vq or kl"),
+        (not getattr(quantizer, "normalize", False), "quantizer.normalize", True, "false"),
         (config.projection in projections, "projection", config.projection, " or ".join(projections)),
     ]
     if isinstance(quantizer, KLConfig):
-        width = quantizer.width
-        checks.append((width == config.latent_channels, "quantizer.width", width, f"{config.latent_channels}, as many "
-                       "as latent_channels"))  # fmt: skip
+        width, channels = quantizer.width, config.latent_channels
+        checks.append((width == channels, "quantizer.width", width, f"{channels}, the latent_channels"))
     for holds, field, found, expected in checks:
         if not holds:
-            raise ContractError("diffusers has no such architecture", field=field, found=found, expected=expected)
+            raise ContractError(_NO_SUCH, field=field, found=found, expected=expected)
+    return networks

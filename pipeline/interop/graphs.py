@@ -1,7 +1,6 @@
-"""A tokenizer's encoder and decoder as graphs that need none of our code: ``.pt2`` for torch, ``.onnx`` for others.
+"""Export of encoder and decoder as graphs: ``.pt2`` (torch.export) and ``.onnx``.
 
-Both take any number of images of the tokenizer's own size. Every graph is run on real images before it is kept, beside
-the model that it was made from.
+Graphs take any number of images of the tokenizer's own size, and are compared with the model on real images.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 MOST_DIFFERENT_CODES = 1e-3
-"""Share of codes that a graph may choose otherwise, or one code: near ties, which rounding decides."""
+"""largest share of codes that may differ, or one code: near ties depend on rounding"""
 MOST_DIFFERENT_PIXELS = 1e-3
-"""Largest difference of a pixel, of a range of 2."""
+"""largest difference of a pixel in [-1, 1]"""
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One graph and how far it is from the model.
+    """A graph and its deviation from the model.
 
     Attributes:
-        file: its name.
-        checked: ``torch``, ``onnxruntime``, or why it was not run.
-        difference: of the encoder the share of codes that differ, of the decoder and of continuous latents the largest
-            absolute difference; None where it was not run.
+        file: name of the file.
+        checked: ``torch``, ``onnxruntime``, or the reason why it was not run.
+        difference: share of codes that differ, or largest absolute difference of pixels and continuous latents; None if
+            not run.
     """
 
     file: str
@@ -50,14 +49,14 @@ class Exported:
 
 
 class Encoder(nn.Module):
-    """(B, C, Y, X) float32 in [-1, 1] => codes, or latents of a continuous tokenizer."""
+    """(B, C, Y, X) float32 in [-1, 1] => codes, or continuous latents."""
 
     def __init__(self, tokenizer: TokenizerModel) -> None:
         super().__init__()
         self.encoder, self.bottleneck = tokenizer.encoder, tokenizer.bottleneck
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Without the checks of ``TokenizerModel.encode``, whose outcome depends on the data."""
+        """``TokenizerModel.encode`` without its data-dependent checks."""
         return self.bottleneck.encode(self.encoder(images))
 
 
@@ -71,7 +70,7 @@ class Decoder(nn.Module):
         self.grid = preprocess.height // stride, preprocess.width // stride
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Without the checks of ``TokenizerModel.decode``."""
+        """``TokenizerModel.decode`` without its checks."""
         images: torch.Tensor = self.decoder(self.bottleneck.decode(codes, self.grid)).float()
         return images
 
@@ -81,21 +80,21 @@ def export_tokenizer(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, folde
 
     Args:
         tokenizer: in evaluation mode, on the CPU.
-        images_BCYX: real images in [-1, 1] of its own size, two or more, on which the graphs are checked.
-        folder: to make.
+        images_BCYX: two or more real images in [-1, 1] of the tokenizer's size, for the comparison.
+        folder: must not exist.
 
     Returns:
-        The graphs, with what was measured.
+        The graphs and their deviations.
 
     Raises:
-        ContractError: a graph that does not do what the model does.
+        ContractError: a graph deviates from the model.
         StorageError: the folder exists, or the disk refused.
     """
     if len(images_BCYX) < 2:
-        raise ConfigError("are too few to check a graph with", field="images", found=len(images_BCYX), expected=2)
+        raise ConfigError("are too few to check a graph", field="images", found=len(images_BCYX), expected="2 or more")
     if folder.exists():
-        raise StorageError("exists already and is never overwritten", field=str(folder), fix="choose another folder")
-    codes = tokenizer.encode(images_BCYX)  # also makes tables that the recorded graph is to find
+        raise StorageError("exists and is never overwritten", field=str(folder), fix="choose another folder")
+    codes = tokenizer.encode(images_BCYX)  # also computes the tables that the traced graph uses
     decoded = tokenizer.decode(codes)
     parts = (("encoder", Encoder(tokenizer), images_BCYX, codes), ("decoder", Decoder(tokenizer), codes, decoded))
     done: list[Exported] = []
@@ -104,11 +103,14 @@ def export_tokenizer(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, folde
         for name, module, inputs, expected in parts:
             done.extend(_export(temporary, name, module, inputs, expected))
         about = {
-            "format": 1, "fingerprint": tokenizer.fingerprint, "preprocess": to_dict(tokenizer.preprocess),
+            "format": 1,
+            "fingerprint": tokenizer.fingerprint,
+            "preprocess": to_dict(tokenizer.preprocess),
             "code_spec": to_dict(tokenizer.spec) if tokenizer.is_discrete else None,
-            "images": "(B, C, Y, X) float32 in [-1, 1]", "codes": f"(B, {', '.join(map(str, codes.shape[1:]))})",
+            "images": "(B, C, Y, X) float32 in [-1, 1]",
+            "codes": f"(B, {', '.join(map(str, codes.shape[1:]))})",
             "graphs": [asdict(each) for each in done],
-        }  # fmt: skip
+        }
         (temporary / "export.json").write_text(json.dumps(about, indent=1))
 
     durable.publish_folder(folder, fill)
@@ -116,24 +118,23 @@ def export_tokenizer(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, folde
 
 
 def check_images(root: Path, tokenizer: TokenizerModel) -> torch.Tensor:
-    """The held-out images that are stored beside a tokenizer.
+    """Load the validation images stored with a tokenizer.
 
     Raises:
         ConfigError: there are none.
     """
     canary = load_canary(root)
     if canary is None or len(canary.pixels_BYXC) < 2:
-        raise ConfigError("has no images stored beside it to check a graph with", field=str(root),
-                          fix="give images: --images FOLDER")  # fmt: skip
+        raise ConfigError("has no stored images to check a graph", field=str(root), fix="give --images FOLDER")
     return to_unit_range(canary.pixels_BYXC)
 
 
 @torch.no_grad()
 def _export(folder: Path, name: str, module: nn.Module, inputs: torch.Tensor, expected: torch.Tensor) -> list[Exported]:
-    """One part: recorded with two images, checked with all of them and with one."""
+    """Trace one part with two images, then check it with all images and with one."""
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(module.eval(), (inputs[:2],), dynamic_shapes=({0: batch},))
-    program = program.run_decompositions({})  # without the blocks for autocast, which cannot be read back
+    program = program.run_decompositions({})  # removes autocast blocks, which torch.export.load refuses
     torch.export.save(program, folder / f"{name}.pt2")
     with _quiet("torch._export.serde.serialize"):
         loaded = torch.export.load(folder / f"{name}.pt2").module()
@@ -158,7 +159,7 @@ def _export(folder: Path, name: str, module: nn.Module, inputs: torch.Tensor, ex
 
 @contextlib.contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Without the warnings of a logger."""
+    """Silence the warnings of a logger."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -183,19 +184,18 @@ def _checked(
     inputs: torch.Tensor,
     expected: torch.Tensor,
 ) -> Exported:
-    """Run a graph on all inputs at once and on the first alone, and compare.
+    """Compare a graph with the model on all inputs at once and on the first alone.
 
     Raises:
-        ContractError: it differs by more than rounding explains.
+        ContractError: the deviation exceeds rounding.
     """
     difference = max(_difference(run(inputs), expected), _difference(run(inputs[:1]), expected[:1]))
     discrete = not expected.is_floating_point()
     limit = max(MOST_DIFFERENT_CODES, 1 / expected.numel()) if discrete else MOST_DIFFERENT_PIXELS
     if not difference <= limit:
-        what = "of the codes differ" if discrete else "at most differ"
-        raise ContractError("the exported graph does not do what the model does", field=file,
-                            found=f"{difference:.3g} {what}", expected=f"at most {limit:g}",
-                            fix="report it with the tokenizer's config.json")  # fmt: skip
+        found = f"{difference:.3g} {'of the codes differ' if discrete else 'largest difference'}"
+        what, fix = "the graph deviates from the model", "report it with the tokenizer's config.json"
+        raise ContractError(what, field=file, found=found, expected=f"at most {limit:g}", fix=fix)
     return Exported(file, runtime, difference)
 
 

@@ -1,6 +1,6 @@
-"""The formats that can be imported, and how each is recognised by the names of its tensors.
+"""Formats of published checkpoints and their recognition by tensor names.
 
-Import: open, recognise, plan, account for every name, read the values, publish; or refuse and write nothing.
+Import of a published checkpoint: recognise, plan, account, load, publish; or refuse and write nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from foundation.errors import CheckpointError, ConfigError, StorageError, nearest
+from foundation.errors import ConfigError, StorageError, nearest
 from foundation.storage import durable
 from pipeline.interop.checkpoint import Checkpoint, open_checkpoint
 from pipeline.interop.llamagen_gpt import plan_llamagen_gpt
@@ -29,12 +29,12 @@ class Importer:
     """One kind of model in one format; a format may have several kinds.
 
     Attributes:
-        format: what the command line calls it.
-        makes: which part of a generator it gives, or a whole one.
-        signs: regular expressions; the beginning of some name matches each of them.
-        never: regular expressions that no name's beginning matches.
-        plan: looks at names and shapes and says how our model is made of them.
-        takes: those of ``PRIOR_OPTIONS`` that mean something to it.
+        format: name on the command line.
+        makes: tokenizer, prior, or generator (both).
+        signs: regular expressions that each match the start of some name.
+        never: regular expressions that match the start of no name.
+        plan: names and shapes => plan of the import.
+        takes: the ``PRIOR_OPTIONS`` that it uses.
     """
 
     format: str
@@ -45,12 +45,12 @@ class Importer:
     takes: tuple[str, ...] = ()
 
     def share(self, keys: Sequence[str]) -> float:
-        """How much of what it looks for is there, 0 to 1, or below where there is what must not be."""
+        """Share of signs present, 0 to 1; less for each name that must not occur."""
         unfit = len(self.absent(keys)) + sum(_any(sign, keys) for sign in self.never)
         return 1 - unfit / len(self.signs)
 
     def absent(self, keys: Sequence[str]) -> list[str]:
-        """Signs that no name has, for people."""
+        """Signs that no name matches, as text."""
         return [sign.replace("\\", "") for sign in self.signs if not _any(sign, keys)]
 
 
@@ -59,70 +59,64 @@ def _any(sign: str, keys: Sequence[str]) -> bool:
 
 
 PRIOR_OPTIONS = ("tokenizer", "class_names")
-"""Fields of ``Options`` that only priors use."""
+"""fields of ``Options`` that only priors use"""
 _PRIORS = (r"transformer\.", r"cond_stage_model\.transformer_emb")
 _QUANTIZED = (r"quantize\.", r"quantizer\.")
 _SHELL = r"(first_stage_model\.)?"
+_LLAMAGEN = (r"encoder\.conv_blocks\.0\.res\.", r"decoder\.conv_blocks\.0\.res\.", r"quantize\.embedding\.")
+_TAMING = (r"encoder\.down\.0\.block\.", r"decoder\.up\.0\.block\.")
+_KL = (
+    _SHELL + r"encoder\.(down\.0\.block|down_blocks\.0\.resnets)\.",
+    _SHELL + r"decoder\.(up\.0\.block|up_blocks\.0\.resnets)\.",
+    _SHELL + r"encoder\.conv_out\.",
+)
+_NOT_KL = (*(_SHELL + each for each in _QUANTIZED), *_PRIORS, r"decoder\.adaptive\.")
+_DIFFUSERS = (r"encoder\.down_blocks\.0\.resnets\.", r"decoder\.up_blocks\.0\.resnets\.", r"quantize\.embedding\.")
+_DVAE = (r"(encoder|decoder)\.blocks\.group_1\.block_1\.", r"(encoder|decoder)\.blocks\.input\.w")
+_LLAMAGEN_GPT = (r"layers\.0\.attention\.wqkv\.", r"cls_embedding\.embedding_table\.", r"tok_embeddings\.")
+_TAMING_GPT = (r"transformer\.blocks\.0\.attn\.key\.", r"transformer\.tok_emb\.", r"transformer\.pos_emb")
 IMPORTERS: tuple[Importer, ...] = (
-    Importer("llamagen_vq", "tokenizer",
-             (r"encoder\.conv_blocks\.0\.res\.", r"decoder\.conv_blocks\.0\.res\.", r"quantize\.embedding\."),
-             _PRIORS, plan_llamagen_vq),
-    Importer("taming", "tokenizer",
-             (r"encoder\.down\.0\.block\.", r"decoder\.up\.0\.block\.", r"quantize\.(embedding|embed)\."),
-             (*_PRIORS, r"quantizer\."), plan_taming),
-    Importer("sd_kl", "tokenizer",
-             (_SHELL + r"encoder\.(down\.0\.block|down_blocks\.0\.resnets)\.",
-              _SHELL + r"decoder\.(up\.0\.block|up_blocks\.0\.resnets)\.", _SHELL + r"encoder\.conv_out\."),
-             (*(_SHELL + each for each in _QUANTIZED), *_PRIORS, r"decoder\.adaptive\."), plan_sd_kl),
-    Importer("diffusers_vq", "tokenizer",
-             (r"encoder\.down_blocks\.0\.resnets\.", r"decoder\.up_blocks\.0\.resnets\.", r"quantize\.embedding\."),
-             _PRIORS, plan_diffusers_vq),
-    Importer("openai_dvae", "tokenizer",
-             (r"(encoder|decoder)\.blocks\.group_1\.block_1\.", r"(encoder|decoder)\.blocks\.input\.w"), (),
-             plan_openai_dvae),
-    Importer("open_magvit2", "tokenizer",
-             (r"encoder\.down\.0\.block\.", r"decoder\.up\.0\.block\.", r"decoder\.adaptive\.0\.gamma\."), _QUANTIZED,
-             plan_open_magvit2),
-    Importer("rqvae", "tokenizer",
-             (r"encoder\.down\.0\.block\.", r"decoder\.up\.0\.block\.", r"quantizer\.codebooks\.0\."), _PRIORS,
-             plan_rqvae),
-    Importer("llamagen_gpt", "prior",
-             (r"layers\.0\.attention\.wqkv\.", r"cls_embedding\.embedding_table\.", r"tok_embeddings\."), (),
-             plan_llamagen_gpt, PRIOR_OPTIONS),
-    Importer("taming", "generator",
-             (r"transformer\.blocks\.0\.attn\.key\.", r"transformer\.tok_emb\.", r"transformer\.pos_emb"), (),
-             plan_net2net, ("class_names",)),
-)  # fmt: skip
+    Importer("llamagen_vq", "tokenizer", _LLAMAGEN, _PRIORS, plan_llamagen_vq),
+    Importer(
+        "taming", "tokenizer", (*_TAMING, r"quantize\.(embedding|embed)\."), (*_PRIORS, r"quantizer\."), plan_taming
+    ),
+    Importer("sd_kl", "tokenizer", _KL, _NOT_KL, plan_sd_kl),
+    Importer("diffusers_vq", "tokenizer", _DIFFUSERS, _PRIORS, plan_diffusers_vq),
+    Importer("openai_dvae", "tokenizer", _DVAE, (), plan_openai_dvae),
+    Importer("open_magvit2", "tokenizer", (*_TAMING, r"decoder\.adaptive\.0\.gamma\."), _QUANTIZED, plan_open_magvit2),
+    Importer("rqvae", "tokenizer", (*_TAMING, r"quantizer\.codebooks\.0\."), _PRIORS, plan_rqvae),
+    Importer("llamagen_gpt", "prior", _LLAMAGEN_GPT, (), plan_llamagen_gpt, PRIOR_OPTIONS),
+    Importer("taming", "generator", _TAMING_GPT, (), plan_net2net, ("class_names",)),
+)
 
 
 def formats() -> list[str]:
-    """Names that the command line knows."""
+    """Names of the formats."""
     return list(dict.fromkeys(each.format for each in IMPORTERS))
 
 
 def find_importer(checkpoint: Checkpoint, format_name: str | None) -> Importer:
-    """The one importer whose signs a checkpoint has, of the format if one is named.
+    """Find the one importer whose signs a checkpoint has, of the given format if any.
 
     Raises:
-        ConfigError: no such format; the nearest is named.
-        CheckpointError: none or several fit; the nearest is named.
+        ConfigError: no such format; the message suggests the nearest.
+        CheckpointError: none or several fit; the message suggests the nearest.
     """
     keys = list(checkpoint.tensors)
     if format_name is not None and format_name not in formats():
-        raise ConfigError("is not a known format", field="FORMAT", found=format_name,
-                          fix=nearest(format_name, formats()))  # fmt: skip
+        fix = nearest(format_name, formats())
+        raise ConfigError("is not a known format", field="FORMAT", found=format_name, fix=fix)
     asked = [each for each in IMPORTERS if format_name in (None, each.format)]
     fitting = [each for each in asked if each.share(keys) == 1]
     if len(fitting) == 1:
         return fitting[0]
     if len(fitting) > 1:
-        found = ", ".join(each.format for each in fitting)
-        raise CheckpointError("fits several formats", field=checkpoint.source, found=found, fix="name the FORMAT")
+        raise checkpoint.error("fits several formats", found=[each.format for each in fitting], fix="give the FORMAT")
     return _nearly(checkpoint, asked, format_name)
 
 
 def _nearly(checkpoint: Checkpoint, asked: list[Importer], format_name: str | None) -> Importer:
-    """An importer that was named, or nearly fits, so that its check can say what is missing; else a refusal."""
+    """Return a named importer that fits partly, whose check lists missing tensors; otherwise refuse."""
     keys = list(checkpoint.tensors)
     best = max(IMPORTERS, key=lambda each: each.share(keys))
     named = max(asked, key=lambda each: each.share(keys))
@@ -132,7 +126,7 @@ def _nearly(checkpoint: Checkpoint, asked: list[Importer], format_name: str | No
     hint = f"the nearest is {best.format}" if best.share(keys) > 0 else f"known: {', '.join(formats())}"
     absent = named.absent(keys)
     lacking = f"nothing named {', '.join(absent)}" if absent else "the signs of another format"
-    raise CheckpointError(what, field=checkpoint.source, found=f"{lacking}; but {', '.join(keys[:3])}, ...", fix=hint)
+    raise checkpoint.error(what, found=f"{lacking}; but {', '.join(keys[:3])}, ...", fix=hint)
 
 
 ORIGIN = "origin.json"
@@ -140,13 +134,13 @@ ORIGIN = "origin.json"
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did.
+    """Summary of an import.
 
     Attributes:
-        format: of the checkpoint.
+        format: format of the checkpoint.
         makes: tokenizer, prior or generator.
-        notes: what was found or assumed.
-        account: where every name went.
+        notes: facts and assumptions.
+        account: use of every name.
     """
 
     format: str
@@ -156,24 +150,24 @@ class Imported:
 
 
 def import_published(files: Sequence[Path], folder: Path, format_name: str | None, options: Options) -> Imported:
-    """Turn published files into one of our model folders.
+    """Turn published files into a model folder.
 
     Args:
-        files: one file, or the two of a system that publishes two.
+        files: one file, or two of an encoder and a decoder.
         folder: must not exist.
-        format_name: one of ``registry.formats()``; None recognises it by the tensors' names.
-        options: what else the command line says.
+        format_name: one of ``formats()``; None recognises the format by the names of the tensors.
+        options: other settings.
 
     Raises:
-        CheckpointError: a file that is damaged, of no known format, or whose tensors do not fit.
-        ConfigError: an unknown format, or an argument that is missing or does not fit the tensors.
+        CheckpointError: a file is damaged, of no known format, or has other tensors than expected.
+        ConfigError: an unknown format, or an argument that is missing or contradicts the tensors.
         StorageError: the folder exists, or cannot be written.
     """
     if folder.exists():
-        raise StorageError("exists already and is never overwritten", field=str(folder), fix="choose another folder")
+        raise StorageError("exists and is never overwritten", field=str(folder), fix="choose another folder")
     checkpoint = open_checkpoint(files)
     importer = find_importer(checkpoint, format_name)
-    _require_meaning(importer, options)
+    _require_known_options(importer, options)
     plan = importer.plan(checkpoint, options)
     account = account_for(plan, importer.format)
     model = load_values(plan)
@@ -192,9 +186,9 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
     return Imported(importer.format, importer.makes, tuple(plan.notes), account)
 
 
-def _require_meaning(importer: Importer, options: Options) -> None:
+def _require_known_options(importer: Importer, options: Options) -> None:
     for name in PRIOR_OPTIONS:
         given = getattr(options, name)
         if given is not None and name not in importer.takes:
-            raise ConfigError(f"means nothing for a {importer.makes} of the format {importer.format}",
-                              field=f"--{name}", found=str(given), fix="leave it out")  # fmt: skip
+            what, field = f"has no use for a {importer.makes} of {importer.format}", f"--{name.replace('_', '-')}"
+            raise ConfigError(what, field=field, found=str(given), fix="leave it out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from typing import Any
@@ -13,22 +12,22 @@ import torch
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import from_dict, require
 from foundation.errors import ConfigError, ContractError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline.generation.files import GeneratorIndex
 from pipeline.interop.checkpoint import Checkpoint
 from pipeline.interop.plan import Origin, Rule
 from pipeline.interop.priors import PriorPlan, block_origins, build_prior, class_names, with_zero_rows
 from pipeline.interop.published import find_published
 from pipeline.interop.structure import kernel, last_index
-from pipeline.interop.tokenizer_plan import Options, PeerArguments
+from pipeline.interop.tokenizer_plan import Options, UpstreamArguments
 from pipeline.runs.recipe import tokenizer_folder
 from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.cpu_kernels import EPSILON
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.norm import EPSILON
 from stage2_prior.prior import PriorModel
 
 UNBOUND = "no tokenizer"
-"""In place of a fingerprint: such a prior fits no tokenizer."""
+"""instead of a fingerprint: fits no tokenizer"""
 _STRIDE = 16
 _LABEL_DROPOUT = 0.1
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -46,11 +45,11 @@ _PARTS = {
 
 
 def plan_llamagen_gpt(checkpoint: Checkpoint, options: Options) -> PriorPlan:
-    """Sizes from the shapes; heads and grid from the configuration, the table of published models or the tokenizer.
+    """Plan sizes from shapes, heads and grid from the configuration, published models or the tokenizer.
 
     Raises:
         CheckpointError: a tensor is missing.
-        ConfigError: what shapes cannot tell is not said, or contradicts them.
+        ConfigError: an argument is missing or contradicts the tensors.
         ContractError: the tokenizer has other codes than the prior.
     """
     n_codes, d_model = kernel(checkpoint, "tok_embeddings.weight")[:2]
@@ -59,14 +58,15 @@ def plan_llamagen_gpt(checkpoint: Checkpoint, options: Options) -> PriorPlan:
     n_classes = kernel(checkpoint, _CLASSES)[0] - (dropout > 0)
     sizes = {"n_layers": n_layers, "d_model": d_model, "n_codes": n_codes, "n_classes": n_classes}
     published = find_published("llamagen_gpt", sizes)
-    arguments = dataclasses.replace(options.arguments, defaults=published.says if published else {})
+    arguments = dataclasses.replace(options.arguments, defaults=published.arguments)
     n_heads = arguments.require("n_head", "a LlamaGen GPT")
-    arguments.require_agreement({"dim": d_model, "n_layer": n_layers, "vocab_size": n_codes, "num_classes": n_classes,
-                                 "cls_token_num": 1, "model_type": "c2i", "norm_eps": EPSILON, "n_head": n_heads,
-                                 "block_size": options.arguments.find("block_size")})  # fmt: skip
+    expected = {"dim": d_model, "n_layer": n_layers, "n_head": n_heads, "vocab_size": n_codes, "num_classes": n_classes}
+    expected |= {"cls_token_num": 1, "model_type": "c2i", "norm_eps": EPSILON}
+    arguments.require_agreement({**expected, "block_size": options.arguments.find("block_size")})
     tokenizer = None if options.tokenizer is None else TokenizerModel.load(tokenizer_folder(options.tokenizer))
-    grid = _Grid(checkpoint, options, arguments, None if tokenizer is None else tokenizer.spec)
-    spec = grid.spec(n_codes).with_classes(class_names(options.class_names, n_classes))
+    own_spec = None if tokenizer is None else tokenizer.spec
+    side, stride, source = _find_grid(checkpoint, options, arguments, own_spec)
+    spec = _spec(side, stride, n_codes, options, own_spec).with_classes(class_names(options.class_names, n_classes))
     settings = {
         "d_model": d_model,
         "n_layers": n_layers,
@@ -76,110 +76,86 @@ def plan_llamagen_gpt(checkpoint: Checkpoint, options: Options) -> PriorPlan:
         "class_rotation": "zero",
     }
     model = build_prior(settings, spec)
-    notes = (f"has the shapes of {', '.join(published.files)}",) if published else ()
+    bound = f"with the tokenizer in {options.tokenizer}: tessera sample opens the new folder"
+    if tokenizer is None:
+        bound = "bound to no tokenizer: samples codes but no images; import again with --tokenizer FOLDER"
+    notes = (*published.notes, f"grid of {side} x {side} codes, from {source}", bound)
     return PriorPlan(
         checkpoint=checkpoint,
         model=model,
         origins=_origins(model),
-        rules=(Rule(r"freqs_cis$", "a table of rotations, which is computed"),),
-        notes=(f"{n_layers} layers, {model.config.n_heads} heads, width {d_model}", *notes, *grid.notes),
-        index=GeneratorIndex(peer_sampling(arguments, spec.n_codes), dropout),
+        rules=(Rule(r"freqs_cis$", "a computed table of rotations"),),
+        notes=(f"{n_layers} layers, {model.config.n_heads} heads, width {d_model}", *notes),
+        index=GeneratorIndex(upstream_sampling(arguments, spec.n_codes), dropout),
         tokenizer=None if tokenizer is None or options.tokenizer is None else (tokenizer, options.tokenizer),
     )
 
 
-def peer_sampling(arguments: PeerArguments, n_codes: int) -> SamplingConfig:
-    """How images are drawn, from LlamaGen's own arguments: cfg_scale, cfg_interval, temperature, top_k and top_p.
+def upstream_sampling(arguments: UpstreamArguments, n_codes: int) -> SamplingConfig:
+    """Translate LlamaGen's sampling arguments: cfg_scale, cfg_interval, temperature, top_k and top_p.
 
-    A ``cfg_scale`` up to 1 means no guidance, a ``top_k`` of 0 no such filter. With a ``cfg_interval`` of k from 0 on,
-    codes 0 to k + 1 are guided; below 0, all.
+    ``cfg_scale`` <= 1: no guidance. ``top_k`` = 0: no filter. ``cfg_interval`` k >= 0: guidance of codes 0 to k + 1;
+    k < 0: of all codes.
     """
     scale, interval = _number(arguments, "cfg_scale", 1.0), arguments.find("cfg_interval", -1)
     guided = interval + 2 if isinstance(interval, int) and interval >= 0 else n_codes
-    return from_dict(SamplingConfig, {
+    fields = {
         "guidance_scale": float(max(scale, 1.0)),
         "guidance_interval": (0.0, min(guided / n_codes, 1.0)),
         "temperature": float(_number(arguments, "temperature", 1.0)),
         "top_k": arguments.find("top_k") or None,
         "top_p": arguments.find("top_p"),
-    }, "sampling")  # fmt: skip
+    }
+    return from_dict(SamplingConfig, fields, "sampling")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Grid:
-    """The grid of codes, which no tensor tells."""
-
-    checkpoint: Checkpoint
-    options: Options
-    arguments: PeerArguments
-    tokenizer: CodeSpec | None
-
-    def spec(self, n_codes: int) -> CodeSpec:
-        """The specification of the codes, without classes: the tokenizer's, or one that fits no tokenizer."""
-        side = math.isqrt(self._length)
-        if self.tokenizer is None:
-            pixels = side * self._stride
-            level = CodeLevel(height=side, width=side, codebook_size=n_codes)
-            return CodeSpec(levels=(level,), stride=self._stride, fingerprint=UNBOUND,
-                            preprocess=Preprocess(height=pixels, width=pixels))  # fmt: skip
-        found = [(*level.shape, level.codebook_size) for level in self.tokenizer.levels]
-        if found != [(side, side, n_codes)]:
-            raise ContractError("has other codes than the prior", field=f"--tokenizer {self.options.tokenizer}",
-                                found=", ".join(_told(*each[:-1], n=each[-1]) for each in found),
-                                expected=_told(side, side, n=n_codes),
-                                fix="import the tokenizer that the prior was trained on, with --image_size "
-                                    f"{side * self.tokenizer.stride}")  # fmt: skip
-        return self.tokenizer
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Where the grid comes from, and what the prior can do with or without a tokenizer."""
-        side, source = math.isqrt(self._length), self._said[1]
-        bound = f"with the tokenizer in {self.options.tokenizer}: tessera sample opens the new folder"
-        if self.tokenizer is None:
-            bound = "bound to no tokenizer, so that it draws codes but no images: import again with --tokenizer FOLDER"
-        return (f"grid of {side} x {side} codes, as {source} says", bound)
-
-    @property
-    def _length(self) -> int:
-        length, source = self._said
-        square = isinstance(length, int) and length > 0 and math.isqrt(length) ** 2 == length
-        require(square, "block_size", length, f"a square number ({source} says otherwise)")
-        return length
-
-    @functools.cached_property
-    def _said(self) -> tuple[int, str]:
-        own, size = self.options.arguments.find("block_size"), self.options.image_size
-        if size is not None:
-            require(size > 0 and size % self._stride == 0, "--image_size", size, f"a multiple of {self._stride}")
-            length = (size // self._stride) ** 2
-            require(own in (None, length), "--image_size", size, f"a size that has {own} codes, as block_size says")
-            return length, "--image_size"
-        if own is not None:
-            return own, "the configuration"
-        names = [found for path in self.checkpoint.files if (found := _PUBLISHED_NAME.search(path.stem))]
-        if names:
-            return (int(names[0][1]) // _STRIDE) ** 2, f"the name {names[0][0]}"
-        if "block_size" in self.arguments.defaults:
-            return self.arguments.defaults["block_size"], "the table of published models"
-        if self.tokenizer is not None:
-            return self.tokenizer.n_codes, "the tokenizer"
-        raise ConfigError("must be known: no shape tells the grid of codes", field="block_size",
-                          found=f"no --config says it, and {self.checkpoint.source} is not a published name",
-                          fix="give --image_size 256 or 384 (pixels), --tokenizer or --config")  # fmt: skip
-
-    @property
-    def _stride(self) -> int:
-        if self.tokenizer is not None:
-            return self.tokenizer.stride
-        return int(_number(self.options.arguments, "downsample_size", _STRIDE))
+def _find_grid(
+    checkpoint: Checkpoint, options: Options, arguments: UpstreamArguments, tokenizer: CodeSpec | None
+) -> tuple[int, int, str]:
+    """Side of the code grid, pixels per code, and source of the side; no tensor determines them."""
+    own, size = options.arguments.find("block_size"), options.image_size
+    stride = tokenizer.stride if tokenizer else int(_number(options.arguments, "downsample_size", _STRIDE))
+    names = [found for path in checkpoint.files if (found := _PUBLISHED_NAME.search(path.stem))]
+    if size is not None:
+        require(size > 0 and size % stride == 0, "--image-size", size, f"a multiple of {stride}")
+        length, source = (size // stride) ** 2, "--image-size"
+        require(own in (None, length), "--image-size", size, f"a size of {own} codes, the block_size")
+    elif own is not None:
+        length, source = own, "the configuration"
+    elif names:
+        length, source = (int(names[0][1]) // _STRIDE) ** 2, f"the name {names[0][0]}"
+    elif "block_size" in arguments.defaults:
+        length, source = arguments.defaults["block_size"], "the table of published models"
+    elif tokenizer is not None:
+        length, source = tokenizer.n_codes, "the tokenizer"
+    else:
+        unknown = f"neither --config nor a published name in {checkpoint.source}"
+        fix = "give --image-size 256 or 384 (pixels), --tokenizer or --config"
+        raise ConfigError("is needed: shapes lack the code grid", field="block_size", found=unknown, fix=fix)
+    square = isinstance(length, int) and length > 0 and math.isqrt(length) ** 2 == length
+    require(square, "block_size", length, f"a square number, from {source}")
+    return math.isqrt(length), stride, source
 
 
-def _told(*sides: int, n: int) -> str:
+def _spec(side: int, stride: int, n_codes: int, options: Options, tokenizer: CodeSpec | None) -> CodeSpec:
+    """Specification of the codes without classes: the tokenizer's, or one that fits no tokenizer."""
+    if tokenizer is None:
+        preprocess = Preprocess(height=side * stride, width=side * stride)
+        levels = (CodeLevel(height=side, width=side, codebook_size=n_codes),)
+        return CodeSpec(levels=levels, stride=stride, fingerprint=UNBOUND, preprocess=preprocess)
+    if [(*level.shape, level.codebook_size) for level in tokenizer.levels] != [(side, side, n_codes)]:
+        field, expected = f"--tokenizer {options.tokenizer}", _described(side, side, n=n_codes)
+        found = ", ".join(_described(*level.shape, n=level.codebook_size) for level in tokenizer.levels)
+        fix = f"import the prior's own tokenizer, with --image-size {side * stride}"
+        raise ContractError("has other codes than the prior", field=field, found=found, expected=expected, fix=fix)
+    return tokenizer
+
+
+def _described(*sides: int, n: int) -> str:
     return f"{' x '.join(map(str, sides))} codes of {n:,}"
 
 
-def _number(arguments: PeerArguments, name: str, default: float) -> Any:
+def _number(arguments: UpstreamArguments, name: str, default: float) -> Any:
     value = arguments.find(name, default)
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     require(sound, name, value, "a number of at least 0")
@@ -190,7 +166,7 @@ def _origins(model: PriorModel) -> dict[str, Origin]:
     n_rows = model.n_classes + 1
 
     def classes(table_RE: torch.Tensor) -> torch.Tensor:
-        return with_zero_rows(table_RE, n_rows)  # without a null class: it is never asked for
+        return with_zero_rows(table_RE, n_rows)  # a null class that the file lacks is never used
 
     return {
         "class_embedding.weight": Origin((_CLASSES,), classes),

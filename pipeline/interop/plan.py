@@ -1,4 +1,4 @@
-"""From a checkpoint's names to our tensors: what each is made of, and an account of every name."""
+"""Plan of an import: origin of every tensor of a model, and account of every name of the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,17 +15,18 @@ from foundation.unpickling.values import LazyTensor
 from pipeline.interop.checkpoint import Checkpoint
 
 _SHOWN = 5
-_PASSED_OVER = "weights of the last step, in whose place averages are used"
+_AGAIN = "copy or download the file again"
+_PASSED_OVER = "weights of the last step; averages are used instead"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What one of our tensors is made of.
+    """Source of a tensor of the model.
 
     Attributes:
         keys: names in the checkpoint.
-        make: those tensors => ours; it must also work on tensors without values, which tells the shape.
-        passed_over: names that must be there too, but in whose place ``keys`` are used.
+        make: tensors of ``keys`` => ours; must also work on meta tensors, for the shape.
+        passed_over: required names that ``keys`` replace.
     """
 
     keys: tuple[str, ...]
@@ -36,11 +36,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Rule:
-    """Names that are left out on purpose.
+    """Names left out on purpose.
 
     Attributes:
-        pattern: regular expression that the beginning of a name must match.
-        reason: why, for the summary.
+        pattern: regular expression for the start of a name.
+        reason: text for the summary.
     """
 
     pattern: str
@@ -49,10 +49,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Account:
-    """Where every name of a checkpoint went.
+    """Use of every name of a checkpoint.
 
     Attributes:
-        used: names that our tensors are made of.
+        used: names of origins.
         ignored: reason -> names.
     """
 
@@ -60,55 +60,51 @@ class Account:
     ignored: Mapping[str, tuple[str, ...]]
 
     def lines(self) -> list[str]:
-        """For people: one line for what is used, one for each reason why something is not."""
-        told = [f"{len(self.used)} tensors used"]
-        for reason, keys in self.ignored.items():
-            more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            told.append(f"{len(keys)} left out ({reason}): {', '.join(keys[:_SHOWN])}{more}")
-        return told
+        """Format a line for the used tensors and one for each reason to ignore others."""
+        left_out = [f"{len(keys)} left out ({reason}): {_some(keys)}" for reason, keys in self.ignored.items()]
+        return [f"{len(self.used)} tensors used", *left_out]
 
 
-class Plan(Protocol):
-    """What an importer makes of a checkpoint, before anything is read or written but names and shapes."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Result of an importer, from names and shapes alone.
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The part of the file that the model is made of."""
+    Attributes:
+        checkpoint: the part of the file that holds the model.
+        model: our model on torch's meta device.
+        origins: one entry for each tensor of the model's state dict.
+        rules: names left out.
+        notes: facts and assumptions for the summary.
+    """
 
-    @property
-    def model(self) -> nn.Module:
-        """Our model without values (on torch's meta device)."""
-
-    @property
-    def origins(self) -> Mapping[str, Origin]:
-        """One entry for each tensor of the model's state dict."""
-
-    @property
-    def rules(self) -> Sequence[Rule]:
-        """What is left out."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What was found or assumed, for the summary."""
+    checkpoint: Checkpoint
+    model: nn.Module
+    origins: Mapping[str, Origin]
+    rules: tuple[Rule, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Fill an empty folder with the model, which has its values now."""
+        """Fill an empty folder with the loaded model."""
+        raise NotImplementedError
 
 
 def account_for(plan: Plan, format_name: str) -> Account:
-    """Check that a plan uses its checkpoint up: every tensor of ours has its origin, every name is used or left out.
+    """Require an origin for every tensor of the model, and a use or a rule for every name of the checkpoint.
 
     Raises:
-        CheckpointError: naming the tensors that are missing, left over, or of another shape.
+        CheckpointError: names missing tensors, tensors left over, and tensors of another shape.
     """
     own, checkpoint = plan.model.state_dict(), plan.checkpoint
     assert own.keys() == plan.origins.keys(), sorted(own.keys() ^ plan.origins.keys())
     wanted = dict.fromkeys(key for origin in plan.origins.values() for key in origin.keys)
     passed_over = {key for origin in plan.origins.values() for key in origin.passed_over}
     missing = [key for key in (*wanted, *passed_over) if key not in checkpoint.tensors]
-    reshaped = [] if missing else [
+    shapes = {} if missing else _shapes(plan)
+    reshaped = [
         f"{' + '.join(plan.origins[name].keys)} makes {shape}, not {tuple(own[name].shape)}"
-        for name, shape in _shapes(plan).items() if shape != tuple(own[name].shape)]  # fmt: skip
+        for name, shape in shapes.items()
+        if shape != tuple(own[name].shape)
+    ]
     ignored: dict[str, list[str]] = {}
     extra = []
     for key in checkpoint.tensors:
@@ -125,17 +121,17 @@ def account_for(plan: Plan, format_name: str) -> Account:
 
 
 def load_values(plan: Plan) -> nn.Module:
-    """The plan's model with the file's values, float32, in evaluation mode.
+    """Load the file's values into the plan's model, float32, in evaluation mode.
 
     Raises:
-        CheckpointError: a value that is not finite, or data that is not there.
+        CheckpointError: a value is not finite, or data is missing.
     """
     state, checkpoint = {}, plan.checkpoint
     for name, origin in plan.origins.items():
         value = origin.make(*(_float(checkpoint.tensors[key]) for key in origin.keys)).float().clone()
         if not bool(value.isfinite().all()):
-            raise CheckpointError("holds values that are not finite", field=checkpoint.source,
-                                  found=" + ".join(origin.keys), fix="take the file anew")  # fmt: skip
+            found = " + ".join(origin.keys)
+            raise checkpoint.error("holds values that are not finite", found=found, fix=_AGAIN)
         state[name] = value.contiguous()
     plan.model.load_state_dict(state, assign=True)
     return plan.model.eval()
@@ -157,21 +153,20 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(origin.make(*map(empty, origin.keys)).shape)
         except (RuntimeError, IndexError, ValueError) as error:
             found = ", ".join(f"{key} {checkpoint.tensors[key].shape}" for key in origin.keys)
-            raise CheckpointError("has tensors that do not fit together", field=checkpoint.source, found=found,
-                                  fix=str(error).splitlines()[0][:200]) from error  # fmt: skip
+            fix = str(error).splitlines()[0][:200]
+            raise checkpoint.error("has tensors that do not fit together", found=found, fix=fix) from error
     return shapes
 
 
 def _misfit(
     checkpoint: Checkpoint, format_name: str, missing: list[str], extra: list[str], reshaped: list[str]
 ) -> CheckpointError:
-    found = []
-    for what, keys in (("missing", missing), ("left over", extra), ("of another shape", reshaped)):
-        if keys:
-            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            found.append(f"{what}: {', '.join(keys[:_SHOWN])}{more}")
-    fix = "take the file anew, or name the format that it has"
-    if missing and extra:
-        fix = f"{missing[0]}: {nearest(missing[0], extra)}"
-    return CheckpointError(f"does not have the tensors of a {format_name} model", field=checkpoint.source,
-                           found="; ".join(found), fix=fix)  # fmt: skip
+    kinds = (("missing", missing), ("left over", extra), ("of another shape", reshaped))
+    found = "; ".join(f"{what}: {_some(keys)}" for what, keys in kinds if keys)
+    fix = f"{missing[0]}: {nearest(missing[0], extra)}" if missing and extra else f"{_AGAIN}, or give its format"
+    return checkpoint.error(f"does not have the tensors of a {format_name} model", found=found, fix=fix)
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{', '.join(keys[:_SHOWN])}{more}"

@@ -1,12 +1,12 @@
-"""What names and shapes tell about a model of the VQGAN family.
+"""Architecture of a VQGAN-family checkpoint, inferred from names and shapes.
 
-Names of the tensors of the VQGAN family: ours, and those of each system, as one table of patterns for each.
+Tensor names of the VQGAN family in each system, one table of patterns each.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from foundation.errors import CheckpointError
 from pipeline.interop.checkpoint import Checkpoint
 from pipeline.interop.plan import Origin
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)\.(blocks|attentions|resample)\.(.+)")
@@ -22,31 +23,31 @@ _MIDDLE = re.compile(r"(encoder|decoder)\.middle\.(\d)\.(\w+)\.(\w+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How a system calls what we call ``encoder.levels.0.blocks.1.conv1.weight`` and so on."""
+    """A system's names of our tensors such as ``encoder.levels.0.blocks.1.conv1.weight``."""
 
     encoder_level: str
     """prefix of a level of the encoder, ``{i}`` counted from full resolution"""
     decoder_level: str
-    """prefix of a level of the decoder: ``{i}`` counted from full resolution, or ``{k}`` in the order of execution"""
+    """prefix of a level of the decoder, ``{i}`` counted from full resolution or ``{k}`` in the order of execution"""
     block: str
     """a residual block in a level"""
-    attention: str
-    """an attention block in a level"""
-    down: str
-    """downsampling in a level of the encoder"""
-    up: str
-    """upsampling in a level of the decoder"""
     middle: tuple[str, str, str]
     """residual block, attention, residual block at the lowest resolution"""
+    attention: str = "attn"
+    """an attention block in a level"""
+    down: str = "downsample.conv"
+    """downsampling in a level of the encoder"""
+    up: str = "upsample.conv"
+    """upsampling in a level of the decoder"""
     shortcut: str = "nin_shortcut"
     """the 1 x 1 convolution beside a residual block"""
     norm_out: str = "norm_out"
     """the last norm"""
     attention_parts: dict[str, str] = field(default_factory=dict)
-    """our names in an attention block -> theirs, where they differ"""
+    """our names in an attention block -> the system's, if different"""
 
-    def peer(self, own: str, n_levels: int) -> str:
-        """The system's name of one of our tensors outside the quantizer."""
+    def upstream(self, own: str, n_levels: int) -> str:
+        """Translate our name of a tensor outside the quantizer."""
         level = _LEVEL.fullmatch(own)
         if level is not None:
             side, index, kind, rest = level.groups()
@@ -82,26 +83,27 @@ class Naming:
         return self.shortcut if part == "shortcut" else part
 
 
-TAMING = Naming(
-    encoder_level="down.{i}", decoder_level="up.{i}", block="block", attention="attn", down="downsample.conv",
-    up="upsample.conv", middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
-)  # fmt: skip
-"""taming, latent-diffusion, RQ-VAE."""
+_MIDDLE_OF_TAMING = ("mid.block_1", "mid.attn_1", "mid.block_2")
+TAMING = Naming(encoder_level="down.{i}", decoder_level="up.{i}", block="block", middle=_MIDDLE_OF_TAMING)
+"""taming, latent-diffusion, RQ-VAE"""
 LLAMAGEN = Naming(
-    encoder_level="conv_blocks.{i}", decoder_level="conv_blocks.{k}", block="res", attention="attn",
-    down="downsample.conv", up="upsample.conv", middle=("mid.0", "mid.1", "mid.2"),
-)  # fmt: skip
+    encoder_level="conv_blocks.{i}", decoder_level="conv_blocks.{k}", block="res", middle=("mid.0", "mid.1", "mid.2")
+)
 DIFFUSERS = Naming(
-    encoder_level="down_blocks.{i}", decoder_level="up_blocks.{k}", block="resnets", attention="attentions",
-    down="downsamplers.0.conv", up="upsamplers.0.conv", shortcut="conv_shortcut", norm_out="conv_norm_out",
+    encoder_level="down_blocks.{i}",
+    decoder_level="up_blocks.{k}",
+    block="resnets",
     middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
+    attention="attentions",
+    down="downsamplers.0.conv",
+    up="upsamplers.0.conv",
+    shortcut="conv_shortcut",
+    norm_out="conv_norm_out",
     attention_parts={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
-)  # fmt: skip
-OLD_DIFFUSERS = Naming(
-    **{**DIFFUSERS.__dict__,
-       "attention_parts": {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}},
-)  # fmt: skip
-"""Files from before diffusers renamed the parts of its attention."""
+)
+_OLD_PARTS = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
+OLD_DIFFUSERS = replace(DIFFUSERS, attention_parts=_OLD_PARTS)
+"""files from before diffusers renamed the parts of its attention"""
 _MAX_LEVELS = 16
 _MAX_BLOCKS = 64
 _ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
@@ -109,7 +111,7 @@ _ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """Sizes of encoder and decoder, with the meaning of the fields of ``TokenizerConfig``."""
+    """Sizes of encoder and decoder; fields as in ``VQGANNetworks``."""
 
     image_channels: int
     base_width: int
@@ -122,21 +124,21 @@ class Structure:
 
     @property
     def n_levels(self) -> int:
-        """Resolutions."""
+        """Number of resolutions."""
         return len(self.width_multipliers)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Fields of ``TokenizerConfig``."""
+    def networks(self) -> dict[str, Any]:
+        """Fields of ``VQGANNetworks``."""
         names = ("base_width", "width_multipliers", "n_res_blocks", "attention_levels", "middle_attention")
-        return {**{name: getattr(self, name) for name in names}, "latent_channels": self.latent_channels}
+        return {name: getattr(self, name) for name in names}
 
 
 def read_structure(checkpoint: Checkpoint, naming: Naming) -> Structure:
     """Infer the sizes.
 
     Raises:
-        CheckpointError: a tensor without which they cannot be told is missing, or widths that are no multiples.
+        CheckpointError: a required tensor is missing, or widths are no multiples of the first.
     """
     base, image_channels = kernel(checkpoint, "encoder.conv_in.weight")[:2]
     n_levels = 1 + last_index(checkpoint, naming.any_encoder_level, _MAX_LEVELS)
@@ -155,10 +157,10 @@ def read_structure(checkpoint: Checkpoint, naming: Naming) -> Structure:
 
 
 def kernel(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
-    """Sides of a tensor that must have at least one, none of them 0.
+    """Shape of a required tensor of two or more dimensions, none of size 0.
 
     Raises:
-        CheckpointError: missing, or not a kernel.
+        CheckpointError: missing, or another shape.
     """
     shape = checkpoint.shape(key)
     if len(shape) < 2 or 0 in shape:
@@ -170,38 +172,37 @@ def multiples(checkpoint: Checkpoint, widths: list[int], base: int) -> tuple[int
     """Widths as multiples of the first.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: they are no multiples.
     """
     if any(width % base for width in widths):
-        raise CheckpointError("has levels whose widths are no multiples of the first convolution's",
-                              field=checkpoint.source, found=widths, expected=f"multiples of {base}")  # fmt: skip
+        raise checkpoint.error("has levels of unexpected widths", found=widths, expected=f"multiples of {base}")
     return tuple(width // base for width in widths)
 
 
 def last_index(checkpoint: Checkpoint, pattern: re.Pattern[str], limit: int) -> int:
-    """The largest number that group 1 of a pattern has among the names; 0 if none matches.
+    """Largest number in group 1 of a pattern among the names; 0 if none matches.
 
     Raises:
-        CheckpointError: at least ``limit``.
+        CheckpointError: ``limit`` or more.
     """
     matches = (pattern.match(key) for key in checkpoint.tensors)
     found = max((int(each[1][:9]) for each in matches if each), default=0)
     if found >= limit:
-        raise CheckpointError("has a number in a name that is too large", field=checkpoint.source, found=found,
-                              expected=f"below {limit}")  # fmt: skip
+        raise checkpoint.error("has too large a number in a name", found=found, expected=f"below {limit}")
     return found
 
 
 def network_origins(model: TokenizerModel, naming: Naming) -> dict[str, Origin]:
-    """Origins of everything but the quantizer; kernels of attention may be stored as plain matrices."""
-    n_levels = len(model.config.width_multipliers)
-    origins = {}
-    for name in model.state_dict():
-        if not name.startswith("bottleneck.quantizer."):
-            key = naming.peer(name, n_levels)
-            made = _as_kernel if _ATTENTION_KERNEL.search(name) else torch.Tensor.detach
-            origins[name] = Origin((key,), made)
-    return origins
+    """Origins of all tensors outside the quantizer; attention kernels may be stored as matrices."""
+    assert isinstance(model.config.networks, VQGANNetworks)
+    n_levels = len(model.config.networks.width_multipliers)
+    return {
+        name: Origin(
+            (naming.upstream(name, n_levels),), _as_kernel if _ATTENTION_KERNEL.search(name) else torch.Tensor.detach
+        )
+        for name in model.state_dict()
+        if not name.startswith("bottleneck.quantizer.")
+    }
 
 
 def _as_kernel(weight: torch.Tensor) -> torch.Tensor:

@@ -9,21 +9,15 @@ from collections.abc import Mapping
 import torch
 
 from foundation.config import require
-from foundation.errors import CheckpointError, ConfigError
+from foundation.errors import ConfigError
+from pipeline.generation.files import GeneratorIndex
 from pipeline.interop.checkpoint import Checkpoint
 from pipeline.interop.plan import Origin, Rule
-from pipeline.interop.priors import (
-    GeneratorPlan,
-    Pair,
-    block_origins,
-    build_prior,
-    class_names,
-    drawn_plainly,
-    with_zero_rows,
-)
+from pipeline.interop.priors import GeneratorPlan, Pair, block_origins, build_prior, class_names, with_zero_rows
 from pipeline.interop.structure import kernel, last_index
-from pipeline.interop.tokenizer_plan import Options, PeerArguments, TokenizerPlan
+from pipeline.interop.tokenizer_plan import Options, TokenizerPlan, UpstreamArguments
 from pipeline.interop.vqgan_family import plan_taming
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 _FIRST = "first_stage_model."
@@ -45,11 +39,11 @@ _PARTS = {
 
 
 def plan_net2net(checkpoint: Checkpoint, options: Options) -> GeneratorPlan:
-    """The class-conditional and the unconditional one, with the tokenizer that lies in the same file.
+    """Plan a class-conditional or unconditional prior with the tokenizer of the same file.
 
     Raises:
-        CheckpointError: a tensor is missing, the condition is an image, or there are fewer places than codes.
-        ConfigError: what shapes cannot tell is not said, or contradicts them.
+        CheckpointError: a tensor is missing, the condition is an image, or there are fewer positions than codes.
+        ConfigError: an argument is missing or contradicts the tensors.
     """
     _require_no_image(checkpoint)
     inner = checkpoint.below(_FIRST, "")
@@ -58,13 +52,12 @@ def plan_net2net(checkpoint: Checkpoint, options: Options) -> GeneratorPlan:
     length = kernel(checkpoint, "transformer.pos_emb")[1]
     n_layers, layout = 1 + last_index(checkpoint, _LAYER, _MAX_LAYERS), first.model.layout
     n_heads = options.arguments.require("n_head", "a Net2NetTransformer")
-    options.arguments.require_agreement({"vocab_size": vocab_size, "block_size": length, "n_layer": n_layers,
-                                         "n_embd": d_model, "n_unmasked": 0, "n_head": n_heads})  # fmt: skip
+    expected = {"vocab_size": vocab_size, "block_size": length, "n_layer": n_layers, "n_embd": d_model}
+    options.arguments.require_agreement({**expected, "n_unmasked": 0, "n_head": n_heads})
     if not layout.codebook_size <= vocab_size or layout.n_codes > length:
-        raise CheckpointError("has a transformer that is too small for its tokenizer's codes", field=checkpoint.source,
-                              found=f"{vocab_size} indices at {length} places",
-                              expected=f"{layout.codebook_size} at {layout.n_codes}",
-                              fix="give --image_size, if the images are smaller")  # fmt: skip
+        found, needed = f"{vocab_size} indices, {length} positions", f"{layout.codebook_size} and {layout.n_codes}"
+        what, fix = "has a transformer too small for its tokenizer", "give --image-size if the images are smaller"
+        raise checkpoint.error(what, found=found, expected=needed, fix=fix)
     rows, names = _condition(options, vocab_size)
     settings = {
         "d_model": d_model,
@@ -85,45 +78,47 @@ def plan_net2net(checkpoint: Checkpoint, options: Options) -> GeneratorPlan:
         rules=(
             *(Rule(re.escape(_FIRST) + each.pattern, each.reason) for each in first.rules),
             Rule(r"transformer\.blocks\.\d+\.attn\.mask$", "the causal mask"),
-            Rule(re.escape(_CONDITION), "names the condition, and has no part in drawing codes"),
+            Rule(re.escape(_CONDITION), "the condition's names, unused in sampling"),
         ),
         notes=(f"{n_layers} layers, {model.prior.config.n_heads} heads, width {d_model}", *_notes(model), *first.notes),
-        index=drawn_plainly(label_dropout=0.0),
+        index=GeneratorIndex(SamplingConfig(), label_dropout=0.0),
     )
 
 
 def _require_no_image(checkpoint: Checkpoint) -> None:
     key = next((key for key in checkpoint.tensors if re.match(r"cond_stage_model\.(encoder|quantize)\.", key)), None)
     if key is not None:
-        raise CheckpointError("is conditioned on images, which no prior here is", field=checkpoint.source, found=key,
-                              expected="a prior of classes, or of images alone",
-                              fix="its tokenizer can be imported from the file that it was trained from")  # fmt: skip
+        expected, fix = (
+            "a class-conditional or unconditional prior",
+            "import its tokenizer from the tokenizer's own file",
+        )
+        raise checkpoint.error("is conditioned on images", found=key, expected=expected, fix=fix)
 
 
 def _condition(options: Options, vocab_size: int) -> tuple[slice, tuple[str, ...]]:
-    """Rows of the table that stand for conditions, and names of the classes; none without a class.
+    """Rows of the embedding table of the conditions, and class names (empty if unconditional).
 
     Raises:
-        ConfigError: nothing says what the condition is, or it is neither a class nor nothing.
+        ConfigError: the condition is unknown, or neither a class nor none.
     """
     arguments = options.arguments
     stage = arguments.find("cond_stage_config")
     if isinstance(stage, Mapping) and str(stage.get("target")).endswith("CoordStage"):
-        raise ConfigError("is conditioned on coordinates, which no prior here is", found=stage["target"],
-                          field=f"{arguments.source}: cond_stage_config", expected="classes, or none")  # fmt: skip
+        what, expected = "is a condition on coordinates", "classes, or none"
+        raise arguments.error("cond_stage_config", what, found=stage["target"], expected=expected)
     if _is_unconditional(arguments):
         token = arguments.find("sos_token", 0)
         require(isinstance(token, int) and 0 <= token < vocab_size, "sos_token", token, f"0..{vocab_size - 1}")
         if options.class_names is not None:
-            raise ConfigError("means nothing for a prior without classes", field="--class_names",
-                              found=str(options.class_names), fix="leave it out")  # fmt: skip
+            what, found = "has no use for a prior without classes", str(options.class_names)
+            raise ConfigError(what, field="--class-names", found=found, fix="leave it out")
         return slice(token, token + 1), ()
-    n_classes = arguments.require("n_classes", "a Net2NetTransformer (an unconditional one says sos_token)")
+    n_classes = arguments.require("n_classes", "a Net2NetTransformer (sos_token of an unconditional one)")
     require(isinstance(n_classes, int) and 0 < n_classes <= vocab_size, "n_classes", n_classes, f"1..{vocab_size}")
     return slice(0, n_classes), class_names(options.class_names, n_classes)
 
 
-def _is_unconditional(arguments: PeerArguments) -> bool:
+def _is_unconditional(arguments: UpstreamArguments) -> bool:
     if arguments.find("n_classes") is not None:
         return False
     none = arguments.find("cond_stage_config") == "__is_unconditional__"
@@ -131,7 +126,7 @@ def _is_unconditional(arguments: PeerArguments) -> bool:
 
 
 def _within(first: TokenizerPlan) -> dict[str, Origin]:
-    """The tokenizer's origins by the names that they have in the whole file."""
+    """The tokenizer's origins by their names in the whole file."""
     return {
         f"tokenizer.{name}": dataclasses.replace(each, keys=tuple(_FIRST + key for key in each.keys))
         for name, each in first.origins.items()
@@ -142,7 +137,7 @@ def _origins(model: PriorModel, conditions: slice) -> dict[str, Origin]:
     table, n_rows, n_places = "transformer.tok_emb.weight", model.n_classes + 1, model.n_codes + 1
 
     def classes(table_VE: torch.Tensor) -> torch.Tensor:
-        return with_zero_rows(table_VE[conditions], n_rows)  # classes have no null class: it is never asked for
+        return with_zero_rows(table_VE[conditions], n_rows)  # there is no null class; its row is never used
 
     def places(table_1TE: torch.Tensor) -> torch.Tensor:
         return with_zero_rows(table_1TE[0], n_places)  # the last code is never an input
@@ -160,6 +155,6 @@ def _origins(model: PriorModel, conditions: slice) -> dict[str, Origin]:
 
 def _notes(model: Pair) -> tuple[str, ...]:
     extra, n_classes = model.prior.config.extra_codes, model.prior.n_classes
-    more = (f"{extra} indices have no image; they are never drawn for one",) if extra else ()
+    more = (f"{extra} indices are no image codes and are never sampled",) if extra else ()
     knows = f"{n_classes} classes and no null class: no guidance" if n_classes else "unconditional"
     return (knows, *more)

@@ -1,6 +1,6 @@
-"""The plan of a tokenizer, and what its folder holds.
+"""Import plan of a tokenizer, and the images of its canary.
 
-``--config FILE``: what a system's own configuration says about a checkpoint, by the system's own argument names.
+Upstream arguments: the configuration file of a checkpoint's own system (``--config``).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import yaml
 from torch import nn
 
 from foundation.config import from_dict, require
-from foundation.errors import CheckpointError, ConfigError, nearest
-from foundation.images.preprocess import Preprocess
+from foundation.errors import ConfigError, nearest
+from foundation.images.config import Preprocess
 from pipeline.interop.checkpoint import Checkpoint
-from pipeline.interop.plan import Origin, Rule
+from pipeline.interop.plan import Origin, Plan, Rule
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-_OF_OTHER_THINGS = {"lossconfig", "data", "lightning", "optimizer", "scheduler_config", "tensors", "notes", "wrapper"}
+_OTHER_SECTIONS = {"lossconfig", "data", "lightning", "optimizer", "scheduler_config", "tensors", "notes", "wrapper"}
 
 
 @dataclass(frozen=True)
-class PeerArguments:
-    """Arguments in a JSON or YAML file, wherever in its tree they stand.
+class UpstreamArguments:
+    """Arguments at any depth of a JSON or YAML file, by the system's own names.
 
     Attributes:
-        values: the file's tree; empty without a file.
-        source: the file, for messages.
-        defaults: what holds where the file says nothing: what is known of a published model.
+        values: content of the file; empty without a file.
+        source: path, for messages.
+        defaults: arguments of a published model, used if the file lacks them.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -44,131 +44,121 @@ class PeerArguments:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self, name: str, default: Any = None) -> Any:
-        """The value of an argument; of those that stand at different depths, the one nearest the root.
+        """Value of an argument; the one nearest the root if several exist.
 
         Raises:
-            ConfigError: two values at one depth that differ.
+            ConfigError: two different values at one depth.
         """
         level = [self.values]
         while level:
             found = [each[name] for each in level if name in each]
             if found:
                 if any(each != found[0] for each in found):
-                    raise ConfigError("is said twice, with different values", field=f"{self.source}: {name}",
-                                      found=found)  # fmt: skip
+                    raise self.error(name, "has several values", found=found)
                 return found[0]
-            level = [inner for each in level for key, inner in each.items()
-                     if isinstance(inner, Mapping) and key not in _OF_OTHER_THINGS]  # fmt: skip
+            inner = [(key, value) for each in level for key, value in each.items()]
+            level = [value for key, value in inner if isinstance(value, Mapping) and key not in _OTHER_SECTIONS]
         return self.defaults.get(name, default)
 
     def require(self, name: str, of: str) -> Any:
-        """The value of an argument that the tensors' shapes cannot tell.
+        """Value of an argument that tensor shapes do not determine.
 
         Raises:
-            ConfigError: it is not said.
+            ConfigError: neither the file nor a published model has it.
         """
         value = self.find(name)
         if value is None:
-            lacking = f"{self.source} does not say it" if self.source else "no --config"
-            raise ConfigError(f"must be known: the shapes of {of} cannot tell it, and no published model has them",
-                              field=name, found=lacking, fix=f"give --config FILE that says {name}")  # fmt: skip
+            what = f"is needed: shapes of {of} do not determine it, and no published model has these shapes"
+            found = f"{self.source} without it" if self.source else "no --config"
+            raise ConfigError(what, field=name, found=found, fix=f"give a --config FILE with {name}")
         return value
 
-    def require_agreement(self, told: Mapping[str, Any]) -> None:
-        """Refuse a file that belongs to another model.
+    def require_agreement(self, expected: Mapping[str, Any]) -> None:
+        """Refuse the file of another model.
 
         Args:
-            told: argument -> what the tensors' shapes say it is.
+            expected: argument -> value that the tensors' shapes imply.
 
         Raises:
-            ConfigError: naming the argument and both values, or that the file has none of these arguments.
+            ConfigError: a value differs, or the file has none of these arguments.
         """
         known = 0
-        for name, value in told.items():
-            found = PeerArguments(self.values, self.source).find(name)
+        for name, value in expected.items():
+            found = UpstreamArguments(self.values, self.source).find(name)
             found = list(found) if isinstance(found, (list, tuple)) else found
             if found is not None and found != value:
-                raise ConfigError("does not fit the tensors", field=f"{self.source}: {name}", found=found,
-                                  expected=value, fix="give the configuration of this checkpoint")  # fmt: skip
+                fix = "give the configuration of this checkpoint"
+                raise self.error(name, "contradicts the tensors", found=found, expected=value, fix=fix)
             known += found is not None
         if self.values and not known:
-            raise ConfigError("says nothing about this format's models", field=self.source,
-                              expected=f"arguments such as {', '.join(list(told)[:4])}",
-                              fix=nearest(next(iter(self.values)), told))  # fmt: skip
+            names, fix = ", ".join(list(expected)[:4]), nearest(next(iter(self.values)), expected)
+            raise ConfigError("has no argument of this format", field=self.source, expected=f"e.g. {names}", fix=fix)
+
+    def error(self, name: str, what: str, **known: Any) -> ConfigError:
+        """An error about one argument of the file; ``known`` are found, expected and fix."""
+        return ConfigError(what, field=f"{self.source}: {name}", **known)
 
 
-def read_arguments(path: Path | None) -> PeerArguments:
+def read_arguments(path: Path | None) -> UpstreamArguments:
     """Read a configuration file, JSON or YAML.
 
     Raises:
         ConfigError: missing, unreadable or not a mapping.
     """
     if path is None:
-        return PeerArguments()
+        return UpstreamArguments()
     try:
         values = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read: {str(error)[:300]}", field=f"--config {path}",
-                          fix="give the system's own JSON or YAML file") from error  # fmt: skip
+        what, fix = f"cannot be read: {str(error)[:300]}", "give the system's own JSON or YAML file"
+        raise ConfigError(what, field=f"--config {path}", fix=fix) from error
     if not isinstance(values, dict):
         raise ConfigError("holds no arguments", field=f"--config {path}", found=type(values).__name__)
-    return PeerArguments(values, str(path))
+    return UpstreamArguments(values, str(path))
 
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)  # to YAML, 1e-05 would be a text
+        return json.loads(text)  # YAML reads 1e-05 as text
     except json.JSONDecodeError:
         return yaml.safe_load(text)
 
 
 USUAL_SIZE = 256
 OWN_PREPROCESS = "_tessera_preprocess"
-"""argument under which our own export says how images become pixels"""
-_CANARY_CODES = 1024  # so that one code in a thousand may differ
+"""argument in which ``export_to_diffusers`` stores the preprocess"""
+_CANARY_CODES = 1024  # one code in a thousand may differ
 LOSS = Rule(r"loss\.", "the training loss with its discriminator and perceptual network")
 AVERAGES = Rule(r"model_ema\.", "averages of the weights")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says beside the files.
+    """Settings of an import.
 
     Attributes:
         arguments: the system's own configuration.
-        averaged: take averaged weights where the system itself evaluates with them.
+        averaged: use averaged weights if the system evaluates with them.
         image_size: side of the tokenizer's images in pixels; None takes the system's.
-        tokenizer: a folder of ours with the tokenizer whose codes a prior draws; None for one that is not known.
-        class_names: a text file with a name a line, in the order of the labels; None calls them by their numbers.
+        tokenizer: folder of the tokenizer whose codes a prior draws; None if unknown.
+        class_names: text file with a name a line, in the order of the labels; None takes the numbers as names.
     """
 
-    arguments: PeerArguments = field(default_factory=PeerArguments)
+    arguments: UpstreamArguments = field(default_factory=UpstreamArguments)
     averaged: bool = True
     image_size: int | None = None
     tokenizer: Path | None = None
     class_names: Path | None = None
 
 
-@dataclass(frozen=True)
-class TokenizerPlan:
-    """See ``plan.Plan``.
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPlan(Plan):
+    """Import plan of a tokenizer."""
 
-    Attributes:
-        checkpoint: the part of the file that it is made of.
-        model: our tokenizer, without values.
-        origins: what its tensors are made of.
-        rules: what is left out.
-        notes: what was found or assumed.
-    """
-
-    checkpoint: Checkpoint
     model: TokenizerModel
-    origins: Mapping[str, Origin]
-    rules: tuple[Rule, ...]
-    notes: tuple[str, ...]
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Fill an empty folder with the model and, if it makes codes, a canary."""
+        """Fill an empty folder with the model and, if discrete, a canary."""
         assert isinstance(model, TokenizerModel)
         model.save(folder)
         if model.is_discrete:
@@ -185,52 +175,46 @@ def plan_tokenizer(
     rules: tuple[Rule, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> TokenizerPlan:
-    """Build the model without values and ask for the origins of its tensors."""
+    """Build the model on the meta device, and the plan of its tensors."""
     with torch.device("meta"):
         model = TokenizerModel(config, preprocess)
-    found = (f"{config.networks} networks, {config.quantizer.type_name}, stride {config.stride}",)
-    return TokenizerPlan(checkpoint, model, origins(model), rules, found + notes)
+    found = (f"{config.networks.type_name} networks, {config.quantizer.type_name}, stride {config.stride}",)
+    return TokenizerPlan(checkpoint=checkpoint, model=model, origins=origins(model), rules=rules, notes=found + notes)
 
 
 def image_settings(
-    checkpoint: Checkpoint, options: Options, image_channels: int, stride: int, said: int | None
+    checkpoint: Checkpoint, options: Options, image_channels: int, stride: int
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """How images become pixels for an imported tokenizer, and a note if its size is assumed.
+    """Choose the preprocess of an imported tokenizer, with a note if the size is assumed.
 
     Args:
         checkpoint: for messages.
-        options: may name a size.
+        options: may give a size, directly or in the system's configuration.
         image_channels: 3 or 1.
         stride: pixels per code.
-        said: the side that the system's configuration or the table of published models says.
 
     Raises:
         CheckpointError: another number of channels.
         ConfigError: a size that is no multiple of the stride.
     """
     if image_channels not in (1, 3):
-        raise CheckpointError("is of images that are neither colour nor grey", field=checkpoint.source,
-                              found=f"{image_channels} channels", expected="3 or 1")  # fmt: skip
+        raise checkpoint.error("has images neither RGB nor grey", found=f"{image_channels} channels", expected="3 or 1")
     ours = options.arguments.find(OWN_PREPROCESS)
     if ours is not None and options.image_size is None:
         return from_dict(Preprocess, ours, OWN_PREPROCESS), ()
-    size = options.image_size or said or USUAL_SIZE
-    name = "--image_size" if options.image_size else "resolution"
+    sides = [options.arguments.find(name) for name in ("resolution", "sample_size")]
+    configured = next((side for side in sides if isinstance(side, int)), None)
+    size = options.image_size or configured or USUAL_SIZE
+    name = "--image-size" if options.image_size else "resolution"
     sound = isinstance(size, int) and size > 0 and size % stride == 0
-    require(sound, name, size, f"a multiple of the stride, {stride}", "give --image_size")
-    assumed = options.image_size is None and said is None
-    notes = (f"size {size} x {size} assumed, since nothing says it; --image_size sets it",) if assumed else ()
+    require(sound, name, size, f"a multiple of the stride, {stride}", "give --image-size")
+    assumed = options.image_size is None and configured is None
+    notes = (f"size {size} x {size} assumed; --image-size sets it",) if assumed else ()
     return Preprocess(height=size, width=size, mode="RGB" if image_channels == 3 else "L"), notes
 
 
-def said_size(arguments: PeerArguments, *names: str) -> int | None:
-    """The side of the images that a configuration says, under the first of these names that it has."""
-    values: list[Any] = [arguments.find(name) for name in names]
-    return next((value for value in values if isinstance(value, int)), None)
-
-
 def canary_pictures(n_images: int, preprocess: Preprocess) -> np.ndarray:
-    """(B, Y, X, C) uint8: the same smooth gradients, edges and noise every time, different from image to image."""
+    """(B, Y, X, C) uint8: repeatable smooth gradients, edges and noise, different in each image."""
     rng = np.random.default_rng(0)
     sides = (n_images, preprocess.height, preprocess.width)
     rows, columns = np.meshgrid(np.linspace(-1, 1, sides[1]), np.linspace(-1, 1, sides[2]), indexing="ij")

@@ -1,4 +1,4 @@
-"""Pictures of what a generator can do with given images, for the report: drawn once, at the end of a run."""
+"""Gallery of edited images for the report: completion, inpainting, variations, other classes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.randomness import derive_seed
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
-from pipeline.edit_commands import kept_pixels
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.inputs import below_rows, pixel_mask
+from pipeline.generation.inputs import below_rows, kept_pixels, pixel_mask
 from pipeline.report.plots import picture
 from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.canary import load_canary
@@ -25,22 +24,21 @@ from stage1_tokenizer.canary import load_canary
 _N_IMAGES, _N_RESULTS, _MOST_CLASSES = 6, 3, 10
 _SHARES = (0.125, 0.25, 0.5)
 _CAPTIONS = "captions.json"
+Picture = tuple[Image.Image, str]
+"""a picture and its caption"""
 
 
-def draw_run_uses(folder: RunFolder, seed: int, device: torch.device) -> None:
-    """``draw_uses`` of a finished run, of the images beside its tokenizer; nothing if it is done or there are none."""
+def draw_run_gallery(folder: RunFolder, seed: int, device: torch.device) -> None:
+    """``draw_gallery`` of a finished run's canary images, unless it is there or the run has none."""
     canary = load_canary(folder.tokenizer)
-    if folder.uses.exists() or canary is None:
+    if folder.gallery.exists() or canary is None:
         return
     generator = ImageGenerator.from_pretrained(folder.root).to(device)
-    draw_uses(generator, canary.pixels_BYXC, folder.uses, seed=seed)
+    draw_gallery(generator, canary.pixels_BYXC, folder.gallery, seed=seed)
 
 
-def draw_uses(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, *, seed: int) -> None:
-    """Make a folder of pictures: completion, inpainting, variations, other classes.
-
-    A prior that knows no null class is asked for no images without a class, so that inpainting and variations are left
-    out.
+def draw_gallery(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, *, seed: int) -> None:
+    """Publish a folder of pictures; inpainting and variations are left out for a prior without a null class.
 
     Args:
         generator: of the run.
@@ -51,7 +49,7 @@ def draw_uses(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, 
     pixels = pixels_BYXC[:_N_IMAGES]
     images, first = to_unit_range(pixels), derive_seed(seed, "uses") % 2**31
     knows_nothing = generator.label_dropout != 0 or not generator.labels
-    drawn: dict[str, tuple[Image.Image, str]] = {}
+    drawn: dict[str, Picture] = {}
     if generator.spec.levels[-1].height > 1:
         drawn["completion"] = _completion(generator, pixels, images, first)
     if knows_nothing:
@@ -68,7 +66,7 @@ def draw_uses(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Path, 
     durable.publish_folder(folder, fill)
 
 
-def uses_section(folder: Path) -> str:
+def gallery_section(folder: Path) -> str:
     """The pictures as HTML; empty where there are none.
 
     Raises:
@@ -80,9 +78,7 @@ def uses_section(folder: Path) -> str:
     return "".join(picture(Image.open(folder / f"{name}.png"), html.escape(text)) for name, text in captions.items())
 
 
-def _completion(
-    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
-) -> tuple[Image.Image, str]:
+def _completion(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     options: Any = {"seed": seed, "output_type": "pt", "guess_class": bool(generator.labels)}
     output = generator.complete(images, rows=0.5, num_images=_N_RESULTS, **options)
     kept = kept_pixels(pixels, below_rows(0.5, generator.spec).numpy())
@@ -91,9 +87,7 @@ def _completion(
     return _rows(pixels, kept, output.images), caption
 
 
-def _inpainting(
-    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
-) -> tuple[Image.Image, str]:
+def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     level = generator.spec.levels[-1]
     mask_HW = torch.zeros(level.height, level.width, dtype=torch.bool)
     mask_HW[level.height // 4 : -(-level.height * 3 // 4), level.width // 4 : -(-level.width * 3 // 4)] = True
@@ -103,16 +97,14 @@ def _inpainting(
     return _rows(pixels, kept, output.images), caption
 
 
-def _variations(
-    generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int
-) -> tuple[Image.Image, str]:
+def _variations(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     varied = [generator.vary(images, share, num_images=2, seed=seed, output_type="pt").images for share in _SHARES]
     each_BRCYX = torch.cat([part.unflatten(0, (len(pixels), 2)) for part in varied], 1)
     shares = ", ".join(f"{share:.1%}" for share in _SHARES)
     return _rows(pixels, None, each_BRCYX.flatten(0, 1)), f"Held-out images; {shares} of their codes drawn anew, twice."
 
 
-def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> tuple[Image.Image, str]:
+def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     names = list(generator.labels)
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), _MOST_CLASSES)).round().astype(int))
     classes = [names[i] for i in shown]

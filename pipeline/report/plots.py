@@ -1,6 +1,6 @@
-"""The plots and pictures of a report, as HTML figures that need no other file.
+"""Plots and pictures of a report as inline HTML figures.
 
-What the report says about the likelihood of codes: by place in the grid, by class, beside models that count.
+Likelihood of codes in a report: by position, by class, beside count models.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from foundation.codes.usage import CodeUsage
 Rows = Sequence[dict[str, Any]]
 
 
-def tokenizer_plot(train: Rows, held_out: Rows) -> str:
-    """Losses, reconstruction and use of the codebook over the steps of stage 1."""
-    if not train or not held_out:
+def tokenizer_plot(train: Rows, validation: Rows) -> str:
+    """Losses, reconstruction and code usage over the steps of stage 1."""
+    if not train or not validation:
         return ""
     figure, (left, middle, right) = figure_panels(3)
     left.semilogy(*_series(train, "loss_pixel"), label="pixel", linewidth=1)
@@ -31,25 +31,25 @@ def tokenizer_plot(train: Rows, held_out: Rows) -> str:
         left.semilogy(*_series(train, "loss_perceptual"), label="perceptual", linewidth=1)
     left.set(title="Tokenizer: training losses", xlabel="step")
     left.legend()
-    middle.plot(*_series(held_out, "psnr"), marker=".")
-    middle.set(title="Tokenizer: held-out PSNR", xlabel="step", ylabel="dB")
-    right.set(title="Tokenizer: held-out use of codes", xlabel="step")
-    if "code_usage" in held_out[-1]:
-        right.plot(*_series(held_out, "code_usage"), marker=".", color="tab:orange")
-        for name in sorted(name for name in held_out[-1] if re.fullmatch(r"code_usage_\d+", name)):
-            right.plot(*_series(held_out, name), linestyle=":", color="tab:orange")
+    middle.plot(*_series(validation, "psnr"), marker=".")
+    middle.set(title="Tokenizer: validation PSNR", xlabel="step", ylabel="dB")
+    right.set(title="Tokenizer: validation code usage", xlabel="step")
+    if "code_usage" in validation[-1]:
+        right.plot(*_series(validation, "code_usage"), marker=".", color="tab:orange")
+        for name in sorted(name for name in validation[-1] if re.fullmatch(r"code_usage_\d+", name)):
+            right.plot(*_series(validation, name), linestyle=":", color="tab:orange")
         right.set(ylabel="share in use (orange)", ylim=(0, 1.02))
         perplexity = right.twinx()
-        perplexity.plot(*_series(held_out, "code_perplexity"), marker=".", color="tab:green")
+        perplexity.plot(*_series(validation, "code_perplexity"), marker=".", color="tab:green")
         perplexity.set(ylabel="perplexity (green)", ylim=(0, None))
     else:
         right.text(0.5, 0.5, "a continuous latent has no codes", ha="center", transform=right.transAxes)
-    several = ", dotted for each codebook" if "code_usage_0" in held_out[-1] else ""
-    return plot(figure, f"Loss while training; reconstruction; share of the codes in use{several}, and perplexity.")
+    several = ", dotted for each codebook" if "code_usage_0" in validation[-1] else ""
+    return plot(figure, f"Training loss; reconstruction; share of codes in use{several}, and perplexity.")
 
 
 def adversary_plot(train: Rows) -> str:
-    """How the discriminator does; empty without one."""
+    """Logits, loss and weight of the discriminator; empty without one."""
     rows = [row for row in train if "discriminator_loss" in row]
     if not rows:
         return ""
@@ -63,21 +63,21 @@ def adversary_plot(train: Rows) -> str:
             right.plot(*_series(rows, name), label=label, linewidth=1)
     right.set(title="Discriminator: loss and weight", xlabel="step", yscale="log")
     right.legend()
-    return plot(figure, "Logits that part for good mean that the discriminator has won, and teaches nothing more.")
+    return plot(figure, "Logits that stay apart: the discriminator has won, and its gradient is useless.")
 
 
-def prior_plot(train: Rows, held_out: Rows) -> str:
+def prior_plot(train: Rows, validation: Rows) -> str:
     """Bits per code over the steps of stage 2."""
-    if not train or not held_out:
+    if not train or not validation:
         return ""
     figure, (axis,) = figure_panels(1)
     steps, nats = _series(train, "loss")
     axis.plot(steps, np.asarray(nats, float) / math.log(2), linewidth=1, label="training (with dropout)")
-    axis.plot(*_series(held_out, "bits_per_code"), marker=".", label="held-out")
-    axis.axhline(held_out[-1]["unigram_bits_per_code"], linestyle="--", color="gray", label="code frequencies alone")
+    axis.plot(*_series(validation, "bits_per_code"), marker=".", label="validation")
+    axis.axhline(validation[-1]["unigram_bits_per_code"], linestyle="--", color="gray", label="code frequencies alone")
     axis.set(title="Prior: bits per code", xlabel="step")
     axis.legend()
-    return plot(figure, "Lower is better; a held-out curve that turns up is a prior that memorises.")
+    return plot(figure, "Lower is better; a rising validation curve means overfitting.")
 
 
 def usage_plot(usages: dict[str, CodeUsage]) -> str:
@@ -96,7 +96,7 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
             title = f"{name}: {counts.share_used:.1%} used, perplexity {counts.perplexity:,.0f}"
             axis.set(title=title, xlabel="codes, most frequent first", ylabel="share of all codes", yscale="log")
         figures += plot(figure, "; ".join(names[start : start + 2]))
-    return figures + "<p class='lead'>A flat top with a steep end means that the codebook is well used.</p>"
+    return figures + "<p class='lead'>A flat top with a steep end means good codebook usage.</p>"
 
 
 def picture(image: Image.Image, caption: str) -> str:
@@ -139,43 +139,45 @@ _CLASSES_SHOWN = 40
 
 
 def likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows for the table of figures, of a ``PriorEvaluation.as_json``."""
+    """Rows of the table of figures, from ``PriorEvaluation.as_json``."""
     numbers = found["metrics"]
     return [
         ("&nbsp;&nbsp;frequencies of training codes need", f"{numbers['count_unigram_bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;counts of left and upper neighbours need", f"{numbers['count_neighbour_bits_per_code']:.3f}"),
-        ("Codes' bits per pixel dimension, held-out", f"{numbers['bits_per_value']:.4f}"),
+        ("Codes' bits per pixel dimension, validation", f"{numbers['bits_per_value']:.4f}"),
     ]
 
 
-def place_plot(found: dict[str, Any]) -> str:
-    """A heat map for each slot: how many bits a code costs at each place of the grid."""
-    places = found["bits_by_place"]
-    lowest = min(min(map(min, each["bits"])) for each in places)
-    highest = max(max(map(max, each["bits"])) for each in places)
+def position_plot(found: dict[str, Any]) -> str:
+    """A heat map for each slot: bits per code at each position of the grid."""
+    slots = found["bits_by_place"]
+    lowest = min(min(map(min, each["bits"])) for each in slots)
+    highest = max(max(map(max, each["bits"])) for each in slots)
     figures = ""
-    for start in range(0, len(places), 3):
-        shown = places[start : start + 3]
+    for start in range(0, len(slots), 3):
+        shown = slots[start : start + 3]
         figure, axes = figure_panels(len(shown))
         for axis, each in zip(axes, shown, strict=True):
             image = axis.imshow(each["bits"], vmin=lowest, vmax=highest, cmap="viridis")
-            axis.set(title=_slot_name(each, places), xlabel="column of the grid", ylabel="row of the grid")
+            axis.set(title=_slot_name(each, slots), xlabel="column of the grid", ylabel="row of the grid")
             for side in (axis.xaxis, axis.yaxis):
                 side.get_major_locator().set_params(integer=True)
             figure.colorbar(image, ax=axis, label="bits per code")
-        figures += plot(figure, "Held-out bits per code at each place. Codes come row by row: the first see the least.")
+        figures += plot(
+            figure, "Validation bits per code at each position, in row order: the first codes have the least context."
+        )
     return figures
 
 
 def class_plot(found: dict[str, Any]) -> str:
-    """A bar for each class, the hardest first; of many classes the extremes. Empty without classes."""
+    """A bar for each class, the hardest first; only the extremes of many classes. Empty without classes."""
     rows = sorted(found["bits_by_class"], key=lambda row: -row["bits_per_code"])
     if len(rows) < 2:
         return ""
-    caption = "Held-out bits per code of each class, the hardest first."
+    caption = "Validation bits per code of each class, the hardest first."
     if len(rows) > _CLASSES_SHOWN:
         half = _CLASSES_SHOWN // 2
-        caption = f"Held-out bits per code: the {half} hardest and the {half} easiest of {len(rows):,} classes."
+        caption = f"Validation bits per code: the {half} hardest and the {half} easiest of {len(rows):,} classes."
         rows = rows[:half] + rows[-half:]
     figure, (axis,) = figure_panels(1)
     figure.set_size_inches(6.4, 1.2 + 0.2 * len(rows))
@@ -191,7 +193,7 @@ def class_plot(found: dict[str, Any]) -> str:
     return plot(figure, caption)
 
 
-def _slot_name(each: dict[str, Any], places: list[dict[str, Any]]) -> str:
-    parts = [f"grid {each['level'] + 1}"] if any(other["level"] for other in places) else []
-    parts += [f"depth {each['depth'] + 1}"] if any(other["depth"] for other in places) else []
-    return "Prior: bits by place" + (f", {', '.join(parts)}" if parts else "")
+def _slot_name(each: dict[str, Any], slots: list[dict[str, Any]]) -> str:
+    parts = [f"grid {each['level'] + 1}"] if any(other["level"] for other in slots) else []
+    parts += [f"depth {each['depth'] + 1}"] if any(other["depth"] for other in slots) else []
+    return "Prior: bits by position" + (f", {', '.join(parts)}" if parts else "")

@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained file that shows a run."""
+"""Report of a run as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 
 from PIL import Image
 
-from foundation.codes.dataset import TokenAccess, TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import read_manifest
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
+from foundation.hardware import TokenAccess
 from foundation.images.preprocess import GRID_GAP
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.evaluation.reconstruction import originals_above_reconstructions
-from pipeline.report.gallery import uses_section
+from pipeline.report.gallery import gallery_section
 from pipeline.report.plots import (
     adversary_plot,
     class_plot,
     inline_image,
     likelihood_rows,
     picture,
-    place_plot,
+    position_plot,
     prior_plot,
     tokenizer_plot,
     usage_plot,
@@ -34,7 +36,7 @@ from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-_SAMPLES_FIX = "delete that folder and run tessera run again: they are drawn again"
+_SAMPLES_FIX = "delete that folder and run tessera run again, which samples again"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --muted: #777; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -51,33 +53,29 @@ table.samples th { padding-right: .75rem; text-align: right; font-weight: normal
 
 
 def write_report(folder: RunFolder) -> None:
-    """Write ``report.html`` from what the run folder holds.
-
-    Args:
-        folder: a finished run; of a continuous tokenizer, which has no codes and no prior, its first stage.
-    """
+    """Write ``report.html`` of a finished run, or of the first stage with a continuous tokenizer."""
     recipe = folder.load_recipe()
     tokenizer = TokenizerModel.load(folder.tokenizer)
-    train, held_out = read_metrics(folder.metrics, "tokenizer", "train"), _held_out(folder, "tokenizer")
+    train, validation = read_metrics(folder.metrics, "tokenizer", "train"), _validation(folder, "tokenizer")
     sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
-    curves = tokenizer_plot(train, held_out) + adversary_plot(train)
+    curves = tokenizer_plot(train, validation) + adversary_plot(train)
     if tokenizer.is_discrete:
         usages = _usages(folder, recipe.machine.tokens)
         likelihood = kept_evaluation(folder, "validation", _device(recipe))
-        uses = uses_section(folder.uses)
-        curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _held_out(folder, "prior"))
+        gallery = gallery_section(folder.gallery)
+        curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _validation(folder, "prior"))
         sections = [
             ("Samples", _samples(folder)),
-            *([("Uses", uses)] if uses else []),
+            *([("Gallery", gallery)] if gallery else []),
             ("Figures", _figures_table(folder, recipe.machine.tokens, usages, likelihood)),
             *sections,
             ("Training", _warnings(folder) + curves),
-            ("What the prior finds hard", place_plot(likelihood) + class_plot(likelihood)),
+            ("What the prior finds hard", position_plot(likelihood) + class_plot(likelihood)),
             ("Use of the codebook", usage_plot(usages)),
             ("Data", _data(folder)),
         ]
     else:
-        sections = [("Figures", _continuous_table(held_out)), *sections, ("Training", _warnings(folder) + curves)]
+        sections = [("Figures", _continuous_table(validation)), *sections, ("Training", _warnings(folder) + curves)]
     sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text())}</pre>"))
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
@@ -90,7 +88,7 @@ def write_report(folder: RunFolder) -> None:
 
 
 def _usages(folder: RunFolder, access: TokenAccess) -> dict[str, CodeUsage]:
-    """Usage of each codebook in each split, by a name for the reader; the held-out ones last."""
+    """Usage of each codebook in each split, by name; validation last."""
     usages = {}
     for split in ("train", "validation"):
         dataset = TokenDataset(folder.codes, split, access)
@@ -134,12 +132,12 @@ def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
     canary = load_canary(folder.tokenizer)
     if canary is None:
         return "<p>No images are stored beside the tokenizer.</p>"
-    caption = "Held-out images above what the tokenizer makes of them from their codes alone."
+    caption = "Validation images above their reconstructions."
     return picture(originals_above_reconstructions(tokenizer, canary.pixels_BYXC), caption)
 
 
 def _device(recipe: Recipe) -> str:
-    """Where the run itself computes."""
+    """Device of the run."""
     import torch
 
     return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
@@ -148,9 +146,9 @@ def _device(recipe: Recipe) -> str:
 def _figures_table(
     folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
 ) -> str:
-    held_out = [usage for name, usage in usages.items() if name.startswith("validation")]
-    total, n_entries = summarize(held_out), sum(len(usage.counts_V) for usage in held_out)
-    tokenizer, prior = _held_out(folder, "tokenizer"), _held_out(folder, "prior")
+    validation = [usage for name, usage in usages.items() if name.startswith("validation")]
+    total, n_entries = summarize(validation), sum(len(usage.counts_V) for usage in validation)
+    tokenizer, prior = _validation(folder, "tokenizer"), _validation(folder, "prior")
     if not tokenizer or not prior:
         return "<p>There are no metrics in the run folder.</p>"
     spec = TokenDataset(folder.codes, "validation", access).spec
@@ -158,30 +156,35 @@ def _figures_table(
     values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
     bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)
     rows = [
-        ("Reconstruction, held-out PSNR", f"{tokenizer[-1]['psnr']:.2f} dB"),
-        ("Reconstruction, held-out SSIM", f"{tokenizer[-1]['ssim']:.3f}"),
-        ("Codes in use, held-out", f"{total.share_used:.1%} of {n_entries:,}"),
-        ("Code perplexity, held-out", f"{total.perplexity:,.1f}"),
+        *_reconstruction_rows(tokenizer),
+        ("Codes in use, validation", f"{total.share_used:.1%} of {n_entries:,}"),
+        ("Code perplexity, validation", f"{total.perplexity:,.1f}"),
         ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits; {values * 8 / bits:,.1f}x smaller than pixels)"),
-        ("Prior, held-out bits per code", f"{last['bits_per_code']:.3f}"),
-        ("&nbsp;&nbsp;a code of equal chances needs", f"{bits / spec.n_codes:.3f}"),
+        ("Prior, validation bits per code", f"{last['bits_per_code']:.3f}"),
+        ("&nbsp;&nbsp;uniform codes need", f"{bits / spec.n_codes:.3f}"),
         ("&nbsp;&nbsp;code frequencies alone need", f"{last['unigram_bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;below code frequencies", f"{last['below_unigram']:.1%}"),
         *likelihood_rows(likelihood),
-        ("Prior, held-out bits per image", f"{last['bits_per_image']:,.1f}"),
+        ("Prior, validation bits per image", f"{last['bits_per_image']:,.1f}"),
         ("Prior, loss at the end over its best", f"{last['nats_per_code'] / best - 1:+.2%}"),
     ]
     return _table(rows)
 
 
-def _continuous_table(held_out: list[dict[str, Any]]) -> str:
-    if not held_out:
+def _continuous_table(validation: list[dict[str, Any]]) -> str:
+    if not validation:
         return "<p>There are no metrics in the run folder.</p>"
-    return _table([
-        ("Reconstruction, held-out PSNR", f"{held_out[-1]['psnr']:.2f} dB"),
-        ("Reconstruction, held-out SSIM", f"{held_out[-1]['ssim']:.3f}"),
-        ("Codes", "none: the latent is continuous, so there is no prior and there are no samples"),
-    ])  # fmt: skip
+    return _table(
+        [*_reconstruction_rows(validation), ("Codes", "none: the latent is continuous, so there is no prior")]
+    )
+
+
+def _reconstruction_rows(validation: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    last = validation[-1]
+    return [
+        ("Reconstruction, validation PSNR", f"{last['psnr']:.2f} dB"),
+        ("Reconstruction, validation SSIM", f"{last['ssim']:.3f}"),
+    ]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -191,20 +194,18 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
-    rows = []
-    for split, entry in manifest["splits"].items():
-        rows.append(f"<tr><td>{split}</td><td class='number'>{entry['rows']:,} rows</td></tr>")
+    rows = [(split, f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
     bad = [
         f"<tr><td>{html.escape(each['image_id'])}</td><td>{html.escape(each['reason'])}</td></tr>"
         for entry in manifest["splits"].values()
         for each in entry["failures"]
     ]
     listed = f"<h3>Unusable images ({len(bad)})</h3><table>{''.join(bad[:200])}</table>" if bad else ""
-    return f"<table>{''.join(rows)}</table>{listed}"
+    return _table(rows) + listed
 
 
-def _held_out(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
-    """The evaluations of a stage, whole rows only; what was not finite is shown as such."""
+def _validation(folder: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """Read the complete evaluations of a stage; values that were not finite become NaN."""
     needed = "psnr" if stage == "tokenizer" else "nats_per_code"
     rows = [row for row in read_metrics(folder.metrics, stage, "held_out") if needed in row]
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]

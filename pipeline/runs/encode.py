@@ -1,4 +1,4 @@
-"""What one process is asked to do in an export, and the export of a run folder."""
+"""Encoding stage of a run: one process's part in the export of its codes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from foundation.codes.dataset import read_manifest
+from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
-from foundation.images.image_set import DataConfig, open_splits
+from foundation.images.config import DataConfig
+from foundation.images.image_set import open_splits
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
 from pipeline.encoding.plan import EncodeConfig
 from pipeline.runs.folder import RunFolder
@@ -18,14 +19,14 @@ from pipeline.work_sharing import Part
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """What one process does.
+    """Settings of one process.
 
     Attributes:
-        part: the files it begins with.
+        part: share of the files to begin with.
         wait: stay until the dataset is finished.
-        retry: encode the images that failed again.
-        max_bad: share of images that may fail.
-        quiet: without a progress bar.
+        retry: encode failed images again.
+        max_bad: share of images that may fail, 0 to 1.
+        quiet: no progress bar.
     """
 
     part: Part = field(default_factory=Part)
@@ -36,14 +37,14 @@ class ExportJob:
 
 
 def open_export(run: str | Path, device: str = "cpu") -> Export:
-    """Take part in the export of a run folder whose tokenizer is frozen.
+    """Open the export of a run folder with a frozen tokenizer.
 
     Args:
         run: the run folder.
-        device: where to encode.
+        device: device of the tokenizer.
 
     Raises:
-        CheckpointError, DataError, ContractError, StorageError: as ``export_of`` and ``RunFolder.load_recipe``.
+        CheckpointError, DataError, ContractError, StorageError: see ``export_of`` and ``RunFolder.load_recipe``.
     """
     folder = RunFolder(Path(run))
     recipe = folder.load_recipe()
@@ -51,20 +52,20 @@ def open_export(run: str | Path, device: str = "cpu") -> Export:
 
 
 def export_of(folder: RunFolder, data: DataConfig, config: EncodeConfig, device: torch.device) -> Export:
-    """The export of the images that ``data`` names with a run's tokenizer.
+    """Open the export of the images of ``data`` with a run's tokenizer.
 
     Raises:
-        DataError: there is no tokenizer yet, or nothing to read.
-        ContractError: the images are to be preprocessed otherwise than the tokenizer expects; or as ``Export``.
-        StorageError: as ``Export``.
+        DataError: no tokenizer yet, or no images.
+        ContractError: ``data`` has another preprocess than the tokenizer; see also ``Export``.
+        StorageError: see ``Export``.
     """
     if not folder.tokenizer.exists():
-        raise DataError("there is no tokenizer yet", field=str(folder.tokenizer),
-                        fix="run tessera train-tokenizer first")  # fmt: skip
+        fix = "run tessera train-tokenizer first"
+        raise DataError("there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
     export = Export(folder.tokenizer, open_splits(data), folder.codes, config, device)
-    if export.tokenizer.preprocess != data.preprocess:
-        raise ContractError("images are not preprocessed as the tokenizer expects", field="data.preprocess",
-                            found=data.preprocess, expected=export.tokenizer.preprocess)  # fmt: skip
+    found, expected = data.preprocess, export.tokenizer.preprocess
+    if found != expected:
+        raise ContractError("differs from the tokenizer's", field="data.preprocess", found=found, expected=expected)
     return export
 
 
@@ -72,12 +73,12 @@ def encode_run(folder: RunFolder, data: DataConfig, config: EncodeConfig, device
     """Take part in a run's export.
 
     Returns:
-        Whether the dataset is finished; if not, other processes are still at it.
+        Whether the dataset is finished; otherwise other processes still encode.
 
     Raises:
-        DataError: it is finished, and more images failed than ``job.max_bad`` allows; or as ``export_of``.
-        Interrupted: SIGTERM or SIGINT came.
-        ContractError, StorageError: as ``export_of``.
+        DataError: the dataset is finished with more failures than ``job.max_bad``; see also ``export_of``.
+        Interrupted: on SIGTERM or SIGINT.
+        ContractError, StorageError: see ``export_of``.
     """
     if job.retry or not is_encoded(folder.codes):
         export = export_of(folder, data, config, device)

@@ -1,4 +1,4 @@
-"""What a recipe costs before it runs: parameters, FLOPs, tokens, compression, hours on this machine."""
+"""Cost of a recipe before it runs: parameters, FLOPs, tokens, compression, hours on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundation.training.fit import FitConfig
+from foundation.training.config import FitConfig
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
@@ -21,30 +21,30 @@ from stage2_prior.config import PriorTraining
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
 
-_MEASURED_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # of the forward pass that is timed: a second or so
+_MEASURED_FLOPS = {"cpu": 2e11, "cuda": 2e13}  # FLOPs of a timed forward pass, about a second
 _TIMED_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One line for each quantity.
+    """Table of quantities.
 
     Attributes:
-        rows: (what, how much), for a reader.
+        rows: (quantity, value) as text.
     """
 
     rows: list[tuple[str, str]]
 
     def text(self) -> str:
-        """A table."""
+        """Format the table."""
         width = max(len(name) for name, _ in self.rows)
         return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in self.rows)
 
 
 def estimate(recipe: Recipe, device: torch.device) -> Estimate:
-    """Build both models with random weights, count, and time a few real training steps on noise.
+    """Build both models with random weights, count, and time a few training steps on noise.
 
-    A VGG16 has random weights, which take as long: an estimate downloads nothing.
+    VGG16 has random weights too, so an estimate downloads nothing.
     """
     from accelerate import Accelerator
 
@@ -98,7 +98,8 @@ def _prior_rows(prior: PriorModel, training: PriorTraining) -> list[tuple[str, s
     forward = _flops_of_one_image(prior) / prior.n_codes
     n_bytes = sum(each.numel() * each.element_size() for each in prior.parameters())
     averaged = training.average_decay > 0
-    copies = 5 if averaged else 4  # the weights, their gradient, AdamW's two moments, the average
+    held = "weights, gradients, moments, average" if averaged else "weights, gradients, moments"
+    copies = 5 if averaged else 4  # AdamW has two moments
     n_codes = training.fit.batch_size * prior.n_codes
     parts: dict[str, list[nn.Module]] = {
         "embeddings": [m for m in prior.children() if isinstance(m, nn.Embedding)],
@@ -110,13 +111,12 @@ def _prior_rows(prior: PriorModel, training: PriorTraining) -> list[tuple[str, s
         ("prior parameters", f"{_parameters(prior) / 1e6:.2f} million ({counts})"),
         ("prior FLOPs per token", f"forward {forward / 1e6:,.2f}, training {3 * forward / 1e6:,.2f} million"),
         ("prior FLOPs in training", f"{3 * forward * n_codes * training.fit.steps:.3g} ({n_codes:,} tokens a step)"),
-        ("prior bytes", f"{_size(n_bytes)} on disk; {_size(copies * n_bytes)} in training: weights, gradients, "
-                        f"moments{', average' if averaged else ''}; activations come on top"),
-    ]  # fmt: skip
+        ("prior bytes", f"{_size(n_bytes)} on disk; {_size(copies * n_bytes)} in training ({held}), plus activations"),
+    ]
 
 
 def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
-    """Seconds of an optimizer step at the recipe's batch size, the adversary at work if it has one."""
+    """Seconds of an optimizer step at the recipe's batch size, with the adversary if any."""
     training, model = recipe.tokenizer.training, task.model
     preprocess = model.preprocess
     shape = (preprocess.n_channels, preprocess.height, preprocess.width)
@@ -128,14 +128,14 @@ def _tokenizer_step_seconds(recipe: Recipe, task: TokenizerTask) -> float:
 
 
 def prior_step_seconds(task: PriorTask, fit: FitConfig, *, n_steps: int = _TIMED_STEPS) -> float:
-    """Seconds of an optimizer step of a task that nobody needs afterwards.
+    """Seconds of an optimizer step of a disposable task.
 
-    A batch too large to be timed in reasonable time is timed in part, and its time taken as proportional.
+    A large batch is timed in part and scaled in proportion.
 
     Args:
-        task: freshly built; its weights are trained on zeros.
-        fit: the batch size, and the last step, which is the one timed.
-        n_steps: steps timed, after one that is not.
+        task: new; trains on zeros.
+        fit: gives the batch size and the step number, its last.
+        n_steps: timed steps, after one warm-up step.
     """
     model, device = task.model, _device(task.model)
     batch = _timed_batch(model, _flops_of_one_image(model), fit.batch_size)
@@ -146,7 +146,7 @@ def prior_step_seconds(task: PriorTask, fit: FitConfig, *, n_steps: int = _TIMED
 
 
 def _flops_of_one_image(prior: PriorModel) -> float:
-    """Of a forward pass that predicts all its codes."""
+    """FLOPs of a forward pass over all codes of an image."""
     tokens = torch.zeros(1, prior.n_codes, dtype=torch.int64, device=_device(prior))
     labels = torch.full((1,), prior.null_class, device=tokens.device)
     return _flops(lambda: prior(tokens, labels))

@@ -1,4 +1,4 @@
-"""The folder that a recipe produces: where each part lives, and what is done already."""
+"""Run folder: paths of its parts, and the recipe that owns it."""
 
 from __future__ import annotations
 
@@ -11,83 +11,59 @@ from foundation.storage import durable
 from pipeline.runs.recipe import Recipe, determining, load_recipe, recipe_text
 
 
+class _Below:
+    """Path of a part below a run folder's root."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, owner: type) -> Path:
+        return folder.root / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths below ``root``; the existence of a part says that it is complete."""
+    """Paths below ``root``; a part that exists is complete."""
 
     root: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.root / "recipe.yaml"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The frozen tokenizer, a model folder."""
-        return self.root / "tokenizer"
-
-    @property
-    def codes(self) -> Path:
-        """The token dataset."""
-        return self.root / "codes"
-
-    @property
-    def prior(self) -> Path:
-        """The prior, a model folder."""
-        return self.root / "prior"
-
-    @property
-    def samples(self) -> Path:
-        """Sample grid, single images and their codes."""
-        return self.root / "samples"
-
-    @property
-    def uses(self) -> Path:
-        """Pictures of what the generator can do with given images."""
-        return self.root / "uses"
-
-    @property
-    def metrics(self) -> Path:
-        """Metrics of both stages, JSON lines."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def model_index(self) -> Path:
-        """What ``ImageGenerator.from_pretrained`` reads first."""
-        return self.root / "model_index.json"
-
-    @property
-    def failures(self) -> Path:
-        """Images that could not be used, one JSON object per line."""
-        return self.root / "failed_images.jsonl"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.root / "report.html"
+    recipe = _Below("recipe.yaml")
+    """resolved recipe"""
+    tokenizer = _Below("tokenizer")
+    """frozen tokenizer, a model folder"""
+    codes = _Below("codes")
+    """token dataset"""
+    prior = _Below("prior")
+    """prior, a model folder"""
+    samples = _Below("samples")
+    """sample grid and its codes"""
+    gallery = _Below("uses")
+    """pictures of edited validation images"""
+    metrics = _Below("metrics.jsonl")
+    """metrics of both stages, JSON lines"""
+    failures = _Below("failed_images.jsonl")
+    """unusable images, one JSON object per line"""
+    report = _Below("report.html")
+    """report"""
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of ``tokenizer`` or ``prior``."""
         return self.root / "checkpoints" / stage
 
     def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's, or check that nothing that has begun in it was made by another.
+        """Write the recipe into the folder, or compare it with the recipe of the parts that exist.
 
         Raises:
-            CheckpointError: what was made by another recipe; the message names what differs.
+            CheckpointError: another recipe made a part; names the fields that differ.
         """
         rows = []
         if self.recipe.exists():
             rows = differences(determining(self.load_recipe()), determining(recipe))
-        wrong = [row for row in rows if row[0].split(".")[0] in self._settled()]
+        wrong = [row for row in rows if row[0].split(".")[0] in self._begun()]
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
-            raise CheckpointError(
-                f"the run folder belongs to another recipe; they differ in:{shown}",
-                field=str(self.root),
-                fix="give another --run_dir, or remove the folder to start over",
-            )
+            what = f"the run folder belongs to another recipe; differences:{shown}"
+            fix = "give another --out, or remove the folder to start over"
+            raise CheckpointError(what, field=str(self.root), fix=fix)
         if rows or not self.recipe.exists():
             durable.replace_file(self.recipe, recipe_text(recipe).encode())
 
@@ -96,31 +72,31 @@ class RunFolder:
         return all((self.samples / name).is_file() for name in ("grid.png", "codes.npy", "samples.json"))
 
     def sweep(self) -> None:
-        """Remove what crashed processes left behind; only under the run's lock."""
+        """Remove temporary files of crashed processes; requires the run's lock."""
         splits = (self.codes / "data").glob("*")
         for folder in (self.root, self.checkpoints("tokenizer"), self.checkpoints("prior"), self.codes, *splits):
             durable.sweep(folder)
 
-    def _settled(self) -> set[str]:
-        """Parts of the recipe that can no longer change, since something was made with them."""
-        begun = {
-            "encode": self.codes.exists(),
-            "prior": self.prior.exists() or self.checkpoints("prior").exists(),
-            "samples": self.samples.exists(),
+    def _begun(self) -> set[str]:
+        """Parts of the recipe that can no longer change, since results of them exist."""
+        results = {
+            "encode": [self.codes],
+            "prior": [self.prior, self.checkpoints("prior")],
+            "samples": [self.samples],
         }
-        settled = {part for part, exists in begun.items() if exists}
-        if settled or self.tokenizer.exists() or self.checkpoints("tokenizer").exists():
-            settled |= {"seed", "data", "tokenizer"}
-        return settled
+        begun = {part for part, paths in results.items() if any(path.exists() for path in paths)}
+        if begun or self.tokenizer.exists() or self.checkpoints("tokenizer").exists():
+            begun |= {"seed", "data", "tokenizer"}
+        return begun
 
     def load_recipe(self) -> Recipe:
-        """The recipe of this run.
+        """Read the run's recipe.
 
         Raises:
-            CheckpointError: the folder is not a run.
+            CheckpointError: the folder is no run folder.
         """
         if not self.recipe.is_file():
             found = "a folder without recipe.yaml" if self.root.is_dir() else "no such folder"
-            raise CheckpointError("is not a run folder", field=str(self.root), found=found,
-                                  fix="give the folder that tessera run printed, e.g. runs/digits")  # fmt: skip
+            fix = "give the folder that tessera run printed, e.g. runs/digits"
+            raise CheckpointError("is not a run folder", field=str(self.root), found=found, fix=fix)
         return load_recipe(str(self.recipe))

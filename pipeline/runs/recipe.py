@@ -1,6 +1,6 @@
 """A recipe: one file that describes one experiment, from images to samples.
 
-A finished tokenizer as stage 1 of a recipe: imported, or of another run; nothing is trained.
+Pretrained tokenizer as stage 1 of a recipe: imported, or of another run.
 
 YAML in which no key may stand twice: by default the last one wins, in silence.
 """
@@ -11,7 +11,7 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +19,15 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.nodes import MappingNode
 
-from foundation.codes.dataset import TokenAccess
 from foundation.config import differences, from_dict, merge, override, require, to_dict
-from foundation.config_fields import later, settled
+from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError, ContractError, nearest
-from foundation.images.image_set import DataConfig
-from foundation.images.preprocess import Preprocess
+from foundation.hardware import TokenAccess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from pipeline.encoding.plan import EncodeConfig
-from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining, nested_networks
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
 
@@ -36,13 +35,12 @@ _KEYS = ("tokenizer", "preprocess")
 
 
 def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values; if it names a tokenizer, ``tokenizer.model`` and ``data.preprocess`` become that tokenizer's.
+    """Set ``tokenizer.model`` and ``data.preprocess`` of a recipe's values from the tokenizer that the recipe names.
 
-    What a recipe that is extended says about either is replaced: the codes depend on both. In the recipe of a run
-    folder they stand already, and the named folder may be gone.
+    Both replace those of extended recipes. The recipe of a run folder holds both, so the named folder may be gone.
 
     Raises:
-        ConfigError: there is no such tokenizer.
+        ConfigError: the named folder holds no tokenizer.
         CheckpointError: its settings are damaged.
     """
     stage = values.get("tokenizer")
@@ -54,24 +52,24 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         if "model" in stage and "preprocess" in (values.get("data") or {}):
             return dict(values)
-        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=str(named),
-                          fix="give a folder that tessera import made, or a run folder")  # fmt: skip
-    settings = read_json(path, _KEYS, fix="take the tokenizer anew from where it came")
+        fix = "give a folder made by tessera import, or a run folder"
+        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=str(named), fix=fix)
+    settings = read_json(path, _KEYS, fix="copy or import the tokenizer again")
     data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
     return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}
 
 
 def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preprocess: Preprocess) -> None:
-    """Copy a finished tokenizer to where a run keeps its own, after checking that it is whole and still the same.
+    """Check a finished tokenizer and copy it into a run.
 
     Args:
         folder: a tokenizer folder, or a run folder.
         target: must not exist.
-        config, preprocess: what the recipe says they are.
+        config, preprocess: the recipe's.
 
     Raises:
         CheckpointError: missing or damaged.
-        ContractError: other settings than the recipe's, or other codes than when it was frozen.
+        ContractError: settings differ from the recipe's, or codes from those stored with the tokenizer.
     """
     from stage1_tokenizer.canary import check_canary
     from stage1_tokenizer.tokenizer import TokenizerModel
@@ -82,15 +80,15 @@ def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preproc
     rows = differences({"model": config, "preprocess": preprocess}, found)
     if rows:
         name, expected, value = rows[0]
-        raise ContractError(f"the tokenizer is not what the recipe says: {name} differs", field=str(source),
-                            found=value, expected=expected, fix="start the run anew in another folder")  # fmt: skip
+        what, fix = f"the tokenizer differs from the recipe in {name}", "start a new run in another folder"
+        raise ContractError(what, field=str(source), found=value, expected=expected, fix=fix)
     if tokenizer.is_discrete:
         check_canary(tokenizer, source)
     durable.publish_folder(target, lambda temporary: durable.copy_files(source, temporary))
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """The tokenizer in a run folder, or the folder itself."""
+    """Path of the tokenizer in a run folder, or the folder itself."""
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
@@ -116,9 +114,15 @@ def read_yaml(text: str) -> Any:
 
 
 _CADENCE = {
-    "cache_mib", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every",
-    "micro_batch_size", "checkpoint_blocks", "compile",
-}  # fmt: skip
+    "cache_mib",
+    "evaluate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "micro_batch_size",
+    "checkpoint_blocks",
+    "compile",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,7 @@ class TokenizerStage:
     """architecture"""
     training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """how it is trained"""
-    pretrained: str | None = later(None)
+    pretrained: str | None = added_later(None)
     """folder of a finished tokenizer, imported or of a run, to use instead of training one; model and data.preprocess
     become that tokenizer's"""
 
@@ -177,7 +181,7 @@ class Recipe:
     """One experiment, from images to samples."""
 
     name: str
-    """short name; the run folder is runs/<name> unless --run_dir says otherwise"""
+    """short name; the run folder is runs/<name> unless --out says otherwise"""
     description: str = ""
     """one sentence for readers and the report"""
     seed: int = 0
@@ -200,8 +204,8 @@ class Recipe:
         require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
         dropout, scale = self.prior.training.label_dropout, self.samples.sampling.guidance_scale
         trained = dropout > 0 or scale == 1.0 or not self.prior.model.class_conditional
-        require(trained, "prior.training.label_dropout", dropout, f"above 0 for a guidance_scale of {scale}",
-                "guidance compares with the null class, which only label dropout trains")  # fmt: skip
+        fix = "guidance compares with the null class, which only label dropout trains"
+        require(trained, "prior.training.label_dropout", dropout, f"above 0 for a guidance_scale of {scale}", fix)
 
 
 def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -245,10 +249,12 @@ def determining(part: Any) -> Any:
     """A part of a recipe as plain values, without the fields that change nothing about what is computed."""
     if isinstance(part, dict):
         return {name: determining(value) for name, value in part.items() if name not in _CADENCE}
-    return determining(settled(part)) if dataclasses.is_dataclass(part) else part
+    return determining(without_defaults(part)) if dataclasses.is_dataclass(part) else part
 
 
 def _version(name: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -291,4 +297,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
     if not isinstance(values, dict):
         raise ConfigError("holds no recipe", field=str(path), expected="keys such as name, data, tokenizer, prior")
+    stage = values.get("tokenizer")
+    if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
+        stage["model"] = nested_networks(stage["model"])  # before it is laid over others in today's form
     return values

@@ -1,4 +1,4 @@
-"""The stages of a run, in order: tokenizer, codes, prior, samples. Each is skipped when its result is there."""
+"""Stages of a run: tokenizer, codes, prior, samples. A stage whose result exists is skipped."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from foundation.codes.dataset import TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import require_same_codes
 from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
@@ -38,29 +39,33 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from accelerate import Accelerator
+
+    from foundation.training.task import Examples, Task
 
 
 @dataclass
 class Run:
-    """A recipe being carried out in its folder."""
+    """Execution of a recipe in its folder."""
 
     recipe: Recipe
     folder: RunFolder
 
     def start(self) -> None:
-        """Claim the folder for this recipe, and keep other processes out of it until this one ends.
+        """Claim the folder for this recipe and lock it until this process ends.
 
         Raises:
-            CheckpointError: the folder belongs to another recipe, or another process works in it.
-            ConfigError: a batch size that the processes cannot share.
+            CheckpointError: the folder belongs to another recipe, or another process holds the lock.
+            ConfigError: a batch size is no multiple of the number of processes.
         """
         for stage in ("tokenizer", "prior"):
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
-            require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of the {n} processes")
+            require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of {n} processes")
         slots = self.recipe.tokenizer.model.n_slots
         require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
-        sharding_asked(self.accelerator)  # refuses what cannot be done, before any work
+        sharding_asked(self.accelerator)  # refuses impossible sharding before any work
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
@@ -68,7 +73,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def join(self) -> None:
-        """Claim the folder for this recipe without keeping others out: to take part in its export.
+        """Claim the folder for this recipe without a lock, to take part in its export.
 
         Raises:
             CheckpointError: the folder belongs to another recipe.
@@ -78,7 +83,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:
-        """Let other processes into the folder; the end of this process does it too."""
+        """Release the lock of the folder."""
         self._held.release()
 
     def _lock(self) -> None:
@@ -90,15 +95,15 @@ class Run:
             try:
                 self._held.acquire(timeout=0)
             except Timeout:
-                raise CheckpointError("another process is working in this run folder", field=str(self.folder.root),
-                                      fix="wait for it, stop it, or give another --run_dir") from None  # fmt: skip
+                what, fix = "another process uses this run folder", "wait for it, stop it, or give another --out"
+                raise CheckpointError(what, field=str(self.folder.root), fix=fix) from None
 
     @cached_property
     def images(self) -> dict[str, ImageSet]:
-        """Training and held-out images; unusable ones are reported and listed in the run folder."""
+        """Training and validation images; unusable images are printed and listed in the run folder."""
         augment = self.recipe.tokenizer.training.augment
-        train, held_out = open_image_sets(self.recipe.data, augment=augment, seed=self.recipe.seed)
-        images = {"train": train, "validation": held_out}
+        train, validation = open_image_sets(self.recipe.data, augment=augment, seed=self.recipe.seed)
+        images = {"train": train, "validation": validation}
         accelerator = self.accelerator
         if accelerator.is_main_process:
             durable.replace_file(self.folder.failures, _failures_text(images).encode())
@@ -111,7 +116,7 @@ class Run:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        """Devices and processes. Precision is the learner's business, since each stage may have its own."""
+        """Devices and processes; each stage's learner sets its own precision."""
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
@@ -119,11 +124,11 @@ class Run:
         cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
         accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
         steps = accelerator.gradient_accumulation_steps
-        require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: a recipe says everything")
+        require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: the recipe decides")
         return accelerator
 
     def train_tokenizer(self) -> None:
-        """Train stage 1 and freeze the averaged weights in ``tokenizer/``."""
+        """Train stage 1 and save the averaged weights in ``tokenizer/``."""
         if self.folder.tokenizer.exists():
             return
         recipe, stage = self.recipe, self.recipe.tokenizer
@@ -139,45 +144,54 @@ class Run:
         images = self.images
         require_enough_data(model, len(images["train"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
+        identity = {
+            "data": digest(determining(recipe.data)),
+            "tokenizer": digest(determining(stage)),
+            "the training images": images["train"].content,
+            "the held-out images": images["validation"].content,
+        }
+        self._fit("tokenizer", task, images["train"], identity, seed=recipe.seed, health=task.health)
+        tokenizer = task.exported()
+        self._publish(self.folder.tokenizer, lambda temporary: self._save_tokenizer(tokenizer, temporary))
+
+    def _fit(self, stage: str, task: Task, examples: Examples, identity: dict[str, str], **settings: Any) -> None:
+        """Train one stage, or continue from its last checkpoint."""
+        config, log = getattr(self.recipe, stage).training.fit, self.folder.metrics
         fit(
             task,
-            images["train"],
-            stage.training.fit,
-            accelerator,
-            seed=recipe.seed,
-            checkpoints=self.folder.checkpoints("tokenizer"),
-            log=MetricsLog(self.folder.metrics, "tokenizer", enabled=accelerator.is_main_process),
-            identity={
-                "seed": digest([recipe.seed, ORDER_VERSION]),
-                "data": digest(determining(recipe.data)),
-                "tokenizer": digest(determining(stage)),
-                "the training images": images["train"].content,
-                "the held-out images": images["validation"].content,
-            },
-            health=task.health,
+            examples,
+            config,
+            self.accelerator,
+            checkpoints=self.folder.checkpoints(stage),
+            log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
+            identity={"seed": digest([self.recipe.seed, ORDER_VERSION]), **identity},
+            **settings,
         )
-        if accelerator.is_main_process:
-            durable.publish_folder(self.folder.tokenizer, lambda temporary: self._freeze(task.exported(), temporary))
-        accelerator.wait_for_everyone()
-        accelerator.free_memory()
 
-    def _freeze(self, tokenizer: TokenizerModel, temporary: Path) -> None:
+    def _publish(self, folder: Path, save: Callable[[Path], None]) -> None:
+        """Save a trained model and free its memory."""
+        if self.accelerator.is_main_process:
+            durable.publish_folder(folder, save)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
+
+    def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
         tokenizer.save(temporary)
-        held_out = self.images["validation"]
-        save_canary(tokenizer, held_out.pixels(np.arange(min(N_IMAGES, len(held_out)))), temporary)
+        validation = self.images["validation"]
+        save_canary(tokenizer, validation.pixels(np.arange(min(N_IMAGES, len(validation)))), temporary)
 
     def encode(self, job: ExportJob | None = None) -> bool:
-        """Take part in the export of the codes of all images, which other processes may take part in too.
+        """Take part in the export of the codes of all images.
 
         Args:
-            job: what this run does; None encodes everything and waits for whoever helps.
+            job: settings of this run; None encodes everything and waits for other processes.
 
         Returns:
             Whether the token dataset is finished.
 
         Raises:
-            ContractError: the tokenizer makes no codes.
-            DataError: too many images cannot be encoded.
+            ContractError: the tokenizer is continuous.
+            DataError: too many images failed.
         """
         self._require_codes()
         recipe, accelerator = self.recipe, self.accelerator
@@ -189,10 +203,10 @@ class Run:
         return finished
 
     def train_prior(self) -> None:
-        """Train stage 2 on the codes and freeze the averaged weights in ``prior/``.
+        """Train stage 2 on the codes and save the averaged weights in ``prior/``.
 
         Raises:
-            ContractError: the tokenizer makes no codes.
+            ContractError: the tokenizer is continuous.
         """
         self._require_codes()
         if not self.folder.prior.exists():
@@ -205,12 +219,9 @@ class Run:
     def _require_codes(self) -> None:
         model = self.recipe.tokenizer.model
         if not model.is_discrete:
-            raise ContractError(
-                "the tokenizer makes no codes: its latent is continuous",
-                field="tokenizer.model.quantizer.type",
-                found=model.quantizer.type_name,
-                fix="choose a discrete quantizer; tessera run stops after the tokenizer by itself",
-            )
+            what, found = "is continuous and makes no codes", model.quantizer.type_name
+            fix = "choose a discrete quantizer; tessera run ends after the tokenizer"
+            raise ContractError(what, field="tokenizer.model.quantizer.type", found=found, fix=fix)
 
     def _train_prior(self) -> None:
         recipe, stage = self.recipe, self.recipe.prior
@@ -226,37 +237,21 @@ class Run:
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
             accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")
-        dropout = stage.training.label_dropout
-        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, views=stage.training.views,
-                                seed=recipe.seed)  # fmt: skip
-        fit(
-            task,
-            examples,
-            stage.training.fit,
-            accelerator,
-            seed=seed,
-            checkpoints=self.folder.checkpoints("prior"),
-            log=MetricsLog(self.folder.metrics, "prior", enabled=accelerator.is_main_process),
-            identity={
-                "seed": digest([recipe.seed, ORDER_VERSION]),
-                "prior": digest(determining(stage)),
-                "the token dataset": digest(read_manifest(self.folder.codes)),
-            },
-        )
-        exported = task.exported()
-        if accelerator.is_main_process:
-            durable.publish_folder(self.folder.prior, exported.save)
-        accelerator.wait_for_everyone()
-        accelerator.free_memory()
+        dropout, views = stage.training.label_dropout, stage.training.views
+        examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, views=views, seed=recipe.seed)
+        manifest = read_manifest(self.folder.codes)
+        identity = {"prior": digest(determining(stage)), "the token dataset": digest(manifest)}
+        self._fit("prior", task, examples, identity, seed=seed)
+        self._publish(self.folder.prior, task.exported().save)
 
     def sample(self) -> None:
-        """Draw the run's sample grid: a row per class, or a square without classes."""
+        """Sample the run's grid: a row per class, or a square without classes."""
         accelerator = self.accelerator
         if not accelerator.is_main_process or self.folder.has_samples():
             return
         if self.folder.samples.exists():
-            raise CheckpointError("holds something else than the run's samples", field=str(self.folder.samples),
-                                  fix="move it away and run the same command again")  # fmt: skip
+            fix = "move it away and run the same command again"
+            raise CheckpointError("holds other files than the run's samples", field=str(self.folder.samples), fix=fix)
         generator = ImageGenerator.from_pretrained(self.folder.root).to(accelerator.device)
         config = self.recipe.samples
         n_classes = generator.prior.n_classes
@@ -279,6 +274,6 @@ class Run:
 
 
 def _failures_text(images: dict[str, ImageSet]) -> str:
-    """Every image that could not be used, one JSON object per line."""
+    """List unusable images, one JSON object per line."""
     rows = [{"split": name, **to_dict(each)} for name, split in images.items() for each in split.failures]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

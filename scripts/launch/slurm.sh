@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on several nodes under SLURM: sbatch scripts/launch/slurm.sh train-prior RECIPE --run_dir FOLDER
+# Trains on several nodes under SLURM: sbatch scripts/launch/slurm.sh train-prior RECIPE --out FOLDER
 #
 # FOLDER is on a file system that all nodes share. Before the time is up, SLURM sends SIGTERM: a checkpoint is saved at
 # the end of the step, and the same command continues from it, on any number of nodes. Step and checkpoint together have

@@ -15,23 +15,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from support.random_prior import LEVELS, OPTIONS, examples, model
+from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model
 from support.tiny_run import TINY
 from torch import nn
 
 from foundation.codes.spec import CodeLevel
 from foundation.config import from_dict
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline import ImageGenerator
 from pipeline.cli import main
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.config import PriorTraining
-from stage2_prior.decoding.decode import decode_codes, stream_uniforms
-from stage2_prior.decoding.engine import engine_for
+from stage2_prior.decoding.decode import engine_for, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss, PriorTask
@@ -46,18 +45,34 @@ SIZES = {"base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "laten
 TOKENIZERS = {
     "fsq": {"quantizer": {"type": "fsq", "levels": [4, 4, 3], "evenness": 0.1}},
     "ema": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "revive_every": 3}},
-    "gradient": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "learning": "gradient",
-                               "normalize": True, "entropy_weight": 0.1}},
+    "gradient": {
+        "quantizer": {
+            "type": "vq",
+            "codebook_size": 40,
+            "width": 4,
+            "learning": "gradient",
+            "normalize": True,
+            "entropy_weight": 0.1,
+        }
+    },
     "rotation": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "rotation": True}},
-    "simvq": {"quantizer": {"type": "vq", "codebook_size": 40, "learning": "gradient", "projection": True,
-                             "revive_below": 0.0}},
+    "simvq": {
+        "quantizer": {
+            "type": "vq",
+            "codebook_size": 40,
+            "learning": "gradient",
+            "projection": True,
+            "revive_below": 0.0,
+        }
+    },
     "lfq": {"quantizer": {"type": "lfq", "width": 5}},
+    "bsq": {"quantizer": {"type": "bsq", "width": 5}},
     "residual": {"quantizer": {"type": "residual", "depth": 3, "codebook": {"codebook_size": 20, "width": 4}}},
     "gumbel": {"quantizer": {"type": "gumbel", "codebook_size": 40}},
     "ibq": {"quantizer": {"type": "ibq", "codebook_size": 40, "width": 4}},
     "kl": {"quantizer": {"type": "kl", "width": 4}},
     "two grids": {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 40, "width": 4}},
-}  # fmt: skip
+}
 RANDOM = ("gumbel", "kl")  # draw in training, from each device's own generator
 THE_ONE_WAIT = "foundation/training/optim.py: if bool(torch.isfinite(gradient_norm)):"
 
@@ -129,13 +144,22 @@ def test_a_tokenizer_computes_the_same_codes_images_and_gradients(kind: str, dev
 def test_a_tokenizer_trains_the_same_and_a_step_waits_once(
     kind: str, device: torch.device, crossed: Counter[str]
 ) -> None:
-    adversarial = {"weight": 0.5, "start_step": 1, "ramp_steps": 2, "lecam_weight": 0.1,
-                   "discriminator": {"n_layers": 1, "width": 8}}  # fmt: skip
+    adversarial = {
+        "weight": 0.5,
+        "start_step": 1,
+        "ramp_steps": 2,
+        "lecam_weight": 0.1,
+        "discriminator": {"n_layers": 1, "width": 8},
+    }
     training = from_dict(
         TokenizerTraining,
-        {"fit": {"steps": 4, "batch_size": 4}, "adversarial": adversarial, "average_decay": 0.5,
-         "perceptual": {"weight": 0.1, "vgg_weights": "random"}},
-    )  # fmt: skip
+        {
+            "fit": {"steps": 4, "batch_size": 4},
+            "adversarial": adversarial,
+            "average_decay": 0.5,
+            "perceptual": {"weight": 0.1, "vgg_weights": "random"},
+        },
+    )
     losses = []
     for place in (torch.device("cpu"), device):
         accelerator = Accelerator(cpu=True) if place.type == "cpu" or FAR else Accelerator()
@@ -191,9 +215,29 @@ def test_a_prior_trains_the_same_and_a_step_waits_once(
         assert last_step == {THE_ONE_WAIT: 1}
 
 
+@pytest.mark.skipif(not FAR, reason="counts what is sent")
+def test_a_step_in_random_order_waits_once_and_sends_the_order(device: torch.device, crossed: Counter[str]) -> None:
+    order = {"until_step": 8, "zero_step": 9}
+    training = from_dict(PriorTraining, {"fit": {"steps": 10, "batch_size": 3}, "random_order": order})
+    task = PriorTask(model(LEVELS[0], target_aware=True, dropout=0.0), training, None, Accelerator(cpu=True))
+    tokens, labels = (each.to(device) for each in examples(task.model))
+    for step in range(3):
+        crossed.clear()
+        task.train_step({"tokens": tokens, "labels": labels, "positions": torch.arange(3)}, step)
+    waits = {line: n for line, n in crossed.items() if "orders_BT.to(" not in line}
+    assert waits == {THE_ONE_WAIT: 1}
+
+
 @pytest.mark.parametrize(
     "sampling",
-    [{}, {"guidance_scale": 2.5}, {"top_k": 5}, {"top_p": 0.7, "guidance_scale": 2.0}, {"temperature": 0.0}],
+    [
+        {},
+        {"guidance_scale": 2.5},
+        {"top_k": 5},
+        {"top_p": 0.7, "guidance_scale": 2.0},
+        {"min_p": 0.1},
+        {"temperature": 0},
+    ],
     ids=str,
 )
 def test_the_same_numbers_draw_the_same_codes_plain_and_compiled(sampling: dict, device: torch.device) -> None:
@@ -211,7 +255,7 @@ def test_the_same_numbers_draw_the_same_codes_plain_and_compiled(sampling: dict,
 
 
 @pytest.mark.skipif(not FAR, reason="counts what is sent")
-@pytest.mark.parametrize("sampling", [{}, {"guidance_scale": 2.5, "top_k": 5}, {"top_p": 0.7}], ids=str)
+@pytest.mark.parametrize("sampling", [{}, {"guidance_scale": 2.5, "top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}], ids=str)
 def test_no_code_waits_for_the_one_before(sampling: dict, device: torch.device, crossed: Counter[str]) -> None:
     """However many codes are drawn, equally much crosses over."""
     counts = []
@@ -253,13 +297,13 @@ COMMANDS = {
     "reconstruct": "reconstruct RUN A B --out OUT",
     "interpolate-images": "interpolate RUN A B --out OUT.png",
     "interpolate-seeds": "interpolate RUN 0 1 --out OUT.png",
-    "score": "score A B --run_dir RUN",
-    "sample": "sample RUN --class_labels 3 --out OUT",
+    "score": "score RUN A B",
+    "sample": "sample RUN --class-labels 3 --out OUT",
     "sample-many": "sample RUN --count 20 --out OUT",
-    "complete": "edit complete RUN A --guess_class true --out OUT",
+    "complete": "edit complete RUN A --guess-class --out OUT",
     "inpaint": "edit inpaint RUN A --mask B --out OUT",
     "vary": "edit vary RUN A --out OUT",
-    "change-class": "edit change-class RUN A --class_label 4 --out OUT",
+    "change-class": "edit change-class RUN A --class-label 4 --out OUT",
     "tune-guidance": "tune-guidance RUN --images 200",
     "decode": "decode RUN/codes -o OUT",
 }

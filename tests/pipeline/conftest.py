@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foundation.config import from_dict
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline import ImageGenerator
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -14,9 +14,13 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
 WIDE = {
-    "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "latent_channels": 8, "norm_groups": 4,
+    "base_width": 8,
+    "width_multipliers": [1, 2],
+    "n_res_blocks": 1,
+    "latent_channels": 8,
+    "norm_groups": 4,
     "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

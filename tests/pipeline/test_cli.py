@@ -11,8 +11,11 @@ import pytest
 
 from foundation.storage import durable
 from foundation.storage.durable import file_sha256
-from pipeline.arguments import join_images, join_overrides
-from pipeline.cli import main
+from pipeline.cli import COMMANDS, main
+from pipeline.commands.fields import read_fields
+from pipeline.commands.runs import run
+from pipeline.generation.requests import image_seed
+from pipeline.runs.recipe import load_recipe
 
 from support.tiny_run import TINY  # isort: skip
 
@@ -30,18 +33,101 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
-def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
-    line = ["run", "digits", "--run_dir", "x.y", "--a.b", "3", "--c.d=[1, 2]", "--seed", "7", "--print_recipe", "true"]
-    *own, overrides = join_overrides(line)
-    assert own == ["run", "digits", "--run_dir", "x.y", "--print_recipe", "true"]
-    assert overrides == '--overrides={"a.b": 3, "c.d": [1, 2], "seed": 7}'
-    assert join_overrides(["sample", "r", "--seed", "7"]) == ["sample", "r", "--seed", "7"]
+def test_fields_of_a_recipe_are_read_by_their_types() -> None:
+    line = [
+        "--prior.model.d-model",
+        "1.6e2",
+        "--name=007",
+        "--tokenizer.model.quantizer.levels",
+        "8",
+        "6",
+        "--tokenizer.model.quantizer.type",
+        "fsq",
+        "--samples.sampling.top_k",
+        "null",
+        "--description",
+        "yes",
+        "--encode.flip",
+        "--prior.training.label_dropout=0.2",
+    ]
+    recipe = load_recipe("digits", read_fields(line, run))
+    assert (recipe.name, recipe.description, recipe.prior.model.d_model) == ("007", "yes", 160)
+    assert recipe.tokenizer.model.quantizer.levels == (8, 6) and recipe.encode.flip is True
+    assert recipe.samples.sampling.top_k is None and recipe.prior.training.label_dropout == 0.2
+
+
+@pytest.mark.parametrize("path", ["007", "2024-01-01", "12:30", "x #2", "yes", "0x1", "1e3"])
+def test_text_stays_text(path: str) -> None:
+    for line in (
+        ["--data.source.path", path, "--data.source.type", "folder"],
+        [f"--data.source={{type: folder, path: '{path}'}}"],
+    ):
+        assert load_recipe("digits", read_fields(line, run)).data.source.path == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ("sampel RUN", '"sample"'),
+        ("sample RUN --clas-labels 3", "--class-labels"),
+        ("sample RUN --top-k many", "--top-k"),
+        ("sample RUN --schedule liner", "linear"),
+        ("sample", "RUN"),
+        ("score RUN", "IMAGES"),
+        ("edit inpaint RUN a.png", "--mask"),
+        ("edit complet RUN a.png", "complete"),
+        ("sample RUN extra", "extra"),
+        ("run digits --prior.model.d-modle 256", "--prior.model.d-model"),
+        ("run digits --fit.steps 3", "training.fit.steps"),
+        ("run digits --print-recip", "--print-recipe"),
+        ("run digits --seed", "--seed"),
+        ("run digits --seed 1 2", "--seed"),
+        ("run digits steps", "--NAME VALUE"),
+        ("run digits --tokenizer.model.quantizer.widht 3", "width"),
+        ("fields prior.modle", "prior.model"),
+    ],
+)
+def test_a_typing_mistake_is_answered_in_one_line(
+    arguments: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, *arguments.split())
+    assert error.count("\n") == 1 and answer in error
+
+
+@pytest.mark.parametrize("command", ["", *(name for commands in COMMANDS.values() for name in commands)])
+def test_a_command_s_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 3 <= len(lines) <= 45 and max(map(len, lines)) <= 100
+
+
+def test_nothing_heavy_is_imported_to_answer_about_commands_and_recipes() -> None:
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "for line in ('--help', 'run --help', 'sample --help', 'edit vary --help', 'recipes', 'fields',\n"
+        "             'fields prior', 'run digits --print-recipe --prior.model.d-model 64',\n"
+        "             'run digits --prior.model.d-modle 64'):\n"
+        "    main(line.split())\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'pyarrow', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_stops_early_ends_a_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for arguments in (["recipes"], ["run", "--help"], ["fields", "tokenizer"]):
+        line = [sys.executable, "-m", "pipeline.cli", *arguments]
+        done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b""), arguments
+    os.close(writer)
 
 
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["run", "digits", "--prior.model.n_layer", "3"], ["prior.model.n_layer", "'n_layers'?"]),
+        (["run", "digits", "--prior.model.n_layer", "3"], ["--prior.model.n_layer", "--prior.model.n-layers?"]),
         (["run", "digits", "--tokenizer.model.quantizer.type", "vqq"], ["quantizer.type", "'vq'"]),
         (["run", "digits", "--prior.training.fit.steps", "many"], ["prior.training.fit.steps", "'many'", "whole"]),
         (["run", "digits", "--prior.training.fit.steps", "0"], ["prior.training.fit.steps", "positive"]),
@@ -50,12 +136,15 @@ def test_recipe_overrides_are_told_from_a_command_s_own_arguments() -> None:
         (["run", "digits", "--data.source", "{type: folder, path: /nowhere}"], ["data.source.path", "/nowhere"]),
         (["sample", "nowhere"], ["nowhere", "no such folder"]),
         (["report", "nowhere"], ["nowhere", "not a run folder", "no such folder"]),
-        (["run", "digits", "--seed"], ["--seed", "no value"]),
-        (["run", "digits", "--prior.model.d_model", "[1"], ["--prior.model.d_model", "not a YAML value"]),
-        (["run", "digits", "--tokenizer.model.norm_groups", "0"], ["norm_groups", "positive"]),
+        (["run", "digits", "--seed"], ["--seed", "takes one value"]),
+        (
+            ["run", "digits", "--tokenizer.model.networks.attention_levels", "[1"],
+            ["attention_levels", "not a YAML value"],
+        ),
+        (["run", "digits", "--tokenizer.model.networks.norm_groups", "0"], ["norm_groups", "positive"]),
         (["run", "digits", "--samples.images_per_class", "0"], ["samples.images_per_class", "positive"]),
         (["run", "digits", "--prior.training.label_dropout", "0"], ["label_dropout", "guidance_scale"]),
-        (["run", "digits", "--run_dir", ""], ["--run_dir", "run folder"]),
+        (["run", "digits", "--out", ""], ["--out", "run folder"]),
     ],
 )
 def test_mistakes_are_answered_with_the_way_out(
@@ -74,7 +163,7 @@ def test_mistakes_are_answered_with_the_way_out(
 def test_an_empty_folder_of_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     source = f"{{type: folder, path: {tmp_path / 'images'}}}"
-    run = ("run", "digits", "--run_dir", str(tmp_path / "run"), "--data.source", source)
+    run = ("run", "digits", "--out", str(tmp_path / "run"), "--data.source", source)
     assert "no image files" in refused(capsys, *run)
 
 
@@ -92,7 +181,7 @@ def test_a_full_disk_stops_with_a_reason_and_the_run_continues_after(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    line = ["run", "digits", "--run_dir", str(tmp_path / "run"), *options(TINY)]
+    line = ["run", "digits", "--out", str(tmp_path / "run"), *options(TINY)]
     monkeypatch.setattr(durable, "_fsync", fsync)
     error = refused(capsys, *line)
     assert "the disk is full" in error and "free some space" in error
@@ -103,7 +192,7 @@ def test_a_full_disk_stops_with_a_reason_and_the_run_continues_after(
 
 
 def start(folder: Path) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--run_dir", str(folder), *options(TINY)]
+    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--out", str(folder), *options(TINY)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(_threads())}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
@@ -137,9 +226,13 @@ def test_a_stop_signal_saves_at_the_step_boundary(tmp_path: Path, number: signal
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, finished_run: Path) -> None:
     """SIGKILL in the middle of each stage, then to the end: weights, codes and samples are the same to the bit."""
     moments = (
-        "metrics.jsonl", "checkpoints/tokenizer/step-00000004", "tokenizer/config.json", "codes/data/train",
-        "checkpoints/prior/step-00000002", "prior/config.json",
-    )  # fmt: skip
+        "metrics.jsonl",
+        "checkpoints/tokenizer/step-00000004",
+        "tokenizer/config.json",
+        "codes/data/train",
+        "checkpoints/prior/step-00000002",
+        "prior/config.json",
+    )
     kills = 0
     for moment in moments:
         process = start(tmp_path / "run")
@@ -164,11 +257,13 @@ def test_sample_and_reconstruct_write_pictures(
 ) -> None:
     run, out = str(finished_run), str(tmp_path / "out")
     assert (
-        main(["sample", run, "--class_labels", "[3, '7']", "--num_images_per_label", "2", "--seed", "5", "--out", out])
+        main(["sample", run, "--class-labels", "3", "7", "--num-images-per-label", "2", "--seed", "5", "--out", out])
         == 0
     )
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"3-seed5.png", "3-seed6.png", "7-seed7.png", "7-seed8.png", "grid.png"}
+    seeds = [image_seed(5, i) for i in range(4)]
+    images = {f"{label}-seed{seed}.png" for label, seed in zip("3377", seeds, strict=True)}
+    assert names == {*images, "grid.png"}
     pictures = str(tmp_path / "pictures")
     assert main(["reconstruct", run, str(mixed_folder), "--out", pictures]) == 0
     text = capsys.readouterr().out
@@ -191,19 +286,13 @@ def test_outputs_and_devices_that_cannot_be_used_are_refused(
     assert "no such file or folder" in refused(capsys, "reconstruct", run, "nowhere.png")
 
 
-def test_images_may_be_listed_as_the_shell_expands_them() -> None:
-    line = ["reconstruct", "run", "a.png", "b c.png", "--out", "x", "d.png", "--device=cpu"]
-    assert join_images(line) == ["reconstruct", "run", '["a.png", "b c.png", "d.png"]', "--out", "x", "--device=cpu"]
-    assert join_images(["reconstruct", "run", "a.png"]) == ["reconstruct", "run", "a.png"]
-
-
 def test_print_recipe_needs_no_value(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["run", "digits", "--print_recipe", "--tokenizer.model.quantizer.type", "fsq"]) == 0
+    assert main(["run", "digits", "--print-recipe", "--tokenizer.model.quantizer.type", "fsq"]) == 0
     assert "type: fsq" in capsys.readouterr().out
 
 
 def test_one_part_at_a_time_gives_the_same_run(tmp_path: Path, finished_run: Path) -> None:
-    folder = ["--run_dir", str(tmp_path / "run"), *options(TINY)]
+    folder = ["--out", str(tmp_path / "run"), *options(TINY)]
     for command in ("train-tokenizer", "encode", "train-prior"):
         assert main([command, "digits", *folder]) == 0
     assert not (tmp_path / "run" / "samples").exists()
@@ -213,19 +302,21 @@ def test_one_part_at_a_time_gives_the_same_run(tmp_path: Path, finished_run: Pat
 
 
 def test_the_parts_say_what_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = ("--run_dir", str(tmp_path / "run"), *options(TINY))
+    folder = ("--out", str(tmp_path / "run"), *options(TINY))
     assert "train-tokenizer" in refused(capsys, "encode", "digits", *folder)
     assert "tessera encode" in refused(capsys, "train-prior", "digits", *folder)
 
 
-def test_help_lists_every_field_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["run", "--help"])
-    text = capsys.readouterr().out
-    for name in ("--seed", "--data.preprocess.height", "--tokenizer.model.quantizer.levels", "--prior.model.d_model",
-                 "--prior.training.label_dropout", "--samples.sampling.top_p"):  # fmt: skip
-        line = next(line for line in text.splitlines() if line.strip().startswith(name + " "))
-        assert len(line.split()) > 3, f"{name} has no description"
+def test_fields_are_listed_with_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fields"]) == 0 and "tokenizer.model.quantizer" in capsys.readouterr().out
+    for section in ("data", "tokenizer", "encode", "prior", "samples", "machine"):
+        assert main(["fields", section]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        rows = [line for line in lines if line.startswith("  ") and not line.startswith(" " * 9)]
+        assert rows and all(len(line.split()) >= 4 for line in rows), "a default and a meaning"
+    assert main(["fields", "prior.training.label-dropout"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["label_dropout", "0.1"]
 
 
 def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +326,7 @@ def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]
 
 def test_doctor_recognises_a_torchvision_that_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
     from foundation import hardware
-    from pipeline.doctor import diagnose
+    from pipeline.commands.inspect import diagnose
 
     def broken(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
@@ -243,12 +334,3 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(monkeypatch: pytest
     monkeypatch.setattr(hardware.importlib, "import_module", broken)
     finding = next(each for each in diagnose() if each.subject == "torchvision")
     assert "does not match" in finding.state and finding.cure and "pip install" in finding.cure
-
-
-def test_help_comes_quickly_without_torch() -> None:
-    code = (
-        "import sys; from pipeline.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -49,10 +49,15 @@ def test_evaluate_scores_both_parts_and_writes_them(
     run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
-    assert main(["evaluate", str(run_copy), "--extractor", "none", "--json", str(out)]) == 0
+    assert main(["evaluate", str(run_copy), "--extractor", "none", "-o", str(out)]) == 0
     printed = capsys.readouterr().out
-    for fragment in ("PSNR", "Likelihood of the codes of 359 images (validation), 16 codes each",
-                     "neighbours, counted", "per pixel dimension", "hardest classes"):  # fmt: skip
+    for fragment in (
+        "PSNR",
+        "Likelihood of the codes of 359 images (validation), 16 codes each",
+        "neighbours, counted",
+        "per pixel dimension",
+        "hardest classes",
+    ):
         assert fragment in printed
     found = json.loads(out.read_text())
     assert set(found) == {"tokenizer", "prior"} and found["tokenizer"]["metrics"]["psnr"] > 0
@@ -74,7 +79,7 @@ def test_evaluate_scores_both_parts_and_writes_them(
 
 
 def test_evaluate_scores_one_part_on_the_training_codes(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run_copy), "--part", "prior", "--split", "train"]) == 0
+    assert main(["evaluate", str(run_copy), "--stage", "prior", "--split", "train"]) == 0
     printed = capsys.readouterr().out
     assert "1,438 images (train)" in printed and "have seen these codes" in printed and "PSNR" not in printed
     assert (run_copy / "evaluation" / "prior-train.json").is_file()
@@ -83,9 +88,9 @@ def test_evaluate_scores_one_part_on_the_training_codes(run_copy: Path, capsys: 
 def test_evaluate_says_what_it_cannot_do(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
-    assert "'prior'" in refused(capsys, "evaluate", str(run_copy), "--part", "priro")
+    assert '"prior"' in refused(capsys, "evaluate", str(run_copy), "--stage", "priro")
     shutil.rmtree(run_copy / "prior")
-    assert "train-prior" in refused(capsys, "evaluate", str(run_copy), "--part", "prior")
+    assert "train-prior" in refused(capsys, "evaluate", str(run_copy), "--stage", "prior")
     assert main(["evaluate", str(run_copy), "--extractor", "none"]) == 0
     assert "Likelihood" not in capsys.readouterr().out
 
@@ -127,10 +132,13 @@ def test_the_report_shows_bits_by_place_and_by_class(finished_run: Path) -> None
     page = (finished_run / "report.html").read_text()
     section = page.split("<h2>What the prior finds hard</h2>")[1].split("</section>")[0]
     assert section.count("data:image/png;base64,") == 2
-    assert "at each place" in section and "of each class" in section
+    assert "at each position" in section and "of each class" in section
     figures = page.split("<h2>Figures</h2>")[1].split("</section>")[0]
-    for name in ("counts of left and upper neighbours need", "frequencies of training codes need",
-                 "bits per pixel dimension"):  # fmt: skip
+    for name in (
+        "counts of left and upper neighbours need",
+        "frequencies of training codes need",
+        "bits per pixel dimension",
+    ):
         assert name in figures
 
 
@@ -189,7 +197,7 @@ def test_a_prior_without_a_null_class_scores_with_classes_only(
     values = json.loads(index.read_text())
     values["sampling"]["guidance_scale"] = 1.0
     index.write_text(json.dumps({**values, "label_dropout": 0}))
-    assert "class_labels" in refused(capsys, "score", str(digits_folder), "--run_dir", str(run_copy))
+    assert "class_labels" in refused(capsys, "score", str(run_copy), str(digits_folder))
 
 
 @pytest.mark.parametrize(
@@ -218,12 +226,15 @@ def test_images_and_classes_that_cannot_be_scored_are_refused(
 
 
 def test_score_lists_the_least_likely_first(
-    finished_run: Path, generator: ImageGenerator, digits_folder: Path, tmp_path: Path,
+    finished_run: Path,
+    generator: ImageGenerator,
+    digits_folder: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     for suffix in ("csv", "json"):
         out = tmp_path / f"scores.{suffix}"
-        assert main(["score", str(digits_folder), "--run_dir", str(finished_run), "--out", str(out)]) == 0
+        assert main(["score", str(finished_run), str(digits_folder), "--out", str(out)]) == 0
         printed = capsys.readouterr().out
         assert "unusable" in printed and "broken.png" in printed and "over 17 images" in printed
     with (tmp_path / "scores.csv").open() as lines:
@@ -242,21 +253,21 @@ def test_score_takes_files_as_the_shell_expands_them_and_a_class(
     finished_run: Path, digits_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(digits_folder / name) for name in ("03.png", "01.png")]
-    assert main(["score", *files, "--run_dir", str(finished_run), "--class_label", "7"]) == 0
+    assert main(["score", str(finished_run), *files, "--class-label", "7"]) == 0
     printed = capsys.readouterr().out
     assert "over 2 images" in printed and "03.png" in printed and "01.png" in printed
-    assert main(["score", files[0], "--run_dir", str(finished_run)]) == 0
+    assert main(["score", str(finished_run), files[0]]) == 0
 
 
 def test_score_refuses_what_it_cannot_use(
     finished_run: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = ("--run_dir", str(finished_run))
-    assert "--run_dir RUN" in refused(capsys, "score", str(digits_folder))
-    assert ".csv or .json" in refused(capsys, "score", str(digits_folder), *run, "--out", str(tmp_path / "x.txt"))
-    assert "no such class" in refused(capsys, "score", str(digits_folder), *run, "--class_label", "ten")
-    assert "none of the images" in refused(capsys, "score", str(digits_folder / "broken.png"), *run)
-    assert "no such file" in refused(capsys, "score", "nowhere.png", *run)
+    run = str(finished_run)
+    assert "IMAGES" in refused(capsys, "score", str(digits_folder))
+    assert ".csv or .json" in refused(capsys, "score", run, str(digits_folder), "--out", str(tmp_path / "x.txt"))
+    assert "no such class" in refused(capsys, "score", run, str(digits_folder), "--class-label", "ten")
+    assert "none of the images" in refused(capsys, "score", run, str(digits_folder / "broken.png"))
+    assert "no such file" in refused(capsys, "score", run, "nowhere.png")
 
 
 def test_estimate_says_what_the_prior_takes(capsys: pytest.CaptureFixture[str]) -> None:

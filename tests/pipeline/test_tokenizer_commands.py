@@ -29,8 +29,8 @@ def test_evaluate_prints_a_table_that_says_what_does_not_compare(
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["--split", "test"], ["--split", "'test'", "validation"]),
-        (["--extractor", "inceptio"], ["--extractor", "inceptio", "'inception'"]),
+        (["--split", "test"], ["--split", '"test"', "validation"]),
+        (["--extractor", "inceptio"], ["--extractor", "inceptio", '"inception"']),
         (["--extractor", "small", "--weights", "x.pth"], ["--weights", "x.pth", "leave it out"]),
         (["--extractor", "none", "--weights", "x.pth"], ["--weights", "x.pth", "leave it out"]),
         (["--extractor", "dinov2", "--weights", "/nowhere"], ["/nowhere", "--weights FOLDER"]),
@@ -65,7 +65,7 @@ def test_interpolate_writes_a_strip(
 
 def test_reconstruct_keeps_the_size_when_asked(finished_run: Path, picture: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(["reconstruct", str(finished_run), str(picture), "--keep_size", "--out", str(out)]) == 0
+    assert main(["reconstruct", str(finished_run), str(picture), "--keep-size", "--out", str(out)]) == 0
     scale = 128 // 36
     assert Image.open(out / "0000-wide.png").size == (2 * 36 * scale + 2, 20 * scale)
 

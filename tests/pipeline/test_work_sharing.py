@@ -29,11 +29,13 @@ class Log:
 
 def work(folder: Path, log: Log, others: set[int], n: int = 3, idle: object = None) -> SharedWork[Numbered]:
     return SharedWork(
-        [Numbered(i) for i in range(n)], Leases(folder),
+        [Numbered(i) for i in range(n)],
+        Leases(folder),
         is_done=lambda piece: piece.number in others or piece.number in log.done,
-        do=lambda piece: log.done.append(piece.number), seen=lambda piece: log.seen.append(piece.number),
+        do=lambda piece: log.done.append(piece.number),
+        seen=lambda piece: log.seen.append(piece.number),
         idle=idle or (lambda: None),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def test_what_another_ends_meanwhile_is_not_left_over(tmp_path: Path) -> None:

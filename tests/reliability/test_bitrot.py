@@ -13,8 +13,10 @@ import pytest
 import torch
 from support.token_folders import token_spec, write_tokens
 
-from foundation.codes.dataset import TokenAccess, TokenDataset, read_shard, shard_path
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.shards import read_shard, shard_path
 from foundation.errors import ContractError, DataError, TesseraError
+from foundation.hardware import TokenAccess
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -97,9 +99,16 @@ def damage(kind: str, newest: Path, older: Path, rng: random.Random) -> None:
 
 
 KINDS = (
-    "flip", "truncate", "append", "delete", "empty", "other step's file", "other step's folder", "two files swapped",
+    "flip",
+    "truncate",
+    "append",
+    "delete",
+    "empty",
+    "other step's file",
+    "other step's folder",
+    "two files swapped",
     "link",
-)  # fmt: skip
+)
 
 
 def test_damaged_checkpoints_are_skipped_by_name_for_the_newest_sound_one(tmp_path: Path, keep: Callable) -> None:

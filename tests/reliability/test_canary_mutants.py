@@ -1,4 +1,4 @@
-"""A tokenizer that does something else than when it was frozen is refused, whichever way it came about."""
+"""A tokenizer that computes something else than when it was frozen is refused, for any cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foundation.errors import ContractError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage1_tokenizer import canary
 from stage1_tokenizer.canary import FILE, check_canary, check_canary_quickly, load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel

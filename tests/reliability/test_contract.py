@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from support.token_folders import token_spec, write_tokens
 
-from foundation.codes.dataset import read_shard, shard_path
+from foundation.codes.shards import read_shard, shard_path
 from foundation.codes.spec import CodeLevel, CodeSpec, require_same_codes
-from foundation.config import from_dict, to_dict
+from foundation.config import from_dict, merge, to_dict
 from foundation.errors import ContractError, TesseraError
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -42,7 +42,7 @@ MUTATIONS: dict[str, Any] = {
     "class_names[0]": "dog ",
     "class_names[1]": "cat",
     "class_names": ["cat", "dog", "cow"],
-}  # fmt: skip
+}
 """One changed field each; blanks only tell apart two changes of one field."""
 
 
@@ -79,16 +79,21 @@ def test_there_are_twenty_of_them() -> None:
     assert len({mutated(token_spec(), name, value).contract for name, value in MUTATIONS.items()}) == 20
 
 
-def test_settings_of_a_tokenizer_that_were_edited_are_refused(frozen: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocess": {"resize": "bilinear"}},
+        {"preprocess": {"background": [0, 0, 0]}},
+        {"tokenizer": {"networks": {"dropout": 0.0}}},
+    ],
+    ids=str,
+)
+def test_settings_of_a_tokenizer_that_were_edited_are_refused(changes: dict, frozen: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(frozen, tmp_path / "edited"))
     settings = json.loads((frozen / "config.json").read_text())
-    for part, name, value in (
-        ("preprocess", "resize", "bilinear"), ("preprocess", "background", [0, 0, 0]), ("tokenizer", "dropout", 0.0),
-    ):  # fmt: skip
-        folder = Path(shutil.copytree(frozen, tmp_path / name))
-        edited = {**settings, part: {**settings[part], name: value}}
-        (folder / "config.json").write_text(json.dumps(edited))
-        with pytest.raises(TesseraError, match="settings were changed after saving"):
-            TokenizerModel.load(folder)
+    (folder / "config.json").write_text(json.dumps(merge(settings, changes)))
+    with pytest.raises(TesseraError, match="settings were changed after saving"):
+        TokenizerModel.load(folder)
 
 
 def test_a_specification_with_no_classes_fits_one_with_some() -> None:

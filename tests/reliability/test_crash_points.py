@@ -20,8 +20,9 @@ from support.crash_points import CRASHED, DONE, Places, in_child, leftovers, sto
 from support.small_tokenizer import freeze
 from support.token_folders import write_tokens
 
-from foundation.codes.dataset import TokenAccess, TokenDataset
+from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
+from foundation.hardware import TokenAccess
 from foundation.storage import durable
 from foundation.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from foundation.training.log import MetricsLog, read_metrics

@@ -22,11 +22,11 @@ from support.crash_points import (
     summary,
     tree,
     without_waiting,
-)  # fmt: skip
+)
 from support.hostile_images import change, write_hostile
 from support.small_export import N_HELD_OUT, N_SHARDS, N_TRAIN, encodings, export, open_splits
 
-from foundation.codes.dataset import read_manifest
+from foundation.codes.manifest import read_manifest
 from foundation.errors import Interrupted, TesseraError
 from foundation.images.sources import FolderSource
 from foundation.storage import durable
@@ -131,7 +131,7 @@ def test_three_racing_exporters_that_are_killed_at_random(
 def test_any_number_of_processes_in_any_order_write_the_same(
     tmp_path: Path, frozen: Path, clean: dict[str, str], keep: Callable, numbers: tuple[int, ...]
 ) -> None:
-    """All but the last generation are told to stop after their first file."""
+    """All but the last generation get a stop signal after their first file."""
 
     def stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)

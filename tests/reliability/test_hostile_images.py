@@ -19,7 +19,7 @@ from foundation.images.sources import FolderSource
 N = 1000
 
 
-def survey(folder: Path, expected: dict[str, tuple[str, set[str] | None]], report: Path) -> None:
+def scan(folder: Path, expected: dict[str, tuple[str, set[str] | None]], report: Path) -> None:
     signal.alarm(600)  # a picture that hangs ends the child, which the test then sees
     source = FolderSource(str(folder))
     assert set(source.ids) == set(expected)
@@ -47,7 +47,7 @@ def test_a_thousand_hostile_images_are_all_accounted_for(tmp_path: Path, keep: C
     """In a child, so that a decoder that crashes is seen as such."""
     expected = write_hostile(tmp_path / "images", N)
     assert len(expected) == N
-    assert in_child(lambda: survey(tmp_path / "images", expected, tmp_path / "report")) == DONE
+    assert in_child(lambda: scan(tmp_path / "images", expected, tmp_path / "report")) == DONE
     codes = dict(line.rsplit(" ", 1) for line in (tmp_path / "report").read_text().splitlines())
     failed = sum(int(n) for n in codes.values())
     keep(

@@ -109,8 +109,12 @@ def test_payloads_run_nothing_in_any_loader(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*program, str(folder), str(sound), str(tmp_path / "scratch")],
-        capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
     assert not trace.exists()
@@ -119,7 +123,7 @@ def test_payloads_run_nothing_in_any_loader(
     raised = {(name, payload): how for name, each in ours.items() for payload, how in each.items() if "raised" in how}
     assert not raised, raised
     read = {(name, payload) for name, each in ours.items() for payload, how in each.items() if how == "read"}
-    sane = {("packed copy", payload) for payload in results["packed copy"]}  # made anew from the shards
+    sane = {("packed copy", payload) for payload in results["packed copy"]}  # made again from the shards
     sane |= {("safetensors", "safetensors-metadata"), ("checkpoint tensors", "safetensors-metadata")}
     assert {each for each in read if each[0] not in ("importer", "metrics", "Inception")} <= sane, read
     keep("no code runs", payloads=12, loaders=len(results), attempts=12 * len(results), executed=0)

@@ -17,7 +17,8 @@ from support.small_tokenizer import PREPROCESS, Blots, fresh_task
 from foundation.errors import TrainingError
 from foundation.images.image_set import ImageSet
 from foundation.training.checkpoints import named_tensors
-from foundation.training.fit import FitConfig, fit
+from foundation.training.config import FitConfig
+from foundation.training.fit import fit
 from foundation.training.log import MetricsLog
 from stage1_tokenizer.losses.config import AdversarialConfig, DiscriminatorConfig
 from stage1_tokenizer.train import TokenizerTask
@@ -59,7 +60,7 @@ PLACES = {
     "the generator's gradient": lambda task, value, images: task.model.decoder.conv_out.weight,
     "the encoder's gradient": lambda task, value, images: next(task.model.encoder.parameters()),
     "the discriminator's gradient": lambda task, *_: next(task.objective.adversary.learner.model.parameters()),
-}  # fmt: skip
+}
 
 
 def spoil(task: TokenizerTask, place: str, value: float, images: torch.Tensor) -> Any:
@@ -161,8 +162,14 @@ def test_weights_that_are_not_finite_are_never_saved(place: str, tmp_path: Path,
     config = FitConfig(steps=12, batch_size=8, evaluate_every=100, checkpoint_every=5)
     with pytest.raises(TrainingError, match="finite"):
         fit(
-            task, images, config, task.learner.accelerator, seed=1, checkpoints=tmp_path / "checkpoints",
-            log=MetricsLog(tmp_path / "metrics.jsonl", "tokenizer"), identity={},
-        )  # fmt: skip
+            task,
+            images,
+            config,
+            task.learner.accelerator,
+            seed=1,
+            checkpoints=tmp_path / "checkpoints",
+            log=MetricsLog(tmp_path / "metrics.jsonl", "tokenizer"),
+            identity={},
+        )
     assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     keep("a step that is not finite", **{"kinds of state never saved": 1})

@@ -17,7 +17,7 @@ from reliability import (
     test_not_finite,
     test_same_results,
     test_signals,
-)  # fmt: skip
+)
 from support.crash_points import CRASHED, in_child
 from torch import nn
 
@@ -59,7 +59,7 @@ def delete_before_save(patch: Patch) -> None:
 
 def unsynchronised_average(patch: Patch) -> None:
     """Each process averages the code vectors that it saw itself."""
-    patch.setattr(vq, "summed", lambda tensor: tensor)
+    patch.setattr(vq, "all_reduce_sum", lambda tensor: tensor)
 
 
 def wrapped_codes(patch: Patch) -> None:

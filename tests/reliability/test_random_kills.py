@@ -18,7 +18,7 @@ STEPS = {
 
 def start(folder: Path) -> subprocess.Popen:
     overrides = [part for name, value in STEPS.items() for part in (f"--{name}", str(value))]
-    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--run_dir", str(folder), *overrides]
+    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--out", str(folder), *overrides]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -19,12 +19,13 @@ from support.small_tokenizer import fresh_task
 from support.small_training import Numbers
 from support.token_folders import token_spec
 
-from foundation.codes.dataset import Shard, read_shard, write_shard
+from foundation.codes.shards import Shard, read_shard, write_shard
 from foundation.errors import DataError, TesseraError
 from foundation.randomness import DataOrder
 from foundation.storage.serialization import join_state, split_state, tensors_sha256
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
-from foundation.training.fit import FitConfig, _batches
+from foundation.training.config import FitConfig
+from foundation.training.fit import _batches
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 BATCH, STEPS = 12, 14

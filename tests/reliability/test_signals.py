@@ -24,8 +24,10 @@ from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.stop_signal import StopSignal
 
 MOMENTS = [
-    *(("step", n) for n in range(STEPS)), *(("evaluate", n) for n in range(4)), *(("save", n) for n in range(2)),
-]  # fmt: skip
+    *(("step", n) for n in range(STEPS)),
+    *(("evaluate", n) for n in range(4)),
+    *(("save", n) for n in range(2)),
+]
 """Of the training: those after its last step are another matter, see below."""
 
 
@@ -115,7 +117,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
 
 @pytest.mark.parametrize("moment", [("save", 2), ("evaluate", 4)])
 def test_a_signal_after_the_last_step_is_not_forgotten(tmp_path: Path, moment: tuple[str, int]) -> None:
-    """Else a run told to stop goes on to its next stage."""
+    """Else a run that was stopped goes on to its next stage."""
     with pytest.raises(Interrupted):
         train(tmp_path, Regression(sender(moment, signal.SIGTERM)))
     found = latest_checkpoint(tmp_path / "checkpoints")

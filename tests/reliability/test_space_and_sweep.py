@@ -67,7 +67,7 @@ def test_what_another_machine_writes_counts_as_left_behind_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "_place", lambda: "0123456789ab")
+        patch.setattr(durable, "_host", lambda: "0123456789ab")
         folder = temporary_name(tmp_path / "a")
     folder.mkdir()
     (folder / "part").write_bytes(b"x")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.codes.dataset import TokenAccess
+from foundation.hardware import TokenAccess
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

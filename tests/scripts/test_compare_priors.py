@@ -25,9 +25,12 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object)
 
 
 def test_every_row_is_another_prior_trained_once_on_the_same_codes(
-    script: ModuleType, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    script: ModuleType,
+    run_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out, rows = tmp_path / "compare", tmp_path / "rows.json"
     before = {path: path.stat().st_mtime_ns for path in (run_copy / "codes").rglob("*.parquet")}
     assert run(script, monkeypatch, run_copy, "--steps", 4, "--out", out, "--json", rows) == 0
@@ -47,9 +50,12 @@ def test_every_row_is_another_prior_trained_once_on_the_same_codes(
 
 
 def test_minutes_become_one_number_of_steps_for_all(
-    script: ModuleType, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    script: ModuleType,
+    run_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out, rows = tmp_path / "compare", tmp_path / "rows.json"
     arguments = (run_copy, "--minutes", 0.0005, "--out", out, "--json", rows, "--only")
     assert run(script, monkeypatch, *arguments, "2d-rope", "no-dropout") == 0
@@ -62,9 +68,12 @@ def test_minutes_become_one_number_of_steps_for_all(
 
 
 def test_what_cannot_be_compared_is_refused(
-    script: ModuleType, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    script: ModuleType,
+    run_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     import shutil
 
     assert run(script, monkeypatch, run_copy, "--only", "2drope") == 2

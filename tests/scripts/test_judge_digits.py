@@ -10,8 +10,8 @@ def test_the_judge_measures_and_fails_a_run_that_was_hardly_trained(finished_run
     line = [sys.executable, "scripts/judge_digits.py", str(finished_run), "--json", str(tmp_path / "figures.json")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "SHORT  held-out PSNR" in done.stdout
+    assert "SHORT  validation PSNR" in done.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert len(figures) == 7
-    assert figures["SVC accuracy on real held-out digits"] > 0.95
+    assert figures["SVC accuracy on real validation digits"] > 0.95
     assert 0 <= figures["SVC accuracy on 500 samples"] < 0.5

@@ -96,7 +96,7 @@ def stopped_everywhere(
         new_place: a fresh folder to work in.
         work: what is done in it.
         faults: of ``FAULTS``; ``short`` is a disk that takes half of what is written and says nothing.
-        every: so many operations, for work that takes long.
+        every: stop at every n-th operation only, for work that takes long.
     """
     counted = new_place()
     for number, name in enumerate(operations(lambda: work(counted)), start=1):

@@ -21,10 +21,15 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 aten = torch.ops.aten
 CROSSINGS = (aten.copy_.default, aten._to_copy.default)
-READS = (  # numbers whose values, or whose shape, the CPU must know
-    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
-    aten.repeat_interleave.Tensor, aten.bincount.default, aten.equal.default,
-)  # fmt: skip
+READS = (  # the CPU must know a value, or the shape of the result
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.repeat_interleave.Tensor,
+    aten.bincount.default,
+    aten.equal.default,
+)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
 SOURCE = Path(__file__).parent.parent.parent
@@ -114,7 +119,8 @@ def _compute(func: Any, args: tuple, kwargs: dict, crossed: Counter[str]) -> Any
     if func is aten.copy_.default:
         to_far = isinstance(args[0], FarTensor)
     from_far = isinstance(args[1] if func is aten.copy_.default else args[0] if args else None, FarTensor)
-    if (func is aten._local_scalar_dense.default and far) or (func in CROSSINGS and from_far != to_far):
+    crosses = func in CROSSINGS and from_far != to_far
+    if crosses or (far and (func in READS or (func in INDEXING and _waits(args[1])))):
         crossed[_asked_by()] += 1
     near_args, near_kwargs = tree_map(_near, (args, kwargs))
     if device is not None:

@@ -103,10 +103,14 @@ def floats(rng: Rng) -> bytes:
 TRUNCATED = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")
 BOMB = text_bomb()
 KINDS: dict[str, tuple[str, Codes, Callable[[Rng], bytes]]] = {
-    **{f"truncated {kind}": (kind.lower(), UNREADABLE, lambda r, k=kind: cut(encoded(picture(r), k), r))
-       for kind in TRUNCATED},
-    **{f"flipped {kind}": (kind.lower(), None, lambda r, k=kind: flipped(encoded(picture(r), k), r))
-       for kind in TRUNCATED},
+    **{
+        f"truncated {kind}": (kind.lower(), UNREADABLE, lambda r, k=kind: cut(encoded(picture(r), k), r))
+        for kind in TRUNCATED
+    },
+    **{
+        f"flipped {kind}": (kind.lower(), None, lambda r, k=kind: flipped(encoded(picture(r), k), r))
+        for kind in TRUNCATED
+    },
     "empty": ("png", UNREADABLE, lambda r: b""),
     "a page": ("jpg", UNREADABLE, lambda r: b"<!DOCTYPE html><title>404</title>" + r.randbytes(50).hex().encode()),
     "vector": ("png", UNREADABLE, lambda r: b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
@@ -133,18 +137,35 @@ KINDS: dict[str, tuple[str, Codes, Callable[[Rng], bytes]]] = {
     "a line": ("png", TOO_LARGE, lambda r: encoded(picture(r, size=(r.randrange(20_000, 30_000), 1)), "PNG")),
     "a column": ("png", TOO_LARGE, lambda r: encoded(picture(r, size=(1, r.randrange(20_000, 30_000))), "PNG")),
     "too long a shape": ("png", TOO_LARGE, lambda r: encoded(picture(r, size=(r.randrange(900, 2000), 20)), "PNG")),
-    "a bomb by its header": ("png", TOO_LARGE, lambda r: png_of_size(*r.choice([(60_000, 60_000), (12_000, 12_000),
-                             (65_500, 1), (2**31 - 1, 2**31 - 1)]))),
+    "a bomb by its header": (
+        "png",
+        TOO_LARGE,
+        lambda r: png_of_size(*r.choice([(60_000, 60_000), (12_000, 12_000), (65_500, 1), (2**31 - 1, 2**31 - 1)])),
+    ),
     "a bomb in a text": ("png", UNREADABLE | TOO_LARGE, lambda r: BOMB),
     "no size": ("png", UNREADABLE, lambda r: png_of_size(0, r.randrange(9))),
     "fewer pixels than said": ("png", UNREADABLE, lambda r: png_of_size(40, 40, b"\0" * r.randrange(3000))),
     "wrong suffix": ("jpg", MUST_WORK, lambda r: encoded(picture(r), "PNG")),
-}  # fmt: skip
+}
 """name: suffix, codes with which it may be refused, and how it is made"""
 NAMES = (
-    "plain", "with blanks  ", "new\nline", "übung", "日本", "quote'\"", "-dash", "percent%20", "semi;colon", "x" * 200,
-    "\U0001f600", "dots..", "back\\slash", "$(touch trace)", "`id`", "\u202etxt.gpj",
-)  # fmt: skip
+    "plain",
+    "with blanks  ",
+    "new\nline",
+    "übung",
+    "日本",
+    "quote'\"",
+    "-dash",
+    "percent%20",
+    "semi;colon",
+    "x" * 200,
+    "\U0001f600",
+    "dots..",
+    "back\\slash",
+    "$(touch trace)",
+    "`id`",
+    "\u202etxt.gpj",
+)
 
 
 def write_hostile(folder: Path, n: int, seed: int = 0) -> dict[str, tuple[str, Codes]]:

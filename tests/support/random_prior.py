@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
+from stage2_prior.decoding.decode import iterate_codes
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 LEVELS = [
@@ -19,10 +23,15 @@ LEVELS = [
 ]
 """One level, a residual one, two levels, two residual levels; square and not; codebooks of unequal size."""
 
-OPTIONS = [{}, {"qk_norm": False}, {"positions": "learned"}, {"target_aware": True},
-           {"positions": "learned", "target_aware": True, "qk_norm": False},
-           {"block": "gpt", "positions": "learned", "qk_norm": False},
-           {"block": "gpt", "class_rotation": "zero"}]  # fmt: skip
+OPTIONS = [
+    {},
+    {"qk_norm": False},
+    {"positions": "learned"},
+    {"target_aware": True},
+    {"positions": "learned", "target_aware": True, "qk_norm": False},
+    {"block": "gpt", "positions": "learned", "qk_norm": False},
+    {"block": "gpt", "class_rotation": "zero"},
+]
 """Every choice of how the transformer is built."""
 
 
@@ -57,3 +66,19 @@ def with_norm_weights(prior: PriorModel) -> PriorModel:
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.7, 1.3)
     return prior
+
+
+def decode_codes(
+    prior: PriorModel,
+    labels_B: torch.Tensor,
+    uniforms_BT: torch.Tensor,
+    sampling: SamplingConfig,
+    *,
+    known_BT: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """All codes of ``iterate_codes``, (B, T)."""
+    codes_BT = labels_B.new_empty(len(labels_B), prior.n_codes) if known_BT is None else known_BT.clone()
+    for step in iterate_codes(prior, labels_B, uniforms_BT, sampling, known_BT=known_BT, **options):
+        codes_BT[step.rows, step.position] = step.codes_B
+    return codes_BT

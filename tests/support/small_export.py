@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from support.small_tokenizer import Blots
 
-from foundation.codes.dataset import TokenAccess, TokenDataset
+from foundation.codes.dataset import TokenDataset
+from foundation.hardware import TokenAccess
 from pipeline import work_sharing
 from pipeline.encoding.encoder import ShardEncoder
 from pipeline.encoding.export import Export

@@ -9,23 +9,24 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from PIL import Image
 
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
-from foundation.images.preprocess import Preprocess
 from foundation.storage import durable
-from foundation.training.fit import FitConfig
-from foundation.training.optim import OptimConfig
+from foundation.training.config import FitConfig, OptimConfig
 from stage1_tokenizer.canary import save_canary
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.quantizers import VQConfig
+from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 
 PREPROCESS = Preprocess(height=16, width=16)
 CONFIG = TokenizerConfig(
-    base_width=8, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=8, norm_groups=4, dropout=0.1,
+    networks=VQGANNetworks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4, dropout=0.1),
+    latent_channels=8,
     quantizer=VQConfig(codebook_size=32, width=4),
-)  # fmt: skip
+)
 
 
 class Blots:

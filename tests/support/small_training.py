@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from foundation.training.fit import FitConfig, fit
+from foundation.training.config import FitConfig, OptimConfig
+from foundation.training.fit import fit
 from foundation.training.learner import Learner
 from foundation.training.log import MetricsLog
-from foundation.training.optim import OptimConfig
 
 STEPS = 12
 CONFIG = FitConfig(steps=STEPS, batch_size=6, evaluate_every=3, checkpoint_every=4, log_every=1)
@@ -77,9 +77,15 @@ def train(folder: Path, task: Regression, config: FitConfig = CONFIG) -> Regress
     """Run the loop in a folder, from its newest checkpoint on."""
     log = MetricsLog(folder / "metrics.jsonl", "toy", enabled=task.learner.accelerator.is_main_process)
     fit(
-        task, Numbers(), config, task.learner.accelerator, seed=3, checkpoints=folder / "checkpoints", log=log,
+        task,
+        Numbers(),
+        config,
+        task.learner.accelerator,
+        seed=3,
+        checkpoints=folder / "checkpoints",
+        log=log,
         identity={"recipe": "small"},
-    )  # fmt: skip
+    )
     return task
 
 

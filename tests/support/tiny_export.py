@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.sources import FolderSource, ImageSource
 from foundation.storage.durable import file_sha256
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.canary import save_canary
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.quantizers.config import FSQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -38,9 +39,10 @@ def make_tokenizer(folder: Path, *, seed: int = 0) -> Path:
     """A frozen tokenizer of 16 x 16 images, 4 x 4 codes of 48, with its canary."""
     torch.manual_seed(seed)
     config = TokenizerConfig(
-        base_width=8, width_multipliers=(1, 1, 1), n_res_blocks=1, latent_channels=8, norm_groups=4,
+        networks=VQGANNetworks(base_width=8, width_multipliers=(1, 1, 1), n_res_blocks=1, norm_groups=4),
+        latent_channels=8,
         quantizer=FSQConfig(levels=(4, 4, 3)),
-    )  # fmt: skip
+    )
     model = TokenizerModel(config, Preprocess(height=SIDE, width=SIDE)).eval()
     pixels = np.random.default_rng(seed).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
     model.initialize(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / 127.5 - 1).float(), torch.Generator())

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
-from foundation.training.fit import FitConfig, fit
+from foundation.images.config import Preprocess
+from foundation.training.config import FitConfig, OptimConfig
+from foundation.training.fit import fit
 from foundation.training.log import MetricsLog, read_metrics
-from foundation.training.optim import OptimConfig
 from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel

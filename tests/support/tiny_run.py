@@ -8,11 +8,14 @@ ROOT = Path(__file__).parents[2]
 
 TINY = {
     "tokenizer.model": {
-        "base_width": 8,
-        "width_multipliers": [1, 2],
-        "n_res_blocks": 1,
+        "networks": {
+            "type": "vqgan",
+            "base_width": 8,
+            "width_multipliers": [1, 2],
+            "n_res_blocks": 1,
+            "norm_groups": 4,
+        },
         "latent_channels": 8,
-        "norm_groups": 4,
         "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
     },
     "tokenizer.training.fit": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "checkpoint_every": 2},

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.codes.dataset import Shard, TokenAccess, TokenDataset, shard_path, write_manifest, write_shard
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import write_manifest
+from foundation.codes.shards import Shard, shard_path, write_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.preprocess import Preprocess
+from foundation.hardware import TokenAccess
+from foundation.images.config import Preprocess
 
 PACKED = TokenAccess(form="packed")
 
@@ -14,9 +17,12 @@ PACKED = TokenAccess(form="packed")
 def token_spec(codebook_size: int = 1000, *, labelled: bool = True) -> CodeSpec:
     """2 x 3 codes of one level."""
     return CodeSpec(
-        levels=(CodeLevel(height=2, width=3, codebook_size=codebook_size),), stride=4,
-        preprocess=Preprocess(height=8, width=12), fingerprint="f" * 64, class_names=("cat", "dog") if labelled else (),
-    )  # fmt: skip
+        levels=(CodeLevel(height=2, width=3, codebook_size=codebook_size),),
+        stride=4,
+        preprocess=Preprocess(height=8, width=12),
+        fingerprint="f" * 64,
+        class_names=("cat", "dog") if labelled else (),
+    )
 
 
 def write_tokens(

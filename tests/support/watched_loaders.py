@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foundation.codes.dataset import TokenAccess, TokenDataset
+from foundation.codes.dataset import TokenDataset
 from foundation.config import digest
 from foundation.errors import TesseraError
+from foundation.hardware import TokenAccess
 from foundation.storage.durable import file_sha256
 from foundation.storage.serialization import load_tensors, read_json
 from foundation.training.checkpoints import latest_checkpoint
@@ -30,10 +31,20 @@ from stage1_tokenizer.losses.vgg16 import load_vgg16
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 DANGEROUS = (
-    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.chmod", "subprocess.Popen",
-    "pickle.find_class", "socket.connect", "ctypes.dlopen", "shutil.",
-)  # fmt: skip
-OWN = {"packed copy": ("os.rename", "os.remove", "shutil.rmtree", "os.chmod")}  # it is made anew
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "os.chmod",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+    "ctypes.dlopen",
+    "shutil.",
+)
+OWN = {"packed copy": ("os.rename", "os.remove", "shutil.rmtree", "os.chmod")}  # it is made again
 SHARD = "data/train/part-00000.parquet"
 
 
@@ -72,10 +83,18 @@ def nothing(folder: Path) -> None:
 Loader = tuple[str, str, Callable[[Path], Any], Callable[[Path], Any]]
 LOADERS: dict[str, Loader] = {
     # what is spoilt, which file of it, what makes the rest agree, the loader
-    "checkpoint tensors": ("checkpoints", "step-00000001/state.safetensors",
-                           lambda f: checkpoint(f, "state.safetensors"), latest_checkpoint),
-    "checkpoint state": ("checkpoints", "step-00000001/state.json", lambda f: checkpoint(f, "state.json"),
-                         latest_checkpoint),
+    "checkpoint tensors": (
+        "checkpoints",
+        "step-00000001/state.safetensors",
+        lambda f: checkpoint(f, "state.safetensors"),
+        latest_checkpoint,
+    ),
+    "checkpoint state": (
+        "checkpoints",
+        "step-00000001/state.json",
+        lambda f: checkpoint(f, "state.json"),
+        latest_checkpoint,
+    ),
     "checkpoint manifest": ("checkpoints", "step-00000001/MANIFEST.json", nothing, latest_checkpoint),
     "model weights": ("tokenizer", "model.safetensors", nothing, TokenizerModel.load),
     "model settings": ("tokenizer", "config.json", nothing, TokenizerModel.load),
@@ -83,21 +102,33 @@ LOADERS: dict[str, Loader] = {
     "transformers pickle": ("tokenizer", "model.safetensors", weights_only_as_pickle, Tokenizer.from_pretrained),
     "canary": ("tokenizer", "canary.safetensors", nothing, lambda f: check_canary(TokenizerModel.load(f), f)),
     "token shard": ("tokens", SHARD, listed, lambda f: TokenDataset(f, "train", TokenAccess(form="memory"))),
-    "streamed shard": ("tokens", SHARD, listed,
-                       lambda f: TokenDataset(f, "train", TokenAccess(form="streamed")).codes_NT[[0]]),
-    "packed copy": ("tokens", "payload", spoil_packed_copy,
-                    lambda f: TokenDataset(f, "train", TokenAccess(form="packed"))),
+    "streamed shard": (
+        "tokens",
+        SHARD,
+        listed,
+        lambda f: TokenDataset(f, "train", TokenAccess(form="streamed")).codes_NT[[0]],
+    ),
+    "packed copy": (
+        "tokens",
+        "payload",
+        spoil_packed_copy,
+        lambda f: TokenDataset(f, "train", TokenAccess(form="packed")),
+    ),
     "token manifest": ("tokens", "manifest.json", nothing, lambda f: TokenDataset(f, "train")),
     "safetensors": ("tokenizer", "model.safetensors", nothing, lambda f: load_tensors(f / "model.safetensors")),
     "json": ("tokenizer", "config.json", nothing, lambda f: read_json(f / "config.json", ("x",), fix="none")),
     "recipe": ("tokenizer", "recipe.yaml", nothing, lambda f: load_recipe(str(f / "recipe.yaml"))),
     "metrics": ("tokenizer", "metrics.jsonl", nothing, lambda f: read_metrics(f / "metrics.jsonl")),
     "VGG16": ("tokenizer", "vgg16.pth", nothing, lambda f: load_vgg16(str(f / "vgg16.pth"))),
-    "VGG16 safetensors": ("tokenizer", "vgg16.safetensors", nothing,
-                          lambda f: load_vgg16(str(f / "vgg16.safetensors"))),
+    "VGG16 safetensors": (
+        "tokenizer",
+        "vgg16.safetensors",
+        nothing,
+        lambda f: load_vgg16(str(f / "vgg16.safetensors")),
+    ),
     "Inception": ("tokenizer", "inception.pth", nothing, lambda f: load_inception(str(f / "inception.pth"))),
     "importer": ("tokenizer", "peer.ckpt", nothing, lambda f: read_torch_file(f / "peer.ckpt")),
-}  # fmt: skip
+}
 
 
 def attempt(load: Callable[[Path], Any], folder: Path) -> str:

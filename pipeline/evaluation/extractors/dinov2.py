@@ -1,4 +1,4 @@
-"""DINOv2 as a feature extractor, through transformers."""
+"""DINOv2 (Oquab et al. 2023, arXiv:2304.07193) as a feature extractor, from the package transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from foundation.errors import CheckpointError
 from foundation.hardware import hide_broken_torchvision
-from pipeline.evaluation.extractors.build import DinoV2Config, FeatureExtractor
+from pipeline.evaluation.extractors.base import DinoV2Config, FeatureExtractor
 
 _SIDE = 224
 _MEAN = (0.485, 0.456, 0.406)
@@ -19,7 +19,7 @@ _STD = (0.229, 0.224, 0.225)
 class DinoV2Extractor(FeatureExtractor):
     """The CLS token after the last norm; bicubic resize to 224 x 224, ImageNet's mean and standard deviation.
 
-    The distance of Stein et al. 2023 (arXiv:2306.04675) uses the large model, which the caveat asks for.
+    Figures compare with those of Stein et al. 2023 (arXiv:2306.04675) for ViT-L/14 only; the caveat says so.
     """
 
     mean_CYX: torch.Tensor
@@ -59,9 +59,9 @@ def _network(weights: str) -> Any:
             "    - or, with a network, a name: --weights facebook/dinov2-large, without HF_HUB_OFFLINE\n"
             "    - or use no weights:         --extractor small (compares with no published figure)"
         )
-        raise CheckpointError("DINOv2 weights cannot be had", field=weights, found=str(error).split("\n")[0],
-                              fix=fix) from error  # fmt: skip
-    if not network.config.model_type.startswith("dinov2"):
-        raise CheckpointError("is not a DINOv2 model", field=weights, found=network.config.model_type,
-                              expected="dinov2", fix="use facebook/dinov2-large or a folder that holds it")  # fmt: skip
+        found = str(error).split("\n")[0]
+        raise CheckpointError("cannot load DINOv2 weights", field=weights, found=found, fix=fix) from error
+    found, fix = network.config.model_type, "use facebook/dinov2-large or a folder that holds it"
+    if not found.startswith("dinov2"):
+        raise CheckpointError("is not a DINOv2 model", field=weights, found=found, expected="dinov2", fix=fix)
     return network

@@ -1,4 +1,4 @@
-"""InceptionV3 as the FID uses it, through the package torch-fidelity."""
+"""InceptionV3 of the FID (Heusel et al. 2017, arXiv:1706.08500), from the package torch-fidelity."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from foundation.hardware import torchvision_problem
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors
 from foundation.unpickling.torch_files import read_tensors
-from pipeline.evaluation.extractors.build import FeatureExtractor, InceptionConfig
+from pipeline.evaluation.extractors.base import FeatureExtractor, InceptionConfig
 
 PUBLISHED_SHA256_PREFIX = "6726825d"
 _INSTALL = 'pip install "tessera-images[eval]"'
-_UNVERIFIED = (
-    "these weights are not the published file of InceptionV3 (.pth, SHA-256 6726825d...), so that nothing shows what "
-    "they are"
-)
+_UNVERIFIED = "the weights are not those of the published InceptionV3 file (.pth, SHA-256 6726825d...)"
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -42,25 +39,25 @@ def _network(tensors: dict[str, torch.Tensor], source: str) -> nn.Module:
     _require_package()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # The package unpickles whatever its weight file holds; here it gets only tensors that were read safely before.
+    # The package unpickles its weight file: give it only tensors, read safely before.
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     buffer.seek(0)
     try:
         return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)  # type: ignore[no-any-return]
     except RuntimeError as error:
-        raise CheckpointError("holds other weights than InceptionV3 of the FID", field=source,
-                              found=str(error)[:300], fix=_remedies()) from error  # fmt: skip
+        what = "holds other weights than InceptionV3 of the FID"
+        raise CheckpointError(what, field=source, found=str(error)[:300], fix=_suggestions()) from error
 
 
 def _weights(path: str | None) -> tuple[dict[str, torch.Tensor], bool]:
-    """The tensors, and whether they are those of the published file."""
+    """Read the tensors, and say whether the file is the published one."""
     file = Path(path).expanduser() if path else _cached_or_downloaded()
     if not file.is_file():
-        raise CheckpointError("no such file of InceptionV3 weights", field=str(file), fix=_remedies())
+        raise CheckpointError("no such file of InceptionV3 weights", field=str(file), fix=_suggestions())
     if file.suffix == ".safetensors":
         return load_tensors(file), False
-    tensors = read_tensors(file, _remedies())
+    tensors = read_tensors(file, _suggestions())
     return tensors, durable.file_sha256(file).startswith(PUBLISHED_SHA256_PREFIX)
 
 
@@ -74,8 +71,8 @@ def _cached_or_downloaded() -> Path:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=PUBLISHED_SHA256_PREFIX)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError("InceptionV3 weights (92 MB) are not here and the download failed", field=str(file),
-                                  found=error, fix=_remedies()) from error  # fmt: skip
+            what = "InceptionV3 weights (92 MB) are missing, and the download failed"
+            raise CheckpointError(what, field=str(file), found=error, fix=_suggestions()) from error
     return file
 
 
@@ -84,11 +81,11 @@ def _require_package() -> None:
     try:
         import torch_fidelity  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
-        raise ConfigError("needs the package torch-fidelity", field="--extractor inception",
-                          found=problem or error, fix=f"{_INSTALL}, or --extractor small") from error  # fmt: skip
+        what, fix = "needs the package torch-fidelity", f"{_INSTALL}, or --extractor small"
+        raise ConfigError(what, field="--extractor inception", found=problem or error, fix=fix) from error
 
 
-def _remedies() -> str:
+def _suggestions() -> str:
     return (
         "one of\n"
         "    - give the published file:   --weights FOLDER/pt_inception-2015-12-05-6726825d.pth\n"

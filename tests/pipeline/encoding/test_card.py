@@ -19,10 +19,12 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from support.tiny_export import content, sources_of
 
-from foundation.codes.dataset import MANIFEST, TokenDataset, read_manifest
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import DataError, StorageError
-from foundation.images.preprocess import Preprocess, to_uint8
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import to_uint8
 from pipeline.encoding.card import dataset_card, push_token_dataset
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -46,16 +48,27 @@ def test_the_picture_shows_images_and_what_their_stored_codes_decode_to(inputs: 
 
 def test_the_card_counts_images_and_classes(clean: Path) -> None:
     card = (clean / "README.md").read_text()
-    for line in ("| train | 20 | 20 | 0 | 40 |", "| validation | 20 | 20 | 0 | 20 |", "| 0 | ant | 20 | 10 |",
-                 "0 centre, 1 centre, mirrored", "![Images", "near ties"):  # fmt: skip
+    for line in (
+        "| train | 20 | 20 | 0 | 40 |",
+        "| validation | 20 | 20 | 0 | 20 |",
+        "| 0 | ant | 20 | 10 |",
+        "0 centre, 1 centre, mirrored",
+        "![Images",
+        "near ties",
+    ):
         assert line in card, line
     header = yaml.safe_load(card.split("---")[1])
     assert [each["split"] for each in header["configs"][0]["data_files"]] == ["train", "validation"]
 
 
 def test_names_of_classes_cannot_break_the_table() -> None:
-    spec = CodeSpec(levels=(CodeLevel(height=2, width=2, codebook_size=5),), stride=4, preprocess=Preprocess(),
-                    fingerprint="f", class_names=("a|b", "c\nd", *map(str, range(200))))  # fmt: skip
+    spec = CodeSpec(
+        levels=(CodeLevel(height=2, width=2, codebook_size=5),),
+        stride=4,
+        preprocess=Preprocess(),
+        fingerprint="f",
+        class_names=("a|b", "c\nd", *map(str, range(200))),
+    )
     entry = {"rows": 202, "failures": [], "files": [], "labels": [1] * 202, "views": 1, "planned": 202}
     card = dataset_card(spec, {"splits": {"train": entry}})
     assert "| 0 | a\\|b | 1 |\n| 1 | c d | 1 |" in card and "102 more classes" in card

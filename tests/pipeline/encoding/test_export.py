@@ -1,4 +1,9 @@
-"""Many processes, in any order, one dataset; nothing is done twice."""
+"""Many processes, in any order, one dataset; nothing is done twice.
+
+A file of an export must hold what the plan says.
+"""
+
+from __future__ import annotations
 
 import json
 import multiprocessing
@@ -6,6 +11,8 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +20,12 @@ import pytest
 import torch
 from support.tiny_export import CONFIG, content, open_tiny, tiny_export
 
-from foundation.codes.dataset import MANIFEST, TokenDataset
-from foundation.codes.manifest import write_manifest
-from foundation.errors import ContractError, DataError, Interrupted, StorageError
-from pipeline.encoding.export import LEASES, PLAN, Export
-from pipeline.encoding.plan import PlannedShard
+from foundation.codes.dataset import TokenDataset
+from foundation.codes.manifest import MANIFEST, write_manifest
+from foundation.codes.shards import Shard, read_shard
+from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
+from pipeline.encoding.export import LEASES, PLAN, Export, by_code, require_planned, share, totals
+from pipeline.encoding.plan import ExportPlan, PlannedShard
 from pipeline.encoding.status import export_status
 from pipeline.work_sharing import Part
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -253,3 +261,38 @@ def test_codes_are_those_of_each_image_alone(inputs: Inputs, clean: Path) -> Non
         pixels = pixels[:, ::-1] if dataset.views_N[row] else pixels
         alone = tokenizer.encode(to_unit_range(pixels[None].repeat(CONFIG.batch_size or 1, 0)))[0]
         assert np.array_equal(alone.flatten().numpy(), dataset.codes_NT[row])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shard: replace(shard, image_ids=list(reversed(shard.image_ids))),
+        lambda shard: replace(shard, views=1 - shard.views),
+        lambda shard: replace(shard, labels=1 - shard.labels),
+        lambda shard: replace(shard, labels=None),
+    ],
+    ids=["other images", "other views", "other labels", "no labels"],
+)
+def test_a_file_of_other_images_views_or_labels_is_refused(change: Callable[[Shard], Shard], clean: Path) -> None:
+    plan = ExportPlan.from_json(clean / "plan.json")
+    planned = plan.shards[0]
+    shard = read_shard(planned.path(clean), plan.spec)
+    require_planned(Path("file"), shard, planned, plan)
+    with pytest.raises(ContractError, match=r"file: the shard holds other images or labels(.|\n)*codes folder"):
+        require_planned(Path("file"), change(replace(shard, views=np.asarray(shard.views))), planned, plan)
+
+
+def test_shares_are_written_as_percent_or_number() -> None:
+    assert (share("1%"), share("0.01"), share(0.5)) == (0.01, 0.01, 0.5)
+    for text in ("a lot", "101%", "-1%", "nan"):
+        with pytest.raises(ConfigError, match="--max-bad"):
+            share(text)
+
+
+def test_planned_is_written_and_failed_together() -> None:
+    failures = [{"code": "unreadable"}, {"code": "truncated"}, {"code": "unreadable"}]
+    manifest = {
+        "splits": {"train": {"rows": 9, "planned": 12, "failures": failures}, "other": {"rows": 3, "failures": []}}
+    }
+    assert totals(manifest) == {"planned": 15, "written": 12, "failed": 3}
+    assert by_code(failures) == "2 unreadable, 1 truncated"

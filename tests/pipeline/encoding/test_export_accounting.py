@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from support.tiny_export import CONFIG, content, make_images, open_tiny, tiny_export
 
-from foundation.codes.dataset import MANIFEST, ImageViews, TokenDataset, read_manifest
+from foundation.codes.dataset import ImageViews, TokenDataset
+from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.codes.shards import read_footer
 from foundation.errors import ConfigError, DataError
 from foundation.images.failures import FAILURE_CODES
@@ -17,8 +18,14 @@ from pipeline.encoding.export import require_enough, retry_failed, share, totals
 from pipeline.encoding.status import export_status
 
 Inputs = tuple[Path, Path]
-BAD = {"ant/004.png": "unreadable", "ant/005.png": "unreadable", "ant/006.png": "unreadable",
-       "ant/007.png": "unreadable", "bee/001.png": "pixel_format", "bee/009.png": "too_large"}  # fmt: skip
+BAD = {
+    "ant/004.png": "unreadable",
+    "ant/005.png": "unreadable",
+    "ant/006.png": "unreadable",
+    "ant/007.png": "unreadable",
+    "bee/001.png": "pixel_format",
+    "bee/009.png": "too_large",
+}
 """a whole file of the plan, and one image of others"""
 
 
@@ -67,7 +74,7 @@ def test_too_many_failures_are_an_error_but_the_dataset_is_whole(inputs: Inputs,
 def test_shares() -> None:
     assert [share(each) for each in ("1%", "0.01", 0.5, "100%", "0")] == [0.01, 0.01, 0.5, 1.0, 0.0]
     for wrong in ("1 percent", "%", "101%", "-1", "nan", ""):
-        with pytest.raises(ConfigError, match="max_bad"):
+        with pytest.raises(ConfigError, match="max-bad"):
             share(wrong)
 
 
@@ -153,9 +160,12 @@ def test_a_file_that_loses_an_image_is_not_accepted(inputs: Inputs, tmp_path: Pa
     shard = read_shard(path, dataset.spec)
     keep = [row for row, name in enumerate(shard.image_ids) if name != "ant/002.png"]
     fewer = dataclasses.replace(
-        shard, codes_BT=shard.codes_BT[keep], image_ids=[shard.image_ids[i] for i in keep], views=shard.views[keep],
+        shard,
+        codes_BT=shard.codes_BT[keep],
+        image_ids=[shard.image_ids[i] for i in keep],
+        views=shard.views[keep],
         labels=None if shard.labels is None else shard.labels[keep],
-    )  # fmt: skip
+    )
     for planned, message in ((4, "of 4 images planned, it has 3"), (None, "other images or labels")):
         replace_shard(path, dataclasses.replace(fewer, planned=planned), dataset.spec)
         (tmp_path / "codes" / MANIFEST).unlink(missing_ok=True)

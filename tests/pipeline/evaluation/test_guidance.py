@@ -7,7 +7,7 @@ import pytest
 
 from foundation.errors import ConfigError, DataError
 from pipeline import ImageGenerator
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from pipeline.evaluation.guidance import LOG, SCALES, SCHEDULES, SampleJudge, Tuning, search, tune_guidance
 from pipeline.generation.files import read_index
 from pipeline.runs.folder import RunFolder
@@ -65,7 +65,7 @@ def test_what_is_not_better_is_not_kept(run_copy: Path, monkeypatch: pytest.Monk
 def test_the_distance_is_small_where_samples_are_the_images(finished_run: Path) -> None:
     """Images of the generator itself as the reference: fresh draws of it are nearer than draws without variety."""
     from foundation.images.image_set import open_image_sets
-    from pipeline.evaluation.extractors.build import SmallConfig, build_extractor
+    from pipeline.evaluation.extractors import SmallConfig, build_extractor
 
     generator = ImageGenerator.from_pretrained(finished_run)
     generator.set_progress_bar_config(disable=True)
@@ -95,9 +95,14 @@ def test_a_prior_that_cannot_be_guided_is_refused(run_copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"images": 1}, "images"), ({"extractor": "resnet"}, "extractor"), ({"extractor": "none"}, "extractor"),
-     ({"seed": -1}, "seed"), ({"images": 10**9}, "fit in memory")],
-)  # fmt: skip
+    [
+        ({"images": 1}, "images"),
+        ({"extractor": "resnet"}, "extractor"),
+        ({"extractor": "none"}, "extractor"),
+        ({"seed": -1}, "seed"),
+        ({"images": 10**9}, "fit in memory"),
+    ],
+)
 def test_wrong_searches_are_refused_by_name(finished_run: Path, change: dict, field: str) -> None:
     with pytest.raises((ConfigError, DataError), match=field):
         tune_guidance(str(finished_run), Tuning(**change), "cpu")

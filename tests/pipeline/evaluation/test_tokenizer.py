@@ -8,11 +8,11 @@ import torch
 from foundation.codes.usage import count_codes
 from foundation.config import from_dict
 from foundation.errors import ConfigError, DataError
+from foundation.images.config import DatasetData, DigitsData, Preprocess
 from foundation.images.image_set import ImageSet
-from foundation.images.preprocess import Preprocess
-from foundation.images.sources import DatasetData, DigitsData, SubsetSource, open_sources
+from foundation.images.sources import SubsetSource, open_sources
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance, unbiased_mmd2
-from pipeline.evaluation.extractors.build import SmallConfig, build_extractor
+from pipeline.evaluation.extractors import SmallConfig, build_extractor
 from pipeline.evaluation.tokenizer import evaluate_tokenizer
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.image_metrics import psnr, ssim

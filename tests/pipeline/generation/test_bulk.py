@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from PIL import Image
 from foundation.errors import ConfigError, DataError
 from foundation.storage import durable
 from pipeline import ImageGenerator
-from pipeline.generation.bulk import Batch, Shard, generate_to_folder
-from pipeline.sample_commands import read_shard
+from pipeline.generation.bulk import Batch, generate_to_folder
+from pipeline.generation.requests import image_seed
+from pipeline.work_sharing import Part
 
 SMALL = {"count": 22, "labels": (2, 0), "seed": 5, "batch_size": 4, "images_per_file": 8}
 
@@ -42,9 +44,10 @@ def whole(untrained: ImageGenerator, batch: Batch, tmp_path_factory: pytest.Temp
 
 def test_image_i_is_that_of_its_seed_and_label(untrained: ImageGenerator, whole: Path, batch: Batch) -> None:
     rows = read(whole, batch)
-    assert [row["label"] for row in rows] == ["c", "a"] * 11 and [row["seed"] for row in rows] == list(range(5, 27))
+    assert [row["label"] for row in rows] == ["c", "a"] * 11
+    assert [row["seed"] for row in rows] == [image_seed(5, i) for i in range(22)]
     for i in (0, 7, 21):
-        alone = untrained(rows[i]["label"], seed=5 + i, top_k=30)
+        alone = untrained(rows[i]["label"], seed=rows[i]["seed"], top_k=30)
         assert np.array_equal(np.asarray(alone.images[0]), np.asarray(rows[i]["image"]))
         if "codes" in rows[i]:
             assert rows[i]["codes"] == alone.codes.flatten().tolist()
@@ -72,12 +75,12 @@ def test_done_files_are_not_made_again(
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_shards_in_any_order_make_the_same_files(
+def test_parts_in_any_order_make_the_same_files(
     untrained: ImageGenerator, whole: Path, batch: Batch, tmp_path: Path, n: int
 ) -> None:
     folder = tmp_path / "out"
     for index in reversed(range(n)):
-        done = generate_to_folder(untrained, folder, batch, Shard(index, n), options={"top_k": 30})
+        done = generate_to_folder(untrained, folder, batch, Part(index, n), options={"top_k": 30})
         assert (done.n_missing == 0) == (index == 0)
     assert contents(folder) == contents(whole)
 
@@ -136,18 +139,49 @@ class OneThread:
 def test_a_folder_of_other_settings_is_refused_and_named(untrained: ImageGenerator, whole: Path, batch: Batch) -> None:
     import dataclasses
 
-    for change, options, field in (({"seed": 6}, {"top_k": 30}, "seed"), ({}, {"top_k": 31}, "sampling.top_k"),
-                                   ({}, {"top_k": 30, "best_of": 2}, "best_of")):  # fmt: skip
+    for change, options, field in (
+        ({"seed": 6}, {"top_k": 30}, "seed"),
+        ({}, {"top_k": 31}, "sampling.top_k"),
+        ({}, {"top_k": 30, "best_of": 2}, "best_of"),
+    ):
         with pytest.raises(ConfigError, match=field):
             generate_to_folder(untrained, whole, dataclasses.replace(batch, **change), options=options)
 
 
+def test_a_folder_begun_with_other_streams_is_refused(untrained: ImageGenerator, tmp_path: Path) -> None:
+    """Image i was drawn from seed + i before; such a folder must not be continued."""
+    plan = tmp_path / "out" / "generation.json"
+    generate_to_folder(untrained, tmp_path / "out", Batch(**SMALL))
+    old = {name: value for name, value in json.loads(plan.read_text()).items() if name != "streams"}
+    plan.write_text(json.dumps(old, indent=1, sort_keys=True))
+    (tmp_path / "out" / "images" / "00000003-a.png").unlink()
+    with pytest.raises(ConfigError, match=r"streams: .* not seed \+ i"):
+        generate_to_folder(untrained, tmp_path / "out", Batch(**SMALL))
+
+
+def test_a_foreign_png_among_the_images_is_refused_by_name(untrained: ImageGenerator, tmp_path: Path) -> None:
+    for name in ("1.png", "00000001.jpg.png", "cat.png"):
+        folder = tmp_path / name
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "notes.txt").write_text("no picture")
+        (folder / "images" / name).write_bytes(b"")
+        with pytest.raises(ConfigError, match=rf"{name}: is not an image of this folder's samples(.|\n)*move it away"):
+            generate_to_folder(untrained, folder, Batch(**SMALL))
+        (folder / "images" / name).unlink()
+        assert generate_to_folder(untrained, folder, Batch(**SMALL)).n_missing == 0
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"count": 0}, "count"), ({"count": 10**12}, "count"), ({"batch_size": 0}, "batch_size"),
-     ({"images_per_file": 6, "format": "parquet"}, "images_per_file"), ({"format": "jpg"}, "format"),
-     ({"seed": -1}, "seed")],
-)  # fmt: skip
+    [
+        ({"count": 0}, "count"),
+        ({"count": 10**12}, "count"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"images_per_file": 6, "format": "parquet"}, "images_per_file"),
+        ({"format": "jpg"}, "format"),
+        ({"seed": -1}, "seed"),
+    ],
+)
 def test_wrong_batches_are_refused_by_name(change: dict, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}"):
         Batch(**{**SMALL, **change})
@@ -172,22 +206,26 @@ def test_a_batch_that_does_not_fit_in_memory_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "a/b", "0/0", "/", "1/2/3"])
-def test_wrong_shards_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="shard"):
-        read_shard(text)
-    assert read_shard("1/3") == Shard(1, 3)
+def test_wrong_parts_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--part"):
+        Part.parse(text)
+    assert Part.parse("1/3") == Part(1, 3)
 
 
 def test_two_processes_fill_one_folder_at_the_same_time(finished_run: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "pipeline.cli", "sample", str(finished_run), "--count", "40", "--batch_size", "8"]
+    line = [sys.executable, "-m", "pipeline.cli", "sample", str(finished_run), "--count", "40", "--batch-size", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shards = [
-        subprocess.Popen([*line, "--out", str(tmp_path / "two"), "--shard", f"{i}/2"], stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env=environment)
+    parts = [
+        subprocess.Popen(
+            [*line, "--out", str(tmp_path / "two"), "--part", f"{i}/2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
         for i in range(2)
-    ]  # fmt: skip
-    printed = [process.communicate(timeout=120)[0].decode() for process in shards]
-    assert [process.returncode for process in shards] == [0, 0], printed
+    ]
+    printed = [process.communicate(timeout=120)[0].decode() for process in parts]
+    assert [process.returncode for process in parts] == [0, 0], printed
     assert any("complete: 40 images" in each for each in printed)
     generator = ImageGenerator.from_pretrained(finished_run)
     labels = tuple(range(10))

@@ -7,11 +7,13 @@ from PIL import Image
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images.preprocess import Preprocess, to_pil, to_uint8
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import to_pil, to_uint8
 from pipeline import ImageGenerator
 from pipeline.generation.drawing import candidate_seed, nats_of
 from pipeline.generation.editing import blend_weights
 from pipeline.generation.inputs import below_rows, codes_of_pixels, hide, pixel_mask
+from pipeline.generation.requests import image_seed
 
 
 def codes_of(generator: ImageGenerator, images: torch.Tensor) -> torch.Tensor:
@@ -47,13 +49,15 @@ def test_an_edited_image_is_the_same_alone_and_in_a_batch(untrained: ImageGenera
     mask = torch.zeros(8, 12)
     mask[2:5, 3:9] = 1
     edits = {
-        "complete": {"rows": 1}, "inpaint": {"mask": mask}, "vary": {"share": 0.4},
+        "complete": {"rows": 1},
+        "inpaint": {"mask": mask},
+        "vary": {"share": 0.4},
         "change_class": {"class_labels": "b"},
-    }  # fmt: skip
+    }
     for name, how in edits.items():
         together = getattr(untrained, name)(pictures, seed=5, batch_size=2, **how).codes
         for i in range(3):
-            alone = getattr(untrained, name)(pictures[i : i + 1], seed=5 + i, **how).codes
+            alone = getattr(untrained, name)(pictures[i : i + 1], seed=image_seed(5, i), **how).codes
             assert torch.equal(alone[0], together[i]), name
 
 
@@ -155,7 +159,7 @@ def test_another_class_draws_the_codes_anew_that_fit_it_worst(
 def test_best_of_keeps_the_likeliest_and_names_the_seed_that_gives_it(untrained: ImageGenerator) -> None:
     best = untrained(["a", "b"], seed=7, best_of=6, output_type="latent")
     labels = [0] * 6 + [1] * 6
-    seeds = [candidate_seed(seed, i) for seed in (7, 8) for i in range(6)]
+    seeds = [candidate_seed(seed, i) for seed in (7, image_seed(7, 1)) for i in range(6)]
     candidates = untrained(["a"] * 6 + ["b"] * 6, seed=seeds, output_type="latent").codes
     costs = nats_of(untrained.prior, candidates.flatten(1), labels).view(2, 6)
     assert torch.equal(best.codes, candidates.view(2, 6, 4, 6)[torch.arange(2), costs.argmin(1)])
@@ -178,7 +182,7 @@ def test_the_same_call_with_the_seeds_of_the_best_variations_gives_them_again(
     untrained: ImageGenerator, pictures: torch.Tensor
 ) -> None:
     best = untrained.vary(pictures, 0.5, "a", seed=5, best_of=6)
-    assert best.seeds == [5, 6, 7]
+    assert best.seeds == [image_seed(5, i) for i in range(3)]
     assert torch.equal(untrained.vary(pictures, 0.5, "a", seed=best.seeds, best_of=6).codes, best.codes)
 
 
@@ -193,30 +197,61 @@ def test_another_class_is_scored_in_parts(
     assert rows == [1] * 6
 
 
+def test_inpainting_guesses_each_class_from_the_codes_before_the_hole(
+    untrained: ImageGenerator, pictures: torch.Tensor
+) -> None:
+    """Each guess is that of the image alone, and of a completion of the same codes."""
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[0, 1:3], masks[1, 2:, 3:], masks[2, 0, 5] = True, True, True
+    codes = untrained.tokenizer.encode(pictures)
+    together = untrained.inpaint(codes, masks, seed=0, guess_class=True)
+    assert None not in together.labels and torch.equal(together.codes[~masks], codes[~masks])
+    for i, n_before in enumerate((6, 15, 5)):
+        alone = untrained.inpaint(codes[i : i + 1], masks[i], seed=together.seeds[i], guess_class=True)
+        assert alone.labels == [together.labels[i]]
+        assert untrained.complete(codes[i : i + 1].flatten(1)[:, :n_before], guess_class=True).labels == alone.labels
+        given = untrained.inpaint(codes[i : i + 1], masks[i], alone.labels, seed=alone.seeds)
+        assert torch.equal(alone.codes, given.codes)
+
+
 @pytest.mark.parametrize(
     ("name", "how", "field"),
     [
-        ("complete", {}, "rows"), ("complete", {"rows": 0}, "rows"), ("complete", {"rows": 4}, "rows"),
-        ("complete", {"rows": 1.5}, "rows"), ("complete", {"rows": float("nan")}, "rows"),
-        ("complete", {"rows": "2"}, "rows"), ("complete", {"rows": True}, "rows"),
-        ("complete", {"rows": 2, "num_images": 0}, "num_images"), ("complete", {"rows": 2, "best_of": 0}, "best_of"),
+        ("inpaint", {"mask": torch.ones(8, 12), "guess_class": True}, "guess_class"),
+        ("inpaint", {"mask": torch.eye(4, 6).flip(0), "class_labels": "a", "guess_class": True}, "guess_class"),
+        ("complete", {}, "rows"),
+        ("complete", {"rows": 0}, "rows"),
+        ("complete", {"rows": 4}, "rows"),
+        ("complete", {"rows": 1.5}, "rows"),
+        ("complete", {"rows": float("nan")}, "rows"),
+        ("complete", {"rows": "2"}, "rows"),
+        ("complete", {"rows": True}, "rows"),
+        ("complete", {"rows": 2, "num_images": 0}, "num_images"),
+        ("complete", {"rows": 2, "best_of": 0}, "best_of"),
         ("complete", {"rows": 2, "class_labels": ["a", "b"]}, "class_labels"),
         ("complete", {"rows": 2, "class_labels": "a", "guess_class": True}, "guess_class"),
-        ("complete", {"rows": 2, "row": 2}, "row"), ("complete", {"rows": 2, "num_images": 10**12}, "images"),
-        ("inpaint", {"mask": torch.zeros(8, 12)}, "mask"), ("inpaint", {"mask": torch.ones(8, 8)}, "mask"),
-        ("inpaint", {"mask": torch.full((8, 12), 2.0)}, "mask"), ("inpaint", {"mask": None}, "mask"),
-        ("inpaint", {"mask": torch.ones(2, 8, 12)}, "mask"), ("inpaint", {"mask": "circle"}, "mask"),
+        ("complete", {"rows": 2, "row": 2}, "row"),
+        ("complete", {"rows": 2, "num_images": 10**12}, "images"),
+        ("inpaint", {"mask": torch.zeros(8, 12)}, "mask"),
+        ("inpaint", {"mask": torch.ones(8, 8)}, "mask"),
+        ("inpaint", {"mask": torch.full((8, 12), 2.0)}, "mask"),
+        ("inpaint", {"mask": None}, "mask"),
+        ("inpaint", {"mask": torch.ones(2, 8, 12)}, "mask"),
+        ("inpaint", {"mask": "circle"}, "mask"),
         ("inpaint", {"mask": torch.full((8, 12), float("nan"))}, "mask"),
         ("inpaint", {"mask": torch.ones(8, 12), "blend": -1}, "blend"),
         ("inpaint", {"mask": torch.ones(8, 12), "blend": 10**9}, "blend"),
         ("inpaint", {"mask": torch.ones(8, 12), "grow": 0.5}, "grow"),
         ("inpaint", {"mask": torch.ones(8, 12), "blend": 1, "output_type": "latent"}, "blend"),
-        ("vary", {"share": 0.0}, "share"), ("vary", {"share": 1.1}, "share"), ("vary", {"share": "x"}, "share"),
-        ("vary", {"share": float("nan")}, "share"), ("vary", {"share": 0.5, "temperatur": 1.0}, "temperatur"),
+        ("vary", {"share": 0.0}, "share"),
+        ("vary", {"share": 1.1}, "share"),
+        ("vary", {"share": "x"}, "share"),
+        ("vary", {"share": float("nan")}, "share"),
+        ("vary", {"share": 0.5, "temperatur": 1.0}, "temperatur"),
         ("change_class", {"class_labels": None}, "class_labels"),
         ("change_class", {"class_labels": "d"}, "class_labels"),
     ],
-)  # fmt: skip
+)
 def test_wrong_edits_are_refused_by_name(
     untrained: ImageGenerator, pictures: torch.Tensor, name: str, how: dict, field: str
 ) -> None:
@@ -226,10 +261,22 @@ def test_wrong_edits_are_refused_by_name(
 
 @pytest.mark.parametrize(
     "images",
-    [torch.zeros(3, 4, 5, dtype=torch.int64), torch.full((1, 4, 6), 48), torch.full((1, 4, 6), -1), 5, None, [], [1],
-     torch.zeros(0, 4, 6, dtype=torch.int64), torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 12), 2.0),
-     torch.full((1, 1, 8, 12), float("nan")), torch.zeros(1, 7, 6, dtype=torch.int64), np.zeros((1, 8, 12))],
-)  # fmt: skip
+    [
+        torch.zeros(3, 4, 5, dtype=torch.int64),
+        torch.full((1, 4, 6), 48),
+        torch.full((1, 4, 6), -1),
+        5,
+        None,
+        [],
+        [1],
+        torch.zeros(0, 4, 6, dtype=torch.int64),
+        torch.zeros(1, 1, 8, 8),
+        torch.full((1, 1, 8, 12), 2.0),
+        torch.full((1, 1, 8, 12), float("nan")),
+        torch.zeros(1, 7, 6, dtype=torch.int64),
+        np.zeros((1, 8, 12)),
+    ],
+)
 def test_wrong_images_are_refused_by_name(untrained: ImageGenerator, images: object) -> None:
     with pytest.raises(DataError, match=r"^images"):
         untrained.vary(images, 0.5)

@@ -8,27 +8,77 @@ from support.peak_memory import PeakGrowth
 from foundation.errors import ConfigError, ContractError, DataError
 from pipeline import ImageGenerator
 from pipeline.generation.options import DrawOptions, Sampling, SamplingOptions
-from pipeline.generation.requests import request_of
+from pipeline.generation.requests import settings_of
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 HUGE = 10**15
 STRANGE = (
-    None, True, False, -1, 0, 1, 2, HUGE, -HUGE, 2**80, 0.5, -0.5, 1.0, 1e300, float("nan"), float("inf"),
-    -float("inf"), "", "a", "zebra", "3", "\x00", "9" * 5000, b"a", [], [1], ["a", "b"], [None], [float("nan")],
-    ["a"] * 300, {}, {"a": 1}, (0.2, 0.8), (0.8, 0.2), object(), lambda *_: None, np.nan, np.int64(2), np.zeros(0),
-    np.zeros((3, 8, 12)), np.ones((8, 12), bool), torch.tensor(1), torch.zeros(0),
-    torch.zeros(1, 4, 6, dtype=torch.int64), torch.full((2, 1, 8, 12), 0.3), torch.full((1, 1, 8, 12), float("nan")),
-    torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(8, 12, dtype=torch.uint8),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    HUGE,
+    -HUGE,
+    2**80,
+    0.5,
+    -0.5,
+    1.0,
+    1e300,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    "a",
+    "zebra",
+    "3",
+    "\x00",
+    "9" * 5000,
+    b"a",
+    [],
+    [1],
+    ["a", "b"],
+    [None],
+    [float("nan")],
+    ["a"] * 300,
+    {},
+    {"a": 1},
+    (0.2, 0.8),
+    (0.8, 0.2),
+    object(),
+    lambda *_: None,
+    np.nan,
+    np.int64(2),
+    np.zeros(0),
+    np.zeros((3, 8, 12)),
+    np.ones((8, 12), bool),
+    torch.tensor(1),
+    torch.zeros(0),
+    torch.zeros(1, 4, 6, dtype=torch.int64),
+    torch.full((2, 1, 8, 12), 0.3),
+    torch.full((1, 1, 8, 12), float("nan")),
+    torch.zeros(2, 4, 6, dtype=torch.bool),
+    torch.zeros(8, 12, dtype=torch.uint8),
+)
 ORDINARY = (None, 1, 2, 3, 0.5, 1.0, "a")
 COMMON = (*DrawOptions.__annotations__, "no_such_option")
 METHODS = {
-    "__call__": ("class_labels", "num_images_per_label", "height", "width", "callback_on_step_end", "callback_on_row"),
+    "__call__": (
+        "class_labels",
+        "num_images_per_label",
+        "height",
+        "width",
+        "callback_on_step_end",
+        "callback_on_row",
+        "callback_on_step_end_tensor_inputs",
+    ),
     "stream": ("class_labels", "num_images_per_label"),
     "complete": ("class_labels", "num_images", "rows", "guess_class"),
-    "inpaint": ("mask", "class_labels", "num_images", "grow", "blend"),
+    "inpaint": ("mask", "class_labels", "num_images", "grow", "blend", "guess_class"),
     "vary": ("share", "class_labels", "num_images"),
     "change_class": ("class_labels", "num_images", "share"),
     "interpolate": ("class_label", "steps"),
@@ -52,8 +102,13 @@ def a_request(rng: np.random.Generator) -> tuple[str, list, dict]:
         "interpolate": [images[:1], images[1:]] if usable(images) else [images, 1],
     }
     arguments = positional.get(name, [images])
-    given: dict = {"complete": {"rows": 2}, "inpaint": {"mask": np.ones((8, 12), bool)}, "vary": {"share": 0.5},
-                   "change_class": {"class_labels": "a"}, "interpolate": {"steps": 3}}.get(name, {})  # fmt: skip
+    given: dict = {
+        "complete": {"rows": 2},
+        "inpaint": {"mask": np.ones((8, 12), bool)},
+        "vary": {"share": 0.5},
+        "change_class": {"class_labels": "a"},
+        "interpolate": {"steps": 3},
+    }.get(name, {})
     own, n_changes = METHODS[name], int(rng.integers(0, 4)) // 2 + 1
     changed = [(own if rng.random() < 0.6 else COMMON) for _ in range(n_changes)]
     return name, arguments, {**given, **{names[rng.integers(len(names))]: strange() for names in changed}}
@@ -82,13 +137,20 @@ def test_a_thousand_hostile_requests_are_refused_by_name_or_served(untrained: Im
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [({"num_images_per_label": HUGE}, "images"), ({"best_of": HUGE}, "images"),
-     ({"class_labels": "9" * 5000}, "class_labels"),
-     ({"guidance_interval": (0.9, 0.1)}, "guidance_interval"), ({"schedule": "square"}, "schedule"),
-     ({"schedule_start": 2.0}, "schedule_start"), ({"seed": []}, "seed"), ({"seed": "7"}, "seed"),
-     ({"num_images_per_label": True}, "num_images_per_label"), ({"tempreature": 1.0}, "tempreature"),
-     ({"batch_size": 1.5}, "batch_size")],
-)  # fmt: skip
+    [
+        ({"num_images_per_label": HUGE}, "images"),
+        ({"best_of": HUGE}, "images"),
+        ({"class_labels": "9" * 5000}, "class_labels"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval"),
+        ({"schedule": "square"}, "schedule"),
+        ({"schedule_start": 2.0}, "schedule_start"),
+        ({"seed": []}, "seed"),
+        ({"seed": "7"}, "seed"),
+        ({"num_images_per_label": True}, "num_images_per_label"),
+        ({"tempreature": 1.0}, "tempreature"),
+        ({"batch_size": 1.5}, "batch_size"),
+    ],
+)
 def test_a_refusal_names_the_option(untrained: ImageGenerator, arguments: dict, field: str) -> None:
     with pytest.raises((ConfigError, DataError), match=f"^{field}: "):
         untrained(**{"class_labels": "a", **arguments})
@@ -127,7 +189,7 @@ def test_the_options_are_those_of_the_sampling_config() -> None:
     assert set(SamplingOptions.__annotations__) == fields
     assert {each.name for each in dataclasses.fields(Sampling)} == fields
     defaults = SamplingConfig(temperature=0.5, top_k=7)
-    assert request_of({"top_k": None}, defaults).sampling == defaults
+    assert settings_of({"top_k": None}, defaults).sampling == defaults
     assert Sampling(top_k=3).given() == {"top_k": 3}
 
 

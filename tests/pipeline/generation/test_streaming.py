@@ -5,7 +5,7 @@ import torch
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline import ImageGenerator
 from pipeline.generation.streaming import PartialImages
 from stage2_prior.config import PriorConfig
@@ -17,18 +17,19 @@ def test_the_last_rows_are_the_call(untrained: ImageGenerator) -> None:
     whole = untrained(["a", "b", "c"], output_type="pt", **how)
     parts = list(untrained.stream(["a", "b", "c"], **how))
     assert [(part.images, part.n_done) for part in parts] == [
-        *[(slice(0, 2), row) for row in (1, 2, 3, 4)], *[(slice(2, 3), row) for row in (1, 2, 3, 4)],
-    ]  # fmt: skip
+        *[(slice(0, 2), row) for row in (1, 2, 3, 4)],
+        *[(slice(2, 3), row) for row in (1, 2, 3, 4)],
+    ]
     last = [part for part in parts if part.is_last]
     assert torch.equal(torch.cat([part.codes for part in last]), whole.codes)
-    assert torch.equal(torch.cat([part.pictures("pt") for part in last]), whole.images)
+    assert torch.equal(torch.cat([part.decode("pt") for part in last]), whole.images)
     for part in parts:
         expected = whole.codes[part.images]
         assert torch.equal(part.codes[:, : part.n_done], expected[:, : part.n_done])
         assert bool((part.codes[:, part.n_done :] == -1).all())
-        shown = part.pictures("pt")
+        shown = part.decode("pt")
         assert bool((shown[:, :, part.n_done * 2 :] == 0).all()) and shown.shape == (len(expected), 1, 8, 12)
-    assert torch.equal(parts[0].pictures("latent"), parts[0].codes)
+    assert torch.equal(parts[0].decode("latent"), parts[0].codes)
 
 
 def test_the_callback_sees_what_the_iterator_yields(untrained: ImageGenerator) -> None:
@@ -40,14 +41,14 @@ def test_the_callback_sees_what_the_iterator_yields(untrained: ImageGenerator) -
     assert torch.equal(seen[-1].codes, out.codes)
 
 
-def test_whoever_stops_pays_for_no_more_than_was_seen(
+def test_a_loop_that_stops_computes_no_more_than_was_seen(
     untrained: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stage2_prior.decoding.decode import Drawing
+    from stage2_prior.decoding.decode import BatchDecoder
 
     taken: list[int] = []
-    real = Drawing.step
-    monkeypatch.setattr(Drawing, "step", lambda self, position: taken.append(position) or real(self, position))
+    real = BatchDecoder.step
+    monkeypatch.setattr(BatchDecoder, "step", lambda self, position: taken.append(position) or real(self, position))
     rows = untrained.stream("a", seed=1)
     assert taken == []
     next(rows)
@@ -71,14 +72,19 @@ def test_a_row_of_several_levels_and_depths_is_one_of_the_finest_grid() -> None:
     parts = list(generator.stream(None, 2, seed=0))
     assert [part.n_done for part in parts] == [1, 2]
     assert int((parts[0].codes[0] >= 0).sum()) == 2 + 8
-    assert bool((parts[0].pictures("pt")[:, :, :4] == 1).all()) and bool((parts[0].pictures("pt")[:, :, 4:] == 0).all())
+    assert bool((parts[0].decode("pt")[:, :, :4] == 1).all()) and bool((parts[0].decode("pt")[:, :, 4:] == 0).all())
 
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [({"best_of": 2}, "best_of"), ({"class_labels": "z"}, "class_labels"), ({"temperature": -1.0}, "temperature"),
-     ({"num_images_per_label": 0}, "num_images_per_label"), ({"guidance_scales": 2.0}, "guidance_scales")],
-)  # fmt: skip
+    [
+        ({"best_of": 2}, "best_of"),
+        ({"class_labels": "z"}, "class_labels"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"num_images_per_label": 0}, "num_images_per_label"),
+        ({"guidance_scales": 2.0}, "guidance_scales"),
+    ],
+)
 def test_a_wrong_stream_is_refused_before_the_first_row(untrained: ImageGenerator, arguments: dict, field: str) -> None:
     with pytest.raises((ConfigError, DataError), match=f"^{field}"):
         untrained.stream(**arguments)

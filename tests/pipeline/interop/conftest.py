@@ -27,6 +27,6 @@ def tessera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 def tokenizer(parity: Path, tmp_path: Path, tessera: Callable[..., tuple[int, str]]) -> Path:
     """An imported LlamaGen tokenizer with the codes of grid4: 4 x 4 of 64."""
     folder = parity / "llamagen_vq" / "vq16_tiny"
-    config = ("--config", folder / "config.json", "--image_size", 64)
+    config = ("--config", folder / "config.json", "--image-size", 64)
     assert tessera("import", folder / "state.safetensors", "-o", tmp_path / "vq16", *config)[0] == 0
     return tmp_path / "vq16"

@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foundation.config import from_dict
 from foundation.errors import ContractError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline.interop.diffusers import WEIGHTS, diffusers_config, export_to_diffusers
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import FSQConfig, KLConfig, QuantizerConfig, VQConfig
@@ -16,9 +17,16 @@ Tessera = Callable[..., tuple[int, str]]
 
 
 def small(quantizer: QuantizerConfig, **changes: object) -> TokenizerModel:
-    settings: dict = {"base_width": 8, "width_multipliers": (1, 2, 2), "n_res_blocks": 1, "latent_channels": 4,
-                      "norm_groups": 4, "quantizer": quantizer, **changes}  # fmt: skip
-    model = TokenizerModel(TokenizerConfig(**settings), Preprocess(height=16, width=24, mode="L")).eval()
+    settings: dict = {
+        "base_width": 8,
+        "width_multipliers": (1, 2, 2),
+        "n_res_blocks": 1,
+        "latent_channels": 4,
+        "norm_groups": 4,
+        "quantizer": quantizer,
+        **changes,
+    }
+    model = TokenizerModel(from_dict(TokenizerConfig, settings), Preprocess(height=16, width=24, mode="L")).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model

@@ -11,7 +11,7 @@ import torch
 
 from foundation.config import from_dict
 from foundation.errors import ContractError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from pipeline.cli import main
 from pipeline.interop import graphs
 from pipeline.interop.graphs import export_tokenizer
@@ -56,9 +56,16 @@ def test_graphs_agree_with_the_model_at_every_batch_size(
 @slow
 @pytest.mark.parametrize(
     ("quantizer", "changes"),
-    [("fsq", {"attention_levels": [1]}), ("lfq", {}), ("residual", {}), ("ibq", {}), ("gumbel", {}), ("kl", {}),
-     ("vq", {"coarse_halvings": 1})],
-)  # fmt: skip
+    [
+        ("fsq", {"attention_levels": [1]}),
+        ("lfq", {}),
+        ("residual", {}),
+        ("ibq", {}),
+        ("gumbel", {}),
+        ("kl", {}),
+        ("vq", {"coarse_halvings": 1}),
+    ],
+)
 def test_graphs_of_every_quantizer_agree(quantizer: str, changes: dict, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(quantizer, **changes)
     agree(tokenizer, tmp_path / "out", export_tokenizer(tokenizer, some_images(4), tmp_path / "out"))
@@ -115,7 +122,7 @@ def test_the_command_checks_on_the_images_beside_the_tokenizer(
     assert main(["export", str(finished_run), "-o", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "encoder.pt2" in printed and "checked on 16 images" in printed
-    assert main(["export", str(finished_run), str(out)]) == 2
+    assert main(["export", str(finished_run), "-o", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
 
 

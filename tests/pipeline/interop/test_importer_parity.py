@@ -38,7 +38,7 @@ def imported(case: str, parity: Path, tmp_path: Path, tessera: Tessera, *options
     folder = parity / case
     out = tmp_path / "tokenizer"
     weights = state_file(folder, tmp_path)
-    config = ("--config", folder / "config.json", "--image_size", 64)
+    config = ("--config", folder / "config.json", "--image-size", 64)
     status, said = tessera("import", weights, "-o", out, *config, *options)
     assert status == 0 and said.startswith(f"{case.split('/')[0]} tokenizer"), said
     return TokenizerModel.load(out)
@@ -86,7 +86,7 @@ def test_full_sizes(case: str, parity: Path, tmp_path: Path, tessera: Tessera) -
 
 def test_last_weights_instead_of_the_averages(parity: Path, tmp_path: Path, tessera: Tessera) -> None:
     case = "open_magvit2/lfq_f8_ema_tiny"
-    model = imported(case, parity, tmp_path, tessera, "--averaged", "false")
+    model = imported(case, parity, tmp_path, tessera, "--raw-weights")
     check_codes(model, expected(parity / case))
 
 

@@ -12,21 +12,23 @@ import torch
 from safetensors.torch import load_file
 from support.imported_priors import LLAMAGEN, TAMING, Tessera, close, imported, labels_of, prior_in
 from support.parity_fixtures import expected
+from support.random_prior import decode_codes
 
 from foundation.errors import ConfigError, ContractError
 from pipeline.generation.generator import ImageGenerator
-from pipeline.interop.llamagen_gpt import UNBOUND, peer_sampling
-from pipeline.interop.tokenizer_plan import PeerArguments
+from pipeline.interop.llamagen_gpt import UNBOUND, upstream_sampling
+from pipeline.interop.tokenizer_plan import UpstreamArguments
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decoding.decode import decode_codes, sample_codes_reference, stream_uniforms
-from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, probabilities
+from stage2_prior.decoding.decode import sample_codes_reference, stream_uniforms
+from stage2_prior.decoding.probs import probabilities
+from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales
 
 
 def settings(name: str, n_codes: int) -> SamplingConfig:
     """How a fixture's greedy codes were drawn: ``greedy_cfg2p0_interval5`` and so on."""
     scale = 2.0 if "cfg2p0" in name else 1.0
     interval = 5 if "interval5" in name else -1
-    guided = peer_sampling(PeerArguments({"cfg_scale": scale, "cfg_interval": interval}), n_codes)
+    guided = upstream_sampling(UpstreamArguments({"cfg_scale": scale, "cfg_interval": interval}), n_codes)
     return dataclasses.replace(guided, temperature=0.0)
 
 
@@ -104,19 +106,20 @@ def test_taming_s_file_gives_a_generator(case: str, parity: Path, tmp_path: Path
     out = imported(case, parity, tmp_path, tessera)
     generator = ImageGenerator.from_pretrained(out)
     state = load_file(parity / case / "state.safetensors")
-    assert torch.equal(generator.tokenizer.bottleneck.quantizer.codebook,
-                       state["first_stage_model.quantize.embedding.weight"])  # fmt: skip
+    assert torch.equal(
+        generator.tokenizer.bottleneck.quantizer.codebook, state["first_stage_model.quantize.embedding.weight"]
+    )
     knows_classes = case == TAMING[0]
     asked = {"class_labels": [0, 3, 10]} if knows_classes else {"num_images_per_label": 3}
     output = generator(**asked, seed=0, output_type="pt", temperature=5.0)
     assert output.images.shape == (3, 3, 8, 8) and int(output.codes.max()) < 32
     assert prior_in(out).vocab_size == (48 if knows_classes else 32)
     if knows_classes:
-        with pytest.raises(ConfigError, match="guidance_scale: needs the null class"):
+        with pytest.raises(ConfigError, match="guidance_scale: needs a prior that was trained on the null class"):
             generator(class_labels=3, guidance_scale=2.0)
         with pytest.raises(ConfigError, match="class_labels: is needed"):
             generator()
-    labels = ("--class_labels", "[3,4]") if knows_classes else ()
+    labels = ("--class-labels", "3", "4") if knows_classes else ()
     status, said = tessera("sample", out, "--out", tmp_path / "images", "--seed", 0, *labels)
     assert status == 0 and (tmp_path / "images" / "grid.png").is_file(), said
 
@@ -134,11 +137,12 @@ def test_the_wrapped_file_of_taming(parity: Path, tmp_path: Path, tessera: Tesse
 def test_an_imported_pair_draws_images(tokenizer: Path, parity: Path, tmp_path: Path, tessera: Tessera) -> None:
     names = [f"kind {i}" for i in range(10)]
     (tmp_path / "names.txt").write_text("\n".join(names))
-    more = ("--tokenizer", tokenizer, "--class_names", tmp_path / "names.txt")
+    more = ("--tokenizer", tokenizer, "--class-names", tmp_path / "names.txt")
     out = imported(LLAMAGEN[0], parity, tmp_path, tessera, *more)
     assert {"tokenizer", "prior", "model_index.json", "origin.json"} == {each.name for each in out.iterdir()}
-    status, said = tessera("sample", out, "--class_labels", "kind 7", "--guidance_scale", 2.0, "--seed", 3,
-                           "--out", tmp_path / "images")  # fmt: skip
+    status, said = tessera(
+        "sample", out, "--class-labels", "kind 7", "--guidance-scale", 2.0, "--seed", 3, "--out", tmp_path / "images"
+    )
     assert status == 0 and (tmp_path / "images" / "grid.png").is_file(), said
     generator, io = ImageGenerator.from_pretrained(out), expected(parity / LLAMAGEN[0])
     assert list(generator.labels) == names and generator.label_dropout == 0.1
@@ -155,7 +159,7 @@ def test_the_transformers_shell_opens_it(parity: Path, tmp_path: Path, tessera: 
     from stage2_prior import Prior
 
     out, io = imported(LLAMAGEN[0], parity, tmp_path, tessera), expected(parity / LLAMAGEN[0])
-    close(Prior.from_pretrained(out)(io["codes"], io["class_labels"]), io["logits"])
+    close(Prior.from_pretrained(out)(io["codes"], io["class_labels"]).logits, io["logits"])
 
 
 def test_without_its_tokenizer_it_is_bound_to_none(
@@ -175,22 +179,23 @@ def test_a_tokenizer_with_other_codes_is_refused(
     status, said = tessera("import", *arguments, "--config", folder / "config.json")
     assert status == 2 and "4 x 4 codes of 64" in said and "6 x 6 codes of 96" in said
     assert not (tmp_path / "out").exists()
-    status, said = tessera("import", parity / TAMING[0] / "state.safetensors", "-o", tmp_path / "out",
-                           "--tokenizer", tokenizer)  # fmt: skip
-    assert status == 2 and "--tokenizer" in said and "means nothing" in said
+    status, said = tessera(
+        "import", parity / TAMING[0] / "state.safetensors", "-o", tmp_path / "out", "--tokenizer", tokenizer
+    )
+    assert status == 2 and "--tokenizer" in said and "has no use" in said
 
 
 @pytest.mark.parametrize("n_codes", [16, 36, 256, 576])
 def test_an_interval_of_k_guides_codes_0_to_k_plus_1(n_codes: int) -> None:
     for k in range(n_codes + 3):
-        sampling = peer_sampling(PeerArguments({"cfg_scale": 2.0, "cfg_interval": k}), n_codes)
+        sampling = upstream_sampling(UpstreamArguments({"cfg_scale": 2.0, "cfg_interval": k}), n_codes)
         guided = np.flatnonzero(guidance_scales(sampling, n_codes) == 2.0)
         assert guided.tolist() == list(range(min(k + 2, n_codes)))
 
 
 def test_the_peer_s_words_for_no_guidance_and_no_filter() -> None:
     none = {"cfg_scale": 0.5, "cfg_interval": -1, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    assert peer_sampling(PeerArguments(none), 16) == SamplingConfig(top_p=1.0)
+    assert upstream_sampling(UpstreamArguments(none), 16) == SamplingConfig(top_p=1.0)
     some = {"cfg_scale": 4, "top_k": 2000, "temperature": 0.9}
     wanted = SamplingConfig(guidance_scale=4.0, top_k=2000, temperature=0.9)
-    assert peer_sampling(PeerArguments(some), 16) == wanted
+    assert upstream_sampling(UpstreamArguments(some), 16) == wanted

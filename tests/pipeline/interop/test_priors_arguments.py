@@ -22,21 +22,21 @@ def test_the_grid_is_found_or_asked_for(tokenizer: Path, parity: Path, tmp_path:
     named = tmp_path / "my c2i_L_384 copy.safetensors"
     save_file(load_file(state), named)
     for path, options, source, side in (
-        (state, ("--image_size", 80), "--image_size", 5),
+        (state, ("--image-size", 80), "--image-size", 5),
         (named, (), "the name c2i_L_384", 24),
-        (named, ("--image_size", 256), "--image_size", 16),
+        (named, ("--image-size", 256), "--image-size", 16),
         (state, ("--tokenizer", tokenizer), "the tokenizer", 4),
     ):
         out = tmp_path / f"out {source} {side}"
         status, said = tessera("import", path, "-o", out, *heads, *options)
-        assert status == 0 and f"grid of {side} x {side} codes, as {source} says" in said, said
+        assert status == 0 and f"grid of {side} x {side} codes, from {source}" in said, said
         assert prior_in(out).spec.levels[0].shape == (side, side)
     config = ("--config", parity / LLAMAGEN[0] / "config.json")
     for options, told in (
-        (heads, "block_size: must be known"),
-        ((*heads, "--image_size", "100"), "a multiple of 16"),
-        ((*config, "--image_size", "80"), "16 codes, as block_size says"),
-        (("--image_size", "64"), "n_head: must be known"),
+        (heads, "block_size: is needed"),
+        ((*heads, "--image-size", "100"), "a multiple of 16"),
+        ((*config, "--image-size", "80"), "a size of 16 codes, the block_size"),
+        (("--image-size", "64"), "n_head: is needed"),
     ):
         status, said = tessera("import", state, "-o", tmp_path / "none", *options)
         assert status == 2 and told in said, said
@@ -54,12 +54,12 @@ def test_the_grid_is_found_or_asked_for(tokenizer: Path, parity: Path, tmp_path:
         (LLAMAGEN[0], {"model_type": "t2i"}, "model_type"),
         (LLAMAGEN[0], {"norm_eps": 1e-6}, "norm_eps"),
         (LLAMAGEN[0], {"rope_base": "many"}, "rope_base"),
-        (TAMING[0], {"n_classes": None}, "n_classes: must be known"),
+        (TAMING[0], {"n_classes": None}, "n_classes: is needed"),
         (TAMING[0], {"n_classes": 49}, "n_classes"),
         (TAMING[1], {"sos_token": 32}, "sos_token"),
-        (TAMING[1], {"cond_stage_config": {"target": "coord.CoordStage"}}, "conditioned on coordinates"),
+        (TAMING[1], {"cond_stage_config": {"target": "coord.CoordStage"}}, "a condition on coordinates"),
         (TAMING[0], {"transformer": {"n_head": 4, "vocab_size": 32}}, "vocab_size"),
-        (TAMING[0], {"transformer": {"block_size": 17}}, "n_head: must be known"),
+        (TAMING[0], {"transformer": {"block_size": 17}}, "n_head: is needed"),
         (TAMING[0], {"transformer": {"n_head": 4, "n_unmasked": 4}}, "n_unmasked"),
     ],
 )
@@ -89,7 +89,7 @@ def test_damage_is_refused(case: str, parity: Path, tmp_path: Path, tessera: Tes
         save_file({name: each for name, each in {**state, **changes}.items() if each is not None}, path)
         status, said = tessera("import", path, "-o", out, *config)
         assert status == 2 and told in said, said
-    status, said = tessera("import", "rqvae", source, "-o", out)
+    status, said = tessera("import", source, "--format", "rqvae", "-o", out)
     assert status == 2 and f"the nearest is {case.split('/')[0]}" in said
     path.write_bytes(source.read_bytes()[:5000])
     status, said = tessera("import", path, "-o", out, *config)
@@ -108,8 +108,14 @@ def test_priors_of_taming_that_have_no_place_here(
     changes: dict, told: str, parity: Path, tmp_path: Path, tessera: Tessera
 ) -> None:
     save_file({**load_file(parity / TAMING[0] / "state.safetensors"), **changes}, tmp_path / "changed.safetensors")
-    status, said = tessera("import", tmp_path / "changed.safetensors", "-o", tmp_path / "out",
-                           "--config", parity / TAMING[0] / "config.json")  # fmt: skip
+    status, said = tessera(
+        "import",
+        tmp_path / "changed.safetensors",
+        "-o",
+        tmp_path / "out",
+        "--config",
+        parity / TAMING[0] / "config.json",
+    )
     assert status == 2 and told in said, said
 
 
@@ -128,8 +134,16 @@ def test_the_condition_as_taming_s_own_files_say_it(
     case: str, said: str, parity: Path, tmp_path: Path, tessera: Tessera
 ) -> None:
     (tmp_path / "model.yaml").write_text(f"model:\n  {said[:-1]}, first_stage_config: {{params: {{n_embed: 32}}}}}}\n")
-    status, told = tessera("import", parity / case / "state.safetensors", "-o", tmp_path / "out",
-                           "--config", tmp_path / "model.yaml", "--image_size", 8)  # fmt: skip
+    status, told = tessera(
+        "import",
+        parity / case / "state.safetensors",
+        "-o",
+        tmp_path / "out",
+        "--config",
+        tmp_path / "model.yaml",
+        "--image-size",
+        8,
+    )
     assert status == 0, told
     io, prior = expected(parity / case), prior_in(tmp_path / "out")
     close(prior(io["codes"], labels_of(prior, io)), io["logits"])
@@ -138,8 +152,8 @@ def test_the_condition_as_taming_s_own_files_say_it(
 def test_a_transformer_with_fewer_places_than_codes_is_refused(parity: Path, tmp_path: Path, tessera: Tessera) -> None:
     source = parity / TAMING[0]
     arguments = (source / "state.safetensors", "-o", tmp_path / "out", "--config", source / "config.json")
-    status, said = tessera("import", *arguments, "--image_size", 10)
-    assert status == 2 and "48 indices at 17 places" in said and "32 at 25" in said, said
+    status, said = tessera("import", *arguments, "--image-size", 10)
+    assert status == 2 and "48 indices, 17 positions" in said and "32 and 25" in said, said
 
 
 def test_a_table_of_classes_without_a_null_class(
@@ -152,7 +166,7 @@ def test_a_table_of_classes_without_a_null_class(
     assert status == 0, said
     generator = ImageGenerator.from_pretrained(tmp_path / "out")
     assert len(generator.labels) == 11
-    with pytest.raises(ConfigError, match="needs the null class"):
+    with pytest.raises(ConfigError, match="trained on the null class"):
         generator(class_labels=10, guidance_scale=1.5)
 
 
@@ -164,6 +178,14 @@ def test_class_names_that_do_not_name_the_classes(
     if names is not None:
         path.write_text(names)
     folder = parity / LLAMAGEN[0]
-    status, said = tessera("import", folder / "state.safetensors", "-o", tmp_path / "out", "--class_names", path,
-                           "--config", folder / "config.json")  # fmt: skip
-    assert status == 2 and "names.txt" in said and "--class_names" in said
+    status, said = tessera(
+        "import",
+        folder / "state.safetensors",
+        "-o",
+        tmp_path / "out",
+        "--class-names",
+        path,
+        "--config",
+        folder / "config.json",
+    )
+    assert status == 2 and "names.txt" in said and "--class-names" in said

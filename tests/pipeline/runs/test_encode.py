@@ -11,9 +11,8 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from support.tiny_export import content
 
-from foundation.codes.dataset import MANIFEST
+from foundation.codes.manifest import MANIFEST
 from pipeline.cli import main
-from pipeline.encoding.cli import join_dashes
 from pipeline.runs.encode import ExportJob
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.stages import Run
@@ -30,13 +29,13 @@ def test_parts_one_after_the_other_make_the_run_s_codes(run_copy: Path, capsys: 
     before = without_codes(run_copy)
     assert main(["encode", str(run_copy), "--status"]) == 2
     assert "no export has begun" in capsys.readouterr().err
-    assert main(["encode", str(run_copy), "--shard", "1/2"]) == 0
+    assert main(["encode", str(run_copy), "--start-at", "1/2"]) == 0
     assert "1,797 images planned, 1,797 written, 0 failed" in capsys.readouterr().out
     assert content(run_copy / "codes") == before
     assert main(["encode", str(run_copy), "--status"]) == 0
     assert "finished: 1,797 of 1,797 images (100.0%), 2 of 2 files" in capsys.readouterr().out
-    assert main(["encode", str(run_copy), "--shard", "2/2"]) == 2
-    assert "--shard" in capsys.readouterr().err
+    assert main(["encode", str(run_copy), "--start-at", "2/2"]) == 2
+    assert "part" in capsys.readouterr().err
 
 
 def test_it_joins_while_another_process_has_the_run(run_copy: Path) -> None:
@@ -44,7 +43,7 @@ def test_it_joins_while_another_process_has_the_run(run_copy: Path) -> None:
     before = without_codes(run_copy)
     holder = Run(RunFolder(run_copy).load_recipe(), RunFolder(run_copy))
     holder.start()
-    assert main(["encode", str(run_copy), "--shard", "0/2"]) == 0
+    assert main(["encode", str(run_copy), "--start-at", "0/2"]) == 0
     assert content(run_copy / "codes") == before
     holder.release()
 
@@ -90,7 +89,7 @@ def test_failures_decide_the_exit_code_and_a_retry_mends_them(
     assert (run_copy / "codes" / MANIFEST).exists()
     assert main(["encode", str(run_copy), "--max-bad", "1%"]) == 0
     assert "100 images planned, 99 written, 1 failed (1 unreadable)" in capsys.readouterr().out
-    assert main(["encode", str(run_copy), "--max_bad=0.001", "--retry-failed"]) == 2
+    assert main(["encode", str(run_copy), "--max-bad=0.001", "--retry-failed"]) == 2
     shutil.copy(spoiled / "b" / "8.png", spoiled / "b" / "7.png")
     assert main(["encode", str(run_copy), "--retry-failed", "--max-bad", "0"]) == 0
     assert "100 images planned, 100 written, 0 failed" in capsys.readouterr().out
@@ -100,10 +99,10 @@ def test_failures_decide_the_exit_code_and_a_retry_mends_them(
 def test_pushing_happens_when_it_is_finished(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.encoding import commands
+    from pipeline.encoding import card
 
     pushed = []
-    monkeypatch.setattr(commands, "push_token_dataset", lambda *a: pushed.append(a) or "address")
+    monkeypatch.setattr(card, "push_token_dataset", lambda *a: pushed.append(a) or "address")
     assert main(["encode", str(run_copy), "--push-to-hub", "me/codes"]) == 0
     assert pushed == [(run_copy / "codes", "me/codes")] and "on the hub: address" in capsys.readouterr().out
 
@@ -115,19 +114,3 @@ def test_a_plan_of_other_settings_is_refused(run_copy: Path, capsys: pytest.Capt
     assert before == {"batch_size": 64, "device": "cpu"}
     assert main(["encode", str(run_copy), "--encode.images_per_shard", "100"]) == 2
     assert "encode.images_per_shard" in capsys.readouterr().err, "by the recipe of the run"
-
-
-@pytest.mark.parametrize(
-    ("typed", "known"),
-    [
-        (["encode", "R", "--retry-failed"], ["encode", "R", "--retry_failed=true"]),
-        (["encode", "R", "--status", "true"], ["encode", "R", "--status", "true"]),
-        (["encode", "R", "--max-bad=1%", "--data.source.path", "a-b"],
-         ["encode", "R", "--max_bad=1%", "--data.source.path", "a-b"]),
-        (["decode", "C", "-o", "a-b", "--batch-size", "3"], ["decode", "C", "--out", "a-b", "--batch_size", "3"]),
-        (["sample", "--top-k"], ["sample", "--top-k"]),
-        ([], []),
-    ],
-)  # fmt: skip
-def test_dashes_are_understood(typed: list[str], known: list[str]) -> None:
-    assert join_dashes(typed) == known

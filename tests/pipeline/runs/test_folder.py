@@ -9,7 +9,7 @@ from PIL import Image
 
 from foundation.codes.dataset import TokenDataset
 from foundation.training.log import read_metrics
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 from support.tiny_run import TINY  # isort: skip
@@ -18,14 +18,26 @@ from support.tiny_run import TINY  # isort: skip
 def test_the_folder_holds_everything_and_nothing_temporary(finished_run: Path) -> None:
     names = {path.relative_to(finished_run).as_posix() for path in finished_run.rglob("*") if path.is_file()}
     expected = {
-        "recipe.yaml", "metrics.jsonl", "model_index.json", "report.html", "failed_images.jsonl",
-        "tokenizer/config.json", "tokenizer/model.safetensors", "tokenizer/code_spec.json",
+        "recipe.yaml",
+        "metrics.jsonl",
+        "model_index.json",
+        "report.html",
+        "failed_images.jsonl",
+        "tokenizer/config.json",
+        "tokenizer/model.safetensors",
+        "tokenizer/code_spec.json",
         "tokenizer/canary.safetensors",
-        "prior/config.json", "prior/model.safetensors",
-        "codes/manifest.json", "codes/README.md", "codes/tokenizer/model.safetensors",
-        "codes/data/train/part-00000.parquet", "codes/data/validation/part-00000.parquet",
-        "samples/grid.png", "samples/codes.npy", "samples/samples.json",
-    }  # fmt: skip
+        "prior/config.json",
+        "prior/model.safetensors",
+        "codes/manifest.json",
+        "codes/README.md",
+        "codes/tokenizer/model.safetensors",
+        "codes/data/train/part-00000.parquet",
+        "codes/data/validation/part-00000.parquet",
+        "samples/grid.png",
+        "samples/codes.npy",
+        "samples/samples.json",
+    }
     assert expected <= names
     assert not [name for name in names if ".tmp-" in name or name.endswith((".pt", ".pkl", ".bin", ".ckpt"))]
 
@@ -59,7 +71,8 @@ def test_the_sample_grid_has_a_row_per_class(finished_run: Path) -> None:
 
 def test_the_report_is_one_file_that_shows_everything(finished_run: Path) -> None:
     page = (finished_run / "report.html").read_text()
-    for title in ("Samples", "Uses", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"):
+    titles = ["Samples", "Gallery", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"]
+    for title in titles:
         assert f"<h2>{title}</h2>" in page
     assert page.count("data:image/png;base64,") == 20
     assert "http" not in page.replace("https://", "http://").split("<h2>Recipe</h2>")[0]
@@ -96,12 +109,15 @@ def test_cifar10_runs(shared_data: Path, tmp_path: Path) -> None:
     overrides = {
         **{name: value for name, value in TINY.items() if not name.startswith("samples")},
         "data.source": {
-            "type": "dataset", "path": str(shared_data / "cifar10"), "label_column": "label",
-            "validation_split": "validation", "limit": 200,
+            "type": "dataset",
+            "path": str(shared_data / "cifar10"),
+            "label_column": "label",
+            "validation_split": "validation",
+            "limit": 200,
         },
         "data.preprocess": {"height": 32, "width": 32, "mode": "RGB"},
         "samples.images_per_class": 1,
-    }  # fmt: skip
+    }
     job = start_run("digits", str(tmp_path / "run"), overrides=overrides)
     job.all()
     assert TokenDataset(tmp_path / "run" / "codes").spec.class_names[0] == "airplane"

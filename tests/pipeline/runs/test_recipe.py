@@ -14,12 +14,13 @@ from support.tiny_run import TINY
 
 from foundation.config import to_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError
-from foundation.images.preprocess import Preprocess
+from foundation.images.config import Preprocess
 from foundation.training.log import read_metrics
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import adopt_tokenizer, built_in_recipes, load_recipe, read_yaml, with_pretrained
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import Magvit2Networks
 from stage1_tokenizer.quantizers.config import LFQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -32,10 +33,12 @@ def test_values_are_the_parser_s_own() -> None:
 
 @pytest.mark.parametrize(
     ("text", "lines"),
-    [("a: 1\nb: 2\na: 1\n", "'a' stands in line 1 and again in line 3"),
-     ("top:\n  x: 1\n  'x': {y: 2}\n", "'x' stands in line 2 and again in line 3"),
-     ("[{k: 1, k: 2}]", "'k' stands in line 1 and again in line 1")],
-)  # fmt: skip
+    [
+        ("a: 1\nb: 2\na: 1\n", "'a' stands in line 1 and again in line 3"),
+        ("top:\n  x: 1\n  'x': {y: 2}\n", "'x' stands in line 2 and again in line 3"),
+        ("[{k: 1, k: 2}]", "'k' stands in line 1 and again in line 1"),
+    ],
+)
 def test_a_key_that_stands_twice_is_refused(text: str, lines: str) -> None:
     with pytest.raises(yaml.YAMLError, match=lines):
         read_yaml(text)
@@ -46,9 +49,12 @@ def test_objects_are_not_made() -> None:
         read_yaml("!!python/object/apply:os.system ['true']")
 
 
-CONFIG = TokenizerConfig(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, latent_channels=6, norm_groups=4,
-                         networks="magvit2", middle_attention=False, projection="none",
-                         quantizer=LFQConfig(width=6))  # fmt: skip
+CONFIG = TokenizerConfig(
+    networks=Magvit2Networks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4),
+    latent_channels=6,
+    projection="none",
+    quantizer=LFQConfig(width=6),
+)
 PREPROCESS = Preprocess(height=8, width=12)
 
 
@@ -81,7 +87,7 @@ def test_the_tokenizer_is_copied_whole_or_refused(folder: Path, tmp_path: Path) 
     adopt_tokenizer(folder, tmp_path / "run" / "tokenizer", CONFIG, PREPROCESS)
     assert TokenizerModel.load(tmp_path / "run" / "tokenizer").fingerprint == TokenizerModel.load(folder).fingerprint
     adopt_tokenizer(tmp_path / "run", tmp_path / "again", CONFIG, PREPROCESS)
-    with pytest.raises(ContractError, match=r"preprocess.height differs"):
+    with pytest.raises(ContractError, match=r"differs from the recipe in preprocess.height"):
         adopt_tokenizer(folder, tmp_path / "other", CONFIG, Preprocess(height=16, width=12))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
@@ -109,16 +115,37 @@ def test_codes_that_are_no_longer_the_same_are_refused(folder: Path, tmp_path: P
 
 
 SMALL = {
-    "tokenizer.model": {"patch_size": 2, "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1,
-                        "latent_channels": 8, "norm_groups": 4, "attention_levels": []},
+    "tokenizer.model.networks": {
+        "patch_size": 2,
+        "base_width": 8,
+        "width_multipliers": [1, 2],
+        "n_res_blocks": 1,
+        "norm_groups": 4,
+        "attention_levels": [],
+    },
+    "tokenizer.model": {"latent_channels": 8},
     "tokenizer.training.fit": {"steps": 3, "batch_size": 4, "evaluate_every": 3, "checkpoint_every": 3},
     "data.preprocess": {"height": 32, "width": 32},
-}  # fmt: skip
+}
 COLOUR = [name for name in built_in_recipes() if name != "digits"]
 
 
 def test_the_systems_of_the_field_each_have_a_recipe() -> None:
-    systems = ("vae", "beta-vae", "kl-gan", "vqvae", "vqvae2", "dvae", "vqgan", "rqvae", "fsq", "lfq", "ibq", "simvq")
+    systems = (
+        "vae",
+        "beta-vae",
+        "kl-gan",
+        "vqvae",
+        "vqvae2",
+        "dvae",
+        "vqgan",
+        "rqvae",
+        "fsq",
+        "lfq",
+        "bsq",
+        "ibq",
+        "simvq",
+    )
     for prefix in ("cifar10", "pictures"):
         assert {f"{prefix}-{system}" for system in systems} <= set(built_in_recipes())
 
@@ -139,8 +166,10 @@ def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, shared_data: Pa
     if training.perceptual.weight > 0:
         overrides["tokenizer.training.perceptual.vgg_weights"] = "random"
     if training.adversarial.weight > 0:
-        overrides |= {"tokenizer.training.adversarial.start_step": 1,
-                      "tokenizer.training.adversarial.discriminator": {"width": 8, "n_layers": 2}}  # fmt: skip
+        overrides |= {
+            "tokenizer.training.adversarial.start_step": 1,
+            "tokenizer.training.adversarial.discriminator": {"width": 8, "n_layers": 2},
+        }
     folder = RunFolder(tmp_path / "run")
     start_run(name, str(folder.root), overrides).train_tokenizer()
     last = read_metrics(folder.metrics, "tokenizer", "held_out")[-1]

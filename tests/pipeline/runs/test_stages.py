@@ -17,7 +17,7 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
-from pipeline.commands import start_run
+from pipeline.commands.runs import start_run
 from pipeline.runs.recipe import built_in_recipes, load_recipe
 
 from support.tiny_run import TINY  # isort: skip
@@ -56,11 +56,19 @@ def test_doing_it_again_redoes_nothing(run_copy: Path) -> None:
 @pytest.mark.parametrize(
     "gone",
     [
-        ["samples"], ["model_index.json", "samples"], ["prior", "model_index.json", "samples"],
-        ["codes/manifest.json"], ["codes/README.md", "prior", "samples"], ["codes/data/validation"], ["codes"],
-        ["tokenizer", "codes"], ["checkpoints"], ["checkpoints", "prior"], ["report.html"],
+        ["samples"],
+        ["model_index.json", "samples"],
+        ["prior", "model_index.json", "samples"],
+        ["codes/manifest.json"],
+        ["codes/README.md", "prior", "samples"],
+        ["codes/data/validation"],
+        ["codes"],
+        ["tokenizer", "codes"],
+        ["checkpoints"],
+        ["checkpoints", "prior"],
+        ["report.html"],
     ],
-)  # fmt: skip
+)
 def test_whatever_a_crash_left_out_is_made_again_the_same(run_copy: Path, gone: list[str]) -> None:
     before = hashes(run_copy)
     for name in gone:
@@ -74,7 +82,7 @@ def test_whatever_a_crash_left_out_is_made_again_the_same(run_copy: Path, gone: 
 def test_another_recipe_is_refused_naming_the_fields(run_copy: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         again(run_copy, **{"prior.training.label_dropout": 0.3, "seed": 5})
-    for fragment in ("prior.training.label_dropout", "0.1", "0.3", "seed", "--run_dir"):
+    for fragment in ("prior.training.label_dropout", "0.1", "0.3", "seed", "--out"):
         assert fragment in str(caught.value)
 
 
@@ -99,7 +107,7 @@ def test_codes_of_another_tokenizer_are_refused(run_copy: Path, tmp_path: Path) 
 
 
 def test_codes_of_other_images_are_refused(run_copy: Path) -> None:
-    from foundation.codes.dataset import read_shard, shard_path, write_shard
+    from foundation.codes.shards import read_shard, shard_path, write_shard
 
     path = shard_path(run_copy / "codes", "train", 0)
     spec = TokenDataset(run_copy / "codes").spec
@@ -203,7 +211,7 @@ def test_damaged_weights_are_refused(run_copy: Path) -> None:
 def test_two_processes_train_like_one(tmp_path: Path, finished_run: Path) -> None:
     overrides = [part for name, value in TINY.items() for part in (f"--{name}", json.dumps(value))]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline.cli"]
-    line = [*launch, "run", "digits", "--run_dir", str(tmp_path), "--machine.device", "cpu", *overrides]
+    line = [*launch, "run", "digits", "--out", str(tmp_path), "--machine.device", "cpu", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

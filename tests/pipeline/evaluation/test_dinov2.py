@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from foundation.errors import CheckpointError
-from pipeline.evaluation.extractors.build import DinoV2Config, build_extractor
+from pipeline.evaluation.extractors import DinoV2Config, build_extractor
 
 
 def test_dinov2_returns_the_class_token_of_pillow_like_resized_images(tmp_path: Path) -> None:
@@ -31,5 +31,5 @@ def test_dinov2_returns_the_class_token_of_pillow_like_resized_images(tmp_path: 
 
 def test_missing_dinov2_weights_name_the_remedies_offline(tmp_path: Path) -> None:
     for weights in (str(tmp_path / "absent"), "facebook/dinov2-large-that-is-not-cached"):
-        with pytest.raises(CheckpointError, match=r"(?s)DINOv2 weights cannot be had.*extractor small"):
+        with pytest.raises(CheckpointError, match=r"(?s)cannot load DINOv2 weights.*extractor small"):
             build_extractor(DinoV2Config(weights=weights))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from foundation.errors import CheckpointError, ConfigError
-from pipeline.evaluation.extractors.build import InceptionConfig, build_extractor
+from pipeline.evaluation.extractors import InceptionConfig, build_extractor
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from foundation.errors import ConfigError, ContractError, nearest
 from foundation.hardware import TokenAccess
 from foundation.images.config import DataConfig, Preprocess
 from foundation.storage import durable
-from foundation.storage.serialization import read_json
 from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining, nested_networks
 from stage2_prior.config import PriorConfig, PriorTraining
@@ -54,6 +53,8 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
             return dict(values)
         fix = "give a folder made by tessera import, or a run folder"
         raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=str(named), fix=fix)
+    from foundation.storage.serialization import read_json  # loads torch
+
     settings = read_json(path, _KEYS, fix="copy or import the tokenizer again")
     data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
     return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}

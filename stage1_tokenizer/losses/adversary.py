@@ -22,22 +22,11 @@ from foundation.randomness import derive_seed
 from foundation.training.config import Precision
 from foundation.training.learner import Learner
 from foundation.training.parallel import all_reduce_mean
-from stage1_tokenizer.losses import adversary
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-_DISCRIMINATOR_LOSSES = {
-    "hinge": adversary.hinge_discriminator_loss,
-    "non_saturating": adversary.non_saturating_discriminator_loss,
-}
-_GENERATOR_LOSSES = {
-    "hinge": adversary.hinge_generator_loss,
-    "non_saturating": adversary.non_saturating_generator_loss,
-}
 
 
 class Adversary:
@@ -116,7 +105,7 @@ class Adversary:
         scale: torch.Tensor | float = 1.0
         if config.adaptive:
             metrics["adaptive_weight"] = scale = self._adaptive_weight(reconstruction_loss, loss, last_layer_weight)
-        metrics["gan_ramp"] = grown = adversary.ramp(step, config.start_step, config.ramp_steps)
+        metrics["gan_ramp"] = grown = ramp(step, config.start_step, config.ramp_steps)
         return config.weight * grown * scale * loss, metrics
 
     def train_step(
@@ -146,9 +135,9 @@ class Adversary:
         metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
         if config.lecam_weight > 0:
             ema_real, ema_fake = self.mean_logits.clone()
-            lecam = adversary.lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
-            loss = loss + config.lecam_weight * lecam
-            metrics["lecam"] = lecam.detach()
+            drift = lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
+            loss = loss + config.lecam_weight * drift
+            metrics["lecam"] = drift.detach()
         update = self.learner.apply(loss, step - config.start_step)
         if update.taken:
             self._follow(real.detach(), fake.detach())
@@ -181,7 +170,7 @@ class Adversary:
         losses = (reconstruction_loss, adversarial_loss)
         gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach() for loss in losses]
         reconstruction, adversary = all_reduce_mean(torch.stack(gradients).float())
-        return adversary.adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
+        return adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
 
     def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
         means = all_reduce_mean(torch.stack([real.mean(), fake.mean()]))
@@ -302,3 +291,13 @@ def _matched(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torc
     if one.numel() == 0:
         raise DataError("there is nothing to average", found=tuple(one.shape), expected="at least one value")
     return one.float(), other.float()
+
+
+_DISCRIMINATOR_LOSSES = {
+    "hinge": hinge_discriminator_loss,
+    "non_saturating": non_saturating_discriminator_loss,
+}
+_GENERATOR_LOSSES = {
+    "hinge": hinge_generator_loss,
+    "non_saturating": non_saturating_generator_loss,
+}

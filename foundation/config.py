@@ -314,6 +314,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
 
 def _number(hint: type, value: Any) -> float | int | None:
     """A finite number, also from text, since YAML 1.1 reads 1e-3 and 1e4 as text; None for anything else."""
+    if hint is int and type(value) is str and "e" not in value.lower():  # quoted, and not typed by a user as ``Text``
+        return None
     with contextlib.suppress(TypeError, ValueError):
         number = float(value)
         if hint is float:

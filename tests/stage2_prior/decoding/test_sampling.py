@@ -168,7 +168,7 @@ def test_settings_saved_before_a_filter_existed_keep_their_meaning() -> None:
 
 def test_settings_are_read_without_torch_and_numpy() -> None:
     code = (
-        "import sys; from stage2_prior.decoding.sampling import SamplingConfig; from stage2_prior import guidance; "
+        "import sys; from stage2_prior.decoding.sampling import SamplingConfig; "
         "sys.exit(', '.join({'torch', 'numpy'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

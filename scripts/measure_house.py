@@ -2,8 +2,8 @@
 
     python scripts/measure_house.py [--tree FOLDER] [--run RUN_FOLDER] [--json FILE]
 
-With ``--run`` it also counts the product files that ``tessera sample RUN`` enters: those of which a function, method or
-class body runs, imports left out.
+With ``--run`` it also counts the product files that ``tessera sample RUN`` enters: those of which a function runs, what
+runs while modules are imported left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import ast
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -94,18 +95,25 @@ def files_entered(tree: Path, run: Path) -> int:
     """Product files of which code runs while ``tessera sample RUN`` makes its images."""
     program = (
         "import json, sys, threading\n"
-        "entered = set()\n"
+        "tree, entered = sys.argv[1], set()\n"
+        "def at_import(frame):\n"
+        "    while frame is not None and not (frame.f_code.co_name == '<module>' and frame.f_back is not None):\n"
+        "        frame = frame.f_back\n"
+        "    return frame is not None\n"
         "def note(frame, event, arg):\n"
-        "    if event == 'call' and frame.f_code.co_name != '<module>': entered.add(frame.f_code.co_filename)\n"
+        "    name = frame.f_code.co_filename\n"
+        "    if event == 'call' and name.startswith(tree) and name not in entered and not at_import(frame):\n"
+        "        entered.add(name)\n"
         "sys.setprofile(note); threading.setprofile(note)\n"
         "from pipeline.cli import main\n"
-        "status = main(['sample', *sys.argv[1:]])\n"
+        "status = main(['sample', *sys.argv[2:]])\n"
         "sys.setprofile(None)\n"
         "print(json.dumps(sorted(entered))); sys.exit(status)\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, "-c", program, str(run.resolve()), "--out", folder]
-        done = subprocess.run(line, cwd=tree, check=True, capture_output=True, text=True)
+        line = [sys.executable, "-c", program, f"{tree}/", str(run.resolve()), "--out", folder]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        done = subprocess.run(line, cwd=tree, check=True, capture_output=True, text=True, env=environment)
     entered = {Path(name) for name in json.loads(done.stdout.splitlines()[-1])}
     return len(entered & {path.resolve() for path in product_files(tree)})
 

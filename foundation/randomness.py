@@ -1,9 +1,7 @@
 """Randomness as a function of its purpose: no generator state has to survive a restart.
 
 Data randomness (order, augmentation, label dropout) is keyed by sample, so it does not depend on batch size, process
-count or where a run was interrupted. Dropout is keyed by (seed, step, rank).
-
-The order of training examples: a function of (seed, epoch), with nothing to save or hold.
+count or where a run was interrupted. Dropout is keyed by (seed, step, rank), the order of examples by (seed, epoch).
 """
 
 from __future__ import annotations

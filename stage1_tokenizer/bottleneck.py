@@ -45,7 +45,7 @@ class SingleScale(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.quantizer = config.quantizer.build()
+        self.quantizer: Quantizer = config.quantizer.build()
         none = config.projection == "none"
         width = self.quantizer.latent_width
         self.to_code = nn.Identity() if none else nn.Conv2d(config.encoder_channels, width, 1)
@@ -97,7 +97,7 @@ class Hierarchical(nn.Module):
         self.coarse_decoder = nn.Sequential(
             _residual(config), *(layer for _ in range(halvings) for layer in (Upsample(channels), _residual(config)))
         )
-        self.quantizer = config.quantizer.build()
+        self.quantizer: Quantizer = config.quantizer.build()
         self.to_code = nn.Conv2d(2 * channels, self.quantizer.latent_width, 1)
         self.from_code = nn.Conv2d(self.quantizer.width + channels, channels, 1)
 

@@ -22,10 +22,10 @@ class BSQ(Quantizer):
     E[H(p)] is exact, H(E[p]) is the sum over bits, as if bits were independent, an upper bound.
     """
 
+    config: BSQConfig
+
     def __init__(self, config: BSQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, 1 << config.width
+        super().__init__(config)
         self.length = self.width**-0.5  # of a code vector's channel
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
@@ -55,7 +55,3 @@ class BSQ(Quantizer):
             return None
         with without_autocast(latents_BCHW):
             return whitening(to_rows(latents_BCHW.float()), 1.0)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"width={self.width}, codebook_size={self.codebook_size}"

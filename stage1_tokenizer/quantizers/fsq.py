@@ -121,47 +121,40 @@ class FSQ(Quantizer):
     A code is the mixed-radix number of the channels' level indices, the first channel being the fastest digit.
     """
 
-    def __init__(self, config: FSQConfig) -> None:
-        super().__init__()
-        self.levels, self.evenness, self.initial = config.levels, config.evenness, config.initial
-        self.width = config.width
-        self.codebook_size = config.codebook_size
+    config: FSQConfig
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; the gradient of the rounding is one, that of the bounding is exact."""
         with without_autocast(latents_BCHW):
-            columns = _columns(self.levels, latents_BCHW.device)
+            columns = _columns(self.config.levels, latents_BCHW.device)
             quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
             losses = {}
-            if self.evenness > 0:
-                losses["evenness"] = self.evenness * moment_distance(to_rows(quantized), self.levels)
+            if self.config.evenness > 0:
+                distance = moment_distance(to_rows(quantized), self.config.levels)
+                losses["evenness"] = self.config.evenness * distance
             return Quantized(quantized, _combine(rounded, columns), losses)
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            columns = _columns(self.levels, latents_BCHW.device)
+            columns = _columns(self.config.levels, latents_BCHW.device)
             return _combine(_round(latents_BCHW.float(), columns)[1], columns)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) values in [-1, 1]."""
-        columns = _columns(self.levels, codes_BHW.device)
+        columns = _columns(self.config.levels, codes_BHW.device)
         levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
         digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
         return (digits_BCHW + columns.lowest) / columns.steps
 
     def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Uncorrelated channels, each spread over all its levels."""
-        if self.initial == "random":
+        if self.config.initial == "random":
             return None
         with without_autocast(latents_BCHW):
             matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), _EVEN_DEVIATION)
-            return matrix_CC, offset_C - _columns(self.levels, latents_BCHW.device).shift.flatten()
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"levels={self.levels}, codebook_size={self.codebook_size}"
+            return matrix_CC, offset_C - _columns(self.config.levels, latents_BCHW.device).shift.flatten()
 
 
 def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from stage1_tokenizer.quantizers.base import (
     Quantizer,
     rotate_to,
     straight_through,
+    to_code_grid,
     to_grid,
     to_rows,
     without_autocast,
@@ -39,6 +40,7 @@ class VQ(Quantizer):
     codebook and the revived codes are drawn once and shared, so every process holds the same codebook to the last bit.
     """
 
+    config: VQConfig
     learns_codebook = True
     codebook: torch.Tensor
     code_counts: torch.Tensor
@@ -46,9 +48,7 @@ class VQ(Quantizer):
     code_uses: torch.Tensor
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, config.codebook_size
+        super().__init__(config)
         start_VD = torch.randn(self.codebook_size, self.width) / self.width**0.5
         if config.initial == "uniform":
             start_VD.uniform_(-1 / self.codebook_size, 1 / self.codebook_size)
@@ -75,17 +75,15 @@ class VQ(Quantizer):
             chosen_ND = F.embedding(codes_N, table_VD)
             pass_gradient = rotate_to if self.config.rotation else straight_through
             quantized_ND = pass_gradient(vectors_ND, chosen_ND.detach())
-            batch, _, height, width = latents_BCHW.shape
             losses = self._losses(vectors_ND, chosen_ND, table_VD)
-            return Quantized(to_grid(quantized_ND, latents_BCHW), codes_N.view(batch, height, width), losses)
+            return Quantized(to_grid(quantized_ND, latents_BCHW), to_code_grid(codes_N, latents_BCHW), losses)
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            batch, _, height, width = latents_BCHW.shape
             vectors_ND = self._normalized(to_rows(latents_BCHW.float()))
-            return nearest_codes(vectors_ND, self.code_vectors()).view(batch, height, width)
+            return to_code_grid(nearest_codes(vectors_ND, self.code_vectors()), latents_BCHW)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) code vectors."""
@@ -146,10 +144,6 @@ class VQ(Quantizer):
     def forget(self) -> None:
         """Drop the latents of a step that was not taken."""
         self._seen.clear()
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"codebook_size={self.codebook_size}, width={self.width}, learning={self.config.learning}"
 
     def _normalized(self, vectors_ND: torch.Tensor) -> torch.Tensor:
         return F.normalize(vectors_ND, dim=1) if self.config.normalize else vectors_ND

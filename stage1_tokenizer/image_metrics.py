@@ -1,13 +1,16 @@
-"""Peak signal-to-noise ratio.
-
-Structural similarity: luminance, contrast and structure compared in a sliding Gaussian window.
-"""
+"""Image metrics: peak signal-to-noise ratio and structural similarity."""
 
 from __future__ import annotations
 
 import torch
 
 from foundation.errors import DataError
+
+WINDOW = 11
+SIGMA = 1.5
+DATA_RANGE = 2.0
+_C1 = (0.01 * DATA_RANGE) ** 2
+_C2 = (0.03 * DATA_RANGE) ** 2
 
 
 def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
@@ -18,13 +21,6 @@ def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
     """
     error = (images_BCYX.float() - reconstructions_BCYX.float().clamp(-1, 1)).square().flatten(1).mean(1)
     return (10 * torch.log10(4.0 / error.clamp_min(4e-10))).clamp_max(100.0)
-
-
-WINDOW = 11
-SIGMA = 1.5
-DATA_RANGE = 2.0
-_C1 = (0.01 * DATA_RANGE) ** 2
-_C2 = (0.03 * DATA_RANGE) ** 2
 
 
 def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,8 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
-    if missing:
-        found = "no " + ", ".join(missing)
-        raise CheckpointError("is damaged or of another format", field=str(path), found=found, fix=fix)
+    found = "no " + ", ".join(missing)
+    CheckpointError.unless(not missing, "is damaged or of another format", field=str(path), found=found, fix=fix)
     return dict(values)
 
 

@@ -168,9 +168,8 @@ def _read_zip(path: Path) -> Any:
         entries = {each.filename: each for each in archive.infolist()}
         _require_plain_entries(archive, size)
         roots = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(roots) != 1:
-            what, fix = "is a zip archive without one checkpoint in it", "unpack it and name the checkpoint inside"
-            raise CheckpointError(what, found=f"{len(entries)} files", fix=fix)
+        what, fix = "is a zip archive without one checkpoint in it", "unpack it and name the checkpoint inside"
+        CheckpointError.unless(len(roots) == 1, what, found=f"{len(entries)} files", fix=fix)
         prefix = roots[0].removesuffix("data.pkl")
         if entries[roots[0]].file_size > MAX_PICKLE_BYTES:
             raise CheckpointError("has an absurdly large pickle", found=f"{entries[roots[0]].file_size:,} bytes")
@@ -199,8 +198,7 @@ def _require_plain_entries(archive: zipfile.ZipFile, size: int) -> None:
         if entry.header_offset < end or entry.header_offset + _HEADER + entry.file_size > size:
             raise CheckpointError("has entries that overlap or reach beyond the file", found=repr(entry.filename)[:100])
         end = entry.header_offset + _HEADER + entry.file_size
-    if len(set(archive.namelist())) != len(archive.namelist()):
-        raise CheckpointError("has two entries of one name")
+    CheckpointError.unless(len(set(archive.namelist())) == len(archive.namelist()), "has two entries of one name")
 
 
 @functools.lru_cache(maxsize=4)
@@ -226,8 +224,7 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
     def storage(name: str, key: str, n_elements: int) -> Storage:
         dtype = _dtype(name)
         n_bytes = n_elements * dtype.itemsize
-        if n_bytes > size:
-            raise CheckpointError("declares a storage larger than the file", fix=_CUT_OFF)
+        CheckpointError.unless(n_bytes <= size, "declares a storage larger than the file", fix=_CUT_OFF)
         described = Storage(dtype, n_elements, lambda: from_bytes(values(positions[key], n_bytes), dtype))
         known = seen.setdefault(key, described)
         if (known.dtype, known.n_elements) != (dtype, n_elements):
@@ -246,8 +243,7 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
             raise CheckpointError("has storages that do not fit their description", fix=_CUT_OFF)
         positions[key] = stream.tell()
         stream.seek(n_bytes, io.SEEK_CUR)
-        if stream.tell() > size:
-            raise CheckpointError("ends before its last storage", fix=_CUT_OFF)
+        CheckpointError.unless(stream.tell() <= size, "ends before its last storage", fix=_CUT_OFF)
     if seen.keys() - positions.keys():
         raise CheckpointError("ends before its storages", found=f"{len(positions)} of {len(seen)}", fix=_CUT_OFF)
     return root

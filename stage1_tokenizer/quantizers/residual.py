@@ -43,7 +43,8 @@ class ResidualVQ(Quantizer):
             vectors_ND = to_rows(latents_BCHW.float())
             left_ND, sum_ND = vectors_ND.detach(), torch.zeros_like(vectors_ND)
             codes, commitments, pulls = [], [], []
-            self.forget()
+            for depth in range(len(self.codebooks)):
+                self._codebook(depth).catch_up()
             for depth in range(self.depth):
                 vq = self._codebook(depth)
                 codes_N = nearest_codes(left_ND, vq.code_vectors().detach())

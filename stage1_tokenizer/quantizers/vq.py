@@ -64,13 +64,14 @@ class VQ(Quantizer):
         if config.revive_below > 0:
             self.register_buffer("code_uses", torch.zeros(self.codebook_size))
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._n_missed = 0
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; in training mode the latents stay in memory for ``update``, until the next call."""
         with without_autocast(latents_BCHW):
+            self.catch_up()
             vectors_ND, table_VD = self._normalized(to_rows(latents_BCHW.float())), self.code_vectors()
             codes_N = nearest_codes(vectors_ND.detach(), table_VD.detach())
-            self.forget()  # a loop that never updates would keep every batch
             self.remember(vectors_ND, codes_N)
             chosen_ND = F.embedding(codes_N, table_VD)
             pass_gradient = rotate_to if self.config.rotation else straight_through
@@ -140,6 +141,16 @@ class VQ(Quantizer):
             alive_V1 = (self.code_counts > 1e-12).unsqueeze(1)
             means_VD = self.code_sums / self.code_counts.clamp_min(1e-12).unsqueeze(1)
             self.codebook.copy_(torch.where(alive_V1, self._normalized(means_VD), self.codebook))
+
+    def catch_up(self) -> None:
+        """Make up for an ``update`` that a training loop other than ours left out; averages then follow one step late.
+
+        Our loop calls ``update`` or ``forget`` after each step, so that nothing is left to do here.
+        """
+        if self._seen and self.config.learning == "ema":
+            self.update(self._n_missed, torch.Generator().manual_seed(self._n_missed))
+            self._n_missed += 1
+        self.forget()
 
     def forget(self) -> None:
         """Drop the latents of a step that was not taken."""

@@ -64,7 +64,7 @@ class Extensible(Choice):
 
     @classmethod
     def variants(cls) -> dict[str, type]:
-        """All alternatives, by ``type_name``, those of installed packages included.
+        """All alternatives, by ``type_name``, installed packages included.
 
         Raises:
             ConfigError: a package's class cannot be imported.

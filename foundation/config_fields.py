@@ -47,7 +47,7 @@ def entries(cls: type, default: Any = None, where: str = "", variant: str = "") 
 
     Args:
         cls: a dataclass type.
-        default: an instance whose values are the defaults; None takes those of the fields.
+        default: an instance whose values are the defaults; None takes the fields' defaults.
         where: dotted prefix.
         variant: ``type`` of the alternative that ``cls`` is.
     """

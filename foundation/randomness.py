@@ -33,7 +33,7 @@ def permuted(positions: np.ndarray, n: int, *key: int | str) -> np.ndarray:
     Nothing of size n is held: a Feistel network permutes the pairs (left, right) of a rows and b columns, where a * b
     is the least such number that holds n with a next to its square root, and a result outside ``range(n)``, of which
     there are fewer than a, goes through it again until it is inside. This is another permutation than the one that
-    ``permutation`` draws from the same key.
+    ``permutation`` gives for the same key.
 
     Args:
         positions: (B,) integers in [0, n).

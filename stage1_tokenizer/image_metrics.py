@@ -33,7 +33,7 @@ def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
 
     Args:
         images_BCYX: (B, 3|1, Y, X) in [-1, 1], so of range 2. Means count from black up, not from grey: the figures
-            equal those of the same images in 0..255 with range 255.
+            are the same as for images in 0..255 with range 255.
         reconstructions_BCYX: the same shape; clamped to [-1, 1] first.
 
     Raises:

@@ -33,7 +33,7 @@ def class_numbers(
 
     Args:
         names_N: the class of each image.
-        class_names: the classes of the training images; None takes those of ``names_N``.
+        class_names: the classes of the training images; None takes the classes of ``names_N``.
         field: names the source in error messages.
 
     Returns:

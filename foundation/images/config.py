@@ -85,7 +85,7 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes to training images, drawn for each (image, epoch)."""
+    """Random changes to training images, sampled for each (image, epoch)."""
 
     flip: bool = False
     """mirror left and right half of the time"""
@@ -149,7 +149,7 @@ class DatasetData(Choice):
     label_column: str | None = None
     """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
     limit: int | None = None
-    """use only this many images of each split, drawn uniformly; null uses all"""
+    """use only this many images of each split, sampled uniformly; null uses all"""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")

@@ -141,7 +141,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
 
-        Names and shapes are those of the plain model, for any number of processes.
+        Names and shapes are the plain model's, for any number of processes.
         """
         state = {
             "model": self.model.state_dict(),

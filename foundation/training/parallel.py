@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def sharding_asked(accelerator: Accelerator) -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP, and there is more than one process to share the weights.
+    """Whether ``accelerate launch`` asks for FSDP, and there is more than one process to share the weights.
 
     Raises:
         ConfigError: FSDP in its first version, or weights kept in the host's memory; neither is done here.

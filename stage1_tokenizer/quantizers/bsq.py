@@ -20,13 +20,16 @@ class BSQ(Quantizer):
     The code vectors have length 1 too, so that the quantization error is bounded without a commitment loss. Entropies
     are of p = softmax(u.e / temperature) over all 2^width codes e, a product of one probability for each bit:
     E[H(p)] is exact, H(E[p]) is the sum over bits, as if bits were independent, an upper bound.
+
+    Attributes:
+        length: of each channel of a code vector, 1 / sqrt(width).
     """
 
     config: BSQConfig
 
     def __init__(self, config: BSQConfig) -> None:
         super().__init__(config)
-        self.length = self.width**-0.5  # of a code vector's channel
+        self.length = self.width**-0.5
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; straight-through from the sphere, exact through the projection to it."""

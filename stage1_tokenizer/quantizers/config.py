@@ -112,7 +112,7 @@ class VQConfig(QuantizerConfig):
     initial: Literal["latents", "normal", "uniform"] = "latents"
     """where codes start: latents of the first batch, N(0, 1 / width), or +-1 / codebook_size, where most codes die"""
     kmeans_iterations: int = 10
-    """rounds of k-means that refine initial: latents; 0 takes them as drawn"""
+    """rounds of k-means that refine initial: latents; 0 takes them as sampled"""
     revive_below: float = 0.05
     """a code used less than this share of uniform use is replaced by a latent of the batch; 0 never replaces"""
     revive_every: int = 10

@@ -37,7 +37,7 @@ class VQ(Quantizer):
     """Nearest-code quantizer with a codebook learned by averages, by gradient, or through one linear map.
 
     With averages, ``codebook = code_sums / code_counts``; counts and sums are added up over all processes. The first
-    codebook and the revived codes are drawn once and shared, so every process holds the same codebook to the last bit.
+    codebook and the revived codes are sampled once and shared, so every process holds the same codebook, bit for bit.
     """
 
     config: VQConfig
@@ -179,8 +179,8 @@ class VQ(Quantizer):
         even = self.code_uses.mean()
         due = even >= _DUE_USES
         unused_V = due & (self.code_uses < self.config.revive_below * even)
-        drawn_VD = broadcast(draw_vectors(all_gather_rows(vectors_ND), self.codebook_size, generator))
-        fresh_VD = drawn_VD[(unused_V.cumsum(0) - 1).clamp_min(0)]  # the first drawn are without repetition
+        sampled_VD = broadcast(draw_vectors(all_gather_rows(vectors_ND), self.codebook_size, generator))
+        fresh_VD = sampled_VD[(unused_V.cumsum(0) - 1).clamp_min(0)]  # the first samples are without repetition
         unused_V1 = unused_V.unsqueeze(1)
         self.code_uses.mul_(~due)
         if self.config.learning == "ema":

@@ -53,7 +53,7 @@ class Extensible(Choice):
         pending: list[type[Extensible]] = cls.__subclasses__()
         while pending:
             each = pending.pop(0)
-            pending += each.__subclasses__()
+            pending = each.__subclasses__() + pending
             if "type_name" in vars(each):
                 known = found.setdefault(each.type_name, each)
                 same = (known.__module__, known.__qualname__) == (each.__module__, each.__qualname__)
@@ -64,7 +64,7 @@ class Extensible(Choice):
 
     @classmethod
     def variants(cls) -> dict[str, type]:
-        """All alternatives, by ``type_name``, those of installed packages included.
+        """All alternatives, by ``type_name``, installed packages included.
 
         Raises:
             ConfigError: a package's class cannot be imported.
@@ -231,6 +231,21 @@ def require(condition: bool, field: str, found: object, expected: str, fix: str 
     """Raise ``ConfigError`` naming the field unless ``condition`` holds; for ``__post_init__`` methods."""
     if not condition:
         raise ConfigError("has a value that cannot work", field=field, found=found, expected=expected, fix=fix)
+
+
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "above 0": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "from 0 to below 1": lambda value: 0 <= value < 1,
+}
+
+
+def require_range(config: object, expected: str, *names: str) -> None:
+    """Raise ``ConfigError`` naming the first of these fields outside its range, such as ``0 or more``."""
+    for name in names:
+        value = getattr(config, name)
+        require(_RANGES[expected](value), name, value, expected)
 
 
 def _construct(cls: type[T], built: dict[str, Any], where: str) -> T:

@@ -1,6 +1,4 @@
-"""Fields of configurations: names, types, defaults and attribute docstrings.
-
-Configuration fields that came after the first models were saved.
+"""Fields of configurations: names, types, defaults, attribute docstrings, and fields added after models were saved.
 
 A model's fingerprint covers its settings. A field that is added later must not change the fingerprints of models that
 were saved without it: at its default, which is what those models mean, it is left out.
@@ -20,6 +18,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from foundation.config import Choice, sections, to_dict
+
+T = TypeVar("T")
+_MARK = "later"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def entries(cls: type, default: Any = None, where: str = "", variant: str = "") 
 
     Args:
         cls: a dataclass type.
-        default: an instance whose values are the defaults; None takes those of the fields.
+        default: an instance whose values are the defaults; None takes the fields' defaults.
         where: dotted prefix.
         variant: ``type`` of the alternative that ``cls`` is.
     """
@@ -71,24 +72,6 @@ def attribute_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
-
-
-@functools.cache
-def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):  # no source at hand
-        return {}
-    return {each.name: each.body for each in tree.body if isinstance(each, ast.ClassDef)}
-
-
-T = TypeVar("T")
-_MARK = "later"
-
-
 def added_later(default: T) -> T:
     """Declare a dataclass field with a plain default that ``without_defaults`` leaves out at that default."""
     return dataclasses.field(default=default, metadata={_MARK: True})  # type: ignore[no-any-return]
@@ -107,3 +90,17 @@ def without_defaults(config: Any) -> Any:
             kept[each.name] = without_defaults(value)
     kept = {"type": config.type_name, **kept} if isinstance(config, Choice) else kept
     return config.canonical(kept) if hasattr(config, "canonical") else kept
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+@functools.cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):  # no source at hand
+        return {}
+    return {each.name: each.body for each in tree.body if isinstance(each, ast.ClassDef)}

@@ -1,4 +1,4 @@
-"""The errors that users see: each names the field, the value, what was expected and the way out."""
+"""The errors that users see: each names the field, the value, what was expected and a fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MISSING = object()
 
 
 class TesseraError(ValueError):
-    """A refusal with a remedy.
+    """A refusal that says what to do.
 
     The command line prints the message alone, without a traceback; a library user can catch the class.
 
@@ -30,14 +30,9 @@ class TesseraError(ValueError):
         expected: object = _MISSING,
         fix: str | None = None,
     ) -> None:
-        lines = [what if field is None else f"{field}: {what}"]
-        if found is not _MISSING:
-            lines.append(f"  found:    {found}")
-        if expected is not _MISSING:
-            lines.append(f"  expected: {expected}")
-        if fix is not None:
-            lines.append(f"  fix:      {fix}")
-        super().__init__("\n".join(lines))
+        details = {"found:": found, "expected:": expected, "fix:": _MISSING if fix is None else fix}
+        lines = [f"  {name:9} {value}" for name, value in details.items() if value is not _MISSING]
+        super().__init__("\n".join([what if field is None else f"{field}: {what}", *lines]))
         self.field = field
 
     @classmethod

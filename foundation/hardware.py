@@ -1,11 +1,7 @@
-"""Memory of the machine, and its reuse by this process.
-
-Configuration of reading a token dataset: its form in memory or on disk. Imports neither numpy nor pyarrow.
-
-Recognise a torchvision that does not match torch before it breaks transformers' imports.
+"""The machine: its device, its memory and what of it a token dataset may take, and a torchvision that fits torch.
 
 A CPU build of torch beside the default torchvision cannot load torchvision's operators; transformers then fails to
-import its models with a message that names neither. See also ``tessera doctor``.
+import its models with a message that names neither. See also ``tessera doctor``. Imports neither torch nor numpy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Randomness as a function of its purpose: no generator state has to survive a restart.
 
 Data randomness (order, augmentation, label dropout) is keyed by sample, so it does not depend on batch size, process
-count or where a run was interrupted. Dropout is keyed by (seed, step, rank).
-
-The order of training examples: a function of (seed, epoch), with nothing to save or hold.
+count or where a run was interrupted. Dropout is keyed by (seed, step, rank), the order of examples by (seed, epoch).
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ def permuted(positions: np.ndarray, n: int, *key: int | str) -> np.ndarray:
     Nothing of size n is held: a Feistel network permutes the pairs (left, right) of a rows and b columns, where a * b
     is the least such number that holds n with a next to its square root, and a result outside ``range(n)``, of which
     there are fewer than a, goes through it again until it is inside. This is another permutation than the one that
-    ``permutation`` draws from the same key.
+    ``permutation`` gives for the same key.
 
     Args:
         positions: (B,) integers in [0, n).

@@ -23,17 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Coded:
-    """Result of a bottleneck's forward pass.
+    """What a bottleneck's forward pass gives beside the decoder's input.
 
     Attributes:
-        features_BCHW: input of the decoder.
         codes: as ``Bottleneck.encode`` returns them.
         latents_BCHW: before quantization, float32; of the fine grid where there are two.
         losses: the quantizers' terms, already weighted.
         metrics: the quantizers' other scalars.
     """
 
-    features_BCHW: torch.Tensor
     codes: torch.Tensor
     latents_BCHW: torch.Tensor
     losses: dict[str, torch.Tensor]
@@ -45,18 +43,18 @@ class SingleScale(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.quantizer = config.quantizer.build()
+        self.quantizer: Quantizer = config.quantizer.build()
         none = config.projection == "none"
         width = self.quantizer.latent_width
         self.to_code = nn.Identity() if none else nn.Conv2d(config.encoder_channels, width, 1)
         self.from_code = nn.Identity() if none else nn.Conv2d(self.quantizer.width, config.latent_channels, 1)
 
-    def forward(self, features_BCHW: torch.Tensor) -> Coded:
+    def forward(self, features_BCHW: torch.Tensor) -> tuple[torch.Tensor, Coded]:
         """Features => quantized features, with codes and losses."""
         latents = self.to_code(features_BCHW).float()
         quantized = self.quantizer(latents)
         features = _project(self.from_code, quantized.latents_BCHW)
-        return Coded(features, quantized.codes_BHW, latents, quantized.losses, quantized.metrics)
+        return features, Coded(quantized.codes_BHW, latents, quantized.losses, quantized.metrics)
 
     def encode(self, features_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) features => codes, (B, H, W) or (B, H, W, D)."""
@@ -97,23 +95,20 @@ class Hierarchical(nn.Module):
         self.coarse_decoder = nn.Sequential(
             _residual(config), *(layer for _ in range(halvings) for layer in (Upsample(channels), _residual(config)))
         )
-        self.quantizer = config.quantizer.build()
+        self.quantizer: Quantizer = config.quantizer.build()
         self.to_code = nn.Conv2d(2 * channels, self.quantizer.latent_width, 1)
         self.from_code = nn.Conv2d(self.quantizer.width + channels, channels, 1)
 
-    def forward(self, features_BCHW: torch.Tensor) -> Coded:
+    def forward(self, features_BCHW: torch.Tensor) -> tuple[torch.Tensor, Coded]:
         """Features => quantized features, with codes and losses of both grids."""
-        coarse: Coded = self.coarse(self.coarse_encoder(features_BCHW))
-        context = self.coarse_decoder(coarse.features_BCHW)
+        coarse_features, coarse = self.coarse(self.coarse_encoder(features_BCHW))
+        context = self.coarse_decoder(coarse_features)
         latents = self._fine_latents(features_BCHW, context)
         fine = self.quantizer(latents)
-        return Coded(
-            self._join(fine.latents_BCHW, context),
-            torch.cat([coarse.codes.flatten(1), fine.codes_BHW.flatten(1)], 1),
-            latents,
-            {**_prefixed("coarse_", coarse.losses), **fine.losses},
-            {**_prefixed("coarse_", coarse.metrics), **fine.metrics},
-        )
+        codes = torch.cat([coarse.codes.flatten(1), fine.codes_BHW.flatten(1)], 1)
+        losses = {**_prefixed("coarse_", coarse.losses), **fine.losses}
+        metrics = {**_prefixed("coarse_", coarse.metrics), **fine.metrics}
+        return self._join(fine.latents_BCHW, context), Coded(codes, latents, losses, metrics)
 
     def encode(self, features_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) features => (B, T) codes."""

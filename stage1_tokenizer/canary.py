@@ -3,12 +3,7 @@
 Encoding them again shows at once whether the tokenizer still does what it did when it was frozen: another value range,
 channel order, filter, precision, codebook, or weights that were never averaged all change something. Codes that a
 rounding error can change (near ties, found by encoding one image at a time with noise of the size of rounding) are not
-compared.
-
-Images before preprocessing, made by arithmetic alone: what a tokenizer's preprocessing does to them is stored too.
-
-They are larger than what they become, by other factors in height and width, with stripes as fine as a pixel (which
-filters treat differently), tiles of pure red, green and blue, grey ramps, and transparency.
+compared. What preprocessing does is checked on synthetic images, ``source_images``.
 """
 
 from __future__ import annotations
@@ -28,22 +23,6 @@ from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
-
-
-def source_images(preprocess: Preprocess) -> np.ndarray:
-    """Two images, (2, Y, X, 4) uint8, red, green, blue and opacity, for a preprocessing of any size."""
-    height, width = preprocess.height * 7 // 5 + 3, preprocess.width * 9 // 5 + 5
-    y, x = np.mgrid[0:height, 0:width]
-    stripes = np.stack([(x + y) % 2 * 255, (x // 2 + y) % 3 * 127, x * 255 // width], -1)
-    tiles = np.stack([((y * 4 // height + x * 4 // width) % 3 == i) * 255 for i in range(3)], -1)
-    opacity = np.stack([np.full_like(x, 255), 255 * y // height])
-    return np.concatenate([np.stack([stripes, tiles]), opacity[..., None]], -1).astype(np.uint8)
-
-
-def preprocessed(sources_BYXC: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """What ``source_images`` become, (B, Y, X, C) uint8."""
-    return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
-
 
 FILE = "canary.safetensors"
 N_IMAGES = 16
@@ -109,12 +88,9 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
         CheckpointError: the file is damaged.
     """
     tensors = _stored(folder)
-    if tensors is None:
-        return
-    _require_same_preprocess(tokenizer, tensors, folder)
-    canary = _canary(tensors, "")
-    _require_same_codes(canary, _encode(tokenizer, canary.pixels_BYXC), folder)
-    _require_same_images(tokenizer, canary, folder)
+    if tensors is not None:
+        _require_same_preprocess(tokenizer, tensors, folder)
+        _require_same(tokenizer, _canary(tensors, ""), folder)
 
 
 def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float = 0.2) -> None:
@@ -136,10 +112,28 @@ def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float
         one = slice(i, i + 1)
         psnr_B = None if canary.psnr_B is None else canary.psnr_B[one]
         each = Canary(canary.pixels_BYXC[one], canary.codes[one], canary.stable[one], psnr_B)
-        _require_same_codes(each, _encode(tokenizer, each.pixels_BYXC), folder)
-        _require_same_images(tokenizer, each, folder)
+        _require_same(tokenizer, each, folder)
         if time.perf_counter() - started > seconds:
             return
+
+
+def source_images(preprocess: Preprocess) -> np.ndarray:
+    """Two images made by arithmetic alone, (2, Y, X, 4) uint8: red, green, blue and opacity.
+
+    They are larger than ``preprocess`` makes them, by other factors in height and width, with stripes as fine as a
+    pixel (which filters treat differently), tiles of pure red, green and blue, grey ramps, and transparency.
+    """
+    height, width = preprocess.height * 7 // 5 + 3, preprocess.width * 9 // 5 + 5
+    y, x = np.mgrid[0:height, 0:width]
+    stripes = np.stack([(x + y) % 2 * 255, (x // 2 + y) % 3 * 127, x * 255 // width], -1)
+    tiles = np.stack([((y * 4 // height + x * 4 // width) % 3 == i) * 255 for i in range(3)], -1)
+    opacity = np.stack([np.full_like(x, 255), 255 * y // height])
+    return np.concatenate([np.stack([stripes, tiles]), opacity[..., None]], -1).astype(np.uint8)
+
+
+def preprocessed(sources_BYXC: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """What ``source_images`` become, (B, Y, X, C) uint8."""
+    return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
 
 
 def _record(tokenizer: TokenizerModel, pixels: np.ndarray, prefix: str) -> dict[str, torch.Tensor]:
@@ -190,41 +184,30 @@ def _require_same_preprocess(tokenizer: TokenizerModel, tensors: dict[str, torch
     found = preprocessed(tensors["sources"].numpy(), tokenizer.preprocess).astype(int)
     same_shape = found.shape == expected.shape
     differing = float((abs(found - expected) > _GREY_LEVELS).mean()) if same_shape else 1.0
-    if differing > TOLERANCE:
-        raise ContractError(
-            "images become other pixels than when the tokenizer was frozen",
-            field=str(folder),
-            found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
-            expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
-            fix="copy the folder again; if that changes nothing, this version of Pillow resizes differently: report it",
-        )
+    ContractError.unless(
+        differing <= TOLERANCE,
+        "images become other pixels than when the tokenizer was frozen",
+        field=str(folder),
+        found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
+        expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
+        fix="copy the folder again; if that changes nothing, this version of Pillow resizes differently: report it",
+    )
 
 
-def _require_same_codes(canary: Canary, found: torch.Tensor, folder: Path) -> None:
-    changed = _differing(canary.codes, found) & canary.stable
+def _require_same(tokenizer: TokenizerModel, canary: Canary, folder: Path) -> None:
+    """Compare the codes of the stored images, then the images that their stored codes decode to."""
+    n, fix = len(canary.codes), "copy the folder again; if that changes nothing, this machine computes differently"
+    changed = _differing(canary.codes, _encode(tokenizer, canary.pixels_BYXC)) & canary.stable
     differing = int(changed.sum()) / max(1, int(canary.stable.sum()))
-    if differing > TOLERANCE:
-        raise ContractError(
-            "the tokenizer no longer gives the codes it gave when it was frozen",
-            field=str(folder),
-            found=f"{differing:.1%} of the codes of {len(canary.codes)} stored images differ",
-            expected=f"at most {TOLERANCE:.1%}",
-            fix="copy the folder again; if that changes nothing, this machine computes differently: report it",
-        )
-
-
-def _require_same_images(tokenizer: TokenizerModel, canary: Canary, folder: Path) -> None:
-    if canary.psnr_B is None:
-        return
-    expected, found = float(canary.psnr_B.mean()), float(_psnr(tokenizer, canary.pixels_BYXC, canary.codes).mean())
-    if not abs(found - expected) <= _PSNR_TOLERANCE:
-        raise ContractError(
-            "the tokenizer no longer decodes its codes as it did when it was frozen",
-            field=str(folder),
-            found=f"{found:.2f} dB on {len(canary.codes)} stored images",
-            expected=f"{expected:.2f} dB, give or take {_PSNR_TOLERANCE}",
-            fix="copy the folder again; if that changes nothing, this machine computes differently: report it",
-        )
+    what = "the tokenizer no longer gives the codes it gave when it was frozen"
+    found, expected = f"{differing:.1%} of the codes of {n} stored images differ", f"at most {TOLERANCE:.1%}"
+    details = {"field": str(folder), "fix": f"{fix}: report it"}
+    ContractError.unless(differing <= TOLERANCE, what, found=found, expected=expected, **details)
+    if canary.psnr_B is not None:
+        before, now = float(canary.psnr_B.mean()), float(_psnr(tokenizer, canary.pixels_BYXC, canary.codes).mean())
+        what = "the tokenizer no longer decodes its codes as it did when it was frozen"
+        found, expected = f"{now:.2f} dB on {n} stored images", f"{before:.2f} dB, give or take {_PSNR_TOLERANCE}"
+        ContractError.unless(abs(now - before) <= _PSNR_TOLERANCE, what, found=found, expected=expected, **details)
 
 
 def _encode(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, nudge: float = 0.0) -> torch.Tensor:

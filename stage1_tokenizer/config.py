@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foundation.config import require
+from foundation.config import require, require_range
 from foundation.config_fields import added_later
 from foundation.images.config import Augment
 from foundation.training.config import FitConfig, OptimConfig, Precision
@@ -39,7 +39,8 @@ class TokenizerConfig:
     in twice as many channels; with none it ends in what the quantizer takes"""
 
     def __post_init__(self) -> None:
-        require(self.latent_channels > 0, "latent_channels", self.latent_channels, "a positive whole number")
+        require_range(self, "above 0", "latent_channels")
+        require_range(self, "0 or more", "coarse_halvings")
         family, allowed = self.networks.type_name, self.networks.projections
         known = self.projection in allowed
         require(known, "projection", self.projection, f"{' or '.join(allowed)}, what networks: {family} has")
@@ -47,7 +48,6 @@ class TokenizerConfig:
             taken = self.quantizer.width
             expected = f"{taken}, the quantizer's width, where there is no projection"
             require(self.latent_channels == taken, "latent_channels", self.latent_channels, expected)
-        require(self.coarse_halvings >= 0, "coarse_halvings", self.coarse_halvings, "0 or more")
         if self.coarse_halvings:
             self._require_hierarchy_can_work()
 
@@ -152,5 +152,5 @@ class TokenizerTraining:
     """arithmetic of the convolutions; the quantizer and the losses always use float32"""
 
     def __post_init__(self) -> None:
-        require(self.pixel_weight > 0, "pixel_weight", self.pixel_weight, "a positive number")
-        require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")
+        require_range(self, "above 0", "pixel_weight")
+        require_range(self, "from 0 to below 1", "average_decay")

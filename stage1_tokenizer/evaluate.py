@@ -124,5 +124,5 @@ def _scores(images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, lpips: PairSc
 def _possible(usages: tuple[CodeUsage, ...]) -> float:
     """Share of the codebooks that as many uniformly distributed codes would use, on average."""
     sizes = np.array([len(usage.counts_V) for usage in usages], float)
-    drawn = np.array([usage.counts_V.sum() for usage in usages], float)
-    return float((sizes * -np.expm1(drawn * np.log1p(-1 / np.maximum(sizes, 2)))).sum() / sizes.sum())
+    n_codes = np.array([usage.counts_V.sum() for usage in usages], float)
+    return float((sizes * -np.expm1(n_codes * np.log1p(-1 / np.maximum(sizes, 2)))).sum() / sizes.sum())

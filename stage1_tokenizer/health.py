@@ -1,7 +1,4 @@
-"""Alarms from logged metrics: codebook collapse, posterior collapse of a Gaussian latent.
-
-Alarms from logged metrics of adversarial training: a clamped adaptive weight, a discriminator that wins.
-"""
+"""Alarms from logged metrics: codebook collapse, posterior collapse of a Gaussian latent, an unbalanced adversary."""
 
 from __future__ import annotations
 
@@ -10,11 +7,22 @@ from typing import Any
 
 from stage1_tokenizer.losses.adversary import MAX_ADAPTIVE_WEIGHT
 
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 WASTED = 0.5
 FALL = 3.0
 RECENT = 3
 """evaluations that a fall is measured against, and logged rows for which a latent must have been silent"""
-Rows = Sequence[Mapping[str, Any]]
+PATIENCE_STEPS = 500
+_WINNING = 0.99
+_CLAMPED = (
+    "the adaptive weight sits at its limit: the discriminator gives the decoder next to no gradient; "
+    "lower adversarial.optim.learning_rate, or set adversarial.adaptive to false"
+)
+_WON = (
+    "the discriminator tells every reconstruction from its image: its gradient teaches the decoder little; set "
+    "adversarial.lecam_weight to 0.001, lower adversarial.optim.learning_rate, or raise adversarial.start_step"
+)
 
 
 def codebook_health(evaluations: Rows, suggestions: str, slot_names: Sequence[str] = ("",)) -> list[str]:
@@ -34,9 +42,41 @@ def codebook_health(evaluations: Rows, suggestions: str, slot_names: Sequence[st
     for i, name in enumerate(slot_names):
         suffix = f"_{i}" if len(slot_names) > 1 else ""
         codebook = f"the codebook of the {name}" if name else "the codebook"
-        alarms += _alarms(
-            [row for row in rows if row.get(f"code_usage{suffix}") is not None], suffix, codebook, suggestions
-        )
+        of_codebook = [row for row in rows if row.get(f"code_usage{suffix}") is not None]
+        alarms += _alarms(of_codebook, suffix, codebook, suggestions)
+    return alarms
+
+
+def latent_health(training: Rows, width: int) -> list[str]:
+    """Whether a Gaussian latent says anything: a KL that outweighs the reconstruction silences its channels.
+
+    Args:
+        training: rows of training metrics in order.
+        width: channels of the latent.
+    """
+    active = [row["active_channels"] for row in training if row["step"] > 0 and "active_channels" in row][-RECENT:]
+    if len(active) < RECENT or max(active) >= WASTED * width:
+        return []
+    return [
+        f"most of the latent is silent: the means of {width - max(active):.0f} of {width} channels no longer depend on "
+        "the image; lower the quantizer's weight, or let it rise over anneal_steps"
+    ]
+
+
+def gan_health(history: Rows) -> list[str]:
+    """Alarms, one sentence each with what to change; empty when all is well or nothing adversarial was logged.
+
+    An alarm means that a condition held in every logged row of the last 500 optimizer steps or more.
+
+    Args:
+        history: rows of training metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
+    """
+    rows = [row for row in history if "discriminator_loss" in row]
+    alarms = []
+    for holds, sentence in ((_is_clamped, _CLAMPED), (_is_won, _WON)):
+        steps = _held_for(rows, holds)
+        if steps >= PATIENCE_STEPS:
+            alarms.append(f"for {steps} steps {sentence}")
     return alarms
 
 
@@ -61,53 +101,7 @@ def _alarms(rows: Rows, suffix: str, codebook: str, suggestions: str) -> list[st
     return alarms
 
 
-def latent_health(training: Rows, width: int) -> list[str]:
-    """Whether a Gaussian latent says anything: a KL that outweighs the reconstruction silences its channels.
-
-    Args:
-        training: rows of training metrics in order.
-        width: channels of the latent.
-    """
-    active = [row["active_channels"] for row in training if row["step"] > 0 and "active_channels" in row][-RECENT:]
-    if len(active) < RECENT or max(active) >= WASTED * width:
-        return []
-    return [
-        f"most of the latent is silent: the means of {width - max(active):.0f} of {width} channels no longer depend on "
-        "the image; lower the quantizer's weight, or let it rise over anneal_steps"
-    ]
-
-
-PATIENCE_STEPS = 500
-_WINNING = 0.99
-_CLAMPED = (
-    "the adaptive weight sits at its limit: the discriminator gives the decoder next to no gradient; "
-    "lower adversarial.optim.learning_rate, or set adversarial.adaptive to false"
-)
-_WON = (
-    "the discriminator tells every reconstruction from its image: its gradient teaches the decoder little; set "
-    "adversarial.lecam_weight to 0.001, lower adversarial.optim.learning_rate, or raise adversarial.start_step"
-)
-Row = Mapping[str, Any]
-
-
-def gan_health(history: Sequence[Row]) -> list[str]:
-    """Alarms, one sentence each with what to change; empty when all is well or nothing adversarial was logged.
-
-    An alarm means that a condition held in every logged row of the last 500 optimizer steps or more.
-
-    Args:
-        history: rows of training metrics in order, each with ``step`` (``foundation.training.log.read_metrics``).
-    """
-    rows = [row for row in history if "discriminator_loss" in row]
-    alarms = []
-    for holds, sentence in ((_is_clamped, _CLAMPED), (_is_won, _WON)):
-        steps = _held_for(rows, holds)
-        if steps >= PATIENCE_STEPS:
-            alarms.append(f"for {steps} steps {sentence}")
-    return alarms
-
-
-def _held_for(rows: Sequence[Row], holds: Callable[[Row], bool]) -> int:
+def _held_for(rows: Rows, holds: Callable[[Row], bool]) -> int:
     """Optimizer steps from the first to the last row of the run of rows at the end in which ``holds`` is true."""
     first = len(rows)
     while first > 0 and holds(rows[first - 1]):

@@ -54,8 +54,8 @@ class TokenizerOutput(ModelOutput):
 class Tokenizer(PreTrainedModel):
     """Images <-> grids of codes; see ``TokenizerModel``, which does the work and is ``.model`` here.
 
-    A training loop other than ours learns what gradients reach: a codebook with ``learning: ema`` moves only where the
-    loop also calls ``update`` of ``model.quantizers`` after each step.
+    In a training loop other than ours a codebook with ``learning: ema`` follows the latents one forward pass late,
+    unless the loop calls ``update`` of ``model.quantizers`` after each step.
     """
 
     config_class = TokenizerHubConfig

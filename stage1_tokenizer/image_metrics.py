@@ -1,13 +1,16 @@
-"""Peak signal-to-noise ratio.
-
-Structural similarity: luminance, contrast and structure compared in a sliding Gaussian window.
-"""
+"""Image metrics: peak signal-to-noise ratio and structural similarity."""
 
 from __future__ import annotations
 
 import torch
 
 from foundation.errors import DataError
+
+WINDOW = 11
+SIGMA = 1.5
+DATA_RANGE = 2.0
+_C1 = (0.01 * DATA_RANGE) ** 2
+_C2 = (0.03 * DATA_RANGE) ** 2
 
 
 def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
@@ -20,13 +23,6 @@ def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
     return (10 * torch.log10(4.0 / error.clamp_min(4e-10))).clamp_max(100.0)
 
 
-WINDOW = 11
-SIGMA = 1.5
-DATA_RANGE = 2.0
-_C1 = (0.01 * DATA_RANGE) ** 2
-_C2 = (0.03 * DATA_RANGE) ** 2
-
-
 def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image, (B,) float32, 1 for equal images, about 0 for unrelated ones.
 
@@ -37,7 +33,7 @@ def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
 
     Args:
         images_BCYX: (B, 3|1, Y, X) in [-1, 1], so of range 2. Means count from black up, not from grey: the figures
-            equal those of the same images in 0..255 with range 255.
+            are the same as for images in 0..255 with range 255.
         reconstructions_BCYX: the same shape; clamped to [-1, 1] first.
 
     Raises:

@@ -21,30 +21,22 @@ from foundation.images.config import Preprocess
 from foundation.storage import durable
 from foundation.storage.serialization import REMEDY, load_model_folder, load_weights, save_model_folder, tensors_sha256
 from foundation.training.parallel import all_reduce_sum
-from stage1_tokenizer.bottleneck import build_bottleneck
+from stage1_tokenizer.bottleneck import Coded, build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """Result of a forward pass.
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Coded):
+    """Result of a forward pass: codes, latents and losses of the bottleneck, and the reconstruction.
 
     Attributes:
-        images_BCYX: the reconstruction, not clamped.
-        codes: as ``TokenizerModel.encode`` returns them.
-        latents_BCHW: before quantization, float32; of the fine grid where there are two.
-        losses: the quantizers' terms, already weighted.
-        metrics: the quantizers' other scalars.
+        images_BCYX: not clamped.
     """
 
     images_BCYX: torch.Tensor
-    codes: torch.Tensor
-    latents_BCHW: torch.Tensor
-    losses: dict[str, torch.Tensor]
-    metrics: dict[str, torch.Tensor | float]
 
 
 class TokenizerModel(nn.Module):
@@ -68,9 +60,8 @@ class TokenizerModel(nn.Module):
 
     def forward(self, images_BCYX: torch.Tensor) -> Reconstruction:
         """Reconstruct; everything that training differentiates passes through here."""
-        coded = self.bottleneck(self.features(images_BCYX))
-        images = self.decoder(coded.features_BCHW).float()
-        return Reconstruction(images, coded.codes, coded.latents_BCHW, coded.losses, coded.metrics)
+        features, coded = self.bottleneck(self.features(images_BCYX))
+        return Reconstruction(images_BCYX=self.decoder(features).float(), **vars(coded))
 
     def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.

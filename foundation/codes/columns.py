@@ -1,7 +1,4 @@
-"""Columns of one split of a token dataset, in memory.
-
-Columns on disk with the interface of arrays: indexing by rows reads those rows.
-"""
+"""Columns of one split of a token dataset: arrays in memory, or files that read the rows they are indexed by."""
 
 from __future__ import annotations
 
@@ -47,6 +44,12 @@ def arrays_of(shard: Shard, spec: CodeSpec) -> dict[str, np.ndarray]:
     return arrays if shard.labels is None else {**arrays, "labels": shard.labels.astype(LABEL_DTYPE)}
 
 
+def column_types(split: SplitShards) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of a split's ``codes``, ``views`` and, if it has some, ``labels``."""
+    types = {"codes": ((split.rows, split.spec.n_codes), code_dtype(split.spec)), "views": ((split.rows,), VIEW_DTYPE)}
+    return {**types, "labels": ((split.rows,), LABEL_DTYPE)} if split.labelled else types
+
+
 def memory_bytes(split: SplitShards) -> int:
     """Estimate of what ``load_columns`` needs, with short names of images."""
     per_row = split.spec.n_codes * code_dtype(split.spec).itemsize + LABEL_DTYPE.itemsize + VIEW_DTYPE.itemsize
@@ -59,17 +62,14 @@ def load_columns(split: SplitShards) -> TokenColumns:
     Raises:
         DataError, ContractError: as ``SplitShards.read``.
     """
-    codes_NT = np.empty((split.rows, split.spec.n_codes), code_dtype(split.spec))
-    columns = {"codes": codes_NT, "views": np.empty(split.rows, VIEW_DTYPE)}
-    if split.labelled:
-        columns["labels"] = np.empty(split.rows, LABEL_DTYPE)
+    columns = {name: np.empty(*each) for name, each in column_types(split).items()}
     image_ids: list[str] = []
     for shard in split.read():
         rows = slice(len(image_ids), len(image_ids) + len(shard.image_ids))
         for name, values in arrays_of(shard, split.spec).items():
             columns[name][rows] = values
         image_ids += shard.image_ids
-    return TokenColumns(codes_NT, columns.get("labels"), columns["views"], image_ids)
+    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], image_ids)
 
 
 class StoredColumn(ABC):
@@ -159,9 +159,8 @@ class _OpenFile:
         done = 0
         while done < len(buffer):
             n_bytes = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            if not n_bytes:
-                fix = "run the command again: it makes a file that is too short once more"
-                raise DataError("ends before the row that was asked for", field=str(self.path), fix=fix)
+            what, fix = "ends before the requested row", "run the command again: it writes a complete file"
+            DataError.unless(n_bytes > 0, what, field=str(self.path), fix=fix)
             done += n_bytes
 
 

@@ -1,8 +1,7 @@
 """Token datasets: in memory if they fit, else read by row from a packed copy.
 
-All forms have the same rows in the same order, so a training does not depend on the form.
-
-Row numbers of a token dataset by image and view.
+All forms have the same rows in the same order, so a training does not depend on the form. ``ImageViews`` finds the rows
+of an image's views.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def _strides(views_R: np.ndarray, numbers: np.ndarray, shard: int) -> tuple[int,
         if np.array_equal(views_R, np.tile(numbers, n_images)):
             return n_views, 1
     raise DataError(
-        "one view of each image cannot be drawn: the rows are not in an order that tells the images apart",
+        "one view of each image cannot be sampled: the order of the rows does not tell the images apart",
         field=f"column view of parquet file {shard}",
         found=f"{len(views_R)} rows, views {', '.join(map(str, np.unique(views_R)))}",
         expected=f"views {', '.join(map(str, numbers))} of every image, view by view or image by image",

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from foundation.codes.columns import LABEL_DTYPE, VIEW_DTYPE, FileColumn, TokenColumns, arrays_of
+from foundation.codes.columns import FileColumn, TokenColumns, arrays_of, column_types
 from foundation.codes.manifest import SplitShards
-from foundation.codes.shards import code_dtype
 from foundation.codes.streamed import ImageIds, RowGroups
 from foundation.config import digest
 from foundation.errors import DataError, StorageError
@@ -61,14 +60,9 @@ def pack_columns(split: SplitShards, home: Path) -> TokenColumns:
     target = home / split.split / split.identity[:32]
     if not _is_sound(target, split):
         _make(target, split)
-
-    def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
-        return cast(np.ndarray, FileColumn(target / name, (split.rows, *row_shape), dtype))
-
-    codes_NT = column("codes", code_dtype(split.spec), split.spec.n_codes)
-    labels_N = column("labels", LABEL_DTYPE) if (target / "labels").exists() else None
+    columns: dict[str, Any] = {name: FileColumn(target / name, *each) for name, each in column_types(split).items()}
     ids = ImageIds(RowGroups(split, _IDS_BYTES))
-    return TokenColumns(codes_NT, labels_N, column("views", VIEW_DTYPE), ids)
+    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], ids)
 
 
 def _make(target: Path, split: SplitShards) -> None:
@@ -145,8 +139,7 @@ def _read_index(folder: Path, split: SplitShards) -> dict[str, Any] | None:
 
 
 def _sizes(split: SplitShards) -> dict[str, int]:
-    sizes = {"codes": split.rows * split.spec.n_codes * code_dtype(split.spec).itemsize, "views": split.rows}
-    return {**sizes, "labels": split.rows * LABEL_DTYPE.itemsize} if split.labelled else sizes
+    return {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in column_types(split).items()}
 
 
 def _stamp(path: Path) -> dict[str, int]:

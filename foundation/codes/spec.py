@@ -1,9 +1,7 @@
 """``CodeSpec``: the contract between the two stages about the grids of codes.
 
-It travels with the tokenizer, the token dataset, the prior and the run. Parts with different specs are refused; the
-message names the fields.
-
-Positions of a code sequence: the codebook of each and its row and column in the image.
+It travels with the tokenizer, the token dataset, the prior and the run. Parts that differ in it are refused, and the
+message names the fields. ``code_positions`` gives the codebook, row and column of each code of a sequence.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from foundation.config import differences, digest, require
+from foundation.config import differences, digest, require, require_range
 from foundation.errors import ContractError, DataError
 from foundation.images.config import Preprocess
 
@@ -57,8 +55,7 @@ class CodeLevel:
     """codes at each position; more than 1 for residual quantizers"""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "codebook_size", "depth"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
+        require_range(self, "above 0", "height", "width", "codebook_size", "depth")
 
     @property
     def n_codes(self) -> int:

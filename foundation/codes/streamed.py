@@ -9,17 +9,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import cast, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from foundation.codes.columns import ID_BYTES, LABEL_DTYPE, VIEW_DTYPE, StoredColumn, TokenColumns
+from foundation.codes.columns import ID_BYTES, StoredColumn, TokenColumns, column_types
 from foundation.codes.manifest import SplitShards
-from foundation.codes.shards import code_dtype, codes_of, damaged_shard, reading
+from foundation.codes.shards import codes_of, damaged_shard, reading
 from foundation.codes.spec import require_codes
 
 _BLOCK = 4096
+_NAMES = {"labels": "label", "views": "view"}  # in the parquet files
 
 
 class RowGroups:
@@ -130,13 +131,10 @@ class ImageIds(Sequence[str]):
 def stream_columns(split: SplitShards, limit_bytes: int) -> TokenColumns:
     """The columns of a split, read on demand; at most ``limit_bytes`` of row groups stay in memory."""
     groups = RowGroups(split, limit_bytes)
-
-    def column(name: str, dtype: np.dtype, *row_shape: int) -> np.ndarray:
-        return cast(np.ndarray, ShardColumn(groups, name, (split.rows, *row_shape), dtype))
-
-    codes_NT = column("codes", code_dtype(split.spec), split.spec.n_codes)
-    labels_N = column("label", LABEL_DTYPE) if split.labelled else None
-    return TokenColumns(codes_NT, labels_N, column("view", VIEW_DTYPE), ImageIds(groups))
+    columns: dict[str, Any] = {
+        name: ShardColumn(groups, _NAMES.get(name, name), *each) for name, each in column_types(split).items()
+    }
+    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], ImageIds(groups))
 
 
 def _bytes_of(values: np.ndarray) -> int:

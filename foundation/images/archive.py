@@ -62,9 +62,10 @@ class ArchiveSource:
                 without a class.
         """
         self._samples = [sample for each in _archives(path, field) for sample in _samples(each, label_field)]
-        if not self._samples:
-            expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
-            raise DataError("the archives hold no images", field=field, found=path, expected=expected)
+        expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
+        DataError.unless(
+            len(self._samples) > 0, "the archives hold no images", field=field, found=path, expected=expected
+        )
         self.ids = [f"{each.archive.name}/{each.key}" for each in self._samples]
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
@@ -98,9 +99,8 @@ class ArchiveSource:
 def _archives(path: str, field: str) -> list[Path]:
     pattern = Path(path).expanduser()
     found = sorted(pattern.glob("*.tar") if pattern.is_dir() else map(Path, glob.glob(str(pattern))))  # noqa: PTH207
-    if not found:
-        expected, fix = "a .tar file, a folder of them, or a pattern", "check the path; decompress archives to .tar"
-        raise DataError("no such archives", field=field, found=path, expected=expected, fix=fix)
+    expected, fix = "a .tar file, a folder of them, or a pattern", "check the path; decompress archives to .tar"
+    DataError.unless(len(found) > 0, "no such archives", field=field, found=path, expected=expected, fix=fix)
     names = [each.name for each in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

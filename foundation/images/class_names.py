@@ -33,7 +33,7 @@ def class_numbers(
 
     Args:
         names_N: the class of each image.
-        class_names: the classes of the training images; None takes those of ``names_N``.
+        class_names: the classes of the training images; None takes the classes of ``names_N``.
         field: names the source in error messages.
 
     Returns:
@@ -45,7 +45,6 @@ def class_numbers(
     classes = class_names or in_order(set(names_N))
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(names_N) - number.keys())
-    if unknown:
-        found, fix = ", ".join(unknown[:10]), "train on a split that has every class"
-        raise DataError("has classes that the training split lacks", field=field, found=found, fix=fix)
+    found, fix = ", ".join(unknown[:10]), "train on a split that has every class"
+    DataError.unless(not unknown, "has classes that the training split lacks", field=field, found=found, fix=fix)
     return np.array([number[name] for name in names_N], np.int64), classes

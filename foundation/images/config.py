@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from foundation.config import Choice, require
+from foundation.config import Choice, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
 
@@ -32,8 +32,7 @@ class Preprocess:
     """colour put behind transparent pixels, red, green and blue in 0..255"""
 
     def __post_init__(self) -> None:
-        require(self.height > 0, "height", self.height, "a positive number of pixels")
-        require(self.width > 0, "width", self.width, "a positive number of pixels")
+        require_range(self, "above 0", "height", "width")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
 
     @property
@@ -86,7 +85,7 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes to training images, drawn for each (image, epoch)."""
+    """Random changes to training images, sampled for each (image, epoch)."""
 
     flip: bool = False
     """mirror left and right half of the time"""
@@ -94,7 +93,7 @@ class Augment:
     """move by up to this many pixels in each direction, edges repeated"""
 
     def __post_init__(self) -> None:
-        require(self.max_shift >= 0, "max_shift", self.max_shift, "0 or a number of pixels")
+        require_range(self, "0 or more", "max_shift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ class DatasetData(Choice):
     label_column: str | None = None
     """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
     limit: int | None = None
-    """use only this many images of each split, drawn uniformly; null uses all"""
+    """use only this many images of each split, sampled uniformly; null uses all"""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
@@ -183,4 +182,4 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
-        require(0 <= self.max_failed_share <= 1, "max_failed_share", self.max_failed_share, "a share from 0 to 1")
+        require_range(self, "from 0 to 1", "max_failed_share")

@@ -1,6 +1,6 @@
-"""Unusable images: a code for programs, a reason for people.
+"""Unusable images, each with a code for programs and a reason for people, and safe reading of untrusted files.
 
-Safe reading of untrusted files: plain ones only, of limited size, without blocking on pipes.
+Only plain files of limited size are read, without blocking on pipes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ FAILURE_CODES = {
     "unavailable": "the storage did not deliver it",
 }
 """what each code means"""
+MAX_FILE_BYTES = 1 << 30
+_KINDS = {
+    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
+    **dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device"),
+}
 
 
 class BadImage(DataError):
@@ -62,11 +67,6 @@ def failure_of(image_id: str, error: Exception) -> Failure:
     return Failure(image_id, "; ".join(line.strip() for line in text.splitlines()), code)
 
 
-MAX_FILE_BYTES = 1 << 30
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-_DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-
-
 def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
     """The bytes of a plain file.
 
@@ -95,8 +95,7 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
 
 def _require_plain(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = stat.S_IFMT(status.st_mode)
-        raise BadImage("not_a_file", f"is {'a device' if kind in _DEVICES else _KINDS.get(kind, 'not a plain file')}")
+        raise BadImage("not_a_file", f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a plain file')}")
     require_sane_bytes(status.st_size)
 
 

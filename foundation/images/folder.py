@@ -82,8 +82,7 @@ def image_files(folder: Path, field: str) -> list[str]:
     Raises:
         DataError: naming ``field``: no such folder, a subfolder that cannot be listed, or no image.
     """
-    if not folder.is_dir():
-        raise DataError("no such folder", field=field, found=str(folder), fix="check the path")
+    DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, links = [], 0
     for root, folders, files in os.walk(folder, followlinks=False, onerror=_not_listed):
         links += sum(Path(root, name).is_symlink() for name in folders)

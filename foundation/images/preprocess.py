@@ -71,7 +71,7 @@ def decode_image(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise DataError("Pillow's LOAD_TRUNCATED_IMAGES is on, which turns damaged images grey", fix="set it to False")
+        raise DataError("Pillow's LOAD_TRUNCATED_IMAGES is on, which makes damaged images grey", fix="set it to False")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         _require_sane_size(*image.size)

@@ -2,13 +2,11 @@
 
 The rule: write under a temporary name in the same folder, flush to disk, verify, publish under the final name in one
 step, flush the folder. A reader sees nothing or the complete result; a crash leaves at most a temporary name, which
-``sweep`` removes.
+``sweep`` removes once its process has ended.
 
-Temporary names: they identify the writing process, so that files of dead processes can be removed.
-
-A process number is unique on one machine, within one boot, in one container; a name therefore also holds a hash of
-host, boot and process namespace, and the start time of the process. Temporary names differ from final ones at both
-ends, so that patterns such as ``*.parquet`` do not match them.
+A temporary name identifies the writing process. A process number is unique on one machine, within one boot, in one
+container; the name therefore also holds a hash of host, boot and process namespace, and the start time of the process.
+It differs from the final name at both ends, so that patterns such as ``*.parquet`` do not match it.
 """
 
 from __future__ import annotations
@@ -34,6 +32,8 @@ _MARK, _END = ".tmp-", ".part"
 _OWNER = re.compile(r"\.tmp-([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{12}-")
 _STATE, _START_TIME = 0, 19  # of the fields after the command's name: proc(5), stat, fields 3 and 22
 _DEAD = ("Z", "X")  # a zombie has a number and writes nothing
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def temporary_name(path: Path) -> Path:
@@ -84,12 +84,11 @@ def _host() -> str:
 
 
 def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    with contextlib.suppress(PermissionError):  # of another user
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
@@ -101,10 +100,6 @@ def _started(pid: int) -> int | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[_STATE] in _DEAD else int(fields[_START_TIME])
-
-
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-_NO_FOLDER_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:

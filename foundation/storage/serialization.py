@@ -1,11 +1,8 @@
-"""Canonical JSON, and reading JSON that may be damaged.
+"""JSON, tensors, nested states and model folders on disk: safetensors and JSON; no pickle is written or read.
 
-Nested states and tensors as safetensors and JSON; no pickle is written or read.
-
-Model folders in the layout of transformers: ``config.json`` and ``model.safetensors``; for use, not for resuming.
-
-Keys in the weight file start with ``model.``, the name under which the transformers shells hold the plain module, so
-that both open the same folder.
+A model folder has the layout of transformers, ``config.json`` and ``model.safetensors``: for use, not for resuming.
+Names in its weight file start with ``model.``, under which the transformers shells hold the plain module, so that both
+open it.
 """
 
 from __future__ import annotations
@@ -25,6 +22,12 @@ from torch import nn
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 
+PREFIX = "model."
+WEIGHTS = "model.safetensors"
+REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
+_TENSOR = "__tensor__"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+
 
 def json_text(values: Any, *, indent: int | None = None) -> bytes:
     """JSON with sorted keys: the same bytes for the same values. NaN, which JSON cannot hold, is a ``ValueError``."""
@@ -42,14 +45,9 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
-    if missing:
-        found = "no " + ", ".join(missing)
-        raise CheckpointError("is damaged or of another format", field=str(path), found=found, fix=fix)
+    found = "no " + ", ".join(missing)
+    CheckpointError.unless(not missing, "is damaged or of another format", field=str(path), found=found, fix=fix)
     return dict(values)
-
-
-_TENSOR = "__tensor__"
-_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 def split_state(state: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
@@ -195,11 +193,6 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return total.hexdigest()
-
-
-PREFIX = "model."
-WEIGHTS = "model.safetensors"
-REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
 
 
 def save_model_folder(

@@ -1,8 +1,7 @@
 """Checkpoints for resuming: one folder per step, complete or absent, verified before use.
 
 Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
-
-Saving a task in training to its checkpoints and restoring it, on any number of processes.
+``CheckpointManager`` saves a task in training and restores it, on any number of processes.
 """
 
 from __future__ import annotations
@@ -32,6 +31,83 @@ _MANIFEST = "MANIFEST.json"
 _FILES = {"state.json", "state.safetensors"}
 _FORMAT = 2
 _MIN_KEPT = 2  # the newest may be damaged
+
+
+@dataclass(frozen=True)
+class CheckpointManager:
+    """Saves a task to its checkpoints and restores it; every process calls both.
+
+    Attributes:
+        task: what is trained.
+        checkpoints: their folder.
+        identity: a hash of everything that determines the result, by name.
+        accelerator: devices and processes.
+        batch_size: examples in one step, over all processes.
+        n_kept: how many checkpoints stay on disk.
+    """
+
+    task: Task
+    checkpoints: Path
+    identity: dict[str, str]
+    accelerator: Accelerator
+    batch_size: int
+    n_kept: int
+
+    def restore(self) -> int:
+        """Load the newest sound checkpoint; returns the steps done, 0 without one.
+
+        Raises:
+            CheckpointError: none is sound, it belongs to another recipe or data, or processes see different ones.
+        """
+        found = latest_checkpoint(self.checkpoints)
+        seen = on_every_process(0 if found is None else found.step, self.accelerator)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                "processes see different checkpoints",
+                field=str(self.checkpoints),
+                found=f"the newest sound ones are of steps {seen}, process by process",
+                fix="put the run folder on a file system that all hosts share",
+            )
+        if found is None:
+            return 0
+        for reason in found.skipped:
+            self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
+        saved = found.state["identity"]
+        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
+        if changed:
+            raise CheckpointError(
+                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
+                field=str(self.checkpoints),
+                fix="undo the change, give another run folder, or delete that folder to train this stage again",
+            )
+        self.task.load_state_dict(found.state["task"])
+        self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
+        return found.step
+
+    def save(self, step: int) -> None:
+        """Publish a checkpoint after ``step`` steps; every process waits until it is there.
+
+        Raises:
+            TrainingError: something in it is not finite; nothing is written then.
+        """
+        state = self.task.state_dict()
+        self._require_finite(state)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            samples = step * self.batch_size
+            content = {"identity": self.identity, "samples_seen": samples, "task": state}
+            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept)
+        self.accelerator.wait_for_everyone()
+
+    def _require_finite(self, state: dict[str, Any]) -> None:
+        """Save finite states only; all processes decide alike."""
+        bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
+        if any(on_every_process(int(bad is not None), self.accelerator)):
+            raise TrainingError(
+                f"the weights are no longer finite ({bad or 'on another process'})",
+                fix=f"lower the learning rate, and remove {self.checkpoints} to train this stage again: what was saved "
+                "last is finite, but may be from after the loss rose",
+            )
 
 
 @dataclass(frozen=True)
@@ -155,83 +231,6 @@ def _rotate(root: Path, newest: Path, keep: int) -> None:
             durable.remove_folder(path)
         elif path == newest or _why_broken(path, step) is None:
             n_sound += 1
-
-
-@dataclass(frozen=True)
-class CheckpointManager:
-    """Saves a task to its checkpoints and restores it; every process calls both.
-
-    Attributes:
-        task: what is trained.
-        checkpoints: their folder.
-        identity: a hash of everything that determines the result, by name.
-        accelerator: devices and processes.
-        batch_size: examples in one step, over all processes.
-        n_kept: how many checkpoints stay on disk.
-    """
-
-    task: Task
-    checkpoints: Path
-    identity: dict[str, str]
-    accelerator: Accelerator
-    batch_size: int
-    n_kept: int
-
-    def restore(self) -> int:
-        """Load the newest sound checkpoint; returns the steps done, 0 without one.
-
-        Raises:
-            CheckpointError: none is sound, it belongs to another recipe or data, or processes see different ones.
-        """
-        found = latest_checkpoint(self.checkpoints)
-        seen = on_every_process(0 if found is None else found.step, self.accelerator)
-        if len(set(seen)) > 1:
-            raise CheckpointError(
-                "processes see different checkpoints",
-                field=str(self.checkpoints),
-                found=f"the newest sound ones are of steps {seen}, process by process",
-                fix="put the run folder on a file system that all hosts share",
-            )
-        if found is None:
-            return 0
-        for reason in found.skipped:
-            self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
-        saved = found.state["identity"]
-        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
-        if changed:
-            raise CheckpointError(
-                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
-                field=str(self.checkpoints),
-                fix="undo the change, give another run folder, or delete that folder to train this stage again",
-            )
-        self.task.load_state_dict(found.state["task"])
-        self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
-        return found.step
-
-    def save(self, step: int) -> None:
-        """Publish a checkpoint after ``step`` steps; every process waits until it is there.
-
-        Raises:
-            TrainingError: something in it is not finite; nothing is written then.
-        """
-        state = self.task.state_dict()
-        self._require_finite(state)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            samples = step * self.batch_size
-            content = {"identity": self.identity, "samples_seen": samples, "task": state}
-            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept)
-        self.accelerator.wait_for_everyone()
-
-    def _require_finite(self, state: dict[str, Any]) -> None:
-        """Save finite states only; all processes decide alike."""
-        bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
-        if any(on_every_process(int(bad is not None), self.accelerator)):
-            raise TrainingError(
-                f"the weights are no longer finite ({bad or 'on another process'})",
-                fix=f"lower the learning rate, and remove {self.checkpoints} to train this stage again: what was saved "
-                "last is finite, but may be from after the loss rose",
-            )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from foundation.config import require
+from foundation.config import require, require_range
 
 Precision = Literal["float32", "bf16"]
 
@@ -29,9 +29,7 @@ class FitConfig:
     """optimizer steps between lines of training metrics"""
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            require(value > 0, each.name, value, "a positive whole number")
+        require_range(self, "above 0", *(each.name for each in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +57,10 @@ class OptimConfig:
     """largest gradient norm; a larger gradient is scaled down to it; null never scales"""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number, e.g. 3e-4")
-        require(0 <= self.min_factor <= 1, "min_factor", self.min_factor, "a share from 0 to 1")
+        require_range(self, "above 0", "learning_rate")
+        require_range(self, "from 0 to 1", "min_factor")
         require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "a share above 0, up to 1")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or a number of steps")
-        require(0 <= self.beta1 < 1, "beta1", self.beta1, "from 0 to below 1")
-        require(0 <= self.beta2 < 1, "beta2", self.beta2, "from 0 to below 1")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require_range(self, "0 or more", "warmup_steps", "weight_decay")
+        require_range(self, "from 0 to below 1", "beta1", "beta2")
         fits = self.clip_norm is None or self.clip_norm > 0
         require(fits, "clip_norm", self.clip_norm, "a positive number, or null")

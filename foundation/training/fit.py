@@ -23,6 +23,7 @@ from foundation.randomness import DataOrder, derive_seed
 from foundation.training.checkpoints import CheckpointManager
 from foundation.training.config import FitConfig
 from foundation.training.log import MetricsLog, read_metrics
+from foundation.training.parallel import all_reduce_mean
 from foundation.training.stop_signal import StopSignal
 from foundation.training.task import Examples, Task
 
@@ -65,8 +66,7 @@ def fit(
         DataError: no examples, or a batch size that the processes cannot share.
         TrainingError: the weights or the last metrics are not finite.
     """
-    if len(examples) == 0:
-        raise DataError("there are no training examples", fix="check the data source")
+    DataError.unless(len(examples) > 0, "there are no training examples", fix="check the data source")
     manager = CheckpointManager(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
     start = manager.restore()
     log.forget_from(start)
@@ -121,11 +121,8 @@ def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: A
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
     """The mean over processes of each metric."""
     numbers = {name: float(value) for name, value in metrics.items()}
-    if accelerator.num_processes == 1:
-        return numbers
     values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
-    means: Any = accelerator.reduce(values, "mean")
-    return dict(zip(numbers, means.tolist(), strict=True))
+    return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
 
 
 def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any]) -> dict[str, float]:

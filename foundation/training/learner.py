@@ -1,8 +1,6 @@
-"""Learner: a model, its optimizer and the average of its weights; the part of a training step that stages share.
+"""Learner: a model, its optimizer and the exponential moving average of its weights, which is what users load.
 
-Exponential moving average of a model's weights, which is what users load.
-
-Copies of a module with other weights.
+It is the part of a training step that both stages share.
 """
 
 from __future__ import annotations
@@ -36,82 +34,6 @@ if TYPE_CHECKING:
 
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor]) -> M:
-    """A copy in evaluation mode whose parameters and buffers are ``value`` of the original ones, without gradients.
-
-    What ``value`` returns is held as it is: the identity shares memory with the original, ``torch.clone`` does not.
-    """
-    new: dict[int, torch.Tensor] = {id(each): value(each) for each in module.buffers()}
-    for each in module.parameters():
-        new[id(each)] = nn.Parameter(value(each.detach()), requires_grad=False)
-    return copy.deepcopy(module, new).eval()  # deepcopy looks up what has been copied already
-
-
-def on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """Its shape and type without memory."""
-    return torch.empty_like(tensor, device="meta")
-
-
-class WeightAverage:
-    """Averages parameters in float32 and copies buffers.
-
-    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the initial
-    weights have little influence. With a decay of 0 the average is the weights themselves, in the same memory.
-
-    Args:
-        model: the module whose weights are averaged; its parameters may be sharded.
-        decay: share of the old average kept at each step; 0 keeps the last weights only.
-        shell: for sharded parameters, ``copy_with(model, on_meta)`` from before they were; else None.
-
-    Attributes:
-        model: a module with the averaged weights, in evaluation mode, sharded like the one it follows.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, shell: nn.Module | None = None) -> None:
-        self.decay = decay
-        keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if decay > 0 else lambda each: each
-        if shell is None:
-            self.model = copy_with(model, keep)
-        else:
-            shell.load_state_dict({name: keep(each) for name, each in model.state_dict().items()}, assign=True)
-            self.model = shell
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
-        if self.decay > 0:
-            decay = min(self.decay, (1 + step) / (10 + step))
-            averages = [local_shard(each.detach()) for each in self.model.parameters()]
-            weights = [local_shard(each.detach()) for each in model.parameters()]
-            torch._foreach_lerp_(averages, weights, 1.0 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
-
-    def exported(self) -> nn.Module:
-        """A plain module with the complete averaged weights; every process calls it.
-
-        It is ``model`` itself unless that is sharded: then a copy, joined from all processes.
-        """
-        if any(is_sharded(each) for each in self.model.parameters()):
-            return copy_with(self.model, full_tensor)
-        return self.model
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averages by name; nothing where they are the weights themselves."""
-        return dict(self.model.state_dict()) if self.decay > 0 else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``, also into a sharded model."""
-        if self.decay > 0:
-            load_full_tensors(self.model, state)
-
-
-def load_full_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load full tensors into a model whose parameters may be sharded; every process calls it."""
-    own = model.state_dict()
-    model.load_state_dict({name: sharded_like(value, own.get(name, value)) for name, value in state.items()})
 
 
 @dataclass(frozen=True)
@@ -219,7 +141,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
 
-        Names and shapes are those of the plain model, for any number of processes.
+        Names and shapes are the plain model's, for any number of processes.
         """
         state = {
             "model": self.model.state_dict(),
@@ -244,3 +166,79 @@ class Learner:
             for i, own in optimizer["state"].items()
         }
         return {**optimizer, "state": moments}
+
+
+class WeightAverage:
+    """Averages parameters in float32 and copies buffers.
+
+    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the initial
+    weights have little influence. With a decay of 0 the average is the weights themselves, in the same memory.
+
+    Args:
+        model: the module whose weights are averaged; its parameters may be sharded.
+        decay: share of the old average kept at each step; 0 keeps the last weights only.
+        shell: for sharded parameters, ``copy_with(model, on_meta)`` from before they were; else None.
+
+    Attributes:
+        model: a module with the averaged weights, in evaluation mode, sharded like the one it follows.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, shell: nn.Module | None = None) -> None:
+        self.decay = decay
+        keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if decay > 0 else lambda each: each
+        if shell is None:
+            self.model = copy_with(model, keep)
+        else:
+            shell.load_state_dict({name: keep(each) for name, each in model.state_dict().items()}, assign=True)
+            self.model = shell
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
+        if self.decay > 0:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            averages = [local_shard(each.detach()) for each in self.model.parameters()]
+            weights = [local_shard(each.detach()) for each in model.parameters()]
+            torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def exported(self) -> nn.Module:
+        """A plain module with the complete averaged weights; every process calls it.
+
+        It is ``model`` itself unless that is sharded: then a copy, joined from all processes.
+        """
+        if any(is_sharded(each) for each in self.model.parameters()):
+            return copy_with(self.model, full_tensor)
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by name; nothing where they are the weights themselves."""
+        return dict(self.model.state_dict()) if self.decay > 0 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``, also into a sharded model."""
+        if self.decay > 0:
+            load_full_tensors(self.model, state)
+
+
+def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor]) -> M:
+    """A copy in evaluation mode whose parameters and buffers are ``value`` of the original ones, without gradients.
+
+    What ``value`` returns is held as it is: the identity shares memory with the original, ``torch.clone`` does not.
+    """
+    new: dict[int, torch.Tensor] = {id(each): value(each) for each in module.buffers()}
+    for each in module.parameters():
+        new[id(each)] = nn.Parameter(value(each.detach()), requires_grad=False)
+    return copy.deepcopy(module, new).eval()  # deepcopy looks up what has been copied already
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """Its shape and type without memory."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def load_full_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load full tensors into a model whose parameters may be sharded; every process calls it."""
+    own = model.state_dict()
+    model.load_state_dict({name: sharded_like(value, own.get(name, value)) for name, value in state.items()})

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def sharding_asked(accelerator: Accelerator) -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP, and there is more than one process to share the weights.
+    """Whether ``accelerate launch`` asks for FSDP, and there is more than one process to share the weights.
 
     Raises:
         ConfigError: FSDP in its first version, or weights kept in the host's memory; neither is done here.
@@ -130,10 +130,7 @@ def gathered(state: Any, *, keep: bool) -> Any:
 
 def on_every_process(number: int, accelerator: Accelerator) -> list[int]:
     """The number of each process; every process calls it and gets the same list."""
-    if accelerator.num_processes == 1:
-        return [number]
-    gathered_N: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
-    return gathered_N.tolist()
+    return all_gather_rows(torch.tensor([[number]], device=accelerator.device)).flatten().tolist()
 
 
 def _several() -> bool:

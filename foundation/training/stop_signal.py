@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
+from foundation.training.parallel import on_every_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,9 +51,7 @@ class StopSignal:
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process received a signal; every process gets the same answer."""
-        if accelerator.num_processes > 1:
-            flag = torch.tensor(self.number, device=accelerator.device)
-            number = int(accelerator.gather(flag.reshape(1)).max())  # type: ignore[union-attr]
-            if number and not self.number:
-                self._stop_for(number)
+        number = max(on_every_process(self.number, accelerator))
+        if number and not self.number:
+            self._stop_for(number)
         return self.number != 0

@@ -1,10 +1,8 @@
 """Files of ``torch.save`` and ``pickle.dump`` (zip, legacy, plain), read without running anything.
 
-Sizes that a file declares are compared with the bytes that it has before anything is allocated.
-
-The calls in a pickle that are answered: tensors, ordered dictionaries, sets and bytes.
-
-The tensors of a torch file that is a flat dictionary of them, as published weights mostly are.
+Declared sizes are compared with the bytes of the file before anything is allocated. Of the calls in a pickle, those
+that make tensors, ordered dictionaries, sets and bytes are answered. ``read_tensors`` reads a flat dictionary of
+tensors, as published weights mostly are.
 """
 
 from __future__ import annotations
@@ -25,6 +23,64 @@ from foundation.unpickling.unpickler import Machine, sound_key
 from foundation.unpickling.values import DTYPES, LazyTensor, Name, Storage, from_bytes
 
 Arguments = tuple[Any, ...]
+MAX_PICKLE_BYTES = 1 << 26
+_ZIP = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_HEADER = 30  # bytes of a zip entry's local header, without its name
+_SHARING = 4  # all tensors together may have this many times the bytes of the file
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
+"""what the standard library raises over damaged files"""
+_CUT_OFF = "the file is cut off or damaged: download or copy it again"
+
+
+def read_torch_file(path: Path) -> Any:
+    """What a file holds: containers, numbers, ``LazyTensor`` for tensors, ``PickledObject`` for everything else.
+
+    Raises:
+        CheckpointError: damaged, cut off, not such a file, or one that asks for what is refused.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LEGACY_START))
+            if start[:4] == _ZIP:
+                return _read_zip(path)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                if start == _LEGACY_START:
+                    return _read_legacy(mapped, path.stat().st_size, _on_disk(path))
+                return _read_plain(mapped, path.stat().st_size)
+    except CheckpointError as error:
+        raise error if error.field else CheckpointError(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=_CUT_OFF) from error
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that begins so is one that ``read_torch_file`` can try: a zip archive, or a pickle."""
+    return start[:4] == _ZIP or start[:1] in (b"\x80", b"(", b"c", b"}", b"]")
+
+
+def read_tensors(path: Path, fix: str) -> dict[str, torch.Tensor]:
+    """Name -> tensor, in the host's memory; nothing in the file is run.
+
+    Args:
+        path: a file that ``torch.save`` wrote.
+        fix: what the reader of an error should do.
+
+    Raises:
+        CheckpointError: damaged, or something else than a dictionary of tensors.
+    """
+    try:
+        values = read_torch_file(path)
+    except (CheckpointError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=fix) from error
+    flat = isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, LazyTensor) for name, value in values.items()
+    )
+    if not flat:
+        raise CheckpointError("is not a dictionary of tensors", field=str(path), found=type(values).__name__, fix=fix)
+    return {name: value.read() for name, value in values.items()}
 
 
 class Rebuilder:
@@ -106,47 +162,14 @@ def _encoded(arguments: Arguments) -> Any:
     return arguments[0].encode("latin-1") if sound else NotImplemented
 
 
-MAX_PICKLE_BYTES = 1 << 26
-_ZIP = b"PK\x03\x04"
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_HEADER = 30  # bytes of a zip entry's local header, without its name
-_SHARING = 4  # all tensors together may have this many times the bytes of the file
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
-"""what the standard library raises over damaged files"""
-_CUT_OFF = "the file is cut off or damaged: download or copy it again"
-
-
-def read_torch_file(path: Path) -> Any:
-    """What a file holds: containers, numbers, ``LazyTensor`` for tensors, ``PickledObject`` for everything else.
-
-    Raises:
-        CheckpointError: damaged, cut off, not such a file, or one that asks for what is refused.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_START))
-            if start[:4] == _ZIP:
-                return _read_zip(path)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                if start == _LEGACY_START:
-                    return _read_legacy(mapped, path.stat().st_size, _on_disk(path))
-                return _read_plain(mapped, path.stat().st_size)
-    except CheckpointError as error:
-        raise error if error.field else CheckpointError(f"{path}: {error}") from error
-    except _DAMAGE as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=_CUT_OFF) from error
-
-
 def _read_zip(path: Path) -> Any:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = {each.filename: each for each in archive.infolist()}
         _require_plain_entries(archive, size)
         roots = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(roots) != 1:
-            what, fix = "is a zip archive without one checkpoint in it", "unpack it and name the checkpoint inside"
-            raise CheckpointError(what, found=f"{len(entries)} files", fix=fix)
+        what, fix = "is a zip archive without one checkpoint in it", "unpack it and name the checkpoint inside"
+        CheckpointError.unless(len(roots) == 1, what, found=f"{len(entries)} files", fix=fix)
         prefix = roots[0].removesuffix("data.pkl")
         if entries[roots[0]].file_size > MAX_PICKLE_BYTES:
             raise CheckpointError("has an absurdly large pickle", found=f"{entries[roots[0]].file_size:,} bytes")
@@ -175,8 +198,7 @@ def _require_plain_entries(archive: zipfile.ZipFile, size: int) -> None:
         if entry.header_offset < end or entry.header_offset + _HEADER + entry.file_size > size:
             raise CheckpointError("has entries that overlap or reach beyond the file", found=repr(entry.filename)[:100])
         end = entry.header_offset + _HEADER + entry.file_size
-    if len(set(archive.namelist())) != len(archive.namelist()):
-        raise CheckpointError("has two entries of one name")
+    CheckpointError.unless(len(set(archive.namelist())) == len(archive.namelist()), "has two entries of one name")
 
 
 @functools.lru_cache(maxsize=4)
@@ -202,8 +224,7 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
     def storage(name: str, key: str, n_elements: int) -> Storage:
         dtype = _dtype(name)
         n_bytes = n_elements * dtype.itemsize
-        if n_bytes > size:
-            raise CheckpointError("declares a storage larger than the file", fix=_CUT_OFF)
+        CheckpointError.unless(n_bytes <= size, "declares a storage larger than the file", fix=_CUT_OFF)
         described = Storage(dtype, n_elements, lambda: from_bytes(values(positions[key], n_bytes), dtype))
         known = seen.setdefault(key, described)
         if (known.dtype, known.n_elements) != (dtype, n_elements):
@@ -222,8 +243,7 @@ def _read_legacy(stream: Any, size: int, values: Callable[[int, int], bytes]) ->
             raise CheckpointError("has storages that do not fit their description", fix=_CUT_OFF)
         positions[key] = stream.tell()
         stream.seek(n_bytes, io.SEEK_CUR)
-        if stream.tell() > size:
-            raise CheckpointError("ends before its last storage", fix=_CUT_OFF)
+        CheckpointError.unless(stream.tell() <= size, "ends before its last storage", fix=_CUT_OFF)
     if seen.keys() - positions.keys():
         raise CheckpointError("ends before its storages", found=f"{len(positions)} of {len(seen)}", fix=_CUT_OFF)
     return root
@@ -279,31 +299,3 @@ def _dtype(path: str) -> torch.dtype:
     if name not in DTYPES or module not in ("torch", "torch.cuda", "torch.storage"):
         raise CheckpointError("has a storage of an unknown type", found=path[:100])
     return DTYPES[name]
-
-
-def is_pickle(start: bytes) -> bool:
-    """Whether a file that begins so is one that ``read_torch_file`` can try: a zip archive, or a pickle."""
-    return start[:4] == _ZIP or start[:1] in (b"\x80", b"(", b"c", b"}", b"]")
-
-
-def read_tensors(path: Path, fix: str) -> dict[str, torch.Tensor]:
-    """Name -> tensor, in the host's memory; nothing in the file is run.
-
-    Args:
-        path: a file that ``torch.save`` wrote.
-        fix: what the reader of an error should do.
-
-    Raises:
-        CheckpointError: damaged, or something else than a dictionary of tensors.
-    """
-    try:
-        values = read_torch_file(path)
-    except (CheckpointError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=fix) from error
-    flat = isinstance(values, dict) and all(
-        isinstance(name, str) and isinstance(value, LazyTensor) for name, value in values.items()
-    )
-    if not flat:
-        raise CheckpointError("is not a dictionary of tensors", field=str(path), found=type(values).__name__, fix=fix)
-    return {name: value.read() for name, value in values.items()}

@@ -1,9 +1,9 @@
 """A pickle reader that runs nothing.
 
 It carries out the opcodes of the pickle format (Python's ``pickletools`` describes them) on its own stack. Containers,
-texts and numbers are built; the calls that ``rebuild.py`` knows are answered by functions of this package; ``Name`` and
-``PickledObject`` records stand for everything else. No module is imported, nothing that a pickle names is called, and
-attributes are read and set on the records alone.
+texts and numbers are built; known calls are answered by ``torch_files.Rebuilder``; ``Name`` and ``PickledObject``
+records stand for everything else. No module is imported, nothing that a pickle names is called, and attributes are read
+and set on the records alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Records of the names and objects in a pickle; they do nothing.
-
-Tensors of a file: shapes are known, values are read on demand.
-"""
+"""What a pickle without execution yields: records of names and objects that do nothing, and tensors read on demand."""
 
 from __future__ import annotations
 
@@ -13,6 +10,21 @@ from typing import Any
 import torch
 
 from foundation.errors import CheckpointError
+
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+"""Element types by the name of the storage class."""
+_MAX_SIDES = 16
 
 
 @dataclass(frozen=True)
@@ -50,22 +62,6 @@ class PickledObject:
     def attributes(self) -> dict[str, Any]:
         """The state if it is a dictionary, as a module's is; else an empty one."""
         return self.state if isinstance(self.state, dict) else {}
-
-
-DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-"""Element types by the name of the storage class."""
-_MAX_SIDES = 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,6 @@ def images_between(
         (S, C, Y, X) images, nominally in [-1, 1] but not clamped.
     """
     features_SCHW = features_between(tokenizer, first_CYX, last_CYX, shares_S)
-    coded = tokenizer.bottleneck(features_SCHW.to(next(tokenizer.decoder.parameters()).dtype))
-    images: torch.Tensor = tokenizer.decoder(coded.features_BCHW).float()
+    latents_BCHW, _ = tokenizer.bottleneck(features_SCHW.to(next(tokenizer.decoder.parameters()).dtype))
+    images: torch.Tensor = tokenizer.decoder(latents_BCHW).float()
     return images

@@ -1,11 +1,10 @@
-"""The adversary: a discriminator that learns beside the tokenizer, and the term it adds to the tokenizer's loss.
+"""Adversarial training: a discriminator that learns beside the tokenizer, its losses, and its term in the tokenizer's.
 
-Source: Esser et al. 2021, arXiv:2012.09841, section 3.1. In each training step: ``generator_term`` before the
-tokenizer's backward, ``train_step`` after it, both on every process.
+Source: Esser et al. 2021, arXiv:2012.09841, section 3.1. In each training step, on every process: ``generator_term``
+before the tokenizer's backward, ``train_step`` after it.
 
-Adversarial losses as pure functions of logits. All in float32, averaged over every image and patch.
-
-Arguments are keywords only: nothing else would notice real and reconstructed logits in the wrong order.
+The losses are pure functions of logits, in float32, averaged over images and patches. They take keywords only: nothing
+else would notice real and reconstructed logits in the wrong order.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_pa
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class Adversary:
@@ -135,9 +137,9 @@ class Adversary:
         metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
         if config.lecam_weight > 0:
             ema_real, ema_fake = self.mean_logits.clone()
-            drift = lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
-            loss = loss + config.lecam_weight * drift
-            metrics["lecam"] = drift.detach()
+            lecam_term = lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
+            loss = loss + config.lecam_weight * lecam_term
+            metrics["lecam"] = lecam_term.detach()
         update = self.learner.apply(loss, step - config.start_step)
         if update.taken:
             self._follow(real.detach(), fake.detach())
@@ -169,8 +171,8 @@ class Adversary:
         """The weight that the whole batch of all processes would give: gradients are averaged before their norms."""
         losses = (reconstruction_loss, adversarial_loss)
         gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach() for loss in losses]
-        reconstruction, adversary = all_reduce_mean(torch.stack(gradients).float())
-        return adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversary)
+        reconstruction, adversarial = all_reduce_mean(torch.stack(gradients).float())
+        return adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversarial)
 
     def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
         means = all_reduce_mean(torch.stack([real.mean(), fake.mean()]))
@@ -185,9 +187,6 @@ def _separation(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tenso
         "discriminator_accuracy_real": (real > 0).float().mean(),
         "discriminator_accuracy_fake": (fake < 0).float().mean(),
     }
-
-
-MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def hinge_discriminator_loss(*, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -225,6 +224,10 @@ def non_saturating_generator_loss(*, fake_logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(-fake_logits.float()).mean()
 
 
+_DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator_loss, "non_saturating": non_saturating_discriminator_loss}
+_GENERATOR_LOSSES = {"hinge": hinge_generator_loss, "non_saturating": non_saturating_generator_loss}
+
+
 def lecam(
     *, real_logits: torch.Tensor, fake_logits: torch.Tensor, ema_real: torch.Tensor, ema_fake: torch.Tensor
 ) -> torch.Tensor:
@@ -246,8 +249,8 @@ def lecam(
     """
     real, fake = _matched(real_logits, fake_logits)
     for name, mean in (("ema_real", ema_real), ("ema_fake", ema_fake)):
-        if mean.ndim != 0:
-            raise DataError("is not a scalar", field=name, found=tuple(mean.shape), expected="shape ()")
+        shape = tuple(mean.shape)
+        DataError.unless(mean.ndim == 0, "is not a scalar", field=name, found=shape, expected="shape ()")
     return F.relu(real - ema_fake).square().mean() + F.relu(ema_real - fake).square().mean()
 
 
@@ -283,21 +286,8 @@ def ramp(step: int, start_step: int, ramp_steps: int) -> float:
 
 def _matched(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in float32; broadcasting (N, 1) against (N,) would give N x N differences and a plausible number."""
-    if one.shape != other.shape:
-        raise DataError(
-            "two tensors that belong together have different shapes",
-            found=f"{tuple(one.shape)} and {tuple(other.shape)}",
-        )
-    if one.numel() == 0:
-        raise DataError("there is nothing to average", found=tuple(one.shape), expected="at least one value")
+    found = f"{tuple(one.shape)} and {tuple(other.shape)}"
+    DataError.unless(one.shape == other.shape, "two tensors that belong together have different shapes", found=found)
+    expected = "at least one value"
+    DataError.unless(one.numel() > 0, "there is nothing to average", found=tuple(one.shape), expected=expected)
     return one.float(), other.float()
-
-
-_DISCRIMINATOR_LOSSES = {
-    "hinge": hinge_discriminator_loss,
-    "non_saturating": non_saturating_discriminator_loss,
-}
-_GENERATOR_LOSSES = {
-    "hinge": hinge_generator_loss,
-    "non_saturating": non_saturating_generator_loss,
-}

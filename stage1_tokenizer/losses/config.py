@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from foundation.config import require
+from foundation.config import require, require_range
 from foundation.training.config import OptimConfig, Precision
 
 
@@ -22,7 +22,7 @@ class PerceptualConfig:
     """arithmetic of VGG16's convolutions in training; distances are float32 always, and so is the metric"""
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "weight", self.weight, "0 or more")
+        require_range(self, "0 or more", "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DiscriminatorConfig:
     """halve the resolution by 3 x 3 convolution and blurred subsampling instead of a strided 4 x 4 convolution"""
 
     def __post_init__(self) -> None:
-        require(self.width > 0, "width", self.width, "a positive number of channels")
+        require_range(self, "above 0", "width")
         require(1 <= self.n_layers <= 8, "n_layers", self.n_layers, "from 1 to 8")
 
 
@@ -83,8 +83,5 @@ class AdversarialConfig:
     """the discriminator's optimizer and learning rate"""
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "weight", self.weight, "0 or more")
-        require(self.start_step >= 0, "start_step", self.start_step, "0 or a number of steps")
-        require(self.ramp_steps >= 0, "ramp_steps", self.ramp_steps, "0 or a number of steps")
-        require(self.lecam_weight >= 0, "lecam_weight", self.lecam_weight, "0 or more")
-        require(0 <= self.lecam_decay < 1, "lecam_decay", self.lecam_decay, "from 0 to below 1")
+        require_range(self, "0 or more", "weight", "start_step", "ramp_steps", "lecam_weight")
+        require_range(self, "from 0 to below 1", "lecam_decay")

@@ -5,8 +5,6 @@ Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A; Ho et al. 2
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -121,43 +119,3 @@ def _transposed_kernel(kernel_OI33: torch.Tensor) -> torch.Tensor:
     wide = F.pad(flipped, (0, 1)) + F.pad(flipped, (1, 0))
     kernel_OI44 = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     return kernel_OI44.transpose(0, 1)
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if the level has any, then resampling."""
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        *,
-        n_blocks: int,
-        attention: bool,
-        resample: nn.Module | None,
-        groups: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        widths = [channels_in] + [channels_out] * n_blocks
-        self.blocks = nn.ModuleList(
-            ResidualBlock(one, other, groups=groups, dropout=dropout) for one, other in pairwise(widths)
-        )
-        self.attentions = nn.ModuleList(
-            AttentionBlock(channels_out, groups=groups) if attention else nn.Identity() for _ in range(n_blocks)
-        )
-        self.resample = resample if resample is not None else nn.Identity()
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, H, W) => (B, C_out, H', W')."""
-        for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x_BCHW = attention(block(x_BCHW))
-        return self.resample(x_BCHW)
-
-
-def middle(channels: int, *, attention: bool, groups: int, dropout: float) -> nn.Sequential:
-    """Residual block, attention, residual block, at the lowest resolution."""
-    return nn.Sequential(
-        ResidualBlock(channels, channels, groups=groups, dropout=dropout),
-        AttentionBlock(channels, groups=groups) if attention else nn.Identity(),
-        ResidualBlock(channels, channels, groups=groups, dropout=dropout),
-    )

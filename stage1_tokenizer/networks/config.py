@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar
 
-from foundation.config import Extensible, require
+from foundation.config import Extensible, require, require_range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +57,7 @@ class ConvolutionalNetworks(NetworksConfig):
 
     def __post_init__(self) -> None:
         require(len(self.width_multipliers) > 0, "width_multipliers", self.width_multipliers, "at least one level")
-        require(self.norm_groups > 0, "norm_groups", self.norm_groups, "a positive whole number")
-        require(self.n_res_blocks > 0, "n_res_blocks", self.n_res_blocks, "a positive whole number")
+        require_range(self, "above 0", "norm_groups", "n_res_blocks")
         fix = "change base_width or norm_groups"
         for width in self.widths:
             expected = f"a divisor of every level's channels, here {width}"
@@ -95,8 +94,8 @@ class VQGANNetworks(ConvolutionalNetworks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.patch_size > 0, "patch_size", self.patch_size, "a positive whole number of pixels")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        require_range(self, "above 0", "patch_size")
+        require_range(self, "from 0 to below 1", "dropout")
         last = len(self.width_multipliers) - 1
         known = all(0 <= level <= last for level in self.attention_levels)
         require(known, "attention_levels", self.attention_levels, f"levels from 0 to {last}")
@@ -120,7 +119,7 @@ class Magvit2Networks(ConvolutionalNetworks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        require_range(self, "from 0 to below 1", "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The networks of DALL-E's discrete VAE: residual bottlenecks without norms, pooling down, nearest neighbour up.
 
-Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.1 and appendix A.1 (networks), A.3 (pixels are drawn into
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.1 and appendix A.1 (networks), A.3 (pixels are mapped into
 [0.1, 0.9], where the logit-Laplace distribution is well behaved).
 """
 

@@ -1,15 +1,24 @@
-"""The convolutional encoder; ``decoder.py`` is its mirror image.
+"""VQGAN's convolutional encoder and decoder, mirror images of each other.
 
-The convolutional decoder; ``encoder.py`` is its mirror image.
+Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.networks.blocks import Downsample, Level, Upsample, fast_layout, group_norm, middle
+from stage1_tokenizer.networks.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    fast_layout,
+    group_norm,
+)
 from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 
@@ -19,25 +28,15 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANNetworks, image_channels: int, channels_out: int) -> None:
         super().__init__()
-        widths, groups, dropout = config.widths, config.norm_groups, config.dropout
-        last = len(widths) - 1
+        widths = config.widths
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(image_channels * config.patch_size**2, config.base_width, 3, padding=1)
-        self.levels = nn.Sequential(
-            *(
-                Level(
-                    config.base_width if i == 0 else widths[i - 1],
-                    width,
-                    n_blocks=config.n_res_blocks,
-                    attention=i in config.attention_levels,
-                    resample=Downsample(width) if i < last else None,
-                    groups=groups,
-                    dropout=dropout,
-                )
-                for i, width in enumerate(widths)
-            )
-        )
-        self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
+        levels = []
+        for i, (above, width) in enumerate(pairwise([config.base_width, *widths])):
+            resample = Downsample(width) if i < len(widths) - 1 else nn.Identity()
+            levels.append(Level(config, i, above, config.n_res_blocks, resample))
+        self.levels = nn.Sequential(*levels)
+        self.middle = _middle(config)
         self.norm_out = group_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
@@ -53,25 +52,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQGANNetworks, channels_in: int, image_channels: int) -> None:
         super().__init__()
-        widths, groups, dropout = config.widths, config.norm_groups, config.dropout
-        last = len(widths) - 1
+        widths = config.widths
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(channels_in, widths[-1], 3, padding=1)
-        self.middle = middle(widths[-1], attention=config.middle_attention, groups=groups, dropout=dropout)
-        self.levels = nn.Sequential(
-            *(
-                Level(
-                    widths[min(i + 1, last)],
-                    widths[i],
-                    n_blocks=config.n_res_blocks + 1,
-                    attention=i in config.attention_levels,
-                    resample=Upsample(widths[i]) if i > 0 else None,
-                    groups=groups,
-                    dropout=dropout,
-                )
-                for i in reversed(range(len(widths)))
-            )
-        )
+        self.middle = _middle(config)
+        levels = []
+        for i, below in reversed([*enumerate([*widths[1:], widths[-1]])]):
+            resample = Upsample(widths[i]) if i > 0 else nn.Identity()
+            levels.append(Level(config, i, below, config.n_res_blocks + 1, resample))
+        self.levels = nn.Sequential(*levels)
         self.norm_out = group_norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], image_channels * config.patch_size**2, 3, padding=1)
 
@@ -80,3 +69,36 @@ class Decoder(nn.Module):
         latents_BCHW = latents_BCHW.to(self.conv_in.weight.dtype)  # straight from a float32 quantizer they may be finer
         hidden = self.levels(self.middle(self.conv_in(fast_layout(latents_BCHW))))
         return F.pixel_shuffle(norm_silu_conv(self.norm_out, self.conv_out, hidden), self.patch_size)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention if the level has any, then resampling."""
+
+    def __init__(self, config: VQGANNetworks, index: int, channels_in: int, n_blocks: int, resample: nn.Module) -> None:
+        super().__init__()
+        channels, groups = config.widths[index], config.norm_groups
+        self.blocks = nn.ModuleList(
+            ResidualBlock(one, other, groups=groups, dropout=config.dropout)
+            for one, other in pairwise([channels_in] + [channels] * n_blocks)
+        )
+        attends = index in config.attention_levels
+        self.attentions = nn.ModuleList(
+            AttentionBlock(channels, groups=groups) if attends else nn.Identity() for _ in range(n_blocks)
+        )
+        self.resample = resample
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, H, W) => (B, C_out, H', W')."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x_BCHW = attention(block(x_BCHW))
+        return self.resample(x_BCHW)
+
+
+def _middle(config: VQGANNetworks) -> nn.Sequential:
+    """Residual block, attention, residual block, at the lowest resolution."""
+    channels, groups = config.widths[-1], config.norm_groups
+    return nn.Sequential(
+        ResidualBlock(channels, channels, groups=groups, dropout=config.dropout),
+        AttentionBlock(channels, groups=groups) if config.middle_attention else nn.Identity(),
+        ResidualBlock(channels, channels, groups=groups, dropout=config.dropout),
+    )

@@ -1,10 +1,9 @@
-"""Interface of all quantizers, and the straight-through estimator.
+"""Interface of all quantizers, and the gradient estimators that pass their rounding: straight-through and rotation.
 
-Quantizers compute in float32 with autocast off and index arithmetic in int64, whatever the precision around them.
+Quantizers compute in float32 with autocast off, and indices in int64, whatever the precision around them.
 
-The rotation trick, a gradient estimator for nearest-code quantization.
-
-Source: Fifty et al. 2024, arXiv:2410.06424, sections 4.1 and 4.2.
+Sources: straight-through: Bengio et al. 2013, arXiv:1308.3432; rotation: Fifty et al. 2024, arXiv:2410.06424, sections
+4.1 and 4.2.
 """
 
 from __future__ import annotations
@@ -16,6 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from stage1_tokenizer.quantizers.config import QuantizerConfig
+
+_TINY = 1e-6  # a latent this short has no direction to rotate from
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,24 @@ class Quantized:
 class Quantizer(nn.Module):
     """Base of all quantizers.
 
-    Subclasses set ``width`` and implement ``encode``, ``decode`` and ``forward``. A quantizer that learns outside the
-    optimizer also implements ``initialize``, ``update`` and ``forget``; the training task calls them, so that a
-    skipped step changes nothing.
+    Subclasses implement ``encode``, ``decode`` and ``forward``. A quantizer that learns outside the optimizer also
+    implements ``initialize``, ``update`` and ``forget``; the training task calls them, so that a skipped step changes
+    nothing.
 
     Attributes:
-        width: channels of what ``decode`` returns.
-        latent_width: channels that the encoder must deliver; equal to ``width`` unless a subclass says otherwise.
-        codebook_size: number of codes; 0 for a continuous quantizer.
-        depth: codes at each position.
-        is_discrete: False for the Gaussian latent, whose "codes" are float latents.
+        config: its settings.
+        width, latent_width, codebook_size, depth, is_discrete: as in the settings.
         learns_codebook: whether the codebook has entries that training places, and that can die.
         vectors_per_position: vectors of each position from which one codebook learns.
     """
 
-    width: int
-    codebook_size: int
-    depth: int = 1
-    is_discrete: bool = True
     learns_codebook: bool = False
     vectors_per_position: int = 1
 
-    @property
-    def latent_width(self) -> int:
-        """Channels that ``forward`` and ``encode`` take."""
-        return self.width
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config, self.is_discrete, self.depth = config, config.is_discrete, config.depth
+        self.width, self.latent_width, self.codebook_size = config.width, config.latent_width, config.codebook_size
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize (B, latent_width, H, W) latents of any float type."""
@@ -101,11 +97,15 @@ class Quantizer(nn.Module):
     def forget(self) -> None:
         """Drop what ``forward`` remembered for ``update``, after a step that was not taken. Default: nothing."""
 
+    def extra_repr(self) -> str:
+        """The settings, shown by ``print(model)``."""
+        return repr(self.config)
+
 
 class _StraightThrough(torch.autograd.Function):
     """Forward: the second argument, bit for bit. Backward: the gradient goes to the first argument unchanged.
 
-    Source: Bengio et al. 2013, arXiv:1308.3432. (``z + (q - z).detach()`` rounds, so its value is not quite q.)
+    (``z + (q - z).detach()`` rounds, so its value is not quite q.)
     """
 
     @staticmethod
@@ -138,7 +138,9 @@ def to_grid(rows_NC: torch.Tensor, like_BCHW: torch.Tensor) -> torch.Tensor:
     return rows_NC.view(batch, height, width, rows_NC.shape[1]).permute(0, 3, 1, 2)
 
 
-_TINY = 1e-6  # a latent this short has no direction to rotate from
+def to_code_grid(codes_N: torch.Tensor, like_BCHW: torch.Tensor) -> torch.Tensor:
+    """(B * H * W,) or (B * H * W, D) => (B, H, W) or (B, H, W, D) with the sizes of ``like_BCHW``."""
+    return codes_N.view(like_BCHW.shape[0], *like_BCHW.shape[2:], *codes_N.shape[1:])
 
 
 class _Rotate(torch.autograd.Function):

@@ -20,13 +20,16 @@ class BSQ(Quantizer):
     The code vectors have length 1 too, so that the quantization error is bounded without a commitment loss. Entropies
     are of p = softmax(u.e / temperature) over all 2^width codes e, a product of one probability for each bit:
     E[H(p)] is exact, H(E[p]) is the sum over bits, as if bits were independent, an upper bound.
+
+    Attributes:
+        length: of each channel of a code vector, 1 / sqrt(width).
     """
 
+    config: BSQConfig
+
     def __init__(self, config: BSQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, 1 << config.width
-        self.length = self.width**-0.5  # of a code vector's channel
+        super().__init__(config)
+        self.length = self.width**-0.5
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; straight-through from the sphere, exact through the projection to it."""
@@ -55,7 +58,3 @@ class BSQ(Quantizer):
             return None
         with without_autocast(latents_BCHW):
             return whitening(to_rows(latents_BCHW.float()), 1.0)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"width={self.width}, codebook_size={self.codebook_size}"

@@ -1,7 +1,4 @@
-"""Nearest code of each vector, in blocks, without the N x V matrix of scores.
-
-k-means (Lloyd 1982) to initialise a codebook, and sampling of vectors to revive unused codes.
-"""
+"""Codebook search in blocks, without the N x V matrix of scores; k-means (Lloyd 1982) and sampling to place codes."""
 
 from __future__ import annotations
 

@@ -6,13 +6,10 @@ import math
 import re
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from foundation.config import Extensible, require
+from foundation.config import Extensible, require, require_range
 from foundation.config_fields import added_later
-
-if TYPE_CHECKING:
-    from stage1_tokenizer.quantizers.base import Quantizer
 
 
 class QuantizerConfig(Extensible):
@@ -21,6 +18,7 @@ class QuantizerConfig(Extensible):
     Attributes:
         implementation: dotted name of the module that ``build`` calls with these settings; imported then.
         width: channels of what the quantizer gives the decoder.
+        codebook_size: number of codes; 0 for a continuous quantizer.
         depth: codes at each position.
         is_discrete: whether there are codes; Gaussian latents have none, and so no prior.
         size_field: dotted name of the setting that is the codebook's size, for messages.
@@ -29,14 +27,14 @@ class QuantizerConfig(Extensible):
     plugins = "tessera.quantizers"
     implementation: ClassVar[str]
     width: int
+    codebook_size: int = 0
     depth: int = 1
     is_discrete: ClassVar[bool] = True
     size_field: ClassVar[str] = "codebook_size"
 
-    def build(self) -> Quantizer:
-        """The quantizer, with random weights where it has any."""
-        quantizer: Quantizer = resolve_name(self.implementation)(self)
-        return quantizer
+    def build(self) -> Any:
+        """The ``Quantizer``, whose file is imported now; with random weights where it has any."""
+        return resolve_name(self.implementation)(self)
 
     @property
     def latent_width(self) -> int:
@@ -46,11 +44,6 @@ class QuantizerConfig(Extensible):
     def suggestions(self) -> list[str]:
         """What to change where most codes stay unused, each a noun phrase such as ``a smaller width``."""
         return ["a smaller codebook"]
-
-
-def _require_none_negative(config: QuantizerConfig, *names: str) -> None:
-    for name in names:
-        require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +66,10 @@ class FSQConfig(QuantizerConfig):
         fits = len(self.levels) > 0 and all(2 <= level <= 1000 for level in self.levels)
         require(fits, "levels", self.levels, "at least one channel, each with 2 to 1,000 levels")
         require(self.codebook_size < 2**31, "levels", self.levels, "a product below 2^31")
-        require(self.evenness >= 0, "evenness", self.evenness, "0 or more")
+        require_range(self, "0 or more", "evenness")
 
     @property
-    def codebook_size(self) -> int:
+    def codebook_size(self) -> int:  # type: ignore[override]
         """Number of codes."""
         return math.prod(self.levels)
 
@@ -119,7 +112,7 @@ class VQConfig(QuantizerConfig):
     initial: Literal["latents", "normal", "uniform"] = "latents"
     """where codes start: latents of the first batch, N(0, 1 / width), or +-1 / codebook_size, where most codes die"""
     kmeans_iterations: int = 10
-    """rounds of k-means that refine initial: latents; 0 takes them as drawn"""
+    """rounds of k-means that refine initial: latents; 0 takes them as sampled"""
     revive_below: float = 0.05
     """a code used less than this share of uniform use is replaced by a latent of the batch; 0 never replaces"""
     revive_every: int = 10
@@ -131,12 +124,9 @@ class VQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
-        require(self.width > 0, "width", self.width, "a positive number of channels")
-        require(0 <= self.decay < 1, "decay", self.decay, "from 0 to below 1")
-        _require_none_negative(self, "commitment", "codebook_weight", "kmeans_iterations", "entropy_weight")
-        require(0 <= self.revive_below < 1, "revive_below", self.revive_below, "from 0 to below 1")
-        require(self.revive_every > 0, "revive_every", self.revive_every, "a positive number of steps")
-        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+        require_range(self, "above 0", "width", "revive_every", "entropy_temperature")
+        require_range(self, "from 0 to below 1", "decay", "revive_below")
+        require_range(self, "0 or more", "commitment", "codebook_weight", "kmeans_iterations", "entropy_weight")
         enough = not self.normalize or self.width > 1
         require(enough, "width", self.width, "2 or more with normalize", "one channel on the unit sphere is a sign")
         if self.projection:
@@ -191,6 +181,11 @@ class ResidualConfig(QuantizerConfig):
         """Channels of a code vector."""
         return self.codebook.width
 
+    @property
+    def codebook_size(self) -> int:  # type: ignore[override]
+        """Number of codes at each depth."""
+        return self.codebook.codebook_size
+
     def suggestions(self) -> list[str]:
         """A smaller depth, and what helps its codebooks."""
         return [
@@ -199,8 +194,23 @@ class ResidualConfig(QuantizerConfig):
         ]
 
 
+class _BinaryConfig(QuantizerConfig):
+    """What quantizers have in common whose channels are bits."""
+
+    entropy_weight: float
+
+    @property
+    def codebook_size(self) -> int:  # type: ignore[override]
+        """Number of codes."""
+        return 1 << self.width
+
+    def suggestions(self) -> list[str]:
+        """Fewer bits, or a larger entropy term."""
+        return ["a smaller width", f"entropy_weight above {self.entropy_weight:g}"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class LFQConfig(QuantizerConfig):
+class LFQConfig(_BinaryConfig):
     """Lookup-free quantization: the sign of each channel is one bit of the code."""
 
     type_name: ClassVar[str] = "lfq"
@@ -221,17 +231,13 @@ class LFQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         require(1 <= self.width <= 30, "width", self.width, "from 1 to 30 bits")
-        _require_none_negative(self, "commitment", "entropy_weight", "boost_steps")
-        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+        require_range(self, "0 or more", "commitment", "entropy_weight", "boost_steps")
+        require_range(self, "above 0", "entropy_temperature")
         require(self.entropy_boost >= 1, "entropy_boost", self.entropy_boost, "1 or more")
-
-    def suggestions(self) -> list[str]:
-        """Fewer bits, or a larger entropy term."""
-        return ["a smaller width", f"entropy_weight above {self.entropy_weight:g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BSQConfig(QuantizerConfig):
+class BSQConfig(_BinaryConfig):
     """Binary spherical quantization: the sign of each channel of a unit-length latent is one bit of the code."""
 
     type_name: ClassVar[str] = "bsq"
@@ -249,12 +255,8 @@ class BSQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         require(2 <= self.width <= 30, "width", self.width, "from 2 to 30 bits")
-        _require_none_negative(self, "entropy_weight")
-        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
-
-    def suggestions(self) -> list[str]:
-        """Fewer bits, or a larger entropy term."""
-        return ["a smaller width", f"entropy_weight above {self.entropy_weight:g}"]
+        require_range(self, "0 or more", "entropy_weight")
+        require_range(self, "above 0", "entropy_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,10 +289,8 @@ class GumbelConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
-        require(self.width > 0, "width", self.width, "a positive number of channels")
-        require(self.temperature_start > 0, "temperature_start", self.temperature_start, "above 0")
-        require(self.temperature_end > 0, "temperature_end", self.temperature_end, "above 0")
-        _require_none_negative(self, "temperature_steps", "kl_weight", "kl_warmup_steps")
+        require_range(self, "above 0", "width", "temperature_start", "temperature_end")
+        require_range(self, "0 or more", "temperature_steps", "kl_weight", "kl_warmup_steps")
 
     @property
     def latent_width(self) -> int:
@@ -327,9 +327,8 @@ class IBQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         require(self.codebook_size > 1, "codebook_size", self.codebook_size, "at least 2 codes")
-        require(self.width > 0, "width", self.width, "a positive number of channels")
-        _require_none_negative(self, "commitment", "codebook_weight", "double_weight", "entropy_weight")
-        require(self.entropy_temperature > 0, "entropy_temperature", self.entropy_temperature, "above 0")
+        require_range(self, "above 0", "width", "entropy_temperature")
+        require_range(self, "0 or more", "commitment", "codebook_weight", "double_weight", "entropy_weight")
 
     def suggestions(self) -> list[str]:
         """Fewer codes, or a larger entropy term."""
@@ -355,9 +354,8 @@ class KLConfig(QuantizerConfig):
     out"""
 
     def __post_init__(self) -> None:
-        require(self.width > 0, "width", self.width, "a positive number of channels")
-        _require_none_negative(self, "weight", "anneal_steps")
-        require(self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "above 0")
+        require_range(self, "above 0", "width", "scaling_factor")
+        require_range(self, "0 or more", "weight", "anneal_steps")
 
     @property
     def latent_width(self) -> int:

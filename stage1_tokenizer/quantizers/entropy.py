@@ -67,7 +67,7 @@ def choice_entropies(
 
     Returns:
         E[H(p)] of this process's vectors and H(E[p]), while gradients are recorded of all processes' vectors: scalars
-        in nats. Gradients reach all three arguments; averaged over processes they equal those of one process.
+        in nats. Gradients reach all three arguments; averaged over processes they equal one process's.
     """
     together = torch.is_grad_enabled()
     return _ChoiceEntropies.apply(vectors_ND, codebook_VD, bias_V, together)  # type: ignore[no-any-return]

@@ -1,12 +1,11 @@
 """Finite scalar quantization: every channel is bounded and rounded; the codebook is their product, nothing to learn.
 
-Source: Mentzer, Minnen, Agustsson and Tschannen 2023, arXiv:2309.15505, section 3.1 and appendix A.1.
-
-Whitening of latents at the start of training: mean 0, equal variance, no correlation.
-
 Channels of a randomly initialised network are strongly correlated, so that rounding channel by channel leaves most of
-an implicit codebook unused. Source: Bell and Sejnowski 1997, "The independent components of natural
-scenes are edge filters", section 2 (ZCA, the whitening that moves the data least).
+the implicit codebook unused: training starts from whitened latents.
+
+Sources: Mentzer, Minnen, Agustsson and Tschannen 2023, arXiv:2309.15505, section 3.1 and appendix A.1; whitening: Bell
+and Sejnowski 1997, "The independent components of natural scenes are edge filters", section 2 (ZCA, the whitening that
+moves the data least).
 """
 
 from __future__ import annotations
@@ -23,6 +22,51 @@ from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, with
 from stage1_tokenizer.quantizers.config import FSQConfig
 
 _SMALLEST_SHARE = 1e-6  # of the largest variance: a direction that hardly varies is not blown up without bound
+_EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
+_EXACT_IN_FLOAT32 = 1 << 24
+_EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (-1, 1): fills the levels evenly
+
+
+class FSQ(Quantizer):
+    """Rounds channel c to one of ``levels[c]`` equally spaced values in [-1, 1].
+
+    A code is the mixed-radix number of the channels' level indices, the first channel being the fastest digit.
+    """
+
+    config: FSQConfig
+
+    def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
+        """Quantize; the gradient of the rounding is one, that of the bounding is exact."""
+        with without_autocast(latents_BCHW):
+            columns = _columns(self.config.levels, latents_BCHW.device)
+            quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
+            losses = {}
+            if self.config.evenness > 0:
+                distance = moment_distance(to_rows(quantized), self.config.levels)
+                losses["evenness"] = self.config.evenness * distance
+            return Quantized(quantized, _combine(rounded, columns), losses)
+
+    @torch.no_grad()
+    def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) latents => (B, H, W) codes."""
+        with without_autocast(latents_BCHW):
+            columns = _columns(self.config.levels, latents_BCHW.device)
+            return _combine(_round(latents_BCHW.float(), columns)[1], columns)
+
+    def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) codes => (B, C, H, W) values in [-1, 1]."""
+        columns = _columns(self.config.levels, codes_BHW.device)
+        levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
+        digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
+        return (digits_BCHW + columns.lowest) / columns.steps
+
+    def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Uncorrelated channels, each spread over all its levels."""
+        if self.config.initial == "random":
+            return None
+        with without_autocast(latents_BCHW):
+            matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), _EVEN_DEVIATION)
+            return matrix_CC, offset_C - _columns(self.config.levels, latents_BCHW.device).shift.flatten()
 
 
 @torch.no_grad()
@@ -47,9 +91,22 @@ def whitening(rows_NC: torch.Tensor, deviation: float) -> tuple[torch.Tensor, to
     return matrix_CC.float(), -(matrix_CC @ mean_C).float()
 
 
-_EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
-_EXACT_IN_FLOAT32 = 1 << 24
-_EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (-1, 1): fills the levels evenly
+def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
+    """Moment regulariser: distance of means and covariances from their values under even use of codes; 0 or more.
+
+    Each channel is brought to mean 0 and variance 1 under even use; the result is the mean square of the channels'
+    means plus that of the differences of their second moments from the identity matrix. The off-diagonal part is the
+    covariance term of Bardes, Ponce and LeCun 2021, arXiv:2105.04906, equation 3.
+
+    Args:
+        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training of all processes.
+        levels: of each channel.
+    """
+    columns = _columns(levels, values_NC.device)
+    scaled_NC = (values_NC - columns.mean.flatten()) / columns.deviation.flatten()
+    moments_CC = global_mean(scaled_NC.T @ scaled_NC / len(values_NC))
+    identity_CC = torch.eye(len(levels), device=values_NC.device)
+    return global_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()
 
 
 @dataclass(frozen=True)
@@ -113,73 +170,6 @@ class _RoundToLevels(torch.autograd.Function):
         (squashed_BCHW,) = ctx.saved_tensors
         slopes_BCHW = squashed_BCHW.square().neg_().add_(1).mul_(ctx.slope)
         return slopes_BCHW.mul_(gradients[0]), None
-
-
-class FSQ(Quantizer):
-    """Rounds channel c to one of ``levels[c]`` equally spaced values in [-1, 1].
-
-    A code is the mixed-radix number of the channels' level indices, the first channel being the fastest digit.
-    """
-
-    def __init__(self, config: FSQConfig) -> None:
-        super().__init__()
-        self.levels, self.evenness, self.initial = config.levels, config.evenness, config.initial
-        self.width = config.width
-        self.codebook_size = config.codebook_size
-
-    def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Quantize; the gradient of the rounding is one, that of the bounding is exact."""
-        with without_autocast(latents_BCHW):
-            columns = _columns(self.levels, latents_BCHW.device)
-            quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
-            losses = {}
-            if self.evenness > 0:
-                losses["evenness"] = self.evenness * moment_distance(to_rows(quantized), self.levels)
-            return Quantized(quantized, _combine(rounded, columns), losses)
-
-    @torch.no_grad()
-    def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) latents => (B, H, W) codes."""
-        with without_autocast(latents_BCHW):
-            columns = _columns(self.levels, latents_BCHW.device)
-            return _combine(_round(latents_BCHW.float(), columns)[1], columns)
-
-    def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) codes => (B, C, H, W) values in [-1, 1]."""
-        columns = _columns(self.levels, codes_BHW.device)
-        levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
-        digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
-        return (digits_BCHW + columns.lowest) / columns.steps
-
-    def projection_start(self, latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Uncorrelated channels, each spread over all its levels."""
-        if self.initial == "random":
-            return None
-        with without_autocast(latents_BCHW):
-            matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), _EVEN_DEVIATION)
-            return matrix_CC, offset_C - _columns(self.levels, latents_BCHW.device).shift.flatten()
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"levels={self.levels}, codebook_size={self.codebook_size}"
-
-
-def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
-    """Moment regulariser: distance of means and covariances from their values under even use of codes; 0 or more.
-
-    Each channel is brought to mean 0 and variance 1 under even use; the result is the mean square of the channels'
-    means plus that of the differences of their second moments from the identity matrix. The off-diagonal part is the
-    covariance term of Bardes, Ponce and LeCun 2021, arXiv:2105.04906, equation 3.
-
-    Args:
-        values_NC: (N, C) quantized values, multiples of 1 / (levels[c] // 2); in training of all processes.
-        levels: of each channel.
-    """
-    columns = _columns(levels, values_NC.device)
-    scaled_NC = (values_NC - columns.mean.flatten()) / columns.deviation.flatten()
-    moments_CC = global_mean(scaled_NC.T @ scaled_NC / len(values_NC))
-    identity_CC = torch.eye(len(levels), device=values_NC.device)
-    return global_mean(scaled_NC.mean(0)).square().mean() + (moments_CC - identity_CC).square().mean()
 
 
 def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,20 +20,14 @@ from stage1_tokenizer.quantizers.config import GumbelConfig
 class Gumbel(Quantizer):
     """In training a random mixture of codes, sharper at lower temperature; otherwise the code of the largest logit."""
 
+    config: GumbelConfig
     learns_codebook = True
 
     def __init__(self, config: GumbelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, config.codebook_size
+        super().__init__(config)
         self.codebook = no_decay(nn.Parameter(torch.randn(config.codebook_size, config.width) / config.width**0.5))
         self.to_logits = nn.Conv2d(config.width, config.codebook_size, 1) if config.logit_layer else None
         self.schedule(0)
-
-    @property
-    def latent_width(self) -> int:
-        """One logit for each code, or what the logits are made of."""
-        return self.width if self.config.logit_layer else self.codebook_size
 
     def schedule(self, step: int) -> None:
         """Set the temperature and the KL's weight."""
@@ -68,10 +62,6 @@ class Gumbel(Quantizer):
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) code vectors."""
         return F.embedding(codes_BHW, self.codebook).permute(0, 3, 1, 2)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"codebook_size={self.codebook_size}, width={self.width}, hard={self.config.hard}"
 
 
 def temperature_at(config: GumbelConfig, step: int) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.training.optim import no_decay
-from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_grid, to_rows, without_autocast
+from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_code_grid, to_grid, to_rows, without_autocast
 from stage1_tokenizer.quantizers.codebook import best_codes, rows_per_block
 from stage1_tokenizer.quantizers.config import IBQConfig
 from stage1_tokenizer.quantizers.entropy import choice_entropies
@@ -53,12 +53,11 @@ class IBQ(Quantizer):
     so ``encode(decode(codes))`` is not a promise here.
     """
 
+    config: IBQConfig
     learns_codebook = True
 
     def __init__(self, config: IBQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, config.codebook_size
+        super().__init__(config)
         self.codebook = no_decay(nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.width), dim=1)))
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
@@ -80,20 +79,15 @@ class IBQ(Quantizer):
                 each, mean = choice_entropies(scaled_ND, self.codebook, no_bias_V)
                 losses["entropy"] = config.entropy_weight * (each - mean)
                 metrics = {"entropy_each": each.detach(), "entropy_mean": mean.detach()}
-            batch, _, height, width = latents_BCHW.shape
-            return Quantized(to_grid(soft_ND, latents_BCHW), codes_N.view(batch, height, width), losses, metrics)
+            quantized_BCHW, codes_BHW = to_grid(soft_ND, latents_BCHW), to_code_grid(codes_N, latents_BCHW)
+            return Quantized(quantized_BCHW, codes_BHW, losses, metrics)
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            batch, _, height, width = latents_BCHW.shape
-            return best_codes(to_rows(latents_BCHW.float()), self.codebook).view(batch, height, width)
+            return to_code_grid(best_codes(to_rows(latents_BCHW.float()), self.codebook), latents_BCHW)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) code vectors."""
         return F.embedding(codes_BHW, self.codebook).permute(0, 3, 1, 2)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"codebook_size={self.codebook_size}, width={self.width}"

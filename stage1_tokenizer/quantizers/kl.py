@@ -17,7 +17,7 @@ _ACTIVE_VARIANCE = 0.01
 
 
 class GaussianLatent(Quantizer):
-    """Training draws z = mean + sigma * noise; otherwise z is the mean.
+    """Training samples z = mean + sigma * noise; otherwise z is the mean.
 
     The loss is ``weight`` times the KL to N(0, 1) averaged over all latent values, beside a reconstruction loss
     averaged over all image values. For a Gaussian decoder of variance s^2, P image values and Z latent values per
@@ -25,19 +25,11 @@ class GaussianLatent(Quantizer):
     weight = 2 s^2 beta Z / P; beta = 1 is the plain ELBO.
     """
 
-    is_discrete = False
-    codebook_size = 0
+    config: KLConfig
 
     def __init__(self, config: KLConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width = config.width
+        super().__init__(config)
         self.schedule(0)
-
-    @property
-    def latent_width(self) -> int:
-        """A mean and a log-variance for each channel."""
-        return 2 * self.width
 
     def schedule(self, step: int) -> None:
         """The KL's weight rises linearly from 0."""
@@ -45,18 +37,18 @@ class GaussianLatent(Quantizer):
         self.weight = self.config.weight * warm
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Draw from (B, 2C, H, W) parameters, means first; ``codes_BHW`` is the mean."""
+        """Sample from (B, 2C, H, W) parameters, means first; ``codes_BHW`` is the mean."""
         with without_autocast(latents_BCHW):
             mean, logvar = split_moments(latents_BCHW)
             kl_BCHW = gaussian_kl(mean, logvar)
             sigma = (0.5 * logvar).exp()
-            drawn = mean + sigma * torch.randn_like(mean) if self.training else mean
+            sampled = mean + sigma * torch.randn_like(mean) if self.training else mean
             metrics = {
                 "kl_nats_per_image": kl_BCHW.detach().sum((1, 2, 3)).mean(),
                 "sigma_mean": sigma.detach().mean(),
                 "active_channels": (mean.detach().var((0, 2, 3), correction=0) > _ACTIVE_VARIANCE).sum(),
             }
-            return Quantized(drawn, mean.detach(), {"kl": self.weight * kl_BCHW.mean()}, metrics)
+            return Quantized(sampled, mean.detach(), {"kl": self.weight * kl_BCHW.mean()}, metrics)
 
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, 2C, H, W) parameters => the mean, (B, C, H, W) float32."""
@@ -65,10 +57,6 @@ class GaussianLatent(Quantizer):
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents, as they are, in float32."""
         return codes_BHW.float()
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"width={self.width}, weight={self.config.weight}"
 
 
 def split_moments(latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

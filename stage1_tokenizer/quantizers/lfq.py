@@ -23,10 +23,10 @@ class LFQ(Quantizer):
     probability for each bit.
     """
 
+    config: LFQConfig
+
     def __init__(self, config: LFQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, 1 << config.width
+        super().__init__(config)
         self.schedule(0)
 
     def schedule(self, step: int) -> None:
@@ -55,10 +55,6 @@ class LFQ(Quantizer):
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) of +1 and -1."""
         return signs_of_codes(codes_BHW, self.width)
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"width={self.width}, codebook_size={self.codebook_size}"
 
 
 def codes_of_signs(latents_BCHW: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizers.base import Quantized, Quantizer, straight_through, to_grid, to_rows, without_autocast
+from stage1_tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    straight_through,
+    to_code_grid,
+    to_grid,
+    to_rows,
+    without_autocast,
+)
 from stage1_tokenizer.quantizers.codebook import nearest_codes
 from stage1_tokenizer.quantizers.config import ResidualConfig
 from stage1_tokenizer.quantizers.vq import VQ
@@ -21,13 +29,12 @@ class ResidualVQ(Quantizer):
     With several depths a decoded sum need not be encoded as the codes that it was made of: others may come as near.
     """
 
+    config: ResidualConfig
     learns_codebook = True
 
     def __init__(self, config: ResidualConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.codebook.width, config.codebook.codebook_size
-        self.depth, self.vectors_per_position = config.depth, config.depth if config.shared else 1
+        super().__init__(config)
+        self.vectors_per_position = config.depth if config.shared else 1
         self.codebooks = nn.ModuleList(VQ(config.codebook) for _ in range(1 if config.shared else config.depth))
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
@@ -36,7 +43,8 @@ class ResidualVQ(Quantizer):
             vectors_ND = to_rows(latents_BCHW.float())
             left_ND, sum_ND = vectors_ND.detach(), torch.zeros_like(vectors_ND)
             codes, commitments, pulls = [], [], []
-            self.forget()
+            for depth in range(len(self.codebooks)):
+                self._codebook(depth).catch_up()
             for depth in range(self.depth):
                 vq = self._codebook(depth)
                 codes_N = nearest_codes(left_ND, vq.code_vectors().detach())
@@ -95,10 +103,6 @@ class ResidualVQ(Quantizer):
         for depth in range(len(self.codebooks)):
             self._codebook(depth).forget()
 
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"depth={self.depth}, shared={self.config.shared}"
-
     def _codebook(self, depth: int) -> VQ:
         vq = self.codebooks[0 if self.config.shared else depth]
         assert isinstance(vq, VQ)
@@ -106,6 +110,4 @@ class ResidualVQ(Quantizer):
 
     @staticmethod
     def _stacked(codes: list[torch.Tensor], like_BCHW: torch.Tensor) -> torch.Tensor:
-        batch, _, height, width = like_BCHW.shape
-        grid = (batch, height, width) if len(codes) == 1 else (batch, height, width, len(codes))
-        return torch.stack(codes, 1).view(grid)
+        return to_code_grid(codes[0] if len(codes) == 1 else torch.stack(codes, 1), like_BCHW)

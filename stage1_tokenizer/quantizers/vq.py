@@ -20,6 +20,7 @@ from stage1_tokenizer.quantizers.base import (
     Quantizer,
     rotate_to,
     straight_through,
+    to_code_grid,
     to_grid,
     to_rows,
     without_autocast,
@@ -36,9 +37,10 @@ class VQ(Quantizer):
     """Nearest-code quantizer with a codebook learned by averages, by gradient, or through one linear map.
 
     With averages, ``codebook = code_sums / code_counts``; counts and sums are added up over all processes. The first
-    codebook and the revived codes are drawn once and shared, so every process holds the same codebook to the last bit.
+    codebook and the revived codes are sampled once and shared, so every process holds the same codebook, bit for bit.
     """
 
+    config: VQConfig
     learns_codebook = True
     codebook: torch.Tensor
     code_counts: torch.Tensor
@@ -46,9 +48,7 @@ class VQ(Quantizer):
     code_uses: torch.Tensor
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.codebook_size = config.width, config.codebook_size
+        super().__init__(config)
         start_VD = torch.randn(self.codebook_size, self.width) / self.width**0.5
         if config.initial == "uniform":
             start_VD.uniform_(-1 / self.codebook_size, 1 / self.codebook_size)
@@ -64,28 +64,27 @@ class VQ(Quantizer):
         if config.revive_below > 0:
             self.register_buffer("code_uses", torch.zeros(self.codebook_size))
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._n_missed = 0
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize; in training mode the latents stay in memory for ``update``, until the next call."""
         with without_autocast(latents_BCHW):
+            self.catch_up()
             vectors_ND, table_VD = self._normalized(to_rows(latents_BCHW.float())), self.code_vectors()
             codes_N = nearest_codes(vectors_ND.detach(), table_VD.detach())
-            self.forget()  # a loop that never updates would keep every batch
             self.remember(vectors_ND, codes_N)
             chosen_ND = F.embedding(codes_N, table_VD)
             pass_gradient = rotate_to if self.config.rotation else straight_through
             quantized_ND = pass_gradient(vectors_ND, chosen_ND.detach())
-            batch, _, height, width = latents_BCHW.shape
             losses = self._losses(vectors_ND, chosen_ND, table_VD)
-            return Quantized(to_grid(quantized_ND, latents_BCHW), codes_N.view(batch, height, width), losses)
+            return Quantized(to_grid(quantized_ND, latents_BCHW), to_code_grid(codes_N, latents_BCHW), losses)
 
     @torch.no_grad()
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            batch, _, height, width = latents_BCHW.shape
             vectors_ND = self._normalized(to_rows(latents_BCHW.float()))
-            return nearest_codes(vectors_ND, self.code_vectors()).view(batch, height, width)
+            return to_code_grid(nearest_codes(vectors_ND, self.code_vectors()), latents_BCHW)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) code vectors."""
@@ -143,13 +142,19 @@ class VQ(Quantizer):
             means_VD = self.code_sums / self.code_counts.clamp_min(1e-12).unsqueeze(1)
             self.codebook.copy_(torch.where(alive_V1, self._normalized(means_VD), self.codebook))
 
+    def catch_up(self) -> None:
+        """Make up for an ``update`` that a training loop other than ours left out; averages then follow one step late.
+
+        Our loop calls ``update`` or ``forget`` after each step, so that nothing is left to do here.
+        """
+        if self._seen and self.config.learning == "ema":
+            self.update(self._n_missed, torch.Generator().manual_seed(self._n_missed))
+            self._n_missed += 1
+        self.forget()
+
     def forget(self) -> None:
         """Drop the latents of a step that was not taken."""
         self._seen.clear()
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"codebook_size={self.codebook_size}, width={self.width}, learning={self.config.learning}"
 
     def _normalized(self, vectors_ND: torch.Tensor) -> torch.Tensor:
         return F.normalize(vectors_ND, dim=1) if self.config.normalize else vectors_ND
@@ -174,8 +179,8 @@ class VQ(Quantizer):
         even = self.code_uses.mean()
         due = even >= _DUE_USES
         unused_V = due & (self.code_uses < self.config.revive_below * even)
-        drawn_VD = broadcast(draw_vectors(all_gather_rows(vectors_ND), self.codebook_size, generator))
-        fresh_VD = drawn_VD[(unused_V.cumsum(0) - 1).clamp_min(0)]  # the first drawn are without repetition
+        sampled_VD = broadcast(draw_vectors(all_gather_rows(vectors_ND), self.codebook_size, generator))
+        fresh_VD = sampled_VD[(unused_V.cumsum(0) - 1).clamp_min(0)]  # the first samples are without repetition
         unused_V1 = unused_V.unsqueeze(1)
         self.code_uses.mul_(~due)
         if self.config.learning == "ema":

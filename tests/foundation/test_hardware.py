@@ -39,7 +39,7 @@ def test_it_is_set_by_a_recipe() -> None:
 
 FAULTS = """
 import resource, torch
-from foundation.machine_memory import keep_freed_memory
+from foundation.hardware import keep_freed_memory
 
 def faults(n_tensors):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

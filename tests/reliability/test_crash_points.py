@@ -166,10 +166,10 @@ def test_the_log_of_metrics_loses_at_most_the_line_being_written(tmp_path: Path,
 FULL_DISK = """
 import os, sys, torch
 from pathlib import Path
-from foundation.checkpoint import latest_checkpoint, save_checkpoint
-from foundation.durable import sweep
+from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
+from foundation.storage.durable import sweep
 from foundation.errors import StorageError
-from foundation import durable
+from foundation.storage import durable
 durable.require_free_space = lambda *_: None  # as if another process took the space meanwhile
 root, refused = Path(sys.argv[1]) / "checkpoints", 0
 for step in range(1, 9):

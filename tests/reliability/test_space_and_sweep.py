@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys, time
 from pathlib import Path
-from foundation import durable
+from foundation.storage import durable
 def fill(folder):
     (folder / "half").write_bytes(b"x")
     print(folder, flush=True)

@@ -76,15 +76,16 @@ RACE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from foundation import token_store
-from foundation.token_dataset import TokenAccess, TokenDataset
+from foundation.codes import packed
+from foundation.codes.dataset import TokenDataset
+from foundation.hardware import TokenAccess
 folder, name = Path(sys.argv[1]), sys.argv[2]
 truth = TokenDataset(folder, "train", TokenAccess(form="memory"))
 (folder / name).touch()
 while not (folder / "one").exists() or not (folder / "two").exists():
     time.sleep(0.001)
-real = token_store._write
-token_store._write = lambda *args: (real(*args), (folder / f"written by {name}").touch())
+real = packed._write
+packed._write = lambda *args: (real(*args), (folder / f"written by {name}").touch())
 ours = TokenDataset(folder, "train", TokenAccess(form="packed"))
 sys.exit(0 if np.array_equal(ours.codes_NT, truth.codes_NT) and ours.form == "packed" else 1)
 """

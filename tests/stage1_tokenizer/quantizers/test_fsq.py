@@ -16,13 +16,13 @@ LEVELS = [(2,), (3,), (1000,), (2, 3), (8, 5, 5, 5), (5, 5, 5, 5, 5, 5), (7, 5, 
 
 def digits_of(fsq: FSQ, codes: torch.Tensor) -> torch.Tensor:
     """Level index of each channel, (B, C, H, W) int64."""
-    steps = torch.tensor([level // 2 for level in fsq.levels]).view(-1, 1, 1)
+    steps = torch.tensor([level // 2 for level in fsq.config.levels]).view(-1, 1, 1)
     return (fsq.decode(codes) * steps).round().to(torch.int64) + steps
 
 
 def combined(fsq: FSQ, codes: torch.Tensor) -> torch.Tensor:
     """Codes from the decoded values again, by the arithmetic of ``encode``."""
-    columns = _columns(fsq.levels, codes.device)
+    columns = _columns(fsq.config.levels, codes.device)
     return _combine((fsq.decode(codes) * columns.steps).round(), columns)
 
 
@@ -164,7 +164,7 @@ def test_fsq_asks_for_latents_that_use_all_levels_of_a_channel_and_most_codes() 
     assert before < 0.2 * fsq.codebook_size
     assert after > 0.95 * fsq.codebook_size
     digits = fsq.decode(fsq.encode(placed))[0].flatten(1)
-    for channel, level in zip(digits, fsq.levels, strict=True):
+    for channel, level in zip(digits, fsq.config.levels, strict=True):
         shares = channel.unique(return_counts=True)[1] / channel.numel()
         assert len(shares) == level and shares.min() > 0.5 / level, "no level is left over"
 

@@ -269,3 +269,16 @@ def test_two_processes_with_other_data_hold_the_same_codebook(monkeypatch: pytes
 
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
     debug_launcher(_two_processes, num_processes=2)
+
+
+def test_averages_move_in_a_training_loop_that_never_calls_update() -> None:
+    latents = [torch.randn(2, 4, 4, 4) for _ in range(3)]
+    ours, foreign = (VQ(VQConfig(codebook_size=8, width=4, revive_below=0.0)).train() for _ in range(2))
+    foreign.load_state_dict(ours.state_dict())
+    for step, batch in enumerate(latents):
+        ours(batch)
+        ours.update(step, torch.Generator().manual_seed(step))
+        foreign(batch)
+    before = foreign.codebook.clone()
+    foreign(latents[0])
+    assert not torch.equal(before, foreign.codebook) and torch.equal(ours.codebook, foreign.codebook)

@@ -30,11 +30,11 @@ def complete(
     out: Annotated[str, _PICTURES] = "completed",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Keep the upper part of images and draw the rest.
+    """Keep the upper part of images and sample the rest.
 
     Args:
-        rows: rows of codes to keep, a share below 1 or a whole number
-        guess_class: take the class that the kept part makes the likeliest
+        rows: rows of codes to keep: a share below 1, or a number of rows
+        guess_class: take the class that is likeliest given the kept part
     """
     from pipeline.generation.inputs import below_rows
 
@@ -57,12 +57,12 @@ def inpaint(
     out: Annotated[str, _PICTURES] = "inpainted",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Draw what a mask marks and keep the rest.
+    """Sample what a mask marks and keep the rest.
 
     Args:
-        mask: an image file, white where something new is wanted; resized and cropped as the images are
-        grow: pixels around the mask that are drawn too
-        blend: put the given pixels back outside the mask, fading over this many pixels; default none of them
+        mask: an image file, white where to sample; resized and cropped like the images
+        grow: pixels by which to grow the mask
+        blend: put the given pixels back outside the mask, fading over this many pixels; default keeps only codes
     """
     from pipeline.generation.inputs import grown, pixel_mask
 
@@ -83,10 +83,10 @@ def vary(
     out: Annotated[str, _PICTURES] = "varied",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Draw a share of the codes of images again, at random positions.
+    """Sample a share of the codes of images again, at random positions.
 
     Args:
-        share: of the codes, above 0 and up to 1
+        share: of the codes to sample again, above 0 and up to 1
     """
 
     def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
@@ -104,10 +104,10 @@ def change_class(
     out: Annotated[str, _PICTURES] = "changed",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Give images another class, --class-label: draw the codes that fit it worst and keep the others.
+    """Give images another class, --class-label: sample the codes that fit it worst and keep the others.
 
     Args:
-        share: of the codes that are drawn, above 0 and up to 1
+        share: of the codes to sample again, above 0 and up to 1
     """
 
     def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
@@ -130,7 +130,7 @@ def edit_to_folder(
         run: the run folder, or a model repository's name.
         images: files and folders.
         change: makes the results of a batch of images.
-        region: code specification => mask of the pixels that are drawn, (B, Y, X); None shows none.
+        region: code specification => mask of the pixels that are sampled, (B, Y, X); None shows none.
         out: the folder for the pictures.
         edit: options of all edits.
     """

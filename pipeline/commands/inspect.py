@@ -66,12 +66,13 @@ def evaluate(
     out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
     device: Device = "auto",
 ) -> None:
-    """Score a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
+    """Evaluate a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
 
     Args:
-        stage: tokenizer, prior, or all that the run has
-        extractor: features for rFID and KID; small needs no file, and compares with nothing but itself
+        stage: what to evaluate; all is what the run has
+        extractor: features for rFID and KID; small needs no file, but compares only with itself
         lpips: VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS
+        split: the images to evaluate on
     """
     from pipeline.evaluation.run import Judges, evaluate_run
 

@@ -1,7 +1,4 @@
-"""Reconstruction metrics of a tokenizer on a set of images, in one pass.
-
-Metrics of a tokenizer: log values, and a table with notes on comparability.
-"""
+"""Reconstruction metrics of a tokenizer on a set of images, in one pass, with notes on comparability."""
 
 from __future__ import annotations
 
@@ -24,7 +21,8 @@ from pipeline.evaluation.extractors import FeatureExtractor
 from stage1_tokenizer.evaluate import PairScore, TokenizerScores, score_tokenizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-PUBLISHED_N_IMAGES = 50_000
+_PUBLISHED_N_IMAGES = 50_000
+_SUBSETS_WANTED = 5
 _ROWS = (
     ("psnr", "PSNR", "{:.2f} dB", "higher is better"),
     ("ssim", "SSIM", "{:.4f}", "higher is better, 1 is perfect; 11 x 11 Gaussian window"),
@@ -82,9 +80,9 @@ class TokenizerEvaluation:
     def notes(self) -> list[str]:
         """Conditions for comparing these figures with others, a sentence each."""
         known = "compares with figures of the same images"
-        other = f"published figures use other images, mostly {PUBLISHED_N_IMAGES:,}"
+        other = f"published figures use other images, mostly {_PUBLISHED_N_IMAGES:,}"
         n_images = self.scores.n_images
-        notes = [f"of {n_images:,} images: {known if n_images == PUBLISHED_N_IMAGES else other}"]
+        notes = [f"of {n_images:,} images: {known if n_images == _PUBLISHED_N_IMAGES else other}"]
         if self.lpips_description is not None:
             notes.append(f"LPIPS: {self.lpips_description}")
         if self.distances is None:
@@ -138,9 +136,6 @@ def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
         if len(usages) > 1:
             rows.append((f"codebook {i}", f"{each.share_used:.1%}", f"perplexity {each.perplexity:,.1f}"))
     return rows
-
-
-_SUBSETS_WANTED = 5
 
 
 @torch.no_grad()

@@ -1,7 +1,4 @@
-"""Formats of published checkpoints and their recognition by tensor names.
-
-Import of a published checkpoint: recognise, plan, account, load, publish; or refuse and write nothing.
-"""
+"""Import of a published checkpoint: recognise the format, plan, account, load, publish; or refuse and write nothing."""
 
 from __future__ import annotations
 
@@ -58,6 +55,7 @@ def _any(sign: str, keys: Sequence[str]) -> bool:
     return any(re.match(sign, key) for key in keys)
 
 
+ORIGIN = "origin.json"
 PRIOR_OPTIONS = ("tokenizer", "class_names")
 """fields of ``Options`` that only priors use"""
 _PRIORS = (r"transformer\.", r"cond_stage_model\.transformer_emb")
@@ -127,9 +125,6 @@ def _nearly(checkpoint: Checkpoint, asked: list[Importer], format_name: str | No
     absent = named.absent(keys)
     lacking = f"nothing named {', '.join(absent)}" if absent else "the signs of another format"
     raise checkpoint.error(what, found=f"{lacking}; but {', '.join(keys[:3])}, ...", fix=hint)
-
-
-ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Architecture of a VQGAN-family checkpoint, inferred from names and shapes.
-
-Tensor names of the VQGAN family in each system, one table of patterns each.
-"""
+"""Architecture of a VQGAN-family checkpoint, inferred from shapes and tensor names (a table for each system)."""
 
 from __future__ import annotations
 
@@ -17,6 +14,9 @@ from pipeline.interop.plan import Origin
 from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.tokenizer import TokenizerModel
 
+_MAX_LEVELS = 16
+_MAX_BLOCKS = 64
+_ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
 _LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)\.(blocks|attentions|resample)\.(.+)")
 _MIDDLE = re.compile(r"(encoder|decoder)\.middle\.(\d)\.(\w+)\.(\w+)")
 
@@ -104,9 +104,6 @@ DIFFUSERS = Naming(
 _OLD_PARTS = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
 OLD_DIFFUSERS = replace(DIFFUSERS, attention_parts=_OLD_PARTS)
 """files from before diffusers renamed the parts of its attention"""
-_MAX_LEVELS = 16
-_MAX_BLOCKS = 64
-_ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True)

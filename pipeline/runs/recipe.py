@@ -222,6 +222,7 @@ class StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping; by default the last one wins, in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """Compose a mapping of different keys."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:

@@ -49,10 +49,7 @@ def import_checkpoint(
         tokenizer=tokenizer,
         class_names=class_names,
     )
-    done = import_published([Path(each) for each in files], Path(out), format, options)
-    print(f"{done.format} {done.makes} in {out}")
-    for line in (*done.notes, *done.account.lines()):
-        print(f"  {line}")
+    print("\n".join(import_published([Path(each) for each in files], Path(out), format, options)))
 
 
 def export(

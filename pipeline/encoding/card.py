@@ -68,31 +68,30 @@ became one {_unit(spec)}. The tokenizer that made the codes, and decodes them, i
 
 
 def _loading(spec: CodeSpec) -> str:
-    split = "train"
     return f"""```python
 from datasets import load_dataset
 import numpy as np
 
-rows = load_dataset("path/of/this/folder", split="{split}")
+rows = load_dataset("path/of/this/folder", split="train")
 codes = np.array(rows[0]["codes"]){"" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"}
 ```
 
 ```python
 import pyarrow.parquet as pq
 
-table = pq.read_table("path/of/this/folder/data/{split}", page_checksum_verification=True)
+table = pq.read_table("path/of/this/folder/data/train", page_checksum_verification=True)
 ```
 
 ```python
 import polars
 
-frame = polars.read_parquet("path/of/this/folder/data/{split}/*.parquet")
+frame = polars.read_parquet("path/of/this/folder/data/train/*.parquet")
 ```
 
 ```python
 import duckdb
 
-views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/{split}/*.parquet' GROUP BY view").fetchall()
+views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/train/*.parquet' GROUP BY view").fetchall()
 ```
 
 ```python
@@ -174,10 +173,8 @@ into `codes`, coarse to fine:
 
 
 def _grid(level: CodeLevel) -> str:
-    order = "row by row"
-    if level.depth > 1:
-        order += f" with the {level.depth} codes of a place side by side, coarse to fine"
-    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, {order}"
+    deep = f" with the {level.depth} codes of a place side by side, coarse to fine" if level.depth > 1 else ""
+    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, row by row{deep}"
 
 
 def _unit(spec: CodeSpec) -> str:

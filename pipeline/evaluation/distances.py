@@ -42,9 +42,12 @@ class FeatureMoments:
         """
         features_BF = finite_features(features_BF, self.n_features)
         if len(features_BF):
-            mean_F = features_BF.mean(0)
-            centred_BF = features_BF - mean_F
-            self._join(len(features_BF), mean_F, centred_BF.T @ centred_BF)
+            mean_F, total = features_BF.mean(0), self.n + len(features_BF)
+            centred_BF, shift_F = features_BF - mean_F, mean_F - self.mean_F
+            joined = np.outer(shift_F, shift_F) * (self.n * len(features_BF) / total)
+            self.scatter_FF += centred_BF.T @ centred_BF + joined
+            self.mean_F += shift_F * (len(features_BF) / total)
+            self.n = total
 
     @property
     def covariance(self) -> np.ndarray:
@@ -56,13 +59,6 @@ class FeatureMoments:
         if self.n < 2:
             raise DataError("too few images for a covariance", field="images", found=self.n, expected="at least 2")
         return self.scatter_FF / (self.n - 1)
-
-    def _join(self, n: int, mean_F: np.ndarray, scatter_FF: np.ndarray) -> None:
-        total = self.n + n
-        shift_F = mean_F - self.mean_F
-        self.scatter_FF += scatter_FF + np.outer(shift_F, shift_F) * (self.n * n / total)
-        self.mean_F += shift_F * (n / total)
-        self.n = total
 
 
 def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:

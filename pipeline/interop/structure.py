@@ -208,3 +208,18 @@ def _as_kernel(weight: torch.Tensor) -> torch.Tensor:
 
 def _numbered(prefix: str, part: str) -> re.Pattern[str]:
     return re.compile(re.escape(f"{prefix}.{part}.") + r"(\d+)\.")
+
+
+def diffusers_arguments(
+    networks: Structure | VQGANNetworks, latent_channels: int, image_channels: int
+) -> dict[str, Any]:
+    """The sizes by the names of diffusers' constructor arguments."""
+    attention = [i in networks.attention_levels for i in range(len(networks.width_multipliers))]
+    return {
+        "block_out_channels": [networks.base_width * multiplier for multiplier in networks.width_multipliers],
+        "layers_per_block": networks.n_res_blocks,
+        "latent_channels": latent_channels,
+        "in_channels": image_channels,
+        "down_block_types": [f"{'Attn' if each else ''}DownEncoderBlock2D" for each in attention],
+        "up_block_types": [f"{'Attn' if each else ''}UpDecoderBlock2D" for each in reversed(attention)],
+    }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
 
-from foundation.errors import Interrupted, TesseraError
-from foundation.hardware import keep_freed_memory
+from foundation.errors import ConfigError, Interrupted, TesseraError, closest
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
@@ -21,12 +26,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Generate": {
         "sample": ("generate:sample", "new images"),
-        "edit complete": ("edit:complete", "keep the upper part of images, draw the rest"),
-        "edit inpaint": ("edit:inpaint", "draw what a mask marks"),
-        "edit vary": ("edit:vary", "draw a random share of the codes again"),
+        "edit complete": ("edit:complete", "keep the upper part of images, sample the rest"),
+        "edit inpaint": ("edit:inpaint", "sample what a mask marks"),
+        "edit vary": ("edit:vary", "sample a random share of the codes again"),
         "edit change-class": ("edit:change_class", "give images another class"),
         "interpolate": ("generate:interpolate", "images between two seeds or two images"),
-        "tune-guidance": ("generate:tune_guidance", "search the best guidance scale"),
+        "tune-guidance": ("generate:tune_guidance", "search for the best guidance scale"),
         "decode": ("codes:decode", "codes to images"),
     },
     "Inspect": {
@@ -41,35 +46,26 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export-diffusers": ("convert:export_diffusers", "a tokenizer in the layout of diffusers"),
     },
 }
+_EDIT = "complete, inpaint, vary or change the class of images"
 _STOPPED = "stopped; run the same command again to continue"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    keep_freed_memory()
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
         return status
     except TesseraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as stop:
         print(_STOPPED, file=sys.stderr)
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "signal_number", signal.SIGINT)
     except BrokenPipeError:  # as in ... | head: nobody reads on, and Python's own flush at the end would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    return f"tessera-images {metadata.version('tessera-images')}"
+        return 128 + signal.SIGPIPE
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -77,6 +73,10 @@ def _dispatch(arguments: list[str]) -> int:
 
     from pipeline.commands.help import Columns
 
+    if not {"--help", "-h", "--version"} & {*arguments}:
+        from foundation.hardware import keep_freed_memory
+
+        keep_freed_memory()
     app = App(
         name="tessera",
         help="Images into a generator of new ones: a discrete tokenizer, then a prior over its codes.",
@@ -91,26 +91,47 @@ def _dispatch(arguments: list[str]) -> int:
     for heading, commands in COMMANDS.items():
         group = Group.create_ordered(heading)
         for i, (name, (function, summary)) in enumerate(commands.items()):
-            first, _, second = name.partition(" ")
-            if second and first not in app:
-                app.command(
-                    App(
-                        name=first,
-                        help="complete, inpaint, vary or change the class of images",
-                        group=group,
-                        sort_key=i,
-                    )
-                )
-            parent = app[first] if second else app
+            *above, own_name = name.split()
+            if above and "edit" not in app:
+                app.command(App(name="edit", help=_EDIT, group=group, sort_key=i))
             shown = {} if arguments[: len(name.split())] == name.split() else {"help": summary}  # else the docstring
-            place, own_name = f"pipeline.commands.{function}", second or first
-            parent.command(place, name=own_name, group=group, sort_key=i, **shown)
+            parent = app["edit"] if above else app
+            parent.command(f"pipeline.commands.{function}", name=own_name, group=group, sort_key=i, **shown)
     try:
         status = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        raise ConfigError(_mistake(error)) from None
     return status if isinstance(status, int) else 0
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return f"tessera-images {metadata.version('tessera-images')}"
+
+
+def _in_one_line(message: str) -> str:
+    """A message of several short lines in one; one that lists things keeps its lines."""
+    return message if "\n    " in message else "; ".join(" ".join(line.split()) for line in message.splitlines())
+
+
+def _mistake(error: CycloptsError) -> str:
+    """What is wrong with the command line, as a sentence."""
+    from cyclopts import MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+
+    command, unused = " ".join(error.command_chain or ()), error.unused_tokens or []
+    if isinstance(error, UnknownCommandError):
+        names = [name for commands in COMMANDS.values() for name in commands if name.startswith(command)]
+        near = closest(unused[0], [name.removeprefix(command).split()[0] for name in names])
+        advice = f"did you mean {near!r}?" if near else f"see {f'tessera {command}'.strip()} --help"
+        return f"unknown command {unused[0]!r}; {advice}"
+    if isinstance(error, UnusedCliTokensError) and error.target:
+        parameters = inspect.signature(error.target).parameters.values()
+        taken = " ".join(each.name.upper() for each in parameters if each.kind is each.POSITIONAL_ONLY)
+        return f"{command} takes {taken or 'no argument'}; found also {' '.join(map(repr, unused))}"
+    if isinstance(error, MissingArgumentError) and error.argument:
+        return f"{error.keyword} needs a value" if error.keyword else f"{command} needs {error.argument.name}"
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

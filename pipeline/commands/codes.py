@@ -12,7 +12,7 @@ from pipeline.commands.options import Device, Fields, RecipeName, RunOut, out_op
 
 Start = Annotated[
     str | None,
-    Parameter(help="i/N, i from 0 to N - 1: begin with this part, then help with the rest; do not wait for others"),
+    Parameter(help="i/N, i from 0 to N - 1: begin with this part, then help with the rest; do not wait for the others"),
 ]
 
 
@@ -27,14 +27,14 @@ def encode(
     max_bad: str | None = None,
     push_to_hub: str | None = None,
 ) -> None:
-    """Encode all images with the run's frozen tokenizer.
+    """Encode all images of the recipe with the run's frozen tokenizer.
 
     Any number of processes, on any number of hosts that share the run folder, may do this at the same time: start it
-    several times, or with accelerate launch. What is written is never encoded again.
+    several times, or with accelerate launch. No image is encoded twice.
 
     Args:
-        status: only print how far the export is
-        retry_failed: try the images again that failed
+        status: only print the progress
+        retry_failed: encode the failed images again
         max_bad: share of images that may fail, e.g. 1%; default data.max_failed_share
         push_to_hub: then upload the dataset to this repository of the hub, OWNER/NAME
     """
@@ -94,12 +94,12 @@ def decode(
 ) -> None:
     """Decode a token dataset, or codes of your own, to images. Continues where it stopped.
 
-    Any number of processes may do this at the same time into one folder.
+    Any number of processes may decode into one folder at the same time.
 
     Args:
         tokenizer: a run or tokenizer folder; default the one in the dataset
-        split: of a dataset; default every one
-        batch_size: images decoded at once
+        split: train or validation, of a token dataset; default all
+        batch_size: images in a batch
     """
     from pipeline.encoding.decode import decode_to_folder
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pipeline.commands.options import TokenizerName, out_option
 
 _CHECKED = 64  # images
-Folder = Annotated[str, out_option("folder to make")]
+Folder = Annotated[str, out_option("the new folder")]
 
 
 def import_checkpoint(
@@ -32,12 +32,12 @@ def import_checkpoint(
 
     Args:
         format: llamagen_vq, llamagen_gpt, taming, sd_kl, diffusers_vq, openai_dvae, open_magvit2 or rqvae;
-            default recognised by the names of the tensors
-        config: the system's own configuration, JSON or YAML, for what shapes cannot tell
-        raw_weights: take the raw weights also where the system itself evaluates with averaged ones
+            default: recognised by tensor names
+        config: the system's own configuration, JSON or YAML, for what the tensors' shapes leave open
+        raw_weights: take the raw weights even if the system evaluates with averaged ones
         image_size: side of the tokenizer's images in pixels; default the system's
-        tokenizer: of a llamagen_gpt prior: the imported tokenizer whose codes it draws, or a run folder
-        class_names: of a prior: a text file with a class name a line; default their numbers
+        tokenizer: of a llamagen_gpt prior: the imported tokenizer of its codes, or a run folder
+        class_names: of a prior: a text file, one class name a line; default their numbers
     """
     from pipeline.interop.importer import import_published
     from pipeline.interop.tokenizer_plan import Options, read_arguments
@@ -49,10 +49,7 @@ def import_checkpoint(
         tokenizer=tokenizer,
         class_names=class_names,
     )
-    done = import_published([Path(each) for each in files], Path(out), format, options)
-    print(f"{done.format} {done.makes} in {out}")
-    for line in (*done.notes, *done.account.lines()):
-        print(f"  {line}")
+    print("\n".join(import_published([Path(each) for each in files], Path(out), format, options)))
 
 
 def export(
@@ -64,7 +61,7 @@ def export(
 ) -> None:
     """Write encoder and decoder as graphs for torch (.pt2) and, with the onnx packages, for other runtimes (.onnx).
 
-    Each graph is run on images beside the tokenizer, and the difference printed.
+    Each graph runs on images and is compared with the tokenizer; the difference is printed.
 
     Args:
         images: image files to check the graphs with; default those stored beside the tokenizer

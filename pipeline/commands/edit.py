@@ -13,7 +13,6 @@ from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, ou
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.generation.generator import ImageGenerator
     from pipeline.generation.outputs import GeneratorOutput
 
 _BATCH = 16  # image files at once
@@ -30,20 +29,18 @@ def complete(
     out: Annotated[str, _PICTURES] = "completed",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Keep the upper part of images and draw the rest.
+    """Keep the upper part of images and sample the rest.
 
     Args:
-        rows: rows of codes to keep, a share below 1 or a whole number
-        guess_class: take the class that the kept part makes the likeliest
+        rows: rows of codes to keep: a share below 1, or a number of rows
+        guess_class: take the class that is likeliest given the kept part
     """
+    from pipeline import ImageGenerator
     from pipeline.generation.inputs import below_rows
 
     kept = int(rows) if rows >= 1 and rows == int(rows) else rows
-
-    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
-        return generator.complete(images, rows=kept, guess_class=guess_class, **options)
-
-    edit_to_folder(run, images, change, lambda spec: below_rows(kept, spec), out, edit)
+    edits = partial(ImageGenerator.complete, rows=kept, guess_class=guess_class)
+    edit_to_folder(run, images, edits, lambda spec: below_rows(kept, spec), out, edit)
 
 
 def inpaint(
@@ -57,21 +54,19 @@ def inpaint(
     out: Annotated[str, _PICTURES] = "inpainted",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Draw what a mask marks and keep the rest.
+    """Sample what a mask marks and keep the rest.
 
     Args:
-        mask: an image file, white where something new is wanted; resized and cropped as the images are
-        grow: pixels around the mask that are drawn too
-        blend: put the given pixels back outside the mask, fading over this many pixels; default none of them
+        mask: an image file, white where to sample; resized and cropped like the images
+        grow: pixels by which to grow the mask
+        blend: put the given pixels back outside the mask, fading over this many pixels; default keeps only codes
     """
+    from pipeline import ImageGenerator
     from pipeline.generation.inputs import grown, pixel_mask
 
     marks = read_mask(mask)
-
-    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
-        return generator.inpaint(images, mask=marks, grow=grow, blend=blend, **options)
-
-    edit_to_folder(run, images, change, lambda spec: grown(pixel_mask(marks, spec), grow), out, edit)
+    edits = partial(ImageGenerator.inpaint, mask=marks, grow=grow, blend=blend)
+    edit_to_folder(run, images, edits, lambda spec: grown(pixel_mask(marks, spec), grow), out, edit)
 
 
 def vary(
@@ -83,16 +78,14 @@ def vary(
     out: Annotated[str, _PICTURES] = "varied",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Draw a share of the codes of images again, at random positions.
+    """Sample a share of the codes of images again, at random positions.
 
     Args:
-        share: of the codes, above 0 and up to 1
+        share: of the codes to sample again, above 0 and up to 1
     """
+    from pipeline import ImageGenerator
 
-    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
-        return generator.vary(images, share=share, **options)
-
-    edit_to_folder(run, images, change, None, out, edit)
+    edit_to_folder(run, images, partial(ImageGenerator.vary, share=share), None, out, edit)
 
 
 def change_class(
@@ -104,22 +97,20 @@ def change_class(
     out: Annotated[str, _PICTURES] = "changed",
     edit: EditGroup = Edit(),
 ) -> None:
-    """Give images another class, --class-label: draw the codes that fit it worst and keep the others.
+    """Give images another class, --class-label: sample the codes that fit it worst and keep the others.
 
     Args:
-        share: of the codes that are drawn, above 0 and up to 1
+        share: of the codes to sample again, above 0 and up to 1
     """
+    from pipeline import ImageGenerator
 
-    def change(generator: ImageGenerator, images: Any, **options: Any) -> GeneratorOutput:
-        return generator.change_class(images, share=share, **options)
-
-    edit_to_folder(run, images, change, None, out, edit)
+    edit_to_folder(run, images, partial(ImageGenerator.change_class, share=share), None, out, edit)
 
 
 def edit_to_folder(
     run: str,
     images: list[str],
-    change: Callable[..., GeneratorOutput],
+    edits: Callable[..., GeneratorOutput],
     region: Callable[[Any], Any] | None,
     out: str,
     edit: Edit,
@@ -129,8 +120,8 @@ def edit_to_folder(
     Args:
         run: the run folder, or a model repository's name.
         images: files and folders.
-        change: makes the results of a batch of images.
-        region: code specification => mask of the pixels that are drawn, (B, Y, X); None shows none.
+        edits: generator, a batch of images => their results.
+        region: code specification => mask of the pixels that are sampled, (B, Y, X); None shows none.
         out: the folder for the pictures.
         edit: options of all edits.
     """
@@ -159,7 +150,7 @@ def edit_to_folder(
     for first in range(0, len(names), _BATCH):
         batch_BYXC = np.stack(pixels[first : first + _BATCH])
         own = seeds[first * n :][: len(batch_BYXC) * n]
-        output = change(generator, to_unit_range(batch_BYXC), seed=own, **options)
+        output = edits(generator, to_unit_range(batch_BYXC), seed=own, **options)
         shown = [] if region is None else [kept_pixels(batch_BYXC, region(generator.spec).numpy())]
         for i, name in enumerate(names[first : first + _BATCH]):
             stem = f"{first + i:04d}-{file_name(Path(name).stem)}"

@@ -30,7 +30,7 @@ def read_fields(tokens: Sequence[str], command: Callable[..., Any]) -> dict[str,
         Dotted name -> value; names of alternatives first, since they decide which fields there are.
 
     Raises:
-        ConfigError: an unknown field, named with the nearest, or one without a value.
+        ConfigError: an unknown field, named with the nearest, one without a value, or one that is given twice.
     """
     known = {each.name: each.annotation for each in entries(Recipe)}
     known |= {f"{name}.type": str for name, annotation in known.items() if variants(annotation)}
@@ -42,6 +42,7 @@ def read_fields(tokens: Sequence[str], command: Callable[..., Any]) -> dict[str,
         name = option[2:].replace("-", "_")
         if not option.startswith("--") or name not in known:
             raise ConfigError(_unknown(option, [*known, *own]))
+        ConfigError.unless(name not in found, f"{option} is given twice")
         values = [value] if equals else []
         while rest and not equals and not rest[0].startswith("--"):
             values.append(rest.pop(0))
@@ -72,19 +73,19 @@ def _unknown(option: str, known: list[str]) -> str:
 
 
 def show_fields(
-    prefix: Annotated[str, Parameter(help="a section, e.g. prior.training; default an overview of all sections")] = "",
+    section: Annotated[str, Parameter(help="a section, e.g. prior.training; default an overview of all sections")] = "",
     /,
 ) -> None:
     """List the fields of a recipe: name, default, meaning.
 
-    In a YAML file a dot is a level; on the command line the field is an option, --prior.model.d-model 256.
+    A dot is a level of the YAML file; on the command line a field is an option: --prior.model.d-model 256.
     """
-    prefix = prefix.removeprefix("--").replace("-", "_").rstrip(".")
+    section = section.removeprefix("--").replace("-", "_").rstrip(".")
     rows = list(entries(Recipe))
-    if prefix and not any(each.name == prefix for each in rows):
-        near = closest(prefix, [each.name for each in rows])
-        raise ConfigError(f"unknown field {prefix}; " + (f"did you mean {near}?" if near else "see tessera fields"))
-    print("\n".join(_page(rows, prefix) if prefix else _overview(rows)))
+    if section and not any(each.name == section for each in rows):
+        near = closest(section, [each.name for each in rows])
+        raise ConfigError(f"unknown field {section}; " + (f"did you mean {near}?" if near else "see tessera fields"))
+    print("\n".join(_page(rows, section) if section else _overview(rows)))
 
 
 def _overview(rows: list[Entry]) -> Iterator[str]:

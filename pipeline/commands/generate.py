@@ -136,7 +136,7 @@ def interpolate(
     out: Annotated[str, out_option("file for the strip")] = "interpolation.png",
     device: Device = "auto",
 ) -> None:
-    """Write a strip of images on the way from one to another: between given images, or between samples by seed.
+    """Write a strip of images from one to another: between two image files, or between the samples of two seeds.
 
     Between images, the run may be a tokenizer folder.
 
@@ -202,14 +202,14 @@ def tune_guidance(
     dry_run: bool = False,
     device: Device = "auto",
 ) -> None:
-    """Search the guidance scale and schedule whose samples are closest to the training images.
+    """Search for the guidance scale and schedule whose samples are closest to the training images.
 
     The best becomes the run's default, in its model_index.json.
 
     Args:
-        images: samples for each setting; more tell closer settings apart
-        extractor: features for the Frechet distance; small needs no file, and compares with nothing but itself
-        seed: of the samples
+        images: samples for each setting; more resolve smaller differences
+        extractor: features for the Frechet distance; small needs no file, but compares only with itself
+        seed: seed of the samples
         dry_run: only print what was found
     """
     from pipeline.evaluation.guidance import Tuning

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pipeline.commands.options import (
     ClassLabel,
     Device,
-    Extractor,
     GeneratorName,
     Images,
     RunName,
     TokenizerName,
+    group,
     out_option,
 )
+from pipeline.evaluation.run import Judges, Part, Split
 
 if TYPE_CHECKING:
     from pipeline.generation.likelihood import ScoredImage
@@ -58,24 +59,20 @@ def evaluate(
     run: RunName,
     /,
     *,
-    stage: Literal["all", "tokenizer", "prior"] = "all",
-    extractor: Literal["small", "inception", "dinov2", "none"] = "small",
-    weights: Extractor = None,
-    lpips: str | None = None,
-    split: Literal["validation", "train"] = "validation",
+    stage: Part = "all",
+    split: Split = "validation",
     out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
     device: Device = "auto",
+    judges: Annotated[Judges, group("Networks")] = Judges(),
 ) -> None:
-    """Score a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
+    """Evaluate a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
 
     Args:
-        stage: tokenizer, prior, or all that the run has
-        extractor: features for rFID and KID; small needs no file, and compares with nothing but itself
-        lpips: VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS
+        stage: what to evaluate; all is what the run has
+        split: the images to evaluate on
     """
-    from pipeline.evaluation.run import Judges, evaluate_run
+    from pipeline.evaluation.run import evaluate_run
 
-    judges = Judges(extractor=extractor, weights=weights, lpips=lpips)
     evaluate_run(run, part=stage, judges=judges, split=split, device=device, json_file=out)
 
 

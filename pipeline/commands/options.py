@@ -16,7 +16,9 @@ from stage2_prior.decoding.sampling import SamplingConfig
 RecipeName = Annotated[str, Parameter(help="a YAML file, a built-in recipe (tessera recipes), or a run folder")]
 Fields = Annotated[
     str,
-    Parameter(allow_leading_hyphen=True, help="of the recipe: --NAME VALUE, e.g. --prior.training.fit.steps 500"),
+    Parameter(
+        allow_leading_hyphen=True, help="fields of the recipe, e.g. --prior.training.fit.steps 500; see tessera fields"
+    ),
 ]
 RunName = Annotated[str, Parameter(help="a run folder")]
 GeneratorName = Annotated[str, Parameter(help="a run folder, or a model repository on the hub")]
@@ -55,7 +57,7 @@ else:
     _SETTINGS = [
         (
             name,
-            Annotated[hint | None, Parameter(help=shorten(_DOCS[name], 62, placeholder=" ..."))],
+            Annotated[hint | None, Parameter(help=shorten(_DOCS[name].split("; ")[0], 71, placeholder=" ..."))],
             field(default=None),
         )
         for name, hint in SETTINGS.items()
@@ -71,13 +73,13 @@ class Picture:
     """Options of each image."""
 
     best_of: int = 1
-    """draw this many candidates of each image and keep the likeliest"""
+    """sample this many candidates of each image and keep the likeliest"""
     height: int | None = None
-    """rows in pixels, more than trained: the prior's window slides"""
+    """height in pixels, if larger than trained: the prior's window slides"""
     width: int | None = None
-    """columns in pixels, likewise"""
+    """width in pixels, likewise"""
     partial: bool = False
-    """also write the picture after each row of codes"""
+    """also write the images after each row of codes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Many:
     part: str = "0/1"
     """make part i/N of the images only, i from 0"""
     batch_size: int | None = None
-    """images drawn together; default 64 with --count, else what fits"""
+    """images sampled at once; default 64 with --count, else what fits"""
     images_per_file: int = 1024
     """rows of a parquet file"""
 
@@ -122,9 +124,9 @@ class Edit:
     num_images: int = 4
     """results for each image"""
     best_of: int = 1
-    """draw this many candidates of each result and keep the likeliest"""
+    """sample this many candidates of each result and keep the likeliest"""
     seed: int | None = None
-    """the same seed gives the same results; default a random one"""
+    """the same seed gives the same results; default random"""
     device: Device = "auto"
     sampling: SamplingGroup = field(default_factory=Sampling)
     speed: SpeedGroup = Speed()

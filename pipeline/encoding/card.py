@@ -1,9 +1,4 @@
-"""Dataset card: text, picture and share of near ties, from images spread over the training split.
-
-README.md of a token dataset: its codes, its images, and how to load it.
-
-Upload of a finished token dataset to the Hugging Face hub.
-"""
+"""Dataset card: README.md of a token dataset, its picture and share of near ties; upload to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,6 +26,9 @@ from pipeline.encoding.plan import ExportPlan
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PICTURE = "card.png"
+N_SHOWN, N_TIED = 8, 64
+_SMALLEST = 64  # smallest side of an image in the picture, pixels
+CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
 _MOST_CLASSES = 100  # rows in the table of classes
 
 
@@ -70,31 +68,30 @@ became one {_unit(spec)}. The tokenizer that made the codes, and decodes them, i
 
 
 def _loading(spec: CodeSpec) -> str:
-    split = "train"
     return f"""```python
 from datasets import load_dataset
 import numpy as np
 
-rows = load_dataset("path/of/this/folder", split="{split}")
+rows = load_dataset("path/of/this/folder", split="train")
 codes = np.array(rows[0]["codes"]){"" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"}
 ```
 
 ```python
 import pyarrow.parquet as pq
 
-table = pq.read_table("path/of/this/folder/data/{split}", page_checksum_verification=True)
+table = pq.read_table("path/of/this/folder/data/train", page_checksum_verification=True)
 ```
 
 ```python
 import polars
 
-frame = polars.read_parquet("path/of/this/folder/data/{split}/*.parquet")
+frame = polars.read_parquet("path/of/this/folder/data/train/*.parquet")
 ```
 
 ```python
 import duckdb
 
-views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/{split}/*.parquet' GROUP BY view").fetchall()
+views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/train/*.parquet' GROUP BY view").fetchall()
 ```
 
 ```python
@@ -164,7 +161,7 @@ def _sides(level: CodeLevel, separator: str) -> str:
 
 
 def _row_layout(spec: CodeSpec) -> str:
-    """Describe the layout of ``codes``: levels, and depth of each position."""
+    """Layout of ``codes``: levels, and depth of each position."""
     if len(spec.levels) == 1:
         return f"Each row is one view of one image as a grid of {_grid(spec.levels[0])}, flattened into `codes`."
     grids = "\n".join(f"{i}. {_grid(level)}: {level.n_codes} numbers" for i, level in enumerate(spec.levels, start=1))
@@ -176,10 +173,8 @@ into `codes`, coarse to fine:
 
 
 def _grid(level: CodeLevel) -> str:
-    order = "row by row"
-    if level.depth > 1:
-        order += f" with the {level.depth} codes of a place side by side, coarse to fine"
-    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, {order}"
+    deep = f" with the {level.depth} codes of a place side by side, coarse to fine" if level.depth > 1 else ""
+    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, row by row{deep}"
 
 
 def _unit(spec: CodeSpec) -> str:
@@ -187,10 +182,6 @@ def _unit(spec: CodeSpec) -> str:
     depth = spec.levels[-1].depth
     what = "code" if depth == 1 else f"place of {depth} codes"
     return what if len(spec.levels) == 1 else f"{what} of the finest grid"
-
-
-N_SHOWN, N_TIED = 8, 64
-_SMALLEST = 64  # smallest side of an image in the picture, pixels
 
 
 def publish_card(
@@ -258,9 +249,6 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     content = io.BytesIO()
     grid.save(content, "PNG")
     return content.getvalue()
-
-
-CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
 
 
 def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: str | None = None) -> str:

@@ -1,10 +1,8 @@
-"""Bulk decoding: an image file for every row of a token dataset, or of a file of codes.
+"""Bulk decoding: an image file for every row of codes, from a token dataset, a NumPy file or a parquet file.
 
 Images come in folders of 1,000, each published whole, with a ``metadata.jsonl`` of image id, view and class;
 ``datasets.load_dataset("imagefolder", data_dir=...)`` opens the result. Any number of processes may work on it at the
-same time, and no finished folder is decoded again.
-
-Rows of codes to decode: a token dataset, a NumPy file or a parquet file.
+same time; a finished folder is never decoded again.
 """
 
 from __future__ import annotations
@@ -39,6 +37,9 @@ from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
+PLAN = "decode.json"
+LEASES = ".leases"
+IMAGES_PER_FOLDER = 1000
 _STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
 
 
@@ -59,129 +60,6 @@ class CodeRows:
     identity: str
     read: Callable[[int, int], np.ndarray]
     about: Callable[[int, int], Sequence[dict[str, Any]]]
-
-
-def find_tokenizer(codes: Path, named: str | None) -> Path:
-    """Find the folder of the tokenizer that decodes ``codes``: the named one, or the dataset's own.
-
-    Raises:
-        ConfigError: a file needs a named tokenizer.
-        CheckpointError: no tokenizer there.
-    """
-    if named is None and not codes.is_dir():
-        fix = "give the run or tokenizer folder that made the codes"
-        raise ConfigError("is needed for a file of codes", field="--tokenizer", fix=fix)
-    root = codes if named is None else Path(named)
-    choices = [root / "codes" / "tokenizer", root / "tokenizer", root] if named is None else [root / "tokenizer", root]
-    found = next((each for each in choices if (each / "config.json").is_file()), None)
-    if found is None:
-        raise CheckpointError("holds no tokenizer", field=str(root), fix="give one with --tokenizer")
-    return found
-
-
-def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[CodeRows]:
-    """Open the rows of a token dataset or run, one entry for each split, or of a file.
-
-    Args:
-        codes: dataset, run folder, ``.npy`` or ``.parquet``.
-        spec: specification of the tokenizer's codes.
-        split: split of a dataset; None takes all.
-
-    Raises:
-        DataError: no usable codes, or codes of another shape than the tokenizer's.
-        ContractError: codes of another tokenizer.
-        ConfigError: a split of a file.
-    """
-    if codes.is_dir():
-        folder = codes if (codes / MANIFEST).exists() else codes / "codes"
-        return _dataset_rows(folder if folder.is_dir() else codes, spec, split)
-    if split is not None:
-        raise ConfigError("is for token datasets", field="--split", found=split, fix="leave it out for a file")
-    if not codes.is_file() or codes.suffix not in (".npy", ".parquet"):
-        expected = "a token dataset, a run folder, a .npy or a .parquet file"
-        raise DataError("holds no codes", field=str(codes), expected=expected)
-    return [_array_rows(codes, spec) if codes.suffix == ".npy" else _parquet_rows(codes, spec)]
-
-
-def _dataset_rows(folder: Path, spec: CodeSpec, split: str | None) -> list[CodeRows]:
-    entries = read_manifest(folder)["splits"]
-    names = [split] if split is not None else [name for name, entry in entries.items() if entry["rows"]]
-    return [_split_rows(folder, spec, name) for name in names]
-
-
-def _split_rows(folder: Path, spec: CodeSpec, split: str) -> CodeRows:
-    dataset = TokenDataset(folder, split, _STREAMED)
-    require_same_codes(spec, dataset.spec, owner="the tokenizer", other="the token dataset")
-    classes = dataset.spec.class_names
-
-    def about(start: int, stop: int) -> list[dict[str, Any]]:
-        rows = np.arange(start, stop)
-        known: list[dict[str, Any]] = [
-            {"image_id": image_id, "view": int(view)}
-            for image_id, view in zip(dataset.image_ids[start:stop], dataset.views_N[rows], strict=True)
-        ]
-        if dataset.labels_N is not None:
-            for entry, label in zip(known, dataset.labels_N[rows], strict=True):
-                entry["label"] = classes[int(label)]
-        return known
-
-    identity = digest([split, read_manifest(folder)["splits"][split]["files"]])
-    return CodeRows(split, len(dataset), identity, lambda start, stop: dataset.codes_NT[np.arange(start, stop)], about)
-
-
-def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read as a NumPy array: {error}", field=str(path)) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim < 2:
-        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several arrays"
-        raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
-    allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
-    if array.shape[1:] not in allowed:
-        found, expected = array.shape[1:], " or ".join(map(str, sorted(allowed, key=len)))
-        raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
-    flat = array.reshape(len(array), spec.n_codes)
-    return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)
-
-
-def _parquet_rows(path: Path, spec: CodeSpec) -> CodeRows:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot be read as parquet: {error}", field=str(path)) from error
-    if "codes" not in table.column_names:
-        raise DataError("has no column codes", field=str(path), fix=nearest("codes", table.column_names))
-    if b"tessera" in (table.schema.metadata or {}):  # a file of a token dataset holds its specification
-        theirs = from_dict(CodeSpec, read_footer(path)["spec"])
-        require_same_codes(spec, theirs, owner="the tokenizer", other=f"the file {path.name}")
-    lengths = pc.unique(pc.list_value_length(table["codes"])).to_pylist() if _is_list(table) else []
-    if lengths != [spec.n_codes]:
-        found, expected = f"{table.schema.field('codes').type}, lengths {lengths}", f"{spec.n_codes} whole numbers"
-        raise DataError("holds rows of another length", field=f"{path}: codes", found=found, expected=expected)
-    codes_NT = codes_of(table["codes"], spec)
-    known = table.select([name for name in ("image_id", "view") if name in table.column_names])
-
-    def about(start: int, stop: int) -> list[dict[str, Any]]:
-        return known.slice(start, stop - start).to_pylist() if known.num_columns else _nothing(start, stop)
-
-    return CodeRows("", len(codes_NT), file_sha256(path), lambda start, stop: codes_NT[start:stop], about)
-
-
-def _is_list(table: pa.Table) -> bool:
-    kind = table.schema.field("codes").type
-    several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    whole = several and pa.types.is_integer(kind.value_type) and len(table) and not table["codes"].null_count
-    return bool(whole and not pc.list_flatten(table["codes"]).null_count)
-
-
-def _nothing(start: int, stop: int) -> list[dict[str, Any]]:
-    return [{} for _ in range(start, stop)]
-
-
-PLAN = "decode.json"
-LEASES = ".leases"
-IMAGES_PER_FOLDER = 1000
 
 
 @dataclass(frozen=True)
@@ -322,3 +200,121 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
 
 def _save(image_YXC: np.ndarray, path: Path) -> None:
     durable.write_file(path, lambda target: to_pil(image_YXC).save(target, "PNG"))
+
+
+def find_tokenizer(codes: Path, named: str | None) -> Path:
+    """Find the folder of the tokenizer that decodes ``codes``: the named one, or the dataset's own.
+
+    Raises:
+        ConfigError: a file needs a named tokenizer.
+        CheckpointError: no tokenizer there.
+    """
+    if named is None and not codes.is_dir():
+        fix = "give the run or tokenizer folder that made the codes"
+        raise ConfigError("is needed for a file of codes", field="--tokenizer", fix=fix)
+    root = codes if named is None else Path(named)
+    choices = [root / "codes" / "tokenizer", root / "tokenizer", root] if named is None else [root / "tokenizer", root]
+    found = next((each for each in choices if (each / "config.json").is_file()), None)
+    if found is None:
+        raise CheckpointError("holds no tokenizer", field=str(root), fix="give one with --tokenizer")
+    return found
+
+
+def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[CodeRows]:
+    """Open the rows of a token dataset or run, one entry for each split, or of a file.
+
+    Args:
+        codes: dataset, run folder, ``.npy`` or ``.parquet``.
+        spec: specification of the tokenizer's codes.
+        split: split of a dataset; None takes all.
+
+    Raises:
+        DataError: no usable codes, or codes of another shape than the tokenizer's.
+        ContractError: codes of another tokenizer.
+        ConfigError: a split of a file.
+    """
+    if codes.is_dir():
+        folder = codes if (codes / MANIFEST).exists() else codes / "codes"
+        return _dataset_rows(folder if folder.is_dir() else codes, spec, split)
+    if split is not None:
+        raise ConfigError("is for token datasets", field="--split", found=split, fix="leave it out for a file")
+    if not codes.is_file() or codes.suffix not in (".npy", ".parquet"):
+        expected = "a token dataset, a run folder, a .npy or a .parquet file"
+        raise DataError("holds no codes", field=str(codes), expected=expected)
+    return [_array_rows(codes, spec) if codes.suffix == ".npy" else _parquet_rows(codes, spec)]
+
+
+def _dataset_rows(folder: Path, spec: CodeSpec, split: str | None) -> list[CodeRows]:
+    entries = read_manifest(folder)["splits"]
+    names = [split] if split is not None else [name for name, entry in entries.items() if entry["rows"]]
+    return [_split_rows(folder, spec, name) for name in names]
+
+
+def _split_rows(folder: Path, spec: CodeSpec, split: str) -> CodeRows:
+    dataset = TokenDataset(folder, split, _STREAMED)
+    require_same_codes(spec, dataset.spec, owner="the tokenizer", other="the token dataset")
+    classes = dataset.spec.class_names
+
+    def about(start: int, stop: int) -> list[dict[str, Any]]:
+        rows = np.arange(start, stop)
+        known: list[dict[str, Any]] = [
+            {"image_id": image_id, "view": int(view)}
+            for image_id, view in zip(dataset.image_ids[start:stop], dataset.views_N[rows], strict=True)
+        ]
+        if dataset.labels_N is not None:
+            for entry, label in zip(known, dataset.labels_N[rows], strict=True):
+                entry["label"] = classes[int(label)]
+        return known
+
+    identity = digest([split, read_manifest(folder)["splits"][split]["files"]])
+    return CodeRows(split, len(dataset), identity, lambda start, stop: dataset.codes_NT[np.arange(start, stop)], about)
+
+
+def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot be read as a NumPy array: {error}", field=str(path)) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim < 2:
+        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several arrays"
+        raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
+    allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
+    if array.shape[1:] not in allowed:
+        found, expected = array.shape[1:], " or ".join(map(str, sorted(allowed, key=len)))
+        raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
+    flat = array.reshape(len(array), spec.n_codes)
+    return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)
+
+
+def _parquet_rows(path: Path, spec: CodeSpec) -> CodeRows:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"cannot be read as parquet: {error}", field=str(path)) from error
+    if "codes" not in table.column_names:
+        raise DataError("has no column codes", field=str(path), fix=nearest("codes", table.column_names))
+    if b"tessera" in (table.schema.metadata or {}):  # a file of a token dataset holds its specification
+        theirs = from_dict(CodeSpec, read_footer(path)["spec"])
+        require_same_codes(spec, theirs, owner="the tokenizer", other=f"the file {path.name}")
+    lengths = pc.unique(pc.list_value_length(table["codes"])).to_pylist() if _is_list(table) else []
+    if lengths != [spec.n_codes]:
+        found, expected = f"{table.schema.field('codes').type}, lengths {lengths}", f"{spec.n_codes} whole numbers"
+        raise DataError("holds rows of another length", field=f"{path}: codes", found=found, expected=expected)
+    codes_NT = codes_of(table["codes"], spec)
+    known = table.select([name for name in ("image_id", "view") if name in table.column_names])
+
+    def about(start: int, stop: int) -> list[dict[str, Any]]:
+        return known.slice(start, stop - start).to_pylist() if known.num_columns else _nothing(start, stop)
+
+    return CodeRows("", len(codes_NT), file_sha256(path), lambda start, stop: codes_NT[start:stop], about)
+
+
+def _is_list(table: pa.Table) -> bool:
+    kind = table.schema.field("codes").type
+    several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    whole = several and pa.types.is_integer(kind.value_type) and len(table) and not table["codes"].null_count
+    return bool(whole and not pc.list_flatten(table["codes"]).null_count)
+
+
+def _nothing(start: int, stop: int) -> list[dict[str, Any]]:
+    return [{} for _ in range(start, stop)]

@@ -1,11 +1,7 @@
-"""Encoding of the images of one parquet file with the frozen tokenizer.
+"""Encoding of the images of one parquet file with the frozen tokenizer, in full float32 precision.
 
-Every image keeps its position in its batch, and all batches have one shape: codes depend neither on failures of other
-images, nor on the process, nor on retries.
-
-Batch size of an export: measured once on this machine, then fixed.
-
-Context of exact float32 arithmetic.
+Every image keeps its position in its batch, and all batches have one shape, measured once on this machine and then
+fixed: codes depend neither on failures of other images, nor on the process, nor on retries.
 """
 
 from __future__ import annotations
@@ -29,28 +25,10 @@ from foundation.images.views import view_pixels
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Disable autocast, TensorFloat32, bfloat16 products and the choice of algorithms by speed."""
-    cudnn = torch.backends.cudnn
-    conv: Any = getattr(cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix old and new names
-    owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
-    before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
-    _set(("highest", False, True, exact), owner, name)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _set(before, owner, name)
-
-
-def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
-    products, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, convolutions = settings
-    torch.set_float32_matmul_precision(products)
-    setattr(owner, name, convolutions)
-
-
+LARGEST = 512
+ENOUGH = 0.97
+"""share of the best speed that a smaller batch must reach"""
+_SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 _MOST_READERS = 32
 Decoded = np.ndarray | Failure | None
@@ -161,6 +139,27 @@ def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[i
     return numbers, [each.result() for each in futures]
 
 
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Disable autocast, TensorFloat32, bfloat16 products and the choice of algorithms by speed."""
+    cudnn = torch.backends.cudnn
+    conv: Any = getattr(cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix old and new names
+    owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
+    before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
+    _set(("highest", False, True, exact), owner, name)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _set(before, owner, name)
+
+
+def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
+    products, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, convolutions = settings
+    torch.set_float32_matmul_precision(products)
+    setattr(owner, name, convolutions)
+
+
 @torch.no_grad()
 def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
     """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square.
@@ -178,12 +177,6 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
         change = signs.to(features) * (margin * features.square().mean().sqrt())
         return float((tokenizer.bottleneck.encode(features + change) != codes).double().mean())
-
-
-LARGEST = 512
-ENOUGH = 0.97
-"""share of the best speed that a smaller batch must reach"""
-_SHORTEST = 0.2  # seconds of one measurement
 
 
 def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:

@@ -2,14 +2,8 @@
 
 Equal images, tokenizer and settings give an equal plan; the first process writes it. Each process encodes files that no
 other process holds; a process that finds all files written finishes the dataset. Processes may die or join at any time,
-and no file is encoded twice.
-
-Retry of failed images.
-
-A file is replaced in one step if one of its failed images can now be encoded. Every image keeps its position in its
-batch, so the new file equals the file of a first export.
-
-Verification of an export: files against the plan, failures against the allowed share.
+and no file is encoded twice. A retry replaces a file in one step if one of its failed images can now be encoded; every
+image keeps its position in its batch, so the new file equals the file of a first export.
 """
 
 from __future__ import annotations
@@ -39,81 +33,6 @@ from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, Plann
 from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
-
-
-def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: ExportPlan) -> None:
-    """Require that a file holds every planned image in every view with its label, or lists the image as failed.
-
-    Raises:
-        ContractError: the file was made from other images or labels.
-    """
-    split = plan.splits[planned.split]
-    failed = {each.image_id for each in shard.failures}
-    numbers = range(planned.start, planned.stop)
-    good = [n for n in numbers if split.image_ids[n] not in failed]
-    strangers = failed - {split.image_ids[n] for n in numbers}
-    n_views = len(planned.views)
-    labels = None if split.labels is None else np.tile([split.labels[n] for n in good], n_views)
-    same_labels = labels is None if shard.labels is None else np.array_equal(shard.labels, labels)  # type: ignore[arg-type]
-    same = (
-        list(shard.image_ids) == [split.image_ids[n] for n in good] * n_views
-        and np.array_equal(shard.views, np.repeat(planned.views, len(good)))
-        and same_labels
-        and not strangers
-    )
-    if not same:
-        what = "the shard holds other images or labels than the data source"
-        found, expected = (
-            f"{len(shard.image_ids)} rows, {len(failed)} failures",
-            f"{planned.n_images} x {n_views} views",
-        )
-        raise ContractError(what, field=str(path), found=found, expected=expected, fix=REENCODE_FIX)
-
-
-def share(text: str | float) -> float:
-    """Parse a share, ``1%`` or ``0.01``.
-
-    Raises:
-        ConfigError: another form, or outside 0 to 1.
-    """
-    try:
-        number = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except ValueError:
-        raise ConfigError("is not a share", field="--max-bad", found=repr(text), expected="1% or 0.01") from None
-    require(0 <= number <= 1, "--max-bad", text, "from 0% to 100%")
-    return number
-
-
-def totals(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Count ``planned``, ``written`` and ``failed`` images of all splits; planned = written + failed."""
-    splits = manifest["splits"].values()
-    failed = sum(len(entry["failures"]) for entry in splits)
-    planned = sum(entry.get("planned", entry["rows"] + len(entry["failures"])) for entry in splits)
-    return {"planned": planned, "written": planned - failed, "failed": failed}
-
-
-def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
-    """Refuse a dataset of which too many images could not be encoded. It is complete all the same.
-
-    Raises:
-        DataError: how many failed, with which codes, and the first of them.
-    """
-    counts = totals(manifest)
-    if counts["failed"] <= max_bad * counts["planned"]:
-        return
-    failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
-    shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
-    found = f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first:{shown}"
-    expected = f"a share of at most {max_bad:.4g}"
-    fix = "repair them and run tessera encode with --retry-failed, or allow more (--max-bad 5%)"
-    raise DataError("too many images failed", field="--max-bad", found=found, expected=expected, fix=fix)
-
-
-def by_code(failures: list[dict[str, Any]]) -> str:
-    """Count failures by code, the most frequent first, as text."""
-    counts = Counter(each.get("code", "unreadable") for each in failures)
-    return ", ".join(f"{n:,} {code}" for code, n in counts.most_common())
-
 
 PLAN = "plan.json"
 LEASES = ".leases"
@@ -357,3 +276,77 @@ def _forget_manifest(export: Export) -> None:
     """Remove the manifest, which holds hashes of replaced files; ``Export.finish`` writes a new one."""
     if (export.folder / MANIFEST).exists():
         durable.remove_folder(export.folder / MANIFEST)
+
+
+def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: ExportPlan) -> None:
+    """Require that a file holds every planned image in every view with its label, or lists the image as failed.
+
+    Raises:
+        ContractError: the file was made from other images or labels.
+    """
+    split = plan.splits[planned.split]
+    failed = {each.image_id for each in shard.failures}
+    numbers = range(planned.start, planned.stop)
+    good = [n for n in numbers if split.image_ids[n] not in failed]
+    strangers = failed - {split.image_ids[n] for n in numbers}
+    n_views = len(planned.views)
+    labels = None if split.labels is None else np.tile([split.labels[n] for n in good], n_views)
+    same_labels = labels is None if shard.labels is None else np.array_equal(shard.labels, labels)  # type: ignore[arg-type]
+    same = (
+        list(shard.image_ids) == [split.image_ids[n] for n in good] * n_views
+        and np.array_equal(shard.views, np.repeat(planned.views, len(good)))
+        and same_labels
+        and not strangers
+    )
+    if not same:
+        what = "the shard holds other images or labels than the data source"
+        found, expected = (
+            f"{len(shard.image_ids)} rows, {len(failed)} failures",
+            f"{planned.n_images} x {n_views} views",
+        )
+        raise ContractError(what, field=str(path), found=found, expected=expected, fix=REENCODE_FIX)
+
+
+def share(text: str | float) -> float:
+    """Parse a share, ``1%`` or ``0.01``.
+
+    Raises:
+        ConfigError: another form, or outside 0 to 1.
+    """
+    try:
+        number = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
+    except ValueError:
+        raise ConfigError("is not a share", field="--max-bad", found=repr(text), expected="1% or 0.01") from None
+    require(0 <= number <= 1, "--max-bad", text, "from 0% to 100%")
+    return number
+
+
+def totals(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Count ``planned``, ``written`` and ``failed`` images of all splits; planned = written + failed."""
+    splits = manifest["splits"].values()
+    failed = sum(len(entry["failures"]) for entry in splits)
+    planned = sum(entry.get("planned", entry["rows"] + len(entry["failures"])) for entry in splits)
+    return {"planned": planned, "written": planned - failed, "failed": failed}
+
+
+def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
+    """Refuse a dataset of which too many images could not be encoded. It is complete all the same.
+
+    Raises:
+        DataError: how many failed, with which codes, and the first of them.
+    """
+    counts = totals(manifest)
+    if counts["failed"] <= max_bad * counts["planned"]:
+        return
+    failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
+    shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
+    found = f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first:{shown}"
+    expected = f"a share of at most {max_bad:.4g}"
+    fix = "repair them and run tessera encode with --retry-failed, or allow more (--max-bad 5%)"
+    raise DataError("too many images failed", field="--max-bad", found=found, expected=expected, fix=fix)
+
+
+def by_code(failures: list[dict[str, Any]]) -> str:
+    """Count failures by code, the most frequent first, as text."""
+    counts = Counter(each.get("code", "unreadable") for each in failures)
+    return ", ".join(f"{n:,} {code}" for code, n in counts.most_common())

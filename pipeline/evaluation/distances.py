@@ -1,6 +1,6 @@
-"""Frechet distance between two sets of features; FID with Inception features (arXiv:1706.08500).
+"""Frechet and kernel distances between two sets of features.
 
-Kernel distance between two sets of features; KID with Inception features (arXiv:1801.01401).
+With Inception features: FID (Heusel et al. 2017, arXiv:1706.08500) and KID (Binkowski et al. 2018, arXiv:1801.01401).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from foundation.config import require
 from foundation.errors import DataError
 
+SUBSET_SIZE = 1000
 _ONE_EXTRACTOR = "use one extractor for both sets"
 
 
@@ -41,9 +42,12 @@ class FeatureMoments:
         """
         features_BF = finite_features(features_BF, self.n_features)
         if len(features_BF):
-            mean_F = features_BF.mean(0)
-            centred_BF = features_BF - mean_F
-            self._join(len(features_BF), mean_F, centred_BF.T @ centred_BF)
+            mean_F, total = features_BF.mean(0), self.n + len(features_BF)
+            centred_BF, shift_F = features_BF - mean_F, mean_F - self.mean_F
+            joined = np.outer(shift_F, shift_F) * (self.n * len(features_BF) / total)
+            self.scatter_FF += centred_BF.T @ centred_BF + joined
+            self.mean_F += shift_F * (len(features_BF) / total)
+            self.n = total
 
     @property
     def covariance(self) -> np.ndarray:
@@ -55,13 +59,6 @@ class FeatureMoments:
         if self.n < 2:
             raise DataError("too few images for a covariance", field="images", found=self.n, expected="at least 2")
         return self.scatter_FF / (self.n - 1)
-
-    def _join(self, n: int, mean_F: np.ndarray, scatter_FF: np.ndarray) -> None:
-        total = self.n + n
-        shift_F = mean_F - self.mean_F
-        self.scatter_FF += scatter_FF + np.outer(shift_F, shift_F) * (self.n * n / total)
-        self.mean_F += shift_F * (n / total)
-        self.n = total
 
 
 def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
@@ -105,27 +102,9 @@ def gaussian_frechet_distance(
     return max(0.0, float(np.square(mean_F - other_mean_F).sum() + spread))
 
 
-def finite_features(features_BF: np.ndarray, n_features: int) -> np.ndarray:
-    """Check features and convert them to float64.
-
-    Raises:
-        DataError: not (B, n_features), or values that are not finite.
-    """
-    if features_BF.ndim != 2 or features_BF.shape[1] != n_features:
-        shape, expected = features_BF.shape, f"(B, {n_features})"
-        raise DataError("have another shape", field="features", found=shape, expected=expected, fix=_ONE_EXTRACTOR)
-    if not np.isfinite(features_BF).all():
-        fix = "look for NaN in the images, and run the extractor in float32"
-        raise DataError("are not finite", field="features", found="NaN or infinity", fix=fix)
-    return features_BF.astype(np.float64)
-
-
 def _factor(covariance_FF: np.ndarray) -> np.ndarray:
     eigenvalues, vectors = np.linalg.eigh(covariance_FF)
     return vectors * np.sqrt(eigenvalues.clip(min=0))
-
-
-SUBSET_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -216,6 +195,21 @@ def unbiased_mmd2(one_NF: np.ndarray, other_MF: np.ndarray, *, paired: bool = Fa
     cross_NM = _kernel(one_NF, other_MF)
     cross = (cross_NM.sum() - np.trace(cross_NM)) / (n * (n - 1)) if paired else cross_NM.mean()
     return float(_mean_of_pairs(one_NF) + _mean_of_pairs(other_MF) - 2 * cross)
+
+
+def finite_features(features_BF: np.ndarray, n_features: int) -> np.ndarray:
+    """Check features and convert them to float64.
+
+    Raises:
+        DataError: not (B, n_features), or values that are not finite.
+    """
+    if features_BF.ndim != 2 or features_BF.shape[1] != n_features:
+        shape, expected = features_BF.shape, f"(B, {n_features})"
+        raise DataError("have another shape", field="features", found=shape, expected=expected, fix=_ONE_EXTRACTOR)
+    if not np.isfinite(features_BF).all():
+        fix = "look for NaN in the images, and run the extractor in float32"
+        raise DataError("are not finite", field="features", found="NaN or infinity", fix=fix)
+    return features_BF.astype(np.float64)
 
 
 def _kernel(one_NF: np.ndarray, other_MF: np.ndarray) -> np.ndarray:

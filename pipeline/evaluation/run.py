@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.runs.folder import RunFolder
+
+Part = Literal["all", "tokenizer", "prior"]
+Split = Literal["validation", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
     """Networks that score a tokenizer."""
 
-    extractor: str = "small"
-    """features for rFID and KID: inception, dinov2, small or none"""
+    extractor: Literal["small", "inception", "dinov2", "none"] = "small"
+    """features for rFID and KID; small needs no file, but compares only with itself"""
     weights: str | None = None
-    """the extractor's weights; null takes cached or downloaded weights"""
+    """the extractor's weights: file, folder or hub name; default cached or downloaded"""
     lpips: str | None = None
-    """VGG16's weights for LPIPS: a file, standard, or random; null leaves LPIPS out"""
+    """VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS"""
 
 
 def evaluate_run(
-    run: str, *, part: str, judges: Judges, split: str, device: str, json_file: str | None = None
+    run: str, *, part: Part, judges: Judges, split: Split, device: str, json_file: str | None = None
 ) -> dict[str, Any]:
     """Score a run on its own data; print a table for each part and write ``evaluation/PART-SPLIT*.json``.
 
@@ -42,13 +44,11 @@ def evaluate_run(
         Part => its figures, as written.
 
     Raises:
-        ConfigError: a value that is not a choice.
+        ConfigError: an extractor with weights that it does not take, or no such device.
         CheckpointError: the run, or the part, is missing or damaged.
     """
     folder = RunFolder(Path(run))
     folder.load_recipe()
-    _require_choice("--split", split, ("train", "validation"))
-    _require_choice("--part", part, ("all", "tokenizer", "prior"))
     device = usable_device(device)
     found: dict[str, Any] = {}
     if part != "prior":
@@ -58,11 +58,6 @@ def evaluate_run(
     if json_file is not None:
         durable.replace_file(Path(json_file), json.dumps(found, indent=1).encode())
     return found
-
-
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError("is not a choice", field=field, found=repr(value), fix=nearest(value, choices))
 
 
 def _evaluate_prior(folder: RunFolder, split: str, device: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Reconstruction metrics of a tokenizer on a set of images, in one pass.
-
-Metrics of a tokenizer: log values, and a table with notes on comparability.
-"""
+"""Reconstruction metrics of a tokenizer on a set of images, in one pass, with notes on comparability."""
 
 from __future__ import annotations
 
@@ -24,7 +21,8 @@ from pipeline.evaluation.extractors import FeatureExtractor
 from stage1_tokenizer.evaluate import PairScore, TokenizerScores, score_tokenizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-PUBLISHED_N_IMAGES = 50_000
+_PUBLISHED_N_IMAGES = 50_000
+_SUBSETS_WANTED = 5
 _ROWS = (
     ("psnr", "PSNR", "{:.2f} dB", "higher is better"),
     ("ssim", "SSIM", "{:.4f}", "higher is better, 1 is perfect; 11 x 11 Gaussian window"),
@@ -38,16 +36,12 @@ class SetDistances:
     """Distances between the distributions of images and of reconstructions.
 
     Attributes:
-        extractor, n_features, resize: see ``FeatureExtractor``.
-        caveat: why the figures do not compare with published ones; None if they do.
+        extractor: of the features.
         frechet: rFID with Inception, 0 or more.
         kernel: rKID with Inception.
     """
 
-    extractor: str
-    n_features: int
-    resize: str
-    caveat: str | None
+    extractor: FeatureExtractor
     frechet: float
     kernel: KernelDistance
 
@@ -72,7 +66,7 @@ class TokenizerEvaluation:
         """Log values; names of distances end with the extractor, e.g. ``rfid_inception``."""
         numbers = {"n_images": float(self.scores.n_images), **self.scores.metrics()}
         if self.distances is not None:
-            name, kernel = self.distances.extractor, self.distances.kernel
+            name, kernel = self.distances.extractor.name, self.distances.kernel
             numbers |= {f"rfid_{name}": self.distances.frechet, f"rkid_{name}": kernel.value}
             if kernel.n_subsets > 1:
                 numbers[f"rkid_{name}_standard_error"] = kernel.standard_error
@@ -82,15 +76,15 @@ class TokenizerEvaluation:
     def notes(self) -> list[str]:
         """Conditions for comparing these figures with others, a sentence each."""
         known = "compares with figures of the same images"
-        other = f"published figures use other images, mostly {PUBLISHED_N_IMAGES:,}"
+        other = f"published figures use other images, mostly {_PUBLISHED_N_IMAGES:,}"
         n_images = self.scores.n_images
-        notes = [f"of {n_images:,} images: {known if n_images == PUBLISHED_N_IMAGES else other}"]
+        notes = [f"of {n_images:,} images: {known if n_images == _PUBLISHED_N_IMAGES else other}"]
         if self.lpips_description is not None:
             notes.append(f"LPIPS: {self.lpips_description}")
         if self.distances is None:
             return notes
-        each = self.distances
-        notes.append(f"rFID, rKID: extractor {each.extractor}, {each.n_features} features, resize: {each.resize}")
+        each = self.distances.extractor
+        notes.append(f"rFID, rKID: extractor {each.name}, {each.n_features} features, resize: {each.resize}")
         if each.caveat is not None:
             notes.append(f"rFID, rKID: NOT COMPARABLE with published figures: {each.caveat}")
         if n_images <= each.n_features:
@@ -118,8 +112,8 @@ class TokenizerEvaluation:
 
 
 def _distance_rows(distances: SetDistances) -> list[tuple[str, str, str]]:
-    label = distances.extractor if distances.caveat is None else f"{distances.extractor}, not comparable"
-    kernel = distances.kernel
+    extractor, kernel = distances.extractor, distances.kernel
+    label = extractor.name if extractor.caveat is None else f"{extractor.name}, not comparable"
     error = "" if math.isnan(kernel.standard_error) else f" +- {kernel.standard_error:.2g} (standard error)"
     subsets = f"{kernel.n_subsets} subset{'s' * (kernel.n_subsets > 1)} of {kernel.subset_size:,}"
     return [
@@ -138,9 +132,6 @@ def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
         if len(usages) > 1:
             rows.append((f"codebook {i}", f"{each.share_used:.1%}", f"perplexity {each.perplexity:,.1f}"))
     return rows
-
-
-_SUBSETS_WANTED = 5
 
 
 @torch.no_grad()
@@ -174,7 +165,9 @@ def evaluate_tokenizer(
     features = None if extractor is None else _FeatureTally(extractor, len(images))
 
     def watch(batch_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor) -> None:
-        _require_finite(decoded_BCYX)
+        fix = "the weights are damaged or training diverged: take an earlier checkpoint"
+        finite, field = bool(torch.isfinite(decoded_BCYX).all()), "the tokenizer's reconstructions"
+        DataError.unless(finite, "are not finite", field=field, found="NaN or infinity", fix=fix)
         if features is not None:
             features.update(batch_BCYX, decoded_BCYX)
 
@@ -202,18 +195,5 @@ class _FeatureTally:
         self._kernel.update(originals, decoded)
 
     def distances(self) -> SetDistances:
-        extractor = self._extractor
-        return SetDistances(
-            extractor=extractor.name,
-            n_features=extractor.n_features,
-            resize=extractor.resize,
-            caveat=extractor.caveat,
-            frechet=frechet_distance(self._originals, self._decoded),
-            kernel=self._kernel.result(),
-        )
-
-
-def _require_finite(decoded_BCYX: torch.Tensor) -> None:
-    if not torch.isfinite(decoded_BCYX).all():
-        fix = "the weights are damaged or training diverged: take an earlier checkpoint"
-        raise DataError("are not finite", field="the tokenizer's reconstructions", found="NaN or infinity", fix=fix)
+        frechet = frechet_distance(self._originals, self._decoded)
+        return SetDistances(self._extractor, frechet, self._kernel.result())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,11 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
             if dtype is None:
                 what = "has an element type that no importer uses"
                 raise CheckpointError(what, field=f"{path}: {key}", found=part.get_dtype())
-            tensors[key] = LazyTensor(tuple(part.get_shape()), dtype, _reader(file, key))
+            tensors[key] = LazyTensor(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))
     except (OSError, SafetensorError) as error:
         fix = "the file is truncated or damaged: copy or download it again"
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     return tensors
-
-
-def _reader(file: Any, key: str) -> Any:
-    return lambda: file.get_tensor(key)
 
 
 def unwrap(root: Any) -> tuple[dict[str, LazyTensor], dict[str, str]]:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from foundation.config import to_dict
 from foundation.errors import ContractError
 from foundation.storage import durable
-from pipeline.interop.structure import DIFFUSERS
+from pipeline.interop.structure import DIFFUSERS, diffusers_arguments
 from pipeline.interop.tokenizer_plan import OWN_PREPROCESS
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.config import VQGANNetworks
@@ -57,16 +57,10 @@ def diffusers_config(model: TokenizerModel) -> dict[str, Any]:
     """
     config, preprocess = model.config, model.preprocess
     networks = _require_expressible(config)
-    attention = [i in networks.attention_levels for i in range(len(networks.width_multipliers))]
     common = {
-        "in_channels": preprocess.n_channels,
+        **diffusers_arguments(networks, config.latent_channels, preprocess.n_channels),
         "out_channels": preprocess.n_channels,
-        "down_block_types": [f"{'Attn' if each else ''}DownEncoderBlock2D" for each in attention],
-        "up_block_types": [f"{'Attn' if each else ''}UpDecoderBlock2D" for each in reversed(attention)],
-        "block_out_channels": [networks.base_width * multiplier for multiplier in networks.width_multipliers],
-        "layers_per_block": networks.n_res_blocks,
         "act_fn": "silu",
-        "latent_channels": config.latent_channels,
         "norm_num_groups": networks.norm_groups,
         "sample_size": preprocess.height,
         "mid_block_add_attention": networks.middle_attention,

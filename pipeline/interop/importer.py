@@ -1,7 +1,4 @@
-"""Formats of published checkpoints and their recognition by tensor names.
-
-Import of a published checkpoint: recognise, plan, account, load, publish; or refuse and write nothing.
-"""
+"""Import of a published checkpoint: recognise the format, plan, account, load, publish; or refuse and write nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from pipeline.interop.checkpoint import Checkpoint, open_checkpoint
 from pipeline.interop.llamagen_gpt import plan_llamagen_gpt
 from pipeline.interop.open_magvit2 import plan_open_magvit2
 from pipeline.interop.openai_dvae import plan_openai_dvae
-from pipeline.interop.plan import Account, Plan, account_for, load_values
+from pipeline.interop.plan import Plan, account_for, load_values
 from pipeline.interop.taming_gpt import plan_net2net
 from pipeline.interop.tokenizer_plan import Options
 from pipeline.interop.vqgan_family import plan_diffusers_vq, plan_llamagen_vq, plan_rqvae, plan_sd_kl, plan_taming
@@ -58,6 +55,7 @@ def _any(sign: str, keys: Sequence[str]) -> bool:
     return any(re.match(sign, key) for key in keys)
 
 
+ORIGIN = "origin.json"
 PRIOR_OPTIONS = ("tokenizer", "class_names")
 """fields of ``Options`` that only priors use"""
 _PRIORS = (r"transformer\.", r"cond_stage_model\.transformer_emb")
@@ -129,27 +127,7 @@ def _nearly(checkpoint: Checkpoint, asked: list[Importer], format_name: str | No
     raise checkpoint.error(what, found=f"{lacking}; but {', '.join(keys[:3])}, ...", fix=hint)
 
 
-ORIGIN = "origin.json"
-
-
-@dataclass(frozen=True)
-class Imported:
-    """Summary of an import.
-
-    Attributes:
-        format: format of the checkpoint.
-        makes: tokenizer, prior or generator.
-        notes: facts and assumptions.
-        account: use of every name.
-    """
-
-    format: str
-    makes: str
-    notes: tuple[str, ...]
-    account: Account
-
-
-def import_published(files: Sequence[Path], folder: Path, format_name: str | None, options: Options) -> Imported:
+def import_published(files: Sequence[Path], folder: Path, format_name: str | None, options: Options) -> list[str]:
     """Turn published files into a model folder.
 
     Args:
@@ -157,6 +135,9 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
         folder: must not exist.
         format_name: one of ``formats()``; None recognises the format by the names of the tensors.
         options: other settings.
+
+    Returns:
+        A summary, line by line: the format, facts and assumptions, the use of every tensor.
 
     Raises:
         CheckpointError: a file is damaged, of no known format, or has other tensors than expected.
@@ -170,7 +151,7 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
     _require_known_options(importer, options)
     plan = importer.plan(checkpoint, options)
     account = account_for(plan, importer.format)
-    model = load_values(plan)
+    model, notes = load_values(plan), [*plan.notes, *account.lines()]
     origin = {
         "format": importer.format,
         "files": [{"name": path.name, "sha256": durable.file_sha256(path)} for path in files],
@@ -183,7 +164,7 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
         (temporary / ORIGIN).write_text(json.dumps(origin, indent=1))
 
     durable.publish_folder(folder, fill)
-    return Imported(importer.format, importer.makes, tuple(plan.notes), account)
+    return [f"{importer.format} {importer.makes} in {folder}", *(f"  {line}" for line in notes)]
 
 
 def _require_known_options(importer: Importer, options: Options) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from foundation.errors import CheckpointError, nearest
-from foundation.unpickling.values import LazyTensor
 from pipeline.interop.checkpoint import Checkpoint
 
 _SHOWN = 5
@@ -128,17 +127,13 @@ def load_values(plan: Plan) -> nn.Module:
     """
     state, checkpoint = {}, plan.checkpoint
     for name, origin in plan.origins.items():
-        value = origin.make(*(_float(checkpoint.tensors[key]) for key in origin.keys)).float().clone()
+        value = origin.make(*(checkpoint.tensors[key].read().float() for key in origin.keys)).float().clone()
         if not bool(value.isfinite().all()):
             found = " + ".join(origin.keys)
             raise checkpoint.error("holds values that are not finite", found=found, fix=_AGAIN)
         state[name] = value.contiguous()
     plan.model.load_state_dict(state, assign=True)
     return plan.model.eval()
-
-
-def _float(tensor: LazyTensor) -> torch.Tensor:
-    return tensor.read().float()
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,4 @@
-"""Architecture of a VQGAN-family checkpoint, inferred from names and shapes.
-
-Tensor names of the VQGAN family in each system, one table of patterns each.
-"""
+"""Architecture of a VQGAN-family checkpoint, inferred from shapes and tensor names (a table for each system)."""
 
 from __future__ import annotations
 
@@ -17,6 +14,9 @@ from pipeline.interop.plan import Origin
 from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.tokenizer import TokenizerModel
 
+_MAX_LEVELS = 16
+_MAX_BLOCKS = 64
+_ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
 _LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)\.(blocks|attentions|resample)\.(.+)")
 _MIDDLE = re.compile(r"(encoder|decoder)\.middle\.(\d)\.(\w+)\.(\w+)")
 
@@ -104,9 +104,6 @@ DIFFUSERS = Naming(
 _OLD_PARTS = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
 OLD_DIFFUSERS = replace(DIFFUSERS, attention_parts=_OLD_PARTS)
 """files from before diffusers renamed the parts of its attention"""
-_MAX_LEVELS = 16
-_MAX_BLOCKS = 64
-_ATTENTION_KERNEL = re.compile(r"\.(attentions\.\d+|middle\.1)\.(q|k|v|proj_out)\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,3 +208,18 @@ def _as_kernel(weight: torch.Tensor) -> torch.Tensor:
 
 def _numbered(prefix: str, part: str) -> re.Pattern[str]:
     return re.compile(re.escape(f"{prefix}.{part}.") + r"(\d+)\.")
+
+
+def diffusers_arguments(
+    networks: Structure | VQGANNetworks, latent_channels: int, image_channels: int
+) -> dict[str, Any]:
+    """The sizes by the names of diffusers' constructor arguments."""
+    attention = [i in networks.attention_levels for i in range(len(networks.width_multipliers))]
+    return {
+        "block_out_channels": [networks.base_width * multiplier for multiplier in networks.width_multipliers],
+        "layers_per_block": networks.n_res_blocks,
+        "latent_channels": latent_channels,
+        "in_channels": image_channels,
+        "down_block_types": [f"{'Attn' if each else ''}DownEncoderBlock2D" for each in attention],
+        "up_block_types": [f"{'Attn' if each else ''}UpDecoderBlock2D" for each in reversed(attention)],
+    }

@@ -1,7 +1,4 @@
-"""Import plan of a tokenizer, and the images of its canary.
-
-Upstream arguments: the configuration file of a checkpoint's own system (``--config``).
-"""
+"""Import plan of a tokenizer, and the configuration file of its own system (``--config``)."""
 
 from __future__ import annotations
 
@@ -26,6 +23,12 @@ from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
+USUAL_SIZE = 256
+OWN_PREPROCESS = "_tessera_preprocess"
+"""argument in which ``export_to_diffusers`` stores the preprocess"""
+_CANARY_CODES = 1024  # one code in a thousand may differ
+LOSS = Rule(r"loss\.", "the training loss with its discriminator and perceptual network")
+AVERAGES = Rule(r"model_ema\.", "averages of the weights")
 _OTHER_SECTIONS = {"lossconfig", "data", "lightning", "optimizer", "scheduler_config", "tensors", "notes", "wrapper"}
 
 
@@ -122,14 +125,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)  # YAML reads 1e-05 as text
     except json.JSONDecodeError:
         return yaml.safe_load(text)
-
-
-USUAL_SIZE = 256
-OWN_PREPROCESS = "_tessera_preprocess"
-"""argument in which ``export_to_diffusers`` stores the preprocess"""
-_CANARY_CODES = 1024  # one code in a thousand may differ
-LOSS = Rule(r"loss\.", "the training loss with its discriminator and perceptual network")
-AVERAGES = Rule(r"model_ema\.", "averages of the weights")
 
 
 @dataclass(frozen=True, kw_only=True)

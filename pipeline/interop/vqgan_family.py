@@ -21,6 +21,7 @@ from pipeline.interop.structure import (
     TAMING,
     Naming,
     Structure,
+    diffusers_arguments,
     kernel,
     last_index,
     network_origins,
@@ -88,7 +89,11 @@ def plan_sd_kl(checkpoint: Checkpoint, options: Options) -> TokenizerPlan:
         raise checkpoint.error(what, found=channels, expected=needed, fix="copy the file again, or give the FORMAT")
     projected = checkpoint.has("quant_conv.") or checkpoint.has("post_quant_conv.")
     width = kernel(checkpoint, "post_quant_conv.weight")[1] if projected else found.latent_channels
-    expected = _diffusers_config(found) if naming else {**_ddconfig(known), "embed_dim": width}
+    expected = (
+        diffusers_arguments(found, found.latent_channels, found.image_channels)
+        if naming
+        else {**_ddconfig(known), "embed_dim": width}
+    )
     options.arguments.require_agreement(expected)
     groups = known.options.arguments.require("norm_num_groups", "a diffusers autoencoder") if naming else _GROUPS
     scale = known.options.arguments.find("scaling_factor", known.options.arguments.find("scale_factor", 1.0))
@@ -102,7 +107,9 @@ def plan_diffusers_vq(checkpoint: Checkpoint, options: Options) -> TokenizerPlan
     n_codes, width = kernel(checkpoint, "quantize.embedding.weight")[:2]
     naming = _diffusers_naming(checkpoint) or DIFFUSERS
     known = _Known.of("diffusers_vq", checkpoint, options, naming, codebook=(n_codes, width))
-    expected = {**_diffusers_config(known.structure), "num_vq_embeddings": n_codes, "vq_embed_dim": width}
+    found = known.structure
+    common = diffusers_arguments(found, found.latent_channels, found.image_channels)
+    expected = {**common, "num_vq_embeddings": n_codes, "vq_embed_dim": width}
     options.arguments.require_agreement(expected)
     groups = known.options.arguments.require("norm_num_groups", "a diffusers VQModel")
     own = {"codebook": Origin(("quantize.embedding.weight",))}
@@ -187,19 +194,6 @@ def _ddconfig(known: _Known) -> dict[str, Any]:
         there = [sides[i] for i in found.attention_levels]
         config["attn_resolutions"] = resolutions if {*resolutions} & {*sides} == {*there} else there
     return config
-
-
-def _diffusers_config(found: Structure) -> dict[str, Any]:
-    """The structure by diffusers' argument names."""
-    attention = [i in found.attention_levels for i in range(found.n_levels)]
-    return {
-        "block_out_channels": [found.base_width * multiplier for multiplier in found.width_multipliers],
-        "layers_per_block": found.n_res_blocks,
-        "latent_channels": found.latent_channels,
-        "in_channels": found.image_channels,
-        "down_block_types": [f"{'Attn' if each else ''}DownEncoderBlock2D" for each in attention],
-        "up_block_types": [f"{'Attn' if each else ''}UpDecoderBlock2D" for each in reversed(attention)],
-    }
 
 
 def _diffusers_naming(checkpoint: Checkpoint) -> Naming | None:

@@ -1,7 +1,4 @@
-"""Plots and pictures of a report as inline HTML figures.
-
-Likelihood of codes in a report: by position, by class, beside count models.
-"""
+"""Plots and pictures of a report as inline HTML figures."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from PIL import Image
 
 from foundation.codes.usage import CodeUsage
 
+_CLASSES_SHOWN = 40
 Rows = Sequence[dict[str, Any]]
 
 
@@ -99,45 +97,6 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
     return figures + "<p class='lead'>A flat top with a steep end means good codebook usage.</p>"
 
 
-def picture(image: Image.Image, caption: str) -> str:
-    """A picture with its caption."""
-    return f"<figure>{inline_image(image, caption)}<figcaption>{caption}</figcaption></figure>"
-
-
-def inline_image(image: Image.Image, alt: str) -> str:
-    """A picture without a caption."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return _inline(buffer.getvalue(), alt, "pixels")
-
-
-def _series(rows: Rows, name: str) -> tuple[list[int], list[Any]]:
-    return [row["step"] for row in rows], [row.get(name, math.nan) for row in rows]
-
-
-def figure_panels(n: int) -> tuple[Any, Any]:
-    """A figure, and its n axes side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4 * n if n > 1 else 6.4, 3.2), layout="constrained")
-    return figure, figure.subplots(1, n, squeeze=False)[0]
-
-
-def plot(figure: Any, caption: str) -> str:
-    """A finished figure as HTML, with its caption."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f"<figure>{_inline(buffer.getvalue(), caption, 'plot')}<figcaption>{caption}</figcaption></figure>"
-
-
-def _inline(png: bytes, alt: str, kind: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f"<img class='{kind}' alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"
-
-
-_CLASSES_SHOWN = 40
-
-
 def likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table of figures, from ``PriorEvaluation.as_json``."""
     numbers = found["metrics"]
@@ -197,3 +156,39 @@ def _slot_name(each: dict[str, Any], slots: list[dict[str, Any]]) -> str:
     parts = [f"grid {each['level'] + 1}"] if any(other["level"] for other in slots) else []
     parts += [f"depth {each['depth'] + 1}"] if any(other["depth"] for other in slots) else []
     return "Prior: bits by position" + (f", {', '.join(parts)}" if parts else "")
+
+
+def picture(image: Image.Image, caption: str) -> str:
+    """A picture with its caption."""
+    return f"<figure>{inline_image(image, caption)}<figcaption>{caption}</figcaption></figure>"
+
+
+def inline_image(image: Image.Image, alt: str) -> str:
+    """A picture without a caption."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return _inline(buffer.getvalue(), alt, "pixels")
+
+
+def _series(rows: Rows, name: str) -> tuple[list[int], list[Any]]:
+    return [row["step"] for row in rows], [row.get(name, math.nan) for row in rows]
+
+
+def figure_panels(n: int) -> tuple[Any, Any]:
+    """A figure, and its n axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * n if n > 1 else 6.4, 3.2), layout="constrained")
+    return figure, figure.subplots(1, n, squeeze=False)[0]
+
+
+def plot(figure: Any, caption: str) -> str:
+    """A finished figure as HTML, with its caption."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"<figure>{_inline(buffer.getvalue(), caption, 'plot')}<figcaption>{caption}</figcaption></figure>"
+
+
+def _inline(png: bytes, alt: str, kind: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f"<img class='{kind}' alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +10,10 @@ import torch
 
 from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
-from foundation.images.config import DataConfig
 from foundation.images.image_set import open_splits
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
-from pipeline.encoding.plan import EncodeConfig
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.recipe import Recipe
 from pipeline.work_sharing import Part
 
 
@@ -47,29 +47,27 @@ def open_export(run: str | Path, device: str = "cpu") -> Export:
         CheckpointError, DataError, ContractError, StorageError: see ``export_of`` and ``RunFolder.load_recipe``.
     """
     folder = RunFolder(Path(run))
-    recipe = folder.load_recipe()
-    return export_of(folder, recipe.data, recipe.encode, torch.device(device))
+    return export_of(folder, folder.load_recipe(), torch.device(device))
 
 
-def export_of(folder: RunFolder, data: DataConfig, config: EncodeConfig, device: torch.device) -> Export:
-    """Open the export of the images of ``data`` with a run's tokenizer.
+def export_of(folder: RunFolder, recipe: Recipe, device: torch.device) -> Export:
+    """Open the export of a recipe's images with a run's tokenizer.
 
     Raises:
         DataError: no tokenizer yet, or no images.
-        ContractError: ``data`` has another preprocess than the tokenizer; see also ``Export``.
+        ContractError: the recipe has another preprocess than the tokenizer; see also ``Export``.
         StorageError: see ``Export``.
     """
-    if not folder.tokenizer.exists():
-        fix = "run tessera train-tokenizer first"
-        raise DataError("there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
-    export = Export(folder.tokenizer, open_splits(data), folder.codes, config, device)
-    found, expected = data.preprocess, export.tokenizer.preprocess
+    there, fix = folder.tokenizer.exists(), "run tessera train-tokenizer first"
+    DataError.unless(there, "there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
+    export = Export(folder.tokenizer, open_splits(recipe.data), folder.codes, recipe.encode, device)
+    found, expected = recipe.data.preprocess, export.tokenizer.preprocess
     if found != expected:
         raise ContractError("differs from the tokenizer's", field="data.preprocess", found=found, expected=expected)
     return export
 
 
-def encode_run(folder: RunFolder, data: DataConfig, config: EncodeConfig, device: torch.device, job: ExportJob) -> bool:
+def encode_run(folder: RunFolder, recipe: Recipe, device: torch.device, job: ExportJob) -> bool:
     """Take part in a run's export.
 
     Returns:
@@ -81,14 +79,12 @@ def encode_run(folder: RunFolder, data: DataConfig, config: EncodeConfig, device
         ContractError, StorageError: see ``export_of``.
     """
     if job.retry or not is_encoded(folder.codes):
-        export = export_of(folder, data, config, device)
-        try:
+        export = export_of(folder, recipe, device)
+        with contextlib.closing(export):
             if job.retry:
                 finished = retry_failed(export, job.part, wait=job.wait)
             else:
                 finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
-        finally:
-            export.close()
         if not finished:
             return False
     require_enough(read_manifest(folder.codes), job.max_bad)

@@ -1,8 +1,6 @@
-"""A recipe: one file that describes one experiment, from images to samples.
+"""Recipe: one YAML file that describes an experiment, from images to samples; read without torch.
 
-Pretrained tokenizer as stage 1 of a recipe: imported, or of another run.
-
-YAML in which no key may stand twice: by default the last one wins, in silence.
+A recipe may extend others, and may name a finished tokenizer as its stage 1.
 """
 
 from __future__ import annotations
@@ -29,90 +27,6 @@ from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining, nested_networks
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
-
-_KEYS = ("tokenizer", "preprocess")
-
-
-def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set ``tokenizer.model`` and ``data.preprocess`` of a recipe's values from the tokenizer that the recipe names.
-
-    Both replace those of extended recipes. The recipe of a run folder holds both, so the named folder may be gone.
-
-    Raises:
-        ConfigError: the named folder holds no tokenizer.
-        CheckpointError: its settings are damaged.
-    """
-    stage = values.get("tokenizer")
-    named = stage.get("pretrained") if isinstance(stage, Mapping) else None
-    if named is None:
-        return dict(values)
-    assert isinstance(stage, Mapping)
-    path = tokenizer_folder(Path(str(named))) / "config.json"
-    if not path.is_file():
-        if "model" in stage and "preprocess" in (values.get("data") or {}):
-            return dict(values)
-        fix = "give a folder made by tessera import, or a run folder"
-        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=str(named), fix=fix)
-    from foundation.storage.serialization import read_json  # loads torch
-
-    settings = read_json(path, _KEYS, fix="copy or import the tokenizer again")
-    data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
-    return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}
-
-
-def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preprocess: Preprocess) -> None:
-    """Check a finished tokenizer and copy it into a run.
-
-    Args:
-        folder: a tokenizer folder, or a run folder.
-        target: must not exist.
-        config, preprocess: the recipe's.
-
-    Raises:
-        CheckpointError: missing or damaged.
-        ContractError: settings differ from the recipe's, or codes from those stored with the tokenizer.
-    """
-    from stage1_tokenizer.canary import check_canary
-    from stage1_tokenizer.tokenizer import TokenizerModel
-
-    source = tokenizer_folder(folder)
-    tokenizer = TokenizerModel.load(source)
-    found = {"model": tokenizer.config, "preprocess": tokenizer.preprocess}
-    rows = differences({"model": config, "preprocess": preprocess}, found)
-    if rows:
-        name, expected, value = rows[0]
-        what, fix = f"the tokenizer differs from the recipe in {name}", "start a new run in another folder"
-        raise ContractError(what, field=str(source), found=value, expected=expected, fix=fix)
-    if tokenizer.is_discrete:
-        check_canary(tokenizer, source)
-    durable.publish_folder(target, lambda temporary: durable.copy_files(source, temporary))
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """Path of the tokenizer in a run folder, or the folder itself."""
-    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line, name = key.start_mark.line + 1, str(key.value)
-            if name in lines:
-                raise ComposerError(None, None, f"{name!r} stands in line {lines[name]} and again in line {line}")
-            lines[name] = line
-        return node
-
-
-def read_yaml(text: str) -> Any:
-    """The values of one YAML document.
-
-    Raises:
-        yaml.YAMLError: not YAML, or a key that stands twice in one mapping.
-    """
-    return yaml.load(text, _Loader)
-
 
 _CADENCE = {
     "cache_mib",
@@ -293,7 +207,7 @@ def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
     if not isinstance(values, dict):
@@ -302,3 +216,78 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
         stage["model"] = nested_networks(stage["model"])  # before it is laid over others in today's form
     return values
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; by default the last one wins, in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """Compose a mapping of different keys."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if name in lines:
+                raise ComposerError(None, None, f"{name!r} stands in line {lines[name]} and again in line {line}")
+            lines[name] = line
+        return node
+
+
+def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set ``tokenizer.model`` and ``data.preprocess`` of a recipe's values from the tokenizer that the recipe names.
+
+    Both replace those of extended recipes. The recipe of a run folder holds both, so the named folder may be gone.
+
+    Raises:
+        ConfigError: the named folder holds no tokenizer.
+        CheckpointError: its settings are damaged.
+    """
+    stage = values.get("tokenizer")
+    if not isinstance(stage, Mapping) or stage.get("pretrained") is None:
+        return dict(values)
+    path = tokenizer_folder(Path(str(stage["pretrained"]))) / "config.json"
+    if not path.is_file():
+        if "model" in stage and "preprocess" in (values.get("data") or {}):
+            return dict(values)
+        fix = "give a folder made by tessera import, or a run folder"
+        raise ConfigError(
+            "is not a tokenizer folder", field="tokenizer.pretrained", found=str(stage["pretrained"]), fix=fix
+        )
+    from foundation.storage.serialization import read_json  # which imports torch
+
+    settings = read_json(path, ("tokenizer", "preprocess"), fix="copy or import the tokenizer again")
+    data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
+    return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}
+
+
+def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preprocess: Preprocess) -> None:
+    """Check a finished tokenizer and copy it into a run.
+
+    Args:
+        folder: a tokenizer folder, or a run folder.
+        target: must not exist.
+        config, preprocess: the recipe's.
+
+    Raises:
+        CheckpointError: missing or damaged.
+        ContractError: settings differ from the recipe's, or codes from those stored with the tokenizer.
+    """
+    from stage1_tokenizer.canary import check_canary
+    from stage1_tokenizer.tokenizer import TokenizerModel
+
+    source = tokenizer_folder(folder)
+    tokenizer = TokenizerModel.load(source)
+    found = {"model": tokenizer.config, "preprocess": tokenizer.preprocess}
+    rows = differences({"model": config, "preprocess": preprocess}, found)
+    if rows:
+        name, expected, value = rows[0]
+        what, fix = f"the tokenizer differs from the recipe in {name}", "start a new run in another folder"
+        raise ContractError(what, field=str(source), found=value, expected=expected, fix=fix)
+    if tokenizer.is_discrete:
+        check_canary(tokenizer, source)
+    durable.publish_folder(target, lambda temporary: durable.copy_files(source, temporary))
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Path of the tokenizer in a run folder, or the folder itself."""
+    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder

@@ -198,7 +198,7 @@ class Run:
         job = job or ExportJob(max_bad=recipe.data.max_failed_share)
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
-        finished = encode_run(self.folder, recipe.data, recipe.encode, accelerator.device, job)
+        finished = encode_run(self.folder, recipe, accelerator.device, job)
         accelerator.wait_for_everyone()
         return finished
 

@@ -1,37 +1,77 @@
-"""Construction of a feature extractor from its configuration or its name."""
+"""Extractors by name, and a small random network that needs no weight file."""
 
 from __future__ import annotations
 
-from typing import get_args
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
-from foundation.config import from_dict
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from foundation.config import Choice, from_dict, require
 from foundation.errors import ConfigError, nearest
-from pipeline.evaluation.extractors.base import DinoV2Config, ExtractorConfig, FeatureExtractor, InceptionConfig
+from pipeline.evaluation.extractors.base import FeatureExtractor
+from pipeline.evaluation.extractors.dinov2 import DinoV2Config
+from pipeline.evaluation.extractors.inception import InceptionConfig
 
-_CONFIGS: dict[str, type[ExtractorConfig]] = {each.type_name: each for each in get_args(ExtractorConfig)}
+_WIDTHS = (16, 16, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallConfig(Choice):
+    """A small random network: needs no file, ranks reconstructions, compares with no published figure."""
+
+    type_name: ClassVar[str] = "small"
+
+    seed: int = 0
+    """seed of the weights; figures compare only at one seed"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to below 2^63")
+
+    def build(self) -> FeatureExtractor:
+        """On the CPU."""
+        return SmallExtractor(self)
+
+
+class SmallExtractor(FeatureExtractor):
+    """Three convolutions with seeded random weights; 64 features, the mean of each channel after its ReLU.
+
+    Random filters respond to edges, colours and texture, so blur, noise and wrong colours move the features. Equal
+    seeds give equal weights on every machine. Images keep their size.
+    """
+
+    def __init__(self, config: SmallConfig) -> None:
+        caveat = "a random network: compares only with extractor small at one seed and size"
+        super().__init__("small", sum(_WIDTHS), resize="none", caveat=caveat)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.layers = nn.ModuleList()
+        width_in = 3
+        for width in _WIDTHS:
+            layer = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
+            weights = torch.randn(layer.weight.shape, generator=generator) * (2 / (9 * width_in)) ** 0.5
+            layer.load_state_dict({"weight": weights})
+            self.layers.append(layer)
+            width_in = width
+
+    def features(self, levels_BCYX: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        maps = levels_BCYX.float() / 127.5 - 1
+        means = []
+        for layer in self.layers:
+            maps = F.relu(layer(maps))
+            means.append(maps.mean((2, 3)))
+            maps = F.avg_pool2d(maps, 2, ceil_mode=True)
+        return torch.cat(means, 1)
+
+
+ExtractorConfig = InceptionConfig | DinoV2Config | SmallConfig
 
 
 def build_extractor(config: ExtractorConfig) -> FeatureExtractor:
-    """Build an extractor in evaluation mode on the CPU.
-
-    Raises:
-        CheckpointError: its weights are missing or damaged.
-        ConfigError: it needs a package that is not installed.
-    """
-    extractor: FeatureExtractor
-    if isinstance(config, InceptionConfig):
-        from pipeline.evaluation.extractors.inception import InceptionExtractor
-
-        extractor = InceptionExtractor(config)
-    elif isinstance(config, DinoV2Config):
-        from pipeline.evaluation.extractors.dinov2 import DinoV2Extractor
-
-        extractor = DinoV2Extractor(config)
-    else:
-        from pipeline.evaluation.extractors.base import SmallExtractor
-
-        extractor = SmallExtractor(config)
-    return extractor.requires_grad_(False).eval()
+    """Build an extractor in evaluation mode on the CPU; see the ``build`` of its settings."""
+    return config.build().requires_grad_(False).eval()
 
 
 def named_extractor(name: str, weights: str | None) -> FeatureExtractor | None:
@@ -41,11 +81,12 @@ def named_extractor(name: str, weights: str | None) -> FeatureExtractor | None:
         ConfigError: no such extractor, or weights for an extractor without a weight file.
         CheckpointError: its weights are missing or damaged.
     """
-    choices = [*_CONFIGS, "none"]
-    if name not in choices:
-        raise ConfigError("is not a choice", field="--extractor", found=repr(name), fix=nearest(name, choices))
+    configs = {each.type_name: each for each in get_args(ExtractorConfig)}
+    if name not in (*configs, "none"):
+        fix = nearest(name, [*configs, "none"])
+        raise ConfigError("is not a choice", field="--extractor", found=repr(name), fix=fix)
     if weights is not None and name in ("none", "small"):
         raise ConfigError(f"has no use with --extractor {name}", field="--weights", found=weights, fix="leave it out")
     if name == "none":
         return None
-    return build_extractor(from_dict(_CONFIGS[name], {} if weights is None else {"weights": weights}, "--extractor"))
+    return build_extractor(from_dict(configs[name], {} if weights is None else {"weights": weights}, "--extractor"))

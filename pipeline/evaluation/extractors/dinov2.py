@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from foundation.config import Choice
 from foundation.errors import CheckpointError
 from foundation.hardware import hide_broken_torchvision
-from pipeline.evaluation.extractors.base import DinoV2Config, FeatureExtractor
+from pipeline.evaluation.extractors.base import FeatureExtractor
 
 _SIDE = 224
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoV2Config(Choice):
+    """DINOv2's CLS token: closer to human judgement than Inception's features (Stein et al., arXiv:2306.04675)."""
+
+    type_name: ClassVar[str] = "dinov2"
+
+    weights: str = "facebook/dinov2-large"
+    """a local folder or the name of a model on the hub"""
+
+    def build(self) -> FeatureExtractor:
+        """On the CPU; raises CheckpointError for missing weights."""
+        return DinoV2Extractor(self)
 
 
 class DinoV2Extractor(FeatureExtractor):

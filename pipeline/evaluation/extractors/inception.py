@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from foundation.config import Choice
 from foundation.errors import CheckpointError, ConfigError
 from foundation.hardware import torchvision_problem
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors
 from foundation.unpickling.torch_files import read_tensors
-from pipeline.evaluation.extractors.base import FeatureExtractor, InceptionConfig
+from pipeline.evaluation.extractors.base import FeatureExtractor
 
 PUBLISHED_SHA256_PREFIX = "6726825d"
 _INSTALL = 'pip install "tessera-images[eval]"'
 _UNVERIFIED = "the weights are not those of the published InceptionV3 file (.pth, SHA-256 6726825d...)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionConfig(Choice):
+    """InceptionV3 of the FID's authors, 2048 features: what papers report as FID and KID (arXiv:1706.08500)."""
+
+    type_name: ClassVar[str] = "inception"
+
+    weights: str | None = None
+    """file of the weights, .pth or .safetensors; null takes the cached file, or downloads it"""
+
+    def build(self) -> FeatureExtractor:
+        """On the CPU; raises CheckpointError for missing weights, ConfigError without the package."""
+        return InceptionExtractor(self)
 
 
 class InceptionExtractor(FeatureExtractor):

@@ -18,7 +18,7 @@ from foundation.images.config import Preprocess
 from foundation.training.log import read_metrics
 from pipeline.commands.runs import start_run
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.recipe import adopt_tokenizer, built_in_recipes, load_recipe, read_yaml, with_pretrained
+from pipeline.runs.recipe import StrictLoader, adopt_tokenizer, built_in_recipes, load_recipe, with_pretrained
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.config import Magvit2Networks
 from stage1_tokenizer.quantizers.config import LFQConfig
@@ -27,8 +27,8 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 
 def test_values_are_the_parser_s_own() -> None:
     text = "a: 1\nb: {c: [1, 2.5, yes], d: null}\nbase: &base {x: 1, y: 2}\nnew: {<<: *base, x: 3}\n"
-    assert read_yaml(text) == yaml.safe_load(text)
-    assert read_yaml(text)["new"] == {"x": 3, "y": 2}
+    assert yaml.load(text, StrictLoader) == yaml.safe_load(text)
+    assert yaml.load(text, StrictLoader)["new"] == {"x": 3, "y": 2}
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_values_are_the_parser_s_own() -> None:
 )
 def test_a_key_that_stands_twice_is_refused(text: str, lines: str) -> None:
     with pytest.raises(yaml.YAMLError, match=lines):
-        read_yaml(text)
+        yaml.load(text, StrictLoader)
 
 
 def test_objects_are_not_made() -> None:
     with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):
-        read_yaml("!!python/object/apply:os.system ['true']")
+        yaml.load("!!python/object/apply:os.system ['true']", StrictLoader)
 
 
 CONFIG = TokenizerConfig(

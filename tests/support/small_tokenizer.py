@@ -78,8 +78,8 @@ def trained_task(steps: int = 40) -> TokenizerTask:
 
 def freeze(task: TokenizerTask, folder: Path) -> Path:
     """Publish the averaged weights with a canary, as a run does."""
-    assert task.held_out is not None
-    pixels = task.held_out.pixels(np.arange(16))
+    assert task.validation is not None
+    pixels = task.validation.pixels(np.arange(16))
 
     def fill(temporary: Path) -> None:
         task.exported().save(temporary)

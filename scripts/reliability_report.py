@@ -27,7 +27,7 @@ PROMISES = {
     "packed copies all or nothing": "The same for the packed copy of a token dataset.",
     "files all or nothing": "A recipe, index or report is replaced in one step or left as it was.",
     "the log of metrics": "A crash costs the log at most the line that was being written.",
-    "a disk that is really full": "On a disk that is full, a save is refused with a remedy, and nothing is lost.",
+    "a disk that is really full": "On a full disk, a save is refused with a fix, and nothing is lost.",
     "exports all or nothing": "A fault at any durable operation of an export tears, loses and doubles nothing; taken "
     "up again it ends as the same files to the bit.",
     "racing exporters": "The same for exporters that race for the same files and are killed at random.",
@@ -37,18 +37,18 @@ PROMISES = {
     "damaged models": "A damaged model folder is refused, or what was damaged decides nothing.",
     "hostile images": "Whatever is in a folder of images, each file is read, or listed with a code and a reason.",
     "the contract": "Parts whose codes mean different things are refused, and the field is named.",
-    "the canary": "A tokenizer that does something else than when it was frozen is refused.",
-    "no code runs": "No file that is loaded runs code, whatever it holds; seen by an audit hook.",
-    "mutated headers of weights": "Damaged headers of weight files neither hang a loader nor eat memory.",
+    "the canary": "A tokenizer that computes other codes than when it was frozen is refused.",
+    "no code runs": "No file that is loaded runs code, whatever it contains; seen by an audit hook.",
+    "mutated headers of weights": "Damaged headers of weight files neither hang a loader nor exhaust memory.",
     "a step that is not finite": "NaN or infinity anywhere, on one process of several too, changes nothing in that "
     "step on any process, and is never saved.",
     "stop signals": "SIGTERM and SIGINT save within one step on every process; an export stops within a batch.",
     "sweeping": "What dead processes left half-written is removed; what live ones write is not.",
-    "free space": "Space is looked for before it is needed.",
+    "free space": "Free space is checked before it is needed.",
     "the order of samples": "The order of samples does not depend on how many processes there are, nor on changes.",
     "codes of any size": "Codes are stored in a type that holds them, or refused; they never wrap.",
-    "states restored whole": "A state that lacks a tensor is refused, not filled up.",
-    "the tests are tested": "With a fault planted on purpose, the test that should find it does.",
+    "states restored whole": "A state that lacks a tensor is refused, not completed.",
+    "the tests are tested": "A fault planted on purpose is found by its test.",
 }
 ELSEWHERE = (
     "tests/pipeline/test_cli.py::test_a_killed_run_ends_like_one_that_was_not",

@@ -1,4 +1,4 @@
-"""Small real things that several tests share."""
+"""Fixtures for all tests: seeds, a finished run, folders of images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def _forkable() -> None:
     """A first backward pass before anything else.
 
-    Where torch.compile or torch.export came before it, autograd starts threads that a forked process cannot use, and
-    tests with two processes would fail or pass by the order of files.
+    After torch.compile or torch.export, the first one starts threads that a forked process cannot use: tests with two
+    processes would pass or fail by the order of files.
     """
     import torch
 
@@ -30,7 +30,7 @@ def _forkable() -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """The same random numbers in every run of a test."""
+    """The same random numbers whenever a test runs."""
     import torch
 
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images beside the repository."""
+    """The folder of real images beside the repository; skips where it is absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real images are not at {folder}")
@@ -47,7 +47,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """The folder of parity fixtures."""
+    """The folder of parity fixtures beside the repository; skips where it is absent."""
     if not PARITY.is_dir():
         pytest.skip(f"parity fixtures are not at {PARITY}")
     return PARITY

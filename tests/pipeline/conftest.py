@@ -1,9 +1,10 @@
-"""A generator that was never trained, for tests of what is drawn and kept."""
+"""A generator that was never trained: tests of sampling and editing need no training."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from support.tiny_run import TINY
 
 from foundation.config import from_dict
 from foundation.images.config import Preprocess
@@ -13,21 +14,13 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
-WIDE = {
-    "base_width": 8,
-    "width_multipliers": [1, 2],
-    "n_res_blocks": 1,
-    "latent_channels": 8,
-    "norm_groups": 4,
-    "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
-}
-
 
 @pytest.fixture(scope="session")
 def untrained() -> ImageGenerator:
     """Grey images of 8 x 12 pixels, 4 x 6 codes of 48, classes a, b and c; its codes are far from equally likely."""
     torch.manual_seed(0)
-    tokenizer = TokenizerModel(from_dict(TokenizerConfig, WIDE), Preprocess(height=8, width=12, mode="L"))
+    config = from_dict(TokenizerConfig, TINY["tokenizer.model"])
+    tokenizer = TokenizerModel(config, Preprocess(height=8, width=12, mode="L"))
     with torch.no_grad():
         tokenizer.bottleneck.to_code.weight.mul_(40)  # without it all images have the middle code
     prior = PriorModel(PriorConfig(d_model=32, n_layers=2, n_heads=2), tokenizer.spec.with_classes(("a", "b", "c")))

@@ -1,4 +1,4 @@
-"""What the tests of a promise share: how its figures are kept, and a small trained tokenizer."""
+"""Fixtures for the tests of promises: the record of figures, a small trained tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def keep(record_property: Callable[[str, object], None]) -> Keep:
 
 @pytest.fixture(scope="session")
 def task():
-    """A tokenizer after 40 steps, with an average of its weights that differs from them."""
+    """A tokenizer after 40 steps, whose averaged weights differ from its weights."""
     return trained_task()
 
 

@@ -24,10 +24,12 @@ from support.crash_points import (
     without_waiting,
 )
 from support.hostile_images import change, write_hostile
-from support.small_export import N_HELD_OUT, N_SHARDS, N_TRAIN, encodings, export, open_splits
+from support.tiny_export import N_SHARDS, N_TRAIN, N_VALIDATION, encodings, logged_export
 
+from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.errors import Interrupted, TesseraError
+from foundation.hardware import TokenAccess
 from foundation.images.sources import FolderSource
 from foundation.storage import durable
 from pipeline.encoding.export import Export
@@ -39,22 +41,28 @@ from pipeline.work_sharing import Part
 def clean(frozen: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of an export that nothing happened to."""
     folder = tmp_path_factory.mktemp("clean")
-    assert export(frozen, folder)
+    assert logged_export(frozen, folder)
     splits = open_splits(folder)
-    assert len(splits["train"]) == 2 * N_TRAIN and len(splits["validation"]) == N_HELD_OUT
+    assert len(splits["train"]) == 2 * N_TRAIN and len(splits["validation"]) == N_VALIDATION
     assert len(encodings(folder)) == N_SHARDS
     return tree(folder / "codes")
 
 
+def open_splits(folder: Path) -> dict[str, TokenDataset]:
+    """Both splits, verified; a TesseraError while the dataset is not finished."""
+    access = TokenAccess(form="memory")
+    return {split: TokenDataset(folder / "codes", split, access) for split in ("train", "validation")}
+
+
 def require_nothing_torn(folder: Path, clean: dict[str, str]) -> bool:
-    """What is published is what it should be; a reader gets the whole dataset or a refusal. Whether it is finished."""
+    """Every published file is right, a reader gets the whole dataset or a refusal; returns whether it is finished."""
     for name, sha256 in tree(folder / "codes").items():
         assert clean.get(name) == sha256, name
     try:
         splits = open_splits(folder)
     except TesseraError:
         return False
-    assert len(splits["train"]) == 2 * N_TRAIN and len(splits["validation"]) == N_HELD_OUT
+    assert len(splits["train"]) == 2 * N_TRAIN and len(splits["validation"]) == N_VALIDATION
     return True
 
 
@@ -77,10 +85,10 @@ def test_an_export_survives_a_fault_at_every_durable_operation(
     tmp_path: Path, frozen: Path, clean: dict[str, str], keep: Callable, every: int
 ) -> None:
     places, outcomes, encoded_again = Places(tmp_path / "places"), [], 0
-    for outcome in stopped_everywhere(places.new, partial(export, frozen), every=every):
+    for outcome in stopped_everywhere(places.new, partial(logged_export, frozen), every=every):
         outcomes.append(outcome)
         require_nothing_torn(outcome.place, clean)
-        assert in_child(partial(export, frozen, outcome.place)) == DONE, outcome
+        assert in_child(partial(logged_export, frozen, outcome.place)) == DONE, outcome
         require_finished(outcome.place, clean)
         encoded_again += len(encodings(outcome.place)) - N_SHARDS
         assert len(encodings(outcome.place)) <= N_SHARDS + 1, "more than the file being written was done twice"
@@ -103,7 +111,7 @@ def test_three_racing_exporters_that_are_killed_at_random(
         folder.mkdir()
         at_most = min(n_kills - kills, 12)
         while at_most and not (folder / "codes" / "manifest.json").exists():
-            racing = [without_waiting(partial(export, frozen, folder, Part(i, 3))) for i in range(3)]
+            racing = [without_waiting(partial(logged_export, frozen, folder, Part(i, 3))) for i in range(3)]
             for _ in range(rng.randrange(1, 4)):
                 time.sleep(rng.uniform(0.02, 0.25))
                 victim = rng.choice(racing)
@@ -120,7 +128,7 @@ def test_three_racing_exporters_that_are_killed_at_random(
             for each in racing:
                 status = os.waitstatus_to_exitcode(os.waitpid(each, 0)[1])
                 assert status == DONE, status
-        assert in_child(partial(export, frozen, folder)) == DONE
+        assert in_child(partial(logged_export, frozen, folder)) == DONE
         require_finished(folder, clean)
         begun += len(encodings(folder)) - N_SHARDS
     figures = {"torn, lost or twice": 0, "finished files encoded again": 0, "unfinished files encoded again": begun}
@@ -148,7 +156,7 @@ def test_any_number_of_processes_in_any_order_write_the_same(
 
 def _stopped(frozen: Path, folder: Path, part: Part, done: Callable[[], None]) -> None:
     try:
-        export(frozen, folder, part, done)
+        logged_export(frozen, folder, part, done)
     except Interrupted as stopped:
         assert stopped.signal_number == signal.SIGTERM
 
@@ -165,12 +173,12 @@ def test_an_export_told_to_stop_stops_within_a_batch_and_goes_on_later(
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as caught:
-        export(frozen, tmp_path, done=stop)
+        logged_export(frozen, tmp_path, before_publishing=stop)
     assert caught.value.signal_number == number
     assert len(encodings(tmp_path)) <= 3
     require_nothing_torn(tmp_path, clean)
     assert not list((tmp_path / "codes" / ".leases").glob("*.json"))
-    assert export(frozen, tmp_path)
+    assert logged_export(frozen, tmp_path)
     require_finished(tmp_path, clean)
     keep("stop signals", **{"exports stopped and continued": 1})
 

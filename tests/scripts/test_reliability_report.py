@@ -60,3 +60,10 @@ def test_the_tests_that_it_names_are_there(script: ModuleType) -> None:
     for name in script.PROMISES:
         found = [path for path in (ROOT / "tests" / "reliability").glob("test_*.py") if f'"{name}"' in path.read_text()]
         assert found, f"no test keeps figures of {name}"
+
+
+def test_the_document_has_every_promise_and_gap(script: ModuleType) -> None:
+    page = (ROOT / "docs" / "RELIABILITY.md").read_text()
+    assert all(f"| {sentence} |" in page for sentence in script.PROMISES.values())
+    assert all(f"- {gap}\n" in page for gap in script.GAPS)
+    assert all(f"`{test}`" in page for test in script.ELSEWHERE)

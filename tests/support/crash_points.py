@@ -1,7 +1,7 @@
-"""Stop a process at every durable operation in turn: killed, refused by the disk, or deceived by it.
+"""Faults at every durable operation in turn: the process killed, the write refused, or silently cut short.
 
 Work is done in a forked child whose durable operations (``foundation.storage.durable.PRIMITIVES``) are counted; at the
-k-th one the fault happens. Random moments would hardly ever fall into an operation, which takes microseconds.
+k-th one the fault happens. Random moments would rarely hit an operation, which takes microseconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEEN = Counter[str]()
 
 @dataclass(frozen=True)
 class Stopped:
-    """A child that met its fault: where it worked, which fault, at which operation, how it ended (exit code, or -9)."""
+    """A child after its fault: its folder, the fault, at which operation, how it ended (exit code, or -9)."""
 
     place: Path
     fault: str
@@ -45,7 +45,7 @@ class Stopped:
 
 
 def in_child(work: Callable[[], Any]) -> int:
-    """Do ``work`` in a forked child; returns DONE, REFUSED (an error with a remedy), CRASHED, or minus a signal."""
+    """Do ``work`` in a forked child; returns DONE, REFUSED (a TesseraError), CRASHED, or minus a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(without_waiting(work), 0)[1])
 
 
@@ -94,8 +94,8 @@ def stopped_everywhere(
 
     Args:
         new_place: a fresh folder to work in.
-        work: what is done in it.
-        faults: of ``FAULTS``; ``short`` is a disk that takes half of what is written and says nothing.
+        work: the work.
+        faults: of ``FAULTS``; ``short`` is a disk that silently keeps half of a write.
         every: stop at every n-th operation only, for work that takes long.
     """
     counted = new_place()
@@ -131,7 +131,7 @@ def _suffer(fault: str, name: str, call: tuple) -> None:
     if name in WRITES:
         size, seen = _size(arguments[0]), SEEN["all"]
         real(*arguments)
-        if SEEN["all"] == seen:  # else the writing was done by operations within this one, each with its turn
+        if SEEN["all"] == seen:  # else operations within this one wrote, each with its own turn
             _halve(arguments[0], size)
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -144,12 +144,12 @@ def _size(path: Path) -> int:
 
 
 def _halve(path: Path, size_before: int) -> None:
-    """As if the disk had taken only half of what was written just now."""
+    """Cut the last write in half."""
     os.truncate(path, size_before + (_size(path) - size_before) // 2)
 
 
 class Places:
-    """Numbered folders, each a fresh copy of a beginning."""
+    """Numbered folders, each a fresh copy of ``beginning``."""
 
     def __init__(self, folder: Path, beginning: Path | None = None) -> None:
         self.folder, self.beginning, self.n = folder, beginning, 0
@@ -166,15 +166,15 @@ class Places:
 
 
 def summary(outcomes: list[Stopped]) -> dict[str, int]:
-    """How many there were of each fault; killed children died, and refusals came with a remedy."""
-    assert not [each for each in outcomes if each.status == CRASHED], "a refusal without a remedy"
+    """Number of outcomes by fault; requires that killed children died and that refusals are TesseraErrors."""
+    assert not [each for each in outcomes if each.status == CRASHED], "a refusal that is no TesseraError"
     assert all(each.status == -signal.SIGKILL for each in outcomes if each.fault == "killed")
     by_fault = Counter(each.fault for each in outcomes)
     return {"crash points": len(outcomes), **{f"of them {name}": n for name, n in by_fault.items()}}
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every published file below a folder; temporary names and leases are not there for a reader."""
+    """SHA-256 of every published file below a folder: no temporary names, no leases."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path: path.relative_to(folder).as_posix() for path in files}
     return {

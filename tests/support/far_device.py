@@ -1,7 +1,7 @@
-"""A device that exists in name only: it refuses what a GPU would refuse, and counts what a GPU would wait for.
+"""A device in name only: it refuses what a GPU would refuse, and counts what a GPU would wait for.
 
-Its tensors lie in the CPU's memory but may not meet those of the CPU: an operation on both raises, as it does on a GPU.
-Where a tensor crosses over, or one number of it is read, is counted by the line of the project that asked for it.
+Its tensors lie in the CPU's memory, but an operation on tensors of both devices raises, as on a GPU. Each line of the
+project that moves a tensor across, or reads a value of one, is counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.tiny_run import ROOT
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -32,7 +33,7 @@ READS = (  # the CPU must know a value, or the shape of the result
 )
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
-SOURCE = Path(__file__).parent.parent.parent
+SOURCE = ROOT
 
 
 class _Module(_DummyBackendModule):
@@ -45,7 +46,7 @@ class _Module(_DummyBackendModule):
         return torch.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
-        """Drawing is left to the CPU's generator."""
+        """Random numbers come from the CPU's generator."""
 
     def synchronize(self, device: object = None) -> None:
         """Nothing is queued."""
@@ -56,7 +57,7 @@ FAR = torch.device("far:0")
 
 
 class FarTensor(torch.Tensor):
-    """``near`` as it looks from outside: on the far device."""
+    """``near`` as seen from outside: on the far device."""
 
     near: torch.Tensor
 
@@ -104,13 +105,13 @@ class _Makers(TorchFunctionMode):
 
 @contextmanager
 def far_device() -> Iterator[Counter[str]]:
-    """Inside, tensors can be made on and moved to ``FAR``. Gives how often which line made something cross over."""
+    """Inside, tensors can be made on and moved to ``FAR``. Yields the count of crossings by line."""
     with _Dispatch() as mode, _Makers():
         yield mode.crossed
 
 
 def _compute(func: Any, args: tuple, kwargs: dict, crossed: Counter[str]) -> Any:
-    """One operation, on the CPU; refused where it would read from both devices."""
+    """Compute one operation on the CPU; refuse one that reads from both devices."""
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
     far = [each for each in tensors if isinstance(each, FarTensor)]
     _refuse_both(func, tensors, far)
@@ -134,7 +135,7 @@ def _compute(func: Any, args: tuple, kwargs: dict, crossed: Counter[str]) -> Any
 
 
 def _refuse_both(func: Any, tensors: list[torch.Tensor], far: list[FarTensor]) -> None:
-    """Numbers may come from the CPU, and so may indices."""
+    """Scalars and indices may come from the CPU; other tensors may not."""
     near = [each for each in tensors if not isinstance(each, FarTensor) and each.ndim > 0]
     if far and near and func not in (*CROSSINGS, *INDEXING):
         shapes = [(tuple(each.shape), each.device.type) for each in tensors]

@@ -1,17 +1,29 @@
-"""The parity fixtures beside the repository: small models of published systems with the tensors these compute."""
+"""The parity fixtures beside the repository: small models of published systems with the tensors that these compute.
+
+How a fixture is read, how its prior is imported by the command line, and how close two results must be.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from support.tiny_run import ROOT
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
+from stage2_prior.prior import PriorModel
+
+PARITY = ROOT.parent / "shared" / "parity"
+LLAMAGEN = ["llamagen_gpt/grid4", "llamagen_gpt/grid6"]
+TAMING = ["taming/net2net_class", "taming/net2net_uncond"]
+TOLERANCE = 1e-4
+Tessera = Callable[..., tuple[int, str]]
+"""The command line as a function: arguments => exit status, what it printed."""
 
 
 def procedural_state(folder: Path) -> dict[str, torch.Tensor]:
@@ -50,3 +62,29 @@ def state_file(folder: Path, where: Path) -> Path:
 def expected(folder: Path) -> dict[str, torch.Tensor]:
     """Inputs and outputs of a fixture."""
     return load_file(folder / "io.safetensors")
+
+
+def imported(case: str, parity: Path, tmp_path: Path, tessera: Tessera, *options: object) -> Path:
+    """Import a fixture with its configuration; its format must be recognised."""
+    folder, out = parity / case, tmp_path / "out"
+    status, said = tessera(
+        "import", state_file(folder, tmp_path), "-o", out, "--config", folder / "config.json", *options
+    )
+    assert status == 0 and said.startswith(case.split("/")[0]), said
+    return out
+
+
+def prior_in(out: Path) -> PriorModel:
+    """The prior of a generator's folder, or of a prior's own."""
+    return PriorModel.load(out / "prior" if (out / "prior").is_dir() else out)
+
+
+def labels_of(prior: PriorModel, io: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The fixture's classes, or none."""
+    return io.get("class_labels", torch.full((len(io["codes"]),), prior.null_class))
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Require equality within the fixtures' tolerance."""
+    assert found.shape == wanted.shape
+    assert float((found.detach() - wanted).abs().max()) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The peak of resident memory while a piece of work runs: of that work, not of what the process did before it."""
+"""Growth of resident memory during a piece of work, apart from earlier peaks of the process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakGrowth:
-    """MiB by which resident memory rose above where it stood at entry: ``.mib``, after the block.
+    """After the block, ``.mib`` has the MiB by which resident memory rose above its value at entry.
 
-    Where the system cannot forget an earlier peak (not Linux), growth below that peak goes unseen.
+    Where the peak cannot be reset (outside Linux), growth below an earlier peak goes unseen.
     """
 
     mib: float
@@ -22,8 +22,8 @@ class PeakGrowth:
         if STATUS.exists():
             release = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if release is not None:
-                release(0)  # freed memory that the process kept would hide the growth
-            CLEAR.write_text("5")  # the peak starts again from what is resident now
+                release(0)  # freed memory that the process keeps would hide growth
+            CLEAR.write_text("5")  # resets the peak
         self._before = peak_mib()
         return self
 

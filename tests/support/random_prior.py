@@ -1,4 +1,4 @@
-"""Small priors with random weights, for all kinds of code grids."""
+"""Priors that were never trained, of every architecture and for every kind of code grid."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ OPTIONS = [
     {"block": "gpt", "positions": "learned", "qk_norm": False},
     {"block": "gpt", "class_rotation": "zero"},
 ]
-"""Every choice of how the transformer is built."""
+"""Every architecture of the transformer."""
 
 
 def spec(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3) -> CodeSpec:
+    """Codes of images of 8 pixels for each code of the last level."""
     names = tuple(f"class {i}" for i in range(n_classes))
     preprocess = Preprocess(height=8 * levels[-1].height, width=8 * levels[-1].width)
     return CodeSpec(levels=levels, stride=8, preprocess=preprocess, fingerprint="f" * 64, class_names=names)
@@ -53,7 +54,7 @@ def model(levels: tuple[CodeLevel, ...] = LEVELS[0], n_classes: int = 3, **chang
 
 
 def examples(prior: PriorModel, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes that may stand where they stand, and labels."""
+    """Codes within the codebook of their position, and labels with the null class among them."""
     generator = torch.Generator().manual_seed(1)
     sizes = torch.from_numpy(code_positions(prior.spec).codebook_size_T)
     tokens = (torch.rand(batch, prior.n_codes, generator=generator) * sizes).long()
@@ -61,7 +62,7 @@ def examples(prior: PriorModel, batch: int = 3) -> tuple[torch.Tensor, torch.Ten
 
 
 def with_norm_weights(prior: PriorModel) -> PriorModel:
-    """The same with weights of norms that are not all 1."""
+    """Give the norms weights that are not all 1."""
     for parameter in prior.parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.7, 1.3)

@@ -1,4 +1,4 @@
-"""A colour tokenizer of 16 x 16 images, small enough to train in a second."""
+"""A training of a tokenizer in a second: 16 x 16 colour images, a VQ codebook of 32."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = TokenizerConfig(
 
 
 class Blots:
-    """Coloured images with structure, made on the spot; two classes."""
+    """A source of synthetic images, a coloured blot each; two classes."""
 
     class_names = ("cold", "warm")
 
@@ -47,7 +47,7 @@ class Blots:
 
 
 def training(steps: int = 40, **changes: object) -> TokenizerTraining:
-    """How it is trained; ``changes`` are further fields of ``TokenizerTraining``."""
+    """Settings of the training; ``changes`` are further fields of ``TokenizerTraining``."""
     values = {
         "fit": FitConfig(steps=steps, batch_size=16, evaluate_every=1000, checkpoint_every=5),
         "optim": OptimConfig(learning_rate=3e-3, warmup_steps=5),
@@ -57,12 +57,12 @@ def training(steps: int = 40, **changes: object) -> TokenizerTraining:
 
 
 def fresh_task(config: TokenizerConfig = CONFIG, images: ImageSet | None = None, **changes: object) -> TokenizerTask:
-    """A task with new weights, the same each time."""
+    """A task with its first weights, the same each time."""
     torch.manual_seed(0)
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # as a run has it
-    accelerator, how = Accelerator(cpu=True, kwargs_handlers=[plain]), training(**changes)
-    objective = Objective(how, PREPROCESS, accelerator, seed=0)
-    return TokenizerTask(TokenizerModel(config, PREPROCESS), how, objective, images, accelerator, seed=0)
+    accelerator, settings = Accelerator(cpu=True, kwargs_handlers=[plain]), training(**changes)
+    objective = Objective(settings, PREPROCESS, accelerator, seed=0)
+    return TokenizerTask(TokenizerModel(config, PREPROCESS), settings, objective, images, accelerator, seed=0)
 
 
 def trained_task(steps: int = 40) -> TokenizerTask:

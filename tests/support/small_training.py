@@ -1,4 +1,4 @@
-"""A training with dropout that takes a few milliseconds a step, and that can be interfered with at any moment of it."""
+"""A training of milliseconds, a regression with dropout, that a test can interrupt at any moment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Numbers:
 
 
 class Regression:
-    """A task; ``interfere`` is called with ("step" | "evaluate" | "save", how often that happened before)."""
+    """A task; ``interfere`` is called with ("step" | "evaluate" | "save", how often that came before)."""
 
     def __init__(self, interfere: Interfere = lambda *_: None) -> None:
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ class Regression:
 
 
 def train(folder: Path, task: Regression, config: FitConfig = CONFIG) -> Regression:
-    """Run the loop in a folder, from its newest checkpoint on."""
+    """Run ``fit`` in a folder, from its newest checkpoint on."""
     log = MetricsLog(folder / "metrics.jsonl", "toy", enabled=task.learner.accelerator.is_main_process)
     fit(
         task,
@@ -90,6 +90,6 @@ def train(folder: Path, task: Regression, config: FitConfig = CONFIG) -> Regress
 
 
 def weights(task: Regression) -> torch.Tensor:
-    """Weights and averages in one row."""
+    """Weights and averaged weights in one row."""
     both = (*task.learner.model.parameters(), *task.exported().parameters())
     return torch.cat([each.detach().flatten() for each in both]).clone()

@@ -1,4 +1,4 @@
-"""A prior small enough to train in a second, on made-up codes with structure; for one process or several."""
+"""A training of a prior in a second: synthetic codes with structure, one process or several."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from support.random_prior import spec
 
-from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.images.config import Preprocess
+from foundation.codes.spec import CodeLevel
 from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog, read_metrics
@@ -32,17 +32,11 @@ EVERYTHING: dict[str, Any] = {
 }
 """Training options, all on."""
 
-_SPEC = CodeSpec(
-    levels=(CodeLevel(height=2, width=3, codebook_size=11),),
-    stride=8,
-    preprocess=Preprocess(height=16, width=24),
-    fingerprint="f" * 64,
-    class_names=tuple(f"class {i}" for i in range(N_CLASSES)),
-)
+_SPEC = spec((CodeLevel(height=2, width=3, codebook_size=11),), N_CLASSES)
 
 
 class TinyTask(PriorTask):
-    """Evaluates on its own training codes, stops where it is told to, and remembers what it was given."""
+    """Evaluates on its own training codes, is interrupted at step ``stop_at``, and records its batches."""
 
     def __init__(self, *arguments: Any, stop_at: int | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -89,7 +83,7 @@ def fit_config() -> FitConfig:
 
 
 def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
-    """Run ``fit`` in a folder, from its newest checkpoint on; a task that stops by itself is returned all the same."""
+    """Run ``fit`` in a folder, from its newest checkpoint on, to the end or to the task's ``stop_at``."""
     examples = CodeExamples(dataset(), N_CLASSES, label_dropout=task.training.label_dropout, seed=5)
     options: dict[str, Any] = {
         "seed": 3,
@@ -105,7 +99,7 @@ def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
 
 
 def rows(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The log without what no run repeats."""
+    """The log without timings, which no run repeats."""
     found = read_metrics(folder / "metrics.jsonl", kind=kind)
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in found]
 

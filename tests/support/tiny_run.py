@@ -1,4 +1,4 @@
-"""The smallest run of the digits recipe, and where the repository is."""
+"""The root of the repository, and the overrides of the smallest run."""
 
 from __future__ import annotations
 

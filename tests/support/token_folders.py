@@ -1,4 +1,4 @@
-"""Token datasets on disk that several tests share."""
+"""Token datasets of random codes on disk."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def write_tokens(
     n_views: int = 2,
     seed: int = 0,
 ) -> Path:
-    """A split ``train`` with a shard of so many images each, view by view as ``pipeline.encode`` writes them."""
+    """A split ``train``: one shard for each number in ``images``, view by view as an export writes them."""
     spec = spec or token_spec()
     rng = np.random.default_rng(seed)
     for index, n in enumerate(images):
@@ -50,7 +50,7 @@ def write_tokens(
 
 
 def require_right(folder: Path, access: TokenAccess = PACKED) -> TokenDataset:
-    """The packed form holds what the shards hold."""
+    """Open a dataset with ``access`` and require what the shards hold."""
     ours, truth = TokenDataset(folder, "train", access), TokenDataset(folder, "train", TokenAccess(form="memory"))
     assert np.array_equal(ours.codes_NT, truth.codes_NT) and np.array_equal(ours.views_N, truth.views_N)
     assert (ours.labels_N is None) == (truth.labels_N is None)
@@ -60,5 +60,6 @@ def require_right(folder: Path, access: TokenAccess = PACKED) -> TokenDataset:
 
 
 def copy_of(folder: Path) -> Path:
+    """The folder of the one packed copy."""
     (found,) = (each for each in (folder / ".packed" / "train").iterdir() if each.is_dir())
     return found

@@ -1,8 +1,8 @@
-"""Give every loader every payload and report what happened; run as a program of its own, under an audit hook.
+"""Every loader reads every payload, in a program of its own under an audit hook that records what runs.
 
     python watched_loaders.py PAYLOADS SOUND SCRATCH
 
-``PAYLOADS`` holds the hostile files, ``SOUND`` sound things to spoil: ``tokenizer/``, ``checkpoints/``, ``tokens/``.
+``PAYLOADS`` holds the hostile files, ``SOUND`` intact folders to damage: ``tokenizer/``, ``checkpoints/``, ``tokens/``.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ DANGEROUS = (
     "ctypes.dlopen",
     "shutil.",
 )
-OWN = {"packed copy": ("os.rename", "os.remove", "shutil.rmtree", "os.chmod")}  # it is made again
+OWN = {"packed copy": ("os.rename", "os.remove", "shutil.rmtree", "os.chmod")}  # it is rebuilt
 SHARD = "data/train/part-00000.parquet"
 
 
 def checkpoint(root: Path, name: str) -> None:
-    """With a manifest that agrees: the attacker can write one too."""
+    """Make the manifest agree: an attacker can write one too."""
     step = next(root.glob("step-*"))
     saved = json.loads((step / "MANIFEST.json").read_text())
     saved["manifest"]["sha256"][name] = file_sha256(step / name)
@@ -63,14 +63,14 @@ def weights_only_as_pickle(folder: Path) -> None:
 
 
 def listed(folder: Path) -> None:
-    """With a manifest that agrees."""
+    """Make the manifest agree."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["splits"]["train"]["files"][0]["sha256"] = file_sha256(folder / SHARD)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def spoil_packed_copy(folder: Path) -> None:
-    """The payload becomes the index of the packed copy."""
+    """Make the payload the index of the packed copy."""
     TokenDataset(folder, "train", TokenAccess(form="packed"))
     (copy,) = (each for each in (folder / ".packed" / "train").iterdir() if each.is_dir())
     shutil.move(folder / "payload", copy / "packed.json")
@@ -82,7 +82,7 @@ def nothing(folder: Path) -> None:
 
 Loader = tuple[str, str, Callable[[Path], Any], Callable[[Path], Any]]
 LOADERS: dict[str, Loader] = {
-    # what is spoilt, which file of it, what makes the rest agree, the loader
+    # intact folder, file that becomes the payload, what makes the rest agree, loader
     "checkpoint tensors": (
         "checkpoints",
         "step-00000001/state.safetensors",
@@ -127,7 +127,7 @@ LOADERS: dict[str, Loader] = {
         lambda f: load_vgg16(str(f / "vgg16.safetensors")),
     ),
     "Inception": ("tokenizer", "inception.pth", nothing, lambda f: load_inception(str(f / "inception.pth"))),
-    "importer": ("tokenizer", "peer.ckpt", nothing, lambda f: read_torch_file(f / "peer.ckpt")),
+    "importer": ("tokenizer", "upstream.ckpt", nothing, lambda f: read_torch_file(f / "upstream.ckpt")),
 }
 
 
@@ -152,7 +152,7 @@ def main(payloads: Path, sound: Path, scratch: Path) -> None:
     sys.addaudithook(hook)
     results: dict[str, dict[str, str]] = {}
     for name, (part, file, agree, load) in LOADERS.items():
-        attempt(load, Path(shutil.copytree(sound / part, scratch / f"{name} sound")))  # what is imported late
+        attempt(load, Path(shutil.copytree(sound / part, scratch / f"{name} sound")))  # imports happen here
         for payload in sorted(payloads.iterdir()):
             folder = Path(shutil.copytree(sound / part, scratch / f"{name} {payload.name}"))
             (folder / file).write_bytes(payload.read_bytes())

@@ -1,4 +1,4 @@
-"""Images and a tokenizer, made once; read only."""
+"""Fixtures for exports: images, a tokenizer, a finished dataset; read only."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def clean(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of an export that nothing happened to."""
+    """The dataset of an undisturbed export."""
     codes = tmp_path_factory.mktemp("clean") / "codes"
     assert tiny_export(*inputs, codes)
     return codes

@@ -1,18 +1,18 @@
-"""The parity fixtures, and the command line as a function."""
+"""The command line as a function, and a tokenizer that it imported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.parity_fixtures import Tessera
 
 from pipeline.cli import main
 
 
 @pytest.fixture
-def tessera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run the command line: its exit status, and what it said."""
+def tessera(capsys: pytest.CaptureFixture[str]) -> Tessera:
+    """Run the command line: its exit status, and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -24,7 +24,7 @@ def tessera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 
 
 @pytest.fixture
-def tokenizer(parity: Path, tmp_path: Path, tessera: Callable[..., tuple[int, str]]) -> Path:
+def tokenizer(parity: Path, tmp_path: Path, tessera: Tessera) -> Path:
     """An imported LlamaGen tokenizer with the codes of grid4: 4 x 4 of 64."""
     folder = parity / "llamagen_vq" / "vq16_tiny"
     config = ("--config", folder / "config.json", "--image-size", 64)

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.imported_priors import LLAMAGEN, TAMING, Tessera, close, imported, labels_of, prior_in
-from support.parity_fixtures import expected
+from support.parity_fixtures import (
+    LLAMAGEN,
+    TAMING,
+    Tessera,
+    close,
+    expected,
+    imported,
+    labels_of,
+    prior_in,
+)
 from support.random_prior import decode_codes
 
 from foundation.errors import ConfigError, ContractError

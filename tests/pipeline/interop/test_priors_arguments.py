@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.imported_priors import LLAMAGEN, TAMING, Tessera, close, labels_of, prior_in
-from support.parity_fixtures import expected
+from support.parity_fixtures import (
+    LLAMAGEN,
+    TAMING,
+    Tessera,
+    close,
+    expected,
+    labels_of,
+    prior_in,
+)
 
 from foundation.errors import ConfigError
 from pipeline.generation.generator import ImageGenerator

@@ -1,7 +1,4 @@
-"""Sampling the codes of images from a prior: which are sampled and which are known, guidance, batches.
-
-One batch of images during sampling: the rows in the cache, and the next position.
-"""
+"""Autoregressive sampling of codes: batches of images with known and sampled codes, and guided and plain steps."""
 
 from __future__ import annotations
 
@@ -214,26 +211,6 @@ def iterate_codes(
             yield step
             batch.replace(position, step.codes_B)
         del batch  # and its cache, before the next one takes memory
-
-
-@torch.no_grad()
-def sample_codes_reference(
-    prior: PriorModel,
-    labels_B: torch.Tensor,
-    uniforms_BT: torch.Tensor,
-    sampling: SamplingConfig,
-    known_BT: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The same codes without a cache, running the whole model twice for every code: slow and obvious, for tests."""
-    nothing_B = torch.full_like(labels_B, prior.null_class)
-    tokens_BT = torch.zeros(len(labels_B), prior.n_codes, dtype=torch.int64, device=labels_B.device)
-    for t, scale in enumerate(guidance_scales(sampling, prior.n_codes)):
-        conditional, unconditional = (
-            prior.possible(prior(tokens_BT, labels)[:, t], t).float() for labels in (labels_B, nothing_B)
-        )
-        codes_B = sample_codes(guide(conditional, unconditional, scale), uniforms_BT[:, t], sampling)
-        tokens_BT[:, t] = codes_B if known_BT is None else torch.where(known_BT[:, t] < 0, codes_B, known_BT[:, t])
-    return tokens_BT
 
 
 def _plan_guidance(

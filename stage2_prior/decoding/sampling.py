@@ -183,6 +183,6 @@ def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: f
     """Logits of the guided distribution, u + scale * (c - u), as an interpolation between the two.
 
     Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior
-    whose codebooks differ in size, pass ``PriorModel.possible`` ones.
+    whose codebooks differ in size, pass the logits of the position's own codebook.
     """
     return unconditional_BV.lerp(conditional_BV, scale)

@@ -1,9 +1,8 @@
 """Bulk sampling to files, resumable, by one process or several: image i is a function of (seed, i) and its label.
 
-Images are drawn and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
-the bit however the work is interrupted and shared.
-
-Folders of many images: a png file for each, or parquet files; each file appears whole or not at all.
+Images are sampled and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
+the bit however the work is interrupted and shared. They are stored as a png file each or as parquet files, of which
+each appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,16 +28,17 @@ from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
 from foundation.storage.durable import is_temporary
 from foundation.storage.serialization import tensors_sha256
+from pipeline.generation.base import BaseGenerator
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.options import DrawOptions
-from pipeline.generation.outputs import decode, decode_batch
-from pipeline.generation.parts import GeneratorParts
 from pipeline.generation.requests import DrawSettings, image_seed
 from pipeline.image_files import file_name
 from pipeline.work_sharing import Part, claim_folder
 
 Format = Literal["png", "parquet"]
 PLAN = "generation.json"
+_MAX_SEED, _MOST_IMAGES = 2**62, 10**8
+_STREAM_RULE = "derived from (seed, i), not seed + i"
 _NAME = re.compile(r"(\d{8})(?:-.*)?\.png", re.DOTALL)
 
 
@@ -190,13 +190,9 @@ def png_bytes(pixels_YXC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-_MAX_SEED, _MOST = 2**62, 10**8
-_STREAMS = "derived from (seed, i), not seed + i"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Which images, and how they are drawn and stored."""
+    """Which images, and how they are sampled and stored."""
 
     count: int
     """images in all, over all parts"""
@@ -207,12 +203,12 @@ class Batch:
     format: Format = "png"
     """png: a file for each image; parquet: files of images_per_file rows that datasets.load_dataset opens"""
     batch_size: int = 64
-    """images drawn together; what a crash loses of png files"""
+    """images sampled together; what a crash loses of png files"""
     images_per_file: int = 1024
     """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
 
     def __post_init__(self) -> None:
-        require(0 < self.count <= _MOST, "count", self.count, f"a whole number from 1 to {_MOST:,}")
+        require(0 < self.count <= _MOST_IMAGES, "count", self.count, f"a whole number from 1 to {_MOST_IMAGES:,}")
         require(0 <= self.seed < _MAX_SEED, "seed", self.seed, "a whole number from 0")
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
         rows, multiple = self.images_per_file, f"a multiple of batch_size, {self.batch_size}"
@@ -250,7 +246,7 @@ class BatchDone:
 
 @torch.no_grad()
 def generate_to_folder(
-    generator: GeneratorParts,
+    generator: BaseGenerator,
     folder: Path,
     batch: Batch,
     part: Part = Part(),  # noqa: B008
@@ -263,7 +259,7 @@ def generate_to_folder(
     makes the last image writes ``metadata.csv`` beside png files.
 
     Args:
-        generator: draws and decodes.
+        generator: samples and decodes.
         folder: made if it does not exist.
         batch: which images.
         part: which jobs this process does.
@@ -280,7 +276,7 @@ def generate_to_folder(
     generator.require_labels(batch.labels)
     generator.require_memory(min(batch.images_per_job, batch.count), settings)
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
-    drawn = {"streams": _STREAMS, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
+    drawn = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
     claim_folder(folder / PLAN, {**to_dict(batch), **drawn, **weights})
     files = open_files(folder, batch.format, generator.spec, labelled=generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
@@ -305,7 +301,7 @@ def _images(batch: Batch, job: int) -> range:
     return range(job * batch.images_per_job, min((job + 1) * batch.images_per_job, batch.count))
 
 
-def _draw_job(generator: GeneratorParts, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
+def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
     """The images of a job, group by group."""
     pixels, codes = [], []
     labels = [batch.labels[i % len(batch.labels)] for i in images]
@@ -314,8 +310,7 @@ def _draw_job(generator: GeneratorParts, batch: Batch, images: range, settings: 
         group = slice(start, start + batch.batch_size)
         request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        images_BCYX = decode(generator.tokenizer, generator.spec.grid(codes_BT), decode_batch(generator.n_pixels))
-        pixels.append(to_uint8(images_BCYX))
+        pixels.append(to_uint8(generator.decode(generator.spec.grid(codes_BT))))
         codes.append(codes_BT.cpu().numpy())
     return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
 

@@ -146,7 +146,7 @@ class PriorModel(nn.Module):
             block.compile()
 
     def compile_decoding(self) -> None:
-        """Sample codes with a compiled step from now on: faster on a GPU, after a slow first image."""
+        """Sample codes with a compiled step from now on: faster on a GPU, tens of seconds for the first image."""
         self.decodes_compiled = True
 
     def within_codebook(self) -> PriorModel:

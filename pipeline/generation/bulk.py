@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,42 +61,25 @@ class DrawnImages:
     seeds: Sequence[int]
 
 
-class ImageFiles(Protocol):
-    """A folder of images in some format."""
-
-    folder: Path
-
-    def has(self, images: range) -> bool:
-        """Whether all of these images, those of one job, are there."""
-
-    def write(self, drawn: DrawnImages) -> None:
-        """Write the images of one job."""
-
-    def n_missing(self, count: int) -> int:
-        """How many of the first ``count`` images are not there."""
-
-    def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Called when all are there, with number, label and seed of each image."""
-
-
-def open_files(folder: Path, form: Format, spec: CodeSpec, *, labelled: bool) -> ImageFiles:
-    """The files of a folder; ``labelled`` says that every image has a class."""
-    return ParquetFiles(folder / "data", spec, labelled) if form == "parquet" else PngFiles(folder, spec, labelled)
-
-
 class PngFiles:
-    """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there."""
+    """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there.
+
+    Args:
+        root: of the samples.
+        spec: of the codes; names the classes.
+        labelled: whether every image has a class.
+    """
 
     def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
         self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
         self._numbers = self._there()
 
     def has(self, images: range) -> bool:
-        """See ``ImageFiles``."""
+        """Whether all images of one job are there."""
         return self._numbers.issuperset(images)
 
     def write(self, drawn: DrawnImages) -> None:
-        """See ``ImageFiles``; what is there already stays."""
+        """Write the images of one job that are not there yet."""
         rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
         with ThreadPoolExecutor() as pool:
@@ -104,11 +87,15 @@ class PngFiles:
         self._numbers.update(drawn.images)
 
     def n_missing(self, count: int) -> int:
-        """See ``ImageFiles``."""
+        """How many of the first ``count`` images are not there."""
         return len(set(range(count)) - self._there())
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Write ``metadata.csv``, with which ``datasets.load_dataset`` opens the folder with classes."""
+        """Write ``metadata.csv``: with it ``datasets.load_dataset`` opens the folder with classes.
+
+        Args:
+            rows: number, label and seed of every image.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file_name", *(["label"] if self._labelled else []), "seed"])
@@ -137,17 +124,20 @@ class PngFiles:
 
 
 class ParquetFiles:
-    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes."""
+    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes.
 
-    def __init__(self, folder: Path, spec: CodeSpec, labelled: bool) -> None:
-        self.folder, self._spec, self._labelled = folder, spec, labelled
+    Args and methods as of ``PngFiles``.
+    """
+
+    def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
+        self.folder, self._spec, self._labelled = root / "data", spec, labelled
 
     def has(self, images: range) -> bool:
-        """See ``ImageFiles``."""
+        """Whether the file of one job is there."""
         return self._path(images[0]).exists()
 
     def write(self, drawn: DrawnImages) -> None:
-        """See ``ImageFiles``."""
+        """Write the images of one job."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -162,13 +152,13 @@ class ParquetFiles:
         durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
 
     def n_missing(self, count: int) -> int:
-        """See ``ImageFiles``."""
+        """How many of the first ``count`` images are not there."""
         import pyarrow.parquet as pq
 
         return count - sum(pq.read_metadata(path).num_rows for path in self.folder.glob("part-*.parquet"))
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Nothing: the rows hold all."""
+        """Nothing: the files hold labels and seeds."""
 
     def _path(self, first: int) -> Path:
         return self.folder / f"part-{first:08d}.parquet"
@@ -278,7 +268,8 @@ def generate_to_folder(
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
     drawn = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
     claim_folder(folder / PLAN, {**to_dict(batch), **drawn, **weights})
-    files = open_files(folder, batch.format, generator.spec, labelled=generator.prior.null_class not in batch.labels)
+    kind = ParquetFiles if batch.format == "parquet" else PngFiles
+    files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
     n_new = n_there = 0
     mine = sum(len(_images(batch, job)) for job in jobs)
@@ -293,7 +284,8 @@ def generate_to_folder(
             progress.update(len(images))
     n_missing = files.n_missing(batch.count)
     if not n_missing:
-        _finish(files, batch)
+        durable.sweep(files.folder)
+        files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])
     return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
 
 
@@ -313,8 +305,3 @@ def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: D
         pixels.append(to_uint8(generator.decode(generator.spec.grid(codes_BT))))
         codes.append(codes_BT.cpu().numpy())
     return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
-
-
-def _finish(files: ImageFiles, batch: Batch) -> None:
-    durable.sweep(files.folder)
-    files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])

@@ -77,7 +77,9 @@ def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSet
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A NumPy or torch number as a Python one; arrays are refused."""
+    """A NumPy or torch number as a Python one; arrays are refused, and text for a number."""
+    textual = not isinstance(value, str) or name == "schedule"
+    ConfigError.unless(textual, "has the wrong type", field=name, found=shown(value), expected="a number")
     if not hasattr(value, "ndim"):
         return value
     if value.ndim:
@@ -181,9 +183,8 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
     labels = [class_labels] if single or getattr(class_labels, "ndim", 1) == 0 else list(class_labels)
     if not labels:
         raise DataError("is empty", field="class_labels", expected="a class, several, or None for no class")
-    if not names:
-        found, fix = shown(class_labels), "leave class_labels out: it generates without a class"
-        raise DataError("this prior knows no classes", field="class_labels", found=found, fix=fix)
+    fix, found = "leave class_labels out: it generates without a class", shown(class_labels)
+    DataError.unless(len(names) > 0, "this prior knows no classes", field="class_labels", found=found, fix=fix)
     return [_label_id(label, names) for label in labels]
 
 
@@ -191,8 +192,7 @@ def _label_id(label: Any, names: Mapping[str, int]) -> int:
     if isinstance(label, str) and label in names:
         return names[label]
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 20 else whole(label)
-    if not 0 <= number < len(names):
-        found, expected = shown(label), f"a number in 0..{len(names) - 1} or a name"
-        fix = nearest(str(label)[:200], names)
-        raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)
-    return number
+    if 0 <= number < len(names):
+        return number
+    found, expected, fix = shown(label), f"a number in 0..{len(names) - 1} or a name", nearest(str(label)[:200], names)
+    raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)

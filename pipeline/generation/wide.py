@@ -59,9 +59,8 @@ def wide_grid(spec: CodeSpec, height: object, width: object) -> tuple[int, int] 
             found, expected = shown(value), f"a multiple of {spec.stride} from {trained} to {MAX_SIDE}"
             raise ConfigError("cannot be a side of an image", field=name, found=found, expected=expected)
         sides.append(side)
-    if sides[0] * sides[1] > MAX_PIXELS:
-        found, expected = f"{sides[0]} x {sides[1]} pixels", f"at most {MAX_PIXELS:,} pixels"
-        raise ConfigError("is too large an image", field="height", found=found, expected=expected)
+    fits, found, most = sides[0] * sides[1] <= MAX_PIXELS, f"{sides[0]} x {sides[1]} pixels", f"at most {MAX_PIXELS:,}"
+    ConfigError.unless(fits, "is too large an image", field="height", found=found, expected=f"{most} pixels")
     if sides == [spec.preprocess.height, spec.preprocess.width]:
         return None
     if len(spec.levels) > 1:

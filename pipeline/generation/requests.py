@@ -77,9 +77,7 @@ def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSet
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A NumPy or torch number as a Python one; arrays are refused, and text for a number."""
-    textual = not isinstance(value, str) or name == "schedule"
-    ConfigError.unless(textual, "has the wrong type", field=name, found=shown(value), expected="a number")
+    """A NumPy or torch number as a Python one; arrays are refused."""
     if not hasattr(value, "ndim"):
         return value
     if value.ndim:

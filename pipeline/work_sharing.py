@@ -100,16 +100,15 @@ class Leases:
             try:
                 with open(path, "x") as file:
                     file.write(content)
+                return True
             except FileExistsError:
                 holder = self._holder(path)
                 if holder is not None and holder.alive:
                     return False
                 with contextlib.suppress(OSError):
                     path.unlink()
-                continue
             except OSError:
                 return True
-            return True
         return False
 
     def _holder(self, path: Path) -> Holder | None:

@@ -1,4 +1,4 @@
-"""Likelihood of validation codes under a prior, with the figures that it is compared with."""
+"""Likelihood of validation codes under a prior, beside uniform and unigram baselines."""
 
 from __future__ import annotations
 

@@ -266,8 +266,8 @@ def generate_to_folder(
     generator.require_labels(batch.labels)
     generator.require_memory(min(batch.images_per_job, batch.count), settings)
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
-    drawn = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
-    claim_folder(folder / PLAN, {**to_dict(batch), **drawn, **weights})
+    sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
+    claim_folder(folder / PLAN, {**to_dict(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)

@@ -75,7 +75,9 @@ def complete(
     """
     settings = _settings(pipe, options, hide, guess_class, class_labels)
     if rows is None:
-        first_BP = _first_codes(pipe, images)
+        expected, fix = "how many rows of the images are kept", "give rows, such as 0.5, or the codes to keep"
+        ConfigError.unless(is_codes(images), "is missing", field="rows", expected=expected, fix=fix)
+        first_BP = read_codes(images, pipe.spec).to(pipe.device)
         known_BT = first_BP.new_full((len(first_BP), pipe.spec.n_codes), MASKED)
         known_BT[:, : first_BP.shape[1]] = first_BP
     else:
@@ -250,13 +252,6 @@ def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor) -> list[int]
         nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows)) for label in classes], 1)
         likeliest[rows] = nats_BK.argmin(1)
     return likeliest.tolist()  # type: ignore[no-any-return]
-
-
-def _first_codes(pipe: BaseGenerator, images: Any) -> torch.Tensor:
-    if not is_codes(images):
-        expected, fix = "how many rows of the images are kept", "give rows, such as 0.5, or the codes to keep"
-        raise ConfigError("is missing", field="rows", expected=expected, fix=fix)
-    return read_codes(images, pipe.spec).to(pipe.device)
 
 
 def _given(pipe: BaseGenerator, images: Any, hidden_BYX: torch.Tensor | None) -> Given:

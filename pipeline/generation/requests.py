@@ -137,11 +137,9 @@ def seeds_of(seed: Any, n: int) -> list[int]:
     first = int(torch.randint(2**31, ()).item()) if seed is None else whole(seed)
     if first >= 0:
         return [image_seed(first, i) for i in range(n)]
-    try:
-        given = None if not isinstance(seed, Iterable) or isinstance(seed, (str, bytes)) else list(seed)
-    except TypeError:  # a tensor of no dimension calls itself iterable
-        given = None
-    seeds = [whole(each) for each in given or []]
+    listed = isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
+    listed = listed and getattr(seed, "ndim", 1) > 0  # a tensor without dimensions calls itself iterable
+    seeds = [whole(each) for each in seed] if listed else []
     if len(seeds) != n or min(seeds, default=-1) < 0:
         expected = f"a whole number from 0, or a list of {n} of them, one for each image"
         raise ConfigError("is not a seed", field="seed", found=shown(seed), expected=expected)
@@ -154,14 +152,14 @@ def seeds_from(generator: Any, n: int) -> list[int]:
     Raises:
         ConfigError: neither a generator nor n of them.
     """
-    several = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-    known = all(isinstance(each, torch.Generator) for each in several)
-    if not known or (isinstance(generator, (list, tuple)) and len(several) != n):
+    listed = isinstance(generator, (list, tuple))
+    several = list(generator) if listed else [generator]
+    if not all(isinstance(each, torch.Generator) for each in several) or (listed and len(several) != n):
         expected = f"a torch.Generator, or a list of {n} of them, one for each image"
         raise ConfigError("is not a generator", field="generator", found=shown(generator), expected=expected)
     each_gives = n if len(several) == 1 else 1
-    drawn = [torch.randint(2**63 - 1, (each_gives,), generator=each, device=each.device) for each in several]
-    return [seed for numbers in drawn for seed in numbers.tolist()]
+    sampled = [torch.randint(2**63 - 1, (each_gives,), generator=each, device=each.device) for each in several]
+    return [seed for numbers in sampled for seed in numbers.tolist()]
 
 
 def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> list[int]:

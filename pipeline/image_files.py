@@ -1,4 +1,4 @@
-"""Image files as input of commands."""
+"""Image files that commands read."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np
     Raises:
         DataError: the file cannot be decoded, or is too small.
     """
-    image = decode_image(path.read_bytes())
-    if keep_size:
-        return tokenizer.preprocess.crop_to_multiple(image, tokenizer.config.side_multiple)[None]
-    return tokenizer.preprocess(image)[None]
+    image, preprocess = decode_image(path.read_bytes()), tokenizer.preprocess
+    pixels = preprocess.crop_to_multiple(image, tokenizer.config.side_multiple) if keep_size else preprocess(image)
+    return pixels[None]
 
 
 def files_below(paths: list[str]) -> list[Path]:

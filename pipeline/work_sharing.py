@@ -1,9 +1,8 @@
 """Work shared among processes that join, leave and die at any time.
 
-Leases: a file for each piece of work that some process has begun.
-
-Leases only save double work. Results are published all or nothing, the first writer wins and the second must have made
-the same, so that no result depends on a lease.
+A lease is a file for each piece of work that some process has begun. Leases only save double work: results are
+published all or nothing, the first writer wins and the second must have made the same, so that no result depends on a
+lease.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from foundation.storage.serialization import json_text, read_json
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 120.0
 """a lease that was not renewed for this time is given up"""
+POLL_SECONDS = 0.5
+_SHARES = "i/N with i from 0 to N - 1"
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,15 @@ class Leases:
             try:
                 with open(path, "x") as file:
                     file.write(content)
+                return True
             except FileExistsError:
                 holder = self._holder(path)
                 if holder is not None and holder.alive:
                     return False
                 with contextlib.suppress(OSError):
                     path.unlink()
-                continue
             except OSError:
                 return True
-            return True
         return False
 
     def _holder(self, path: Path) -> Holder | None:
@@ -140,10 +140,6 @@ def _renew(path: Path, ended: threading.Event) -> None:
             os.utime(path)
 
 
-POLL_SECONDS = 0.5
-_EXPECTED = "i/N with i from 0 to N - 1, e.g. 0/4"
-
-
 class Piece(Protocol):
     """A piece of work."""
 
@@ -168,8 +164,7 @@ class Part:
     count: int = 1
 
     def __post_init__(self) -> None:
-        sound = 0 <= self.index < self.count
-        require(sound, "part", f"{self.index}/{self.count}", "i/N with i from 0 to N - 1")
+        require(0 <= self.index < self.count, "part", f"{self.index}/{self.count}", _SHARES)
 
     @classmethod
     def parse(cls, text: str, field: str = "part") -> Part:
@@ -178,14 +173,9 @@ class Part:
         Raises:
             ConfigError: it is something else.
         """
-        index, slash, count = text.partition("/")
-        if not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
-            raise ConfigError(
-                "is not a part of the work",
-                field=field,
-                found=repr(text),
-                expected="i/N with i from 0 to N - 1, e.g. 0/4",
-            )
+        index, _, count = text.partition("/")
+        right, expected = index.strip().isdecimal() and count.strip().isdecimal(), f"{_SHARES}, e.g. 0/4"
+        ConfigError.unless(right, "is not a part of the work", field=field, found=repr(text), expected=expected)
         return cls(int(index), int(count))
 
     def within(self, index: int, count: int) -> Part:
@@ -197,7 +187,7 @@ class Part:
         return range(self.index, n, self.count)
 
     def order(self, n: int) -> list[int]:
-        """All of 0..n - 1: the part's own first, then those of the other parts from the next one on."""
+        """All of 0..n - 1: the part's own first, then the other parts' from the next part on."""
         turns = ((self.index + shift) % self.count for shift in range(self.count))
         return [i for turn in turns for i in range(turn, n, self.count)]
 

@@ -19,7 +19,6 @@ from sklearn.svm import SVC
 
 from foundation.images.image_set import ImageSet, open_image_sets
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import decode
 from pipeline.runs.folder import RunFolder
 
 CLEARLY = 0.1
@@ -72,7 +71,7 @@ def _random_below(generator: ImageGenerator, codes_BHW: torch.Tensor) -> np.ndar
     codes = codes_BHW.clone()
     below = codes[:, level.height // 2 :]
     below.copy_(torch.randint(0, level.codebook_size, below.shape, generator=random))
-    return (decode(generator.tokenizer, codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
+    return (generator.decode(codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
 
 
 def main() -> int:

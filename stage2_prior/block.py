@@ -127,14 +127,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BTE: torch.Tensor, rope: Rope | None) -> torch.Tensor:
         """All tokens at once, each attending to itself and those before it."""
-        return self._merge(causal_attention(*self._heads(x_BTE, rope), self.dropout if self.training else 0.0))
-
-    def _heads(self, x_BTE: torch.Tensor, rope: Rope | None) -> Heads:
         norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm.weight, self.k_norm.weight)
-        return split_heads(self.qkv(x_BTE), self.n_heads, norms, rope)
-
-    def _merge(self, x_BNTK: torch.Tensor) -> torch.Tensor:
-        return self.out(x_BNTK.transpose(1, 2).flatten(2))
+        q, k, v = split_heads(self.qkv(x_BTE), self.n_heads, norms, rope)
+        attended_BNTK = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        return self.out(attended_BNTK.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -1,23 +1,18 @@
-"""Configuration of a prior and of its training.
+"""Configuration of a prior and of its training; imports no torch.
 
-Named sizes of the transformer: one word instead of three numbers.
-
-``tiny`` and ``small`` are ours, for a CPU. The others follow LlamaGen (Sun et al. 2024, arXiv:2406.06525,
-Table 1, and its released code).
+Of the named sizes, ``tiny`` and ``small`` are ours, for a CPU. The others follow LlamaGen (Sun et al. 2024,
+arXiv:2406.06525, Table 1, and its released code).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from foundation.config import require
 from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
 from foundation.training.config import FitConfig, OptimConfig, Precision
-
-if TYPE_CHECKING:
-    pass
 
 
 class TransformerShape(NamedTuple):
@@ -45,13 +40,15 @@ SIZES = {
     "gpt-3b": NamedSize(TransformerShape(24, 32, 3200), 3.06e9),
 }
 """name => size; n_layers, n_heads, d_model, parameters"""
-UNNAMED = SIZES["small"].shape
-"""shape without a size"""
+_DEFAULT_SIZE = "small"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOrder:
-    """Schedule of random order: all training images, then linearly fewer, then none."""
+    """Annealing of random order: all training images, then a linearly falling share, then none.
+
+    Source: Yu et al. 2024, arXiv:2411.00776, section 3.2.
+    """
 
     until_step: int
     """every image is in random order before this optimizer step"""
@@ -73,7 +70,7 @@ class RandomOrder:
 
 
 class Dropouts(NamedTuple):
-    """Shares of zeroed values in training, 0 to below 1."""
+    """Dropout rates in training, 0 to below 1."""
 
     token: float
     residual: float
@@ -165,7 +162,7 @@ class PriorConfig:
 
     @property
     def dropouts(self) -> Dropouts:
-        """The shares in force."""
+        """The dropout rates in force."""
         own = (self.token_dropout, self.residual_dropout, self.attention_dropout)
         return Dropouts(*(self.dropout if each is None else each for each in own))
 
@@ -175,7 +172,7 @@ class PriorConfig:
             return
         if self.size is not None and self.size not in SIZES:
             raise ConfigError("names no known size", field="size", found=self.size, fix=nearest(self.size, SIZES))
-        named = UNNAMED if self.size is None else SIZES[self.size].shape
+        named = SIZES[_DEFAULT_SIZE if self.size is None else self.size].shape
         for name in ("d_model", "n_layers", "n_heads"):
             given, taken = getattr(self, name), getattr(named, name)
             right = given in (None, taken) or self.size is None

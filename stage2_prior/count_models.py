@@ -1,19 +1,18 @@
-"""Reference models without a network: code frequencies, and counts given the two nearest codes.
+"""Count-based baselines of a prior: unigram frequencies, and counts given the left and the upper neighbour.
 
-Both are fitted on training codes and judged on others, as a prior is. Each slot (a depth of a level) has its own
-counts, and neighbours belong to the same slot.
+Both are fitted on training codes and evaluated on validation codes, as a prior is. Each slot (a depth of a level) has
+its own counts, and neighbours belong to the same slot.
 
 Sources: additive smoothing by one half: Krichevsky and Trofimov 1981, IEEE Trans. Inf. Theory 27(2); a context's
 counts interpolated with the probabilities of a shorter context: MacKay and Peto 1995, "A hierarchical Dirichlet
 language model", Natural Language Engineering 1(3), section 3.
-
-Sparse counts of codes and of their neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +22,16 @@ from foundation.errors import DataError
 
 MAX_CODEBOOK = 1 << 20
 """Largest codebook whose triples of codes fit into 63 bits."""
+_SMOOTHING = 0.5
+_ROWS_AT_A_TIME = 4096
+_MAX_CODES = 10_000_000
+"""counted by the neighbour model: half a gigabyte"""
+_MAX_TUNING_CODES = 200_000
+_STRENGTHS = 2.0 ** np.arange(-4, 15)
+_LEFT_SHARES = np.linspace(0, 1, 11)
 
 
-@dataclass(frozen=True)
-class SparseCounts:
+class SparseCounts(NamedTuple):
     """Counts of whole numbers.
 
     Attributes:
@@ -50,8 +55,7 @@ class SparseCounts:
         return np.where(self.keys_K[found] == keys, self.counts_K[found], 0)
 
 
-@dataclass(frozen=True)
-class Neighbours:
+class Neighbours(NamedTuple):
     """Codes with their left and upper neighbours, flat over images and positions.
 
     Attributes:
@@ -65,7 +69,11 @@ class Neighbours:
 
     def part(self, chosen: np.ndarray | slice) -> Neighbours:
         """Some of them."""
-        return Neighbours(self.code[chosen], self.left[chosen], self.up[chosen])
+        return Neighbours(*(each[chosen] for each in self))
+
+    def contexts(self, codebook_size: int) -> tuple[np.ndarray, ...]:
+        """Contexts of each code as whole numbers: none, left, up, and both neighbours."""
+        return np.zeros_like(self.code), self.left, self.up, self.left * (codebook_size + 1) + self.up
 
 
 def neighbours(codes_BHW: np.ndarray, codebook_size: int) -> Neighbours:
@@ -77,25 +85,20 @@ def neighbours(codes_BHW: np.ndarray, codebook_size: int) -> Neighbours:
     return Neighbours(codes_BHW.reshape(-1), left.reshape(-1), up.reshape(-1))
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Counts of some codes: how often each occurred in its context, and how often the context did.
+class Seen(NamedTuple):
+    """How often n codes were counted in their contexts, and how often the contexts were: (n,) int64 each."""
 
-    Attributes:
-        total: all codes counted.
-        code: (n,) times that the code occurred anywhere.
-        left, up, pair: (n,) times that it occurred beside this left neighbour, this upper one, and both.
-        left_total, up_total, pair_total: (n,) times that the context occurred.
-    """
+    of_code: np.ndarray
+    of_context: np.ndarray
 
-    total: int
-    code: np.ndarray
-    left: np.ndarray
-    left_total: np.ndarray
-    up: np.ndarray
-    up_total: np.ndarray
-    pair: np.ndarray
-    pair_total: np.ndarray
+
+class Evidence(NamedTuple):
+    """Counts of some codes: anywhere, beside their left neighbour, their upper one, and both."""
+
+    code: Seen
+    left: Seen
+    up: Seen
+    pair: Seen
 
 
 class NeighbourCounts:
@@ -107,38 +110,14 @@ class NeighbourCounts:
     """
 
     def __init__(self, seen: Neighbours, codebook_size: int) -> None:
-        self._size, self._total = codebook_size, len(seen.code)
-        self._code_V = np.bincount(seen.code, minlength=codebook_size)
-        self._left_total = np.bincount(seen.left, minlength=codebook_size + 1)
-        self._up_total = np.bincount(seen.up, minlength=codebook_size + 1)
-        self._left = SparseCounts.of(seen.left * codebook_size + seen.code)
-        self._up = SparseCounts.of(seen.up * codebook_size + seen.code)
-        self._pair = SparseCounts.of(self._pairs(seen) * codebook_size + seen.code)
-        self._pair_total = SparseCounts.of(self._pairs(seen))
+        self._size, contexts = codebook_size, seen.contexts(codebook_size)
+        self._codes = [SparseCounts.of(context * codebook_size + seen.code) for context in contexts]
+        self._contexts = [SparseCounts.of(context) for context in contexts]
 
     def evidence(self, of: Neighbours) -> Evidence:
         """Look codes up."""
-        return Evidence(
-            total=self._total,
-            code=self._code_V[of.code],
-            left=self._left.look_up(of.left * self._size + of.code),
-            left_total=self._left_total[of.left],
-            up=self._up.look_up(of.up * self._size + of.code),
-            up_total=self._up_total[of.up],
-            pair=self._pair.look_up(self._pairs(of) * self._size + of.code),
-            pair_total=self._pair_total.look_up(self._pairs(of)),
-        )
-
-    def _pairs(self, of: Neighbours) -> np.ndarray:
-        return of.left * (self._size + 1) + of.up
-
-
-_SMOOTHING = 0.5
-_ROWS_AT_A_TIME = 4096
-_MAX_CODES = 10_000_000  # counted by the neighbour model: half a gigabyte
-_MAX_TUNING_CODES = 200_000
-_STRENGTHS = 2.0 ** np.arange(-4, 15)
-_LEFT_SHARES = np.linspace(0, 1, 11)
+        rows = zip(self._codes, self._contexts, of.contexts(self._size), strict=True)
+        return Evidence(*(Seen(a.look_up(key * self._size + of.code), b.look_up(key)) for a, b, key in rows))
 
 
 class UnigramModel:
@@ -153,7 +132,7 @@ class UnigramModel:
         self.spec = spec
         self._slot_T = code_positions(spec).slot_T
         counts = [each.counts_V for each in usages]
-        self._bits = [-np.log2(_unigram(each, int(each.sum()), len(each))) for each in counts]
+        self._bits = [-np.log2(_unigram(Seen(each, each.sum()), len(each))) for each in counts]
 
     @classmethod
     def fit(cls, codes_NT: np.ndarray, spec: CodeSpec) -> UnigramModel:
@@ -263,40 +242,39 @@ def mean_bits(model: UnigramModel | NeighbourModel, codes_NT: np.ndarray) -> flo
     return total / (len(codes_NT) * model.spec.n_codes)
 
 
-def _unigram(count: np.ndarray, total: int, size: int) -> np.ndarray:
-    return (count + _SMOOTHING) / (total + _SMOOTHING * size)
+def _unigram(seen: Seen, size: int) -> np.ndarray:
+    return (seen.of_code + _SMOOTHING) / (seen.of_context + _SMOOTHING * size)
 
 
-def _backed_off(count: np.ndarray, total: np.ndarray, shorter: np.ndarray, strength: float) -> np.ndarray:
-    """A context's counts, with ``strength`` more codes spread as the shorter context says."""
-    return (count + strength * shorter) / (total + strength)
+def _backed_off(seen: Seen, shorter: np.ndarray, strength: float) -> np.ndarray:
+    """A context's relative counts, with ``strength`` more codes distributed as given the shorter context."""
+    return (seen.of_code + strength * shorter) / (seen.of_context + strength)
 
 
 def _mixture(seen: Evidence, weights: NeighbourWeights, size: int) -> np.ndarray:
-    alone = _unigram(seen.code, seen.total, size)
-    by_left = _backed_off(seen.left, seen.left_total, alone, weights.left)
-    by_up = _backed_off(seen.up, seen.up_total, alone, weights.up)
+    alone = _unigram(seen.code, size)
+    by_left, by_up = _backed_off(seen.left, alone, weights.left), _backed_off(seen.up, alone, weights.up)
     return weights.left_share * by_left + (1 - weights.left_share) * by_up
 
 
 def _probability(seen: Evidence, weights: NeighbourWeights, size: int) -> np.ndarray:
-    return _backed_off(seen.pair, seen.pair_total, _mixture(seen, weights, size), weights.pair)
+    return _backed_off(seen.pair, _mixture(seen, weights, size), weights.pair)
 
 
 def _choose_weights(seen: Neighbours, slot: CodeSlot, n_rows: int) -> NeighbourWeights:
     """The weights under which the tuning rows are likeliest, given the counts of the others."""
-    held_back = np.repeat(_tuning_rows(n_rows), slot.n_codes)
-    tuning = seen.part(np.flatnonzero(held_back)[:: -(-int(held_back.sum()) // _MAX_TUNING_CODES)])
-    others = seen if n_rows == 1 else seen.part(~held_back)
+    is_tuning = np.repeat(_tuning_rows(n_rows), slot.n_codes)
+    tuning = seen.part(np.flatnonzero(is_tuning)[:: -(-int(is_tuning.sum()) // _MAX_TUNING_CODES)])
+    others = seen if n_rows == 1 else seen.part(~is_tuning)
     evidence, size = NeighbourCounts(others, slot.codebook_size).evidence(tuning), slot.codebook_size
-    alone = _unigram(evidence.code, evidence.total, size)
-    left = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.left, evidence.left_total, alone, x))
-    up = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.up, evidence.up_total, alone, x))
+    alone = _unigram(evidence.code, size)
+    left = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.left, alone, x))
+    up = _likeliest(_STRENGTHS, lambda x: _backed_off(evidence.up, alone, x))
     best, chosen = -np.inf, NeighbourWeights(left, up, 0.5, 1.0)
     for share in _LEFT_SHARES:
         mixture = _mixture(evidence, NeighbourWeights(left, up, float(share), 1.0), size)
         for pair in _STRENGTHS:
-            score = np.log(_backed_off(evidence.pair, evidence.pair_total, mixture, float(pair))).mean()
+            score = np.log(_backed_off(evidence.pair, mixture, float(pair))).mean()
             if score > best:
                 best, chosen = score, NeighbourWeights(left, up, float(share), float(pair))
     return chosen

@@ -1,4 +1,4 @@
-"""Likelihood of validation codes under a prior, with the figures that it is compared with."""
+"""Likelihood of validation codes under a prior, beside uniform and unigram baselines."""
 
 from __future__ import annotations
 
@@ -53,11 +53,6 @@ class PriorScores:
     unigram_bits: float
 
     @property
-    def slots(self) -> tuple[CodeSlot, ...]:
-        """The codebooks, one for each depth of each level."""
-        return self.spec.slots
-
-    @property
     def nats_per_slot(self) -> tuple[float, ...]:
         """Mean negative log-likelihood of the codes of each slot, nats per code."""
         slot_T = code_positions(self.spec).slot_T
@@ -71,7 +66,7 @@ class PriorScores:
     @property
     def uniform_nats(self) -> float:
         """What a prior that knows nothing needs: ln(codebook size), nats per code on average."""
-        return self._mean([math.log(slot.codebook_size) for slot in self.slots])
+        return self._mean([math.log(slot.codebook_size) for slot in self.spec.slots])
 
     @property
     def uniform_bits(self) -> float:
@@ -102,9 +97,9 @@ class PriorScores:
     def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
         """Each slot with the (H, W) mean bits of its codes at each position of the grid."""
         slot_T = code_positions(self.spec).slot_T
-        shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.slots]
+        shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.spec.slots]
         bits_T = self.nats_T / math.log(2)
-        return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(self.slots)]
+        return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(self.spec.slots)]
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log; of the classes only the two extremes, by number."""
@@ -121,9 +116,9 @@ class PriorScores:
 
     def _bits_per_slot(self) -> dict[str, float]:
         """``bits_per_code_level0_depth1`` and so on; none where there is one slot, which is then all codes."""
-        if len(self.slots) == 1:
+        if len(self.spec.slots) == 1:
             return {}
-        pairs = zip(self.slots, self.nats_per_slot, strict=True)
+        pairs = zip(self.spec.slots, self.nats_per_slot, strict=True)
         return {f"bits_per_code_level{slot.level}_depth{slot.depth}": nats / math.log(2) for slot, nats in pairs}
 
     def _extreme_classes(self) -> dict[str, float]:
@@ -142,7 +137,7 @@ class PriorScores:
         """Average over codes of a figure that each slot has."""
         if len(per_slot) == 1:
             return per_slot[0]
-        total = sum(slot.n_codes * value for slot, value in zip(self.slots, per_slot, strict=True))
+        total = sum(slot.n_codes * value for slot, value in zip(self.spec.slots, per_slot, strict=True))
         return total / self.spec.n_codes
 
 

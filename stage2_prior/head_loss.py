@@ -67,28 +67,13 @@ def nll_per_code(
     """Negative log-likelihoods without gradients, (N,) float32, nats; arguments as of ``head_loss``."""
     kind = product_type(hidden_NE)
     hidden_NE, weight_VE = hidden_NE.to(kind), weight_VE.to(kind)
-    rows, groups = _Rows.empty(hidden_NE), _groups(hidden_NE, weight_VE)
+    rows_2N, groups = _empty_rows(hidden_NE), _groups(hidden_NE, weight_VE)
     space_MV = hidden_NE.new_empty(groups[0].stop, len(weight_VE))
     with torch.autocast(hidden_NE.device.type, enabled=False):
         for group in groups:
             logits_MV = _logits(hidden_NE[group], weight_VE, _part(size_N, group), space_MV)
-            _to_gradients_(logits_MV, tokens_N[group], rows.part(group), z_loss=None)
-    return rows.nll.float()
-
-
-class _Rows(NamedTuple):
-    """Results of each row (code)."""
-
-    nll: torch.Tensor
-    lse: torch.Tensor
-
-    @classmethod
-    def empty(cls, hidden_NE: torch.Tensor) -> _Rows:
-        nll, lse = hidden_NE.new_empty((2, len(hidden_NE)), dtype=sum_type(hidden_NE.dtype))
-        return cls(nll, lse)
-
-    def part(self, here: slice) -> _Rows:
-        return _Rows(self.nll[here], self.lse[here])
+            _to_gradients_(logits_MV, tokens_N[group], rows_2N[:, group], z_loss=None)
+    return rows_2N[0].float()
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -103,19 +88,19 @@ class _HeadLoss(torch.autograd.Function):
         kind: torch.dtype,
         wanted: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden, weight, rows = hidden_NE.to(kind), weight_VE.to(kind), _Rows.empty(hidden_NE)
+        hidden, weight, rows_2N = hidden_NE.to(kind), weight_VE.to(kind), _empty_rows(hidden_NE)
         to_hidden, to_weight, groups = torch.empty_like(hidden), None, _groups(hidden, weight)
         space_MV = hidden.new_empty(groups[0].stop, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for group in groups:
                 logits_MV = _logits(hidden[group], weight, _part(size_N, group), space_MV)
-                _to_gradients_(logits_MV, tokens_N[group], rows.part(group), z_loss if wanted else None)
+                _to_gradients_(logits_MV, tokens_N[group], rows_2N[:, group], z_loss if wanted else None)
                 if wanted:
                     torch.mm(logits_MV, weight, out=to_hidden[group])
                     share = logits_MV.T @ hidden[group]
-                    to_weight = share.to(rows.nll.dtype) if to_weight is None else to_weight.add_(share)
+                    to_weight = share.to(rows_2N.dtype) if to_weight is None else to_weight.add_(share)
         ctx.types, ctx.gradients = (hidden_NE.dtype, weight_VE.dtype), (to_hidden, to_weight) if wanted else None
-        nll, squared_lse = rows.nll.mean(), rows.lse.square().mean()
+        nll, squared_lse = rows_2N[0].mean(), rows_2N[1].square().mean()
         ctx.mark_non_differentiable(nll, squared_lse)
         return nll + z_loss * squared_lse, nll, squared_lse
 
@@ -129,10 +114,17 @@ class _HeadLoss(torch.autograd.Function):
         return to_hidden.to(ctx.types[0]).mul_(scale), to_weight.to(ctx.types[1]).mul_(scale), *[None] * 5
 
 
-def _to_gradients_(logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows: _Rows, z_loss: float | None) -> None:
-    """Fill in the rows' figures; replace the logits by the gradients to them, unless ``z_loss`` is None."""
+def _empty_rows(hidden_NE: torch.Tensor) -> torch.Tensor:
+    """Memory for nll and lse of each row (code), (2, N)."""
+    return hidden_NE.new_empty((2, len(hidden_NE)), dtype=sum_type(hidden_NE.dtype))
+
+
+def _to_gradients_(
+    logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows_2M: torch.Tensor, z_loss: float | None
+) -> None:
+    """Fill in nll and lse of the rows; replace the logits by the gradients to them, unless ``z_loss`` is None."""
     n_rows = max(1, _BLOCK_BYTES.get(logits_MV.device.type, _BLOCK_BYTES["cuda"]) // (4 * logits_MV.shape[1]))
-    space = logits_MV.new_empty((2, min(n_rows, len(logits_MV)), logits_MV.shape[1]), dtype=rows.nll.dtype)
+    space = logits_MV.new_empty((2, min(n_rows, len(logits_MV)), logits_MV.shape[1]), dtype=rows_2M.dtype)
     for start in range(0, len(logits_MV), n_rows):
         here = slice(start, start + n_rows)
         own_M1 = tokens_M[here].unsqueeze(1)
@@ -140,7 +132,7 @@ def _to_gradients_(logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows: _Rows,
         torch.log_softmax(logits.copy_(logits_MV[here]), 1, out=log_probs)
         own_log_M1 = log_probs.gather(1, own_M1)
         lse_M1 = logits[:, :1] - log_probs[:, :1]
-        rows.nll[here], rows.lse[here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
+        rows_2M[0, here], rows_2M[1, here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
         if z_loss is None:
             continue
         to_own_M1 = own_log_M1.expm1()

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.codes.spec import CodeSpec
 from foundation.hardware import hide_broken_torchvision
 from foundation.storage.serialization import tensors_sha256
 from stage2_prior.prior import MODEL_TYPE, PriorModel
@@ -90,11 +89,6 @@ class Prior(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The table of codes."""
         return self.model.code_embedding
-
-    @property
-    def spec(self) -> CodeSpec:
-        """What the codes are."""
-        return self.model.spec
 
     def _init_weights(self, module: nn.Module) -> None:
         """The plain modules initialise themselves."""

@@ -1,15 +1,12 @@
-"""Tables over the positions of a sequence: coordinates, rows of the code embedding, codebook sizes.
+"""Positions of a sequence of codes: rotary embeddings on a grid, and tables of targets, slots and codebook sizes.
 
-Rotary position embedding on a grid: half of each head's channels rotate with the row, half with the column.
-
-Sources: Su et al. 2021, arXiv:2104.09864, Eq. 15 (rotation by position); the split between two axes follows Heo et al.
-2024, arXiv:2403.13298, section 3.1 ("axial").
+Half of each head's channels rotate with the row, half with the column. Sources: Su et al. 2021, arXiv:2104.09864,
+Eq. 15 (rotation by position); the split between two axes follows Heo et al. 2024, arXiv:2403.13298, section 3.1
+("axial").
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -74,8 +71,7 @@ def rotate(x_BNTK: torch.Tensor, rope: Rope) -> torch.Tensor:
     return (x_BNTK * cos + swapped * sin).to(x_BNTK.dtype)
 
 
-@dataclass(frozen=True)
-class Positions:
+class Positions(NamedTuple):
     """Tables over T inputs, on one device. Input 0 is the class; in raster order input p is code p - 1, and predicts
     code p.
 
@@ -98,14 +94,12 @@ class Positions:
 
     def part(self, start: int, end: int | None) -> Positions:
         """Inputs ``start:end`` of raster order (views)."""
-        here = slice(start, end)
-        rope = None if self.rope is None else self.rope.part(start, end)
-        tables = (self.own_T, self.target_T, self.offset_T, self.slot_T, self.size_T)
-        return Positions(rope, *(table[here] for table in tables))
+        rope, *tables = self
+        return Positions(None if rope is None else rope.part(start, end), *(table[start:end] for table in tables))
 
 
 class PositionTables:
-    """Makes ``Positions`` once for each device. The tables are no buffers, so that a model can be moved and loaded
+    """Builds ``Positions`` once for each device. The tables are no buffers, so that a model can be moved and loaded
     freely.
 
     Args:
@@ -153,7 +147,7 @@ class PositionTables:
             raise DataError("is not a permutation of the positions", field="orders", found=found, expected=expected)
         own_BT = torch.cat([torch.zeros_like(orders_BT[:, :1]), orders_BT[:, :-1] + 1], dim=1)
         rope = None if rope is None else rope.of(own_BT)
-        return dataclasses.replace(raster, rope=rope, own_T=own_BT, target_T=orders_BT)
+        return raster._replace(rope=rope, own_T=own_BT, target_T=orders_BT)
 
     def _on(self, device: torch.device) -> tuple[Positions, Rope | None]:
         """All T inputs in raster order, and the rotations of the class and all T codes."""

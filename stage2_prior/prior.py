@@ -146,12 +146,8 @@ class PriorModel(nn.Module):
             block.compile()
 
     def compile_decoding(self) -> None:
-        """Sample codes with a compiled step from now on: faster on a GPU, after a slow first image."""
+        """Sample codes with a compiled step from now on: faster on a GPU, tens of seconds for the first image."""
         self.decodes_compiled = True
-
-    def possible(self, logits_BV: torch.Tensor, position: int) -> torch.Tensor:
-        """The finite logits of a position, (B, size of its codebook), a view."""
-        return logits_BV[:, : int(self.position_tables.size_T[position])]
 
     def within_codebook(self) -> PriorModel:
         """This prior without its ``extra_codes``, so that every code belongs to an image."""

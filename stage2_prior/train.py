@@ -1,10 +1,8 @@
-"""Training of a prior: the task that ``foundation.training.fit`` drives.
+"""Training of a prior: the objective, and the task that ``foundation.training.fit`` drives.
 
-Training objective: the mean negative log-likelihood of codes, with an optional z-loss.
-
-Training in random order that anneals to raster order.
-
-Source: Yu et al. 2024, "Randomized autoregressive visual generation", arXiv:2411.00776, section 3.2.
+The loss is the mean negative log-likelihood of the codes, with an optional z-loss. Codes are predicted in raster order,
+or in random orders that anneal to it (Yu et al. 2024, "Randomized autoregressive visual generation", arXiv:2411.00776,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
-from foundation.randomness import derive_seed
+from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
@@ -26,9 +25,9 @@ from stage2_prior.head_loss import head_loss
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from accelerate import Accelerator
+
+Metrics = dict[str, torch.Tensor | float]
 
 
 class PriorLoss(nn.Module):
@@ -82,19 +81,11 @@ def sample_orders(positions_B: np.ndarray, length: int, share: float, seed: int)
     Returns:
         (B, T) int64 on the CPU, a permutation of 0..T-1 in each row.
     """
-    import numpy as np
-    import torch
-
-    from foundation.randomness import uniforms
-
     chosen_B = uniforms(positions_B, np.zeros_like(positions_B), seed, "in random order") < share
     positions_T = np.arange(length)
     keys_BT = uniforms(positions_B[:, None], positions_T[None, :], seed, "random order")
     orders_BT = np.where(chosen_B[:, None], keys_BT.argsort(axis=1, kind="stable"), positions_T)
     return torch.from_numpy(orders_BT)
-
-
-Metrics = dict[str, torch.Tensor | float]
 
 
 class PriorTask:

@@ -95,9 +95,7 @@ def score(
     path = None if out is None else output_file(out, (".csv", ".json"))
     paths = files_below(images)
     generator = open_generator(run, device)
-    (label,) = generator.label_ids(class_label)
-    generator.require_labels([label])
-    scored, failed = score_files(generator.tokenizer, generator.prior, paths, label)
+    scored, failed = score_files(generator, paths, class_label)
     report_unusable(failed, scored)
     print(f"{'bits':>10}  {'per code':>8}  image, the least likely first")
     for each in scored:

@@ -96,7 +96,7 @@ class PriorEvaluation:
         return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
 
     def _by_slot(self) -> list[str]:
-        if len(self.scores.slots) == 1:
+        if len(self.scores.spec.slots) == 1:
             return []
         return [
             f"{f'  grid {slot.level + 1}, depth {slot.depth + 1}':<26}{float(bits_HW.mean()):>14.4f}"

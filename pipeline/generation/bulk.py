@@ -1,9 +1,8 @@
 """Bulk sampling to files, resumable, by one process or several: image i is a function of (seed, i) and its label.
 
-Images are drawn and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
-the bit however the work is interrupted and shared.
-
-Folders of many images: a png file for each, or parquet files; each file appears whole or not at all.
+Images are sampled and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
+the bit however the work is interrupted and shared. They are stored as a png file each or as parquet files, of which
+each appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,16 +28,17 @@ from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
 from foundation.storage.durable import is_temporary
 from foundation.storage.serialization import tensors_sha256
+from pipeline.generation.base import BaseGenerator
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.options import DrawOptions
-from pipeline.generation.outputs import decode, decode_batch
-from pipeline.generation.parts import GeneratorParts
 from pipeline.generation.requests import DrawSettings, image_seed
 from pipeline.image_files import file_name
 from pipeline.work_sharing import Part, claim_folder
 
 Format = Literal["png", "parquet"]
 PLAN = "generation.json"
+_MAX_SEED, _MOST_IMAGES = 2**62, 10**8
+_STREAM_RULE = "derived from (seed, i), not seed + i"
 _NAME = re.compile(r"(\d{8})(?:-.*)?\.png", re.DOTALL)
 
 
@@ -61,42 +61,25 @@ class DrawnImages:
     seeds: Sequence[int]
 
 
-class ImageFiles(Protocol):
-    """A folder of images in some format."""
-
-    folder: Path
-
-    def has(self, images: range) -> bool:
-        """Whether all of these images, those of one job, are there."""
-
-    def write(self, drawn: DrawnImages) -> None:
-        """Write the images of one job."""
-
-    def n_missing(self, count: int) -> int:
-        """How many of the first ``count`` images are not there."""
-
-    def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Called when all are there, with number, label and seed of each image."""
-
-
-def open_files(folder: Path, form: Format, spec: CodeSpec, *, labelled: bool) -> ImageFiles:
-    """The files of a folder; ``labelled`` says that every image has a class."""
-    return ParquetFiles(folder / "data", spec, labelled) if form == "parquet" else PngFiles(folder, spec, labelled)
-
-
 class PngFiles:
-    """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there."""
+    """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there.
+
+    Args:
+        root: of the samples.
+        spec: of the codes; names the classes.
+        labelled: whether every image has a class.
+    """
 
     def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
         self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
         self._numbers = self._there()
 
     def has(self, images: range) -> bool:
-        """See ``ImageFiles``."""
+        """Whether all images of one job are there."""
         return self._numbers.issuperset(images)
 
     def write(self, drawn: DrawnImages) -> None:
-        """See ``ImageFiles``; what is there already stays."""
+        """Write the images of one job that are not there yet."""
         rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
         with ThreadPoolExecutor() as pool:
@@ -104,11 +87,15 @@ class PngFiles:
         self._numbers.update(drawn.images)
 
     def n_missing(self, count: int) -> int:
-        """See ``ImageFiles``."""
+        """How many of the first ``count`` images are not there."""
         return len(set(range(count)) - self._there())
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Write ``metadata.csv``, with which ``datasets.load_dataset`` opens the folder with classes."""
+        """Write ``metadata.csv``: with it ``datasets.load_dataset`` opens the folder with classes.
+
+        Args:
+            rows: number, label and seed of every image.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file_name", *(["label"] if self._labelled else []), "seed"])
@@ -137,17 +124,20 @@ class PngFiles:
 
 
 class ParquetFiles:
-    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes."""
+    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes.
 
-    def __init__(self, folder: Path, spec: CodeSpec, labelled: bool) -> None:
-        self.folder, self._spec, self._labelled = folder, spec, labelled
+    Args and methods as of ``PngFiles``.
+    """
+
+    def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
+        self.folder, self._spec, self._labelled = root / "data", spec, labelled
 
     def has(self, images: range) -> bool:
-        """See ``ImageFiles``."""
+        """Whether the file of one job is there."""
         return self._path(images[0]).exists()
 
     def write(self, drawn: DrawnImages) -> None:
-        """See ``ImageFiles``."""
+        """Write the images of one job."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -162,13 +152,13 @@ class ParquetFiles:
         durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
 
     def n_missing(self, count: int) -> int:
-        """See ``ImageFiles``."""
+        """How many of the first ``count`` images are not there."""
         import pyarrow.parquet as pq
 
         return count - sum(pq.read_metadata(path).num_rows for path in self.folder.glob("part-*.parquet"))
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Nothing: the rows hold all."""
+        """Nothing: the files hold labels and seeds."""
 
     def _path(self, first: int) -> Path:
         return self.folder / f"part-{first:08d}.parquet"
@@ -190,13 +180,9 @@ def png_bytes(pixels_YXC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-_MAX_SEED, _MOST = 2**62, 10**8
-_STREAMS = "derived from (seed, i), not seed + i"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Which images, and how they are drawn and stored."""
+    """Which images, and how they are sampled and stored."""
 
     count: int
     """images in all, over all parts"""
@@ -207,12 +193,12 @@ class Batch:
     format: Format = "png"
     """png: a file for each image; parquet: files of images_per_file rows that datasets.load_dataset opens"""
     batch_size: int = 64
-    """images drawn together; what a crash loses of png files"""
+    """images sampled together; what a crash loses of png files"""
     images_per_file: int = 1024
     """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
 
     def __post_init__(self) -> None:
-        require(0 < self.count <= _MOST, "count", self.count, f"a whole number from 1 to {_MOST:,}")
+        require(0 < self.count <= _MOST_IMAGES, "count", self.count, f"a whole number from 1 to {_MOST_IMAGES:,}")
         require(0 <= self.seed < _MAX_SEED, "seed", self.seed, "a whole number from 0")
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
         rows, multiple = self.images_per_file, f"a multiple of batch_size, {self.batch_size}"
@@ -250,7 +236,7 @@ class BatchDone:
 
 @torch.no_grad()
 def generate_to_folder(
-    generator: GeneratorParts,
+    generator: BaseGenerator,
     folder: Path,
     batch: Batch,
     part: Part = Part(),  # noqa: B008
@@ -263,7 +249,7 @@ def generate_to_folder(
     makes the last image writes ``metadata.csv`` beside png files.
 
     Args:
-        generator: draws and decodes.
+        generator: samples and decodes.
         folder: made if it does not exist.
         batch: which images.
         part: which jobs this process does.
@@ -280,9 +266,10 @@ def generate_to_folder(
     generator.require_labels(batch.labels)
     generator.require_memory(min(batch.images_per_job, batch.count), settings)
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
-    drawn = {"streams": _STREAMS, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
-    claim_folder(folder / PLAN, {**to_dict(batch), **drawn, **weights})
-    files = open_files(folder, batch.format, generator.spec, labelled=generator.prior.null_class not in batch.labels)
+    sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
+    claim_folder(folder / PLAN, {**to_dict(batch), **sampled, **weights})
+    kind = ParquetFiles if batch.format == "parquet" else PngFiles
+    files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
     n_new = n_there = 0
     mine = sum(len(_images(batch, job)) for job in jobs)
@@ -297,7 +284,8 @@ def generate_to_folder(
             progress.update(len(images))
     n_missing = files.n_missing(batch.count)
     if not n_missing:
-        _finish(files, batch)
+        durable.sweep(files.folder)
+        files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])
     return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
 
 
@@ -305,7 +293,7 @@ def _images(batch: Batch, job: int) -> range:
     return range(job * batch.images_per_job, min((job + 1) * batch.images_per_job, batch.count))
 
 
-def _draw_job(generator: GeneratorParts, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
+def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
     """The images of a job, group by group."""
     pixels, codes = [], []
     labels = [batch.labels[i % len(batch.labels)] for i in images]
@@ -314,12 +302,6 @@ def _draw_job(generator: GeneratorParts, batch: Batch, images: range, settings: 
         group = slice(start, start + batch.batch_size)
         request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        images_BCYX = decode(generator.tokenizer, generator.spec.grid(codes_BT), decode_batch(generator.n_pixels))
-        pixels.append(to_uint8(images_BCYX))
+        pixels.append(to_uint8(generator.decode(generator.spec.grid(codes_BT))))
         codes.append(codes_BT.cpu().numpy())
     return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
-
-
-def _finish(files: ImageFiles, batch: Batch) -> None:
-    durable.sweep(files.folder)
-    files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])

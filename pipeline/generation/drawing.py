@@ -1,4 +1,4 @@
-"""Draw the codes of a sample request, with or without a choice among candidates."""
+"""Sampling the codes of a request, with or without a choice among candidates."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SCORED_TOKENS = 1 << 15
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """B images to draw.
+    """B images to sample.
 
     Attributes:
         labels: class number of each; the prior's null class for none.
         seeds: of each image's random stream.
         sampling: guidance, temperature and filters.
-        known_BT: codes to keep, -1 where one is to be drawn; None draws all.
+        known_BT: codes to keep, -1 where one is to be sampled; None samples all.
         start: position from which codes are stepped through; all before it are known. Numbers are equal to the bit only
             for equal starts, so that it must not depend on the other images of a call.
-        max_rows: most images drawn at once; None takes what fits.
-        uniforms_BT: random numbers used instead of those of the seeds.
+        max_rows: most images in one batch; None takes what fits.
+        uniforms_BT: random numbers instead of the seeds' streams; None takes the streams.
     """
 
     labels: list[int]
@@ -60,11 +60,11 @@ def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCode]:
 def draw(
     prior: PriorModel, request: SampleRequest, *, on_step: OnStep | None = None, show_progress: bool = True
 ) -> torch.Tensor:
-    """Draw the codes of a request.
+    """Sample the codes of a request.
 
     Args:
         prior: in evaluation mode.
-        request: what to draw.
+        request: what to sample.
         on_step: called after each position of each batch; it may change the codes of that step in place.
         show_progress: show a bar, if it takes longer than two seconds.
 
@@ -88,13 +88,13 @@ def draw(
 def draw_best(
     prior: PriorModel, request: SampleRequest, best_of: int, *, show_progress: bool = True
 ) -> tuple[torch.Tensor, list[int]]:
-    """Draw several candidates of each image and keep the one whose codes are the likeliest given the class.
+    """Sample several candidates of each image and keep the one whose codes are the likeliest given the class.
 
     Candidate 0 of an image is the one that its own seed gives.
 
     Args:
         prior: in evaluation mode.
-        request: what to draw, with the random numbers of its seeds.
+        request: what to sample, from the streams of its seeds.
         best_of: candidates of each image, 1 or more.
         show_progress: show a bar, if it takes longer than two seconds.
 

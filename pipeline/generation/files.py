@@ -1,4 +1,4 @@
-"""Files of a generator: the run folder or model repository, and its ``model_index.json``."""
+"""Files of a generator: its folder or model repository, and the ``model_index.json`` there."""
 
 from __future__ import annotations
 

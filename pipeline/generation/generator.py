@@ -1,4 +1,4 @@
-"""The image generator: a prior samples codes, a tokenizer decodes them."""
+"""The image generator: a prior samples codes, a tokenizer decodes them to images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
-from pipeline.generation.drawing import SampleRequest, draw
+from pipeline.generation.base import BaseGenerator, Labels, output_of, request_of, sample
+from pipeline.generation.drawing import OnStep, SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
-from pipeline.generation.parts import GeneratorParts, Labels, images_of, output_of, request_of, sample
-from pipeline.generation.requests import DrawSettings, require_flag
+from pipeline.generation.requests import DrawSettings, require_flag, shown
 from pipeline.generation.streaming import CALLBACK_TENSORS, OnRow, OnStepEnd, step_callback
 from pipeline.generation.wide import draw_wide, wide_grid
 from stage1_tokenizer.canary import check_canary_quickly, copy_canary
@@ -29,20 +29,21 @@ Device = str | int | torch.device
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ImageGenerator(GeneratorParts):
-    """A tokenizer and a prior that belong together.
+class ImageGenerator(BaseGenerator):
+    """Pipeline of a tokenizer and a prior: generation, editing, interpolation and likelihood of images.
 
     >>> generator = ImageGenerator.from_pretrained("runs/digits")  # doctest: +SKIP
     >>> generator(class_labels=["3", "7"], seed=0).images[0].save("three.png")  # doctest: +SKIP
 
     Args:
-        tokenizer, prior, defaults, label_dropout: see ``GeneratorParts``.
+        tokenizer, prior, defaults, label_dropout: see ``BaseGenerator``.
     """
 
     _callback_tensor_inputs = CALLBACK_TENSORS
     _home: Path | None = None
     """the folder that it was opened from"""
 
+    # functions of (pipe, ...), each in the file of its topic
     complete = editing.complete
     inpaint = editing.inpaint
     vary = editing.vary
@@ -69,8 +70,8 @@ class ImageGenerator(GeneratorParts):
             revision: branch, tag or commit of the repository.
 
         Raises:
-            CheckpointError: no such run, an unfinished one, or a damaged part.
-            ContractError: the parts do not belong together.
+            CheckpointError: no such run, an unfinished one, or a damaged model.
+            ContractError: the models do not belong together.
             ConfigError: a device that this machine does not have, an unknown dtype, or a revision of a folder.
         """
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -85,12 +86,16 @@ class ImageGenerator(GeneratorParts):
         return generator.to(device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write both parts and the index into a new folder that ``from_pretrained`` opens."""
+        """Write both models and the index into a new folder that ``from_pretrained`` opens.
+
+        Raises:
+            StorageError: the folder exists, or the disk refused.
+        """
 
         def fill(temporary: Path) -> None:
-            for name, part in self.components.items():
+            for name, model in self.components.items():
                 (temporary / name).mkdir()
-                part.save(temporary / name)
+                model.save(temporary / name)
             if self._home is not None:
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
             (temporary / INDEX).write_text(GeneratorIndex(self.defaults, self.label_dropout).text())
@@ -124,38 +129,39 @@ class ImageGenerator(GeneratorParts):
             self.save_pretrained(folder)
             return upload_folder(folder, repo_id, private=private, token=token, message=commit_message)
 
-    def to(self, *places: Device | torch.dtype, device: Device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move both parts to a device, and the prior's weights to a dtype; returns itself.
+    def to(self, *given: Device | torch.dtype, device: Device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move both models to a device, and cast the prior's weights to a dtype; returns itself.
 
         The tokenizer stays float32: codes are rounded in float32, and its fingerprint is that of its weights.
 
         Args:
-            places: a device, a dtype, or both in any order.
+            given: a device, a dtype, or both in any order.
             device, dtype: the same by name; None leaves it as it is.
 
         Raises:
             ConfigError: a device that this machine does not have, an unknown dtype, or one of them given twice.
         """
-        devices = [
-            *(each for each in places if not isinstance(each, torch.dtype)),
-            *([] if device is None else [device]),
-        ]
-        dtypes = [*(each for each in places if isinstance(each, torch.dtype)), *([] if dtype is None else [dtype])]
-        for name, given in (("device", devices), ("dtype", dtypes)):
-            if len(given) > 1:
-                raise ConfigError("is given more than once", field=name, found=given, expected=f"one {name}")
-        place, kinds = [_usable(each) for each in devices], [_dtype(each, "dtype") for each in dtypes]
-        for where in place:
-            self.tokenizer.to(where)
-            self.prior.to(where)
-        for kind in kinds:
-            self.prior.to(kind)
+        dtypes: list[Any] = [each for each in (*given, dtype) if isinstance(each, torch.dtype)]
+        devices: list[Any] = [each for each in given if not isinstance(each, torch.dtype)]
+        dtypes += [] if dtype is None or isinstance(dtype, torch.dtype) else [dtype]
+        devices += [] if device is None else [device]
+        for name, found in (("device", devices), ("dtype", dtypes)):
+            expected = f"one {name}"
+            ConfigError.unless(len(found) < 2, "is given more than once", field=name, found=found, expected=expected)
+        targets: list[Any] = [
+            *map(_usable, devices),
+            *(_dtype(each, "dtype") for each in dtypes),
+        ]  # all checked before any moves
+        for target in targets:
+            self.prior.to(target)
+            if not isinstance(target, torch.dtype):
+                self.tokenizer.to(target)
         return self
 
     def compile(self) -> Self:
-        """Draw codes with a compiled step, which pays on a GPU and for many images; returns itself.
+        """Sample codes with a compiled step, faster on a GPU and for many images; returns itself.
 
-        The first images take tens of seconds more, and numbers differ by rounding from those without.
+        The first images take tens of seconds more. Numbers differ by rounding from those without.
         """
         self.prior.compile_decoding()
         return self
@@ -174,23 +180,26 @@ class ImageGenerator(GeneratorParts):
         callback_on_row: OnRow | None = None,
         **options: Unpack[DrawOptions],
     ) -> GeneratorOutput:
-        """Draw images.
+        """Generate images.
 
         Args:
             class_labels: a class number or name, several of them, or None for no class.
-            num_images_per_label: images of each, 1 or more.
+            num_images_per_label: images of each label, 1 or more.
             height, width: of the images in pixels, multiples of the stride; larger than trained, the prior's window
                 slides over the image. None takes the trained size.
             return_dict: False returns the output's tuple (images, codes, labels, seeds).
-            callback_on_step_end: called as ``callback(generator, step, t, tensors)`` after each code of a batch;
-                ``step`` and ``t`` are its position in the sequence. It returns None, or a dict of tensors by the same
-                names, of which ``codes`` replaces the codes just drawn, so that all later ones are drawn given them.
-            callback_on_step_end_tensor_inputs: which tensors it gets: ``codes``, the codes just drawn, and ``rows``,
-                which images of the call they are of; both (B,) int64.
-            callback_on_row: called with (generator, ``PartialImages``) after each row of the grid.
+            callback_on_step_end: called as ``callback(pipe, step, t, tensors)`` after each code of a batch; ``step``
+                and ``t`` are its position in the sequence, 0 to T - 1. It returns None, or a dict of tensors by the
+                same names, of which ``codes`` replaces the codes just sampled: all later ones are sampled given them.
+            callback_on_step_end_tensor_inputs: which tensors it gets: ``codes``, the codes just sampled, and ``rows``,
+                which images of the call they belong to; both (B,) int64.
+            callback_on_row: called with (pipe, ``PartialImages``) after each row of the grid.
             options: seed or generator, best_of, batch_size, output_type (see ``DrawOptions``), and guidance_scale,
                 temperature, top_k, top_p, schedule and the other fields of ``SamplingConfig``; None takes the run's
                 default.
+
+        Returns:
+            The images, label by label; also their codes, labels and seeds.
 
         Raises:
             DataError: an unknown class, classes asked of an unconditional prior, or more images than fit in memory.
@@ -201,31 +210,29 @@ class ImageGenerator(GeneratorParts):
         grid = wide_grid(self.spec, height, width)
         callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}
         given = {name: callback for name, callback in callbacks.items() if callback is not None}
+        alone, problem = settings.best_of == 1 and grid is None, "cannot be used with best_of or a larger image"
         for name, callback in given.items():
-            if not callable(callback):
-                raise ConfigError("cannot be called", field=name, found=repr(callback)[:200])
-            if settings.best_of > 1 or grid is not None:
-                raise ConfigError("cannot be used with best_of or a larger image", field=name, fix="leave one out")
+            ConfigError.unless(callable(callback), "cannot be called", field=name, found=shown(callback))
+            ConfigError.unless(alone, problem, field=name, fix="leave one out")
         inputs = callback_on_step_end_tensor_inputs
         on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row)
-        if grid is not None:
-            output = _sample_wide(self, request, settings, grid)
-        elif given:
-            codes_BT = draw(self.prior, request, on_step=on_step, show_progress=self.shows_progress)
-            output = output_of(self, codes_BT, request.labels, request.seeds, settings)
-        else:
+        if grid is None and not given:
             output = sample(self, request, settings)
+        else:
+            codes = self._codes(request, settings, grid, on_step)
+            output = output_of(self, codes, request.labels, request.seeds, settings)
         return output if return_dict else output.to_tuple()  # type: ignore[return-value]  # as the ecosystem has it
 
-
-def _sample_wide(
-    parts: GeneratorParts, request: SampleRequest, settings: DrawSettings, grid: tuple[int, int]
-) -> GeneratorOutput:
-    if settings.best_of > 1:
-        raise ConfigError("needs images of the trained size", field="best_of", found=settings.best_of, expected=1)
-    parts.require_memory(len(request.labels), settings, grid[0] * grid[1] * parts.spec.levels[0].depth)
-    codes = draw_wide(parts.prior, request, grid, show_progress=parts.shows_progress)
-    return GeneratorOutput(images_of(parts, codes, settings), codes, parts.without_null(request.labels), request.seeds)
+    def _codes(
+        self, request: SampleRequest, settings: DrawSettings, grid: tuple[int, int] | None, on_step: OnStep
+    ) -> torch.Tensor:
+        """Codes of a larger image, or of the trained size with callbacks, in the tokenizer's layout."""
+        if grid is None:
+            return self.spec.grid(draw(self.prior, request, on_step=on_step, show_progress=self.shows_progress))
+        best_of = settings.best_of
+        ConfigError.unless(best_of == 1, "needs images of the trained size", field="best_of", found=best_of, expected=1)
+        self.require_memory(len(request.labels), settings, grid[0] * grid[1] * self.spec.levels[0].depth)
+        return draw_wide(self.prior, request, grid, show_progress=self.shows_progress)
 
 
 def _usable(device: Any) -> str:
@@ -234,9 +241,9 @@ def _usable(device: Any) -> str:
     Raises:
         ConfigError: it does not, or it is no device.
     """
-    known = isinstance(device, (str, torch.device)) or (isinstance(device, int) and not isinstance(device, bool))
-    if not known:
-        raise ConfigError("is not a device", field="device", found=repr(device)[:200], expected="cpu, cuda, cuda:1 ...")
+    known = isinstance(device, (str, torch.device, int)) and not isinstance(device, bool)
+    expected = "cpu, cuda, cuda:1 ..."
+    ConfigError.unless(known, "is not a device", field="device", found=shown(device), expected=expected)
     accelerator = torch.accelerator.current_accelerator() or "cuda"
     return usable_device(f"{accelerator}:{device}" if isinstance(device, int) else str(device), field="device")
 
@@ -244,6 +251,6 @@ def _usable(device: Any) -> str:
 def _dtype(value: Any, field: str) -> torch.dtype:
     dtype = _DTYPES.get(value) if isinstance(value, str) else value
     if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES.values():
-        found, fix = repr(value)[:200], nearest(str(value).removeprefix("torch."), _DTYPES)
+        found, fix = shown(value), nearest(str(value).removeprefix("torch."), _DTYPES)
         raise ConfigError("is not a dtype of weights", field=field, found=found, fix=fix)
     return dtype

@@ -1,9 +1,4 @@
-"""Given images, encoded without their hidden pixels.
-
-Codes given instead of images.
-
-Masks of pixels, and the codes that they touch.
-"""
+"""Inputs of editing: images or codes that are given, masks of pixels, and the codes that a mask touches."""
 
 from __future__ import annotations
 
@@ -22,8 +17,22 @@ from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from pipeline.generation.outputs import decode_batch
-from pipeline.generation.requests import require_one_or_all, whole
+from pipeline.generation.requests import require_one_or_all, shown, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
+
+Images = Image.Image | Sequence[Image.Image] | torch.Tensor
+
+
+class Given(NamedTuple):
+    """The codes and pixels of B given images.
+
+    Attributes:
+        codes_BP: the first P of T codes of each, int64.
+        images_BCYX: the pixels in [-1, 1]; None where codes were given.
+    """
+
+    codes_BP: torch.Tensor
+    images_BCYX: torch.Tensor | None
 
 
 def is_codes(images: Any) -> bool:
@@ -56,9 +65,6 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
     return codes_BP
 
 
-Images = Image.Image | Sequence[Image.Image] | torch.Tensor
-
-
 def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.ndarray]:
     """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) uint8.
 
@@ -72,32 +78,17 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
             problem, fix = "are whole numbers", "codes become images by generator.tokenizer.decode(codes)"
             floats = f"{('B', *expected)}, floating point from -1 to 1"
             raise DataError(problem, field="images", found=(shape, images.dtype), expected=floats, fix=fix)
-        if images.ndim != 4 or shape[1:] != expected or not len(images):
-            raise DataError(
-                "have another shape than the prior's", field="images", found=shape, expected=("B", *expected)
-            )
-        if not bool((images.abs() <= 1).all()):
-            found = f"{images.dtype}, up to {images.abs().max()}"
-            raise DataError("are not in [-1, 1]", field="images", found=found, expected="floating point from -1 to 1")
+        right, problem = shape[1:] == expected and len(images) > 0, "have another shape than the prior's"
+        DataError.unless(right, problem, field="images", found=shape, expected=("B", *expected))
+        largest, expected_range = images.abs().amax(), "floating point from -1 to 1"
+        found = f"{images.dtype}, up to {largest}"
+        DataError.unless(bool(largest <= 1), "are not in [-1, 1]", field="images", found=found, expected=expected_range)
         return images
-    listed = isinstance(images, (list, tuple))
-    several: list[Any] = list(images) if listed else [images]  # type: ignore[arg-type]
-    if not several or not all(isinstance(each, Image.Image) for each in several):
-        types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
-        raise DataError("are not images", field="images", found=types, expected=known)
+    several: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+    right = bool(several) and all(isinstance(each, Image.Image) for each in several)
+    types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
+    DataError.unless(right, "are not images", field="images", found=types, expected=known)
     return [preprocess(each) for each in several]
-
-
-class Given(NamedTuple):
-    """The codes and pixels of B given images.
-
-    Attributes:
-        codes_BP: the first P of T codes of each, int64.
-        images_BCYX: the pixels in [-1, 1]; None where codes were given.
-    """
-
-    codes_BP: torch.Tensor
-    images_BCYX: torch.Tensor | None
 
 
 def read_images(images: Any, spec: CodeSpec, device: torch.device) -> torch.Tensor:
@@ -180,11 +171,6 @@ def codes_of_pixels(mask_BYX: torch.Tensor, spec: CodeSpec) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
-def pixels_of_codes(codes_BHW: torch.Tensor, spec: CodeSpec) -> torch.Tensor:
-    """A mask of the finest grid, (B, H, W) bool => of the pixels, (B, Y, X) bool."""
-    return codes_BHW.repeat_interleave(spec.stride, 1).repeat_interleave(spec.stride, 2)
-
-
 def below_rows(rows: object, spec: CodeSpec) -> torch.Tensor:
     """The pixels below the first rows of the finest grid, (1, Y, X) bool.
 
@@ -193,36 +179,35 @@ def below_rows(rows: object, spec: CodeSpec) -> torch.Tensor:
         spec: what the codes are.
 
     Raises:
-        ConfigError: neither, or nothing would be given or left to draw.
+        ConfigError: neither, or nothing would be given or left to sample.
     """
     height = spec.levels[-1].height
     share = float(rows) if isinstance(rows, float) and math.isfinite(rows) else 0.0
     n = round(share * height) if 0 < share < 1 else whole(rows)
-    if height == 1:
-        fix = "leave rows out and give the first codes, or use inpaint"
-        raise ConfigError("cannot be used: the grid has one row", field="rows", found=repr(rows)[:200], fix=fix)
-    if not 0 < n < height:
-        expected = f"a whole number from 1 to {height - 1}, or a share such as 0.5"
-        raise ConfigError("cannot be the rows to keep", field="rows", found=repr(rows)[:200], expected=expected)
+    problem, fix = "cannot be used: the grid has one row", "leave rows out and give the first codes, or use inpaint"
+    ConfigError.unless(height > 1, problem, field="rows", found=shown(rows), fix=fix)
+    problem, expected = "cannot be the rows to keep", f"a whole number from 1 to {height - 1}, or a share such as 0.5"
+    ConfigError.unless(0 < n < height, problem, field="rows", found=shown(rows), expected=expected)
     mask_YX = torch.zeros(spec.preprocess.height, spec.preprocess.width, dtype=torch.bool)
     mask_YX[n * spec.stride :] = True
     return mask_YX.unsqueeze(0)
 
 
 def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
-    """A given mask => pixels to draw, (1 or B, Y, X) bool.
+    """A given mask => pixels to sample, (1 or B, Y, X) bool.
 
     Args:
-        mask: a Pillow image (white is drawn; it is resized and cropped as the image is), or an array or tensor of the
+        mask: a Pillow image (white is sampled; it is resized and cropped as the image is), or an array or tensor of the
             pixels' or the finest grid's size, (Y, X), (H, W), or one for each image with a leading B: bool, whole
-            numbers to 255 (128 and more is drawn) or floating point from 0 to 1 (0.5 and more).
+            numbers to 255 (128 and more is sampled) or floating point from 0 to 1 (0.5 and more).
         spec: what the codes are.
 
     Raises:
-        DataError: another type, shape or range, or nothing to draw.
+        DataError: another type, shape or range, or nothing to sample.
     """
     if isinstance(mask, Image.Image):
-        white = _mask_preprocess(spec.preprocess)(mask.convert("L"))[..., 0] >= 128
+        preprocess = dataclasses.replace(spec.preprocess, mode="L", resize="nearest")
+        white = preprocess(mask.convert("L"))[..., 0] >= 128
         return _some(torch.from_numpy(white).unsqueeze(0))
     try:
         given = torch.as_tensor(np.asarray(mask) if not isinstance(mask, torch.Tensor) else mask).detach().cpu()
@@ -237,11 +222,13 @@ def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
         raise DataError("has the wrong shape", field="mask", found=found, expected=expected)
     high = 1.0 if given.is_floating_point() or given.dtype == torch.bool else 255.0
     values = given.double()
-    if not bool(((values >= 0) & (values <= high)).all()):
-        raise DataError("is outside its range", field="mask", found=given.dtype, expected=f"values from 0 to {high:g}")
+    right, expected = bool(((values >= 0) & (values <= high)).all()), f"values from 0 to {high:g}"
+    DataError.unless(right, "is outside its range", field="mask", found=given.dtype, expected=expected)
     marked = values > 0 if given.dtype == torch.bool else values >= (0.5 if high == 1.0 else 128)
     marked = marked.unsqueeze(0) if marked.ndim == 2 else marked
-    return _some(marked if tuple(given.shape[-2:]) == pixels else pixels_of_codes(marked, spec))
+    if tuple(given.shape[-2:]) != pixels:
+        marked = marked.repeat_interleave(spec.stride, 1).repeat_interleave(spec.stride, 2)
+    return _some(marked)
 
 
 def grown(mask_BYX: torch.Tensor, n_pixels: int) -> torch.Tensor:
@@ -256,12 +243,8 @@ def kept_pixels(pixels_BYXC: np.ndarray, mask_BYX: np.ndarray) -> np.ndarray:
     return np.where(mask_BYX[..., None], np.uint8(128), pixels_BYXC)
 
 
-def _mask_preprocess(preprocess: Preprocess) -> Preprocess:
-    return dataclasses.replace(preprocess, mode="L", resize="nearest")
-
-
 def _some(mask_BYX: torch.Tensor) -> torch.Tensor:
-    if not len(mask_BYX) or not bool(mask_BYX.flatten(1).any(1).all()):
-        expected = "white pixels, True or 1 where new codes are wanted"
-        raise DataError("marks nothing to draw", field="mask", found="an empty mask", expected=expected)
+    right = len(mask_BYX) > 0 and bool(mask_BYX.flatten(1).any(1).all())
+    expected = "white pixels, True or 1 where new codes are wanted"
+    DataError.unless(right, "marks nothing to sample", field="mask", found="an empty mask", expected=expected)
     return mask_BYX

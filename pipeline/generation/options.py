@@ -13,7 +13,6 @@ OutputType = Literal["pil", "np", "numpy", "pt", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = typing.get_args(OutputType)
 SETTINGS: dict[str, Any] = typing.get_type_hints(SamplingConfig)
 """sampling setting => its type"""
-Schedule = SETTINGS["schedule"]
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +29,11 @@ class DrawOptions(SamplingOptions, total=False):
 
     seed
         a whole number, from which and from i the random stream of image i is derived; or a list, one for each image;
-        None takes a random number. ``GeneratorOutput.seeds`` gives the seed with which each image is drawn alone.
+        None takes a random number. ``GeneratorOutput.seeds`` gives the seed of each image alone.
     generator
-        instead of a seed, a torch.Generator from which the seeds are drawn, or a list of one for each image.
+        instead of a seed, a torch.Generator from which the seeds are sampled, or a list of one for each image.
     best_of
-        draw this many candidates of each image and keep the likeliest, 1 or more; default 1.
+        sample this many candidates of each image and keep the likeliest, 1 or more; default 1.
     batch_size
         most images in memory at once; None takes what fits. An image does not depend on it.
     output_type
@@ -55,4 +54,4 @@ class Speed:
     precision: Literal["float32", "bf16"] = "float32"
     """of the prior's weights; bf16 needs instructions for it"""
     compile: bool = False
-    """compile the step that draws a code: half a minute, for a GPU"""
+    """compile the step that samples a code: half a minute, for a GPU"""

@@ -1,9 +1,9 @@
-"""Output of a generator: decoding of codes, output types, picture grids."""
+"""Output of a generator: its fields, output types, batches of decoding, picture grids."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,25 +17,18 @@ BYTES_PER_PIXEL = 6 * 128 * 4
 _MOST_DECODED = 64
 
 
-class Decoder(Protocol):
-    """The part of a tokenizer that makes pixels."""
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes => (B, C, Y, X), nominally in [-1, 1]."""
-
-
 @dataclass(frozen=True)
 class GeneratorOutput:
-    """New images.
+    """The images of a call.
 
     Attributes:
         images: a list of Pillow images ("pil"), (B, Y, X, C) float32 in [0, 1] ("np"), (B, C, Y, X) float32 in
             [-1, 1] ("pt"), or the codes ("latent").
         codes: int64, as the tokenizer's: (B, H, W), (B, H, W, D) for depth D, or (B, T) for several levels.
         labels: the class number of each image, None for none.
-        seeds: the seed of each image: the same call for one image with this seed and label gives that image alone. With
-            ``best_of``, that of the chosen candidate, which it gives without ``best_of``; of ``vary`` with the same
-            ``best_of``. Of ``interpolate`` the seeds of both ends, if they are seeds.
+        seeds: the seed of each image. The same call for one image with ``seed=seeds[i]`` and its label gives image i
+            alone. With ``best_of`` it is the chosen candidate's, which gives the image without ``best_of`` (after
+            ``vary``, with the same ``best_of``). After ``interpolate``: the seeds of both ends; empty between images.
     """
 
     images: Any
@@ -51,11 +44,6 @@ class GeneratorOutput:
 def decode_batch(n_pixels: int) -> int:
     """Number of images of ``n_pixels`` pixels decoded at once: those whose activations take a GiB, 1 to 64."""
     return min(_MOST_DECODED, max(1, _DECODE_BYTES // (n_pixels * BYTES_PER_PIXEL)))
-
-
-def decode(tokenizer: Decoder, codes: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Codes in a tokenizer's layout => (B, C, Y, X) float32 in [-1, 1], a batch at a time."""
-    return torch.cat([tokenizer.decode(part).clamp_(-1, 1) for part in codes.split(batch_size)])
 
 
 def to_output_type(images_BCYX: torch.Tensor, output_type: str) -> Any:

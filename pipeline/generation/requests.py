@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foundation.config import from_dict, to_dict
+from foundation.config import from_dict, require, to_dict
 from foundation.errors import ConfigError, DataError, nearest
 from foundation.randomness import derive_seed
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions, SamplingOptions
@@ -64,17 +64,13 @@ def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSet
         if name not in _OPTIONS:
             raise ConfigError("is not an option", field=name, fix=nearest(name, _OPTIONS))
     changes = {name: _plain(name, options[name]) for name in _SETTINGS if options.get(name) is not None}
-    best_of, batch_size = options.get("best_of", 1), options.get("batch_size")
-    if batch_size is not None:
-        require_count("batch_size", batch_size)
-    require_count("best_of", best_of)
-    output_type = options.get("output_type", "pil")
+    batch_size, output_type = options.get("batch_size"), options.get("output_type", "pil")
     require_choice("output_type", output_type, OUTPUT_TYPES)
     return DrawSettings(
         seed=options.get("seed"),
         generator=options.get("generator"),
-        best_of=whole(best_of),
-        batch_size=None if batch_size is None else whole(batch_size),
+        best_of=count("best_of", options.get("best_of", 1)),
+        batch_size=None if batch_size is None else count("batch_size", batch_size),
         output_type="np" if output_type == "numpy" else output_type,
         sampling=from_dict(SamplingConfig, {**to_dict(defaults), **changes}),
     )
@@ -97,33 +93,38 @@ def whole(value: Any, default: int = -1) -> int:
         return default
 
 
-def require_count(name: str, value: object) -> None:
-    """Raise ``ConfigError`` unless ``value`` is a whole number from 1."""
-    if whole(value, 0) < 1:
-        raise ConfigError("has a value that cannot work", field=name, found=repr(value)[:200], expected="1 or more")
+def count(name: str, value: object) -> int:
+    """A whole number from 1 as ``int``; ``ConfigError`` naming the option for anything else."""
+    number = whole(value)
+    require(number >= 1, name, shown(value), "1 or more")
+    return number
+
+
+def shown(value: object) -> str:
+    """A value for a message, at most 200 characters."""
+    return repr(value)[:200]
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ``ConfigError`` unless ``value`` is one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        found = repr(value)[:200]
-        raise ConfigError("is not one of the choices", field=name, found=found, fix=nearest(found, choices))
+    known, found = isinstance(value, str) and value in choices, shown(value)
+    ConfigError.unless(known, "is not one of the choices", field=name, found=found, fix=nearest(found, choices))
 
 
 def require_flag(name: str, value: object) -> None:
     """Raise ``ConfigError`` unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigError("has the wrong type", field=name, found=repr(value)[:200], expected="True or False")
+    right = isinstance(value, bool)
+    ConfigError.unless(right, "has the wrong type", field=name, found=shown(value), expected="True or False")
 
 
 def require_one_or_all(name: str, n: int, n_images: int) -> None:
     """Raise ``DataError`` unless there is one thing for all images, or one for each."""
-    if n not in (1, n_images):
-        raise DataError("are neither one nor as many as the images", field=name, found=n, expected=f"1 or {n_images}")
+    problem, expected = "are neither one nor as many as the images", f"1 or {n_images}"
+    DataError.unless(n in (1, n_images), problem, field=name, found=n, expected=expected)
 
 
 def image_seed(seed: int, index: int) -> int:
-    """The seed with which image ``index`` of a call is drawn alone; image 0 has the seed of the call."""
+    """The seed that gives image ``index`` of a call alone: that of image 0 is the call's, the others are hashes."""
     return seed if index == 0 else derive_seed("image", seed, index)
 
 
@@ -136,14 +137,12 @@ def seeds_of(seed: Any, n: int) -> list[int]:
     first = int(torch.randint(2**31, ()).item()) if seed is None else whole(seed)
     if first >= 0:
         return [image_seed(first, i) for i in range(n)]
-    try:
-        given = None if not isinstance(seed, Iterable) or isinstance(seed, (str, bytes)) else list(seed)
-    except TypeError:  # a tensor of no dimension calls itself iterable
-        given = None
-    seeds = [whole(each) for each in given or []]
+    listed = isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
+    listed = listed and getattr(seed, "ndim", 1) > 0  # a tensor without dimensions calls itself iterable
+    seeds = [whole(each) for each in seed] if listed else []
     if len(seeds) != n or min(seeds, default=-1) < 0:
         expected = f"a whole number from 0, or a list of {n} of them, one for each image"
-        raise ConfigError("is not a seed", field="seed", found=repr(seed)[:200], expected=expected)
+        raise ConfigError("is not a seed", field="seed", found=shown(seed), expected=expected)
     return seeds
 
 
@@ -153,14 +152,14 @@ def seeds_from(generator: Any, n: int) -> list[int]:
     Raises:
         ConfigError: neither a generator nor n of them.
     """
-    several = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-    known = all(isinstance(each, torch.Generator) for each in several)
-    if not known or (isinstance(generator, (list, tuple)) and len(several) != n):
+    listed = isinstance(generator, (list, tuple))
+    several = list(generator) if listed else [generator]
+    if not all(isinstance(each, torch.Generator) for each in several) or (listed and len(several) != n):
         expected = f"a torch.Generator, or a list of {n} of them, one for each image"
-        raise ConfigError("is not a generator", field="generator", found=repr(generator)[:200], expected=expected)
+        raise ConfigError("is not a generator", field="generator", found=shown(generator), expected=expected)
     each_gives = n if len(several) == 1 else 1
-    drawn = [torch.randint(2**63 - 1, (each_gives,), generator=each, device=each.device) for each in several]
-    return [seed for numbers in drawn for seed in numbers.tolist()]
+    sampled = [torch.randint(2**63 - 1, (each_gives,), generator=each, device=each.device) for each in several]
+    return [seed for numbers in sampled for seed in numbers.tolist()]
 
 
 def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> list[int]:
@@ -180,9 +179,8 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
     labels = [class_labels] if single or getattr(class_labels, "ndim", 1) == 0 else list(class_labels)
     if not labels:
         raise DataError("is empty", field="class_labels", expected="a class, several, or None for no class")
-    if not names:
-        found, fix = repr(class_labels)[:200], "leave class_labels out: it generates without a class"
-        raise DataError("this prior knows no classes", field="class_labels", found=found, fix=fix)
+    fix, found = "leave class_labels out: it generates without a class", shown(class_labels)
+    DataError.unless(len(names) > 0, "this prior knows no classes", field="class_labels", found=found, fix=fix)
     return [_label_id(label, names) for label in labels]
 
 
@@ -190,8 +188,7 @@ def _label_id(label: Any, names: Mapping[str, int]) -> int:
     if isinstance(label, str) and label in names:
         return names[label]
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 20 else whole(label)
-    if not 0 <= number < len(names):
-        found, expected = repr(label)[:200], f"a number in 0..{len(names) - 1} or a name"
-        fix = nearest(str(label)[:200], names)
-        raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)
-    return number
+    if 0 <= number < len(names):
+        return number
+    found, expected, fix = shown(label), f"a number in 0..{len(names) - 1} or a name", nearest(str(label)[:200], names)
+    raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)

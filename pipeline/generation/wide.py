@@ -1,14 +1,16 @@
 """Larger images than trained: a window of the trained size slides over the grid in raster order.
 
-Each code is drawn given the codes of a window of the trained size that lies as far as possible around it, as Esser,
-Rombach and Ommer 2021, arXiv:2012.09841, section 3.3, do. The window moves by a quarter of its width along a row, not
-by one code, so that a row takes a quarter of the passes; a code still sees half a window to its left, or all there is.
+Each code is sampled given the codes of a window of the trained size, as centred on it as the image's edges allow
+(Esser, Rombach and Ommer 2021, arXiv:2012.09841, section 3.3). Along a row the window moves by a quarter of its width
+instead of one code, so that a row takes a quarter of the passes; a code still sees half a window to its left, or all
+there is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError
 from foundation.images.preprocess import MAX_PIXELS, MAX_SIDE
 from pipeline.generation.drawing import SampleRequest, steps
-from pipeline.generation.requests import whole
+from pipeline.generation.requests import shown, whole
 from stage2_prior.decoding.decode import MASKED, engine_for, stream_uniforms
 from stage2_prior.decoding.engine import images_that_fit
 from stage2_prior.prior import PriorModel
@@ -54,12 +56,11 @@ def wide_grid(spec: CodeSpec, height: object, width: object) -> tuple[int, int] 
     for name, value, trained in (("height", height, spec.preprocess.height), ("width", width, spec.preprocess.width)):
         side = trained if value is None else whole(value)
         if side < trained or side % spec.stride or side > MAX_SIDE:
-            found, expected = repr(value)[:200], f"a multiple of {spec.stride} from {trained} to {MAX_SIDE}"
+            found, expected = shown(value), f"a multiple of {spec.stride} from {trained} to {MAX_SIDE}"
             raise ConfigError("cannot be a side of an image", field=name, found=found, expected=expected)
         sides.append(side)
-    if sides[0] * sides[1] > MAX_PIXELS:
-        found, expected = f"{sides[0]} x {sides[1]} pixels", f"at most {MAX_PIXELS:,} pixels"
-        raise ConfigError("is too large an image", field="height", found=found, expected=expected)
+    fits, found, most = sides[0] * sides[1] <= MAX_PIXELS, f"{sides[0]} x {sides[1]} pixels", f"at most {MAX_PIXELS:,}"
+    ConfigError.unless(fits, "is too large an image", field="height", found=found, expected=f"{most} pixels")
     if sides == [spec.preprocess.height, spec.preprocess.width]:
         return None
     if len(spec.levels) > 1:
@@ -71,12 +72,12 @@ def wide_grid(spec: CodeSpec, height: object, width: object) -> tuple[int, int] 
 def draw_wide(
     prior: PriorModel, request: SampleRequest, grid: tuple[int, int], *, show_progress: bool = True
 ) -> torch.Tensor:
-    """Draw grids that are at least as large as the trained one; guidance schedules act on the place in the window.
+    """Sample grids at least as large as the trained one; guidance schedules act on the position in the window.
 
     Args:
         prior: of one grid of codes.
         request: labels, seeds and sampling settings.
-        grid: rows and columns to draw.
+        grid: rows and columns to sample.
         show_progress: show a bar, if it takes longer than two seconds.
 
     Returns:
@@ -85,9 +86,8 @@ def draw_wide(
     level, (n_rows, n_columns) = prior.spec.levels[0], grid
     per_image = 2 if request.sampling.guidance_scale != 1 else 1
     size = request.max_rows or images_that_fit(engine_for(prior), per_image)
-    parts = []
-    total = len(request.labels) * n_rows * n_columns
-    with tqdm(total=total, desc="sampling", unit="place", delay=2, disable=not show_progress) as progress:
+    parts, total = [], len(request.labels) * n_rows * n_columns
+    with tqdm(total=total, desc="sampling", unit="position", delay=2, disable=not show_progress) as progress:
         for start in range(0, len(request.labels), size):
             part = slice(start, start + size)
             labels, seeds = request.labels[part], request.seeds[part]
@@ -96,7 +96,7 @@ def draw_wide(
             uniforms_BHWD = uniforms.view(-1, n_rows, n_columns, level.depth)
             codes_BHWD = torch.full(uniforms_BHWD.shape, MASKED, device=prior.head.weight.device)
             for span in spans(grid, (level.height, level.width)):
-                _draw_span(prior, one, span, codes_BHWD, uniforms_BHWD)
+                _sample_span(prior, one, span, codes_BHWD, uniforms_BHWD)
                 progress.update(len(labels) * (span.last - span.first))
             parts.append(codes_BHWD)
     codes = torch.cat(parts)
@@ -117,10 +117,10 @@ def spans(grid: tuple[int, int], window: tuple[int, int]) -> Iterator[Span]:
                 first = column
 
 
-def _draw_span(
+def _sample_span(
     prior: PriorModel, request: SampleRequest, span: Span, codes_BHWD: torch.Tensor, uniforms_BHWD: torch.Tensor
 ) -> None:
-    """Draw the codes of a span, given those before them in the window."""
+    """Sample the codes of a span, given the codes before them in the window."""
     level = prior.spec.levels[0]
     rows, columns = slice(span.top, span.top + level.height), slice(span.left, span.left + level.width)
     before = ((span.row - span.top) * level.width + span.first - span.left) * level.depth
@@ -129,10 +129,5 @@ def _draw_span(
     known_BT[:, before:] = MASKED
     uniforms_BT = uniforms_BHWD[:, rows, columns].flatten(1)
     piece = dataclasses.replace(request, known_BT=known_BT, start=before, uniforms_BT=uniforms_BT)
-    drawn = []
-    for step in steps(prior, piece):
-        drawn.append(step.codes_B)
-        if len(drawn) == n_codes:
-            break
-    drawn_BN = torch.stack(drawn, 1)
-    codes_BHWD[:, span.row, span.first : span.last] = drawn_BN.view(len(drawn_BN), -1, level.depth)
+    sampled_BN = torch.stack([step.codes_B for step in islice(steps(prior, piece), n_codes)], 1)
+    codes_BHWD[:, span.row, span.first : span.last] = sampled_BN.view(len(sampled_BN), -1, level.depth)

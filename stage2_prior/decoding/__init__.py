@@ -1,1 +1,1 @@
-"""Sampling codes from a prior: a cached engine, guidance, filters."""
+"""Sampling of codes from a prior: decoding engine with a cache, guidance, filters."""

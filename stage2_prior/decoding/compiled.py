@@ -1,8 +1,8 @@
-"""Compiled decoding engine: one program of fixed shapes, for ``torch.compile`` and, on a GPU, CUDA graphs.
+"""Compiled decoding engine: a step of fixed shapes, for ``torch.compile`` and, on a GPU, CUDA graphs.
 
 A step of the plain engine is some 25 calls per layer. Where each takes longer to launch than to compute, as on a GPU,
-the program replaces them: what lies between the products is fused, and the whole is launched at once. On a CPU the
-plain engine is faster, since its products keep their weights in oneDNN's order, which a compiled program cannot read.
+the compiled step fuses the operations between the products and is launched at once. On a CPU the plain engine is
+faster: its products keep their weights in oneDNN's order, which a compiled program cannot read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 
 from stage2_prior.decoding.engine import DecodingEngine, KVCache
-from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel, require_length
 
 Step = Callable[..., torch.Tensor]
@@ -74,9 +73,6 @@ class CompiledEngine(DecodingEngine):
     def logits(self, x_RE: torch.Tensor, position: int) -> torch.Tensor:
         """See ``DecodingEngine``."""
         return self._run(self._head, self._all_logits, (len(x_RE), 0), x_RE)[:, : self._sizes[position]]
-
-    def _copied(self, prior: PriorModel) -> InferenceWeights:
-        return InferenceWeights(prior, packed=False)
 
     def _one_token(
         self, tokens_R: torch.Tensor, t_1: torch.Tensor, kv: torch.Tensor, n_heads: int, length: int

@@ -1,7 +1,4 @@
-"""Sampling the codes of images from a prior: which are sampled and which are known, guidance, batches.
-
-One batch of images during sampling: the rows in the cache, and the next position.
-"""
+"""Autoregressive sampling of codes: batches of images with known and sampled codes, and guided and plain steps."""
 
 from __future__ import annotations
 
@@ -21,102 +18,6 @@ from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, guid
 from stage2_prior.decoding.weights import MIN_ROWS
 from stage2_prior.prior import PriorModel
 
-
-class BatchDecoder:
-    """Steps through the positions of B images, in order.
-
-    The conditional rows, one per image, stand first in the cache. Where guidance needs them, as many unconditional rows
-    follow: from the first position that is guided, where they are filled with the codes so far in one go, to the last.
-
-    Args:
-        engine: computes the logits.
-        labels_B: class numbers.
-        uniforms_BT: one uniform number per code, float64, on the engine's device.
-        sampling: temperature and filters.
-        scales_T: of guidance, from ``guidance_scales``.
-        known_BT: codes to keep, -1 where one is sampled.
-        start: the first position of ``step``; codes before it are known.
-    """
-
-    def __init__(
-        self,
-        engine: DecodingEngine,
-        labels_B: torch.Tensor,
-        uniforms_BT: torch.Tensor,
-        sampling: SamplingConfig,
-        scales_T: np.ndarray,
-        known_BT: torch.Tensor,
-        *,
-        start: int,
-    ) -> None:
-        self._engine, self._uniforms_BT, self._sampling = engine, uniforms_BT, sampling
-        self._codes_BT, self._unknown_BT = known_BT.clone(), known_BT < 0
-        self._sampled = [start <= t and any_row for t, any_row in enumerate(self._unknown_BT.any(0).tolist())]
-        self._mixed = [not all_rows for all_rows in self._unknown_BT.all(0).tolist()]
-        self._start, self._end = start, 1 + max((t for t, sampled in enumerate(self._sampled) if sampled), default=-1)
-        self._null_B = torch.full_like(labels_B, engine.null_class)
-        self._labels_B, self._scales = labels_B, scales_T.tolist()
-        self._plan_rows(len(labels_B))
-        filtered = bool(sampling.filters())
-        self._filters = filters_for(len(labels_B), engine.vocab_size, labels_B.device) if filtered else None
-
-    def _plan_rows(self, n_images: int) -> None:
-        """When the unconditional rows join and leave."""
-        guided = [t for t in range(self._end) if self._sampled[t] and self._scales[t] != 1.0]
-        self._join, self._leave = (max(guided[0], self._start), guided[-1] + 1) if guided else (self._end, self._end)
-        if n_images < MIN_ROWS:  # a single row would be computed by another kernel
-            self._join, self._leave = self._start, self._end
-        both = self._join < self._leave
-        self._cache = self._engine.new_cache(n_images * (1 + both))
-
-    @torch.inference_mode()
-    def step(self, position: int) -> torch.Tensor:
-        """The codes at a position, (B,) int64; to be called for ``start``, ``start + 1`` and so on."""
-        if position < self._end:
-            self._advance(position)
-            if self._sampled[position]:
-                self._sample(position)
-        return self._codes_BT[:, position]
-
-    def replace(self, position: int, codes_B: torch.Tensor) -> None:
-        """Take other codes of the first images at the position of the latest step."""
-        self._codes_BT[: len(codes_B), position] = codes_B
-
-    def _advance(self, t: int) -> None:
-        """Take in the codes before position t."""
-        n_images, engine = len(self._labels_B), self._engine
-        before = self._codes_BT[:, :t]
-        if t == self._start:
-            together = self._join == t
-            labels = torch.cat([self._labels_B, self._null_B]) if together else self._labels_B
-            self._rows = self._cache.rows(0, len(labels))
-            self._x_RE = engine.prefill(labels, before.repeat(1 + together, 1), self._rows)
-            return
-        if t == self._leave and self._rows.n_rows > n_images:
-            self._rows = self._rows.rows(0, n_images)
-        latest = self._codes_BT[:, t - 1]
-        self._x_RE = engine.decode_one(latest.repeat(self._rows.n_rows // n_images), self._rows)
-        if t == self._join:
-            joining = self._cache.rows(n_images, 2 * n_images)
-            self._x_RE = torch.cat([self._x_RE, engine.prefill(self._null_B, before, joining)])
-            self._rows = self._cache.rows(0, 2 * n_images)
-            self._rows.filled = joining.filled
-
-    def _sample(self, t: int) -> None:
-        codes_B = sample_codes(self._logits(t), self._uniforms_BT[:, t], self._sampling, self._filters)
-        if self._mixed[t]:
-            codes_B = torch.where(self._unknown_BT[:, t], codes_B, self._codes_BT[:, t])
-        self._codes_BT[:, t] = codes_B
-
-    def _logits(self, t: int) -> torch.Tensor:
-        """Guided ones, (B, size of the codebook at t)."""
-        n_images, scale, x_RE = len(self._labels_B), self._scales[t], self._x_RE
-        if n_images >= MIN_ROWS and scale in (0.0, 1.0):
-            return self._engine.logits(x_RE[:n_images] if scale == 1.0 else x_RE[n_images:], t)
-        logits_RV = self._engine.logits(x_RE, t)
-        return guide(logits_RV[:n_images], logits_RV[n_images:], scale) if len(x_RE) > n_images else logits_RV
-
-
 MASKED = -1
 """Marks a code to be sampled among known codes."""
 _State = list[tuple[int, int]]
@@ -124,11 +25,11 @@ _ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[_State, DecodingEngine]] =
 
 
 class DecodedCode(NamedTuple):
-    """One step of decoding.
+    """One position of a batch of images.
 
     Attributes:
         position: of the code in the sequence, 0 to T - 1.
-        rows: which images of the call the step is about.
+        rows: which images of the call form the batch.
         codes_B: their codes at this position, int64, sampled or known.
     """
 
@@ -144,9 +45,11 @@ def stream_uniforms(seeds: list[int], n_codes: int) -> torch.Tensor:
 
 
 def engine_for(prior: PriorModel) -> DecodingEngine:
-    """The engine of a prior: made at the first call, and again after a change of the prior's weights or device.
+    """The engine of a prior; a ``CompiledEngine`` after ``prior.compile_decoding()``.
 
-    It is a ``CompiledEngine`` after ``prior.compile_decoding()``.
+    It holds a copy of the parameters of the plain modules. It is built at the first call, and again where torch counts
+    a change of a parameter (an in-place operation, a move, a load). Writes through ``.data`` are not counted, and hooks
+    and wrapped modules, such as adapters, have no effect.
     """
     state = [(each.data_ptr(), each._version) for each in prior.parameters()]
     known = _ENGINES.get(prior)
@@ -192,7 +95,7 @@ def iterate_codes(
         known_BT = known_BT.to(labels_B.device)
     if max_rows is not None and max_rows < 1:
         raise DataError("is not a number of images", field="max_rows", found=max_rows, expected="1 or more, or None")
-    start = _first_step(known_BT, prior.n_codes, start)
+    start = _first_step(known_BT, start)
     labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
     engine = engine_for(prior)
     size = max_rows or images_that_fit(engine, 2 if np.any(scales_T[start:] != 1) else 1)
@@ -206,34 +109,13 @@ def iterate_codes(
         n_images = rows.stop - first
         last_again = [rows.stop - 1] * (engine.batch_for(n_images) - n_images)
         images = torch.tensor([*range(first, rows.stop), *last_again], device=labels_B.device)
-        batch = BatchDecoder(
-            engine, labels_B[images], uniforms_BT[images], sampling, scales_T, known_BT[images], start=start
-        )
+        labels, uniforms, known = labels_B[images], uniforms_BT[images], known_BT[images]
+        batch = BatchDecoder(engine, labels, uniforms, sampling, scales_T, known, start)
         for position in range(start, prior.n_codes):
             step = DecodedCode(position, rows, batch.step(position)[:n_images].clone())
             yield step
             batch.replace(position, step.codes_B)
         del batch  # and its cache, before the next one takes memory
-
-
-@torch.no_grad()
-def sample_codes_reference(
-    prior: PriorModel,
-    labels_B: torch.Tensor,
-    uniforms_BT: torch.Tensor,
-    sampling: SamplingConfig,
-    known_BT: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The same codes without a cache, running the whole model twice for every code: slow and obvious, for tests."""
-    nothing_B = torch.full_like(labels_B, prior.null_class)
-    tokens_BT = torch.zeros(len(labels_B), prior.n_codes, dtype=torch.int64, device=labels_B.device)
-    for t, scale in enumerate(guidance_scales(sampling, prior.n_codes)):
-        conditional, unconditional = (
-            prior.possible(prior(tokens_BT, labels)[:, t], t).float() for labels in (labels_B, nothing_B)
-        )
-        codes_B = sample_codes(guide(conditional, unconditional, scale), uniforms_BT[:, t], sampling)
-        tokens_BT[:, t] = codes_B if known_BT is None else torch.where(known_BT[:, t] < 0, codes_B, known_BT[:, t])
-    return tokens_BT
 
 
 def _plan_guidance(
@@ -266,18 +148,110 @@ def _require_known(known_BT: torch.Tensor, prior: PriorModel, n_images: int) -> 
 
 
 def _require_tensor(field: str, x: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if x.shape != shape or x.dtype != dtype:
-        found, expected = f"{tuple(x.shape)} {x.dtype}", f"{tuple(shape)} {dtype}"
-        raise DataError("has the wrong shape or type", field=field, found=found, expected=expected)
+    found, expected = f"{tuple(x.shape)} {x.dtype}", f"{tuple(shape)} {dtype}"
+    DataError.unless(found == expected, "has the wrong shape or type", field=field, found=found, expected=expected)
 
 
-def _first_step(known_BT: torch.Tensor | None, n_codes: int, start: int | None) -> int:
+def _first_step(known_BT: torch.Tensor | None, start: int | None) -> int:
     """``start``, or the number of codes that all images begin with."""
     known = 0
     if known_BT is not None and len(known_BT):
         known = int((known_BT >= 0).all(0).long().cumprod(0).sum())
-    if start is None:
-        return known
-    if not 0 <= start <= min(known, n_codes):
-        raise DataError("codes before it are not known", field="start", found=start, expected=f"0..{known}")
+    start, expected = known if start is None else start, f"0..{known}"
+    right = 0 <= start <= known
+    DataError.unless(right, "codes before it are not known", field="start", found=start, expected=expected)
     return start
+
+
+class BatchDecoder:
+    """Steps through the positions of B images, in order.
+
+    The cache holds the conditional rows, one per image, then as many unconditional rows for the positions from the
+    first guided one, where one prefill enters the codes so far, to the last.
+
+    Args:
+        engine: computes the logits.
+        labels_B: class numbers.
+        uniforms_BT: one uniform number per code, float64, on the engine's device.
+        sampling: temperature and filters.
+        scales_T: of guidance, from ``guidance_scales``.
+        known_BT: codes to keep, -1 where one is sampled.
+        start: the first position of ``step``; codes before it are known.
+    """
+
+    def __init__(
+        self,
+        engine: DecodingEngine,
+        labels_B: torch.Tensor,
+        uniforms_BT: torch.Tensor,
+        sampling: SamplingConfig,
+        scales_T: np.ndarray,
+        known_BT: torch.Tensor,
+        start: int,
+    ) -> None:
+        self._engine, self._uniforms_BT, self._sampling = engine, uniforms_BT, sampling
+        self._codes_BT, self._unknown_BT = known_BT.clone(), known_BT < 0
+        self._sampled = [start <= t and any_row for t, any_row in enumerate(self._unknown_BT.any(0).tolist())]
+        self._mixed = [not all_rows for all_rows in self._unknown_BT.all(0).tolist()]
+        self._start, self._end = start, 1 + max((t for t, sampled in enumerate(self._sampled) if sampled), default=-1)
+        self._null_B = torch.full_like(labels_B, engine.null_class)
+        self._labels_B, self._scales = labels_B, scales_T.tolist()
+        self._plan_rows(len(labels_B))
+        filtered = bool(sampling.filters())
+        self._filters = filters_for(len(labels_B), engine.vocab_size, labels_B.device) if filtered else None
+
+    def _plan_rows(self, n_images: int) -> None:
+        """Positions at which the unconditional rows join and leave."""
+        guided = [t for t in range(self._end) if self._sampled[t] and self._scales[t] != 1.0]
+        self._join, self._leave = (max(guided[0], self._start), guided[-1] + 1) if guided else (self._end, self._end)
+        if n_images < MIN_ROWS:  # a single row would be computed by another kernel
+            self._join, self._leave = self._start, self._end
+        both = self._join < self._leave
+        self._cache = self._engine.new_cache(n_images * (1 + both))
+
+    @torch.inference_mode()
+    def step(self, position: int) -> torch.Tensor:
+        """The codes at a position, (B,) int64; to be called for ``start``, ``start + 1`` and so on."""
+        if position < self._end:
+            self._advance(position)
+            if self._sampled[position]:
+                self._sample(position)
+        return self._codes_BT[:, position]
+
+    def replace(self, position: int, codes_B: torch.Tensor) -> None:
+        """Replace the codes of the first images at the position of the latest step."""
+        self._codes_BT[: len(codes_B), position] = codes_B
+
+    def _advance(self, t: int) -> None:
+        """Run the engine on the codes before position t."""
+        n_images, engine = len(self._labels_B), self._engine
+        before = self._codes_BT[:, :t]
+        if t == self._start:
+            together = self._join == t
+            labels = torch.cat([self._labels_B, self._null_B]) if together else self._labels_B
+            self._rows = self._cache.rows(0, len(labels))
+            self._x_RE = engine.prefill(labels, before.repeat(1 + together, 1), self._rows)
+            return
+        if t == self._leave and self._rows.n_rows > n_images:
+            self._rows = self._rows.rows(0, n_images)
+        latest = self._codes_BT[:, t - 1]
+        self._x_RE = engine.decode_one(latest.repeat(self._rows.n_rows // n_images), self._rows)
+        if t == self._join:
+            joining = self._cache.rows(n_images, 2 * n_images)
+            self._x_RE = torch.cat([self._x_RE, engine.prefill(self._null_B, before, joining)])
+            self._rows = self._cache.rows(0, 2 * n_images)
+            self._rows.filled = joining.filled
+
+    def _sample(self, t: int) -> None:
+        codes_B = sample_codes(self._logits(t), self._uniforms_BT[:, t], self._sampling, self._filters)
+        if self._mixed[t]:
+            codes_B = torch.where(self._unknown_BT[:, t], codes_B, self._codes_BT[:, t])
+        self._codes_BT[:, t] = codes_B
+
+    def _logits(self, t: int) -> torch.Tensor:
+        """Guided logits, (B, size of the codebook at t)."""
+        n_images, scale, x_RE = len(self._labels_B), self._scales[t], self._x_RE
+        if n_images >= MIN_ROWS and scale in (0.0, 1.0):
+            return self._engine.logits(x_RE[:n_images] if scale == 1.0 else x_RE[n_images:], t)
+        logits_RV = self._engine.logits(x_RE, t)
+        return guide(logits_RV[:n_images], logits_RV[n_images:], scale) if len(x_RE) > n_images else logits_RV

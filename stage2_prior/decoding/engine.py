@@ -1,12 +1,8 @@
-"""Decoding engine: the transformer of a prior as plain tensor functions over a cache.
+"""Decoding engine: the transformer of a prior as plain tensor functions over a key-value cache.
 
 It computes what ``PriorModel.forward`` does, up to rounding, on a copy of the weights that is merged and laid out for
-few rows (``weights.py``), without modules or gradients. One token takes about 25 calls per layer; at a batch of one,
-their number is the time.
-
-Key-value cache of a decoder.
-
-Memory of sampling: how many images fit at once.
+few rows (``weights.py``), without modules, hooks or gradients. One token takes about 25 calls per layer; at a batch of
+one, their number is the time. ``images_that_fit`` says how large a batch may be.
 """
 
 from __future__ import annotations
@@ -20,6 +16,16 @@ from torch.nn import functional as F
 
 from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel, require_length
+
+_PREFILL_TOKENS = 4096
+"""tokens that go through a layer at once"""
+_ONE_THREAD = 32767
+"""numbers up to which torch computes an elementwise function with one thread"""
+_SHARE = 0.25
+"""of the free memory, which sampling may fill"""
+_MOST_IMAGES = {"cpu": 64, "other": 256}
+"""larger batches are no faster per image"""
+_GIB = 1 << 30
 
 
 class KVCache:
@@ -55,20 +61,15 @@ class KVCache:
         return KVCache(self.kv[:, :, first * self.n_heads : last * self.n_heads], self.n_heads, self.filled)
 
 
-_PREFILL_TOKENS = 4096
-"""Most tokens that go through a layer at once."""
-_ONE_THREAD = 32767
-"""Numbers up to which torch computes a function of each with one thread."""
-
-
 class DecodingEngine:
     """Prefill and single steps of a prior.
 
     On a CPU with oneDNN a row's results do not depend on the other rows, to the last bit, as long as there are at
-    least ``linear.MIN_ROWS``.
+    least ``weights.MIN_ROWS``.
 
     Args:
-        prior: the model; its weights are copied, cast to ``linear.weight_type`` of the type that they have.
+        prior: the model; its parameters are copied and cast to the ``weight_type`` of their dtype. Later changes do not
+            reach the copy; hooks and wrapped modules have no effect.
 
     Attributes:
         weights: the copy.
@@ -82,7 +83,7 @@ class DecodingEngine:
 
     def __init__(self, prior: PriorModel) -> None:
         with torch.inference_mode():
-            self.weights = self._copied(prior)
+            self.weights = InferenceWeights(prior, packed=not self.compiled)
         self._activate = _gelu if self.weights.gpt else _swiglu
         self.n_codes, self._sizes = prior.n_codes, prior.position_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
@@ -154,9 +155,6 @@ class DecodingEngine:
     def logits(self, x_RE: torch.Tensor, position: int) -> torch.Tensor:
         """The logits of the codes that may stand at a position: (R, size of its codebook) float32."""
         return self.weights.head(self._normalize(x_RE))[:, : self._sizes[position]]
-
-    def _copied(self, prior: PriorModel) -> InferenceWeights:
-        return InferenceWeights(prior)
 
     def _embed(self, tokens: torch.Tensor, inputs: slice | torch.Tensor) -> torch.Tensor:
         """Codes that are these inputs, (R,) or (R, P) => (R, E) or (R, P, E)."""
@@ -257,14 +255,9 @@ def _parts(x_RG: torch.Tensor) -> Sequence[torch.Tensor]:
     return (x_RG,) if whole else x_RG.split(max(1, _ONE_THREAD // x_RG.shape[1]))
 
 
-_SHARE = 0.25  # of the free memory
-_MOST_IMAGES = {"cpu": 64, "other": 256}  # more at once are no faster per image
-_GIB = 1 << 30
-
-
 def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
-    """Images whose cache, activations and probabilities take a quarter of the free memory; from 1 to a number
-    from which on more are no faster.
+    """Images whose cache, activations and probabilities take a quarter of the free memory; 1 or more, and no more
+    than are faster at once.
 
     Args:
         engine: of the prior.

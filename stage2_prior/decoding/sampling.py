@@ -1,12 +1,10 @@
-"""How codes are sampled: guidance schedules, filters of probabilities, and the settings that choose among them.
+"""Sampling settings: temperature, filters of probabilities, and classifier-free guidance with its schedules.
 
 A schedule is a function with an entry in ``SCHEDULES`` and ``Schedule``; a filter is a function with an entry in
 ``FILTERS`` and a field of the same name in ``SamplingConfig``. The command line, the API and recipes derive from these.
 Imports neither torch nor numpy, so that a recipe is read without them.
 
-Classifier-free guidance: how far each code's distribution is pushed towards its class.
-
-Source: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6.
+Source of guidance: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6.
 """
 
 from __future__ import annotations
@@ -183,6 +181,6 @@ def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: f
     """Logits of the guided distribution, u + scale * (c - u), as an interpolation between the two.
 
     Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior
-    whose codebooks differ in size, pass ``PriorModel.possible`` ones.
+    whose codebooks differ in size, pass the logits of the position's own codebook.
     """
     return unconditional_BV.lerp(conditional_BV, scale)

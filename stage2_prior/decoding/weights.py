@@ -1,10 +1,8 @@
-"""Inference weights of a prior: cast once, merged, with all constant factors multiplied in.
+"""Inference weights of a prior: a copy that is cast once, merged, with all constant factors multiplied in.
 
-Linear layers for inference: products with fixed weights in the fastest form of the machine.
-
-On a CPU, oneDNN keeps a weight in the order in which its kernel reads it. It sums in one order whatever the number of
-rows (from two rows on), so that a row's result does not depend on the other rows, to the last bit; the library behind
-``torch.mm`` gives no such promise.
+On a CPU, oneDNN packs each weight in the order in which its kernel reads it. The kernel sums in one order for any
+number of rows (from two on), so that a row's result does not depend on the other rows, to the last bit; the library
+behind ``torch.mm`` does not guarantee that.
 """
 
 from __future__ import annotations
@@ -20,7 +18,8 @@ from stage2_prior.block import Block, GELUFeedForward, LayerNorm, RMSNorm
 from stage2_prior.cpu_kernels import EPSILON
 from stage2_prior.prior import PriorModel
 
-_ROWS_HINT = 32  # for which the order is chosen; measured to be as fast with 2 rows as any other
+_ROWS_HINT = 32
+"""number of rows for which oneDNN chooses the order; as fast with 2 rows as any other, by measurement"""
 MIN_ROWS = 2
 """Fewer rows take another kernel, which sums in another order."""
 

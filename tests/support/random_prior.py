@@ -10,7 +10,8 @@ from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
 from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
-from stage2_prior.decoding.sampling import SamplingConfig
+from stage2_prior.decoding.probs import sample_codes
+from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, guide
 from stage2_prior.prior import PriorModel
 
 LEVELS = [
@@ -83,3 +84,22 @@ def decode_codes(
     for step in iterate_codes(prior, labels_B, uniforms_BT, sampling, known_BT=known_BT, **options):
         codes_BT[step.rows, step.position] = step.codes_B
     return codes_BT
+
+
+@torch.no_grad()
+def decode_without_cache(
+    prior: PriorModel,
+    labels_B: torch.Tensor,
+    uniforms_BT: torch.Tensor,
+    sampling: SamplingConfig,
+    known_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The codes of ``decode_codes`` from two passes of the whole model for every code: slow and obvious."""
+    null_B = torch.full_like(labels_B, prior.null_class)
+    tokens_BT = torch.zeros(len(labels_B), prior.n_codes, dtype=torch.int64, device=labels_B.device)
+    for t, scale in enumerate(guidance_scales(sampling, prior.n_codes)):
+        size = int(prior.position_tables.size_T[t])
+        conditional, unconditional = (prior(tokens_BT, labels)[:, t, :size].float() for labels in (labels_B, null_B))
+        codes_B = sample_codes(guide(conditional, unconditional, scale), uniforms_BT[:, t], sampling)
+        tokens_BT[:, t] = codes_B if known_BT is None else torch.where(known_BT[:, t] < 0, codes_B, known_BT[:, t])
+    return tokens_BT

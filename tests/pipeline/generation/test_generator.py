@@ -332,12 +332,12 @@ def test_the_hub_gets_what_is_saved_and_says_why_it_refuses(
     """Nothing is uploaded: the folder is compared at the point where it would be, and then the hub is offline."""
     from huggingface_hub.utils import filter_repo_objects
 
-    from pipeline.generation import generator
+    from pipeline.generation import generator as module
     from pipeline.generation.files import _CONTENT
 
     generator.save_pretrained(tmp_path / "saved")
     uploaded: list[bool] = []
-    real = generator.upload_folder
+    real = module.upload_folder
 
     def compare(folder: Path, repo_id: str, **options: object) -> str:
         assert contents(folder) == contents(tmp_path / "saved")
@@ -347,7 +347,7 @@ def test_the_hub_gets_what_is_saved_and_says_why_it_refuses(
         uploaded.append(True)
         return real(folder, repo_id, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generator, "upload_folder", compare)
+    monkeypatch.setattr(module, "upload_folder", compare)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StorageError, match=r"^somebody/digits: the hub refused"):
         generator.push_to_hub("somebody/digits", token="hf_none")

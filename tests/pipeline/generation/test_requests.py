@@ -7,7 +7,7 @@ from support.peak_memory import PeakGrowth
 
 from foundation.errors import ConfigError, ContractError, DataError
 from pipeline import ImageGenerator
-from pipeline.generation.options import DrawOptions, Sampling, SamplingOptions
+from pipeline.generation.options import DrawOptions, SamplingOptions
 from pipeline.generation.requests import settings_of
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -187,10 +187,8 @@ def test_the_options_are_those_of_the_sampling_config() -> None:
 
     fields = {each.name for each in dataclasses.fields(SamplingConfig)}
     assert set(SamplingOptions.__annotations__) == fields
-    assert {each.name for each in dataclasses.fields(Sampling)} == fields
     defaults = SamplingConfig(temperature=0.5, top_k=7)
     assert settings_of({"top_k": None}, defaults).sampling == defaults
-    assert Sampling(top_k=3).given() == {"top_k": 3}
 
 
 def test_parts_that_do_not_belong_together_are_refused(untrained: ImageGenerator) -> None:

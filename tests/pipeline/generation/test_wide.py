@@ -9,7 +9,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
 from pipeline import ImageGenerator
-from pipeline.generation.parts import request_of
+from pipeline.generation.base import request_of
 from pipeline.generation.requests import image_seed
 from pipeline.generation.wide import draw_wide, spans, wide_grid
 
@@ -51,7 +51,7 @@ def test_larger_images_have_their_size_and_are_the_same_alone(untrained: ImageGe
 def test_a_code_depends_on_its_window_alone(untrained: ImageGenerator) -> None:
     """Greedy, so that random numbers have no part: another beginning out of sight changes nothing."""
     from pipeline.generation.drawing import SampleRequest
-    from pipeline.generation.wide import Span, _draw_span
+    from pipeline.generation.wide import Span, _sample_span
 
     greedy = dataclasses.replace(untrained.defaults, temperature=0.0)
     request = SampleRequest(labels=[1], seeds=[0], sampling=greedy, max_rows=1)
@@ -62,7 +62,7 @@ def test_a_code_depends_on_its_window_alone(untrained: ImageGenerator) -> None:
         changed = codes.clone()
         if change is not None:
             changed[0, change[0], change[1]] = (changed[0, change[0], change[1]] + 7) % 48
-        _draw_span(untrained.prior, request, span, changed, torch.rand(1, 8, 12, 1, dtype=torch.float64))
+        _sample_span(untrained.prior, request, span, changed, torch.rand(1, 8, 12, 1, dtype=torch.float64))
         results.append(int(changed[0, 5, 6]))
     window = torch.full((1, 24), -1)
     window[0, :15] = codes[0, 3:7, 3:9].flatten()[:15]

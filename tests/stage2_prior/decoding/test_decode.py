@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.random_prior import LEVELS, OPTIONS, decode_codes, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, decode_codes, decode_without_cache, model, with_norm_weights
 
 from foundation.codes.spec import CodeLevel, require_codes
 from foundation.errors import DataError
-from stage2_prior.decoding.decode import MASKED, iterate_codes, sample_codes_reference, stream_uniforms
+from stage2_prior.decoding.decode import MASKED, iterate_codes, stream_uniforms
 from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
@@ -48,7 +48,7 @@ def test_cached_split_and_completed_draws_are_the_reference_s(
     labels, uniforms = inputs(prior)
     drawn = decode_codes(prior, labels, uniforms, sampling)
     require_codes(drawn.numpy(), prior.spec)
-    assert torch.equal(drawn, sample_codes_reference(prior, labels, uniforms, sampling))
+    assert torch.equal(drawn, decode_without_cache(prior, labels, uniforms, sampling))
     for max_rows in (1, 2, 3):
         assert torch.equal(decode_codes(prior, labels, uniforms, sampling, max_rows=max_rows), drawn)
     known = drawn.clone()
@@ -57,7 +57,7 @@ def test_cached_split_and_completed_draws_are_the_reference_s(
     known = torch.where(uniforms < 0.5, drawn.roll(1, 0), MASKED)
     inpainted = decode_codes(prior, labels, uniforms, sampling, known_BT=known)
     assert torch.equal(inpainted[known >= 0], known[known >= 0])
-    assert torch.equal(inpainted, sample_codes_reference(prior, labels, uniforms, sampling, known))
+    assert torch.equal(inpainted, decode_without_cache(prior, labels, uniforms, sampling, known))
 
 
 def test_guidance_of_one_is_conditional_and_of_zero_unconditional() -> None:

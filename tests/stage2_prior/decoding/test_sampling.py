@@ -1,3 +1,5 @@
+"""Sampling settings: ranges, saved values; guidance is exact at both ends, its schedules are what their papers say."""
+
 import math
 import subprocess
 import sys
@@ -5,6 +7,7 @@ from dataclasses import fields
 from typing import get_args
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,112 +15,87 @@ from hypothesis import given, settings
 from foundation.config import from_dict
 from foundation.config_fields import without_defaults
 from foundation.errors import ConfigError
-from stage2_prior.decoding.probs import probabilities, sample_codes, sample_from
-from stage2_prior.decoding.sampling import FILTERS, SCHEDULES, SamplingConfig, Schedule, guide
+from stage2_prior.decoding.sampling import FILTERS, SCHEDULES, SamplingConfig, Schedule, guidance_scales, guide
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), spread=st.floats(1e-3, 1e4), scale=st.floats(0, 20))
+def test_the_ends_are_exact_and_the_rest_is_the_formula(seed: int, spread: float, scale: float) -> None:
+    c, u = torch.randn(2, 3, 33, generator=torch.Generator().manual_seed(seed)) * spread
+    assert torch.equal(guide(c, u, 1.0), c)
+    assert torch.equal(guide(c, u, 0.0), u)
+    expected = u.double() + scale * (c.double() - u.double())
+    assert torch.allclose(guide(c, u, scale).double(), expected, rtol=0, atol=1e-5 * spread * (1 + scale))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    seed=st.integers(0, 2**31),
-    size=st.integers(1, 40),
-    temperature=st.floats(0.01, 10),
-    top_k=st.none() | st.integers(1, 60),
-    top_p=st.none() | st.floats(1e-6, 1),
-    min_p=st.none() | st.floats(0, 1),
+    schedule=st.sampled_from(list(SCHEDULES)),
+    scale=st.floats(0, 50),
+    power=st.floats(0.1, 5),
+    start=st.floats(0, 1),
+    n_codes=st.integers(1, 70),
 )
-def test_probabilities_sum_to_one_and_never_are_empty(
-    seed: int, size: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+def test_scales_go_from_1_to_the_scale_and_never_back(
+    schedule: str, scale: float, power: float, start: float, n_codes: int
 ) -> None:
-    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * 5
-    probs = probabilities(logits, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
-    assert torch.allclose(probs.sum(1), torch.ones(3), atol=1e-5)
-    assert (probs >= 0).all()
-    assert torch.equal(probs.argmax(1), logits.argmax(1))
-    if top_k is not None:
-        assert ((probs > 0).sum(1) <= top_k).all()
+    sampling = SamplingConfig(
+        guidance_scale=scale,
+        schedule=schedule,
+        schedule_power=power,
+        schedule_start=start,  # type: ignore[arg-type]
+    )
+    scales = guidance_scales(sampling, n_codes)
+    assert scales.shape == (n_codes,) and scales.dtype == np.float64
+    low, high = min(1.0, scale), max(1.0, scale)
+    assert (scales >= low - 1e-12).all() and (scales <= high + 1e-12).all()
+    steps = np.diff(scales) * (1 if scale >= 1 else -1)
+    assert (steps >= -1e-12).all()
+    if scale == 1:
+        assert (scales == 1).all()
 
 
-def test_the_smallest_set_that_reaches_p_is_kept() -> None:
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = [int((probabilities(logits, SamplingConfig(top_p=p)) > 0).sum()) for p in (0.3, 0.5, 0.6, 0.8, 0.9, 1.0)]
-    assert kept == [1, 1, 2, 2, 3, 4]
-    again = probabilities(logits, SamplingConfig(top_p=0.6))
-    assert torch.allclose(again, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+def test_each_schedule_is_its_formula() -> None:
+    def scales(**changes: object) -> list[float]:
+        return guidance_scales(SamplingConfig(guidance_scale=5.0, **changes), 5).tolist()  # type: ignore[arg-type]
+
+    assert scales() == [5.0] * 5
+    assert scales(schedule="linear") == pytest.approx([1, 2, 3, 4, 5])
+    assert scales(schedule="cosine") == pytest.approx([1 + 4 * (1 - math.cos(math.pi / 8 * t)) for t in range(5)])
+    assert scales(schedule="step", schedule_start=0.4) == [1, 1, 5, 5, 5]
+    assert scales(schedule="step", schedule_start=0.0) == [5.0] * 5
+    assert scales(schedule="step", schedule_start=1.0) == [1.0] * 5
+    for power in (1.0, 2.75):
+        expected = [1 + 4 * (1 - math.cos(math.pi * (t / 5) ** power)) / 2 for t in range(5)]
+        assert scales(schedule="power-cosine", schedule_power=power) == pytest.approx(expected)
 
 
-def test_limits_are_argmax_and_no_filter() -> None:
-    logits = torch.stack([torch.randperm(50) for _ in range(4)]).float()
-    best = torch.nn.functional.one_hot(logits.argmax(1), 50).float()
-    assert torch.equal(probabilities(logits, SamplingConfig(temperature=0)), best)
-    assert torch.equal(probabilities(logits, SamplingConfig(top_k=1)), best)
-    assert torch.allclose(probabilities(logits, SamplingConfig(temperature=1e-3)), best, atol=1e-3)
-    plain = logits.softmax(1)
-    assert torch.allclose(probabilities(logits, SamplingConfig(top_p=1.0, top_k=50)), plain, atol=1e-7)
+def test_outside_its_interval_guidance_does_nothing() -> None:
+    sampling = SamplingConfig(guidance_scale=3.0, guidance_interval=(0.25, 0.75))
+    assert guidance_scales(sampling, 8).tolist() == [1, 1, 3, 3, 3, 3, 1, 1]
+    assert guidance_scales(SamplingConfig(guidance_scale=3.0, guidance_interval=(0.5, 0.5)), 8).tolist() == [1.0] * 8
 
 
-@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-5, 1e30, 1e300])
-@pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_extreme_settings_still_give_a_distribution(temperature: float, scale: float) -> None:
-    logits = guide(torch.randn(4, 50) * 1e4, torch.randn(4, 50) * 1e4, scale)
-    probs = probabilities(logits, SamplingConfig(temperature=temperature, guidance_scale=scale))
-    assert torch.allclose(probs.sum(1), torch.ones(4), atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [30, 300])
 @pytest.mark.parametrize(
-    "options", [{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.2}, {"temperature": 0.5, "top_k": 25, "top_p": 0.9}]
+    "values",
+    [
+        {"schedule": "sine"},
+        {"schedule_power": 0.0},
+        {"schedule_power": math.nan},
+        {"schedule_power": math.inf},
+        {"schedule_start": -0.1},
+        {"schedule_start": 1.1},
+        {"schedule_start": math.nan},
+        {"guidance_interval": (0.5, 0.2)},
+        {"guidance_interval": (-0.1, 1.0)},
+        {"guidance_interval": (0.0, 1.5)},
+        {"guidance_interval": (0.0, math.nan)},
+        {"guidance_interval": (0.5,)},
+    ],
 )
-def test_frequencies_match_probabilities(size: int, options: dict) -> None:
-    """Chi-square over 40,000 draws; a right sampler exceeds the 99.9 % quantile at one seed in 1,000."""
-    from scipy.stats import chi2
-
-    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(3))
-    probs, n = probabilities(logits, SamplingConfig(**options)), 40_000
-    uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    counts = torch.bincount(sample_from(probs.expand(n, -1).contiguous(), uniforms), minlength=size).double()
-    possible = probs[0] > 0
-    assert counts[~possible].sum() == 0
-    expected = probs[0][possible].double() * n
-    statistic = float(((counts[possible] - expected) ** 2 / expected).sum())
-    assert statistic < chi2.ppf(0.999, int(possible.sum()) - 1)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 2**31),
-    size=st.integers(1, 400),
-    spread=st.floats(0, 30),
-    holes=st.floats(0, 0.99),
-    uniform=st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-30, 1 - 2.0**-53]) | st.floats(0, 1, exclude_max=True),
-)
-def test_every_drawn_code_is_possible_and_is_the_one_at_its_cumulative_probability(
-    seed: int, size: int, spread: float, holes: float, uniform: float
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    probs = (torch.randn(3, size, generator=generator) * spread).softmax(1)
-    probs = probs * (torch.rand(3, size, generator=generator) >= holes)
-    probs[:, int(torch.randint(size, (), generator=generator))] += 1e-3
-    code = sample_from(probs, torch.full((3,), uniform, dtype=torch.float64)).unsqueeze(1)
-    assert (probs.gather(1, code) > 0).all()
-    cumulative = probs.double().cumsum(1)
-    end = (cumulative.gather(1, code) / cumulative[:, -1:]).squeeze(1)
-    begin = end - (probs.double().gather(1, code) / cumulative[:, -1:]).squeeze(1)
-    assert (begin <= uniform + 1e-6).all() and (uniform <= end + 1e-6).all()
-
-
-def test_a_row_is_drawn_by_itself() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, uniforms = torch.randn(20, 500, generator=generator), torch.rand(20, dtype=torch.float64)
-    for sampling in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=50, top_p=0.9), SamplingConfig(min_p=0.1)):
-        together = sample_codes(logits, uniforms, sampling)
-        alone = torch.cat([sample_codes(logits[i : i + 1], uniforms[i : i + 1], sampling) for i in range(20)])
-        assert torch.equal(together, alone)
-
-
-def test_the_ends_of_the_unit_interval_draw_possible_codes() -> None:
-    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
-    for uniform, code in ((0.0, 1), (0.2499, 1), (0.25, 3), (1 - 2**-53, 3)):
-        assert sample_from(probs, torch.tensor([uniform], dtype=torch.float64)).item() == code
+def test_guidance_outside_its_range_is_refused_by_name(values: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        SamplingConfig(**values)
 
 
 @pytest.mark.parametrize(
@@ -143,18 +121,6 @@ def test_values_outside_their_range_are_refused_by_name(values: dict) -> None:
         SamplingConfig(**values)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**31), size=st.integers(1, 300), spread=st.floats(0, 20), p=st.floats(0, 1))
-def test_min_p_is_the_filter_of_transformers(seed: int, size: int, spread: float, p: float) -> None:
-    from transformers import MinPLogitsWarper
-
-    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * spread
-    expected = MinPLogitsWarper(p)(None, logits).softmax(1)
-    found = probabilities(logits, SamplingConfig(min_p=p))
-    assert torch.equal(found > 0, expected > 0)
-    assert torch.allclose(found, expected, atol=1e-6)
-
-
 def test_every_filter_is_a_setting_and_every_schedule_a_choice() -> None:
     assert set(FILTERS) <= {each.name for each in fields(SamplingConfig)}
     assert get_args(Schedule) == tuple(SCHEDULES)
@@ -168,7 +134,7 @@ def test_settings_saved_before_a_filter_existed_keep_their_meaning() -> None:
 
 def test_settings_are_read_without_torch_and_numpy() -> None:
     code = (
-        "import sys; from stage2_prior.decoding.sampling import SamplingConfig; "
+        "import sys; from stage2_prior.decoding.sampling import SamplingConfig; import stage2_prior.config; "
         "sys.exit(', '.join({'torch', 'numpy'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The state of a generator: tokenizer, prior, sampling defaults, and the checks that every call makes."""
+"""Base of the generator: tokenizer, prior, sampling defaults, and the checks and decoding that every call shares."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ import torch
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.errors import ConfigError, DataError
 from pipeline.generation.drawing import SampleRequest, draw_best
-from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode, decode_batch, to_output_type
-from pipeline.generation.requests import DrawSettings, label_ids, require_count, settings_of, whole
+from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, to_output_type
+from pipeline.generation.requests import DrawSettings, count, label_ids, settings_of
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decoding.engine import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
-_SHARE = 0.5  # of the free memory that one call may fill
-_PICTURE = 1024  # bytes of a Pillow image beside its pixels
+_SHARE = 0.5
+"""of the free memory, which one call may fill"""
+_PIL_BYTES = 1024
+"""of a Pillow image beside its pixels"""
 
 Label = int | str
 Labels = Label | Sequence[Label] | None
 
 
-class GeneratorParts:
-    """A tokenizer, a prior, and the defaults of a call.
+class BaseGenerator:
+    """A tokenizer and a prior, with the sampling settings that calls take by default.
 
     Args:
         tokenizer: decodes; its fingerprint must be the one the prior was trained on.
-        prior: draws codes.
+        prior: distribution of the codes.
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
             class, so that guidance and images without a class are refused. None where it is not known.
+
+    Raises:
+        ContractError: the prior was trained on the codes of another tokenizer.
     """
 
     def __init__(
@@ -55,17 +60,17 @@ class GeneratorParts:
 
     @property
     def spec(self) -> CodeSpec:
-        """The grids, sizes and classes of the codes."""
+        """The grids, codebooks and classes."""
         return self.prior.spec
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of both models."""
         return self.prior.head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the prior's weights."""
+        """Dtype of the prior's weights."""
         return self.prior.head.weight.dtype
 
     @property
@@ -75,7 +80,7 @@ class GeneratorParts:
 
     @property
     def n_pixels(self) -> int:
-        """Pixels of one image."""
+        """Pixels of one image of the trained size."""
         return self.spec.preprocess.height * self.spec.preprocess.width
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
@@ -87,8 +92,21 @@ class GeneratorParts:
 
         Raises:
             DataError: a class that does not exist, or a class of a prior without classes.
+            ConfigError: no class, of a prior that was trained without label dropout.
         """
-        return label_ids(class_labels, self.labels, self.prior.null_class)
+        labels = label_ids(class_labels, self.labels, self.prior.null_class)
+        self.require_labels(labels)
+        return labels
+
+    def require_labels(self, labels: Sequence[int]) -> None:
+        """Refuse the null class of a prior that was not trained on it.
+
+        Raises:
+            ConfigError: the prior was trained without label dropout.
+        """
+        if self._needs_classes and self.prior.null_class in labels:
+            problem, fix = "is needed: this prior was not trained on images without a class", "name a class, or several"
+            raise ConfigError(problem, field="class_labels", found=None, expected="a class", fix=fix)
 
     def without_null(self, labels: Sequence[int]) -> list[int | None]:
         """Class numbers, None for the null class."""
@@ -108,16 +126,6 @@ class GeneratorParts:
             raise ConfigError(problem, field="guidance_scale", found=scale, expected=expected, fix=fix)
         return settings
 
-    def require_labels(self, labels: Sequence[int]) -> None:
-        """Refuse the null class of a prior that was not trained on it.
-
-        Raises:
-            ConfigError: the prior was trained without label dropout.
-        """
-        if self._needs_classes and self.prior.null_class in labels:
-            problem, fix = "is needed: this prior was not trained on images without a class", "name a class, or several"
-            raise ConfigError(problem, field="class_labels", found=None, expected="a class", fix=fix)
-
     def require_memory(self, n_images: int, settings: DrawSettings, n_codes: int | None = None) -> None:
         """Refuse more images than fit in memory.
 
@@ -133,7 +141,7 @@ class GeneratorParts:
         n_pixels = self.n_pixels * n_codes // self.spec.n_codes
         per_value = {"pil": 1, "np": 4, "pt": 4, "latent": 0}[settings.output_type]
         n_values = n_pixels * self.spec.preprocess.n_channels
-        needed = n_images * (best_of * n_codes * 32 + n_values * per_value + _PICTURE)
+        needed = n_images * (best_of * n_codes * 32 + n_values * per_value + _PIL_BYTES)
         needed += n_pixels * BYTES_PER_PIXEL if per_value else 0
         limit = _SHARE * min(free_bytes(torch.device("cpu")), free_bytes(self.device))
         if needed > limit:
@@ -143,51 +151,50 @@ class GeneratorParts:
             fix = "ask for fewer or smaller ones, or for files: tessera sample --count"
             raise DataError("more images than fit in memory", field="images", found=found, expected=expected, fix=fix)
 
+    def decode(self, codes: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Codes in the tokenizer's layout => (B, C, Y, X) float32 in [-1, 1], decoded in batches.
+
+        Args:
+            codes: int64, as ``GeneratorOutput.codes``, also of images larger than trained.
+            batch_size: most images at once; None takes what fits.
+        """
+        fitting = decode_batch(self.n_pixels * codes[0].numel() // self.spec.n_codes)
+        batches = codes.split(min(fitting, batch_size or len(codes)))
+        return torch.cat([self.tokenizer.decode(batch).clamp_(-1, 1) for batch in batches])
+
     @property
     def _needs_classes(self) -> bool:
         return self.label_dropout == 0 and self.prior.n_classes > 0
 
 
 def request_of(
-    parts: GeneratorParts, class_labels: Labels, num_images_per_label: int, options: Mapping[str, Any]
+    pipe: BaseGenerator, class_labels: Labels, num_images_per_label: int, options: Mapping[str, Any]
 ) -> tuple[SampleRequest, DrawSettings]:
     """Validate a call for new images.
 
     Raises:
         DataError, ConfigError: see ``ImageGenerator.__call__``.
     """
-    settings = parts.settings(options)
-    require_count("num_images_per_label", num_images_per_label)
-    per_label, each = whole(num_images_per_label), parts.label_ids(class_labels)
-    parts.require_labels(each)
-    parts.require_memory(len(each) * per_label, settings)
+    settings = pipe.settings(options)
+    per_label = count("num_images_per_label", num_images_per_label)
+    each = pipe.label_ids(class_labels)
+    pipe.require_memory(len(each) * per_label, settings)
     labels = [label for label in each for _ in range(per_label)]
     seeds, sampling = settings.seeds(len(labels)), settings.sampling
     return SampleRequest(labels=labels, seeds=seeds, sampling=sampling, max_rows=settings.batch_size), settings
 
 
-def sample(parts: GeneratorParts, request: SampleRequest, settings: DrawSettings) -> GeneratorOutput:
-    """Draw the codes of a request and decode them."""
-    codes_BT, seeds = draw_best(parts.prior, request, settings.best_of, show_progress=parts.shows_progress)
-    return output_of(parts, codes_BT, request.labels, seeds, settings)
+def sample(pipe: BaseGenerator, request: SampleRequest, settings: DrawSettings) -> GeneratorOutput:
+    """Sample the codes of a request and decode them."""
+    codes_BT, seeds = draw_best(pipe.prior, request, settings.best_of, show_progress=pipe.shows_progress)
+    return output_of(pipe, pipe.spec.grid(codes_BT), request.labels, seeds, settings)
 
 
 def output_of(
-    parts: GeneratorParts, codes_BT: torch.Tensor, labels: Sequence[int], seeds: list[int], settings: DrawSettings
+    pipe: BaseGenerator, codes: torch.Tensor, labels: Sequence[int], seeds: list[int], settings: DrawSettings
 ) -> GeneratorOutput:
-    """Sequences of codes => images of the requested type, with their labels and seeds."""
-    codes = parts.spec.grid(codes_BT)
-    return GeneratorOutput(images_of(parts, codes, settings), codes, parts.without_null(labels), seeds)
-
-
-def images_of(parts: GeneratorParts, codes: torch.Tensor, settings: DrawSettings) -> Any:
-    """Codes in the tokenizer's layout => images of the requested type."""
-    if settings.output_type == "latent":
-        return codes
-    return to_output_type(decode_images(parts, codes, settings), settings.output_type)
-
-
-def decode_images(parts: GeneratorParts, codes: torch.Tensor, settings: DrawSettings) -> torch.Tensor:
-    """Codes in the tokenizer's layout => (B, C, Y, X) in [-1, 1], in batches that fit."""
-    fitting = decode_batch(parts.n_pixels * codes[0].numel() // parts.spec.n_codes)
-    return decode(parts.tokenizer, codes, min(fitting, settings.batch_size or len(codes)))
+    """Codes in the tokenizer's layout => images of the requested type, with their labels and seeds."""
+    images = codes
+    if settings.output_type != "latent":
+        images = to_output_type(pipe.decode(codes, settings.batch_size), settings.output_type)
+    return GeneratorOutput(images, codes, pipe.without_null(labels), seeds)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"Prior": "hub", "PriorConfig": "config", "PriorModel": "prior", "SamplingConfig": "sampling"}
+_HOMES = {"Prior": "hub", "PriorConfig": "config", "PriorModel": "prior", "SamplingConfig": "decoding.sampling"}
 __all__ = ["Prior", "PriorConfig", "PriorModel", "SamplingConfig"]
 
 

@@ -1,4 +1,4 @@
-"""Interpolation between two draws, and between two images in latent space."""
+"""Interpolation between two samples of the prior, and between two images in latent space."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Unpack
 import torch
 
 from foundation.errors import ConfigError, DataError
+from pipeline.generation.base import BaseGenerator, Label, output_of
 from pipeline.generation.drawing import SampleRequest, draw
 from pipeline.generation.inputs import read_images
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
-from pipeline.generation.parts import GeneratorParts, Label, output_of
-from pipeline.generation.requests import DrawSettings, require_count, whole
+from pipeline.generation.requests import DrawSettings, shown, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decoding.decode import stream_uniforms
 
@@ -23,7 +23,7 @@ _TINY = 2.0**-60
 
 @torch.no_grad()
 def interpolate(
-    parts: GeneratorParts,
+    pipe: BaseGenerator,
     first: Any,
     last: Any,
     class_label: Label | None = None,
@@ -33,58 +33,57 @@ def interpolate(
 ) -> GeneratorOutput:
     """Images between two seeds or two images, both ends included.
 
-    Between two seeds each picture is a draw from the prior; the ends are what the seeds give. The random numbers of
-    both draws, as normal quantiles, are interpolated on a circle, so that they are distributed as fresh ones at every
-    step (a straight line would draw them to the middle, to the likeliest codes). What changes, changes code by code.
+    Between two seeds each image is a sample of the prior; the ends are what the seeds give. The random numbers of both
+    samples, as normal quantiles, are interpolated on a circle, so that they are distributed as fresh ones at every step
+    (a straight line would pull them to the middle, to the likeliest codes). The images change code by code.
 
     Between two images the encoder's features, of which codes are the roundings, are interpolated on a straight line and
-    quantized: codes have no order, so that nothing lies between two of them. No prior has a part in it.
+    quantized: codes have no order, so that nothing lies between two of them. The prior is not used.
 
     Args:
-        parts: the generator.
+        pipe: the generator itself.
         first, last: two seeds, or two images: Pillow images or (1, C, Y, X) tensors in [-1, 1].
-        class_label: of all draws; None for no class, and between images.
-        steps: number of images, 2 or more.
+        class_label: of all samples; None for no class, and between images.
+        steps: number of images, 2 to 10,000.
         options: see ``DrawOptions``; ``seed``, ``generator`` and ``best_of`` are refused.
+
+    Returns:
+        ``steps`` images in order.
 
     Raises:
         DataError, ConfigError: as a call; ends of two kinds.
     """
-    settings = parts.settings(options)
-    require_count("steps", steps)
-    n = whole(steps)
-    if not 2 <= n <= _MAX_STEPS:
-        raise ConfigError("cannot be used", field="steps", found=n, expected=f"2 to {_MAX_STEPS}: both ends count")
+    settings = pipe.settings(options)
+    n, expected = whole(steps), f"2 to {_MAX_STEPS}: both ends count"
+    ConfigError.unless(2 <= n <= _MAX_STEPS, "cannot be used", field="steps", found=shown(steps), expected=expected)
     for name in ("seed", "generator", "best_of"):
-        if options.get(name) is not None:
-            found = repr(options.get(name))[:200]
-            raise ConfigError("has no place between two images", field=name, found=found, fix="leave it out")
-    parts.require_memory(n, settings)
+        missing, problem = options.get(name) is None, "cannot be used between two images"
+        ConfigError.unless(missing, problem, field=name, found=shown(options.get(name)), fix="leave it out")
+    pipe.require_memory(n, settings)
     seeds = [whole(first), whole(last)]
     if min(seeds) >= 0:
-        return _between_seeds(parts, seeds, class_label, n, settings)
-    if class_label is not None:
-        raise ConfigError("has no part between two images", field="class_label", found=repr(class_label)[:200])
-    pair = [read_images(each, parts.spec, parts.device) for each in (first, last)]
+        return _between_seeds(pipe, seeds, class_label, n, settings)
+    problem = "has no effect between two images"
+    ConfigError.unless(class_label is None, problem, field="class_label", found=shown(class_label))
+    pair = [read_images(each, pipe.spec, pipe.device) for each in (first, last)]
     counts = tuple(len(each) for each in pair)
-    if counts != (1, 1):
-        raise DataError("are several", field="images", found=counts, expected="one at each end")
-    features_SCHW = features_between(parts.tokenizer, pair[0][0], pair[1][0], torch.linspace(0, 1, n))
-    codes_ST = parts.tokenizer.bottleneck.encode(features_SCHW).flatten(1)
-    return output_of(parts, codes_ST, [parts.prior.null_class] * n, [], settings)
+    DataError.unless(counts == (1, 1), "are several", field="images", found=counts, expected="one at each end")
+    features_SCHW = features_between(pipe.tokenizer, pair[0][0], pair[1][0], torch.linspace(0, 1, n))
+    codes = pipe.spec.grid(pipe.tokenizer.bottleneck.encode(features_SCHW).flatten(1))
+    return output_of(pipe, codes, [pipe.prior.null_class] * n, [], settings)
 
 
 def _between_seeds(
-    parts: GeneratorParts, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings
+    pipe: BaseGenerator, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings
 ) -> GeneratorOutput:
-    labels = parts.label_ids(class_label) * n
-    if len(labels) != n:
-        raise DataError("are several", field="class_label", found=len(labels) // n, expected="one class, or None")
-    parts.require_labels(labels)
-    first_T, last_T = stream_uniforms(seeds, parts.spec.n_codes)
+    labels = pipe.label_ids(class_label) * n
+    found, expected = len(labels) // n, "one class, or None"
+    DataError.unless(found == 1, "are several", field="class_label", found=found, expected=expected)
+    first_T, last_T = stream_uniforms(seeds, pipe.spec.n_codes)
     uniforms_ST = uniforms_between(first_T, last_T, n)
     request = SampleRequest(labels=labels, seeds=[], sampling=settings.sampling, uniforms_BT=uniforms_ST)
-    return output_of(parts, draw(parts.prior, request, show_progress=parts.shows_progress), labels, seeds, settings)
+    codes_ST = draw(pipe.prior, request, show_progress=pipe.shows_progress)
+    return output_of(pipe, pipe.spec.grid(codes_ST), labels, seeds, settings)
 
 
 def uniforms_between(first_T: torch.Tensor, last_T: torch.Tensor, n: int) -> torch.Tensor:
@@ -118,9 +117,9 @@ def features_between(
     Raises:
         DataError: images of different shapes.
     """
-    if first_CYX.shape != last_CYX.shape:
-        found, expected = tuple(last_CYX.shape), tuple(first_CYX.shape)
-        raise DataError("the two images differ in shape", field="images", found=found, expected=expected)
+    found, expected = tuple(last_CYX.shape), tuple(first_CYX.shape)
+    same = found == expected
+    DataError.unless(same, "the two images differ in shape", field="images", found=found, expected=expected)
     start, end = tokenizer.features(torch.stack([first_CYX, last_CYX])).float()
     return torch.lerp(start[None], end[None], shares_S.to(start).view(-1, 1, 1, 1))
 
@@ -136,5 +135,4 @@ def images_between(
     """
     features_SCHW = features_between(tokenizer, first_CYX, last_CYX, shares_S)
     latents_BCHW, _ = tokenizer.bottleneck(features_SCHW.to(next(tokenizer.decoder.parameters()).dtype))
-    images: torch.Tensor = tokenizer.decoder(latents_BCHW).float()
-    return images
+    return tokenizer.decoder(latents_BCHW).float()  # type: ignore[no-any-return]

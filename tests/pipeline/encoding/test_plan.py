@@ -86,7 +86,7 @@ def test_parts_share_out_everything_and_then_help_each_other(n: int, count: int)
 
 @pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "1/0", "a/b", "1/", "/", "0.5/2"])
 def test_parts_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="^part: "):
+    with pytest.raises(ConfigError, match=r"^part: "):
         Part.parse(text)
 
 

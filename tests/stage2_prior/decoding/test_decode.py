@@ -192,14 +192,16 @@ def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, field: str) -
 
 
 def test_batches_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stage2_prior.decoding import engine as module
+
     engine = DecodingEngine(model())
-    one, two = (engine.bytes_per_image(engine, rows) for rows in (1, 2))
+    one, two = (module.bytes_per_image(engine, rows) for rows in (1, 2))
     assert one < two <= 2 * one
     for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 64)):
-        monkeypatch.setattr(engine, "free_bytes", lambda device, free=free: free)
-        assert engine.images_that_fit(engine, 2) == images
+        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
+        assert module.images_that_fit(engine, 2) == images
     monkeypatch.undo()
-    assert 0 < engine.free_bytes(torch.device("cpu")) < 1 << 50
+    assert 0 < module.free_bytes(torch.device("cpu")) < 1 << 50
 
 
 def test_importing_it_imports_no_training_library() -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.tiny_run import TINY
 
 from foundation.storage import durable
 from foundation.storage.durable import file_sha256
@@ -16,8 +17,6 @@ from pipeline.commands.fields import read_fields
 from pipeline.commands.runs import run
 from pipeline.generation.requests import image_seed
 from pipeline.runs.recipe import load_recipe
-
-from support.tiny_run import TINY  # isort: skip
 
 
 def options(overrides: dict) -> list[str]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.tiny_run import ROOT
 
 from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
-
-from support.tiny_run import ROOT  # isort: skip
 
 LAUNCH = ROOT / "scripts" / "launch"
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train
 
 from foundation.errors import ConfigError
 from foundation.training.config import FitConfig, OptimConfig
@@ -14,8 +15,6 @@ from foundation.training.log import read_metrics
 from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders, sample_orders
-
-from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train  # isort: skip
 
 
 def gradients(**options: Any) -> tuple[float, torch.Tensor]:

@@ -9,12 +9,11 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
+from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train
 
 from foundation.errors import TrainingError
 from foundation.training.parallel import is_sharded, local_shard
 from stage2_prior.prior import PriorModel
-
-from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train  # isort: skip
 
 STRATEGIES = ["ddp", "fsdp2"]
 

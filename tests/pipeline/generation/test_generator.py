@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.tiny_run import TINY
 
 from foundation.codes.spec import CodeLevel, CodeSpec, require_codes
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, StorageError
@@ -15,8 +16,6 @@ from pipeline.generation.requests import image_seed
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
-
-from support.tiny_run import TINY  # isort: skip
 
 
 @pytest.fixture(scope="module")

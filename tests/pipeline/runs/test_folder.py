@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.tiny_run import TINY
 
 from foundation.codes.dataset import TokenDataset
 from foundation.training.log import read_metrics
 from pipeline.commands.runs import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
-
-from support.tiny_run import TINY  # isort: skip
 
 
 def test_the_folder_holds_everything_and_nothing_temporary(finished_run: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from support.tiny_run import TINY
 
 from foundation.codes.dataset import TokenDataset
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
@@ -19,8 +20,6 @@ from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.commands.runs import start_run
 from pipeline.runs.recipe import built_in_recipes, load_recipe
-
-from support.tiny_run import TINY  # isort: skip
 
 
 def again(folder: Path, **overrides: object) -> None:

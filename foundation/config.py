@@ -291,11 +291,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _typed(hint: Any, text: Text, where: str) -> Any:
-    """What a typed text means in a field of this type; lists, mappings and unions of scalars keep ``Text``."""
+    """What a typed text means in a field of this type; numbers, and what lists and unions hold, stay ``Text``."""
     origin = typing.get_origin(hint)
     if sections(hint):
         return Text.mapping(text, where)
-    if origin in _UNIONS:
+    if origin in _UNIONS or hint in (int, float):
         return text
     if origin is Literal:
         return next((each for each in typing.get_args(hint) if str(each) == text), str(text))

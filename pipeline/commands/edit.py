@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from foundation.errors import DataError
-from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, out_option
+from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, out_option, output_folder, report_unusable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,7 +129,6 @@ def edit_to_folder(
     import torch
 
     from foundation.images.preprocess import to_pil, to_unit_range
-    from pipeline.commands.outputs import output_folder, report_unusable
     from pipeline.generation.inputs import kept_pixels
     from pipeline.generation.requests import seeds_of
     from pipeline.image_files import file_name, files_below, read_pixels, readable

@@ -20,6 +20,8 @@ from pipeline.commands.options import (
     SamplingGroup,
     SpeedGroup,
     out_option,
+    output_file,
+    output_folder,
 )
 from pipeline.generation.options import Speed
 
@@ -55,7 +57,6 @@ def sample(
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
 
-    from pipeline.commands.outputs import output_folder
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, device, speed)
@@ -149,7 +150,6 @@ def interpolate(
         raise ConfigError("is too few", field="--steps", found=steps, expected="2 or more: both ends count")
 
     from foundation.storage import durable
-    from pipeline.commands.outputs import output_file
 
     path, between_seeds = output_file(out), first.isdecimal() and last.isdecimal()
     if not between_seeds and class_label is not None:

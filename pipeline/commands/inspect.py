@@ -15,6 +15,9 @@ from pipeline.commands.options import (
     TokenizerName,
     group,
     out_option,
+    output_file,
+    output_folder,
+    report_unusable,
 )
 from pipeline.evaluation.run import Judges, Part, Split
 
@@ -37,7 +40,6 @@ def reconstruct(
         keep_size: crop images to multiples of the stride instead of resizing them to the tokenizer's own size
     """
     from foundation.storage import durable
-    from pipeline.commands.outputs import output_folder, report_unusable
     from pipeline.evaluation.reconstruction import reconstruct_files
     from pipeline.image_files import file_name, files_below
     from pipeline.runs.models import open_tokenizer
@@ -87,7 +89,6 @@ def score(
 ) -> None:
     """List images from the least to the most likely under a run's prior."""
     from foundation.storage import durable
-    from pipeline.commands.outputs import output_file, report_unusable
     from pipeline.generation.likelihood import score_files
     from pipeline.image_files import files_below
     from pipeline.runs.models import open_generator

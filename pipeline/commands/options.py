@@ -1,18 +1,23 @@
-"""Options that several commands share: names, lists, devices, and groups of flags."""
+"""Options and outputs that several commands share: names, lists, devices, groups of flags, folders, pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from foundation.config_fields import attribute_docs
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
+from foundation.storage import durable
 from pipeline.generation.options import SETTINGS, Speed
+from pipeline.runs.folder import RunFolder
 from stage2_prior.decoding.sampling import SamplingConfig
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 RecipeName = Annotated[str, Parameter(help="a YAML file, a built-in recipe (tessera recipes), or a run folder")]
 Fields = Annotated[
     str,
@@ -133,3 +138,42 @@ class Edit:
 
 
 EditGroup = Annotated[Edit, group("All edits")]
+
+
+def output_folder(out: str, run: str) -> Path:
+    """The folder that a command writes to, checked to be writable.
+
+    Raises:
+        ConfigError: the folder of the run's own samples.
+        StorageError: not writable.
+    """
+    folder, fix = Path(out), "choose another folder"
+    if folder.resolve() == RunFolder(Path(run)).samples.resolve():
+        raise ConfigError("is where the run keeps its own samples", field="--out", found=out, fix=fix)
+    with durable.writing(folder / "grid.png"):
+        return folder
+
+
+def output_file(out: str, endings: tuple[str, ...] = _PICTURES) -> Path:
+    """The file that a command writes.
+
+    Raises:
+        ConfigError: another ending, or a folder.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in endings or path.is_dir():
+        expected = f"a file name that ends in {', '.join(endings[:-1])} or {endings[-1]}"
+        raise ConfigError("is not a name for this file", field="--out", found=repr(out), expected=expected)
+    return path
+
+
+def report_unusable(failed: list[str], usable: Iterable[object]) -> None:
+    """Print a line for each image that could not be used.
+
+    Raises:
+        DataError: no usable image.
+    """
+    for line in failed:
+        print(f"unusable: {line}")
+    if not usable:
+        raise DataError("none of the images can be used", field="images", found=f"{len(failed)} unusable")

@@ -207,15 +207,16 @@ class ImageGenerator(BaseGenerator):
         """
         require_flag("return_dict", return_dict)
         request, settings = request_of(self, class_labels, num_images_per_label, options)
-        grid = wide_grid(self.spec, height, width)
+        grid = None if height is None and width is None else wide_grid(self.spec, height, width)
         callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}
         given = {name: callback for name, callback in callbacks.items() if callback is not None}
         alone, problem = settings.best_of == 1 and grid is None, "cannot be used with best_of or a larger image"
         for name, callback in given.items():
             ConfigError.unless(callable(callback), "cannot be called", field=name, found=shown(callback))
             ConfigError.unless(alone, problem, field=name, fix="leave one out")
-        inputs = callback_on_step_end_tensor_inputs
-        on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row)
+        inputs, on_step = callback_on_step_end_tensor_inputs, None
+        if given or inputs != ("codes",):
+            on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row)
         if grid is None and not given:
             output = sample(self, request, settings)
         else:
@@ -224,7 +225,7 @@ class ImageGenerator(BaseGenerator):
         return output if return_dict else output.to_tuple()  # type: ignore[return-value]  # as the ecosystem has it
 
     def _codes(
-        self, request: SampleRequest, settings: DrawSettings, grid: tuple[int, int] | None, on_step: OnStep
+        self, request: SampleRequest, settings: DrawSettings, grid: tuple[int, int] | None, on_step: OnStep | None
     ) -> torch.Tensor:
         """Codes of a larger image, or of the trained size with callbacks, in the tokenizer's layout."""
         if grid is None:

@@ -19,7 +19,7 @@ from foundation.config_fields import without_defaults
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
 from foundation.images.config import Preprocess
 from foundation.storage import durable
-from foundation.storage.serialization import REMEDY, load_model_folder, load_weights, save_model_folder, tensors_sha256
+from foundation.storage.serialization import REPAIR, load_model_folder, load_weights, save_model_folder, tensors_sha256
 from foundation.training.parallel import all_reduce_sum
 from stage1_tokenizer.bottleneck import Coded, build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
@@ -194,7 +194,7 @@ class TokenizerModel(nn.Module):
         model = cls.from_settings(settings)
         load_weights(model, tensors, str(folder))
         if model.fingerprint != settings["fingerprint"]:
-            raise CheckpointError("the settings were changed after saving", field=str(folder), fix=REMEDY)
+            raise CheckpointError("the settings were changed after saving", field=str(folder), fix=REPAIR)
         return model.eval()
 
     @classmethod

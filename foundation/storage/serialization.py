@@ -24,7 +24,7 @@ from foundation.storage import durable
 
 PREFIX = "model."
 WEIGHTS = "model.safetensors"
-REMEDY = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
+REPAIR = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
 _TENSOR = "__tensor__"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
@@ -222,13 +222,13 @@ def load_model_folder(
     if not path.is_file():
         found = "no such folder" if not folder.is_dir() else "a folder without config.json"
         raise CheckpointError("is not a model folder", field=str(folder), found=found, fix="check the path")
-    settings = read_json(path, ("model_type",), fix=REMEDY)
+    settings = read_json(path, ("model_type",), fix=REPAIR)
     if settings["model_type"] != model_type:
         raise CheckpointError(
             "is another type of model", field=str(folder), found=settings["model_type"], expected=model_type
         )
-    settings = read_json(path, (*keys, "weights_sha256"), fix=REMEDY)
+    settings = read_json(path, (*keys, "weights_sha256"), fix=REPAIR)
     tensors = {name.removeprefix(PREFIX): value for name, value in load_tensors(folder / WEIGHTS).items()}
     if tensors_sha256(tensors) != settings["weights_sha256"]:
-        raise CheckpointError("the weights were changed or damaged after saving", field=str(folder), fix=REMEDY)
+        raise CheckpointError("the weights were changed or damaged after saving", field=str(folder), fix=REPAIR)
     return settings, tensors

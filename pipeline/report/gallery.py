@@ -83,7 +83,7 @@ def _completion(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     output = generator.complete(images, rows=0.5, num_images=_N_RESULTS, **options)
     kept = kept_pixels(pixels, below_rows(0.5, generator.spec).numpy())
     guessed = ", of the class that it makes the likeliest" if generator.labels else ""
-    caption = f"Held-out images; the half that is given, which alone is encoded; three completions{guessed}."
+    caption = f"Validation images; the half that is given, which alone is encoded; three completions{guessed}."
     return _rows(pixels, kept, output.images), caption
 
 
@@ -93,7 +93,7 @@ def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     mask_HW[level.height // 4 : -(-level.height * 3 // 4), level.width // 4 : -(-level.width * 3 // 4)] = True
     output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, best_of=4, output_type="pt")
     kept = kept_pixels(pixels, pixel_mask(mask_HW, generator.spec).numpy())
-    caption = "Held-out images; what is kept of them; the middle drawn anew, three times, each the best of four."
+    caption = "Validation images; what is kept of them; three samples of the middle, each the best of four."
     return _rows(pixels, kept, output.images), caption
 
 
@@ -101,7 +101,7 @@ def _variations(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     varied = [generator.vary(images, share, num_images=2, seed=seed, output_type="pt").images for share in _SHARES]
     each_BRCYX = torch.cat([part.unflatten(0, (len(pixels), 2)) for part in varied], 1)
     shares = ", ".join(f"{share:.1%}" for share in _SHARES)
-    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), f"Held-out images; {shares} of their codes drawn anew, twice."
+    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), f"Validation images; two samples of {shares} of their codes."
 
 
 def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
@@ -110,7 +110,9 @@ def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor
     classes = [names[i] for i in shown]
     changed = [generator.change_class(images, name, share=0.75, seed=seed, output_type="pt").images for name in classes]
     each_BRCYX = torch.stack(changed, 1)
-    caption = f"Held-out images; the 75% of their codes that fit another class worst drawn anew: {', '.join(classes)}."
+    caption = (
+        f"Validation images; the 75% of their codes that fit another class worst, sampled again: {', '.join(classes)}."
+    )
     return _rows(pixels, None, each_BRCYX.flatten(0, 1)), caption
 
 

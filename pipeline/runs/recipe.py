@@ -68,7 +68,7 @@ class SamplesConfig:
     """The sample grid at the end of a run."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """how codes are drawn; also the generator's defaults"""
+    """how codes are sampled; also the generator's defaults"""
     images_per_class: int = 10
     """images of each class in the grid"""
     max_classes: int = 10
@@ -110,7 +110,7 @@ class Recipe:
     prior: PriorStage = field(default_factory=PriorStage)
     """stage 2"""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """what is drawn at the end"""
+    """images sampled at the end"""
     machine: Machine = field(default_factory=Machine)
     """where it runs"""
 

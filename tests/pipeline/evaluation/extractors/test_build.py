@@ -11,7 +11,7 @@ from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, DataError
 from pipeline.evaluation.extractors import InceptionConfig, SmallConfig, build_extractor
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def test_small_gives_the_same_features_in_another_process() -> None:

@@ -1,6 +1,7 @@
-"""``tessera sample`` and ``tessera edit`` as users type them, and the report's pictures of what can be done."""
+"""sample and interpolate on the command line."""
 
-import json
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
@@ -10,30 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from foundation.config import from_dict
-from foundation.errors import ConfigError
-from foundation.images.config import Preprocess
 from foundation.images.image_set import open_image_sets
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.generation.requests import image_seed
-from pipeline.report.gallery import draw_gallery, gallery_section
-from pipeline.report.report import write_report
 from pipeline.runs.folder import RunFolder
-from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.compiled import CompiledEngine
-from stage2_prior.prior import PriorModel
-
-SMALL = {
-    "base_width": 8,
-    "width_multipliers": [1, 2],
-    "n_res_blocks": 1,
-    "latent_channels": 8,
-    "norm_groups": 4,
-    "quantizer": {"type": "fsq", "levels": [4, 4, 3]},
-}
 
 
 @pytest.fixture(scope="module")
@@ -136,33 +119,6 @@ def test_interpolate_goes_between_seeds_too(finished_run: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "n_given"),
-    [
-        (["complete", "--rows", "0.5", "--guess-class"], 2),
-        (["complete", "--rows", "3"], 2),
-        (["inpaint", "--mask", "MASK", "--blend", "1", "--best-of", "2"], 2),
-        (["vary", "--share", "0.3", "--class-label", "3"], 1),
-        (["change-class", "--class-label", "8"], 1),
-    ],
-)
-def test_edits_write_a_row_for_each_image_and_every_result(
-    finished_run: Path, digits: Path, tmp_path: Path, arguments: list[str], n_given: int
-) -> None:
-    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
-    name, *options = [str(tmp_path / "mask.png") if each == "MASK" else each for each in arguments]
-    files = [str(digits / "0.png"), str(digits / "1.png")]
-    line = ["edit", name, str(finished_run), *files, "--num-images", "3", "--seed", "2", *options]
-    assert main([*line, "--out", str(tmp_path / "out")]) == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == sorted(f"000{i}-{i}-{end}.png" for i in range(2) for end in ("0", "1", "2", "all"))
-    row = Image.open(tmp_path / "out" / "0000-0-all.png")
-    assert row.size == ((n_given + 3) * 66 - 2, 64)
-    assert main([*line, "--out", str(tmp_path / "again")]) == 0
-    one, other = (np.asarray(Image.open(tmp_path / each / "0001-1-2.png")) for each in ("out", "again"))
-    assert np.array_equal(one, other)
-
-
-@pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
         (["edit", "inpaint", "RUN", "0.png"], "--mask"),
@@ -201,44 +157,6 @@ def test_mistakes_are_answered_with_the_way_out(
     assert error.startswith("error: ") and fragment in error
 
 
-def test_the_report_shows_what_can_be_done(run_copy: Path) -> None:
-    folder = RunFolder(run_copy)
-    captions = json.loads((folder.gallery / "captions.json").read_text())
-    assert list(captions) == ["completion", "inpainting", "variations", "classes"]
-    sizes = {name: Image.open(folder.gallery / f"{name}.png").size for name in captions}
-    assert sizes["completion"] == (5 * 50 - 2, 6 * 50 - 2) and sizes["classes"] == (11 * 50 - 2, 6 * 50 - 2)
-    page = folder.report.read_text()
-    assert "<h2>Gallery</h2>" in page and all(caption in page for caption in captions.values())
-    import shutil
-
-    shutil.rmtree(folder.gallery)
-    write_report(folder)
-    assert "<h2>Gallery</h2>" not in folder.report.read_text() and gallery_section(folder.gallery) == ""
-
-
-def test_the_upper_half_in_the_picture_of_completion_is_the_image_s(run_copy: Path) -> None:
-    picture = np.asarray(Image.open(RunFolder(run_copy).gallery / "completion.png"))
-    image, kept = picture[:48, :48], picture[:48, 50:98]
-    assert np.array_equal(kept[:24], image[:24]) and bool((kept[24:] == 128).all())
-
-
-def test_a_prior_without_a_null_class_shows_what_it_can(finished_run: Path, tmp_path: Path) -> None:
-    generator = ImageGenerator.from_pretrained(finished_run)
-    sure = ImageGenerator(generator.tokenizer, generator.prior, label_dropout=0)
-    draw_gallery(sure, np.zeros((2, 8, 8, 1), np.uint8), tmp_path / "gallery", seed=0)
-    assert {path.stem for path in (tmp_path / "gallery").glob("*.png")} == {"completion", "classes"}
-
-
-def test_a_grid_of_one_row_is_shown_without_completions(tmp_path: Path) -> None:
-    tokenizer = TokenizerModel(from_dict(TokenizerConfig, SMALL), Preprocess(height=2, width=8, mode="L"))
-    prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), tokenizer.spec.with_classes(("a", "b")))
-    generator = ImageGenerator(tokenizer, prior, label_dropout=0.1)
-    draw_gallery(generator, np.zeros((2, 2, 8, 1), np.uint8), tmp_path / "gallery", seed=0)
-    assert {path.stem for path in (tmp_path / "gallery").glob("*.png")} == {"inpainting", "variations", "classes"}
-    with pytest.raises(ConfigError, match="the grid has one row"):
-        generator.complete(torch.zeros(1, 1, 2, 8), rows=0.5)
-
-
 def test_a_batch_size_without_a_count_changes_no_image(finished_run: Path, tmp_path: Path) -> None:
     for name, more in (("one", []), ("two", ["--batch-size", "3"])):
         line = ["sample", str(finished_run), "--seed", "1", "--out", str(tmp_path / name)]
@@ -261,3 +179,28 @@ def test_help_and_a_first_image_are_quick_to_load(finished_run: Path, tmp_path: 
         line = [sys.executable, "-c", code.format(arguments=arguments)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == str(heavy), arguments
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 37, 3), np.uint8)).save(path)
+    return path
+
+
+def test_interpolate_writes_a_strip(
+    finished_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "strip.png"
+    assert main(["interpolate", str(finished_run), str(picture), str(picture), "--steps", "3", "--out", str(out)]) == 0
+    assert Image.open(out).size == (3 * 128 + 2 * 2, 128)
+    assert main(["interpolate", str(finished_run), str(picture), "gone.png", "--out", str(out)]) == 2
+    assert "gone.png" in capsys.readouterr().err
+    assert main(["interpolate", str(finished_run), str(picture), str(picture), "--steps", "1"]) == 2
+    for bad in (str(tmp_path), "", "strip", "strip.webpp"):
+        assert main(["interpolate", str(finished_run), str(picture), str(picture), "--out", bad]) == 2
+        assert "--out" in capsys.readouterr().err
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    assert main(["interpolate", str(finished_run), str(picture), str(text), "--out", str(out)]) == 2
+    assert "text.png" in capsys.readouterr().err

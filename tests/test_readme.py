@@ -45,8 +45,8 @@ def test_the_commands_run_as_written(workplace: Path) -> None:
                 **TINY,
                 "data.preprocess": {"height": 8, "width": 8},
                 "samples.unconditional_images": 1,
-                "tokenizer.training.fit.steps": 6,  # the line gives another number
             }
+            arguments = ["6" if word == "2000" else word for word in arguments]  # the line's number of steps
             arguments += [part for name, value in small.items() for part in (f"--{name}", json.dumps(value))]
         assert main(arguments) == 0, line
     assert len(list((workplace / "three").glob("3-seed*.png"))) == 16

@@ -245,13 +245,14 @@ def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor) -> list[int]
     problem = "needs codes at the beginning"
     ConfigError.unless(min(n_first_B) > 0, problem, field="guess_class", found="none", expected="some")
     classes = range(pipe.prior.n_classes)
-    likeliest = known_BT.new_empty(len(known_BT))
+    likeliest = [0] * len(known_BT)
     for n_first in set(n_first_B):
         rows = [i for i, n in enumerate(n_first_B) if n == n_first]
         first_BP = known_BT[rows, :n_first]
         nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows)) for label in classes], 1)
-        likeliest[rows] = nats_BK.argmin(1)
-    return likeliest.tolist()  # type: ignore[no-any-return]
+        for row, label in zip(rows, nats_BK.argmin(1).tolist(), strict=True):
+            likeliest[row] = label
+    return likeliest
 
 
 def _given(pipe: BaseGenerator, images: Any, hidden_BYX: torch.Tensor | None) -> Given:

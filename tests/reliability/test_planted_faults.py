@@ -110,7 +110,7 @@ def crash_at_any_file(folder: Path, frozen: Path) -> None:
 
 
 def crash_in_an_export(folder: Path, frozen: Path) -> None:
-    test_export.export(frozen, folder / "clean")  # direct writes do no harm as long as nothing happens
+    test_export.logged_export(frozen, folder / "clean")  # direct writes do no harm as long as nothing happens
     clean = test_export.tree(folder / "clean" / "codes")
     test_export.test_an_export_survives_a_fault_at_every_durable_operation(folder, frozen, clean, silent, 1)
 

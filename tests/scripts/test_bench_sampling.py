@@ -50,6 +50,6 @@ def test_a_quick_run_writes_its_rows(
     monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--batches", "2", "--json", str(tmp_path / "rows.json")])
     bench.main()
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 5 and all(row["ours"] > 0 and row["floor"] > 0 and row["ratio"] > 0 for row in rows)
+    assert len(rows) == 6 and all(row["ours"] > 0 and row["floor"] > 0 and row["ratio"] > 0 for row in rows)
     assert all(row["config"]["floor_of_gemv"] > 0 for row in rows[:2])
     assert "of the floor" in capsys.readouterr().out

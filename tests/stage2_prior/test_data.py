@@ -70,7 +70,7 @@ def test_label_dropout_is_that_of_the_image_whatever_its_view() -> None:
 
 def test_images_of_unequal_views_cannot_be_drawn_from() -> None:
     wrong = SimpleNamespace(**{**vars(VIEWS), "views_N": np.where(np.arange(2400) == 2399, 2, VIEWS_N)})
-    with pytest.raises(DataError, match="one view of each image cannot be drawn"):
+    with pytest.raises(DataError, match="one view of each image cannot be sampled"):
         CodeExamples(wrong, 5, views="one")  # type: ignore[arg-type]
     assert len(CodeExamples(wrong, 5)) == 2400  # type: ignore[arg-type]
 

@@ -123,7 +123,7 @@ def test_the_command_checks_on_the_images_beside_the_tokenizer(
     printed = capsys.readouterr().out
     assert "encoder.pt2" in printed and "checked on 16 images" in printed
     assert main(["export", str(finished_run), "-o", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "never overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

@@ -27,7 +27,7 @@ from pipeline.generation.generator import ImageGenerator
 from pipeline.interop.llamagen_gpt import UNBOUND, upstream_sampling
 from pipeline.interop.tokenizer_plan import UpstreamArguments
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decoding.decode import sample_codes_reference, stream_uniforms
+from stage2_prior.decoding.decode import stream_uniforms
 from stage2_prior.decoding.probs import probabilities
 from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales
 
@@ -55,7 +55,7 @@ def test_logits_and_greedy_codes(case: str, parity: Path, tmp_path: Path, tesser
         if name == "greedy_continued":
             known[:, : length // 2] = codes[:, : length // 2]
         arguments = (prior, labels, stream_uniforms([0] * len(labels), prior.n_codes), settings(name, prior.n_codes))
-        for found in (decode_codes(*arguments, known_BT=known), sample_codes_reference(*arguments, known)):
+        for found in (decode_codes(*arguments, known_BT=known), decode_without_cache(*arguments, known)):
             assert torch.equal(found[:, :length], io[name]), name
 
 

@@ -20,7 +20,7 @@ from support.parity_fixtures import (
     labels_of,
     prior_in,
 )
-from support.random_prior import decode_codes
+from support.random_prior import decode_codes, decode_without_cache
 
 from foundation.errors import ConfigError, ContractError
 from pipeline.generation.generator import ImageGenerator

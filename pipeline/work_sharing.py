@@ -174,7 +174,8 @@ class Part:
             ConfigError: it is something else.
         """
         index, _, count = text.partition("/")
-        right, expected = index.strip().isdecimal() and count.strip().isdecimal(), f"{_SHARES}, e.g. 0/4"
+        numbers, expected = index.strip().isdecimal() and count.strip().isdecimal(), f"{_SHARES}, e.g. 0/4"
+        right = numbers and int(index) < int(count)
         ConfigError.unless(right, "is not a part of the work", field=field, found=repr(text), expected=expected)
         return cls(int(index), int(count))
 

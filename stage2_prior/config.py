@@ -6,10 +6,11 @@ arXiv:2406.06525, Table 1, and its released code).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from foundation.config import require
+from foundation.config import from_dict, require
 from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
 from foundation.training.config import FitConfig, OptimConfig, Precision
@@ -166,10 +167,19 @@ class PriorConfig:
         own = (self.token_dropout, self.residual_dropout, self.attention_dropout)
         return Dropouts(*(self.dropout if each is None else each for each in own))
 
+    @classmethod
+    def saved(cls, values: Mapping[str, Any], where: str) -> PriorConfig:
+        """The settings of a saved prior: its three numbers count, whatever the table says of its ``size`` today.
+
+        Raises:
+            ConfigError: as ``from_dict``.
+        """
+        config = from_dict(cls, {**values, "size": None}, where)
+        object.__setattr__(config, "size", values.get("size"))
+        return config
+
     def _take_size(self) -> None:
-        """Fill in what is null. A saved prior has all three numbers: then the table is not read."""
-        if None not in (self.d_model, self.n_layers, self.n_heads):
-            return
+        """Fill in what is null; what is given must agree with a named size."""
         if self.size is not None and self.size not in SIZES:
             raise ConfigError("names no known size", field="size", found=self.size, fix=nearest(self.size, SIZES))
         named = SIZES[_DEFAULT_SIZE if self.size is None else self.size].shape

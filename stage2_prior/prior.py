@@ -181,7 +181,7 @@ class PriorModel(nn.Module):
     def from_settings(cls, settings: dict[str, Any]) -> PriorModel:
         """Build from the ``prior`` and ``code_spec`` entries of a ``config.json``; weights are random."""
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
-        return cls(from_dict(PriorConfig, settings["prior"], "prior"), spec)
+        return cls(PriorConfig.saved(settings["prior"], "prior"), spec)
 
     def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, positions: Positions) -> torch.Tensor:
         """[class, codes] => (B, T, E), T = 1 + P inputs at these positions."""

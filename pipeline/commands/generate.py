@@ -117,7 +117,7 @@ def _sample_many(
         batch_size=many.batch_size or Batch.batch_size,
         images_per_file=many.images_per_file,
     )
-    done = generate_to_folder(generator, folder, batch, Part.parse(many.part), options=options)
+    done = generate_to_folder(generator, folder, batch, Part.parse(many.part, "--part"), options=options)
     rate = f", {done.n_new / done.seconds:,.1f} a second" if done.n_new else ""
     print(f"{done.n_new:,} new images in {folder} in {done.seconds:.1f} s{rate}; {done.n_there:,} were there")
     if done.n_missing:

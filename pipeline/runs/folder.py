@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.config import differences
+from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 from pipeline.runs.recipe import Recipe, determining, load_recipe, recipe_text
@@ -57,7 +57,7 @@ class RunFolder:
         """
         rows = []
         if self.recipe.exists():
-            rows = differences(determining(self.load_recipe()), determining(recipe))
+            rows = differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
         wrong = [row for row in rows if row[0].split(".")[0] in self._begun()]
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)

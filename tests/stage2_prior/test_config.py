@@ -62,9 +62,17 @@ def test_a_number_beside_a_size_that_says_otherwise_is_refused(changes: dict) ->
 def test_a_saved_prior_does_not_depend_on_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     saved, shape = to_dict(PriorConfig(size="tiny")), SIZES["tiny"].shape
     monkeypatch.setitem(SIZES, "tiny", SIZES["small"])
-    assert from_dict(PriorConfig, saved).shape == shape
+    assert PriorConfig.saved(saved, "prior").shape == shape
     monkeypatch.delitem(SIZES, "tiny")
-    assert from_dict(PriorConfig, saved).shape == shape
+    assert PriorConfig.saved(saved, "prior").shape == shape
+
+
+def test_a_size_is_not_ignored_where_all_numbers_are_given() -> None:
+    numbers = {"d_model": 96, "n_layers": 3, "n_heads": 4}
+    with pytest.raises(ConfigError, match=r"d_model|n_layers|n_heads"):
+        PriorConfig(size="gpt-b", **numbers)
+    with pytest.raises(ConfigError, match="names no known size"):
+        PriorConfig(size="tny", **numbers)
 
 
 def test_an_unknown_size_names_the_nearest() -> None:

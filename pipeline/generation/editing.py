@@ -248,7 +248,7 @@ def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor) -> list[int]
     likeliest = [0] * len(known_BT)
     for n_first in set(n_first_B):
         rows = [i for i, n in enumerate(n_first_B) if n == n_first]
-        first_BP = known_BT[rows, :n_first]
+        first_BP = known_BT[torch.tensor(rows, device=known_BT.device), :n_first]
         nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows)) for label in classes], 1)
         for row, label in zip(rows, nats_BK.argmin(1).tolist(), strict=True):
             likeliest[row] = label

@@ -1,9 +1,13 @@
-"""A generator that was never trained: tests of sampling and editing need no training."""
+"""A generator that was never trained, and a folder of pictures."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.tiny_run import TINY
 
 from foundation.config import from_dict
@@ -34,3 +38,16 @@ def untrained() -> ImageGenerator:
 def pictures() -> torch.Tensor:
     """Three images that ``untrained`` takes, (3, 1, 8, 12)."""
     return torch.rand(3, 1, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def digits_folder(tmp_path: Path) -> Path:
+    """Seventeen 8 x 8 pictures, one that is no image, one of another mode and size."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i:02d}.png")
+    Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / "large.png")
+    (folder / "broken.png").write_bytes(b"x")
+    return folder

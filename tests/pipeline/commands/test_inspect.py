@@ -19,19 +19,6 @@ def generator(finished_run: Path) -> ImageGenerator:
     return ImageGenerator.from_pretrained(finished_run)
 
 
-@pytest.fixture
-def digits_folder(tmp_path: Path) -> Path:
-    """Seventeen 8 x 8 pictures, one that is no image, one of another mode and size."""
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i:02d}.png")
-    Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / "large.png")
-    (folder / "broken.png").write_bytes(b"x")
-    return folder
-
-
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == 2
     return capsys.readouterr().err

@@ -2,8 +2,8 @@
 
     python scripts/measure_house.py [--tree FOLDER] [--run RUN_FOLDER] [--json FILE]
 
-With ``--run`` it also counts the product files that ``tessera sample RUN`` enters: those of which a function runs, what
-runs while modules are imported left out.
+With ``--run`` it also counts the product files that ``tessera sample RUN`` enters: files with a
+function that runs, calls while modules are imported left out.
 """
 
 from __future__ import annotations

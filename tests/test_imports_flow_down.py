@@ -30,7 +30,7 @@ ROOMS = {
         ["cli"],
     ],
 }
-"""Rooms of a package from the ground floor up; those of one floor do not import one another."""
+"""Rooms of a package from the ground floor up; rooms on one floor do not import one another."""
 
 
 def imported_packages(path: Path) -> Iterator[str]:

@@ -100,7 +100,7 @@ def stream(
     >>> for part in generator.stream("3", seed=0):  # doctest: +SKIP
     ...     part.to_pil()[0].save(f"row-{part.n_done}.png")
 
-    All rows of the first batch come first, then those of the next. Lazy: stop iterating to stop computing.
+    All rows of the first batch come first, then all of the next. Lazy: stop iterating to stop computing.
 
     Args:
         pipe: the generator itself.

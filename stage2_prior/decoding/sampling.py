@@ -84,7 +84,7 @@ def constant(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
 
 
 def linear(share_T: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
-    """T / (T - 1): Chang et al. 2023, arXiv:2301.00704, section 2.7, over the tokens of an image."""
+    """Strength t / (T - 1): Chang et al. 2023, arXiv:2301.00704, section 2.7, over the tokens of an image."""
     import numpy as np
 
     return np.linspace(0.0, 1.0, len(share_T)) if len(share_T) > 1 else np.ones(1)

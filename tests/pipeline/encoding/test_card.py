@@ -1,6 +1,6 @@
 """The card: its picture, its tables, and that what it says to do works.
 
-Uploading, against a hub in the place of the real one.
+Uploading, against a local stand-in for the hub.
 """
 
 from __future__ import annotations

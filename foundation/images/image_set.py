@@ -138,7 +138,10 @@ def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed:
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
-    return scan_splits(open_splits(config), config, augment=augment, seed=seed)
+    sets = scan_splits(open_splits(config), config, augment=augment, seed=seed)
+    for each in sets:
+        require_usable(each, config.max_failed_share)
+    return sets
 
 
 def scan_splits(
@@ -149,11 +152,7 @@ def scan_splits(
     seed: int = 0,
     known_failures: Mapping[str, Failure] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The usable images of ``train`` and ``validation``; a held-out image with a training image's pixels is unusable.
-
-    Raises:
-        DataError: more unusable images than ``max_failed_share`` allows.
-    """
+    """The usable images of ``train`` and ``validation``; a held-out image with a training image's pixels is unusable."""
     preprocess, cache = config.preprocess, config.cache_mib
     train = ImageSet(
         sources["train"],
@@ -172,8 +171,6 @@ def scan_splits(
         known_failures=known_failures,
         apart_from=train.by_checksum(),
     )
-    for each in (train, validation):
-        require_usable(each, config.max_failed_share)
     return train, validation
 
 

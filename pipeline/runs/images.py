@@ -144,11 +144,13 @@ def open_training_images(folder: RunFolder, recipe: Recipe) -> tuple[dict[str, I
     )
     images = {"train": train, "validation": validation}
     listing = opened.listing
+    if listing is not None:
+        _require_complete(images, listing)
+    for each in images.values():
+        require_usable(each, recipe.data.max_failed_share)
     if listing is None:
         found = found_in(opened.given, images, recipe.data)
         listing = Listing({name: _listed(each) for name, each in images.items()}, train.class_names, found)
-    else:
-        _require_complete(images, listing)
     return images, listing, opened.changes
 
 

@@ -41,7 +41,14 @@ def test_what_is_no_class_is_refused_with_the_ways_out(folders: list[str], what:
 
 @pytest.mark.parametrize(
     "folders",
-    [["cat", "dog"], ["0", "1"], ["001", "002"], ["n01440764", "n01443537"], ["cat", "test"], ["1999 Ford", "2001 Opel"]],
+    [
+        ["cat", "dog"],
+        ["0", "1"],
+        ["001", "002"],
+        ["n01440764", "n01443537"],
+        ["cat", "test"],
+        ["1999 Ford", "2001 Opel"],
+    ],
 )
 def test_classes_are_taken(folders: list[str]) -> None:
     assert seen(*folders)[0] == [name.split("/")[0] for name in ids(*folders)]

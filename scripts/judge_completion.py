@@ -85,7 +85,7 @@ def main() -> int:
     for name, value in rates.items():
         print(f"{value:7.1%}  {name}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rates, indent=1))
+        arguments.json.write_text(json.dumps(rates, indent=1), encoding="utf-8")
     ours, *_, floor, free, constant = list(rates.values())[:6]
     holds = ours >= max(floor, free, constant) + CLEARLY
     print(f"{'ok' if holds else 'SHORT'}: completion above a random fill by {ours - floor:+.1%} (>= {CLEARLY:.0%})")

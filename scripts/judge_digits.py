@@ -75,7 +75,9 @@ def main() -> int:
         wanted = "" if relation is None else f"  ({relation} {bound})"
         print(f"{'ok' if holds else 'SHORT':6} {name}: {value:.4f}{wanted}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({name: value for name, (value, _, _) in figures.items()}, indent=1))
+        arguments.json.write_text(
+            json.dumps({name: value for name, (value, _, _) in figures.items()}, indent=1), encoding="utf-8"
+        )
     return 1 if failed else 0
 
 

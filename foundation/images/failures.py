@@ -79,12 +79,14 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
     Raises:
         BadImage: it is not there, not readable, not a plain file, or larger than ``MAX_FILE_BYTES``.
     """
+    if not follow_links and not hasattr(os, "O_NOFOLLOW") and path.is_symlink():  # Windows
+        raise _link()
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would block
     flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        raise _refused(error) from error
+        raise (BadImage("not_a_file", "is a folder") if path.is_dir() else _refused(error)) from error
     try:
         _require_plain(os.fstat(descriptor))
         with open(descriptor, "rb", closefd=False) as file:
@@ -108,13 +110,17 @@ def require_sane_bytes(n_bytes: int) -> None:
         raise BadImage("too_large", "the file is too large", found=found, expected=expected)
 
 
+def _link() -> BadImage:
+    return BadImage("not_a_file", "is a symbolic link, which is not followed")
+
+
 def _refused(error: OSError) -> BadImage:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return BadImage("vanished", "was listed and is no longer there")
     if isinstance(error, PermissionError):
         return BadImage("forbidden", f"cannot be read: {error.strerror}")
     if error.errno == errno.ELOOP:
-        return BadImage("not_a_file", "is a symbolic link, which is not followed")
+        return _link()
     if error.errno == errno.ENXIO:
         return BadImage("not_a_file", "is not a plain file")
     return BadImage("unavailable", f"cannot be read: {error.strerror}")

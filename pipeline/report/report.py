@@ -79,7 +79,7 @@ def write_report(folder: RunFolder) -> None:
         ]
     else:
         sections = [("Figures", _continuous_table(validation)), *sections, ("Training", _warnings(folder) + curves)]
-    sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text())}</pre>"))
+    sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text(encoding='utf-8'))}</pre>"))
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"

@@ -23,6 +23,7 @@ from foundation.errors import ConfigError, ContractError, nearest
 from foundation.hardware import TokenAccess
 from foundation.images.config import DataConfig, Preprocess
 from foundation.storage import durable
+from foundation.storage.names import is_portable
 from pipeline.encoding.plan import EncodeConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining, nested_networks
 from stage2_prior.config import PriorConfig, PriorTraining
@@ -115,8 +116,9 @@ class Recipe:
     """where it runs"""
 
     def __post_init__(self) -> None:
-        sound = self.name.strip() and not set(self.name) & set('/\\:*?"<>|') and not self.name.startswith(".")
-        require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
+        sound = self.name.strip() and is_portable(self.name) and not self.name.startswith(".")
+        expected = "a short name that a folder can have on Linux, macOS and Windows"
+        require(bool(sound), "name", repr(self.name), expected)
         dropout, scale = self.prior.training.label_dropout, self.samples.sampling.guidance_scale
         trained = dropout > 0 or scale == 1.0 or not self.prior.model.class_conditional
         fix = "guidance compares with the null class, which only label dropout trains"

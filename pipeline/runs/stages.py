@@ -284,7 +284,7 @@ class Run:
             grid_image(output.images, n_columns).save(temporary / "grid.png")
             np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
             about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
-            (temporary / "samples.json").write_text(json.dumps(about))
+            durable.write_bytes(temporary / "samples.json", json.dumps(about).encode())
 
         durable.publish_folder(self.folder.samples, fill)
 

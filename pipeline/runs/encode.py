@@ -11,6 +11,7 @@ import torch
 from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
 from foundation.images.image_set import open_splits
+from pipeline.encoding.card import refresh_header
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
@@ -87,5 +88,6 @@ def encode_run(folder: RunFolder, recipe: Recipe, device: torch.device, job: Exp
                 finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
         if not finished:
             return False
+    refresh_header(folder.codes)  # of a dataset that an earlier version finished
     require_enough(read_manifest(folder.codes), job.max_bad)
     return True

@@ -204,7 +204,9 @@ into `codes`, coarse to fine:
 
 def _grid(level: CodeLevel) -> str:
     deep = f" with the {level.depth} codes of a place side by side, coarse to fine" if level.depth > 1 else ""
-    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, row by row{deep}"
+    sizes = level.sizes if isinstance(level.codebook_size, tuple) else level.sizes[:1]
+    each = ", ".join(f"{size:,}" for size in sizes)
+    return f"**{_sides(level, ' x ')}** codes, each one of **{each}**, row by row{deep}"
 
 
 def _unit(spec: CodeSpec) -> str:

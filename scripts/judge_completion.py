@@ -72,7 +72,7 @@ def _random_below(generator: ImageGenerator, codes_BHW: torch.Tensor) -> np.ndar
     random = torch.Generator().manual_seed(0)
     codes = codes_BHW.clone()
     below = codes[:, level.height // 2 :]
-    below.copy_(torch.randint(0, level.codebook_size, below.shape, generator=random))
+    below.copy_(torch.randint(0, min(level.sizes), below.shape, generator=random))
     return (generator.decode(codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
 
 

@@ -12,6 +12,7 @@ import torch
 
 from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
+from pipeline.encoding.card import refresh_header
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import found_in, listing_of_plan, open_run_sources
@@ -109,5 +110,6 @@ def encode_run(
                 finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
         if not finished:
             return False
+    refresh_header(folder.codes)  # of a dataset that an earlier version finished
     require_enough(read_manifest(folder.codes), job.max_bad)
     return True

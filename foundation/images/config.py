@@ -114,7 +114,8 @@ class FolderData(Choice):
     validation_path: PathText | None = None
     """a second folder, for validation; null takes a share of the first"""
     labels: PathText | None = added_later(None)
-    """CSV file with the columns path (below the folder) and label, one row for each image, instead of subfolders"""
+    """CSV file with the columns path or file_name (below the folder) and label or class, one row for each image,
+    instead of subfolders"""
     validation_labels: PathText | None = added_later(None)
     """the same for the second folder"""
 

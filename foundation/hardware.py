@@ -17,6 +17,7 @@ from typing import Literal
 
 from foundation.config import require
 from foundation.errors import ConfigError
+from foundation.paths import PathText
 
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (_GROUP / "memory.max", _GROUP / "memory" / "memory.limit_in_bytes")
@@ -102,7 +103,7 @@ class TokenAccess:
     memory_limit_mib: int | None = None
     """MiB for one split in one process, or for the row groups that the streamed form keeps; null takes a quarter of
     the machine's memory, shared by the processes of a training"""
-    packed_folder: str | None = None
+    packed_folder: PathText | None = None
     """folder for packed copies; null takes the environment variable TESSERA_PACKED_FOLDER, else .packed in the
     dataset"""
 

@@ -23,6 +23,7 @@ from foundation.images.class_names import class_numbers
 from foundation.images.failures import BadImage, require_sane_bytes
 from foundation.images.folder import SUFFIXES
 from foundation.images.preprocess import decode_image
+from foundation.paths import expand
 
 _MAX_NAME_BYTES = 4096
 _TAIL_BLOCK = 1 << 20
@@ -97,7 +98,7 @@ class ArchiveSource:
 
 
 def _archives(path: str, field: str) -> list[Path]:
-    pattern = Path(path).expanduser()
+    pattern = Path(expand(path, field))
     found = sorted(pattern.glob("*.tar") if pattern.is_dir() else map(Path, glob.glob(str(pattern))))  # noqa: PTH207
     expected, fix = "a .tar file, a folder of them, or a pattern", "check the path; decompress archives to .tar"
     DataError.unless(len(found) > 0, "no such archives", field=field, found=path, expected=expected, fix=fix)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.config import Choice, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
+from foundation.paths import PathOrName, PathText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,19 +97,26 @@ class Augment:
         require_range(self, "0 or more", "max_shift")
 
 
+def _require_paths(source: object, *names: str) -> None:
+    """An empty path would mean the working directory."""
+    for name in names:
+        require(getattr(source, name) != "", name, '""', "a path; . for the working directory")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderData(Choice):
     """A folder of image files: class subfolders become labels, a flat folder means no labels."""
 
     type_name: ClassVar[str] = "folder"
 
-    path: str
+    path: PathText
     """the folder"""
-    validation_path: str | None = None
+    validation_path: PathText | None = None
     """a second folder, for validation; null takes a share of the first"""
-    labels: str | None = added_later(None)
-    """CSV file with the columns path (below the folder) and label, one row for each image, instead of subfolders"""
-    validation_labels: str | None = added_later(None)
+    labels: PathText | None = added_later(None)
+    """CSV file with the columns path or file_name (below the folder) and label or class, one row for each image,
+    instead of subfolders"""
+    validation_labels: PathText | None = added_later(None)
     """the same for the second folder"""
     subfolders: Literal["classes", "ignored"] = added_later("classes")
     """whether the names of subfolders are classes"""
@@ -116,6 +124,9 @@ class FolderData(Choice):
     """take classes as they are, also if they look like splits, dates, cameras or names of single images"""
     follow_links: bool = added_later(False)
     """read symbolic links to files and folders"""
+
+    def __post_init__(self) -> None:
+        _require_paths(self, "path", "validation_path", "labels", "validation_labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +137,15 @@ class ArchiveData(Choice):
 
     type_name: ClassVar[str] = "archives"
 
-    path: str
+    path: PathText
     """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
-    validation_path: str | None = None
+    validation_path: PathText | None = None
     """the same, for validation; null takes a share of the first"""
     label_field: str | None = None
     """ending of the member that holds the class as text, e.g. cls; null means no labels"""
+
+    def __post_init__(self) -> None:
+        _require_paths(self, "path", "validation_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +156,7 @@ class DatasetData(Choice):
 
     type_name: ClassVar[str] = "dataset"
 
-    path: str
+    path: PathOrName
     """parquet file, folder, or dataset name on the hub"""
     config_name: str | None = None
     """the dataset's configuration, where it has several"""
@@ -158,6 +172,7 @@ class DatasetData(Choice):
     """use only this many images of each split, sampled uniformly; null uses all"""
 
     def __post_init__(self) -> None:
+        _require_paths(self, "path")
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from foundation.errors import DataError, nearest
-from foundation.images.class_names import class_numbers, require_same_classes
+from foundation.images.class_names import class_numbers, require_same_classes, require_tidy
 from foundation.images.config import DatasetData
 from foundation.images.failures import BadImage, read_plain_file
 from foundation.images.preprocess import decode_image
+from foundation.paths import expand
 from foundation.randomness import permutation
 
 
@@ -71,7 +72,7 @@ def _keys(rows: Any, split: str) -> list[str] | None:
 def _load_split(config: DatasetData, split: str) -> Any:
     import datasets
 
-    local = Path(config.path).expanduser()
+    local = Path(expand(config.path, "data.source.path"))
     load: Callable[..., Any] = datasets.load_dataset
     datasets.disable_progress_bars()
     if local.is_file() and (config.split, config.validation_split) != ("train", None):
@@ -117,5 +118,6 @@ def _labels(
             raise DataError("has labels outside its classes", field=field, found=found, expected=expected, fix=fix)
         return labels, names
     if not all(isinstance(value, (int, str)) for value in values):
-        raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")
-    return class_numbers([str(value) for value in values], class_names, field)
+        raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="whole numbers or text")
+    require_tidy(names := [str(value) for value in values], field, f"column {column}")
+    return class_numbers(names, class_names, field)

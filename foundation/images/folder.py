@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import posixpath
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from foundation.errors import DataError, nearest
-from foundation.images.class_names import class_numbers, in_order, require_same_classes
+from foundation.errors import DataError
+from foundation.images.class_names import class_numbers, in_order, listed_classes, require_same_classes
 from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.layout import classes_of
 from foundation.images.preprocess import decode_image
+from foundation.paths import expand
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
@@ -82,7 +81,7 @@ class FolderSource:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
                 look like splits; a list that leaves an image out.
         """
-        self.folder = Path(path).expanduser()
+        self.folder = Path(expand(path, field))
         self.passed_over, self.notes = PassedOverFiles(), list[str]()
         self._paths = image_files(self.folder, field, follow_links=follow_links, passed_over=self.passed_over)
         self._follow_links = follow_links
@@ -92,7 +91,7 @@ class FolderSource:
         names: list[str] | None = None
         if labels is not None:
             field = field.replace("path", "labels")
-            names = _listed_classes(Path(labels).expanduser(), self.ids, field)
+            names = listed_classes(Path(expand(labels, field)), self.ids, field)
         elif subfolders == "classes":
             names, self.notes = classes_of(
                 self.ids, path.rstrip("/"), field, trusted=trust_classes or bool(class_names)
@@ -182,42 +181,3 @@ def _left_out(path: Path, follow_links: bool) -> tuple[str, str]:
 def _not_listed(error: OSError) -> None:
     what = f"the folder cannot be listed: {error.strerror}"
     raise DataError(what, field=str(error.filename), fix="check its permissions") from error
-
-
-def _listed_classes(path: Path, ids: list[str], field: str) -> list[str]:
-    """The class of each image by a CSV file.
-
-    Raises:
-        DataError: the file cannot be read or lacks a column; an image without a row, or a row without an image.
-    """
-    classes = _read_classes(path, field)
-    missing = [each for each in ids if each not in classes]
-    if missing:
-        found, expected = f"{len(missing)}, e.g. {missing[0]}", f"a row in {path} for each image"
-        raise DataError("names no class for some images", field=field, found=found, expected=expected)
-    others = sorted(classes.keys() - set(ids))
-    if others:
-        found, fix = f"{len(others)}, e.g. {others[0]}", f"remove their rows from {path}, or restore the files"
-        raise DataError("names files that are missing", field=field, found=found, fix=fix)
-    return [classes[each] for each in ids]
-
-
-def _read_classes(path: Path, field: str) -> dict[str, str]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for column in ("path", "label"):
-                columns = list(reader.fieldnames or ())
-                if column not in columns:
-                    fix = nearest(column, columns)
-                    raise DataError("lacks a column", field=field, found=f"no {column} in {path}", fix=fix)
-            classes: dict[str, str] = {}
-            for row in reader:
-                name, label = posixpath.normpath(row["path"] or ""), (row["label"] or "").strip()
-                if not label or classes.get(name, label) != label:
-                    what = "names two classes for an image" if label else "names no class for some images"
-                    raise DataError(what, field=field, found=f"{name}, line {reader.line_num} of {path}")
-                classes[name] = label
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot be read: {error}", field=field, found=str(path), fix="check the file") from error
-    return classes

@@ -30,9 +30,14 @@ class Preprocess:
     """which part of the covering image is kept"""
     background: tuple[int, int, int] = (255, 255, 255)
     """colour put behind transparent pixels, red, green and blue in 0..255"""
+    white_level: int | None = added_later(None)
+    """value of white in images of more than 8 bits whose files do not say it, in 256..65535, e.g. 4095 for 12-bit data
+    in 16-bit files; null means 65535, and refuses images that would then all be nearly black"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "height", "width")
+        white = self.white_level
+        require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
 
     @property
@@ -52,7 +57,7 @@ class Preprocess:
         """
         from foundation.images.preprocess import to_mode, upright
 
-        return to_mode(upright(image), self.mode, self.background)
+        return to_mode(upright(image), self.mode, self.background, self.white_level)
 
     def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
         """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) uint8."""
@@ -179,7 +184,11 @@ class DataConfig:
     """stop if more than this share of the images is unusable, between 0 and 1"""
     cache_mib: int = 4096
     """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+    max_megapixels: int = added_later(64)
+    """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
+    half, a quarter or an eighth of its sides"""
 
     def __post_init__(self) -> None:
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")
+        require_range(self, "above 0", "max_megapixels")

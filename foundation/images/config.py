@@ -130,19 +130,23 @@ class ArchiveData(Choice):
     validation_path: str | None = None
     """the same, for validation; null takes a share of the first"""
     label_field: str | None = None
-    """ending of the member that holds the class as text, e.g. cls; null means no labels"""
+    """ending of the member that holds the class as text, e.g. cls; or of a JSON member and the key of the class in it,
+    e.g. json.label; null means no labels"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if nearly every image has one of its own"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetData(Choice):
-    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
-    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
+    """A table of images: a parquet, Arrow, CSV or JSON file, a folder of them, a folder of ``save_to_disk``, a clone
+    of a hub dataset, or any name that ``datasets.load_dataset`` opens. Cells hold images as bytes, paths, numbers,
+    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache.
     """
 
     type_name: ClassVar[str] = "dataset"
 
     path: str
-    """parquet file, folder, or dataset name on the hub"""
+    """file, folder, or dataset name on the hub"""
     config_name: str | None = None
     """the dataset's configuration, where it has several"""
     split: str = "train"
@@ -150,14 +154,24 @@ class DatasetData(Choice):
     validation_split: str | None = None
     """split for validation; null takes a share of the training split"""
     image_column: str = "image"
-    """column with the images"""
+    """column with the images; a.b is field b of column a"""
     label_column: str | None = None
-    """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
+    """column with the classes (ClassLabel, whole numbers or text), a.b as above; null means no labels"""
     limit: int | None = None
     """use only this many images of each split, sampled uniformly; null uses all"""
+    revision: str | None = added_later(None)
+    """commit, branch or tag of a dataset on the hub"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if nearly every image has one of its own"""
+    allow_download: bool = added_later(False)
+    """fetch images of which a cell holds a web address, whenever they are read; img2dataset fetches them once"""
+    white_value: float | None = added_later(None)
+    """value of white where cells hold numbers: 1, 255, 4095, ...; null takes 255 or 1 if the numbers leave no doubt"""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
+        white = self.white_value
+        require(white is None or white > 0, "white_value", white, "a number above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

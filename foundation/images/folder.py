@@ -14,7 +14,8 @@ from PIL import Image
 from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, in_order, require_same_classes
 from foundation.images.failures import read_plain_file
-from foundation.images.preprocess import decode_image
+from foundation.images.kinds import way_to_open
+from foundation.images.preprocess import MAX_PIXELS, decode_image
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
@@ -31,6 +32,8 @@ class FolderSource:
         field: str = "data.source.path",
         class_names: tuple[str, ...] | None = None,
         labels: str | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """List the folder.
 
@@ -39,12 +42,13 @@ class FolderSource:
             field: what error messages call it.
             class_names: the classes it must have; None takes those that are there.
             labels: CSV file that names the class of each image; None takes the subfolders' names.
+            max_pixels: see ``decode_image``.
 
         Raises:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; a list that leaves
                 an image out.
         """
-        self.folder = Path(path).expanduser()
+        self.folder, self._max_pixels = Path(path).expanduser(), max_pixels
         self._paths = image_files(self.folder, field)
         self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
         self.labels: np.ndarray | None = None
@@ -73,7 +77,7 @@ class FolderSource:
         Raises:
             BadImage: with the reason.
         """
-        return decode_image(read_plain_file(self.folder / self._paths[index]))
+        return decode_image(read_plain_file(self.folder / self._paths[index]), self._max_pixels)
 
 
 def image_files(folder: Path, field: str) -> list[str]:
@@ -82,6 +86,9 @@ def image_files(folder: Path, field: str) -> list[str]:
     Raises:
         DataError: naming ``field``: no such folder, a subfolder that cannot be listed, or no image.
     """
+    if folder.is_file():
+        name, fix = way_to_open(folder)
+        raise DataError(f"is {name}, not a folder", field=field, found=str(folder), expected="a folder", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, links = [], 0
     for root, folders, files in os.walk(folder, followlinks=False, onerror=_not_listed):

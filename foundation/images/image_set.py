@@ -97,7 +97,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     Raises:
         DataError: nothing to read.
     """
-    train, validation = open_sources(config.source)
+    train, validation = open_sources(config.source, config.max_megapixels * 10**6)
     if validation is None:
         train, validation = _split(train, config.validation_share)
     return {"train": train, "validation": validation}

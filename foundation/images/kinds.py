@@ -66,7 +66,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"PAR1", Kind("a parquet file", "use type dataset")),
     (0, b"ARROW1", Kind("an Arrow file", "use type dataset")),
     (0, b"PK\x03\x04", Kind("a zip archive", "unpack it")),
-    (0, b"\x1f\x8b", Kind("a gzip file", "unpack it")),
+    (0, b"\x1f\x8b", Kind("a gzip file", "decompress it")),
     (0, b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", "unpack it")),
     (257, b"ustar", Kind("a tar archive", "use type archives")),
     (0, b"\0\x05\x16\x07", Kind("macOS metadata (AppleDouble)", "delete it; the image is the file without ._")),

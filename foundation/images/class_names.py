@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,10 @@ from foundation.errors import DataError, nearest
 _PATH_COLUMNS = ("path", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class")
 _SHOWN = 200  # characters
+
+_FEW_IMAGES = 20
+_LONG_NAME = 100
+"""characters, beyond which a name is a caption"""
 
 
 def in_order(names: set[str]) -> tuple[str, ...]:
@@ -203,3 +209,45 @@ def _column(found: Sequence[str] | None, names: tuple[str, ...], path: Path, fie
     if columns.count(known[0]) > 1:
         raise DataError("has two columns of one name", field=field, found=f"{known[0]} in {path}", fix="rename one")
     return known[0]
+def require_plausible_classes(names_N: Sequence[str], field: str, *, trusted: bool) -> None:
+    """Refuse texts that are hardly classes: JSON, captions, paths, and names that most images have to themselves.
+
+    Args:
+        names_N: the class of each image.
+        field: where the classes are from, e.g. ``data.source.label_column``.
+        trusted: ``trust_classes`` of the source: nothing is refused.
+
+    Raises:
+        DataError: what they look like, and the two ways out.
+    """
+    if trusted or not names_N:
+        return
+    counts = Counter(names_N)
+    alone = sum(n == 1 for n in counts.values())
+    for what, found in _doubts(counts, len(names_N), alone):
+        source = field.rpartition(".")[0]
+        shown = found if len(found) <= _LONG_NAME else f"{found[:_LONG_NAME]}..."
+        raise DataError(
+            f"holds {what}, which are hardly classes",
+            field=field,
+            found=f"{len(counts):,} different ones for {len(names_N):,} images, e.g. {shown!r}",
+            expected="the same few names for many images",
+            fix=f"leave {field} out; or take them as classes all the same (--{source}.trust_classes true)",
+        )
+
+
+def _doubts(counts: Counter[str], n_images: int, alone: int) -> Iterator[tuple[str, str]]:
+    """What the names look like if not classes, and one that does."""
+    mostly = len(counts) / 2
+    looks = (
+        ("JSON texts", lambda name: (name[:1] + name[-1:] in ("{}", "[]") and '"' in name) or name[:2] == "{}"),
+        ("long texts", lambda name: len(name) > _LONG_NAME),
+        ("names of files", lambda name: re.search(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif)$", name.lower())),
+        ("web addresses", lambda name: re.match(r"https?://", name)),
+    )
+    for what, looks_so in looks:
+        found = [name for name in counts if looks_so(name)]
+        if len(found) > mostly:
+            yield what, found[0]
+    if n_images > _FEW_IMAGES and alone > n_images / 2:
+        yield "a name of its own for nearly each image", next(name for name, n in counts.items() if n == 1)

@@ -13,8 +13,9 @@ from foundation.errors import DataError
 from foundation.images.class_names import class_numbers, in_order, listed_classes, require_same_classes
 from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
+from foundation.images.kinds import way_to_open
 from foundation.images.layout import classes_of
-from foundation.images.preprocess import decode_image
+from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.paths import expand
 
 SUFFIXES = {
@@ -65,6 +66,7 @@ class FolderSource:
         subfolders: Literal["classes", "ignored"] = "classes",
         trust_classes: bool = False,
         follow_links: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """List the folder.
 
@@ -76,6 +78,7 @@ class FolderSource:
             subfolders: whether their names are classes.
             trust_classes: take classes as they are, also if they look like something else.
             follow_links: read symbolic links to files and folders.
+            max_pixels: see ``decode_image``.
 
         Raises:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
@@ -84,7 +87,7 @@ class FolderSource:
         self.folder = Path(expand(path, field))
         self.passed_over, self.notes = PassedOverFiles(), list[str]()
         self._paths = image_files(self.folder, field, follow_links=follow_links, passed_over=self.passed_over)
-        self._follow_links = follow_links
+        self._follow_links, self._max_pixels = follow_links, max_pixels
         self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
@@ -109,7 +112,8 @@ class FolderSource:
         Raises:
             BadImage: with the reason.
         """
-        return decode_image(read_plain_file(self.folder / self._paths[index], follow_links=self._follow_links))
+        data = read_plain_file(self.folder / self._paths[index], follow_links=self._follow_links)
+        return decode_image(data, self._max_pixels)
 
 
 def image_files(
@@ -126,7 +130,9 @@ def image_files(
     Raises:
         DataError: no such folder, a subfolder that cannot be listed, or no image.
     """
-    DataError.unless(not folder.is_file(), "is a file", field=field, found=str(folder), expected="a folder of images")
+    if folder.is_file():
+        name, fix = way_to_open(folder)
+        raise DataError(f"is {name}, not a folder", field=field, found=str(folder), expected="a folder", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
     for root, folders, files in os.walk(folder, followlinks=follow_links, onerror=_not_listed):

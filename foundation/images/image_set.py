@@ -119,7 +119,7 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(*open_sources(config.source), config, known)
+    return split_sources(*open_sources(config.source, config.max_megapixels * 10**6), config, known)
 
 
 def split_sources(
@@ -152,7 +152,7 @@ def scan_splits(
     seed: int = 0,
     known_failures: Mapping[str, Failure] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The usable images of ``train`` and ``validation``; a held-out image with a training image's pixels is unusable."""
+    """The usable images of ``train`` and ``validation``; a held-out image with the pixels of a training image is not."""
     preprocess, cache = config.preprocess, config.cache_mib
     train = ImageSet(
         sources["train"],

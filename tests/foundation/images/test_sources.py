@@ -122,6 +122,7 @@ def test_what_the_system_refuses_has_a_code(flat: Path, monkeypatch: pytest.Monk
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(failures.os, "open", refuse)
+    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
     with pytest.raises(BadImage) as refused:
         read_plain_file(flat / "a.png")
     assert refused.value.code == code

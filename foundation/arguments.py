@@ -58,6 +58,17 @@ def as_path(path: Any, field: str) -> Path:
     return Path(text)
 
 
+def as_paths(paths: Any, field: str) -> list[Path]:
+    """Several paths, as a list.
+
+    Raises:
+        ConfigError: something else than a list or tuple of paths; a single path is not a list.
+    """
+    if not isinstance(paths, (list, tuple)):
+        raise ConfigError("is not a list of paths", field=field, found=shown(paths), expected="a list")
+    return [as_path(each, f"{field}[{i}]") for i, each in enumerate(paths)]
+
+
 def as_codes(
     codes: Any, field: str = "codes", device: torch.device | None = None, *, expected: str = ""
 ) -> torch.Tensor:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -32,6 +33,9 @@ class Choice:
     """Base of dataclasses that are alternatives in a union; ``type_name`` is what a recipe's ``type`` key says."""
 
     type_name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 class Extensible(Choice):
@@ -233,6 +237,26 @@ def require(condition: bool, field: str, found: object, expected: str, fix: str 
         raise ConfigError("has a value that cannot work", field=field, found=found, expected=expected, fix=fix)
 
 
+def check_types(config: Any, *names: str) -> None:
+    """Check fields of a dataclass against their annotations, as ``from_dict`` does; for ``__post_init__`` methods.
+
+    What another type of number or path means is stored: 8 for ``numpy.int64(8)``, text for a ``Path``.
+
+    Args:
+        config: an instance.
+        names: the fields; all without any.
+
+    Raises:
+        ConfigError: a field has another type.
+    """
+    hints = _type_hints(type(config))
+    for name in names or [each.name for each in dataclasses.fields(config)]:
+        value = getattr(config, name)
+        converted = _convert(hints[name], value, name)
+        if converted is not value:
+            object.__setattr__(config, name, converted)  # a frozen dataclass
+
+
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "above 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
@@ -243,6 +267,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 
 def require_range(config: object, expected: str, *names: str) -> None:
     """Raise ``ConfigError`` naming the first of these fields outside its range, such as ``0 or more``."""
+    check_types(config, *names)
     for name in names:
         value = getattr(config, name)
         require(_RANGES[expected](value), name, value, expected)
@@ -278,7 +303,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in _UNIONS:
         return _convert_union(hint, value, where)
     if origin is Literal:
-        if value in options:
+        if any(type(value) is type(option) and value == option for option in options):
             return value
         raise ConfigError("is not one of the choices", field=where, found=repr(value), fix=nearest(value, options))
     if origin is tuple:
@@ -320,6 +345,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         number = _number(hint, value)
         if number is not None:
             return number
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # YAML reads a folder named 2024 as a number
     if hint is Any or (hint in (str, bool) and isinstance(value, hint)):
@@ -331,7 +358,7 @@ def _number(hint: type, value: Any) -> float | int | None:
     """A finite number, also from text, since YAML 1.1 reads 1e-3 and 1e4 as text; None for anything else."""
     if hint is int and type(value) is str and "e" not in value.lower():  # quoted, and not typed by a user as ``Text``
         return None
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # the third: of torch
         number = float(value)
         if hint is float:
             return number if math.isfinite(number) else None

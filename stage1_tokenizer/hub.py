@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from foundation.arguments import refuse_unknown
+from foundation.arguments import refuse_unknown, require_type
 from foundation.codes.spec import CodeSpec
 from foundation.hub import HubModel  # first: it guards the imports of transformers
 from stage1_tokenizer.tokenizer import MODEL_TYPE, TokenizerModel
@@ -101,6 +101,7 @@ class Tokenizer(HubModel):
             ConfigError: an argument that does not exist; the message names the one to use.
         """
         refuse_unknown("Tokenizer.forward", unknown, _HINTS)
+        require_type("return_dict", return_dict, (bool, type(None)))
         images_BCYX = self.model.as_images(images_BCYX)
         made = self.model(images_BCYX)
         loss = F.mse_loss(made.images_BCYX, images_BCYX.float()) + sum(made.losses.values())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foundation.arguments import refuse_unknown
+from foundation.arguments import refuse_unknown, require_type
 from foundation.errors import DataError
 from foundation.hub import HubModel  # first: it guards the imports of transformers
 from stage2_prior.prior import MODEL_TYPE, PriorModel
@@ -91,6 +91,7 @@ class Prior(HubModel):
             ConfigError: an argument that does not exist.
         """
         refuse_unknown("Prior.forward", unknown, _HINTS)
+        require_type("return_dict", return_dict, (bool, type(None)))
         check_range = not (self.training and self.device.type != "cpu")
         tokens_BT, labels_B = self.model.checked(tokens_BT, labels_B, check_range=check_range)
         logits_BTV, loss = self.model(tokens_BT, labels_B), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from foundation.config import Choice, require, require_range
+from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
 
@@ -32,6 +32,7 @@ class Preprocess:
     """colour put behind transparent pixels, red, green and blue in 0..255"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "above 0", "height", "width")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
 
@@ -48,10 +49,16 @@ class Preprocess:
         """Orient, flatten onto the background, convert; keep every pixel.
 
         Raises:
-            DataError: damaged EXIF data, or a pixel format without a defined range.
+            DataError: not a Pillow image, or one without pixels, with damaged EXIF data, or in a pixel format without a
+                defined range.
         """
+        from PIL import Image
+
         from foundation.images.preprocess import to_mode, upright
 
+        if not isinstance(image, Image.Image) or not min(image.size):
+            found = f"{image.width} x {image.height}" if isinstance(image, Image.Image) else type(image).__name__
+            raise DataError("is not an image", field="image", found=found, expected="a Pillow image with pixels")
         return to_mode(upright(image), self.mode, self.background)
 
     def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
@@ -152,6 +159,7 @@ class DatasetData(Choice):
     """use only this many images of each split, sampled uniformly; null uses all"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
 
 
@@ -181,5 +189,6 @@ class DataConfig:
     """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")

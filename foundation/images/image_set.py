@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.arguments import require_type
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
@@ -109,6 +110,8 @@ def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed:
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
+    require_type("config", config, DataConfig)
+    require_type("augment", augment, (Augment, type(None)))
     sources = open_splits(config)
     cache, preprocess = config.cache_mib, config.preprocess
     train = ImageSet(sources["train"], preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")

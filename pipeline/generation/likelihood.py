@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from foundation.arguments import as_paths, require_type
 from foundation.errors import DataError
 from foundation.images.preprocess import to_unit_range
 from pipeline.generation.base import BaseGenerator, Label, Labels
@@ -100,6 +101,8 @@ def score_files(
     Returns:
         The readable ones, and a line for each other file.
     """
+    require_type("pipe", pipe, BaseGenerator)
+    batch_size, paths = count("batch_size", batch_size), as_paths(paths, "paths")
     failed: list[str] = []
     scored: list[ScoredImage] = []
     read = partial(read_pixels, pipe.tokenizer, keep_size=False)

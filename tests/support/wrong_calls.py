@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,14 @@ def functions(run: Path, scratch: Path) -> list[Function]:
         ("ImageGenerator", ImageGenerator, {"tokenizer": tokenizer, "prior": prior, "defaults": None}),
         ("from_pretrained", ImageGenerator.from_pretrained, {"folder": run, "torch_dtype": None, "device_map": "cpu"}),
         ("from_pretrained revision", ImageGenerator.from_pretrained, {"folder": "me/m", "revision": "main"}),
-        ("save_pretrained", lambda folder: generator.save_pretrained(folder or next(new)), {"folder": None}),
+        ("save_pretrained", lambda folder: generator.save_pretrained(next(new) if folder is None else folder), {"folder": None}),
         ("push_to_hub", generator.push_to_hub, {"repo_id": "me/model", "token": "x", "private": True}),
         ("Tokenizer.push_to_hub", hub_tokenizer.push_to_hub, {"repo_id": "me/model", "token": "x"}),
         ("to", generator.to, {"device": "cpu", "dtype": torch.float32}),
         ("generator", generator, {"class_labels": ["3"], "num_images_per_label": 1, **how}),
         ("larger", generator, {"class_labels": None, "height": 8, "width": 10, "seed": 0}),
-        ("callbacks", generator, {"callback_on_step_end": _replace, "callback_on_step_end_tensor_inputs": ["codes"]}),
+        ("callbacks", partial(generator, callback_on_step_end=_replace),
+         {"callback_on_step_end_tensor_inputs": ["codes"], "seed": 0}),
         ("complete", generator.complete, {"images": images, "rows": 2, "guess_class": False, "hide": True, **few}),
         ("complete codes", generator.complete, {"images": grids[:, :2], "class_labels": None}),
         ("inpaint", generator.inpaint, {"images": images, "mask": np.eye(8) > 0, "grow": 1, "blend": 1, **few}),
@@ -198,7 +200,7 @@ def functions(run: Path, scratch: Path) -> list[Function]:
         ("score_files", score_files, {"pipe": generator, "paths": [picture], "class_label": "3", "batch_size": 2}),
         ("reconstruct_files", reconstruct_files, {"tokenizer": tokenizer, "paths": [picture], "keep_size": False}),
         ("Batch", Batch, {"count": 2, "labels": (3,), "seed": 0, "format": "png", "batch_size": 2}),
-        ("generate_to_folder", lambda folder, batch: generate_to_folder(generator, folder or next(new), batch),
+        ("generate_to_folder", lambda folder, batch: generate_to_folder(generator, next(new) if folder is None else folder, batch),
          {"folder": None, "batch": Batch(count=2, labels=(3,))}),
         ("evaluate_run", evaluate_run,
          {"run": str(run), "part": "prior", "judges": Judges(), "split": "validation", "device": "cpu"}),

@@ -60,7 +60,7 @@ def _require_comparable(one: object, other: object) -> None:
     shapes = [tuple(each.shape) for each in tensors if not each.is_meta and each.layout == torch.strided]
     sound = len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 4 and all(shapes[0][1:])
     found, expected = f"{shown(one)} and {shown(other)}", "two tensors of one shape (B, C, Y, X)"
-    DataError.unless(sound, "cannot be compared", field="images", found=found, expected=expected)
+    DataError.unless(sound, "shapes or types that cannot be compared", field="images", found=found, expected=expected)
 
 
 def _gaussian(largest: int) -> list[float]:

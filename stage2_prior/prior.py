@@ -152,9 +152,8 @@ class PriorModel(nn.Module):
         """
         tokens_BT = self.as_sequences(tokens_BT, "tokens_BT")
         n_images, device = len(tokens_BT), tokens_BT.device
-        labels_B = self.null_class if labels_B is None else labels_B
-        if isinstance(labels_B, int) and not isinstance(labels_B, bool):
-            labels_B = torch.full((n_images,), labels_B, device=device)
+        if labels_B is None:
+            labels_B = torch.full((n_images,), self.null_class, device=device)
         labels_B = as_codes(labels_B, "labels_B", device)
         found, expected = tuple(labels_B.shape), f"({n_images},), a class for each image"
         problem = "are not one for each image"

@@ -15,9 +15,9 @@ PACKAGES = {"foundation": 0, "stage1_tokenizer": 1, "stage2_prior": 1, "pipeline
 ROOMS = {
     "foundation": [
         ["errors", "randomness"],
-        ["config", "storage", "unpickling"],
+        ["arguments", "config", "storage", "unpickling"],
         ["config_fields", "hardware"],
-        ["images", "training"],
+        ["hub", "images", "training"],
         ["codes"],
     ],
     "pipeline": [

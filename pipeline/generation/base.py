@@ -31,14 +31,15 @@ class BaseGenerator:
     """A tokenizer and a prior, with the sampling settings that calls take by default.
 
     Args:
-        tokenizer: decodes; its fingerprint must be the one the prior was trained on.
-        prior: distribution of the codes.
+        tokenizer: decodes; its fingerprint must be the one the prior was trained on. Also as a transformers model.
+        prior: distribution of the codes. Also as a transformers model.
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
             class, so that guidance and images without a class are refused. None where it is not known.
 
     Raises:
         ContractError: the prior was trained on the codes of another tokenizer.
+        ConfigError: something else than these models and settings.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class BaseGenerator:
         *,
         label_dropout: float | None = None,
     ) -> None:
-        require_type("tokenizer", tokenizer, TokenizerModel, "give Tokenizer.from_pretrained(folder).model")
-        require_type("prior", prior, PriorModel, "give Prior.from_pretrained(folder).model")
+        tokenizer, prior = _plain(tokenizer, TokenizerModel), _plain(prior, PriorModel)
+        require_type("tokenizer", tokenizer, torch.nn.Module, "give TokenizerModel.load(folder)")
+        require_type("tokenizer.spec", getattr(tokenizer, "spec", None), CodeSpec, "give TokenizerModel.load(folder)")
+        require_type("prior", prior, PriorModel, "give PriorModel.load(folder)")
         require_type("defaults", defaults, (SamplingConfig, type(None)))
         require_type("label_dropout", label_dropout, (int, float, type(None)))
         require_same_codes(prior.spec, tokenizer.spec, owner="the prior", other="the tokenizer")
@@ -179,6 +182,12 @@ class BaseGenerator:
     @property
     def _needs_classes(self) -> bool:
         return self.label_dropout == 0 and self.prior.n_classes > 0
+
+
+def _plain(model: Any, kind: type[Any]) -> Any:
+    """The plain module of a transformers model; anything else as it is."""
+    inner = getattr(model, "model", None)
+    return inner if isinstance(inner, kind) else model
 
 
 def request_of(

@@ -22,6 +22,7 @@ from pipeline.generation.requests import count, require_choice, require_one_or_a
 from pipeline.image_files import read_pixels, readable
 
 Unit = Literal["bits", "nats"]
+_MOST_AT_ONCE = 1 << 20
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def score_files(
         The readable ones, and a line for each other file.
     """
     require_type("pipe", pipe, BaseGenerator)
-    batch_size, paths = count("batch_size", batch_size), as_paths(paths, "paths")
+    batch_size, paths = min(count("batch_size", batch_size), _MOST_AT_ONCE), as_paths(paths, "paths")
     failed: list[str] = []
     scored: list[ScoredImage] = []
     read = partial(read_pixels, pipe.tokenizer, keep_size=False)

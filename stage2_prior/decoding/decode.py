@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +39,13 @@ class DecodedCode(NamedTuple):
     codes_B: torch.Tensor
 
 
-def stream_uniforms(seeds: list[int], n_codes: int) -> torch.Tensor:
+def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
     """One stream of uniform numbers per image, (B, T) float64: image b depends on ``seeds[b]`` alone.
 
     Raises:
         DataError: seeds that are no list of whole numbers, or no number of codes.
     """
-    sound = isinstance(seeds, (list, tuple)) and all(isinstance(each, int) for each in seeds)
+    sound = isinstance(seeds, (list, tuple, range)) and all(isinstance(each, int) for each in seeds)
     DataError.unless(sound, "are not seeds", field="seeds", found=shown(seeds), expected="a list of whole numbers")
     sound = isinstance(n_codes, int) and n_codes > 0
     DataError.unless(sound, "is not a number of codes", field="n_codes", found=shown(n_codes), expected="1 or more")

@@ -32,6 +32,9 @@ class Choice:
 
     type_name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
 
 class Extensible(Choice):
     """Base of alternatives to which other packages add: a subclass with a ``type_name`` is one more.
@@ -210,6 +213,26 @@ def require(condition: bool, field: str, found: object, expected: str, fix: str 
         raise ConfigError("has a value that cannot work", field=field, found=found, expected=expected, fix=fix)
 
 
+def check_types(config: Any, *names: str) -> None:
+    """Check fields of a dataclass against their annotations, as ``from_dict`` does; for ``__post_init__`` methods.
+
+    What another type of number or path means is stored: 8 for ``numpy.int64(8)``, text for a ``Path``.
+
+    Args:
+        config: an instance.
+        names: the fields; all without any.
+
+    Raises:
+        ConfigError: a field has another type.
+    """
+    hints = _type_hints(type(config))
+    for name in names or [each.name for each in dataclasses.fields(config)]:
+        value = getattr(config, name)
+        converted = _convert(hints[name], value, name)
+        if converted is not value:
+            object.__setattr__(config, name, converted)  # a frozen dataclass
+
+
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "above 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
@@ -220,6 +243,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 
 def require_range(config: object, expected: str, *names: str) -> None:
     """Raise ``ConfigError`` naming the first of these fields outside its range, such as ``0 or more``."""
+    check_types(config, *names)
     for name in names:
         value = getattr(config, name)
         require(_RANGES[expected](value), name, value, expected)
@@ -266,7 +290,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in _UNIONS:
         return _convert_union(hint, value, where)
     if origin is Literal:
-        if value in options:
+        if any(type(value) is type(option) and value == option for option in options):
             return value
         raise ConfigError("is not one of the choices", field=where, found=repr(value), fix=nearest(value, options))
     if origin is tuple:
@@ -320,6 +344,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         raise ConfigError("is followed by what YAML takes for a comment", field=where, found=value.comment, fix=fix)
     if hint is str and isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)  # of ``Text`` its characters; a folder named 2024 may come as a number from Python
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hint is Any or (hint in (str, bool) and isinstance(value, hint)):
         return value
     raise ConfigError("has the wrong type", field=where, found=repr(value), expected=_describe(hint))
@@ -330,7 +356,7 @@ def _number(hint: type, value: Any) -> float | int | None:
     quoted = isinstance(value, str) and getattr(value, "quoted", True)
     if hint is int and quoted and "e" not in value.lower():
         return None
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # the third: of torch
         number = float(value)
         if hint is float:
             return number if math.isfinite(number) else None

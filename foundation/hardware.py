@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from foundation.config import require
+from foundation.config import check_types, require
 from foundation.errors import ConfigError
 from foundation.paths import PathText
 
@@ -108,6 +108,7 @@ class TokenAccess:
     dataset"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         sound = self.memory_limit_mib is None or self.memory_limit_mib > 0
         require(sound, "memory_limit_mib", self.memory_limit_mib, "a positive number of MiB, or null")
 
@@ -153,13 +154,16 @@ def usable_device(name: str, field: str = "--device") -> str:
     """
     import torch
 
+    if not isinstance(name, (str, torch.device)):
+        raise ConfigError("is not a device", field=field, found=repr(name)[:200], expected="cpu, cuda, cuda:1 ...")
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         _announce(name)
     try:
         torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, fix="use cpu") from error
     return name
 

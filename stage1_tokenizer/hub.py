@@ -11,15 +11,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from foundation.arguments import refuse_unknown, require_type
 from foundation.codes.spec import CodeSpec
-from foundation.hardware import hide_broken_torchvision
-from foundation.storage.serialization import tensors_sha256
+from foundation.hub import HubModel  # first: it guards the imports of transformers
 from stage1_tokenizer.tokenizer import MODEL_TYPE, TokenizerModel
 
-hide_broken_torchvision()
+from transformers import AutoConfig, AutoModel, PreTrainedConfig  # isort: skip
+from transformers.utils import ModelOutput  # isort: skip
 
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.utils import ModelOutput  # noqa: E402
+_HINTS = {"pixel_values": "the images are images_BCYX", "labels": "leave it out: images are their own targets"}
 
 
 class TokenizerHubConfig(PreTrainedConfig):
@@ -51,13 +51,14 @@ class TokenizerOutput(ModelOutput):
     losses: dict[str, torch.Tensor] | None = None
 
 
-class Tokenizer(PreTrainedModel):
+class Tokenizer(HubModel):
     """Images <-> grids of codes; see ``TokenizerModel``, which does the work and is ``.model`` here.
 
     In a training loop other than ours a codebook with ``learning: ema`` follows the latents one forward pass late,
     unless the loop calls ``update`` of ``model.quantizers`` after each step.
     """
 
+    part = "tokenizer"
     config_class = TokenizerHubConfig
     base_model_prefix = "model"
     main_input_name = "images_BCYX"
@@ -72,13 +73,9 @@ class Tokenizer(PreTrainedModel):
         self.post_init()
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        """As in transformers; the hash of the weights as they are now goes into ``config.json``."""
-        self.config.weights_sha256 = tensors_sha256(self.model.state_dict())
+        """As in transformers; the hashes of the weights as they are now go into ``config.json``."""
         self.config.fingerprint = self.model.fingerprint
         super().save_pretrained(*arguments, **options)
-
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """The plain modules initialise themselves."""
 
     def _set_gradient_checkpointing(
         self,
@@ -95,20 +92,28 @@ class Tokenizer(PreTrainedModel):
             block.forward = functools.partial(gradient_checkpointing_func, plain) if again else plain  # type: ignore[method-assign]
 
     def forward(
-        self, images_BCYX: torch.Tensor, return_dict: bool | None = None
+        self, images_BCYX: Any = None, return_dict: bool | None = None, **unknown: Any
     ) -> TokenizerOutput | tuple[torch.Tensor, ...]:
-        """(B, 3|1, Y, X) in [-1, 1] => reconstruction, codes, latents and losses; a tuple if not ``return_dict``."""
+        """(B, 3|1, Y, X) in [-1, 1] => reconstruction, codes, latents and losses; a tuple if not ``return_dict``.
+
+        Raises:
+            DataError: see ``TokenizerModel.features``.
+            ConfigError: an argument that does not exist; the message names the one to use.
+        """
+        refuse_unknown("Tokenizer.forward", unknown, _HINTS)
+        require_type("return_dict", return_dict, (bool, type(None)))
+        images_BCYX = self.model.as_images(images_BCYX)
         made = self.model(images_BCYX)
         loss = F.mse_loss(made.images_BCYX, images_BCYX.float()) + sum(made.losses.values())
         output = TokenizerOutput(loss, made.images_BCYX, made.codes, made.latents_BCHW, made.losses)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+    def encode(self, images_BCYX: Any) -> torch.Tensor:
         """(B, 3|1, Y, X) in [-1, 1] => codes, see ``TokenizerModel``."""
         return self.model.encode(images_BCYX)
 
-    def decode(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(self, codes: Any, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """Codes => (B, 3|1, Y, X) images, see ``TokenizerModel``."""
         return self.model.decode(codes, image_size)
 

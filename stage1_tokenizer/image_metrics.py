@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from foundation.arguments import shown
 from foundation.errors import DataError
 
 WINDOW = 11
@@ -18,7 +19,11 @@ def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
 
     Both arguments are in [-1, 1] (reconstructions are clamped to it), so the peak-to-peak range is 2. An exact
     reconstruction counts as 100 dB.
+
+    Raises:
+        DataError: not two tensors of one shape (B, C, Y, X) with at least one pixel.
     """
+    _require_comparable(images_BCYX, reconstructions_BCYX)
     error = (images_BCYX.float() - reconstructions_BCYX.float().clamp(-1, 1)).square().flatten(1).mean(1)
     return (10 * torch.log10(4.0 / error.clamp_min(4e-10))).clamp_max(100.0)
 
@@ -39,12 +44,8 @@ def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
     Raises:
         DataError: different shapes, or not (B, C, Y, X) with at least one pixel.
     """
-    shape = tuple(images_BCYX.shape)
-    other_shape, expected = tuple(reconstructions_BCYX.shape), "two equal shapes (B, C, Y, X)"
-    sound = len(shape) == 4 and all(shape[1:]) and other_shape == shape
-    found = f"{shape} and {other_shape}"
-    DataError.unless(sound, "shapes that cannot be compared", field="images", found=found, expected=expected)
-    weights = _gaussian(min(WINDOW, *shape[-2:]))
+    _require_comparable(images_BCYX, reconstructions_BCYX)
+    weights = _gaussian(min(WINDOW, *images_BCYX.shape[-2:]))
     one, other = images_BCYX.float(), reconstructions_BCYX.float().clamp(-1, 1)
     mean_one, mean_other = _smooth(one, weights), _smooth(other, weights)
     covariance = _smooth(one * other, weights) - mean_one * mean_other
@@ -52,6 +53,14 @@ def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
     light_one, light_other = mean_one + 1, mean_other + 1
     luminance = (2 * light_one * light_other + _C1) / (light_one.square() + light_other.square() + _C1)
     return (luminance * (2 * covariance + _C2) / (variances + _C2)).flatten(1).mean(1)
+
+
+def _require_comparable(one: object, other: object) -> None:
+    tensors = [each for each in (one, other) if isinstance(each, torch.Tensor) and not each.is_complex()]
+    shapes = [tuple(each.shape) for each in tensors if not each.is_meta and each.layout == torch.strided]
+    sound = len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 4 and all(shapes[0][1:])
+    found, expected = f"{shown(one)} and {shown(other)}", "two tensors of one shape (B, C, Y, X)"
+    DataError.unless(sound, "shapes or types that cannot be compared", field="images", found=found, expected=expected)
 
 
 def _gaussian(largest: int) -> list[float]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.arguments import as_codes, as_images, as_path, require_type, shown
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, to_dict
 from foundation.config_fields import without_defaults
@@ -26,6 +28,7 @@ from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
+_MAX_SIDE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class TokenizerModel(nn.Module):
 
     def __init__(self, config: TokenizerConfig, preprocess: Preprocess) -> None:
         super().__init__()
+        require_type("config", config, TokenizerConfig)
+        require_type("preprocess", preprocess, Preprocess)
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
         self.encoder = config.networks.build_encoder(preprocess.n_channels, config.encoder_channels)
@@ -63,47 +68,63 @@ class TokenizerModel(nn.Module):
         features, coded = self.bottleneck(self.features(images_BCYX))
         return Reconstruction(images_BCYX=self.decoder(features).float(), **vars(coded))
 
-    def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+    def features(self, images_BCYX: Any) -> torch.Tensor:
         """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.
 
+        Args:
+            images_BCYX: (B, 3|1, Y, X), a tensor on the model's device or a NumPy array, of any floating point type.
+
         Raises:
-            DataError: sides that are not multiples of the stride, or another number of channels.
+            DataError: another type, sides that are not multiples of the stride, or another number of channels.
         """
-        batch = images_BCYX.ndim == 4 and images_BCYX.is_floating_point() and len(images_BCYX) > 0
-        found, expected = f"{tuple(images_BCYX.shape)} {images_BCYX.dtype}", f"(B, {self.preprocess.n_channels}, Y, X)"
-        fix = "use tokenizer.preprocess and to_unit_range"
-        DataError.unless(batch, "are not a batch of images", field="images", found=found, expected=expected, fix=fix)
-        same = images_BCYX.shape[1] == self.preprocess.n_channels
-        DataError.unless(same, "another number of channels", field="images", found=found, expected=expected, fix=fix)
+        images_BCYX = self.as_images(images_BCYX)
         self._require_multiples("images", *images_BCYX.shape[2:])
         features: torch.Tensor = self.encoder(images_BCYX)
         return features
 
+    def as_images(self, images_BCYX: Any) -> torch.Tensor:
+        """Images as the encoder takes them: its type, its device, (B, 3|1, Y, X).
+
+        Raises:
+            DataError: something else than a batch of images with this number of channels, or another device.
+        """
+        weight = next(self.parameters())
+        return as_images(images_BCYX, self.preprocess.n_channels, dtype=weight.dtype, device=weight.device)
+
     @torch.no_grad()
-    def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+    def encode(self, images_BCYX: Any) -> torch.Tensor:
         """Pixels in [-1, 1] => codes.
 
         Raises:
             DataError: as ``features``; values that are not finite, or outside [-1, 1].
         """
+        images_BCYX = self.as_images(images_BCYX)
         features = self.features(images_BCYX)
         _require_pixels(images_BCYX)
         return self.bottleneck.encode(features)
 
     @torch.no_grad()
-    def decode(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(self, codes: Any, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """Codes => pixels, (B, 3|1, Y, X), nominally in [-1, 1] but not clamped.
 
         Args:
-            codes: as ``encode`` returns them.
+            codes: of any integer type, a tensor on the model's device or a NumPy array, such as ``TokenDataset.grids``,
+                in the layout that ``encode`` returns; of a continuous tokenizer (B, C, H, W) floating point latents.
             image_size: (Y, X) of the images; needed only for two grids of another size than the preprocess's.
 
         Raises:
-            DataError: a code outside the codebook, or another number of codes than the image size has.
+            DataError: a code outside the codebook, another layout, or another number of codes than the image size has.
+            ConfigError: an image size that is not two positive whole numbers.
         """
         grid = self._grid(image_size)
         if self.is_discrete:
-            self._require_codes(codes, grid)
+            codes = self._as_codes(codes, grid)
+        else:
+            codes = as_images(
+                codes, self.bottleneck.quantizer.width, "codes", device=next(self.parameters()).device, values=""
+            )
+            finite = bool(codes.isfinite().all())
+            DataError.unless(finite, "hold values that are not finite", field="codes", expected="finite latents")
         images: torch.Tensor = self.decoder(self.bottleneck.decode(codes, grid)).float()
         return images
 
@@ -190,7 +211,9 @@ class TokenizerModel(nn.Module):
         Raises:
             CheckpointError: the folder is missing, damaged, not a tokenizer, or its weights were changed.
         """
-        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE, ("tokenizer", "preprocess", "fingerprint"))
+        settings, tensors = load_model_folder(
+            as_path(folder, "folder"), MODEL_TYPE, ("tokenizer", "preprocess", "fingerprint")
+        )
         model = cls.from_settings(settings)
         load_weights(model, tensors, str(folder))
         if model.fingerprint != settings["fingerprint"]:
@@ -204,7 +227,7 @@ class TokenizerModel(nn.Module):
         return cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
 
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
-        height, width = image_size or (self.preprocess.height, self.preprocess.width)
+        height, width = (self.preprocess.height, self.preprocess.width) if image_size is None else _sides(image_size)
         self._require_multiples("image_size", height, width)
         return height // self.config.stride, width // self.config.stride
 
@@ -214,14 +237,15 @@ class TokenizerModel(nn.Module):
         what, expected = "sides are not multiples of the stride", f"multiples of {multiple}"
         DataError.unless(fits, what, field=field, found=found, expected=expected, fix="crop or pad the images")
 
-    def _require_codes(self, codes: torch.Tensor, grid: tuple[int, int]) -> None:
+    def _as_codes(self, given: Any, grid: tuple[int, int]) -> torch.Tensor:
         levels = self.bottleneck.levels(*grid)
         several, depth = len(levels) > 1, levels[0].depth
         n_codes = sum(level.n_codes for level in levels)
         layout = f"(B, {n_codes})" if several else "(B, H, W)" if depth == 1 else f"(B, H, W, {depth})"
         n_axes = 2 if several else 3 + (depth > 1)
-        sound = not codes.is_floating_point() and codes.ndim == n_axes and codes.numel() > 0
-        found, expected = f"{tuple(codes.shape)} {codes.dtype}", f"int64 {layout}"
+        codes = as_codes(given, "codes", next(self.parameters()).device, expected=layout)
+        sound = codes.ndim == n_axes and codes.numel() > 0
+        found, expected = str(tuple(codes.shape)), layout
         DataError.unless(sound, "are not this tokenizer's codes", field="codes", found=found, expected=expected)
         same = depth == 1 or several or codes.shape[3] == depth
         DataError.unless(same, "another depth", field="codes", found=codes.shape[-1], expected=depth)
@@ -233,12 +257,25 @@ class TokenizerModel(nn.Module):
     def _require_inside(self, codes: torch.Tensor, levels: tuple[CodeLevel, ...]) -> None:
         low, high, sizes = int(codes.min()), int(codes.max()), sorted({size for each in levels for size in each.sizes})
         inside = low >= 0 and high < sizes[0]
-        if not inside and 0 <= low and high < sizes[-1]:  # each depth, or level, has a codebook of its own size
+        if not inside and low >= 0 and high < sizes[-1]:  # each depth, or level, has a codebook of its own size
             tiled = [each.sizes * (each.height * each.width) for each in levels]
             limits = levels[0].sizes if len(levels) == 1 else [size for part in tiled for size in part]
             inside = bool((codes < torch.tensor(limits, device=codes.device)).all())
         found, expected = f"{low}..{high}", " and ".join(f"0..{size - 1}" for size in sizes)
         DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
+        return codes
+
+
+def _sides(image_size: Any) -> tuple[int, int]:
+    """Height and width as given, two positive whole numbers."""
+    try:
+        height, width = (operator.index(each) for each in image_size)
+    except (TypeError, ValueError, RuntimeError):
+        height = width = 0
+    if not 0 < min(height, width) <= max(height, width) <= _MAX_SIDE:
+        found, expected = shown(image_size), f"(height, width) in pixels, up to {_MAX_SIDE:,}"
+        raise ConfigError("is not a size of images", field="image_size", found=found, expected=expected)
+    return height, width
 
 
 def _require_pixels(images_BCYX: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from foundation.arguments import as_codes, as_path, require_type
 from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict, require, to_dict
 from foundation.errors import DataError
@@ -41,6 +42,8 @@ class PriorModel(nn.Module):
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
+        require_type("config", config, PriorConfig)
+        require_type("spec", spec, CodeSpec)
         self.config, self.spec = config, spec
         self.gradient_checkpointing, self.decodes_compiled = False, False
         self._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
@@ -68,14 +71,13 @@ class PriorModel(nn.Module):
         """The label that means "no class"; every label of an unconditional prior."""
         return self.n_classes
 
-    def forward(
-        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, tokens_BT: Any, labels_B: Any = None, orders_BT: Any = None) -> torch.Tensor:
         """Teacher-forced logits.
 
         Args:
-            tokens_BT: all T codes of each image, int64; the last is never an input.
-            labels_B: classes, ``null_class`` for none, int64.
+            tokens_BT: the T codes of each image, or its first ones, of any integer type, or the tokenizer's grids of
+                them; the last code is never an input.
+            labels_B: classes, ``null_class`` for none; None is no class for all.
             orders_BT: a permutation of the T positions for each image; None for raster order. The codes themselves
                 stay in raster order.
 
@@ -86,9 +88,12 @@ class PriorModel(nn.Module):
             ``orders_BT[b, :i]``.
 
         Raises:
-            DataError: more than T codes, or orders that are no permutations.
+            DataError: other shapes, more than T codes, orders that are no permutations, or (checked on a CPU only,
+                elsewhere it would wait for the device) codes and classes that do not exist.
             ConfigError: orders given to a prior that is not ``target_aware``.
         """
+        tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
+        orders_BT = None if orders_BT is None else as_codes(orders_BT, "orders_BT", tokens_BT.device)
         logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT)), self.sizes(tokens_BT)
         if size_N is None:
             return logits_BTV
@@ -98,7 +103,7 @@ class PriorModel(nn.Module):
     def hidden(
         self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states after the last norm, (B, T, E); arguments and errors as of ``forward``."""
+        """Hidden states after the last norm, (B, T, E); int64 arguments, of which the length alone is checked."""
         length = tokens_BT.shape[1]
         require_length(self.n_codes, length)
         if orders_BT is None:
@@ -116,22 +121,80 @@ class PriorModel(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def nll(self, tokens_BT: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    def nll(self, tokens_BT: Any, labels_B: Any = None) -> torch.Tensor:
         """Negative log-likelihood of each code given its class and the codes before it.
 
         Args:
-            tokens_BT: (B, T) int64.
-            labels_B: (B,) int64, ``null_class`` for none.
+            tokens_BT, labels_B: as of ``forward``.
 
         Returns:
             (B, T) float32, nats. The logits of all B * T codes never exist at once.
 
         Raises:
-            DataError: more than T codes.
+            DataError: as ``forward``.
         """
+        tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
         hidden_NE = self.hidden(tokens_BT, labels_B).flatten(0, 1)
         nll_N = nll_per_code(hidden_NE, self.head.weight, tokens_BT.flatten(), self.sizes(tokens_BT))
         return nll_N.view_as(tokens_BT)
+
+    def checked(
+        self, tokens_BT: Any, labels_B: Any = None, *, check_range: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and classes as ``hidden`` takes them: (B, T) and (B,), int64, on the model's device.
+
+        Args:
+            tokens_BT, labels_B: as of ``forward``.
+            check_range: whether values are checked, which waits for a GPU; None does so on a CPU.
+
+        Raises:
+            DataError: see ``forward``.
+        """
+        tokens_BT = self.as_sequences(tokens_BT, "tokens_BT")
+        n_images, device = len(tokens_BT), tokens_BT.device
+        if labels_B is None:
+            labels_B = torch.full((n_images,), self.null_class, device=device)
+        labels_B = as_codes(labels_B, "labels_B", device)
+        found, expected = tuple(labels_B.shape), f"({n_images},), a class for each image"
+        problem = "are not one for each image"
+        DataError.unless(found == (n_images,), problem, field="labels_B", found=found, expected=expected)
+        if device.type == "cpu" if check_range is None else check_range:
+            self.require_codes(tokens_BT, "tokens_BT")
+            low, high = (int(each) for each in labels_B.aminmax()) if n_images else (0, 0)
+            found, expected = f"{low}..{high}", f"0..{self.null_class}, of which {self.null_class} is no class"
+            inside = 0 <= low <= high <= self.null_class
+            DataError.unless(inside, "no such class", field="labels_B", found=found, expected=expected)
+        return tokens_BT, labels_B
+
+    def as_sequences(self, codes: Any, field: str) -> torch.Tensor:
+        """Codes, also as the tokenizer's grids => (B, T) int64 on the model's device, T up to ``n_codes``.
+
+        Raises:
+            DataError: no codes, or another shape.
+        """
+        given = as_codes(codes, field, self.head.weight.device)
+        if tuple(given.shape[1:]) == self.spec.shape:
+            given = given.flatten(1)
+        sound, expected = given.ndim == 2 and given.shape[1] > 0, f"(B, {self.n_codes})"
+        problem, found = "are no sequences of codes", tuple(given.shape)
+        DataError.unless(sound, problem, field=field, found=found, expected=expected)
+        require_length(self.n_codes, given.shape[1], field)
+        return given
+
+    def require_codes(self, tokens_BT: torch.Tensor, field: str) -> None:
+        """Refuse codes that do not exist. Waits for the device.
+
+        Raises:
+            DataError: naming the first one.
+        """
+        size_T = torch.full((tokens_BT.shape[1],), self.vocab_size, device=tokens_BT.device)
+        if self._unequal:
+            size_T = self.position_tables.on(tokens_BT.device).size_T[: tokens_BT.shape[1]]
+        wrong_BT = (tokens_BT < 0) | (tokens_BT >= size_T)
+        if bool(wrong_BT.any()):
+            image, t = (int(each) for each in wrong_BT.nonzero()[0])
+            found, expected = int(tokens_BT[image, t]), f"0..{int(size_T[t]) - 1}"
+            raise DataError("no such code", field=f"{field}[{image}, {t}]", found=found, expected=expected)
 
     def sizes(self, tokens_BT: torch.Tensor) -> torch.Tensor | None:
         """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes."""
@@ -172,7 +235,7 @@ class PriorModel(nn.Module):
         Raises:
             CheckpointError: the folder is missing, damaged or not a prior.
         """
-        settings, tensors = load_model_folder(Path(folder), MODEL_TYPE, ("prior", "code_spec"))
+        settings, tensors = load_model_folder(as_path(folder, "folder"), MODEL_TYPE, ("prior", "code_spec"))
         model = cls.from_settings(settings)
         load_weights(model, tensors, str(folder))
         return model.eval()
@@ -208,7 +271,7 @@ class PriorModel(nn.Module):
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
 
-def require_length(n_codes: int, length: int) -> None:
+def require_length(n_codes: int, length: int, field: str = "tokens_BT") -> None:
     """Raise ``DataError`` for a sequence longer than an image's codes."""
     if length > n_codes:
-        raise DataError("more codes than an image has", field="tokens", found=length, expected=f"up to {n_codes}")
+        raise DataError("more codes than an image has", field=field, found=length, expected=f"up to {n_codes}")

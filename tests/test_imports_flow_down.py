@@ -16,9 +16,9 @@ ROOMS = {
     "foundation": [
         ["errors", "randomness"],
         ["paths", "yaml_text"],
-        ["config", "storage", "unpickling"],
+        ["arguments", "config", "storage", "unpickling"],
         ["config_fields", "hardware"],
-        ["images", "training"],
+        ["hub", "images", "training"],
         ["codes"],
     ],
     "pipeline": [

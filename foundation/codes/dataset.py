@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation.arguments import as_path, require_type
 from foundation.codes.columns import TokenColumns, load_columns, memory_bytes
 from foundation.codes.manifest import SplitShards, open_split
 from foundation.codes.packed import pack_columns, packed_home
@@ -45,8 +46,10 @@ class TokenDataset:
             DataError: no such dataset, an incomplete or damaged one, or no such split.
             StorageError: it does not fit into memory and no packed copy can be written.
         """
+        require_type("split", split, str)
+        require_type("access", access, (TokenAccess, type(None)))
         access = access or TokenAccess()
-        shards = open_split(Path(folder), split)
+        shards = open_split(as_path(folder, "folder"), split)
         self.spec: CodeSpec = shards.spec
         self.rows_by_shard = shards.rows_by_shard
         self.form = access.form

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from foundation.config import differences, digest, require, require_range
+from foundation.config import check_types, differences, digest, require, require_range
 from foundation.errors import ContractError, DataError
 from foundation.images.config import Preprocess
 
@@ -55,6 +55,7 @@ class CodeLevel:
     """codes at each position; more than 1 for residual quantizers"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "above 0", "height", "width", "depth")
         size, depth = self.codebook_size, self.depth
         require(len(self.sizes) == depth, "codebook_size", size, f"one number, or {depth}, one for each depth")
@@ -96,6 +97,7 @@ class CodeSpec:
     """names of the labels, in label order; empty when there are none"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(len(self.levels) > 0, "levels", self.levels, "at least one level")
         for i, (coarse, fine) in enumerate(zip(self.levels, self.levels[1:], strict=False), start=1):
             ordered = coarse.height <= fine.height and coarse.width <= fine.width
@@ -119,7 +121,7 @@ class CodeSpec:
 
     def with_classes(self, class_names: tuple[str, ...]) -> CodeSpec:
         """The same codes for a labelled set of images."""
-        return dataclasses.replace(self, class_names=tuple(class_names))
+        return dataclasses.replace(self, class_names=class_names)
 
     @property
     def slots(self) -> tuple[CodeSlot, ...]:
@@ -171,8 +173,12 @@ class CodeSpec:
         Raises:
             DataError: another number of grids, or one of another shape.
         """
-        found, expected = [tuple(grid.shape) for grid in grids], [level.shape for level in self.levels]
-        if [shape[1:] for shape in found] != expected or len({shape[0] for shape in found}) != 1:
+        known = isinstance(grids, (list, tuple)) and all(
+            isinstance(getattr(each, "shape", None), tuple) for each in grids
+        )
+        found = [tuple(grid.shape) for grid in grids] if known else type(grids).__name__
+        expected = [level.shape for level in self.levels]
+        if not known or [shape[1:] for shape in found] != expected or len({shape[:1] for shape in found}) != 1:
             what, sides = "the grids do not fit the levels, or differ in length", f"(B, ...) with sides {expected}"
             raise DataError(what, field="codes", found=found, expected=sides)
         flat = [grid.reshape(len(grid), level.n_codes) for grid, level in zip(grids, self.levels, strict=True)]
@@ -188,8 +194,10 @@ class CodeSpec:
         Raises:
             DataError: naming ``field`` and both shapes.
         """
-        if codes_BT.ndim != 2 or codes_BT.shape[1] != self.n_codes:
-            found, expected = tuple(codes_BT.shape), ("B", self.n_codes)
+        shape = getattr(codes_BT, "shape", None)
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != self.n_codes:
+            found = tuple(shape) if isinstance(shape, tuple) else type(codes_BT).__name__
+            expected = ("B", self.n_codes)
             raise DataError("codes do not fit the specification", field=field, found=found, expected=expected)
 
 

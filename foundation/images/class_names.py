@@ -209,6 +209,8 @@ def _column(found: Sequence[str] | None, names: tuple[str, ...], path: Path, fie
     if columns.count(known[0]) > 1:
         raise DataError("has two columns of one name", field=field, found=f"{known[0]} in {path}", fix="rename one")
     return known[0]
+
+
 def require_plausible_classes(names_N: Sequence[str], field: str, *, trusted: bool) -> None:
     """Refuse texts that are hardly classes: JSON, captions, paths, and names that most images have to themselves.
 

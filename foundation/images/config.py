@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from foundation.config import Choice, require, require_range
+from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
 from foundation.paths import PathOrName, PathText
@@ -36,6 +36,7 @@ class Preprocess:
     in 16-bit files; null means 65535, and refuses images that would then all be nearly black"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "above 0", "height", "width")
         white = self.white_level
         require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
@@ -54,10 +55,16 @@ class Preprocess:
         """Orient, flatten onto the background, convert; keep every pixel.
 
         Raises:
-            DataError: damaged EXIF data, or a pixel format without a defined range.
+            DataError: not a Pillow image, or one without pixels, with damaged EXIF data, or in a pixel format without a
+                defined range.
         """
+        from PIL import Image
+
         from foundation.images.preprocess import to_mode, upright
 
+        if not isinstance(image, Image.Image) or not min(image.size):
+            found = f"{image.width} x {image.height}" if isinstance(image, Image.Image) else type(image).__name__
+            raise DataError("is not an image", field="image", found=found, expected="a Pillow image with pixels")
         return to_mode(upright(image), self.mode, self.background, self.white_level)
 
     def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
@@ -190,6 +197,7 @@ class DatasetData(Choice):
 
     def __post_init__(self) -> None:
         _require_paths(self, "path")
+        check_types(self)
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
         white = self.white_value
         require(white is None or white > 0, "white_value", white, "a number above 0, or null")
@@ -225,6 +233,7 @@ class DataConfig:
     half, a quarter or an eighth of its sides"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")
         require_range(self, "above 0", "max_megapixels")

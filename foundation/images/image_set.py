@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.arguments import require_type
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
@@ -138,6 +139,8 @@ def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed:
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
+    require_type("config", config, DataConfig)
+    require_type("augment", augment, (Augment, type(None)))
     sets = scan_splits(open_splits(config), config, augment=augment, seed=seed)
     for each in sets:
         require_usable(each, config.max_failed_share)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from foundation.arguments import shown
+from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.depth import note_depth, require_one_page, to_8_bits
 from foundation.images.failures import BadImage
@@ -80,6 +82,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: with the reason, in plain words.
     """
+    known, found = isinstance(data, (bytes, bytearray, memoryview)), shown(data)
+    DataError.unless(known, "is not the content of a file", field="data", found=found, expected="bytes")
     if not data:
         raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -140,20 +144,51 @@ def _limits(max_pixels: int) -> str:
     )
 
 
+def require_pixels(field: str, value: object, n_axes: int) -> None:
+    """Refuse anything but uint8 pixels, channels last, 1 or 3 of them, and no side of 0.
+
+    Raises:
+        DataError: naming the field.
+    """
+    sound = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == n_axes
+    if not (sound and value.size and value.shape[-1] in (1, 3)):  # type: ignore[attr-defined]
+        expected = f"a NumPy array ({'B, ' if n_axes == 4 else ''}Y, X, 1 or 3) of uint8"
+        raise DataError("are not pixels", field=field, found=shown(value), expected=expected)
+
+
 def to_unit_range(images_BYXC: np.ndarray) -> torch.Tensor:
-    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1]."""
+    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1].
+
+    Raises:
+        DataError: not such an array.
+    """
+    require_pixels("images_BYXC", images_BYXC, 4)
     images = torch.from_numpy(np.ascontiguousarray(images_BYXC.transpose(0, 3, 1, 2)))
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> np.ndarray:
-    """(B, C, Y, X) in [-1, 1], clamped and rounded => (B, Y, X, C) uint8."""
+    """(B, C, Y, X) in [-1, 1], clamped and rounded => (B, Y, X, C) uint8.
+
+    Raises:
+        DataError: not a tensor of that shape.
+    """
+    sound = isinstance(images_BCYX, torch.Tensor) and images_BCYX.ndim == 4 and not images_BCYX.is_complex()
+    found, expected = shown(images_BCYX), "a (B, C, Y, X) tensor from -1 to 1"
+    DataError.unless(
+        sound and not images_BCYX.is_meta, "is no batch", field="images_BCYX", found=found, expected=expected
+    )
     scaled = images_BCYX.detach().float().clamp(-1, 1).add(1.0).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pil(image_YXC: np.ndarray) -> Image.Image:
-    """(Y, X, 1 or 3) uint8 => a Pillow image."""
+    """(Y, X, 1 or 3) uint8 => a Pillow image.
+
+    Raises:
+        DataError: not such an array.
+    """
+    require_pixels("image_YXC", image_YXC, 3)
     return Image.fromarray(image_YXC[..., 0] if image_YXC.shape[-1] == 1 else image_YXC)
 
 
@@ -164,8 +199,16 @@ def image_grid(images_BYXC: np.ndarray, n_columns: int, *, scale: int = 1, gap: 
         images_BYXC: (B, Y, X, C) uint8.
         n_columns: images in a row.
         scale: each pixel becomes a square of this side, so that 8 x 8 images can be seen.
-        gap: pixels between images.
+        gap: pixels between images, 0 or more.
+
+    Raises:
+        DataError: not such an array, or no image.
+        ConfigError: a number of columns, a scale or a gap that is no whole number, or too small.
     """
+    require_pixels("images_BYXC", images_BYXC, 4)
+    for name, value, least in (("n_columns", n_columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIDE
+        require(whole, name, shown(value), f"a whole number from {least} to {MAX_SIDE:,}")
     enlarged = images_BYXC.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = enlarged.shape
     n_rows = -(-n // n_columns)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foundation.arguments import as_paths, require_type
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from pipeline.image_files import read_pixels, readable
 from stage1_tokenizer.image_metrics import psnr
@@ -44,7 +45,9 @@ def reconstruct_files(
     Returns:
         Reconstructions, and a line for each unusable file.
     """
-    device = next(tokenizer.parameters()).device
+    require_type("tokenizer", tokenizer, TokenizerModel)
+    require_type("keep_size", keep_size, bool)
+    device, paths = next(tokenizer.parameters()).device, as_paths(paths, "paths")
     done: list[Reconstructed] = []
     failed: list[str] = []
     read = partial(read_pixels, tokenizer, keep_size=keep_size)

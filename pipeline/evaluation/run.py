@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from foundation.arguments import as_path, require_type, shown
+from foundation.config import check_types, require
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.runs.folder import RunFolder
@@ -25,6 +26,9 @@ class Judges:
     """the extractor's weights: file, folder or hub name; default cached or downloaded"""
     lpips: str | None = None
     """VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS"""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def evaluate_run(
@@ -47,7 +51,12 @@ def evaluate_run(
         ConfigError: an extractor with weights that it does not take, or no such device.
         CheckpointError: the run, or the part, is missing or damaged.
     """
-    folder = RunFolder(Path(run))
+    for name, value, choices in (("part", part, get_args(Part)), ("split", split, get_args(Split))):
+        known = isinstance(value, str) and value in choices
+        require(known, name, shown(value), " or ".join(choices))
+    require_type("judges", judges, Judges)
+    json_path = None if json_file is None else as_path(json_file, "json_file")
+    folder = RunFolder(as_path(run, "run"))
     folder.load_recipe()
     device = usable_device(device)
     found: dict[str, Any] = {}
@@ -55,8 +64,8 @@ def evaluate_run(
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
         found["prior"] = _evaluate_prior(folder, split, device, compare=part == "prior")
-    if json_file is not None:
-        durable.replace_file(Path(json_file), json.dumps(found, indent=1).encode())
+    if json_path is not None:
+        durable.replace_file(json_path, json.dumps(found, indent=1).encode())
     return found
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from foundation.arguments import as_codes, require_type, shown
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.errors import ConfigError, DataError
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, to_output_type
-from pipeline.generation.requests import DrawSettings, count, label_ids, settings_of
+from pipeline.generation.requests import DrawSettings, count, label_ids, require_flag, settings_of
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decoding.engine import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -30,14 +31,15 @@ class BaseGenerator:
     """A tokenizer and a prior, with the sampling settings that calls take by default.
 
     Args:
-        tokenizer: decodes; its fingerprint must be the one the prior was trained on.
-        prior: distribution of the codes.
+        tokenizer: decodes; its fingerprint must be the one the prior was trained on. Also as a transformers model.
+        prior: distribution of the codes. Also as a transformers model.
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
             class, so that guidance and images without a class are refused. None where it is not known.
 
     Raises:
         ContractError: the prior was trained on the codes of another tokenizer.
+        ConfigError: something else than these models and settings.
     """
 
     def __init__(
@@ -48,6 +50,12 @@ class BaseGenerator:
         *,
         label_dropout: float | None = None,
     ) -> None:
+        tokenizer, prior = _plain(tokenizer, TokenizerModel), _plain(prior, PriorModel)
+        require_type("tokenizer", tokenizer, torch.nn.Module, "give TokenizerModel.load(folder)")
+        require_type("tokenizer.spec", getattr(tokenizer, "spec", None), CodeSpec, "give TokenizerModel.load(folder)")
+        require_type("prior", prior, PriorModel, "give PriorModel.load(folder)")
+        require_type("defaults", defaults, (SamplingConfig, type(None)))
+        require_type("label_dropout", label_dropout, (int, float, type(None)))
         require_same_codes(prior.spec, tokenizer.spec, owner="the prior", other="the tokenizer")
         self.tokenizer, self.prior = tokenizer.eval(), prior.eval().within_codebook()
         self.defaults, self.label_dropout = defaults or SamplingConfig(), label_dropout
@@ -85,6 +93,7 @@ class BaseGenerator:
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
         """Show or hide the progress bar."""
+        require_flag("disable", disable)
         self.shows_progress = not disable
 
     def label_ids(self, class_labels: Labels) -> list[int]:
@@ -151,13 +160,21 @@ class BaseGenerator:
             fix = "ask for fewer or smaller ones, or for files: tessera sample --count"
             raise DataError("more images than fit in memory", field="images", found=found, expected=expected, fix=fix)
 
-    def decode(self, codes: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+    def decode(self, codes: Any, batch_size: int | None = None) -> torch.Tensor:
         """Codes in the tokenizer's layout => (B, C, Y, X) float32 in [-1, 1], decoded in batches.
 
         Args:
-            codes: int64, as ``GeneratorOutput.codes``, also of images larger than trained.
-            batch_size: most images at once; None takes what fits.
+            codes: as ``GeneratorOutput.codes``, of any integer type, also of images larger than trained.
+            batch_size: most images at once, 1 or more; None takes what fits.
+
+        Raises:
+            DataError: other codes than the tokenizer's.
+            ConfigError: a batch size below 1.
         """
+        codes = as_codes(codes, "codes", self.device)
+        expected, sound = f"{('B', *self.spec.shape)}", codes.ndim > 1 and codes.numel() > 0
+        DataError.unless(sound, "are not codes", field="codes", found=shown(codes), expected=expected)
+        batch_size = None if batch_size is None else count("batch_size", batch_size)
         fitting = decode_batch(self.n_pixels * codes[0].numel() // self.spec.n_codes)
         batches = codes.split(min(fitting, batch_size or len(codes)))
         return torch.cat([self.tokenizer.decode(batch).clamp_(-1, 1) for batch in batches])
@@ -165,6 +182,12 @@ class BaseGenerator:
     @property
     def _needs_classes(self) -> bool:
         return self.label_dropout == 0 and self.prior.n_classes > 0
+
+
+def _plain(model: Any, kind: type[Any]) -> Any:
+    """The plain module of a transformers model; anything else as it is."""
+    inner = getattr(model, "model", None)
+    return inner if isinstance(inner, kind) else model
 
 
 def request_of(

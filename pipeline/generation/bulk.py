@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.arguments import as_path, require_type, shown
 from foundation.codes.spec import CodeSpec
-from foundation.config import require, to_dict
+from foundation.config import check_types, require, to_dict
 from foundation.errors import ConfigError
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
@@ -198,6 +199,7 @@ class Batch:
     """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0 < self.count <= _MOST_IMAGES, "count", self.count, f"a whole number from 1 to {_MOST_IMAGES:,}")
         require(0 <= self.seed < _MAX_SEED, "seed", self.seed, "a whole number from 0")
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive whole number")
@@ -261,7 +263,12 @@ def generate_to_folder(
         DataError: a file's images, or a batch's, with all their candidates would not fit in memory.
         StorageError: the disk refused.
     """
-    began = time.perf_counter()
+    began, folder = time.perf_counter(), as_path(folder, "folder")
+    require_type("generator", generator, BaseGenerator)
+    require_type("batch", batch, Batch)
+    labels, last = batch.labels, generator.prior.null_class
+    known = len(labels) > 0 and 0 <= min(labels) <= max(labels) <= last
+    require(known, "labels", shown(labels), f"class numbers, 0..{last - 1}, or {last} for no class")
     settings = generator.settings(options or {})
     generator.require_labels(batch.labels)
     generator.require_memory(min(batch.images_per_job, batch.count), settings)

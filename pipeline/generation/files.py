@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.arguments import as_path, one_line, require_type
 from foundation.config import from_dict, to_dict
-from foundation.errors import CheckpointError, ConfigError, StorageError
+from foundation.errors import CheckpointError, ConfigError
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -91,7 +92,8 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
         CheckpointError: no such run, or an unfinished one.
         ConfigError: a revision of a folder.
     """
-    root = Path(folder)
+    root = as_path(folder, "folder")
+    require_type("revision", revision, (str, type(None)))
     if root.is_dir() and revision is not None:
         raise ConfigError("is for models on the hub", field="revision", found=revision, fix="leave it out for a folder")
     if (root / INDEX).is_file():
@@ -102,12 +104,12 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
         raise CheckpointError("no such folder", field=str(folder), fix="give a run folder, e.g. runs/digits")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(snapshot_download(str(folder), revision=revision, allow_patterns=_CONTENT))
-    except (OSError, HfHubHTTPError, ValueError) as error:  # the last: a name that cannot be one
-        raise CheckpointError(f"is neither a folder nor a model on the hub: {error}", field=str(folder)) from error
+    except Exception as error:  # the client also raises the errors of its transport
+        what, fix = f"is neither a folder nor a model on the hub: {one_line(error)}", "check the path, or the network"
+        raise CheckpointError(what, field=str(folder), fix=fix) from error
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
@@ -121,11 +123,10 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: st
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
-    try:
+    from foundation.hub import hub_refusals
+
+    with hub_refusals(repo_id):
+        api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_CONTENT, commit_message=message)
-    except Exception as error:  # the client also raises the errors of its transport
-        fix = "check the name, the network and the login (hf auth login), then try again"
-        raise StorageError(f"the hub refused: {error}", field=repo_id, fix=fix) from error
-    return str(commit)
+        return str(commit)

@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 import torch
 
+from foundation.arguments import as_path
 from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
 from foundation.storage import durable
@@ -75,8 +76,10 @@ class ImageGenerator(BaseGenerator):
             ConfigError: a device that this machine does not have, an unknown dtype, or a revision of a folder.
         """
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        device = None if device_map is None else _usable(accelerator if device_map == "auto" else device_map)
-        dtype = None if torch_dtype in (None, "auto") else _dtype(torch_dtype, "torch_dtype")
+        found = isinstance(device_map, str) and device_map == "auto"
+        device = None if device_map is None else _usable(accelerator if found else device_map)
+        unset = torch_dtype is None or (isinstance(torch_dtype, str) and torch_dtype == "auto")
+        dtype = None if unset else _dtype(torch_dtype, "torch_dtype")
         root = local_folder(folder, revision)
         index = read_index(root)
         tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
@@ -90,6 +93,7 @@ class ImageGenerator(BaseGenerator):
 
         Raises:
             StorageError: the folder exists, or the disk refused.
+            ConfigError: not a path.
         """
 
         def fill(temporary: Path) -> None:
@@ -100,7 +104,7 @@ class ImageGenerator(BaseGenerator):
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
             durable.write_bytes(temporary / INDEX, GeneratorIndex(self.defaults, self.label_dropout).text().encode())
 
-        durable.publish_folder(Path(folder), fill)
+        durable.publish_folder(as_path(folder, "folder"), fill)
 
     def push_to_hub(
         self,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from foundation.arguments import as_codes, as_images
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
@@ -53,12 +54,12 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
     Raises:
         DataError: more codes than an image has, none, or one outside its codebook.
     """
-    given = torch.as_tensor(codes).detach()
-    if given.ndim < 2 or not given.numel() or given[0].numel() > spec.n_codes or given.dtype == torch.bool:
-        found, fix = (tuple(given.shape), given.dtype), "a tensor of images has floats from -1 to 1"
-        expected = f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes"
+    expected = f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes"
+    given = as_codes(codes, "images", expected=expected)
+    if given.ndim < 2 or not given.numel() or given[0].numel() > spec.n_codes:
+        found, fix = tuple(given.shape), "a tensor of images has floats from -1 to 1"
         raise DataError("are not codes of images", field="images", found=found, expected=expected, fix=fix)
-    codes_BP = given.reshape(len(given), -1).to(torch.int64)
+    codes_BP = given.reshape(len(given), -1)
     whole_BT = np.zeros((len(codes_BP), spec.n_codes), np.int64)
     whole_BT[:, : codes_BP.shape[1]] = codes_BP.cpu().numpy()
     require_codes(whole_BT, spec, "images")
@@ -78,6 +79,7 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
             problem, fix = "are whole numbers", "codes become images by generator.tokenizer.decode(codes)"
             floats = f"{('B', *expected)}, floating point from -1 to 1"
             raise DataError(problem, field="images", found=(shape, images.dtype), expected=floats, fix=fix)
+        images = as_images(images, preprocess.n_channels)
         right, problem = shape[1:] == expected and len(images) > 0, "have another shape than the prior's"
         DataError.unless(right, problem, field="images", found=shape, expected=("B", *expected))
         largest, expected_range = images.abs().amax(), "floating point from -1 to 1"
@@ -87,7 +89,11 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
     several: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
     right = bool(several) and all(isinstance(each, Image.Image) for each in several)
     types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
-    DataError.unless(right, "are not images", field="images", found=types, expected=known)
+    arrays = any(isinstance(each, np.ndarray) for each in several)
+    fix = (
+        "pixels: PIL.Image.fromarray of (Y, X, 3) uint8; (B, C, Y, X) in [-1, 1]: torch.from_numpy" if arrays else None
+    )
+    DataError.unless(right, "are not images", field="images", found=types, expected=known, fix=fix)
     return [preprocess(each) for each in several]
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from foundation.arguments import as_paths, require_type
 from foundation.errors import DataError
 from foundation.images.image_set import pixel_checksum
 from foundation.images.preprocess import to_unit_range
@@ -22,6 +23,7 @@ from pipeline.generation.requests import count, require_choice, require_one_or_a
 from pipeline.image_files import read_pixels, readable
 
 Unit = Literal["bits", "nats"]
+_MOST_AT_ONCE = 1 << 20
 
 
 @torch.no_grad()
@@ -109,6 +111,8 @@ def score_files(
     Returns:
         The readable ones, and a line for each other file.
     """
+    require_type("pipe", pipe, BaseGenerator)
+    batch_size, paths = min(count("batch_size", batch_size), _MOST_AT_ONCE), as_paths(paths, "paths")
     failed: list[str] = []
     scored: list[ScoredImage] = []
     read = partial(read_pixels, pipe.tokenizer, keep_size=False)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foundation.arguments import shown
+from foundation.errors import DataError
 from foundation.images.preprocess import image_grid, to_pil, to_uint8
 
 _DECODE_BYTES = 1 << 30
@@ -55,7 +57,17 @@ def to_output_type(images_BCYX: torch.Tensor, output_type: str) -> Any:
 
 
 def grid_image(images: list[Image.Image], n_columns: int) -> Image.Image:
-    """Images side by side, small ones enlarged."""
+    """Images side by side, small ones enlarged.
+
+    Raises:
+        DataError: no list of Pillow images of one size.
+        ConfigError: no number of columns.
+    """
+    sizes = (
+        [each.size if isinstance(each, Image.Image) else None for each in images] if isinstance(images, list) else []
+    )
+    sound, found = len(set(sizes)) == 1 and None not in sizes, shown(images)
+    DataError.unless(sound, "cannot be a grid", field="images", found=found, expected="Pillow images of one size")
     first = images[0]
     pixels = np.stack([np.asarray(each).reshape(each.height, each.width, -1) for each in images])
     return image_grid(pixels, n_columns, scale=max(1, 64 // max(first.size)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from foundation.arguments import as_path
 from foundation.hardware import usable_device
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.options import Speed
@@ -33,4 +34,4 @@ def open_tokenizer(run_or_folder: str | Path, device: str) -> TokenizerModel:
         CheckpointError: no tokenizer there, or a damaged one.
         ConfigError: this machine has no such device.
     """
-    return TokenizerModel.load(tokenizer_folder(Path(run_or_folder))).to(usable_device(device))
+    return TokenizerModel.load(tokenizer_folder(as_path(run_or_folder, "run"))).to(usable_device(device))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from foundation.config import convert, differences, from_dict, merge, override, require, to_dict
+from foundation.config import convert, differences, from_dict, override, require, to_dict
 from foundation.config_fields import added_later, path_fields, without_defaults
 from foundation.errors import ConfigError, ContractError
 from foundation.hardware import TokenAccess
@@ -207,9 +207,7 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
         if "model" in stage and "preprocess" in (values.get("data") or {}):
             return dict(values)
         fix = "give a folder made by tessera import, or a run folder"
-        raise ConfigError(
-            "is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix
-        )
+        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix)
     from foundation.storage.serialization import read_json  # which imports torch
 
     settings = read_json(path, ("tokenizer", "preprocess"), fix="copy or import the tokenizer again")

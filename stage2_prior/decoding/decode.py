@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from foundation.arguments import require_type, shown
 from foundation.errors import DataError
 from foundation.randomness import derive_seed
 from stage2_prior.decoding.compiled import CompiledEngine
@@ -38,8 +39,18 @@ class DecodedCode(NamedTuple):
     codes_B: torch.Tensor
 
 
-def stream_uniforms(seeds: list[int], n_codes: int) -> torch.Tensor:
-    """One stream of uniform numbers per image, (B, T) float64: image b depends on ``seeds[b]`` alone."""
+def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
+    """One stream of uniform numbers per image, (B, T) float64: image b depends on ``seeds[b]`` alone.
+
+    Raises:
+        DataError: seeds that are no list of whole numbers, or no number of codes.
+    """
+    sound = isinstance(seeds, (list, tuple, range)) and all(isinstance(each, int) for each in seeds)
+    DataError.unless(sound, "are not seeds", field="seeds", found=shown(seeds), expected="a list of whole numbers")
+    sound = isinstance(n_codes, int) and n_codes > 0
+    DataError.unless(sound, "is not a number of codes", field="n_codes", found=shown(n_codes), expected="1 or more")
+    if not seeds:
+        return torch.empty(0, n_codes, dtype=torch.float64)
     generators = [torch.Generator().manual_seed(derive_seed("sample", seed)) for seed in seeds]
     return torch.stack([torch.rand(n_codes, dtype=torch.float64, generator=each) for each in generators])
 
@@ -89,12 +100,14 @@ def iterate_codes(
         DataError: shapes that do not fit each other or the prior, a label or a known code that does not exist, or an
             unknown code before ``start``.
     """
+    require_type("sampling", sampling, SamplingConfig)
     _require_inputs(prior, labels_B, uniforms_BT)
     if known_BT is not None:
         _require_known(known_BT, prior, len(labels_B))
         known_BT = known_BT.to(labels_B.device)
-    if max_rows is not None and max_rows < 1:
-        raise DataError("is not a number of images", field="max_rows", found=max_rows, expected="1 or more, or None")
+    if max_rows is not None and not (isinstance(max_rows, int) and max_rows >= 1):
+        found, expected = shown(max_rows), "1 or more, or None"
+        raise DataError("is not a number of images", field="max_rows", found=found, expected=expected)
     start = _first_step(known_BT, start)
     labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
     engine = engine_for(prior)
@@ -130,9 +143,10 @@ def _plan_guidance(
 
 
 def _require_inputs(prior: PriorModel, labels_B: torch.Tensor, uniforms_BT: torch.Tensor) -> None:
-    _require_tensor("labels_B", labels_B, labels_B.shape[:1], torch.int64)
+    require_type("prior", prior, PriorModel)
+    _require_tensor("labels_B", labels_B, getattr(labels_B, "shape", ())[:1], torch.int64)
     if len(labels_B) and not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= prior.null_class:
-        labels, expected = labels_B.tolist(), f"0..{prior.null_class}"
+        labels, expected = shown(labels_B.tolist()), f"0..{prior.null_class}"
         raise DataError("has labels that do not exist", field="labels_B", found=labels, expected=expected)
     _require_tensor("uniforms_BT", uniforms_BT, (len(labels_B), prior.n_codes), torch.float64)
 
@@ -148,7 +162,8 @@ def _require_known(known_BT: torch.Tensor, prior: PriorModel, n_images: int) -> 
 
 
 def _require_tensor(field: str, x: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    found, expected = f"{tuple(x.shape)} {x.dtype}", f"{tuple(shape)} {dtype}"
+    found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else shown(x)
+    expected = f"{tuple(shape)} {dtype}" if shape else f"a tensor of {dtype}, one for each image"
     DataError.unless(found == expected, "has the wrong shape or type", field=field, found=found, expected=expected)
 
 
@@ -158,8 +173,8 @@ def _first_step(known_BT: torch.Tensor | None, start: int | None) -> int:
     if known_BT is not None and len(known_BT):
         known = int((known_BT >= 0).all(0).long().cumprod(0).sum())
     start, expected = known if start is None else start, f"0..{known}"
-    right = 0 <= start <= known
-    DataError.unless(right, "codes before it are not known", field="start", found=start, expected=expected)
+    right = isinstance(start, int) and 0 <= start <= known
+    DataError.unless(right, "codes before it are not known", field="start", found=shown(start), expected=expected)
     return start
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from foundation.config import require
+from foundation.config import check_types, require
 from foundation.config_fields import added_later
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class SamplingConfig:
     all"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         scale, power, start = self.guidance_scale, self.schedule_power, self.schedule_start
         require(0 <= scale <= MAX_GUIDANCE, "guidance_scale", scale, f"a number from 0 to {MAX_GUIDANCE:g}")
         require(self.schedule in SCHEDULES, "schedule", self.schedule, "one of " + ", ".join(SCHEDULES))

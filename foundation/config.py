@@ -228,7 +228,7 @@ def check_types(config: Any, *names: str) -> None:
     hints = _type_hints(type(config))
     for name in names or [each.name for each in dataclasses.fields(config)]:
         value = getattr(config, name)
-        converted = _convert(hints[name], value, name)
+        converted = convert(hints[name], value, name)
         if converted is not value:
             object.__setattr__(config, name, converted)  # a frozen dataclass
 

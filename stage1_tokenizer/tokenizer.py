@@ -253,6 +253,7 @@ class TokenizerModel(nn.Module):
         same = not several or codes.shape[1] == n_codes
         DataError.unless(same, what, field="codes", found=codes.shape[1], expected=layout, fix=fix)
         self._require_inside(codes, levels)
+        return codes
 
     def _require_inside(self, codes: torch.Tensor, levels: tuple[CodeLevel, ...]) -> None:
         low, high, sizes = int(codes.min()), int(codes.max()), sorted({size for each in levels for size in each.sizes})
@@ -263,7 +264,6 @@ class TokenizerModel(nn.Module):
             inside = bool((codes < torch.tensor(limits, device=codes.device)).all())
         found, expected = f"{low}..{high}", " and ".join(f"0..{size - 1}" for size in sizes)
         DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
-        return codes
 
 
 def _sides(image_size: Any) -> tuple[int, int]:

@@ -110,7 +110,8 @@ class Augment:
 
 
 def _require_paths(source: object, *names: str) -> None:
-    """An empty path would mean the working directory."""
+    """Check types, and refuse an empty path, which would mean the working directory."""
+    check_types(source)
     for name in names:
         require(getattr(source, name) != "", name, '""', "a path; . for the working directory")
 
@@ -197,7 +198,6 @@ class DatasetData(Choice):
 
     def __post_init__(self) -> None:
         _require_paths(self, "path")
-        check_types(self)
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
         white = self.white_value
         require(white is None or white > 0, "white_value", white, "a number above 0, or null")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,16 @@ import numpy as np
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.class_names import class_numbers, in_order, listed_classes, require_same_classes
+from foundation.images.class_names import (
+    class_numbers,
+    in_order,
+    listed_classes,
+    require_plausible_classes,
+    require_same_classes,
+)
 from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
-from foundation.images.kinds import way_to_open
+from foundation.images.kinds import FOREIGN, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.layout import classes_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.paths import expand
@@ -22,33 +29,8 @@ SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
-_CONVERT = "a format that is not read: convert them to PNG or JPEG"
-_KNOWN = dict.fromkeys(
-    (
-        *(
-            ".heic",
-            ".heif",
-            ".jxl",
-            ".svg",
-            ".psd",
-            ".exr",
-            ".hdr",
-            ".pdf",
-            ".eps",
-            ".dcm",
-            ".nii",
-            ".fits",
-            ".npy",
-            ".npz",
-        ),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mov", ".avi", ".webm"),
-    ),
-    _CONVERT,
-)
-_KNOWN |= dict.fromkeys(
-    (".tar", ".parquet", ".arrow", ".zip", ".gz", ".7z"), "archives or tables, which other types of data.source read"
-)
-_NO_ENDING = "images are known by their endings: rename them"
+_LOOKS = 20
+"""files of one ending that are looked into, before the others are taken for the same"""
 _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
@@ -104,6 +86,7 @@ class FolderSource:
             return
         if labels is None:
             require_same_classes(class_names, in_order(set(names)), field)
+        require_plausible_classes(names, field, trusted=trust_classes or bool(class_names))
         self.labels, self.class_names = class_numbers(names, class_names, field)
 
     def read(self, index: int) -> Image.Image:
@@ -135,6 +118,7 @@ def image_files(
         raise DataError(f"is {name}, not a folder", field=field, found=str(folder), expected="a folder", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
+    passing = _Passing(follow_links)
     for root, folders, files in os.walk(folder, followlinks=follow_links, onerror=_not_listed):
         inside = Path(root).relative_to(folder)
         real = os.path.realpath(root)
@@ -145,7 +129,7 @@ def image_files(
         seen.add(real)
         folders[:] = [each for each in folders if _is_listed(Path(root, each), inside, left_out, follow_links)]
         for name in files:
-            kind, reason = _left_out(Path(root, name), follow_links)
+            kind, reason = passing.reason(Path(root, name))
             if reason:
                 left_out.add(kind, reason, (inside / name).as_posix())
             else:
@@ -172,16 +156,44 @@ def _is_listed(path: Path, inside: Path, left_out: PassedOverFiles, follow_links
     return not path.name.startswith(".")
 
 
-def _left_out(path: Path, follow_links: bool) -> tuple[str, str]:
-    """Kind of a file and the reason why it is left out; "" for an image file."""
-    suffix = path.suffix.lower()
-    if path.name.startswith("."):
-        return "hidden files", "names that begin with a dot"
-    if path.is_symlink() and not follow_links:
-        return "links", _LINK_REASON
-    if suffix in SUFFIXES:
-        return suffix, ""
-    return suffix or "without an ending", _KNOWN.get(suffix, "not an image") if suffix else _NO_ENDING
+class _Passing:
+    """Why a file is passed over. Files of an ending that is not an image's are looked into, the first ones of each."""
+
+    def __init__(self, follow_links: bool) -> None:
+        self._follow_links = follow_links
+        self._unknown: Counter[str] = Counter()
+
+    def reason(self, path: Path) -> tuple[str, str]:
+        """Kind of a file and the reason why it is passed over; "" for an image file."""
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            return "hidden files", "names that begin with a dot"
+        if path.is_symlink() and not self._follow_links:
+            return "links", _LINK_REASON
+        if suffix in SUFFIXES:
+            return suffix, ""
+        ending, kind = suffix or "without an ending", None
+        if self._unknown[suffix] < _LOOKS:
+            kind = kind_of(_head(path))
+            self._unknown[suffix] += kind is None
+        if kind is None:
+            foreign = "pictures of a format that is not read: convert them to PNG or JPEG"
+            return ending, foreign if suffix in FOREIGN else "not an image"
+        return (
+            ending,
+            f"{kind.name}, which this ending does not say: rename them" if kind.is_read else f"{kind.name}: {kind.fix}",
+        )
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a plain file; empty if it cannot be read."""
+    try:
+        if not path.is_file():  # opening a pipe would block
+            return b""
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def _not_listed(error: OSError) -> None:

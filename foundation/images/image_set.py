@@ -155,7 +155,7 @@ def scan_splits(
     seed: int = 0,
     known_failures: Mapping[str, Failure] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The usable images of ``train`` and ``validation``; a held-out image with the pixels of a training image is not."""
+    """The usable images of both parts; a held-out image with the pixels of a training image is not usable."""
     preprocess, cache = config.preprocess, config.cache_mib
     train = ImageSet(
         sources["train"],

@@ -7,6 +7,10 @@ from pathlib import Path
 
 HEAD_BYTES = 1024
 """bytes from which the kind of a file is found"""
+FOREIGN = frozenset(
+    ".heic .heif .jxl .svg .psd .exr .hdr .pdf .eps .dcm .npy .mp4 .mov .webm .dng .cr2 .cr3 .nef .arw .raf .orf .rw2".split()
+)
+"""endings of pictures and videos of formats that are not read"""
 _CONVERT = "convert it to PNG or JPEG"
 _RAW = "develop it to PNG, TIFF or JPEG"
 _FRAMES = "save the frames as PNG or JPEG"

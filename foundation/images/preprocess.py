@@ -23,6 +23,7 @@ MAX_PIXELS = 64_000_000
 _MAX_JPEG_PIXELS = 4 * MAX_PIXELS
 _MAX_SIDES_RATIO = 20
 GRID_GAP = 2
+_MAX_GRID = 16_384
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _LARGE = threading.Lock()
@@ -207,8 +208,8 @@ def image_grid(images_BYXC: np.ndarray, n_columns: int, *, scale: int = 1, gap: 
     """
     require_pixels("images_BYXC", images_BYXC, 4)
     for name, value, least in (("n_columns", n_columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIDE
-        require(whole, name, shown(value), f"a whole number from {least} to {MAX_SIDE:,}")
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_GRID
+        require(whole, name, shown(value), f"a whole number from {least} to {_MAX_GRID:,}")
     enlarged = images_BYXC.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = enlarged.shape
     n_rows = -(-n // n_columns)

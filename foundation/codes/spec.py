@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from foundation.config import check_types, differences, digest, require, require_range
+from foundation.config_fields import without_defaults
 from foundation.errors import ContractError, DataError
 from foundation.images.config import Preprocess
 
@@ -117,7 +118,7 @@ class CodeSpec:
     @property
     def contract(self) -> str:
         """SHA-256 of the whole specification."""
-        return digest(self)
+        return digest(without_defaults(self))
 
     def with_classes(self, class_names: tuple[str, ...]) -> CodeSpec:
         """The same codes for a labelled set of images."""

@@ -33,6 +33,7 @@ from foundation.storage import durable
 from foundation.storage.durable import file_sha256
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
+from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -102,6 +103,7 @@ def decode_to_folder(
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
     mine = Part() if part is None else Part.parse(part, "--start-at")
     source, target = Path(codes), Path(out)
+    require_place(target)
     place = find_tokenizer(source, tokenizer)
     model = TokenizerModel.load(place).to(usable_device(device))
     check_canary(model, place)

@@ -205,6 +205,7 @@ def tune_guidance(
     /,
     *,
     images: int = 1000,
+    repeats: int = 4,
     extractor: Literal["small", "inception", "dinov2"] = "small",
     weights: Extractor = None,
     seed: int = 0,
@@ -213,10 +214,12 @@ def tune_guidance(
 ) -> None:
     """Search for the guidance scale and schedule whose samples are closest to the training images.
 
-    The best becomes the run's default, in its model_index.json.
+    The best becomes the run's default, in its model_index.json, if it beats the default by more than twice the standard
+    error. The table is in the run's evaluation/guidance.json.
 
     Args:
-        images: samples for each setting; more resolve smaller differences
+        images: samples for each setting and repeat; more resolve smaller differences
+        repeats: how often each setting is sampled; they give its standard error
         extractor: features for the Frechet distance; small needs no file, but compares only with itself
         seed: seed of the samples
         dry_run: only print what was found
@@ -224,4 +227,5 @@ def tune_guidance(
     from pipeline.evaluation.guidance import Tuning
     from pipeline.evaluation.guidance import tune_guidance as tune
 
-    tune(run, Tuning(images=images, extractor=extractor, weights=weights, seed=seed), device, write=not dry_run)
+    tuning = Tuning(images=images, repeats=repeats, extractor=extractor, weights=weights, seed=seed)
+    tune(run, tuning, device, write=not dry_run)

@@ -78,6 +78,26 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+def remedy(error: Exception, damaged: str) -> str:
+    """What to do about a file that cannot be read.
+
+    Args:
+        error: what the reader raised.
+        damaged: the remedy where the content is at fault. It does not apply where the system refused to read: the file
+            may be whole, and nothing should happen to it.
+    """
+    import errno
+    import re
+
+    named = re.search(r"os error (\d+)", str(error))  # of readers that are not written in Python
+    number = int(named[1]) if named else getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return "make it readable for this user (chmod u+r), and its folders too; the file itself may be whole"
+    if number not in (None, errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ENOTDIR):
+        return "check the disk and the network drive, then run the same command again; the file itself may be whole"
+    return damaged
+
+
 def closest(name: object, known: Iterable[object]) -> str | None:
     """The known name that is most like a mistyped one, if any is like it."""
     import difflib

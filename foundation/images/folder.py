@@ -123,7 +123,10 @@ def _listed_classes(path: Path, ids: list[str], field: str) -> list[str]:
         raise DataError("names no class for some images", field=field, found=found, expected=expected)
     others = sorted(classes.keys() - set(ids))
     if others:
-        found, fix = f"{len(others)}, e.g. {others[0]}", f"remove their rows from {path}, or restore the files"
+        found, fix = (
+            f"{len(others)}, e.g. {others[0]}",
+            f"restore the files, or list only files that are there in {path}",
+        )
         raise DataError("names files that are missing", field=field, found=found, fix=fix)
     return [classes[each] for each in ids]
 

@@ -183,5 +183,5 @@ def _require_usable(images: ImageSet, max_failed_share: float) -> None:
         field="data.max_failed_share",
         found=f"{n_failed} of {images.n_planned} failed, the first of them:\n{shown}",
         expected=f"at most a share of {max_failed_share}",
-        fix="repair or remove them, or increase data.max_failed_share",
+        fix="repair them or move them away, or increase data.max_failed_share",
     )

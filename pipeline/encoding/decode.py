@@ -282,7 +282,7 @@ def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
         raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
     allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
     if array.shape[1:] not in allowed:
-        found, expected = array.shape[1:], " or ".join(map(str, sorted(allowed, key=len)))
+        found, expected = array.shape, " or ".join(str(("N", *each)) for each in sorted(allowed, key=len))
         raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
     flat = array.reshape(len(array), spec.n_codes)
     return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)

@@ -37,7 +37,7 @@ from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-_SAMPLES_FIX = "delete that folder and run tessera run again, which samples again"
+_SAMPLES_FIX = "move that folder away and run tessera run again, which samples again"
 _TITLE, _HEAD = " - Tessera</title>", 4096
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --muted: #777; }

@@ -26,6 +26,8 @@ class HubModel(PreTrainedModel):
     """
 
     part: ClassVar[str]
+    accepts_loss_kwargs = False
+    """for transformers' Trainer: ``forward`` takes unknown arguments only to refuse them"""
     model: torch.nn.Module
 
     @classmethod

@@ -91,7 +91,7 @@ class Outputs:
 
     def _require_ours(self, path: Path, entry: dict[str, Any] | None) -> None:
         known = entry is not None and path.is_file() and entry.get("sha256") == durable.file_sha256(path)
-        problem, expected = "is there already, and was not written by this command", "a new file"
+        problem, expected = "is there already, and not in the record of what commands wrote there", "a new file"
         ConfigError.unless(known, problem, field=self.option, found=str(path), expected=expected, fix=_FIX)
         assert entry is not None
         same, problem = entry.get("settings") == self._digest, "holds what this command wrote with other settings"

@@ -108,12 +108,16 @@ def decode_to_folder(
     model = TokenizerModel.load(place).to(usable_device(device))
     check_canary(model, place)
     several = open_rows(source, model.spec, split)
-    claim_folder(target / PLAN, _plan(several, model, batch_size))
     folders = [
         _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
         for rows in several
         for index, start in enumerate(range(0, rows.n_rows, IMAGES_PER_FOLDER))
     ]
+    there = [str(each.path(target)) for each in folders if each.path(target).exists()]
+    if there and not (target / PLAN).exists():  # in this order: another process may have begun in between
+        found, fix = f"{len(there)} such folders, e.g. {there[0]}", "move them away, or choose another folder"
+        raise ConfigError("holds folders of something else", field="--out", found=found, fix=fix)
+    claim_folder(target / PLAN, _plan(several, model, batch_size))
     waiting = _work(target, folders, Decoder(model, batch_size), mine, wait=part is None)
     done = sum(each.stop - each.start for each in folders if each.path(target).exists())
     rest = f"; others are still decoding {len(waiting)} folders" if waiting else ""

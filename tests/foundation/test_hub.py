@@ -34,7 +34,7 @@ def test_both_shells_make_a_generator(finished_run: Path, models: tuple[Tokenize
 @pytest.mark.parametrize("kind", [Tokenizer, Prior])
 def test_what_is_no_model_is_named(finished_run: Path, tmp_path: Path, kind: Any) -> None:
     for folder in (tmp_path, finished_run / "codes" / "data"):
-        with pytest.raises(CheckpointError, match="no config.json"):
+        with pytest.raises(CheckpointError, match=r"no config\.json"):
             kind.from_pretrained(folder)
     with pytest.raises(CheckpointError, match="OWNER/NAME"):
         kind.from_pretrained("nobody/nothing")

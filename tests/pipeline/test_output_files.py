@@ -32,7 +32,7 @@ def test_a_file_that_we_did_not_write_stays(tmp_path: Path, content: bytes) -> N
         Outputs(tmp_path / "out", {"seed": 2}).require_free(["a.csv"])
     (tmp_path / "out" / "a.csv").write_bytes(content)  # edited by its owner since
     for attempt in (lambda: outputs.require_free(["a.csv"]), lambda: outputs.write("a.csv", b"x")):
-        with pytest.raises(ConfigError, match="was not written by this command"):
+        with pytest.raises(ConfigError, match="not in the record"):
             attempt()
     assert (tmp_path / "out" / "a.csv").read_bytes() == content
 
@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "interpolate": (["interpolate", "RUN", "0", "1", "-o", "out/strip.png"], "out/strip.png"),
     "score": (["score", "RUN", "in/a.png", "-o", "out/list.csv"], "out/list.csv"),
     "evaluate": (["evaluate", "RUN", "--stage", "prior", "-o", "out/figures.json"], "out/figures.json"),
+    "decode": (["decode", "RUN", "-o", "out"], "out/train/00000"),
     "report": (["report", "RUN"], "RUN/report.html"),
     "export": (["export", "RUN", "-o", "out"], "out/encoder.pt2"),
     "export-diffusers": (["export-diffusers", "RUN", "-o", "out"], "out/config.json"),

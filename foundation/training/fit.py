@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,11 +197,11 @@ def _advised(error: DivergedError, manager: CheckpointManager, log: MetricsLog) 
     rates = [row.get("learning_rate") for row in read_metrics(log.path, log.stage, "train")]
     rate = min(_SAFE_RATE, _LOWER * max((each for each in rates if each), default=_SAFE_RATE))
     run = manager.checkpoints.parent.parent
-    again = (
-        f"tessera run {run} -o {run.with_name(run.name + '-2')} --{log.stage}.training.optim.learning_rate {rate:.2g}"
-    )
+    new = next(path for i in count(2) if not (path := run.parent / f"{run.name or run.resolve().name}-{i}").exists())
+    change = f"--{log.stage}.training.optim.learning_rate {rate:.2g}"
+    again = f"tessera run {shlex.quote(str(run))} -o {shlex.quote(str(new))} {change}"
     if log.stage == "prior":
-        again += f" --tokenizer.pretrained {run / 'tokenizer'}"
+        again += f" --tokenizer.pretrained {shlex.quote(str(run / 'tokenizer'))}"
     what = f"training diverged: {str(error).splitlines()[0]}"
     fix = f"train with a lower rate in a new folder, which leaves this one as it is: {again}"
     return TrainingError(what, field=f"{log.stage}.training", found=found, expected=expected, fix=fix)

@@ -268,8 +268,6 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
     """
     from huggingface_hub import HfApi
 
-    from foundation.hub import hub_refusals
-
     for split in read_manifest(folder)["splits"]:
         for shard in open_split(folder, split).shards:
             shard.require_unchanged()

@@ -171,7 +171,7 @@ class ExportPlan:
             return cls(spec=from_dict(CodeSpec, what["spec"]), splits=splits, **settings, **how)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             fix = remedy(error, "move it away and run tessera encode again, which makes a new one")
-            raise DataError(f"the plan cannot be used: {error}", field=str(path), fix=fix) from error
+            raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
 
 
 def make_plan(

@@ -93,7 +93,7 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
     fix = (
         "pixels: PIL.Image.fromarray of (Y, X, 3) uint8; (B, C, Y, X) in [-1, 1]: torch.from_numpy" if arrays else None
     )
-    DataError.unless(right, "are not images", field="images", found=types, expected=known, fix=fix)
+    DataError.unless(right, "are not images", field="images", found=types, expected=known, fix=way)
     return [preprocess(each) for each in several]
 
 

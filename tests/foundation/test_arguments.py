@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.arguments import as_codes, as_images, as_path, as_paths, one_line, refuse_unknown, require_type, shown
+from foundation.arguments import as_codes, as_images, as_path, as_paths, refuse_unknown, require_type, shown
 from foundation.errors import ConfigError, DataError
 
 GRIDS = np.arange(12).reshape(2, 2, 3)
@@ -107,5 +107,4 @@ def test_types_arguments_and_messages() -> None:
     with pytest.raises(ConfigError, match=r"labels: is not an argument of f(.|\n)*use targets"):
         refuse_unknown("f", {"labels": torch.zeros(3)}, {"labels": "use targets"})
     refuse_unknown("f", {}, {})
-    assert one_line(ValueError("a\n  b")) == "a b" and one_line(KeyError()) == "KeyError"
     assert shown(torch.zeros(2, 3)) == "(2, 3) torch.float32" and len(shown("x" * 999)) == 200

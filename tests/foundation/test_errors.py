@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.tiny_run import ROOT
 
-from foundation.errors import DataError, TesseraError, remedy
+from foundation.errors import DataError, TesseraError, one_line, remedy
 
 DESTROYS = re.compile(r"\b(delete|erase|rm|remove)\b", re.IGNORECASE)
 HARMLESS = {
@@ -56,6 +56,10 @@ def test_no_text_tells_a_user_to_destroy_anything() -> None:
         if DESTROYS.search(text)
     ]
     assert len(files) > 100 and not found, "\n".join(found)
+
+
+def test_errors_of_others_become_one_line() -> None:
+    assert one_line(ValueError("a\n  b")) == "a b" and one_line(KeyError()) == "KeyError"
 
 
 def test_an_error_names_what_it_was_given() -> None:

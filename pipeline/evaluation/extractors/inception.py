@@ -10,9 +10,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from foundation.arguments import one_line
 from foundation.config import Choice
-from foundation.errors import CheckpointError, ConfigError, StorageError
+from foundation.errors import CheckpointError, ConfigError, StorageError, one_line
 from foundation.hardware import torchvision_problem
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors

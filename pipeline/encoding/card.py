@@ -16,6 +16,7 @@ from PIL import Image
 from foundation.codes.manifest import MANIFEST, open_split, read_manifest
 from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.errors import hub_refusals
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS

@@ -17,16 +17,14 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union
-
-import yaml
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from foundation.errors import ConfigError, closest, nearest
+from foundation.paths import PathMark, beside, expand
+from foundation.yaml_text import Text, guess, read_value
 
 T = TypeVar("T")
 _UNIONS = (Union, types.UnionType)
-_NULLS = ("null", "none", "~", "")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Choice:
@@ -82,28 +80,6 @@ class Extensible(Choice):
                 where, fix = f"{cls.plugins}: {entry.name}", "update its package, or uninstall it"
                 raise ConfigError("a plug-in cannot be imported", field=where, found=repr(error), fix=fix) from error
         return cls.imported()
-
-
-class Text(str):
-    """A value as a user typed it. Its field decides what it means: text stays as it is, all else is YAML."""
-
-    @classmethod
-    def mapping(cls, text: str, where: str) -> dict[str, Any]:
-        """Read ``{a: 1, b: {c: x}}``; the leaves stay ``Text``.
-
-        Raises:
-            ConfigError: not a YAML mapping.
-        """
-        values = _yaml(text, where, yaml.BaseLoader)
-        if not isinstance(values, dict):
-            raise ConfigError("is not a mapping", field=where, found=text, expected="{name: value, ...}, or its fields")
-        return cls._leaves(values)  # type: ignore[no-any-return]
-
-    @classmethod
-    def _leaves(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {key: cls._leaves(value) for key, value in values.items()}
-        return [cls._leaves(value) for value in values] if isinstance(values, list) else cls(values)
 
 
 def is_open(hint: Any) -> bool:
@@ -170,7 +146,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             near = closest(key, known)
             hint = f"did you mean {near!r}?" if near else nearest(key, known)
             raise ConfigError(f"unknown key; {hint}", field=_join(where, key))
-    built = {key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()}
+    built = {key: convert(hints[key], value, _join(where, key)) for key, value in values.items()}
     for name, each in known.items():
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
         if required and name not in built:
@@ -252,7 +228,7 @@ def check_types(config: Any, *names: str) -> None:
     hints = _type_hints(config.__class__)
     for name in names or [each.name for each in dataclasses.fields(config)]:
         value = getattr(config, name)
-        converted = _convert(hints[name], value, name)
+        converted = convert(hints[name], value, name)
         if converted is not value:
             object.__setattr__(config, name, converted)  # a frozen dataclass
 
@@ -284,17 +260,28 @@ def _construct(cls: type[T], built: dict[str, Any], where: str) -> T:
 
 @functools.cache
 def _type_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as a field of type ``hint`` holds it.
+
+    Args:
+        hint: an annotation, such as ``int | None``.
+        value: plain, or ``Text`` as a user typed it.
+        where: dotted name of the field.
+
+    Raises:
+        ConfigError: a value of the wrong type.
+    """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    is_null = value is None or (isinstance(value, Text) and value.lower() in _NULLS)
-    if is_null and type(None) in members(hint):
+    if origin is Annotated:
+        return _convert_marked(options, value, where)
+    if type(None) in members(hint) and (value is None or (isinstance(value, Text) and _is_null(hint, value))):
         return None
     if isinstance(value, Text):
         value = _typed(hint, value, where)
@@ -309,35 +296,42 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(options, value, where)
     if origin is dict:
-        return dict(value)
+        return guess(dict(value))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     return _convert_scalar(hint, value, where)
 
 
+def _convert_marked(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A value of an annotated type; of a path, what it means where it stands."""
+    mark = next((each for each in options[1:] if isinstance(each, PathMark)), None)
+    if mark is None:
+        return convert(options[0], value, where)
+    folder = value.folder if isinstance(value, Text) else None
+    path = convert(options[0], os.fspath(value) if isinstance(value, os.PathLike) else value, where)
+    return expand(path, where) if folder is None else beside(path, folder, mark, where)
+
+
+def _is_null(hint: Any, text: Text) -> bool:
+    """Whether text means null; ``none`` does where nothing else of the field is text."""
+    is_text = any(getattr(each, "__origin__", each) is str for each in members(hint))
+    return text.is_null or (not is_text and not text.quoted and text.lower() == "none")
+
+
 def _typed(hint: Any, text: Text, where: str) -> Any:
-    """What a typed text means in a field of this type; numbers, and what lists and unions hold, stay ``Text``."""
+    """What a typed text means in a field of this type; numbers, text, and what lists and unions hold, stay ``Text``."""
     origin = typing.get_origin(hint)
     if sections(hint):
-        return Text.mapping(text, where)
-    if origin in _UNIONS or hint in (int, float):
+        return Text.mapping(text, where) if text.lstrip()[:1] == "{" else str(text)
+    if origin in _UNIONS or hint in (int, float, str):
         return text
     if origin is Literal:
         return next((each for each in typing.get_args(hint) if str(each) == text), str(text))
     if origin is tuple:
-        values = _yaml(text, where, yaml.BaseLoader)
-        return Text._leaves(values if isinstance(values, list) else [values])
+        return read_value(text, where) if text.lstrip().startswith("[") and not text.quoted else [text]
     if hint is bool:
-        return _BOOLEANS.get(text.lower(), str(text))
-    return _yaml(text, where, yaml.SafeLoader) if origin is dict or hint in (dict, Any) else str(text)
-
-
-def _yaml(text: str, where: str, loader: Any) -> Any:
-    try:
-        return yaml.load(text, loader)
-    except yaml.YAMLError as error:
-        reason = str(error).replace("\n", " ")
-        raise ConfigError(f"is not a YAML value: {reason}", field=where, found=text) from error
+        return text.boolean
+    return guess(text if text.quoted or text.folder else read_value(text, where))
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
@@ -345,10 +339,13 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         number = _number(hint, value)
         if number is not None:
             return number
+    if hint is str and isinstance(value, Text) and value.comment:
+        fix = f'quote it: "{value} {value.comment}"; a space after the # makes a comment'
+        raise ConfigError("is followed by what YAML takes for a comment", field=where, found=value.comment, fix=fix)
+    if hint is str and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)  # of ``Text`` its characters; a folder named 2024 may come as a number from Python
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if hint is str and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # YAML reads a folder named 2024 as a number
     if hint is Any or (hint in (str, bool) and isinstance(value, hint)):
         return value
     raise ConfigError("has the wrong type", field=where, found=repr(value), expected=_describe(hint))
@@ -356,7 +353,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
 
 def _number(hint: type, value: Any) -> float | int | None:
     """A finite number, also from text, since YAML 1.1 reads 1e-3 and 1e4 as text; None for anything else."""
-    if hint is int and type(value) is str and "e" not in value.lower():  # quoted, and not typed by a user as ``Text``
+    quoted = isinstance(value, str) and getattr(value, "quoted", True)
+    if hint is int and quoted and "e" not in value.lower():
         return None
     with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # the third: of torch
         number = float(value)
@@ -371,24 +369,24 @@ def _convert_tuple(options: tuple[Any, ...], value: Any, where: str) -> tuple[An
     if not isinstance(value, (list, tuple)):
         raise ConfigError("is not a list", field=where, found=repr(value), expected="a list such as [1, 2]")
     if len(options) == 2 and options[1] is Ellipsis:
-        return tuple(_convert(options[0], each, f"{where}[{i}]") for i, each in enumerate(value))
+        return tuple(convert(options[0], each, f"{where}[{i}]") for i, each in enumerate(value))
     if len(value) != len(options):
         raise ConfigError("has the wrong length", field=where, found=list(value), expected=f"{len(options)} values")
     return tuple(
-        _convert(hint, each, f"{where}[{i}]") for i, (hint, each) in enumerate(zip(options, value, strict=True))
+        convert(hint, each, f"{where}[{i}]") for i, (hint, each) in enumerate(zip(options, value, strict=True))
     )
 
 
 def _convert_union(hint: Any, value: Any, where: str) -> Any:
     options = tuple(each for each in members(hint) if each is not type(None))
     if len(options) == 1:
-        return _convert(options[0], value, where)
+        return convert(options[0], value, where)
     choices = variants(hint)
     if choices:
         return _convert_choice(choices, value, where)
     for option in options:
         try:
-            return _convert(option, value, where)
+            return convert(option, value, where)
         except ConfigError:
             continue
     expected = " or ".join(_describe(each) for each in options)
@@ -412,6 +410,7 @@ def _convert_choice(
 
 
 def _describe(hint: Any) -> str:
+    hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return f"a mapping ({hint.__name__})"
     names = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from foundation.config import Choice, sections, to_dict
+from foundation.config import Choice, members, sections, to_dict
+from foundation.paths import PathMark
 
 T = TypeVar("T")
 _MARK = "later"
@@ -58,6 +59,17 @@ def entries(cls: type, default: Any = None, where: str = "", variant: str = "") 
         yield Entry(name, hint, value, docs.get(each.name, ""), variant)
         for type_name, inner in sections(hint).items():
             yield from entries(inner, value if type(value) is inner else None, name, type_name or variant)
+
+
+def path_fields(config: Any, where: str = "") -> Iterator[tuple[str, str, PathMark]]:
+    """The fields of a configuration that hold a path: (dotted name, path, mark)."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for each in dataclasses.fields(config):
+        name, value = f"{where}.{each.name}" if where else each.name, getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from path_fields(value, name)
+        marks = [mark for hint in members(hints[each.name]) for mark in getattr(hint, "__metadata__", ())]
+        yield from ((name, value, mark) for mark in marks if isinstance(mark, PathMark) and value is not None)
 
 
 @functools.cache

@@ -17,8 +17,11 @@ from typing import Literal
 
 from foundation.config import check_types, require
 from foundation.errors import ConfigError
+from foundation.paths import PathText
 
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_GROUP = Path("/sys/fs/cgroup")
+_LIMITS = (_GROUP / "memory.max", _GROUP / "memory" / "memory.limit_in_bytes")
+_MEMINFO = Path("/proc/meminfo")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names, from glibc's malloc.h"""
 _KEPT_BYTES, _LARGEST_KEPT_BLOCK = 2**31 - 1, 1 << 30
@@ -44,8 +47,38 @@ def keep_freed_memory() -> bool:
 
 def machine_memory() -> int:
     """Bytes of the machine's memory, or the container's limit if it is smaller."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows; a system without these names
+        import psutil
+
+        total = psutil.virtual_memory().total
     return min([total, *(limit for path in _LIMITS if (limit := _limit(path)))])
+
+
+def free_memory() -> int:
+    """Bytes of memory that a process can take without swapping, within the container's limit."""
+    left = _left_in_group()
+    return _available() if left is None else min(_available(), left)
+
+
+def _available() -> int:
+    try:
+        lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
+        kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):  # no Linux
+        kib = []
+    if kib:
+        return kib[0] * 1024
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _left_in_group() -> int | None:
+    """What a container's limit leaves (cgroup v2); None without one."""
+    limit, used = (_limit(_GROUP / name) for name in ("memory.max", "memory.current"))
+    return None if limit is None or used is None else max(0, limit - used)
 
 
 def processes_on_this_machine() -> int:
@@ -55,7 +88,7 @@ def processes_on_this_machine() -> int:
 
 def _limit(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no such file, or "max"
         return None
 
@@ -70,7 +103,7 @@ class TokenAccess:
     memory_limit_mib: int | None = None
     """MiB for one split in one process, or for the row groups that the streamed form keeps; null takes a quarter of
     the machine's memory, shared by the processes of a training"""
-    packed_folder: str | None = None
+    packed_folder: PathText | None = None
     """folder for packed copies; null takes the environment variable TESSERA_PACKED_FOLDER, else .packed in the
     dataset"""
 

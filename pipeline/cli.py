@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import os
 import signal
 import sys
@@ -53,6 +55,7 @@ _STOPPED = "stopped; run the same command again to continue"
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 refused with a reason, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _print_any_name()
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -67,9 +70,25 @@ def main(arguments: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         print(_STOPPED, file=sys.stderr)
         return 128 + getattr(stop, "signal_number", signal.SIGINT)
-    except BrokenPipeError:  # as in ... | head: nobody reads on, and Python's own flush at the end would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:
+        if os.name == "nt" and error.errno == errno.EINVAL and error.filename is None:  # a broken pipe on Windows
+            return _nobody_reads()
+        raise
+
+
+def _print_any_name() -> None:
+    """Names that the terminal's encoding lacks, as cp1252 of Windows does most, are printed with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> int:
+    """As in ``... | head``: Python's own flush at the end would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + getattr(signal, "SIGPIPE", 13)
 
 
 def _dispatch(arguments: list[str]) -> int:

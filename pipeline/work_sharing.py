@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from foundation.config import differences, require
 from foundation.errors import ConfigError, StorageError
 from foundation.storage import durable
-from foundation.storage.durable import is_left_behind, temporary_name
+from foundation.storage.names import is_left_behind, temporary_name
 from foundation.storage.serialization import json_text, read_json
 
 HEARTBEAT_SECONDS = 10.0
@@ -75,7 +75,9 @@ class Leases:
             ended.set()
             beating.join()
             with contextlib.suppress(OSError):
-                if owner in path.read_text():  # else another process has given it up for us and taken it
+                if owner in path.read_text(
+                    encoding="utf-8"
+                ):  # else another process has given it up for us and taken it
                     path.unlink()
 
     def holders(self) -> list[Holder]:
@@ -98,7 +100,7 @@ class Leases:
             return True
         for _ in range(2):
             try:
-                with open(path, "x") as file:
+                with open(path, "x", encoding="utf-8") as file:
                     file.write(content)
                 return True
             except FileExistsError:
@@ -117,7 +119,7 @@ class Leases:
         except OSError:
             return None
         try:
-            saved = json.loads(path.read_text())
+            saved = json.loads(path.read_text(encoding="utf-8"))
             host, pid, owner = str(saved["host"]), int(saved["pid"]), str(saved["owner"])
         except (OSError, ValueError, KeyError, TypeError):  # being written, or torn by a crash
             host, pid = "unknown", 0

@@ -124,7 +124,7 @@ def peak_memory_mib(run: Callable[[], object], device: str = "cpu") -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / _MIB
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _process_kib("VmRSS")
     run()
     return max(0, _process_kib("VmHWM") - before) / 1024
@@ -198,7 +198,7 @@ def report(rows: list[Row], json_file: Path | None) -> None:
     """Print the table, and write the rows as JSON if a file is given."""
     print(table(rows))
     if json_file is not None:
-        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: list[Row]) -> str:
@@ -226,7 +226,7 @@ def _finish(device: str) -> None:
 
 
 def _process_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {name}; memory is measured on Linux only")

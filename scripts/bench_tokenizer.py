@@ -192,7 +192,7 @@ def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[R
 
 
 def _resident_mib() -> float:
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 

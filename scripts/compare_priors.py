@@ -116,7 +116,7 @@ def steps_of(source: RunFolder, out: Path, minutes: float) -> int:
     seconds = prior_step_seconds(task, recipe.prior.training.fit, n_steps=TIMED_STEPS)
     steps = max(1, int(60 * minutes / seconds))
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"minutes": minutes, "steps": steps, "seconds_per_step": seconds}))
+    path.write_text(json.dumps({"minutes": minutes, "steps": steps, "seconds_per_step": seconds}), encoding="utf-8")
     return steps
 
 
@@ -180,7 +180,7 @@ def main() -> int:
         return 2
     print(table(rows, counted))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"rows": rows, "counted": counted}, indent=1))
+        Path(arguments.json).write_text(json.dumps({"rows": rows, "counted": counted}, indent=1), encoding="utf-8")
     return 0
 
 

@@ -140,7 +140,7 @@ def main() -> int:
         return 2
     print(table(rows))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=1))
+        Path(arguments.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0
 
 

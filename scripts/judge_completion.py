@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from sklearn.svm import SVC
 
-from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.images.image_set import ImageSet
 from pipeline.generation.generator import ImageGenerator
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import open_run_split
 
 CLEARLY = 0.1
 COMPLETIONS = 5
@@ -27,7 +28,8 @@ COMPLETIONS = 5
 
 def judge(run: Path) -> dict[str, float]:
     generator = ImageGenerator.from_pretrained(run)
-    train, validation = open_image_sets(RunFolder(run).load_recipe().data)
+    folder = RunFolder(run)
+    train, validation = (open_run_split(folder, folder.load_recipe(), split)[0] for split in ("train", "validation"))
     reader = _reader(train)
     truth = np.array(validation.labels)
     images = validation.images(np.arange(len(validation)))
@@ -70,7 +72,7 @@ def _random_below(generator: ImageGenerator, codes_BHW: torch.Tensor) -> np.ndar
     random = torch.Generator().manual_seed(0)
     codes = codes_BHW.clone()
     below = codes[:, level.height // 2 :]
-    below.copy_(torch.randint(0, level.codebook_size, below.shape, generator=random))
+    below.copy_(torch.randint(0, min(level.sizes), below.shape, generator=random))
     return (generator.decode(codes, 256).permute(0, 2, 3, 1).numpy() + 1) / 2
 
 
@@ -83,7 +85,7 @@ def main() -> int:
     for name, value in rates.items():
         print(f"{value:7.1%}  {name}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rates, indent=1))
+        arguments.json.write_text(json.dumps(rates, indent=1), encoding="utf-8")
     ours, *_, floor, free, constant = list(rates.values())[:6]
     holds = ours >= max(floor, free, constant) + CLEARLY
     print(f"{'ok' if holds else 'SHORT'}: completion above a random fill by {ours - floor:+.1%} (>= {CLEARLY:.0%})")

@@ -67,7 +67,7 @@ def long_functions(tree: Path) -> list[str]:
     return [
         f"{path.relative_to(tree)}:{node.lineno} {node.name}"
         for path in product_files(tree)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and (node.end_lineno or 0) - node.lineno + 1 > LONG_FUNCTION
     ]
@@ -77,7 +77,7 @@ def measure(tree: Path) -> dict[str, int]:
     """All figures of a checkout that need no run."""
     files = product_files(tree)
     modules = [path for path in files if path.name != "__init__.py"]
-    lengths = {path: path.read_text().count("\n") for path in modules}
+    lengths = {path: path.read_text(encoding="utf-8").count("\n") for path in modules}
     everywhere = [path for folder in (*PACKAGES, "scripts", "tests") for path in (tree / folder).rglob("*.py")]
     return {
         "product files": len(files),
@@ -86,8 +86,8 @@ def measure(tree: Path) -> dict[str, int]:
         "most modules in one folder": max(Counter(path.parent for path in modules).values()),
         "import circles": len(circles(import_graph(tree))),
         "functions over 60 lines": len(long_functions(tree)),
-        "formatter escapes": sum(path.read_text().count("# fmt" + ": ") for path in everywhere),
-        "lines of code": sum(code_lines(path.read_text()) for path in files),
+        "formatter escapes": sum(path.read_text(encoding="utf-8").count("# fmt" + ": ") for path in everywhere),
+        "lines of code": sum(code_lines(path.read_text(encoding="utf-8")) for path in files),
     }
 
 
@@ -119,7 +119,7 @@ def files_entered(tree: Path, run: Path) -> int:
 
 
 def _imported(path: Path, names: dict[str, Path]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for each in node.names:
                 inner = f"{node.module}.{each.name}"
@@ -149,7 +149,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:34} {value:6,}")
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

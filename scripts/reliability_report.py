@@ -182,7 +182,9 @@ def broken(results: Results) -> list[str]:
 def missing_tests() -> list[str]:
     """Tests named in ``ELSEWHERE`` that are not there."""
     wanted = [test.split("::") for test in ELSEWHERE]
-    return [f"{file}::{name}" for file, name in wanted if f"def {name}(" not in (ROOT / file).read_text()]
+    return [
+        f"{file}::{name}" for file, name in wanted if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
 
 
 def _figures(case: ElementTree.Element) -> Iterator[tuple[str, dict[str, int | str]]]:

@@ -190,7 +190,9 @@ def _project(layer: nn.Conv2d | nn.Identity, latents_BCHW: torch.Tensor) -> torc
 
 
 def _level(quantizer: Quantizer, height: int, width: int) -> CodeLevel:
-    return CodeLevel(height=height, width=width, codebook_size=quantizer.codebook_size, depth=quantizer.depth)
+    sizes = quantizer.config.codebook_sizes
+    size = sizes if len(set(sizes)) > 1 else quantizer.codebook_size
+    return CodeLevel(height=height, width=width, codebook_size=size, depth=quantizer.depth)
 
 
 def _prefixed(prefix: str, values: dict[str, T]) -> dict[str, T]:

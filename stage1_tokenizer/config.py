@@ -11,6 +11,7 @@ from foundation.config import require, require_range
 from foundation.config_fields import added_later
 from foundation.images.config import Augment
 from foundation.training.config import FitConfig, OptimConfig, Precision
+from foundation.yaml_text import guess
 from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
 from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, NetworksConfig, VQGANNetworks
 from stage1_tokenizer.quantizers.config import FSQConfig, QuantizerConfig
@@ -73,7 +74,9 @@ class TokenizerConfig:
         if isinstance(networks, Mapping):
             family = networks.get("type", "vqgan")
             known = {each.name for each in dataclasses.fields(_ONCE_FLAT[family])} if family in _ONCE_FLAT else _FLAT
-            absent = {name for name in _ABSENT if name not in known and networks.get(name) in (_ABSENT[name], ())}
+            absent = {
+                name for name in _ABSENT if name not in known and guess(networks.get(name)) in (_ABSENT[name], ())
+            }
             kept = {name: value for name, value in networks.items() if name not in absent}
             values["networks"] = {"type": family, **kept}
         return values

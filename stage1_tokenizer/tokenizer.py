@@ -256,11 +256,18 @@ class TokenizerModel(nn.Module):
         what, fix = "another number of codes than the image has", "give image_size where it is not the preprocess's"
         same = not several or codes.shape[1] == n_codes
         DataError.unless(same, what, field="codes", found=codes.shape[1], expected=layout, fix=fix)
-        low, high, size = int(codes.min()), int(codes.max()), self.bottleneck.quantizer.codebook_size
-        found, expected = f"{low}..{high}", f"0..{size - 1}"
-        inside = low >= 0 and high < size
-        DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
+        self._require_inside(codes, levels)
         return codes
+
+    def _require_inside(self, codes: torch.Tensor, levels: tuple[CodeLevel, ...]) -> None:
+        low, high, sizes = int(codes.min()), int(codes.max()), sorted({size for each in levels for size in each.sizes})
+        inside = low >= 0 and high < sizes[0]
+        if not inside and low >= 0 and high < sizes[-1]:  # each depth, or level, has a codebook of its own size
+            tiled = [each.sizes * (each.height * each.width) for each in levels]
+            limits = levels[0].sizes if len(levels) == 1 else [size for part in tiled for size in part]
+            inside = bool((codes < torch.tensor(limits, device=codes.device)).all())
+        found, expected = f"{low}..{high}", " and ".join(f"0..{size - 1}" for size in sizes)
+        DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
 
 
 def _sides(image_size: Any) -> tuple[int, int]:

@@ -15,6 +15,7 @@ PACKAGES = {"foundation": 0, "stage1_tokenizer": 1, "stage2_prior": 1, "pipeline
 ROOMS = {
     "foundation": [
         ["errors", "randomness"],
+        ["paths", "yaml_text"],
         ["arguments", "config", "storage", "unpickling"],
         ["config_fields", "hardware"],
         ["hub", "images", "training"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,21 +148,27 @@ class _OpenFile:
     """An open file that is closed with the last column that reads from it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._descriptor = path, -1
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self.path, self._file, self._lock = path, open(path, "rb", buffering=0), threading.Lock()  # noqa: SIM115
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if file := getattr(self, "_file", None):
+            file.close()
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on."""
         done = 0
         while done < len(buffer):
-            n_bytes = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            n_bytes = self._read(buffer[done:], offset + done)
             what, fix = "ends before the requested row", "run the command again: it writes a complete file"
             DataError.unless(n_bytes > 0, what, field=str(self.path), fix=fix)
             done += n_bytes
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], offset)
+        with self._lock:  # Windows and older systems of macOS: threads share the position in the file
+            self._file.seek(offset)
+            return self._file.readinto(buffer) or 0
 
 
 def _row_numbers(rows: Any, n: int) -> np.ndarray:

@@ -49,14 +49,23 @@ class CodeLevel:
     """rows"""
     width: int
     """columns"""
-    codebook_size: int
-    """number of different codes"""
+    codebook_size: int | tuple[int, ...]
+    """number of different codes; a list where the depths differ in it"""
     depth: int = 1
     """codes at each position; more than 1 for residual quantizers"""
 
     def __post_init__(self) -> None:
         check_types(self)
-        require_range(self, "above 0", "height", "width", "codebook_size", "depth")
+        require_range(self, "above 0", "height", "width", "depth")
+        size, depth = self.codebook_size, self.depth
+        require(len(self.sizes) == depth, "codebook_size", size, f"one number, or {depth}, one for each depth")
+        require(min(self.sizes) > 0, "codebook_size", size, "above 0")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of different codes at each depth."""
+        size = self.codebook_size
+        return size if isinstance(size, tuple) else (size,) * self.depth
 
     @property
     def n_codes(self) -> int:
@@ -102,8 +111,8 @@ class CodeSpec:
 
     @property
     def codebook_size(self) -> int:
-        """Number of different codes; the largest over the levels."""
-        return max(level.codebook_size for level in self.levels)
+        """Number of different codes; the largest over levels and depths."""
+        return max(size for level in self.levels for size in level.sizes)
 
     @property
     def contract(self) -> str:
@@ -118,9 +127,9 @@ class CodeSpec:
     def slots(self) -> tuple[CodeSlot, ...]:
         """The codebooks, one for each depth of each level, in sequence order."""
         return tuple(
-            CodeSlot(i, depth, level.codebook_size, level.height * level.width)
+            CodeSlot(i, depth, size, level.height * level.width)
             for i, level in enumerate(self.levels)
-            for depth in range(level.depth)
+            for depth, size in enumerate(level.sizes)
         )
 
     @property

@@ -1,13 +1,15 @@
 """Images in tar archives in the webdataset layout: a sample's files share their name up to its first dot.
 
-Example: ``0001.jpg`` and ``0001.cls``. Archives are indexed by their headers and read in place; nothing is unpacked,
-and only images and class names are read. An image's id is ``archive/key``.
+Example: ``0001.jpg`` and ``0001.cls``, or ``0001.json`` with the class in it. Archives are indexed by their headers and
+read in place; nothing is unpacked, and only images and classes are read. An image's id is ``archive/key``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
+import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -18,13 +20,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foundation.errors import DataError
-from foundation.images.class_names import class_numbers
-from foundation.images.failures import BadImage, require_sane_bytes
+from foundation.config import digest
+from foundation.errors import DataError, nearest
+from foundation.images.class_names import class_numbers, require_plausible_classes
+from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
-from foundation.images.preprocess import decode_image
+from foundation.images.kinds import FOREIGN, HEAD_BYTES, kind_of, way_to_open
+from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.paths import expand
 
+_FIELD = "data.source.label_field"
 _MAX_NAME_BYTES = 4096
+_MAX_JSON_BYTES = 1 << 24
 _TAIL_BLOCK = 1 << 20
 
 
@@ -48,34 +55,45 @@ class ArchiveSource:
         label_field: str | None,
         field: str = "data.source.path",
         class_names: tuple[str, ...] | None = None,
+        *,
+        trust_classes: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Index the archives.
 
         Args:
             path: a file, a folder or a pattern.
-            label_field: ending of the members that hold classes.
+            label_field: see ``ArchiveData``.
             field: what error messages call ``path``.
             class_names: the classes of the training images, when these are others.
+            trust_classes: see ``ArchiveData``.
+            max_pixels: see ``decode_image``.
 
         Raises:
-            DataError: no archive, one that is damaged or compressed, no image, two images of one name, or one
-                without a class.
+            DataError: no archive, one that is damaged or compressed, no image, two images of one name, one without a
+                class, or classes that hardly are such.
         """
-        self._samples = [sample for each in _archives(path, field) for sample in _samples(each, label_field)]
+        archives, self._max_pixels = _archives(path, field), max_pixels
+        self._samples = [sample for each in archives for sample in _samples(each, label_field)]
         expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
         DataError.unless(
             len(self._samples) > 0, "the archives hold no images", field=field, found=path, expected=expected
         )
         self.ids = [f"{each.archive.name}/{each.key}" for each in self._samples]
+        sizes = [(each.key, each.size) for each in self._samples]
+        self.fingerprint = digest([[(each.name, each.stat().st_size) for each in archives], sizes])
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
         if label_field is not None:
             names = [each.label for each in self._samples]
             missing = [name for name, label in zip(self.ids, names, strict=True) if label is None]
             if missing:
-                field, expected = "data.source.label_field", f"a member {missing[0]}.{label_field}"
-                raise DataError("some images have no class", field=field, found=label_field, expected=expected)
-            self.labels, self.class_names = class_numbers([str(name) for name in names], class_names, field)
+                expected = f"a member {missing[0]}.{label_field.partition('.')[0]}"
+                found = f"{label_field}, missing for {len(missing):,} of {len(names):,} images"
+                raise DataError("some images have no class", field=_FIELD, found=found, expected=expected)
+            classes = [str(name) for name in names]
+            require_plausible_classes(classes, _FIELD, trusted=trust_classes or class_names is not None)
+            self.labels, self.class_names = class_numbers(classes, class_names, _FIELD)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``.
@@ -86,20 +104,34 @@ class ArchiveSource:
         sample = self._samples[index]
         require_sane_bytes(sample.size)
         try:
-            with open(sample.archive, "rb") as file:
-                file.seek(sample.offset)
-                data = file.read(sample.size)
+            data = retried(lambda: _bytes_of(sample.archive, sample.offset, sample.size))
         except FileNotFoundError as error:
             raise BadImage("vanished", "the archive is no longer there") from error
         except OSError as error:
-            raise BadImage("unavailable", f"the archive cannot be read: {error.strerror}") from error
-        return decode_image(data)
+            code = "forbidden" if isinstance(error, PermissionError) else "unavailable"
+            raise BadImage(code, f"the archive cannot be read: {error.strerror}") from error
+        if len(data) < sample.size:
+            raise BadImage("vanished", "the archive is shorter than when it was listed")
+        return decode_image(data, self._max_pixels)
+
+
+def _bytes_of(archive: Path, offset: int, size: int) -> bytes:
+    with open(archive, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def _archives(path: str, field: str) -> list[Path]:
-    pattern = Path(path).expanduser()
-    found = sorted(pattern.glob("*.tar") if pattern.is_dir() else map(Path, glob.glob(str(pattern))))  # noqa: PTH207
+    pattern = Path(expand(path, field))
+    if pattern.is_dir():
+        found = sorted(pattern.glob("*.tar"))
+    else:
+        found = [pattern] if pattern.is_file() else sorted(map(Path, glob.glob(str(pattern))))  # noqa: PTH207
     expected, fix = "a .tar file, a folder of them, or a pattern", "check the path; decompress archives to .tar"
+    if not found and pattern.is_dir():
+        others = sorted(each.name for each in pattern.iterdir() if not each.name.startswith("."))
+        path = f"{path}, with {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else path
+        fix = f"{_way_out(others)}; decompress archives to .tar"
     DataError.unless(len(found) > 0, "no such archives", field=field, found=path, expected=expected, fix=fix)
     names = [each.name for each in found]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -108,19 +140,62 @@ def _archives(path: str, field: str) -> list[Path]:
     return found
 
 
+def _way_out(names: list[str]) -> str:
+    kind, fix = next((each for each in map(way_to_open, map(Path, names)) if each[0] != "a file"), ("", ""))
+    return f"for {kind}, {fix}" if kind else "images in folders are --data.source.type folder"
+
+
 def _samples(archive: Path, label_field: str | None) -> Iterator[_Sample]:
     seen: set[str] = set()
     for key, members in _by_key(archive):
-        images = [each for ending, each in members.items() if f".{ending.rpartition('.')[2].lower()}" in SUFFIXES]
+        images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN)[:1]
         if not images:
             continue
         if key in seen or len(images) > 1:
             raise DataError("two images have one name up to its first dot", field=str(archive), found=key)
         seen.add(key)
-        label = None
-        if label_field is not None and label_field in members:
-            label = _text(archive, members[label_field])
+        label = None if label_field is None else _label_of(archive, members, label_field)
         yield _Sample(archive, key, images[0].offset_data, images[0].size, label)
+
+
+def _images_of(members: dict[str, tarfile.TarInfo], endings: set[str]) -> list[tarfile.TarInfo]:
+    return [each for ending, each in members.items() if f".{ending.rpartition('.')[2].lower()}" in endings]
+
+
+def _label_of(archive: Path, members: dict[str, tarfile.TarInfo], label_field: str) -> str | None:
+    """The class in a member of this ending, or under a key of a JSON member; None if there is none."""
+    if label_field in members:
+        if label_field.lower() == "json":
+            keys = ", ".join(f"json.{each}" for each in list(_json(archive, members[label_field]))[:10])
+            fix = f"name a key of it: {keys}" if keys else "leave label_field out"
+            raise DataError("holds JSON objects, not classes", field=_FIELD, found=label_field, fix=fix)
+        return _text(archive, members[label_field])
+    ending, _, inner = label_field.partition(".")
+    if not inner or ending not in members:
+        return None
+    found: Any = _json(archive, members[ending])
+    for key in [inner] if inner in found else inner.split("."):
+        known = list(found) if isinstance(found, dict) else []
+        found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            where = f"{label_field} in {archive}: {members[ending].name}"
+            raise DataError("the JSON names no class", field=_FIELD, found=where, fix=nearest(key, known))
+    if not isinstance(found, str | int) or (isinstance(found, str) and not found.strip()):
+        expected = "a text or a whole number"
+        raise DataError(
+            "the JSON holds no class here", field=_FIELD, found=f"{label_field}: {found}", expected=expected
+        )
+    return str(found)
+
+
+def _json(archive: Path, member: tarfile.TarInfo) -> dict[str, Any]:
+    try:
+        data = json.loads(_bytes_of(archive, member.offset_data, min(member.size, _MAX_JSON_BYTES)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is no JSON: {error}", field=f"{archive}: {member.name}") from error
+    if not isinstance(data, dict):
+        raise DataError("is no JSON object", field=f"{archive}: {member.name}", found=type(data).__name__)
+    return data
 
 
 def _by_key(archive: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -149,8 +224,15 @@ def _members(archive: Path) -> Iterator[tarfile.TarInfo]:
             end = tar.offset
         _require_end(archive, end)
     except (tarfile.TarError, OSError) as error:
-        fix = "download or copy it again; decompress it to .tar"
-        raise DataError(f"is not a complete tar archive: {error}", field=str(archive), fix=fix) from error
+        raise DataError(f"is not a complete tar archive: {error}", field=str(archive), fix=_repair(archive)) from error
+
+
+def _repair(archive: Path) -> str:
+    with contextlib.suppress(OSError), open(archive, "rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES))
+        if kind is not None and kind.name != "a tar archive":
+            return f"it is {kind.name}: {kind.fix or 'use type folder for images'}"
+    return "download or copy it again; decompress it to .tar"
 
 
 def _require_end(archive: Path, offset: int) -> None:
@@ -165,9 +247,7 @@ def _require_end(archive: Path, offset: int) -> None:
 
 
 def _text(archive: Path, member: tarfile.TarInfo) -> str:
-    with open(archive, "rb") as file:
-        file.seek(member.offset_data)
-        data = file.read(min(member.size, _MAX_NAME_BYTES))
+    data = _bytes_of(archive, member.offset_data, min(member.size, _MAX_NAME_BYTES))
     try:
         text = data.decode().strip()
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
+from foundation.paths import PathOrName, PathText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +31,15 @@ class Preprocess:
     """which part of the covering image is kept"""
     background: tuple[int, int, int] = (255, 255, 255)
     """colour put behind transparent pixels, red, green and blue in 0..255"""
+    white_level: int | None = added_later(None)
+    """value of white in images of more than 8 bits whose files do not say it, in 256..65535, e.g. 4095 for 12-bit data
+    in 16-bit files; null means 65535, and refuses images that would then all be nearly black"""
 
     def __post_init__(self) -> None:
         check_types(self)
         require_range(self, "above 0", "height", "width")
+        white = self.white_level
+        require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
 
     @property
@@ -59,7 +65,7 @@ class Preprocess:
         if not isinstance(image, Image.Image) or not min(image.size):
             found = f"{image.width} x {image.height}" if isinstance(image, Image.Image) else type(image).__name__
             raise DataError("is not an image", field="image", found=found, expected="a Pillow image with pixels")
-        return to_mode(upright(image), self.mode, self.background)
+        return to_mode(upright(image), self.mode, self.background, self.white_level)
 
     def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
         """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) uint8."""
@@ -103,20 +109,37 @@ class Augment:
         require_range(self, "0 or more", "max_shift")
 
 
+def _require_paths(source: object, *names: str) -> None:
+    """Check types, and refuse an empty path, which would mean the working directory."""
+    check_types(source)
+    for name in names:
+        require(getattr(source, name) != "", name, '""', "a path; . for the working directory")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderData(Choice):
     """A folder of image files: class subfolders become labels, a flat folder means no labels."""
 
     type_name: ClassVar[str] = "folder"
 
-    path: str
+    path: PathText
     """the folder"""
-    validation_path: str | None = None
+    validation_path: PathText | None = None
     """a second folder, for validation; null takes a share of the first"""
-    labels: str | None = added_later(None)
-    """CSV file with the columns path (below the folder) and label, one row for each image, instead of subfolders"""
-    validation_labels: str | None = added_later(None)
+    labels: PathText | None = added_later(None)
+    """CSV file with the columns path or file_name (below the folder) and label or class, one row for each image,
+    instead of subfolders"""
+    validation_labels: PathText | None = added_later(None)
     """the same for the second folder"""
+    subfolders: Literal["classes", "ignored"] = added_later("classes")
+    """whether the names of subfolders are classes"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if they look like splits, dates, cameras or names of single images"""
+    follow_links: bool = added_later(False)
+    """read symbolic links to files and folders"""
+
+    def __post_init__(self) -> None:
+        _require_paths(self, "path", "validation_path", "labels", "validation_labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,24 +150,31 @@ class ArchiveData(Choice):
 
     type_name: ClassVar[str] = "archives"
 
-    path: str
+    path: PathText
     """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
-    validation_path: str | None = None
+    validation_path: PathText | None = None
     """the same, for validation; null takes a share of the first"""
     label_field: str | None = None
-    """ending of the member that holds the class as text, e.g. cls; null means no labels"""
+    """ending of the member that holds the class as text, e.g. cls; or of a JSON member and the key of the class in it,
+    e.g. json.label; null means no labels"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if nearly every image has one of its own"""
+
+    def __post_init__(self) -> None:
+        _require_paths(self, "path", "validation_path")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetData(Choice):
-    """A parquet file, a folder of them, or any name that ``datasets.load_dataset`` opens, tar archives on the hub
-    (webdataset) among them: their rows are copied to the library's cache, and read in any order from there.
+    """A table of images: a parquet, Arrow, CSV or JSON file, a folder of them, a folder of ``save_to_disk``, a clone
+    of a hub dataset, or any name that ``datasets.load_dataset`` opens. Cells hold images as bytes, paths, numbers,
+    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache.
     """
 
     type_name: ClassVar[str] = "dataset"
 
-    path: str
-    """parquet file, folder, or dataset name on the hub"""
+    path: PathOrName
+    """file, folder, or dataset name on the hub"""
     config_name: str | None = None
     """the dataset's configuration, where it has several"""
     split: str = "train"
@@ -152,15 +182,25 @@ class DatasetData(Choice):
     validation_split: str | None = None
     """split for validation; null takes a share of the training split"""
     image_column: str = "image"
-    """column with the images"""
+    """column with the images; a.b is field b of column a"""
     label_column: str | None = None
-    """column with the classes (ClassLabel, whole numbers or text); null means no labels"""
+    """column with the classes (ClassLabel, whole numbers or text), a.b as above; null means no labels"""
     limit: int | None = None
     """use only this many images of each split, sampled uniformly; null uses all"""
+    revision: str | None = added_later(None)
+    """commit, branch or tag of a dataset on the hub"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if nearly every image has one of its own"""
+    allow_download: bool = added_later(False)
+    """fetch images of which a cell holds a web address, whenever they are read; img2dataset fetches them once"""
+    white_value: float | None = added_later(None)
+    """value of white where cells hold numbers: 1, 255, 4095, ...; null takes 255 or 1 if the numbers leave no doubt"""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        _require_paths(self, "path")
         require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of images, or null")
+        white = self.white_value
+        require(white is None or white > 0, "white_value", white, "a number above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +222,18 @@ class DataConfig:
     preprocess: Preprocess = field(default_factory=Preprocess)
     """how an image becomes pixels"""
     validation_share: float = 0.1
-    """share of the images for validation if the source names no validation part, between 0 and 1"""
+    """share of the images for validation if the source names no validation part, between 0 and 1; an image is chosen by
+    a hash of its id, so the choice does not depend on the other images"""
     max_failed_share: float = 0.05
     """stop if more than this share of the images is unusable, between 0 and 1"""
     cache_mib: int = 4096
     """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+    max_megapixels: int = added_later(64)
+    """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
+    half, a quarter or an eighth of its sides"""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")
+        require_range(self, "above 0", "max_megapixels")

@@ -1,121 +1,141 @@
-"""Images from parquet files and everything else that ``datasets.load_dataset`` opens."""
+"""Images from tables: parquet, Arrow, CSV and JSON files, and everything else that ``datasets.load_dataset`` opens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from foundation.errors import DataError, nearest
-from foundation.images.class_names import class_numbers, require_same_classes
+from foundation.errors import DataError
+from foundation.images.cells import holds_images, open_cells
+from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
-from foundation.images.failures import BadImage, read_plain_file
-from foundation.images.preprocess import decode_image
+from foundation.images.label_columns import class_label_names, names_of, numbers_of
+from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.tables import Rows, open_rows, pick
 from foundation.randomness import permutation
+
+_LABELS = "data.source.label_column"
+_ORIGIN = ("__key__", "__url__")
 
 
 class DatasetSource:
-    """One split of a ``datasets`` dataset; images are decoded one by one, so that a damaged one is only listed."""
+    """One split of a dataset; images are decoded one by one, so that a damaged one is only listed.
 
-    def __init__(self, config: DatasetData, split: str, class_names: tuple[str, ...] | None = None) -> None:
-        """Open a split; ``class_names`` are the classes of the training split, when this is another one."""
-        import datasets
+    Attributes:
+        ids: split and number of the row, or for rows of tar archives (webdataset) split, archive and key.
+        fingerprint: changes with the files, or with the hub's revision, that the rows were read from.
+    """
 
-        rows = _load_split(config, split)
-        if len(rows) == 0:
+    def __init__(
+        self,
+        config: DatasetData,
+        split: str,
+        class_names: tuple[str, ...] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Open a split; ``class_names`` are the classes of the training split, when this is another one.
+
+        Raises:
+            DataError: nothing to open, no such split or column, a column that holds no images or no classes.
+        """
+        rows = open_rows(config, split)
+        self.fingerprint = rows.fingerprint
+        images = _pick_image(rows, config.image_column)
+        labels = None if config.label_column is None else pick(rows, config.label_column, _LABELS)
+        wanted = [images[0], *(labels or ())[:1], *(_ORIGIN if set(_ORIGIN) <= set(rows.schema.names) else ())]
+        table = rows.read(list(dict.fromkeys(wanted)))
+        if len(table) == 0:
             raise DataError("the split holds no rows", field="data.source.split", found=f"{config.path} [{split}]")
-        numbers = np.arange(len(rows))
-        if config.limit is not None and config.limit < len(rows):
-            numbers = np.sort(permutation(len(rows), "limit", split)[: config.limit])
-            rows = rows.select(numbers)
-        for field, column in (("image_column", config.image_column), ("label_column", config.label_column)):
-            if column is not None and column not in rows.column_names:
-                fix = nearest(column, rows.column_names)
-                raise DataError("no such column", field=f"data.source.{field}", found=column, fix=fix)
-        self.labels, self.class_names = _labels(rows, config.label_column, class_names)
-        self._rows = rows.select_columns([config.image_column]).cast_column(
-            config.image_column, datasets.Image(decode=False)
+        self._numbers = np.arange(len(table))
+        if config.limit is not None and config.limit < len(table):
+            self._numbers = np.sort(permutation(len(table), "limit", split)[: config.limit])
+        self.labels: np.ndarray | None = None
+        self.class_names: tuple[str, ...] = ()
+        if labels is not None:
+            self._take_labels(_column(table, labels), rows, config, class_names)
+        self.ids = _keys(table, split, self._numbers) or [f"{split}/{number:08d}" for number in self._numbers]
+        self._cells = open_cells(
+            _column(table, images),
+            rows.folders_of,
+            field="data.source.image_column",
+            name=config.image_column,
+            white_value=config.white_value,
+            allow_download=config.allow_download,
+            max_pixels=max_pixels,
         )
-        self._column = config.image_column
-        self.ids = _keys(rows, split) or [f"{split}/{number:08d}" for number in numbers]  # whatever the limit
 
     def read(self, index: int) -> Image.Image:
-        """The decoded image of row ``index``.
+        """The decoded image ``ids[index]``.
 
         Raises:
             BadImage: with the reason.
         """
-        cell = self._rows[index][self._column]
-        if cell is None:
-            raise BadImage("unreadable", "the cell is empty")
-        data = cell.get("bytes")
-        if data is None:
-            if not cell.get("path"):
-                raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
-            data = read_plain_file(Path(cell["path"]), follow_links=True)  # the hub's cache consists of links
-        return decode_image(data)
+        return self._cells.read(int(self._numbers[index]))
+
+    def _take_labels(
+        self, column: pa.ChunkedArray, rows: Rows, config: DatasetData, class_names: tuple[str, ...] | None
+    ) -> None:
+        """Class numbers and names of a column; ``class_names`` of the training split set the numbers."""
+        name = str(config.label_column)
+        declared = class_label_names(_feature(rows, name))
+        trusted = config.trust_classes or class_names is not None
+        if declared is not None:
+            require_same_classes(class_names, declared, _LABELS)
+            numbers = numbers_of(column, declared, _LABELS, name)
+            require_plausible_classes([declared[each] for each in numbers], _LABELS, trusted=trusted)
+            self.labels, self.class_names = np.asarray(numbers, np.int64)[self._numbers], declared
+            return
+        names = names_of(column, _LABELS, name)
+        require_plausible_classes(names, _LABELS, trusted=trusted)
+        self.labels, self.class_names = class_numbers([names[i] for i in self._numbers], class_names, _LABELS)
 
 
-def _keys(rows: Any, split: str) -> list[str] | None:
-    """Names of samples of tar archives (webdataset), by archive and key, where rows come from such."""
-    if not {"__key__", "__url__"} <= set(rows.column_names):
-        return None
-    archives = [PurePosixPath(str(url)).name for url in rows["__url__"][:]]
-    keys = [f"{split}/{archive}/{key}" for archive, key in zip(archives, rows["__key__"][:], strict=True)]
-    return keys if len(set(keys)) == len(keys) else None
+def _pick_image(rows: Rows, name: str) -> tuple[str, list[str]]:
+    """The column of images.
 
-
-def _load_split(config: DatasetData, split: str) -> Any:
-    import datasets
-
-    local = Path(config.path).expanduser()
-    load: Callable[..., Any] = datasets.load_dataset
-    datasets.disable_progress_bars()
-    if local.is_file() and (config.split, config.validation_split) != ("train", None):
-        raise DataError(
-            "one file has one split, train",
-            field="data.source.validation_split" if config.validation_split else "data.source.split",
-            found=config.validation_split or config.split,
-            fix="leave both split fields out (data.validation_share holds some out), or give a folder with a file each",
-        )
+    Raises:
+        DataError: there is none of this name; the error names columns that may hold images.
+    """
     try:
-        if local.is_file():
-            return load("parquet", data_files={split: str(local)}, split=split)
-        if not local.exists() and (local.suffix == ".parquet" or config.path.startswith((".", "/"))):
-            raise DataError("no such file or folder", field="data.source.path", found=config.path, fix="check the path")
-        return load(config.path, config.config_name, split=split)
-    except DataError:
-        raise
-    except Exception as error:  # the library raises many kinds; the message is what helps
-        raise DataError(
-            f"cannot be opened: {error}{f' ({error.__cause__})' if error.__cause__ else ''}",
-            field="data.source.path",
-            found=f"{config.path} [{split}]",
-            fix="check the path and the split's name; a hub dataset needs a network connection",
-        ) from error
+        return pick(rows, name, "data.source.image_column")
+    except DataError as error:
+        bytes_like = [each.name for each in rows.schema if holds_images(each.type) and not _is_plain_text(each.type)]
+        if not bytes_like or any(f"'{each}'" in str(error) for each in bytes_like):
+            raise
+        fix = " or ".join(f"--data.source.image_column {each}" for each in bytes_like[:3])
+        field = "data.source.image_column"
+        raise DataError("no such column", field=field, found=name, expected="a column of images", fix=fix) from error
 
 
-def _labels(
-    rows: Any, column: str | None, class_names: tuple[str, ...] | None
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Class numbers and names of a column; ``class_names`` of the training split set the numbers."""
-    if column is None:
-        return None, ()
-    field, feature, values = "data.source.label_column", rows.features[column], rows[column][:]
-    if any(value is None for value in values):
-        raise DataError("has empty cells", field=field, found=column, fix="fill them, or leave label_column out")
-    if hasattr(feature, "names"):
-        names = tuple(feature.names)
-        require_same_classes(class_names, names, field)
-        labels = np.asarray(values, np.int64)
-        if labels.min() < 0 or labels.max() >= len(names):
-            found = f"{labels.min()}..{labels.max()} in {column}"
-            expected, fix = f"0..{len(names) - 1}", "drop the unlabelled rows, or leave label_column out"
-            raise DataError("has labels outside its classes", field=field, found=found, expected=expected, fix=fix)
-        return labels, names
-    if not all(isinstance(value, (int, str)) for value in values):
-        raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="numbers or text")
-    return class_numbers([str(value) for value in values], class_names, field)
+def _is_plain_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _column(table: pa.Table, place: tuple[str, list[str]]) -> pa.ChunkedArray:
+    top, inner = place
+    column = table.column(top)
+    return pc.struct_field(column, inner) if inner else column
+
+
+def _feature(rows: Rows, name: str) -> Any:
+    """What ``datasets`` declares of a column."""
+    if name in rows.features:
+        return rows.features[name]
+    found: Any = rows.features
+    for each in name.split("."):
+        found = found.get(each) if isinstance(found, dict) else None
+    return found
+
+
+def _keys(table: pa.Table, split: str, numbers: np.ndarray) -> list[str] | None:
+    """Names of samples of tar archives (webdataset), by archive and key, where rows come from such."""
+    if not set(_ORIGIN) <= set(table.column_names):
+        return None
+    names, urls = (table.column(name).take(pa.array(numbers)).to_pylist() for name in _ORIGIN)
+    keys = [f"{split}/{PurePosixPath(str(url)).name}/{key}" for url, key in zip(urls, names, strict=True)]
+    return keys if len(set(keys)) == len(keys) else None

@@ -1,15 +1,20 @@
 """Unusable images, each with a code for programs and a reason for people, and safe reading of untrusted files.
 
-Only plain files of limited size are read, without blocking on pipes.
+Only plain files of limited size are read, without blocking on pipes. A failure of the storage that may pass is tried
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from foundation.errors import DataError
 
@@ -20,7 +25,11 @@ FAILURE_CODES = {
     "vanished": "listed when the images were planned, and no longer there",
     "forbidden": "the permission to read it is missing",
     "not_a_file": "a pipe, device, socket, folder or symbolic link",
-    "unavailable": "the storage did not deliver it",
+    "changed": "has other pixels than when the run began",
+    "duplicate": "held out, with the pixels of a training image",
+    "unavailable": "the storage or the network did not deliver it",
+    "missing": "named by the data, and not there",
+    "remote": "an address in a network, from which nothing is fetched",
 }
 """what each code means"""
 MAX_FILE_BYTES = 1 << 30
@@ -28,6 +37,14 @@ _KINDS = {
     **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
     **dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device"),
 }
+_MAY_PASS = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "ECONNRESET", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
+_PAUSES = (0.1, 0.5, 2.0)
+"""seconds before each new try"""
+T = TypeVar("T")
 
 
 class BadImage(DataError):
@@ -67,6 +84,20 @@ def failure_of(image_id: str, error: Exception) -> Failure:
     return Failure(image_id, "; ".join(line.strip() for line in text.splitlines()), code)
 
 
+@contextlib.contextmanager
+def named(image_id: str) -> Iterator[None]:
+    """Let an image's failure name the image; for reading outside of a scan, which lists failures.
+
+    Raises:
+        DataError: what happened to which image, and what to do.
+    """
+    try:
+        yield
+    except (DataError, OSError) as error:
+        fix = "make it readable again and resume; the images were read once when the run began"
+        raise DataError(f"cannot be read: {failure_of(image_id, error).reason}", field=image_id, fix=fix) from error
+
+
 def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
     """The bytes of a plain file.
 
@@ -77,18 +108,38 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
     Raises:
         BadImage: it is not there, not readable, not a plain file, or larger than ``MAX_FILE_BYTES``.
     """
+    try:
+        return retried(lambda: _read_plain_file(path, follow_links))
+    except OSError as error:
+        raise (BadImage("not_a_file", "is a folder") if path.is_dir() else _refused(error)) from error
+
+
+def retried(read: Callable[[], T]) -> T:
+    """What ``read`` returns; tried again a few times after an error of the storage that may pass.
+
+    Raises:
+        OSError: the last of them, or one that does not pass.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _MAY_PASS:
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def _read_plain_file(path: Path, follow_links: bool) -> bytes:
+    if not follow_links and not hasattr(os, "O_NOFOLLOW") and path.is_symlink():  # Windows
+        raise _link()
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would block
     flags |= 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise _refused(error) from error
+    descriptor = os.open(path, flags)
     try:
         _require_plain(os.fstat(descriptor))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-    except OSError as error:
-        raise _refused(error) from error
     finally:
         os.close(descriptor)
 
@@ -106,13 +157,17 @@ def require_sane_bytes(n_bytes: int) -> None:
         raise BadImage("too_large", "the file is too large", found=found, expected=expected)
 
 
+def _link() -> BadImage:
+    return BadImage("not_a_file", "is a symbolic link, which is not followed")
+
+
 def _refused(error: OSError) -> BadImage:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return BadImage("vanished", "was listed and is no longer there")
     if isinstance(error, PermissionError):
         return BadImage("forbidden", f"cannot be read: {error.strerror}")
     if error.errno == errno.ELOOP:
-        return BadImage("not_a_file", "is a symbolic link, which is not followed")
+        return _link()
     if error.errno == errno.ENXIO:
         return BadImage("not_a_file", "is not a plain file")
     return BadImage("unavailable", f"cannot be read: {error.strerror}")

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
+import threading
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from foundation.arguments import shown
 from foundation.config import require
 from foundation.errors import DataError
+from foundation.images.depth import note_depth, require_one_page, to_8_bits
 from foundation.images.failures import BadImage
+from foundation.images.kinds import kind_of
 
 MAX_PIXELS = 64_000_000
-MAX_SIDE = 16_384
-MAX_SIDES_RATIO = 20
+"""of an image in memory, unless ``DataConfig.max_megapixels`` says otherwise"""
+_MAX_JPEG_PIXELS = 4 * MAX_PIXELS
+_MAX_SIDES_RATIO = 20
 GRID_GAP = 2
+_MAX_GRID = 16_384
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_LARGE = threading.Lock()
+"""held while a large image is decoded: one at a time is in memory"""
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -38,20 +47,18 @@ def upright(image: Image.Image) -> Image.Image:
     return rotated
 
 
-def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:
-    """Convert to RGB or L, flatten transparency, scale (not clip) 16-bit values to 8 bits.
+def to_mode(
+    image: Image.Image, mode: str, background: tuple[int, int, int], white_level: int | None = None
+) -> Image.Image:
+    """Convert to RGB or L, flatten transparency, scale (not clip) values of more than 8 bits.
 
     An image that has this mode already is returned itself.
 
     Raises:
-        BadImage: a pixel format whose range is not known, such as 32-bit float.
+        BadImage: a pixel format whose range is not known, such as 32-bit float, or values above ``white_level``.
     """
-    if image.mode.startswith("I;16"):
-        sixteen = np.asarray(image, dtype=np.uint16)
-        image = Image.fromarray(((sixteen.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode == "I" and image.format == "PNG":  # Pillow opens some 16-bit PNG files as 32-bit integers
-        image = Image.fromarray(((np.asarray(image).clip(0, 65535) + 128) // 257).astype(np.uint8))
-    elif image.mode not in _KNOWN_MODES:
+    image = to_8_bits(image, white_level)
+    if image.mode not in _KNOWN_MODES:
         fix = "save it as an 8-bit or 16-bit image"
         raise BadImage("pixel_format", f"pixel format {image.mode} has no defined range", fix=fix)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -61,11 +68,17 @@ def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
     return image if image.mode == mode else image.convert(mode)
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file's bytes; refuse damaged, truncated and far too large files.
 
-    The header's size is checked before anything is decoded. Formats that Pillow hands to other programs, such as
-    PostScript, are not accepted. Of an animation, the first frame is read.
+    The header's size is checked before anything is decoded. A JPEG of more than ``MAX_PIXELS``, such as a phone's of
+    200 megapixels, is decoded at a half, a quarter or an eighth of its sides. Formats that Pillow hands to other
+    programs, such as PostScript, are not accepted. Of an animation, the first frame is read; a TIFF of several pages
+    is refused.
+
+    Args:
+        data: the file.
+        max_pixels: of the image in memory.
 
     Raises:
         BadImage: with the reason, in plain words.
@@ -77,28 +90,59 @@ def decode_image(data: bytes) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise DataError("Pillow's LOAD_TRUNCATED_IMAGES is on, which makes damaged images grey", fix="set it to False")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _require_sane_size(*image.size)
-        image.load()
+        image = _opened(data)
+        is_large = image.width * image.height > MAX_PIXELS
+        _fit(image, max_pixels)
+        require_one_page(image)
+        note_depth(image)
+        with _LARGE if is_large else contextlib.nullcontext():
+            image.load()
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("too_large", "the image is too large", expected=_SIZE_LIMIT) from error
-    except UnidentifiedImageError as error:  # its text holds a memory address, which differs every time
-        raise BadImage("unreadable", "cannot be decoded: not an image of a known format") from error
+        raise BadImage("too_large", "the image is too large", expected=_limits(max_pixels)) from error
     except Exception as error:  # on hostile bytes a decoder raises any class
         raise BadImage("unreadable", f"cannot be decoded: {type(error).__name__}: {error}") from error
     return image
 
 
-_SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} a side, and sides of at most {MAX_SIDES_RATIO} to 1"
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    """As ``Image.open`` with formats, without Pillow's own limit of size: ``_fit`` has one that can be set."""
+    Image.init()
+    for name in _FORMATS:
+        opens, accepts = Image.OPEN.get(name, (None, None))
+        if opens is None or (accepts is not None and accepts(data[:16]) is not True):
+            continue
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return opens(io.BytesIO(data), "")
+    kind = kind_of(data)
+    if kind is None:
+        raise BadImage("unreadable", "cannot be decoded: not an image of a known format")
+    if kind.is_read:
+        what = f"cannot be decoded: begins like {kind.name}, and is damaged or of a kind that Pillow does not read"
+        raise BadImage("unreadable", what)
+    raise BadImage("unreadable", f"cannot be decoded: not an image of a known format, but {kind.name}", fix=kind.fix)
 
 
-def _require_sane_size(width: int, height: int) -> None:
-    ratio = max(width, height) / max(1, min(width, height))
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE or ratio > MAX_SIDES_RATIO:
-        found = f"{width} x {height}"
-        raise BadImage("too_large", "the image is too large or too long", found=found, expected=_SIZE_LIMIT)
+def _fit(image: Image.Image, max_pixels: int) -> None:
+    """Choose the scale at which a large JPEG is decoded, and refuse an image that is too large all the same."""
+    width, height = image.size
+    found, n_pixels = f"{width} x {height}", width * height
+    if image.format in ("JPEG", "MPO") and MAX_PIXELS < n_pixels <= max(_MAX_JPEG_PIXELS, max_pixels):
+        scale = next(each for each in (2, 4, 8) if n_pixels <= MAX_PIXELS * each * each or each == 8)
+        image.draft(image.mode, (width // scale, height // scale))
+        n_pixels = image.width * image.height
+    if n_pixels > max_pixels or max(width, height) > _MAX_SIDES_RATIO * min(width, height):
+        fix = "make it smaller, or increase data.max_megapixels" if n_pixels > max_pixels else "cut it into pieces"
+        what, expected = "the image is too large or too long", _limits(max_pixels)
+        raise BadImage("too_large", what, found=found, expected=expected, fix=fix)
+
+
+def _limits(max_pixels: int) -> str:
+    return (
+        f"at most {max_pixels:,} pixels (a JPEG: {max(_MAX_JPEG_PIXELS, max_pixels):,}), "
+        f"and sides of at most {_MAX_SIDES_RATIO} to 1"
+    )
 
 
 def require_pixels(field: str, value: object, n_axes: int) -> None:
@@ -164,8 +208,8 @@ def image_grid(images_BYXC: np.ndarray, n_columns: int, *, scale: int = 1, gap: 
     """
     require_pixels("images_BYXC", images_BYXC, 4)
     for name, value, least in (("n_columns", n_columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIDE
-        require(whole, name, shown(value), f"a whole number from {least} to {MAX_SIDE:,}")
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_GRID
+        require(whole, name, shown(value), f"a whole number from {least} to {_MAX_GRID:,}")
     enlarged = images_BYXC.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = enlarged.shape
     n_rows = -(-n // n_columns)

@@ -16,6 +16,7 @@ from foundation.images.archive import ArchiveSource
 from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
+from foundation.images.preprocess import MAX_PIXELS
 
 
 class ImageSource(Protocol):
@@ -32,36 +33,48 @@ class ImageSource(Protocol):
         ...
 
 
-def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
+def open_sources(config: DataSource, max_pixels: int = MAX_PIXELS) -> tuple[ImageSource, ImageSource | None]:
     """The training source and, if the configuration names one, the validation source.
+
+    Args:
+        config: what to open.
+        max_pixels: see ``decode_image``.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
     """
     if isinstance(config, FolderData):
-        return _open_folders(config)
+        return _open_folders(config, max_pixels)
     if isinstance(config, ArchiveData):
-        train: ImageSource = ArchiveSource(config.path, config.label_field)
-        if config.validation_path is None:
-            return train, None
-        field = "data.source.validation_path"
-        return train, ArchiveSource(config.validation_path, config.label_field, field, train.class_names or None)
+        return _open_archives(config, max_pixels)
     if isinstance(config, DatasetData):
-        train = DatasetSource(config, config.split)
+        train = DatasetSource(config, config.split, max_pixels=max_pixels)
         if config.validation_split is None:
             return train, None
-        return train, DatasetSource(config, config.validation_split, train.class_names)
+        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels)
     return DigitsSource(), None
 
 
-def _open_folders(config: FolderData) -> tuple[ImageSource, ImageSource | None]:
-    train, labels = FolderSource(config.path, labels=config.labels), config.validation_labels
+def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
+    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels}
+    train = ArchiveSource(config.path, config.label_field, **how)
+    if config.validation_path is None:
+        return train, None
+    field, classes = "data.source.validation_path", train.class_names or None
+    return train, ArchiveSource(config.validation_path, config.label_field, field, classes, **how)
+
+
+def _open_folders(config: FolderData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
+    how: dict[str, Any] = {name: getattr(config, name) for name in ("subfolders", "trust_classes", "follow_links")}
+    how["max_pixels"] = max_pixels
+    train, labels = FolderSource(config.path, labels=config.labels, **how), config.validation_labels
     if config.validation_path is None:
         require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
         return train, None
     both = (config.labels is None) == (labels is None)
     require(both, "data.source.validation_labels", labels, "a CSV file if labels is one, else null")
-    return train, FolderSource(config.validation_path, "data.source.validation_path", train.class_names, labels)
+    field, classes = "data.source.validation_path", train.class_names
+    return train, FolderSource(config.validation_path, field, classes, labels, **how)
 
 
 class DigitsSource:

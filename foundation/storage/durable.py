@@ -4,9 +4,8 @@ The rule: write under a temporary name in the same folder, flush to disk, verify
 step, flush the folder. A reader sees nothing or the complete result; a crash leaves at most a temporary name, which
 ``sweep`` removes once its process has ended.
 
-A temporary name identifies the writing process. A process number is unique on one machine, within one boot, in one
-container; the name therefore also holds a hash of host, boot and process namespace, and the start time of the process.
-It differs from the final name at both ends, so that patterns such as ``*.parquet`` do not match it.
+Windows opens no folders, so that none is flushed there; it renames no file that is open, which another program's short
+look at a new file makes common, so that renaming and removing are tried for ``PATIENCE_SECONDS``.
 """
 
 from __future__ import annotations
@@ -15,91 +14,27 @@ import contextlib
 import errno
 import hashlib
 import os
-import platform
-import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 from foundation.errors import StorageError, TesseraError
+from foundation.storage.names import is_left_behind, is_temporary, temporary_name
 
-FOREIGN_SECONDS = 24 * 3600.0
-"""a file of a process on another machine counts as left behind after this time without a change"""
-_MARK, _END = ".tmp-", ".part"
-_OWNER = re.compile(r"\.tmp-([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{12}-")
-_STATE, _START_TIME = 0, 19  # of the fields after the command's name: proc(5), stat, fields 3 and 22
-_DEAD = ("Z", "X")  # a zombie has a number and writes nothing
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PATIENCE_SECONDS = 2.0
+"""how long Windows is asked again to rename or remove what another program has open"""
+_NO_HARD_LINKS = (
+    *(errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV),
+    errno.EINVAL,  # Windows, on a disk of another format than NTFS
+)
+_LONGEST_ON_WINDOWS = 259
 _NO_FOLDER_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
-
-
-def temporary_name(path: Path) -> Path:
-    """A new name beside ``path`` that belongs to this process."""
-    pid = os.getpid()
-    owner = f"{_host()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:12]}"
-    return path.with_name(f"{_MARK}{owner}-{path.name}{_END}")
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether it is the temporary name of any process."""
-    return path.name.startswith(_MARK)
-
-
-def is_left_behind(path: Path) -> bool:
-    """Whether no process will finish it: its process has ended or, on another machine, nothing changed for a day.
-
-    A temporary name without a process is from an earlier version of this package.
-    """
-    match = _OWNER.match(path.name)
-    if match is None:
-        return True
-    host, pid, started = match[1], int(match[2]), int(match[3])
-    if host != _host():
-        return time.time() - _last_change(path) > FOREIGN_SECONDS
-    return not _exists(pid) or (_started(pid) or 0) != started
-
-
-def _last_change(path: Path) -> float:
-    times = [time.time()]
-    for each in (path, *path.rglob("*")):
-        try:
-            times.append(each.lstat().st_mtime)
-        except FileNotFoundError:  # being finished, or swept by another process
-            return times[0]
-    return max(times[1:])
-
-
-@cache
-def _host() -> str:
-    """Hash of the host, boot and namespace in which a process number is unique: 12 hexadecimal digits."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:  # no Linux
-        boot = namespace = ""
-    return hashlib.sha256(f"{platform.node()}|{boot}|{namespace}".encode()).hexdigest()[:12]
-
-
-def _exists(pid: int) -> bool:
-    with contextlib.suppress(PermissionError):  # of another user
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
-
-
-def _started(pid: int) -> int | None:
-    """When a living process started, in ticks since boot; None where that cannot be known."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[_STATE] in _DEAD else int(fields[_START_TIME])
 
 
 def publish_file(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
@@ -274,12 +209,24 @@ def writing(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         what = "the disk is full" if full else f"could not be written ({error.strerror or error})"
-        fix = "free some space" if full else "check the folder's permissions and the disk"
+        fix = "free some space" if full else _remedy(path, error)
         raise StorageError(
             what, field=str(path), fix=f"{fix} and run the same command again; what was complete is untouched"
         ) from error
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    if os.name == "nt" and len(str(temporary_name(path.absolute()))) > _LONGEST_ON_WINDOWS:
+        return (
+            f"choose a folder with a shorter path (Windows takes {_LONGEST_ON_WINDOWS} characters), or allow long paths"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
+    if os.name == "nt" and isinstance(error, PermissionError):
+        return "close the programs that have it open, check the folder's permissions"
+    return "check the folder's permissions and the disk"
 
 
 def _require_meant(temporary: Path, path: Path, verify: Callable[[Path], None] | None) -> None:
@@ -338,26 +285,52 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    windows, is_folder = os.name == "nt", path.is_dir()
+    if windows and is_folder:
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes only what may be written
     try:
-        os.fsync(descriptor)
+        _flush(descriptor)
     except OSError as error:
-        if not (path.is_dir() and error.errno in _NO_FOLDER_FLUSH):  # some network disks flush no folders
+        if not (is_folder and error.errno in _NO_FOLDER_FLUSH):  # some network disks flush no folders
             raise
     finally:
         os.close(descriptor)
 
 
+def _flush(descriptor: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves the content in the disk's own memory
+        with contextlib.suppress(OSError):  # a network disk
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
 def _link(source: Path, target: Path) -> None:
+    if not hasattr(os, "link"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     os.link(source, target)
 
 
 def _rename(source: Path, target: Path) -> None:
-    os.rename(source, target)
+    _patiently(lambda: source.replace(target))
 
 
 def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Do it; on Windows again and again while it is refused, up to ``PATIENCE_SECONDS``."""
+    end = time.monotonic() + (PATIENCE_SECONDS if os.name == "nt" else 0)
+    while True:
+        try:
+            act()
+            return
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(PATIENCE_SECONDS / 100)
 
 
 def _remove_tree(path: Path) -> None:

@@ -103,12 +103,12 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read what ``save_state`` wrote.
+    """Read what ``save_state`` wrote, into memory: no file stays mapped, which Windows would neither rename nor remove.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    tensors = load_tensors(folder / "state.safetensors")
+    tensors = {name: mapped.clone() for name, mapped in load_tensors(folder / "state.safetensors").items()}
     try:
         return dict(join_state(json.loads((folder / "state.json").read_bytes()), tensors))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

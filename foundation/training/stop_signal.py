@@ -1,4 +1,4 @@
-"""Stop signals: SIGTERM and SIGINT take effect at a step boundary."""
+"""Stop signals: SIGTERM and SIGINT, on Windows also Ctrl+Break, take effect at a step boundary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPEAT_SECONDS = 2.0
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the end of the step; one that comes ``REPEAT_SECONDS`` later acts at once.
+    """Remembers a stop signal until the end of the step; one that comes ``REPEAT_SECONDS`` later acts at once.
 
     Attributes:
         number: the signal to stop for, 0 for none.
@@ -30,8 +30,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGTERM, signal.SIGINT):
-                self._previous[each] = signal.signal(each, self._note)
+            for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+                if (each := getattr(signal, name, None)) is not None:
+                    self._previous[each] = signal.signal(each, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

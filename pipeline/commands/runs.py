@@ -14,7 +14,8 @@ from foundation.errors import ConfigError
 from pipeline.commands.fields import read_fields
 from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.recipe import Recipe, built_in_recipes, load_recipe, recipe_text
+from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
+from pipeline.runs.recipe_files import built_in_recipes
 
 if TYPE_CHECKING:
     from pipeline.runs.stages import Run

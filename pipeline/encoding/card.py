@@ -16,6 +16,7 @@ from PIL import Image
 from foundation.codes.manifest import MANIFEST, open_split, read_manifest
 from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.config import digest
 from foundation.errors import hub_refusals
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
@@ -40,14 +41,10 @@ def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: floa
         manifest: the dataset's manifest.
         near_ties: share of codes that rounding could change; None if not measured.
     """
-    files = [{"split": name, "path": f"data/{name}/*.parquet"} for name in manifest["splits"]]
-    header = {"configs": [{"config_name": "default", "data_files": files}], "tags": ["image-tokens", "tessera"]}
     labels = "`label` is the image's class." if spec.class_names else "There are no labels."
     preprocess = spec.preprocess
     picture = f"\n![Images, and below each what its codes decode to]({PICTURE})\n" if near_ties is not None else ""
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
-# Image tokens
+    return f"""{_header(manifest)}# Image tokens
 {picture}
 {_row_layout(spec)}
 `image_id` names the source image. `view` says which of its views the row is: {_views(manifest)}.
@@ -65,6 +62,39 @@ became one {_unit(spec)}. The tokenizer that made the codes, and decodes them, i
 ## Loading
 
 {_loading(spec)}{_classes(spec, manifest)}"""
+
+
+def _header(manifest: Mapping[str, Any]) -> str:
+    """Front matter of the card.
+
+    ``datasets`` names its cached copy by the folder's name and this text: the hash of the manifest keeps two datasets
+    apart whose folders have one name. The files are listed, so that it reads no others.
+    """
+    files = [
+        {"split": name, "path": [each["file"] for each in entry.get("files", ()) if each["rows"]]}
+        for name, entry in manifest["splits"].items()
+        if entry["rows"]
+    ]
+    about = f"codes with the manifest {digest(manifest)}"
+    config = {"config_name": "default", "description": about, "data_files": files}
+    header = {"configs": [config], "tags": ["image-tokens", "tessera"]}
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, width=200)}---\n"
+
+
+def refresh_header(folder: Path) -> None:
+    """Bring the front matter of a complete dataset's card up to its manifest; the text below it stays as it is.
+
+    Raises:
+        DataError: the dataset is not complete.
+        StorageError: the disk refused.
+    """
+    path, header = folder / "README.md", _header(read_manifest(folder))
+    found = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if found.startswith(header):
+        return
+    parts = found.split("---\n", 2)
+    body = parts[2] if len(parts) == 3 and not parts[0] else found
+    durable.replace_file(path, f"{header}{body}".encode())
 
 
 def _loading(spec: CodeSpec) -> str:
@@ -174,7 +204,9 @@ into `codes`, coarse to fine:
 
 def _grid(level: CodeLevel) -> str:
     deep = f" with the {level.depth} codes of a place side by side, coarse to fine" if level.depth > 1 else ""
-    return f"**{_sides(level, ' x ')}** codes, each one of **{level.codebook_size:,}**, row by row{deep}"
+    sizes = level.sizes if isinstance(level.codebook_size, tuple) else level.sizes[:1]
+    each = ", ".join(f"{size:,}" for size in sizes)
+    return f"**{_sides(level, ' x ')}** codes, each one of **{each}**, row by row{deep}"
 
 
 def _unit(spec: CodeSpec) -> str:
@@ -269,9 +301,10 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
     """
     from huggingface_hub import HfApi
 
-    for split in read_manifest(folder)["splits"]:
-        for shard in open_split(folder, split).shards:
+    for split, entry in read_manifest(folder)["splits"].items():
+        for shard in open_split(folder, split).shards if entry["rows"] else ():
             shard.require_unchanged()
+    refresh_header(folder)
     with hub_refusals(name):
         api = HfApi(token=token)
         address = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)

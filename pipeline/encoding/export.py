@@ -25,7 +25,7 @@ from foundation.config import require
 from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
 from foundation.images.sources import ImageSource
 from foundation.storage import durable
-from foundation.storage.durable import is_temporary
+from foundation.storage.names import is_temporary
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size

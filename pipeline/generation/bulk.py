@@ -27,7 +27,7 @@ from foundation.config import check_types, require, to_dict
 from foundation.errors import ConfigError
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
-from foundation.storage.durable import is_temporary
+from foundation.storage.names import is_temporary
 from foundation.storage.serialization import tensors_sha256
 from pipeline.generation.base import BaseGenerator
 from pipeline.generation.drawing import SampleRequest, draw_best

@@ -102,7 +102,7 @@ class ImageGenerator(BaseGenerator):
                 model.save(temporary / name)
             if self._home is not None:
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
-            (temporary / INDEX).write_text(GeneratorIndex(self.defaults, self.label_dropout).text())
+            durable.write_bytes(temporary / INDEX, GeneratorIndex(self.defaults, self.label_dropout).text().encode())
 
         durable.publish_folder(as_path(folder, "folder"), fill)
 

@@ -12,6 +12,7 @@ import torch
 
 from foundation.config import from_dict, require, to_dict
 from foundation.errors import ConfigError, DataError, nearest
+from foundation.images.class_names import class_number
 from foundation.randomness import derive_seed
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions, SamplingOptions
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -166,7 +167,7 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
     """Class numbers of names or numbers; None becomes the null class.
 
     Args:
-        class_labels: a class, several, or None.
+        class_labels: a class, several, or None. Text is a name, or a number with the mark ``#``, as in ``"#3"``.
         names: class name -> class number.
         null_class: the number of no class.
 
@@ -185,10 +186,10 @@ def label_ids(class_labels: Any, names: Mapping[str, int], null_class: int) -> l
 
 
 def _label_id(label: Any, names: Mapping[str, int]) -> int:
-    if isinstance(label, str) and label in names:
-        return names[label]
-    number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 20 else whole(label)
+    if isinstance(label, str):
+        return class_number(str(label), names, "class_labels")
+    number = whole(label)
     if 0 <= number < len(names):
         return number
-    found, expected, fix = shown(label), f"a number in 0..{len(names) - 1} or a name", nearest(str(label)[:200], names)
-    raise DataError("no such class", field="class_labels", found=found, expected=expected, fix=fix)
+    found, expected = shown(label), f"a number in 0..{len(names) - 1} or a name"
+    raise DataError("no such class", field="class_labels", found=found, expected=expected)

@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError
-from foundation.images.preprocess import MAX_PIXELS, MAX_SIDE
+from foundation.images.preprocess import MAX_PIXELS
 from pipeline.generation.drawing import SampleRequest, steps
 from pipeline.generation.requests import shown, whole
 from stage2_prior.decoding.decode import MASKED, engine_for, stream_uniforms
 from stage2_prior.decoding.engine import images_that_fit
 from stage2_prior.prior import PriorModel
+
+_MAX_SIDE = 16_384
 
 
 class Span(NamedTuple):
@@ -55,8 +57,8 @@ def wide_grid(spec: CodeSpec, height: object, width: object) -> tuple[int, int] 
     sides = []
     for name, value, trained in (("height", height, spec.preprocess.height), ("width", width, spec.preprocess.width)):
         side = trained if value is None else whole(value)
-        if side < trained or side % spec.stride or side > MAX_SIDE:
-            found, expected = shown(value), f"a multiple of {spec.stride} from {trained} to {MAX_SIDE}"
+        if side < trained or side % spec.stride or side > _MAX_SIDE:
+            found, expected = shown(value), f"a multiple of {spec.stride} from {trained} to {_MAX_SIDE}"
             raise ConfigError("cannot be a side of an image", field=name, found=found, expected=expected)
         sides.append(side)
     fits, found, most = sides[0] * sides[1] <= MAX_PIXELS, f"{sides[0]} x {sides[1]} pixels", f"at most {MAX_PIXELS:,}"

@@ -42,7 +42,7 @@ def export_to_diffusers(model: TokenizerModel, folder: Path) -> str:
     tensors = diffusers_tensors(model)
 
     def fill(temporary: Path) -> None:
-        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+        durable.write_bytes(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True).encode())
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
 
     durable.publish_folder(folder, fill)

@@ -111,7 +111,7 @@ def export_tokenizer(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, folde
             "codes": f"(B, {', '.join(map(str, codes.shape[1:]))})",
             "graphs": [asdict(each) for each in done],
         }
-        (temporary / "export.json").write_text(json.dumps(about, indent=1))
+        durable.write_bytes(temporary / "export.json", json.dumps(about, indent=1).encode())
 
     durable.publish_folder(folder, fill)
     return done

@@ -161,7 +161,7 @@ def import_published(files: Sequence[Path], folder: Path, format_name: str | Non
 
     def fill(temporary: Path) -> None:
         plan.save(model, temporary)
-        (temporary / ORIGIN).write_text(json.dumps(origin, indent=1))
+        durable.write_bytes(temporary / ORIGIN, json.dumps(origin, indent=1).encode())
 
     durable.publish_folder(folder, fill)
     return [f"{importer.format} {importer.makes} in {folder}", *(f"  {line}" for line in notes)]

@@ -145,7 +145,7 @@ def _spec(side: int, stride: int, n_codes: int, options: Options, tokenizer: Cod
         return CodeSpec(levels=levels, stride=stride, fingerprint=UNBOUND, preprocess=preprocess)
     if [(*level.shape, level.codebook_size) for level in tokenizer.levels] != [(side, side, n_codes)]:
         field, expected = f"--tokenizer {options.tokenizer}", _described(side, side, n=n_codes)
-        found = ", ".join(_described(*level.shape, n=level.codebook_size) for level in tokenizer.levels)
+        found = ", ".join(_described(*level.shape, n=max(level.sizes)) for level in tokenizer.levels)
         fix = f"import the prior's own tokenizer, with --image-size {side * stride}"
         raise ContractError("has other codes than the prior", field=field, found=found, expected=expected, fix=fix)
     return tokenizer

@@ -140,4 +140,4 @@ def class_names(path: Path | None, n_classes: int) -> tuple[str, ...]:
 def _save_prior(prior: PriorModel, index: GeneratorIndex, folder: Path) -> None:
     (folder / "prior").mkdir()
     prior.save(folder / "prior")
-    (folder / INDEX).write_text(index.text())
+    (folder / INDEX).write_bytes(index.text().encode())

@@ -120,11 +120,16 @@ def plan_rqvae(checkpoint: Checkpoint, options: Options) -> TokenizerPlan:
     """Plan RQ-VAE: several codes at each position; the last row of each codebook is padding."""
     depth = 1 + last_index(checkpoint, _RESIDUAL_CODEBOOK, _MAX_DEPTH)
     keys = [f"quantizer.codebooks.{i}.weight" for i in range(depth)]
-    rows, width = kernel(checkpoint, keys[0])[:2]
-    known = _Known.of("rqvae", checkpoint, options, TAMING, codebook=(rows - 1, width))
-    options.arguments.require_agreement({**_ddconfig(known), "n_embed": rows - 1, "embed_dim": width})
+    width = kernel(checkpoint, keys[0])[1]
+    sizes = [kernel(checkpoint, key)[0] - 1 for key in keys]
+    known = _Known.of("rqvae", checkpoint, options, TAMING, codebook=(max(sizes), width))
+    differ = len(set(sizes)) > 1
+    listed = isinstance(UpstreamArguments(options.arguments.values).find("n_embed"), (list, tuple))
+    n_embed = sizes if differ or listed else sizes[0]
+    options.arguments.require_agreement({**_ddconfig(known), "n_embed": n_embed, "embed_dim": width})
     shared = _is_shared(checkpoint, keys, options.arguments)
-    quantizer = ResidualConfig(depth=depth, shared=shared, codebook=_frozen_codebook(rows - 1, width))
+    codebook, own_sizes = _frozen_codebook(max(sizes), width), tuple(sizes) if differ else ()
+    quantizer = ResidualConfig(depth=depth, shared=shared, codebook=codebook, codebook_sizes=own_sizes)
     tables = [tuple(keys)] if shared else [(key,) for key in keys]
     own = {f"codebooks.{i}.codebook": Origin(table, _without_padding) for i, table in enumerate(tables)}
     running = Rule(r"quantizer\.codebooks\.\d+\.(cluster_size_ema|embed_ema)$", "running averages of training")

@@ -61,7 +61,8 @@ def draw_gallery(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Pat
     def fill(temporary: Path) -> None:
         for name, (image, _) in drawn.items():
             image.save(temporary / f"{name}.png")
-        (temporary / _CAPTIONS).write_text(json.dumps({name: caption for name, (_, caption) in drawn.items()}))
+        captions = {name: caption for name, (_, caption) in drawn.items()}
+        durable.write_bytes(temporary / _CAPTIONS, json.dumps(captions).encode())
 
     durable.publish_folder(folder, fill)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
-from pipeline.runs.recipe import Recipe, determining, load_recipe, recipe_text
+from pipeline.runs.recipe import RELOCATABLE, Recipe, determining, load_recipe, recipe_text
 
 
 class _Below:
@@ -40,6 +40,10 @@ class RunFolder:
     """pictures of edited validation images"""
     metrics = _Below("metrics.jsonl")
     """metrics of both stages, JSON lines"""
+    listing = _Below("images.parquet")
+    """images that the run began with: split, label, checksum, failure"""
+    tokenizer_listing = _Below("tokenizer_images.parquet")
+    """the same of the run that trained a given tokenizer"""
     failures = _Below("failed_images.jsonl")
     """unusable images, one JSON object per line"""
     report = _Below("report.html")
@@ -58,14 +62,14 @@ class RunFolder:
         rows = []
         if self.recipe.exists():
             rows = differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
-        wrong = [row for row in rows if row[0].split(".")[0] in self._begun()]
+        wrong = [row for row in rows if row[0].split(".")[0] in self._begun() and not _is_moved(*row)]
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
             what = f"the run folder belongs to another recipe; differences:{shown}"
             fix = "give another --out"
             raise CheckpointError(what, field=str(self.root), fix=fix)
         if rows or not self.recipe.exists():
-            durable.replace_file(self.recipe, recipe_text(recipe).encode())
+            durable.replace_file(self.recipe, recipe_text(recipe, self.root).encode())
 
     def has_samples(self) -> bool:
         """Whether the sample grid is complete."""
@@ -100,3 +104,8 @@ class RunFolder:
             fix = "give the folder that tessera run printed, e.g. runs/digits"
             raise CheckpointError("is not a run folder", field=str(self.root), found=found, fix=fix)
         return load_recipe(str(self.recipe))
+
+
+def _is_moved(name: str, one: object, other: object) -> bool:
+    """Whether two recipes differ in where something is, not in what it is."""
+    return name in RELOCATABLE and isinstance(one, str) and isinstance(other, str)

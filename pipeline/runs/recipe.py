@@ -9,22 +9,22 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.nodes import MappingNode
 
-from foundation.config import differences, from_dict, merge, override, require, to_dict
-from foundation.config_fields import added_later, without_defaults
-from foundation.errors import ConfigError, ContractError, nearest
+from foundation.config import convert, differences, from_dict, override, require, to_dict
+from foundation.config_fields import added_later, path_fields, without_defaults
+from foundation.errors import ConfigError, ContractError
 from foundation.hardware import TokenAccess
 from foundation.images.config import DataConfig, Preprocess
+from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
+from foundation.storage.names import is_portable
 from pipeline.encoding.plan import EncodeConfig
-from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining, nested_networks
+from pipeline.runs.recipe_files import read_recipe
+from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
 
@@ -38,6 +38,9 @@ _CADENCE = {
     "checkpoint_blocks",
     "compile",
 }
+_PLACES = {"path", "validation_path", "labels", "validation_labels"}
+RELOCATABLE = {*(f"data.source.{name}" for name in _PLACES), "tokenizer.pretrained"}
+"""fields whose path may change without making another recipe"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class TokenizerStage:
     """architecture"""
     training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """how it is trained"""
-    pretrained: str | None = added_later(None)
+    pretrained: PathText | None = added_later(None)
     """folder of a finished tokenizer, imported or of a run, to use instead of training one; model and data.preprocess
     become that tokenizer's"""
 
@@ -115,8 +118,9 @@ class Recipe:
     """where it runs"""
 
     def __post_init__(self) -> None:
-        sound = self.name.strip() and not set(self.name) & set('/\\:*?"<>|') and not self.name.startswith(".")
-        require(bool(sound), "name", repr(self.name), "a short name that can be a folder")
+        sound = self.name.strip() and is_portable(self.name) and not self.name.startswith(".")
+        expected = "a short name that a folder can have on Linux, macOS and Windows"
+        require(bool(sound), "name", repr(self.name), expected)
         dropout, scale = self.prior.training.label_dropout, self.samples.sampling.guidance_scale
         trained = dropout > 0 or scale == 1.0 or not self.prior.model.class_conditional
         fix = "guidance compares with the null class, which only label dropout trains"
@@ -136,22 +140,26 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
     Raises:
         ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
     """
-    values = _read_extended(_find(recipe))
-    values.pop("versions", None)  # what a run folder's copy records beside the recipe
+    values = read_recipe(recipe)
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
     return from_dict(Recipe, with_pretrained(values))
 
 
-def built_in_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("pipeline") / "recipes"
-    return sorted(each.name.removesuffix(".yaml") for each in folder.iterdir() if each.name.endswith(".yaml"))
+def recipe_text(recipe: Recipe, folder: Path | None = None) -> str:
+    """The resolved recipe as YAML, with the versions of what computes.
 
-
-def recipe_text(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, with the versions of what computes."""
-    return yaml.safe_dump({**to_dict(recipe), "versions": versions()}, sort_keys=False, allow_unicode=True)
+    Args:
+        recipe: the recipe; its paths are written from the root.
+        folder: where the file will stand; it then also says where the paths are, seen from there.
+    """
+    values = to_dict(recipe)
+    seen: dict[str, str] = {}
+    for name, path, mark in path_fields(recipe):
+        override(values, name, absolute(path, mark))
+        relative = None if folder is None else relative_to(absolute(path, mark), folder.absolute())
+        seen |= {} if relative is None else {name: relative}
+    return yaml.safe_dump({**values, "paths": seen, "versions": versions()}, sort_keys=False, allow_unicode=True)
 
 
 def versions() -> dict[str, str]:
@@ -164,6 +172,10 @@ def determining(part: Any) -> Any:
     """A part of a recipe as plain values, without the fields that change nothing about what is computed."""
     if isinstance(part, dict):
         return {name: determining(value) for name, value in part.items() if name not in _CADENCE}
+    if isinstance(part, DataConfig):  # where the images are does not matter, but which they are
+        values = without_defaults(part)
+        source = {name: value for name, value in values["source"].items() if name not in _PLACES}
+        return determining({**values, "source": source})
     return determining(without_defaults(part)) if dataclasses.is_dataclass(part) else part
 
 
@@ -176,63 +188,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _find(recipe: str) -> Path:
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    if recipe in built_in_recipes():
-        return Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.yaml"))
-    raise ConfigError(
-        "is neither a file nor a built-in recipe",
-        field="recipe",
-        found=recipe,
-        fix=f"give a YAML file or a built-in name: {nearest(recipe, built_in_recipes())}",
-    )
-
-
-def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
-    chain = (*above, path.resolve())
-    values = _read_yaml(path)
-    bases = values.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        beside = path.parent / f"{base}.yaml"
-        parent = beside if beside.is_file() else _find(str(base))
-        if parent.resolve() in chain:
-            raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
-        merged = merge(merged, _read_extended(parent, chain))
-    return merge(merged, values)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not readable as YAML: {error}", field=str(path), fix="correct the file") from error
-    if not isinstance(values, dict):
-        raise ConfigError("holds no recipe", field=str(path), expected="keys such as name, data, tokenizer, prior")
-    stage = values.get("tokenizer")
-    if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
-        stage["model"] = nested_networks(stage["model"])  # before it is laid over others in today's form
-    return values
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; by default the last one wins, in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        """Compose a mapping of different keys."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line, name = key.start_mark.line + 1, str(key.value)
-            if name in lines:
-                raise ComposerError(None, None, f"{name!r} stands in line {lines[name]} and again in line {line}")
-            lines[name] = line
-        return node
-
-
 def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
     """Set ``tokenizer.model`` and ``data.preprocess`` of a recipe's values from the tokenizer that the recipe names.
 
@@ -243,16 +198,16 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: its settings are damaged.
     """
     stage = values.get("tokenizer")
-    if not isinstance(stage, Mapping) or stage.get("pretrained") is None:
+    pretrained = stage.get("pretrained") if isinstance(stage, Mapping) else None
+    named = convert(PathText | None, pretrained, "tokenizer.pretrained")
+    if named is None:
         return dict(values)
-    path = tokenizer_folder(Path(str(stage["pretrained"]))) / "config.json"
+    path = tokenizer_folder(Path(named)) / "config.json"
     if not path.is_file():
         if "model" in stage and "preprocess" in (values.get("data") or {}):
             return dict(values)
         fix = "give a folder made by tessera import, or a run folder"
-        raise ConfigError(
-            "is not a tokenizer folder", field="tokenizer.pretrained", found=str(stage["pretrained"]), fix=fix
-        )
+        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix)
     from foundation.storage.serialization import read_json  # which imports torch
 
     settings = read_json(path, ("tokenizer", "preprocess"), fix="copy or import the tokenizer again")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from foundation.config import require, require_range
+from foundation.paths import PathMark
 from foundation.training.config import OptimConfig, Precision
 
 
@@ -15,7 +16,7 @@ class PerceptualConfig:
 
     weight: float = 0.0
     """factor of LPIPS in the loss, usually 1; 0 leaves it out"""
-    vgg_weights: str = ""
+    vgg_weights: Annotated[str, PathMark(words=("random",))] = ""
     """file with VGG16's ImageNet weights (.pth or .safetensors); empty looks in TESSERA_VGG16, then in torch's cache,
     then downloads; "random" takes seeded random weights, for tests only"""
     precision: Precision = "float32"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal
@@ -22,6 +24,7 @@ class QuantizerConfig(Extensible):
         depth: codes at each position.
         is_discrete: whether there are codes; Gaussian latents have none, and so no prior.
         size_field: dotted name of the setting that is the codebook's size, for messages.
+        codebook_sizes: number of codes at each depth, where the depths differ in it.
     """
 
     plugins = "tessera.quantizers"
@@ -31,6 +34,7 @@ class QuantizerConfig(Extensible):
     depth: int = 1
     is_discrete: ClassVar[bool] = True
     size_field: ClassVar[str] = "codebook_size"
+    codebook_sizes: tuple[int, ...] = ()
 
     def build(self) -> Any:
         """The ``Quantizer``, whose file is imported now; with random weights where it has any."""
@@ -168,9 +172,17 @@ class ResidualConfig(QuantizerConfig):
     """one codebook for all depths; otherwise each has its own"""
     codebook: VQConfig = field(default_factory=VQConfig)
     """the codebook of each depth: its size, width and learning"""
+    codebook_sizes: tuple[int, ...] = added_later(())
+    """number of codes at each depth, e.g. [24, 36], where the depths differ in it; empty takes codebook.codebook_size
+    for all"""
 
     def __post_init__(self) -> None:
         require(self.depth > 0, "depth", self.depth, "at least one code at each position")
+        if self.codebook_sizes:
+            sizes, fix = list(self.codebook_sizes), "or leave codebook_sizes out"
+            require(not self.shared, "shared", self.shared, f"false with codebook_sizes: {sizes}", fix)
+            fits = len(sizes) == self.depth and min(sizes) > 1
+            require(fits, "codebook_sizes", sizes, f"{self.depth} numbers of 2 or more, one for each depth", fix)
         for name in ("normalize", "rotation", "projection", "entropy_weight"):
             value = getattr(self.codebook, name)
             fix = "leave it out; sums of codes need plain vectors"
@@ -181,10 +193,27 @@ class ResidualConfig(QuantizerConfig):
         """Channels of a code vector."""
         return self.codebook.width
 
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings in which ``codebook_size``, here or of ``codebook``, is a list: it becomes ``codebook_sizes``."""
+        values = dict(values)
+        inside = values.get("codebook")
+        for owner in (values, dict(inside) if isinstance(inside, Mapping) else {}):
+            if isinstance(owner.get("codebook_size"), (list, tuple)):
+                values["codebook_sizes"] = owner.pop("codebook_size")
+                values |= {"codebook": owner} if owner is not values else {}
+        return values
+
     @property
     def codebook_size(self) -> int:  # type: ignore[override]
-        """Number of codes at each depth."""
-        return self.codebook.codebook_size
+        """Number of codes at each depth; the largest where they differ."""
+        return max(self.codebook_sizes, default=self.codebook.codebook_size)
+
+    def codebook_at(self, depth: int) -> VQConfig:
+        """Settings of the codebook of a depth."""
+        if not self.codebook_sizes:
+            return self.codebook
+        return dataclasses.replace(self.codebook, codebook_size=self.codebook_sizes[depth])
 
     def suggestions(self) -> list[str]:
         """A smaller depth, and what helps its codebooks."""

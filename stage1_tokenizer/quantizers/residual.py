@@ -35,7 +35,7 @@ class ResidualVQ(Quantizer):
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__(config)
         self.vectors_per_position = config.depth if config.shared else 1
-        self.codebooks = nn.ModuleList(VQ(config.codebook) for _ in range(1 if config.shared else config.depth))
+        self.codebooks = nn.ModuleList(VQ(config.codebook_at(i)) for i in range(1 if config.shared else config.depth))
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
         """Quantize, straight-through; the losses are averages over depths, each of the sum up to that depth."""

@@ -7,13 +7,12 @@ one, their number is the time. ``images_that_fit`` says how large a batch may be
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from foundation.hardware import free_memory
 from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel, require_length
 
@@ -25,7 +24,6 @@ _SHARE = 0.25
 """of the free memory, which sampling may fill"""
 _MOST_IMAGES = {"cpu": 64, "other": 256}
 """larger batches are no faster per image"""
-_GIB = 1 << 30
 
 
 class KVCache:
@@ -277,26 +275,7 @@ def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device; on a CPU as Linux reports it, elsewhere a guess of 4 GiB."""
+    """Free memory of a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [_available(), _left_in_group()]
-    return min((each for each in known if each is not None), default=4 * _GIB)
-
-
-def _available() -> int | None:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    kib = [line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(kib[0]) * 1024 if kib else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_in_group() -> int | None:
-    """What a container's limit leaves (cgroup v2); None without one."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+    return free_memory()

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.other_systems import System, macos, windows
 
 from foundation import hardware
 from foundation.config import from_dict
@@ -18,6 +19,26 @@ def test_the_container_s_limit_goes_before_the_machine_s(tmp_path: Path, monkeyp
     for content, expected in (("max\n", whole), (f"{2**63 - 4096}\n", whole), ("8388608\n", 8388608)):
         limits[0].write_text(content)
         assert hardware.machine_memory() == expected
+
+
+@pytest.mark.parametrize("system", [windows, macos])
+def test_other_systems_know_their_memory(system: System) -> None:
+    here = hardware.machine_memory()
+    with system():
+        assert here <= hardware.machine_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert 0 < hardware.free_memory() < hardware.machine_memory()
+
+
+def test_free_memory_is_what_the_container_s_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(hardware, "_GROUP", tmp_path)
+    monkeypatch.setattr(hardware, "_MEMINFO", meminfo)
+    meminfo.write_text("MemTotal: 4096 kB\nMemAvailable:  2048 kB\n")
+    assert hardware.free_memory() == 2 << 20
+    for limit, used, expected in (("max", "5", 2 << 20), (1 << 20, 1 << 19, 1 << 19), (1 << 19, 1 << 20, 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert hardware.free_memory() == expected
 
 
 def test_a_quarter_of_the_memory_is_shared_by_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

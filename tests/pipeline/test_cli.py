@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.other_systems import windows
 from support.tiny_run import TINY
 
 from foundation.storage import durable
@@ -131,9 +134,36 @@ def test_a_reader_that_stops_early_ends_a_command_quietly() -> None:
     os.close(writer)
 
 
+def test_a_pipe_that_nobody_reads_ends_quietly_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "out", "wb") as target:
+
+        class Broken(io.RawIOBase):
+            def writable(self) -> bool:
+                return True
+
+            def write(self, content: object) -> int:
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+            def fileno(self) -> int:
+                return target.fileno()
+
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Broken(), write_through=True))
+        with windows():
+            assert main(["recipes"]) == 128 + 13
+
+
+def test_names_outside_the_encoding_of_the_terminal_are_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(printed, encoding="cp1252", write_through=True))
+    assert main(["run", "\u732b"]) == 2
+    assert b"\\u732b" in printed.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
+        (["run", "digits", "--name", "aux"], ["name", "'aux'", "Windows"]),
+        (["run", "digits", "--name", "a."], ["name", "'a.'", "Windows"]),
         (["run", "digits", "--prior.model.n_layer", "3"], ["--prior.model.n_layer", "--prior.model.n-layers?"]),
         (["run", "digits", "--tokenizer.model.quantizer.type", "vqq"], ["quantizer.type", "'vq'"]),
         (["run", "digits", "--prior.training.fit.steps", "many"], ["prior.training.fit.steps", "'many'", "whole"]),

@@ -16,7 +16,7 @@ import torch
 
 from foundation.errors import StorageError
 from foundation.storage import durable
-from foundation.storage.durable import is_left_behind, is_temporary, temporary_name
+from foundation.storage.names import FOREIGN_SECONDS, is_left_behind, is_temporary, temporary_name
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_what_another_machine_writes_counts_as_left_behind_after_a_day(
         folder = temporary_name(tmp_path / "a")
     folder.mkdir()
     (folder / "part").write_bytes(b"x")
-    old = time.time() - durable.FOREIGN_SECONDS - 60
+    old = time.time() - FOREIGN_SECONDS - 60
     os.utime(folder, (old, old))
     durable.sweep(tmp_path)
     assert folder.exists(), "a file in it was written a moment ago"

@@ -5,13 +5,15 @@ import shutil
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.other_systems import System, macos, windows
 from support.token_folders import PACKED, copy_of, require_right, token_spec, write_tokens
 
-from foundation.codes import packed, shards
+from foundation.codes import columns, packed, shards
 from foundation.codes.columns import FileColumn, StoredColumn, load_columns
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import open_split
@@ -183,6 +185,23 @@ def test_reading_rows_brings_no_more_of_the_file_into_memory(tmp_path: Path) -> 
     tracemalloc.stop()
     assert np.array_equal(found, truth[rows])
     assert grown < 1024 and peak < 2 << 20, (grown, peak)
+
+
+@pytest.mark.parametrize("system", [windows, macos])
+def test_systems_that_cannot_read_at_a_position_read_the_same_rows_from_threads(system: System, tmp_path: Path) -> None:
+    path, shape = tmp_path / "flat", (5000, 4)
+    truth = np.arange(20000, dtype=np.uint16).reshape(shape)
+    truth.tofile(path)  # every byte, among them the line ends and the end of file of a text
+    rows = np.random.default_rng(0).integers(0, 5000, (64, 50))
+    with system():
+        assert not hasattr(columns.os, "preadv")
+        column = FileColumn(path, shape, truth.dtype)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(column.__getitem__, rows))
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(DataError, match="ends before"):
+            column[[4000]]
+    assert np.array_equal(np.stack(found), truth[rows])
 
 
 def resident_file_kib() -> int:

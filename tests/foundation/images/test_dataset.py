@@ -61,7 +61,7 @@ def test_what_a_cell_holds_instead_of_an_image_is_a_reason_with_a_code(tmp_path:
     source = DatasetSource(DatasetData(path=str(tmp_path / "images.parquet")), "train")
     images = ImageSet(source, Preprocess(height=6, width=6))
     assert images.ids == [f"train/{i:08d}" for i in range(3)] and images.n_planned == 8
-    assert [each.code for each in images.failures] == ["vanished", *["unreadable"] * 4]
+    assert [each.code for each in images.failures] == ["missing", *["unreadable"] * 4]
 
 
 def test_labels_outside_the_training_classes_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.other_systems import windows
 
 from foundation.images import failures
 from foundation.images.failures import BadImage, read_plain_file
@@ -24,6 +25,15 @@ def test_pipes_folders_devices_and_missing_files_are_refused_without_waiting(tmp
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path / "pipe") == refused(tmp_path) == refused(Path("/dev/zero")) == "not_a_file"
     assert refused(tmp_path / "none") == refused(tmp_path / "none" / "deeper") == "vanished"
+
+
+def test_windows_refuses_links_and_folders_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with windows():
+        assert read_plain_file(tmp_path / "a") == b"abc" == read_plain_file(tmp_path / "link", follow_links=True)
+        assert refused(tmp_path / "link") == refused(tmp_path) == "not_a_file"
+        assert refused(tmp_path / "none") == "vanished"
 
 
 def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.other_systems import System, linux, macos, windows
 
 from foundation.errors import StorageError
 from foundation.storage import durable
-from foundation.storage.durable import FOREIGN_SECONDS, is_left_behind, is_temporary, temporary_name
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 
 PRIMITIVES = ("_fsync", "_link", "_rename", "_unlink", "write_bytes")
+
+
+EVERYWHERE = pytest.mark.parametrize(
+    "system",
+    [linux, windows, partial(windows, links=False), macos, partial(macos, full_flush=False)],
+    ids=["linux", "windows", "windows without links", "macos", "macos on a network disk"],
+)
 
 
 class Stop(BaseException):
@@ -50,8 +56,14 @@ def visible(folder: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in folder.iterdir() if not each.name.startswith(".tmp-")}
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("failure", [Stop(), OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "I/O error")])
-def test_a_file_is_absent_or_whole_at_every_operation(tmp_path: Path, failure: BaseException) -> None:
+def test_a_file_is_absent_or_whole_at_every_operation(tmp_path: Path, failure: BaseException, system: System) -> None:
+    with system():
+        require_absent_or_whole(tmp_path, failure)
+
+
+def require_absent_or_whole(tmp_path: Path, failure: BaseException) -> None:
     for nth in range(1, 20):
         folder = tmp_path / f"{nth}"
         folder.mkdir()
@@ -75,7 +87,14 @@ def test_a_file_is_absent_or_whole_at_every_operation(tmp_path: Path, failure: B
     raise AssertionError("the operations were never exhausted")
 
 
-def test_a_checkpoint_survives_a_stop_at_every_operation_of_the_next(tmp_path: Path) -> None:
+@EVERYWHERE
+def test_a_checkpoint_survives_a_stop_at_every_operation_of_the_next(tmp_path: Path, system: System) -> None:
+    with system() as refused:
+        require_survival(tmp_path)
+    assert refused["in use"] == 0
+
+
+def require_survival(tmp_path: Path) -> None:
     import torch
 
     def state(step: int) -> dict:
@@ -102,12 +121,63 @@ def test_a_checkpoint_survives_a_stop_at_every_operation_of_the_next(tmp_path: P
     raise AssertionError("the operations were never exhausted")
 
 
-def test_the_first_writer_wins_and_another_content_is_loud(tmp_path: Path) -> None:
-    publish(tmp_path / "a", b"one")
-    publish(tmp_path / "a", b"one")
-    with pytest.raises(StorageError, match="exists already with other content"):
-        publish(tmp_path / "a", b"two")
-    assert visible(tmp_path) == {"a": b"one"}
+@EVERYWHERE
+def test_the_first_writer_wins_and_another_content_is_loud(tmp_path: Path, system: System) -> None:
+    with system():
+        publish(tmp_path / "a", b"one")
+        publish(tmp_path / "a", b"one")
+        with pytest.raises(StorageError, match="exists already with other content"):
+            publish(tmp_path / "a", b"two")
+        assert visible(tmp_path) == {"a": b"one"}
+        durable.replace_file(tmp_path / "a", b"three")
+        durable.append_line(tmp_path / "a", "four")
+        assert visible(tmp_path) == {"a": b"threefour\n"}
+
+
+def test_a_flush_on_macos_reaches_the_disk_and_on_a_network_disk_as_far_as_it_can(tmp_path: Path) -> None:
+    for full_flush, wanted in ((True, "full"), (False, "refused")):
+        with macos(full_flush=full_flush) as seen:
+            durable.replace_file(tmp_path / "a", b"1")
+        assert seen[wanted] == 2, "the file, then its folder"
+
+
+def test_windows_is_asked_again_while_another_program_looks_at_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    looks = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            reader.close()
+
+    monkeypatch.setattr(durable.time, "sleep", look)
+    with windows() as refused, open(tmp_path / "a", "rb") as reader:
+        durable.replace_file(tmp_path / "a", b"2")
+    assert visible(tmp_path) == {"a": b"2"} and refused["in use"] == len(looks) == 3
+
+
+def test_windows_refuses_what_stays_open_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "PATIENCE_SECONDS", 0.0)
+    durable.publish_folder(tmp_path / "a", lambda folder: durable.write_bytes(folder / "x", b"1"))
+    with windows(), open(tmp_path / "a" / "x", "rb"):
+        with pytest.raises(StorageError, match="close the programs that have it open"):
+            durable.remove_folder(tmp_path / "a")
+        with pytest.raises(StorageError, match="close the programs that have it open"):
+            durable.replace_file(tmp_path / "a" / "x", b"2")
+    assert (tmp_path / "a" / "x").read_bytes() == b"1"
+
+
+def test_a_name_or_path_that_is_too_long_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="choose a shorter name"):
+        durable.replace_file(tmp_path / ("a" * 300), b"1")
+    durable.replace_file(tmp_path / ("\u540d" * 80), b"1")  # 240 bytes: a temporary name has only its end
+    deep = tmp_path / "/".join(["folder"] * 40)
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(b"a file")
+    with windows(), pytest.raises(StorageError, match=r"shorter path .Windows takes 259 characters"):
+        durable.replace_file(deep / "a", b"1")
 
 
 def test_a_full_disk_names_the_file_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,39 +197,3 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     durable.publish_folder(tmp_path / "a", lambda folder: durable.write_bytes(folder / "x", b"1"))
     with pytest.raises(StorageError, match="never overwritten"):
         durable.publish_folder(tmp_path / "a", lambda folder: None)
-
-
-def test_names_are_new_each_time_beside_the_final_one_and_match_no_final_pattern(tmp_path: Path) -> None:
-    path = tmp_path / "part-00000.parquet"
-    names = {temporary_name(path) for _ in range(20)}
-    assert len(names) == 20
-    for name in names:
-        name.touch()
-        assert is_temporary(name) and name.parent == tmp_path
-    assert not is_temporary(path) and not list(tmp_path.glob("*.parquet"))
-
-
-def test_a_living_process_s_file_stays_and_a_dead_one_s_is_left_behind(tmp_path: Path) -> None:
-    mine = temporary_name(tmp_path / "a")
-    code = "import sys, pathlib, foundation.storage.durable as t; print(t.temporary_name(pathlib.Path(sys.argv[1])))"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True, check=True)
-    theirs = Path(done.stdout.strip())
-    assert not is_left_behind(mine)
-    assert is_temporary(theirs) and is_left_behind(theirs)
-
-
-def test_a_number_that_another_process_got_since_is_not_its_owner() -> None:
-    mark, host, pid, _, unique, *name = temporary_name(Path("a")).name.split("-")
-    assert is_left_behind(Path("-".join([mark, host, pid, "1", unique, *name])))
-
-
-def test_a_file_from_another_machine_is_left_behind_after_a_day_without_a_change(tmp_path: Path) -> None:
-    mark, _, pid, started, *rest = temporary_name(Path("a")).name.split("-")
-    folder = tmp_path / "-".join([mark, "0" * 12, pid, started, *rest])
-    (folder / "inner").mkdir(parents=True)
-    assert not is_left_behind(folder)
-    old = folder.stat().st_mtime - FOREIGN_SECONDS - 60
-    os.utime(folder, (old, old))
-    assert not is_left_behind(folder), "something in it is new"
-    os.utime(folder / "inner", (old, old))
-    assert is_left_behind(folder)

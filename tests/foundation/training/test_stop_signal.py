@@ -2,6 +2,7 @@ import signal
 
 import pytest
 from accelerate import Accelerator
+from support.other_systems import windows
 
 from foundation.training import stop_signal
 from foundation.training.stop_signal import StopSignal
@@ -17,6 +18,14 @@ def test_a_signal_is_remembered_and_the_handlers_before_come_back(number: signal
         assert stop.agreed(accelerator) and stop.number == number
         signal.raise_signal(number)  # at once: the same request
     assert signal.getsignal(number) is before
+
+
+def test_ctrl_break_of_windows_stops_too() -> None:
+    with windows():
+        ctrl_break = stop_signal.signal.SIGBREAK
+        with StopSignal() as stop:
+            signal.raise_signal(ctrl_break)
+            assert stop.agreed(Accelerator(cpu=True)) and stop.number == ctrl_break
 
 
 def test_a_second_request_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_the_work_of_the_dead_is_taken_over_and_that_of_the_living_is_not(
 
 
 def _owner(pid: int) -> str:
-    from foundation.storage.durable import temporary_name
+    from foundation.storage.names import temporary_name
 
     mine = temporary_name(Path("x")).name
     return mine.replace(f"-{os.getpid()}-", f"-{pid}-")

@@ -1,7 +1,4 @@
-"""No key of a YAML file counts in silence for another.
-
-Every built-in recipe trains, shrunk to seconds, on real images where they are at hand.
-"""
+"""Recipes: every built-in one trains, shrunk to seconds, on real images where they are at hand."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from support.tiny_run import TINY
 
 from foundation.config import to_dict
@@ -18,36 +14,12 @@ from foundation.images.config import Preprocess
 from foundation.training.log import read_metrics
 from pipeline.commands.runs import start_run
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.recipe import StrictLoader, adopt_tokenizer, built_in_recipes, load_recipe, with_pretrained
+from pipeline.runs.recipe import adopt_tokenizer, load_recipe, with_pretrained
+from pipeline.runs.recipe_files import built_in_recipes
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.config import Magvit2Networks
 from stage1_tokenizer.quantizers.config import LFQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
-
-
-def test_values_are_the_parser_s_own() -> None:
-    text = "a: 1\nb: {c: [1, 2.5, yes], d: null}\nbase: &base {x: 1, y: 2}\nnew: {<<: *base, x: 3}\n"
-    assert yaml.load(text, StrictLoader) == yaml.safe_load(text)
-    assert yaml.load(text, StrictLoader)["new"] == {"x": 3, "y": 2}
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("a: 1\nb: 2\na: 1\n", "'a' stands in line 1 and again in line 3"),
-        ("top:\n  x: 1\n  'x': {y: 2}\n", "'x' stands in line 2 and again in line 3"),
-        ("[{k: 1, k: 2}]", "'k' stands in line 1 and again in line 1"),
-    ],
-)
-def test_a_key_that_stands_twice_is_refused(text: str, lines: str) -> None:
-    with pytest.raises(yaml.YAMLError, match=lines):
-        yaml.load(text, StrictLoader)
-
-
-def test_objects_are_not_made() -> None:
-    with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):
-        yaml.load("!!python/object/apply:os.system ['true']", StrictLoader)
-
 
 CONFIG = TokenizerConfig(
     networks=Magvit2Networks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4),

@@ -20,7 +20,8 @@ from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.commands.runs import start_run
-from pipeline.runs.recipe import built_in_recipes, load_recipe
+from pipeline.runs.recipe import load_recipe
+from pipeline.runs.recipe_files import built_in_recipes
 
 
 def again(folder: Path, **overrides: object) -> None:

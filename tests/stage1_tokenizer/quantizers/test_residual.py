@@ -1,10 +1,18 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation.errors import ConfigError
+from foundation.config import from_dict
+from foundation.config_fields import without_defaults
+from foundation.errors import ConfigError, DataError
+from foundation.images.config import Preprocess
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
 from stage1_tokenizer.quantizers.config import ResidualConfig, VQConfig
 from stage1_tokenizer.quantizers.residual import ResidualVQ
+from stage1_tokenizer.tokenizer import TokenizerModel
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -90,3 +98,54 @@ def test_a_step_that_was_not_taken_leaves_no_trace() -> None:
 def test_options_that_do_not_add_up_are_refused(option: dict) -> None:
     with pytest.raises(ConfigError, match=f"codebook.{next(iter(option))}"):
         ResidualConfig(codebook=VQConfig(**option))
+
+
+SIZES = ResidualConfig(depth=2, shared=False, codebook=VQConfig(width=3), codebook_sizes=(6, 11))
+
+
+def test_each_depth_has_a_codebook_of_its_own_size() -> None:
+    rq = ResidualVQ(SIZES)
+    assert [len(vq.codebook) for vq in rq.codebooks] == [6, 11] and rq.codebook_size == 11
+    latents = torch.randn(8, 3, 8, 8)
+    rq.initialize(latents, generator())
+    rq(latents)
+    rq.update(0, generator())
+    codes = rq.encode(latents)
+    assert codes[..., 0].max() == 5 and codes[..., 1].max() == 10
+    assert F.mse_loss(rq.decode(codes), latents) < F.mse_loss(rq.decode(codes[..., :1]), latents)
+
+
+def test_sizes_are_read_wherever_they_are_written_and_old_settings_keep_their_digest() -> None:
+    rest = {"type": "residual", "depth": 2, "shared": False}
+    for values in (
+        {"codebook": {"width": 3}, "codebook_sizes": [6, 11]},
+        {"codebook": {"width": 3}, "codebook_size": [6, 11]},
+        {"codebook": {"width": 3, "codebook_size": [6, 11]}},
+    ):
+        assert from_dict(ResidualConfig, {**rest, **values}) == SIZES
+    assert "codebook_sizes" not in without_defaults(ResidualConfig()) and "codebook_sizes" in without_defaults(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"shared": True}, "shared"),
+        ({"depth": 3}, "codebook_sizes"),
+        ({"codebook_sizes": (6, 1)}, "codebook_sizes"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(changes: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        dataclasses.replace(SIZES, **changes)
+
+
+def test_a_code_beyond_its_depth_s_codebook_is_not_decoded() -> None:
+    networks = VQGANNetworks(base_width=8, width_multipliers=(1, 1), n_res_blocks=1, norm_groups=4)
+    config = TokenizerConfig(networks=networks, latent_channels=8, quantizer=SIZES)
+    tokenizer = TokenizerModel(config, Preprocess(height=8, width=8)).eval()
+    assert tokenizer.levels[0].codebook_size == (6, 11)
+    assert [slot.codebook_size for slot in tokenizer.layout.slots] == [6, 11]
+    codes = torch.tensor([5, 10]).expand(1, 4, 4, 2)
+    assert tokenizer.decode(codes).shape == (1, 3, 8, 8)
+    with pytest.raises(DataError, match=r"0..5 and 0..10"):
+        tokenizer.decode(codes.flip(3))

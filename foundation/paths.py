@@ -1,0 +1,105 @@
+"""Paths in recipes: what ``~`` means, and what a relative path in a file is relative to.
+
+A field of type ``PathText`` is always a path. One of type ``PathOrName`` may also be a name on the hub: it is a path if
+it begins with ``.``, ``/`` or ``~``, or if something is there.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from foundation.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PathMark:
+    """Marks a text field as a path.
+
+    Attributes:
+        or_name: it may also be a name on the hub.
+        words: values with a meaning of their own, which are no paths.
+    """
+
+    or_name: bool = False
+    words: tuple[str, ...] = ()
+
+
+PathText = Annotated[str, PathMark()]
+PathOrName = Annotated[str, PathMark(or_name=True)]
+
+
+def expand(path: str | os.PathLike[str], field: str) -> str:
+    """A path with the home folder in place of ``~`` or ``~user``.
+
+    Args:
+        path: anything else stays as it is.
+        field: what an error names.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    text = os.fspath(path)
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.lexists(text):
+        fix = f"write the path out, or ./{text} for a name that begins with ~"
+        raise ConfigError("names no home folder", field=field, found=text, fix=fix)
+    return expanded
+
+
+def is_there(path: str) -> bool:
+    """Whether a path, or a pattern such as ``shards/*.tar``, names anything."""
+    return os.path.exists(path) or next(glob.iglob(path), None) is not None
+
+
+def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
+    """What a path in a file means.
+
+    Args:
+        path: as it stands there.
+        folder: of the file.
+        mark: of the field.
+        field: what an error names.
+
+    Returns:
+        An absolute path, or the name if nothing of that name is there.
+
+    Raises:
+        ConfigError: it is not beside the file, but in the working directory.
+    """
+    path = expand(path, field)
+    if not path or os.path.isabs(path) or path in mark.words:
+        return path
+    joined = os.path.abspath(folder / path)
+    if is_there(joined):
+        return joined
+    here = os.path.abspath(path)
+    if is_there(here):
+        shown = os.path.relpath(here, folder)
+        raise ConfigError(
+            "is not there: a path in a file is relative to the file",
+            field=field,
+            found=f"{path}, that is {joined}",
+            expected=f"a path relative to {folder}",
+            fix=f"write {shown} for {here}, which is relative to the working directory",
+        )
+    return path if mark.or_name and not path.startswith(".") else joined
+
+
+def absolute(path: str, mark: PathMark) -> str:
+    """A path from the root; a name or word stays as it is."""
+    is_name = mark.or_name and not path.startswith(".") and not is_there(path)
+    return path if not path or path in mark.words or is_name else os.path.abspath(path)
+
+
+def relative_to(path: str, folder: Path) -> str | None:
+    """An absolute path seen from a folder, with / between its parts; None for a name, or on another drive."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix() if os.path.isabs(path) else None
+    except ValueError:
+        return None

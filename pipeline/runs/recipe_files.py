@@ -1,0 +1,116 @@
+"""Recipe files: built-in ones, files of one's own that extend others, and those of run folders."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from foundation.config import merge
+from foundation.errors import ConfigError, nearest
+from foundation.paths import expand, is_there
+from foundation.yaml_text import Text, read_file
+from stage1_tokenizer.config import nested_networks
+
+
+def built_in_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(each.name.removesuffix(".yaml") for each in _built_in().iterdir() if each.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The values of a recipe, laid over those that it extends; scalars are ``Text``.
+
+    Args:
+        recipe: path of a YAML file, or the name of a built-in recipe.
+
+    Raises:
+        ConfigError: no such file or built-in recipe, or one that is not readable.
+    """
+    path = Path(expand(recipe, "recipe"))
+    if path.is_file():
+        return _read_extended(path)
+    return _read_extended(_built_in_file(recipe, "recipe", "give a YAML file or a built-in name"))
+
+
+def _built_in() -> Path:
+    return Path(str(resources.files("pipeline") / "recipes"))
+
+
+def _built_in_file(name: str, field: str, advice: str) -> Path:
+    if name in built_in_recipes():
+        return _built_in() / f"{name}.yaml"
+    fix = f"{advice}: {nearest(name, built_in_recipes())}"
+    raise ConfigError("is neither a file nor a built-in recipe", field=field, found=name, fix=fix)
+
+
+def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
+    chain = (*above, path.resolve())
+    values = _read_one(path)
+    bases = values.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        parent = _extended(str(base), path)
+        if parent.resolve() in chain:
+            raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
+        merged = merge(merged, _read_extended(parent, chain))
+    return merge(merged, values)
+
+
+def _extended(base: str, path: Path) -> Path:
+    """The file that ``extends`` of the recipe at ``path`` names: beside it, with or without ending, or built in."""
+    name = expand(base, "extends")
+    candidates = [path.parent / name, path.parent / f"{name}.yaml"]
+    for each in candidates:
+        if each.is_file():
+            return each
+    here = next((each for each in (Path(name), Path(f"{name}.yaml")) if each.is_file()), None)
+    if here is not None and base not in built_in_recipes():
+        raise ConfigError(
+            "is not there: what a recipe extends is named relative to its own file",
+            field="extends",
+            found=f"{base}, that is {candidates[0]}",
+            fix=f"write {os.path.relpath(here, path.parent)} for {here.absolute()}",
+        )
+    return _built_in_file(base, "extends", f"give a YAML file beside {path.name} or a built-in name")
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    """The values in one file; paths in a built-in recipe are relative to the working directory."""
+    ours = path.resolve().is_relative_to(_built_in().resolve())
+    values = read_file(path, None if ours else path.parent)
+    if "versions" in values and "paths" not in values:  # a run of an earlier version: relative to the working directory
+        values = read_file(path, None)
+    if "versions" in values:  # of a run folder
+        _find_again(values, values.pop("paths", {}), path.parent)
+        del values["versions"]
+    stage = values.get("tokenizer")
+    if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
+        stage["model"] = nested_networks(stage["model"])  # before it is laid over others in today's form
+    return values
+
+
+def _find_again(values: dict[str, Any], seen: Any, folder: Path) -> None:
+    """Set the paths of a run folder that are gone to what is there seen from the folder."""
+    for dotted, relative in seen.items() if isinstance(seen, dict) else ():
+        *parents, last = dotted.split(".")
+        section = functools.reduce(lambda inner, name: inner.get(name, {}), parents, values)
+        saved, moved = str(section.get(last, "")), os.path.abspath(folder / relative)
+        if not saved or moved == saved or not is_there(moved):
+            continue
+        if is_there(saved):
+            if not (os.path.exists(saved) and os.path.exists(moved) and os.path.samefile(saved, moved)):
+                _say(f"{dotted}: using {saved}, as when the run was made; {moved} is there too")
+            continue
+        _say(f"{dotted}: {saved} is gone; using {moved}, which has moved with the run folder")
+        section[last] = Text(moved)
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Print a line, once in a process."""
+    print(text, file=sys.stderr)

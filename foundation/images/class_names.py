@@ -120,7 +120,10 @@ def require_tidy(names: Sequence[str], field: str, where: Sequence[str] | str) -
     for i, name in enumerate(names):
         if name != name.strip():
             place = where if isinstance(where, str) else where[i]
-            what, fix = "has white space around a class name", "remove it there: it would make a class of its own"
+            what, fix = (
+                "has white space around a class name",
+                "write the name without it: it would make a class of its own",
+            )
             raise DataError(what, field=field, found=f"{name!r}, {place}", expected=repr(name.strip()), fix=fix)
 
 

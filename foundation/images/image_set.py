@@ -279,7 +279,7 @@ def require_usable(images: ImageSet, max_failed_share: float) -> None:
             "every held-out image has the pixels of a training image",
             field="data.source",
             found=f"{images.n_planned} copies, the first of them:\n{shown}",
-            fix="give other images for validation, or remove the copies",
+            fix="give other images for validation, or move the copies away",
         )
     raise DataError(
         "too many images cannot be used",

@@ -371,3 +371,13 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(monkeypatch: pytest
     monkeypatch.setattr(hardware.importlib, "import_module", broken)
     finding = next(each for each in diagnose() if each.subject == "torchvision")
     assert "does not match" in finding.state and finding.cure and "pip install" in finding.cure
+
+
+def test_a_folder_that_may_not_be_read_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert "readable for this user" in refused(capsys, "report", str(tmp_path / "run"))

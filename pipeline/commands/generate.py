@@ -93,6 +93,7 @@ def _sample_few(
     seed = seeds_of(seed, 1)[0]  # a random one, if none was given
     options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
     asked = {"command": "sample", "labels": labels, "each": num_images_per_label, **options}
+    asked.pop("batch_size", None)  # no image depends on it
     settings = {**asked, "defaults": to_dict(generator.defaults), **identity_of(generator)}
     outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "partial-*-row*.png"])
     folder = outputs.folder

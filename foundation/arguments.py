@@ -178,9 +178,3 @@ def refuse_unknown(owner: str, unknown: dict[str, Any], hints: dict[str, str]) -
     for name, value in unknown.items():
         fix = hints.get(name, "leave it out")
         raise ConfigError(f"is not an argument of {owner}", field=name, found=shown(value), fix=fix)
-
-
-def one_line(error: Exception) -> str:
-    """The message of another library's exception in one line; its class where it has none."""
-    text = " ".join(str(error).split())
-    return text[: 2 * _LONGEST] or type(error).__name__

@@ -225,7 +225,7 @@ def check_types(config: Any, *names: str) -> None:
     Raises:
         ConfigError: a field has another type.
     """
-    hints = _type_hints(type(config))
+    hints = _type_hints(config.__class__)
     for name in names or [each.name for each in dataclasses.fields(config)]:
         value = getattr(config, name)
         converted = convert(hints[name], value, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _MISSING = object()
@@ -76,6 +77,48 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+def remedy(error: Exception, damaged: str) -> str:
+    """What to do about a file that cannot be read.
+
+    Args:
+        error: what the reader raised.
+        damaged: the remedy where the content is at fault. It does not apply where the system refused to read: the file
+            may be whole, and nothing should happen to it.
+    """
+    import errno
+    import re
+
+    named = re.search(r"os error (\d+)", str(error))  # of readers that are not written in Python
+    number = int(named[1]) if named else getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return "make it readable for this user (chmod u+r), and its folders too; the file itself may be whole"
+    if number not in (None, errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ENOTDIR):
+        return "check the disk and the network drive, then run the same command again; the file itself may be whole"
+    return damaged
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's exception in one line, at most 400 characters; its class if it has none."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+@contextlib.contextmanager
+def refusals(what: str, field: str, fix: str) -> Iterator[None]:
+    """A context in which every error of other libraries becomes a ``StorageError`` that begins with ``what``."""
+    try:
+        yield
+    except TesseraError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{what}: {one_line(error)}", field=field, fix=fix) from error
+
+
+def hub_refusals(name: object) -> contextlib.AbstractContextManager[None]:
+    """``refusals`` of the hub: its client raises the errors of its transport too."""
+    fix = "check the name (OWNER/NAME), the network and the login (hf auth login), then try again"
+    return refusals("the hub refused", str(name), fix)
 
 
 def closest(name: object, known: Iterable[object]) -> str | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import torch
 
-from foundation.arguments import as_path, one_line
-from foundation.errors import CheckpointError, StorageError, TesseraError
+from foundation.arguments import as_path
+from foundation.errors import CheckpointError, TesseraError, hub_refusals, one_line, refusals
 from foundation.hardware import hide_broken_torchvision
 from foundation.storage.serialization import tensors_sha256
 
@@ -26,7 +24,10 @@ class HubModel(PreTrainedModel):
     """
 
     part: ClassVar[str]
-    model: torch.nn.Module
+    accepts_loss_kwargs = False
+    """for transformers' Trainer: ``forward`` takes unknown arguments only to refuse them"""
+    model: Any
+    """the plain module"""
 
     @classmethod
     def from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> Self:  # type: ignore[override]
@@ -62,33 +63,17 @@ class HubModel(PreTrainedModel):
         self.config.weights_sha256 = tensors_sha256(self.model.state_dict())
         target = str(arguments[0]) if arguments else str(options.get("save_directory"))
         as_path(arguments[0] if arguments else options.get("save_directory"), "save_directory")
-        with _as_refusal("could not be saved", target, "give a folder that can be written, then try again"):
+        with refusals("could not be saved", target, "give a folder that can be written, then try again"):
             super().save_pretrained(*arguments, **options)
 
-    def push_to_hub(self, repo_id: str, *arguments: Any, **options: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """As in transformers.
 
         Raises:
             StorageError: the hub refused, or cannot be reached.
         """
         with hub_refusals(repo_id):
-            return super().push_to_hub(repo_id, *arguments, **options)
+            return super().push_to_hub(repo_id, *arguments, **options)  # type: ignore[arg-type]
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """The plain modules initialise themselves."""
-
-
-def hub_refusals(name: object) -> contextlib.AbstractContextManager[None]:
-    """A context in which every error of the hub's client, and of its transport, becomes a ``StorageError``."""
-    fix = "check the name (OWNER/NAME), the network and the login (hf auth login), then try again"
-    return _as_refusal("the hub refused", str(name), fix)
-
-
-@contextlib.contextmanager
-def _as_refusal(what: str, field: str, fix: str) -> Iterator[None]:
-    try:
-        yield
-    except TesseraError:
-        raise
-    except Exception as error:  # the hub's client raises its transport's errors too
-        raise StorageError(f"{what}: {one_line(error)}", field=field, fix=fix) from error

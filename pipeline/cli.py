@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from foundation.errors import ConfigError, Interrupted, TesseraError, closest
+from foundation.errors import ConfigError, Interrupted, TesseraError, closest, remedy
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
@@ -62,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except TesseraError as error:
         print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        fix = remedy(error, "check its permissions")
+        print(f"error: {error.filename}: cannot be used: {error.strerror}; fix: {fix}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         print(_STOPPED, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from foundation.errors import DataError
 from foundation.images.folder import image_files
 from foundation.images.preprocess import decode_image
+from pipeline.output_files import overviews
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 Content = TypeVar("Content")
@@ -61,15 +63,30 @@ def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np
 def files_below(paths: list[str]) -> list[Path]:
     """List the given image files and all image files below the given folders.
 
+    Pictures of several images that commands wrote into a folder (``grid.png``) are passed over, and named on stderr.
+
     Raises:
         DataError: a path does not exist, or a folder holds no images.
     """
     files: list[Path] = []
     for each in map(Path, paths):
         if each.is_dir():
-            files += [each / name for name in image_files(each, "images")]
+            files += _images_below(each)
         elif each.is_file():
             files.append(each)
         else:
             raise DataError("no such file or folder", field="images", found=str(each), fix="check the path")
     return files
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = [folder / name for name in image_files(folder, "images")]
+    passed = {path.parent / name for path in found for name in overviews(path.parent)} if found else set()
+    kept = [path for path in found if path not in passed]
+    if len(kept) < len(found):
+        names = ", ".join(sorted(path.name for path in set(found) - set(kept))[:3])
+        print(f"passed over {len(found) - len(kept)} pictures of several images in {folder}: {names}", file=sys.stderr)
+    if not kept:
+        what, fix = "the folder holds only pictures of several images", "give image files"
+        raise DataError(what, field="images", found=str(folder), fix=fix)
+    return kept

@@ -246,7 +246,11 @@ class TokenizerModel(nn.Module):
         codes = as_codes(given, "codes", next(self.parameters()).device, expected=layout)
         sound = codes.ndim == n_axes and codes.numel() > 0
         found, expected = str(tuple(codes.shape)), layout
-        DataError.unless(sound, "are not this tokenizer's codes", field="codes", found=found, expected=expected)
+        flat = codes.ndim == 2 and not several
+        fix = "tokenizer.layout.grid(codes) makes grids of flat sequences" if flat else None
+        DataError.unless(
+            sound, "are not this tokenizer's codes", field="codes", found=found, expected=expected, fix=fix
+        )
         same = depth == 1 or several or codes.shape[3] == depth
         DataError.unless(same, "another depth", field="codes", found=codes.shape[-1], expected=depth)
         what, fix = "another number of codes than the image has", "give image_size where it is not the preprocess's"

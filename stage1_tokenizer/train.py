@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_WORST_PSNR = 3.0  # dB
+
+
 class TokenizerTask:
     """A tokenizer in training, with the average of its weights.
 
@@ -88,6 +91,10 @@ class TokenizerTask:
         """PSNR, SSIM, code usage and perplexity of the averaged weights over the validation set."""
         assert self.validation is not None, "built without images to evaluate on"
         return score_tokenizer(self.exported(), self.validation).metrics()
+
+    def is_sound(self, metrics: Mapping[str, float]) -> bool:
+        """Whether reconstructions are better than noise: a grey image alone has a PSNR of 6 dB or more."""
+        return metrics["psnr"] > _WORST_PSNR
 
     def exported(self) -> TokenizerModel:
         """The model with averaged weights."""

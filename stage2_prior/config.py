@@ -1,7 +1,8 @@
 """Configuration of a prior and of its training; imports no torch.
 
-Of the named sizes, ``tiny`` and ``small`` are ours, for a CPU. The others follow LlamaGen (Sun et al. 2024,
-arXiv:2406.06525, Table 1, and its released code).
+Of the named sizes, ``tiny`` and ``small`` are ours, for a CPU. The others have the layers, heads and widths of LlamaGen
+(Sun et al. 2024, arXiv:2406.06525, Table 1, and its released code); their feed-forward layers are narrower by up to
+5 %, since ``d_ff`` is rounded up to a multiple of 32 here and of 256 there: gpt-l has 338 million parameters, not 343.
 """
 
 from __future__ import annotations

@@ -155,9 +155,9 @@ class PriorModel(nn.Module):
         if labels_B is None:
             labels_B = torch.full((n_images,), self.null_class, device=device)
         labels_B = as_codes(labels_B, "labels_B", device)
-        found, expected = tuple(labels_B.shape), f"({n_images},), a class for each image"
+        shape, expected = tuple(labels_B.shape), f"({n_images},), a class for each image"
         problem = "are not one for each image"
-        DataError.unless(found == (n_images,), problem, field="labels_B", found=found, expected=expected)
+        DataError.unless(shape == (n_images,), problem, field="labels_B", found=shape, expected=expected)
         if device.type == "cpu" if check_range is None else check_range:
             self.require_codes(tokens_BT, "tokens_BT")
             low, high = (int(each) for each in labels_B.aminmax()) if n_images else (0, 0)

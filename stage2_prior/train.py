@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,6 +177,10 @@ class PriorTask:
         """Validation likelihood of the averaged weights."""
         assert self.validation is not None, "built without codes to evaluate on"
         return score_prior(self.exported(), self.validation).metrics()
+
+    def is_sound(self, metrics: Mapping[str, float]) -> bool:
+        """Whether codes need no more than twice the bits that uniform ones would need."""
+        return metrics["nats_per_code"] < 2 * math.log(max(2, self.model.vocab_size))
 
     def exported(self) -> PriorModel:
         """The model with averaged weights, whole; every process calls it."""

@@ -22,6 +22,7 @@ ROOMS = {
         ["codes"],
     ],
     "pipeline": [
+        ["output_files"],
         ["work_sharing", "image_files"],
         ["encoding", "generation"],
         ["runs"],

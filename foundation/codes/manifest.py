@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
         raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
-    manifest = read_json(path, ("contract", "spec", "splits"), fix="delete it and run tessera encode")
+    manifest = read_json(path, ("contract", "spec", "splits"), fix="move it away and run tessera encode")
     spec = from_dict(CodeSpec, manifest["spec"])
     if spec.contract != manifest["contract"]:
         raise ContractError("the manifest's specification was edited", field=str(path), fix="run tessera encode")

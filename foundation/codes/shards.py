@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import from_dict, to_dict
-from foundation.errors import ContractError, DataError
+from foundation.errors import ContractError, DataError, remedy
 from foundation.images.failures import Failure
 from foundation.storage import durable
 
@@ -143,6 +143,9 @@ def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shar
     return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
 
 
+_AGAIN = "move this file away and run tessera encode, which writes it again"
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what readers of a parquet file raise into ``DataError``: the shard is missing or damaged."""
@@ -152,6 +155,8 @@ def reading(path: Path) -> Iterator[None]:
     except ContractError:
         raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        if (fix := remedy(error, _AGAIN)) != _AGAIN:
+            raise DataError(f"cannot be read: {error}", field=str(path), fix=fix) from error
         raise damaged_shard(path, str(error)) from error
 
 
@@ -163,7 +168,7 @@ def require_file(path: Path) -> None:
 
 def damaged_shard(path: Path, reason: str) -> DataError:
     """The error for a file whose content is not what was written."""
-    return DataError(f"the shard is damaged: {reason}", field=str(path), fix="delete this file and run encode again")
+    return DataError(f"the shard is damaged: {reason}", field=str(path), fix=_AGAIN)
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:

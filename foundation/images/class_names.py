@@ -120,7 +120,10 @@ def require_tidy(names: Sequence[str], field: str, where: Sequence[str] | str) -
     for i, name in enumerate(names):
         if name != name.strip():
             place = where if isinstance(where, str) else where[i]
-            what, fix = "has white space around a class name", "remove it there: it would make a class of its own"
+            what, fix = (
+                "has white space around a class name",
+                "write the name without it: it would make a class of its own",
+            )
             raise DataError(what, field=field, found=f"{name!r}, {place}", expected=repr(name.strip()), fix=fix)
 
 
@@ -147,7 +150,10 @@ def listed_classes(path: Path, ids: Sequence[str], field: str) -> list[str]:
         raise DataError("names no class for some images", field=field, found=found, expected=expected)
     others = sorted(classes.keys() - known)
     if others:
-        found, fix = f"{len(others)}, e.g. {others[0]}", f"remove their rows from {path}, or restore the files"
+        found, fix = (
+            f"{len(others)}, e.g. {others[0]}",
+            f"restore the files, or list only files that are there in {path}",
+        )
         raise DataError("names files that are missing", field=field, found=found, fix=fix)
     return [classes[each] for each in ids]
 

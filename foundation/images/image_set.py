@@ -279,12 +279,12 @@ def require_usable(images: ImageSet, max_failed_share: float) -> None:
             "every held-out image has the pixels of a training image",
             field="data.source",
             found=f"{images.n_planned} copies, the first of them:\n{shown}",
-            fix="give other images for validation, or remove the copies",
+            fix="give other images for validation, or move the copies away",
         )
     raise DataError(
         "too many images cannot be used",
         field="data.max_failed_share",
         found=f"{len(images.failures)} of {images.n_planned} failed, the first of them:\n{shown}",
         expected=f"at most a share of {max_failed_share}",
-        fix="repair or remove them, or increase data.max_failed_share",
+        fix="repair them or move them away, or increase data.max_failed_share",
     )

@@ -8,7 +8,30 @@ from pathlib import Path
 HEAD_BYTES = 1024
 """bytes from which the kind of a file is found"""
 FOREIGN = frozenset(
-    ".heic .heif .jxl .svg .psd .exr .hdr .pdf .eps .dcm .npy .mp4 .mov .webm .dng .cr2 .cr3 .nef .arw .raf .orf .rw2".split()
+    [
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".svg",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".pdf",
+        ".eps",
+        ".dcm",
+        ".npy",
+        ".mp4",
+        ".mov",
+        ".webm",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".orf",
+        ".rw2",
+    ]
 )
 """endings of pictures and videos of formats that are not read"""
 _CONVERT = "convert it to PNG or JPEG"
@@ -73,7 +96,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\x1f\x8b", Kind("a gzip file", "decompress it")),
     (0, b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", "unpack it")),
     (257, b"ustar", Kind("a tar archive", "use type archives")),
-    (0, b"\0\x05\x16\x07", Kind("macOS metadata (AppleDouble)", "delete it; the image is the file without ._")),
+    (0, b"\0\x05\x16\x07", Kind("macOS metadata (AppleDouble)", "leave it: the image is the file without ._")),
     (0, b"version https://git-lfs", Kind("a pointer of Git LFS, not the file", "fetch the files: git lfs pull")),
 )
 _BRANDS = {

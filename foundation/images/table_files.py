@@ -214,7 +214,7 @@ def _require_shards(paths: Sequence[Path]) -> None:
     for (folder, name), counts in numbered.items():
         if len(counts) > 1:
             found = f"{folder / name}: of {' and of '.join(map(str, sorted(counts)))} files"
-            fix = "remove the files of the older one"
+            fix = "move the files of the older one away"
             raise DataError("holds the files of two saves", field=_FIELD, found=found, fix=fix)
         n, there = next(iter(counts.items()))
         missing = sorted(set(range(n)) - there)

@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, remedy
 from foundation.storage import durable
 
 PREFIX = "model."
 WEIGHTS = "model.safetensors"
-REPAIR = "in a run folder: delete this part and run tessera run again; elsewhere: download or copy it again"
+REPAIR = (
+    "in a run folder: move this part away and run tessera run again, which makes it again; elsewhere: copy it again"
+)
 _TENSOR = "__tensor__"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
@@ -43,7 +45,7 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=remedy(error, fix)) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     found = "no " + ", ".join(missing)
     CheckpointError.unless(not missing, "is damaged or of another format", field=str(path), found=found, fix=fix)
@@ -110,7 +112,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return dict(join_state(json.loads((folder / "state.json").read_bytes()), tensors))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(folder)) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(folder), fix=remedy(error, REPAIR)) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -162,8 +164,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        fix = "download or copy the file again; in a run folder delete its folder and run tessera run again"
-        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=remedy(error, REPAIR)) from error
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -180,7 +181,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], sour
             "the weights do not fit the configuration",
             field=source,
             found=f"missing {missing[:5]}, left over {extra[:5]}, other shapes {shapes[:5]}",
-            fix="the folder mixes two models or was edited: download it again; in a run folder delete it and run again",
+            fix=f"the folder mixes two models or was edited; {REPAIR}",
         )
     module.load_state_dict(tensors)
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foundation.config import digest
-from foundation.errors import CheckpointError, TrainingError
+from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, load_state, save_state
+from foundation.training.optim import DivergedError
 from foundation.training.parallel import on_every_process
 from foundation.training.task import Task
 
@@ -33,7 +34,7 @@ _FORMAT = 2
 _MIN_KEPT = 2  # the newest may be damaged
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckpointManager:
     """Saves a task to its checkpoints and restores it; every process calls both.
 
@@ -44,6 +45,8 @@ class CheckpointManager:
         accelerator: devices and processes.
         batch_size: examples in one step, over all processes.
         n_kept: how many checkpoints stay on disk.
+        sound_until: step of the latest evaluation that was sound, -1 before the first; of the checkpoints up to it the
+            newest stays too, however many follow.
     """
 
     task: Task
@@ -52,6 +55,7 @@ class CheckpointManager:
     accelerator: Accelerator
     batch_size: int
     n_kept: int
+    sound_until: int = -1
 
     def restore(self) -> int:
         """Load the newest sound checkpoint; returns the steps done, 0 without one.
@@ -78,7 +82,7 @@ class CheckpointManager:
             raise CheckpointError(
                 f"the checkpoint was made with something else: {', '.join(changed)} changed since",
                 field=str(self.checkpoints),
-                fix="undo the change, give another run folder, or delete that folder to train this stage again",
+                fix="undo the change, or train in a new run folder: --out",
             )
         self.task.load_state_dict(found.state["task"])
         self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
@@ -88,7 +92,7 @@ class CheckpointManager:
         """Publish a checkpoint after ``step`` steps; every process waits until it is there.
 
         Raises:
-            TrainingError: something in it is not finite; nothing is written then.
+            DivergedError: something in it is not finite; nothing is written then.
         """
         state = self.task.state_dict()
         self._require_finite(state)
@@ -96,18 +100,14 @@ class CheckpointManager:
         if self.accelerator.is_main_process:
             samples = step * self.batch_size
             content = {"identity": self.identity, "samples_seen": samples, "task": state}
-            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept)
+            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept, sound_until=self.sound_until)
         self.accelerator.wait_for_everyone()
 
     def _require_finite(self, state: dict[str, Any]) -> None:
         """Save finite states only; all processes decide alike."""
         bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
         if any(on_every_process(int(bad is not None), self.accelerator)):
-            raise TrainingError(
-                f"the weights are no longer finite ({bad or 'on another process'})",
-                fix=f"lower the learning rate, and remove {self.checkpoints} to train this stage again: what was saved "
-                "last is finite, but may be from after the loss rose",
-            )
+            raise DivergedError(f"the weights are no longer finite ({bad or 'on another process'})")
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,12 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
 
 
-def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT) -> Path:
+def save_checkpoint(
+    root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT, sound_until: int = -1
+) -> Path:
     """Publish ``root/step-<step>``, then remove all but the newest ``keep`` verified ones, at least two.
+
+    The newest one of step ``sound_until`` or before stays too.
 
     Raises:
         StorageError: the disk is too full or refused; earlier checkpoints are untouched.
@@ -136,8 +140,14 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], *, keep: int =
         durable.remove_folder(path)
     if not path.exists():
         _publish(path, step, state)
-    _rotate(root, path, max(keep, _MIN_KEPT))
+    _rotate(root, path, max(keep, _MIN_KEPT), sound_until)
     return path
+
+
+def sound_step(root: Path, sound_until: int) -> int | None:
+    """The newest step up to ``sound_until`` with a checkpoint that verifies; None without one."""
+    steps = (step for step, path in _folders(root) if step <= sound_until and _why_broken(path, step) is None)
+    return next(steps, None)
 
 
 def _publish(path: Path, step: int, state: dict[str, Any]) -> None:
@@ -178,7 +188,7 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
             "no checkpoint can be used",
             field=str(root),
             found="; ".join(skipped),
-            fix="delete that folder to start this stage from the beginning",
+            fix="restore it from a copy, or move that folder away: this stage then starts from the beginning",
         )
     return None
 
@@ -223,14 +233,15 @@ def _why_broken(path: Path, step: int) -> str | None:
     return None
 
 
-def _rotate(root: Path, newest: Path, keep: int) -> None:
-    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one."""
-    n_sound = 0
+def _rotate(root: Path, newest: Path, keep: int, sound_until: int) -> None:
+    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one, but the newest sound one."""
+    n_whole, has_sound = 0, False
     for step, path in _folders(root):
-        if n_sound >= keep:
+        may_be_sound = step <= sound_until and not has_sound
+        if n_whole >= keep and not may_be_sound:
             durable.remove_folder(path)
         elif path == newest or _why_broken(path, step) is None:
-            n_sound += 1
+            n_whole, has_sound = n_whole + 1, has_sound or may_be_sound
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

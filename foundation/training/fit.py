@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,10 @@ from tqdm import tqdm
 
 from foundation.errors import DataError, Interrupted, TrainingError
 from foundation.randomness import DataOrder, derive_seed
-from foundation.training.checkpoints import CheckpointManager
+from foundation.training.checkpoints import CheckpointManager, sound_step
 from foundation.training.config import FitConfig
 from foundation.training.log import MetricsLog, read_metrics
+from foundation.training.optim import DivergedError
 from foundation.training.parallel import all_reduce_mean
 from foundation.training.stop_signal import StopSignal
 from foundation.training.task import Examples, Task
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_SAFE_RATE, _LOWER = 1e-3, 0.3
+"""of what the advice after a divergence names: at most this learning rate, and this share of the one that was used"""
 Health = Callable[[list[dict[str, Any]]], list[str]]
 """warnings about a stage, given its metrics so far"""
 
@@ -64,18 +69,37 @@ def fit(
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
         CheckpointError: the checkpoints belong to another recipe or data.
         DataError: no examples, or a batch size that the processes cannot share.
-        TrainingError: the weights or the last metrics are not finite.
+        TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any.
     """
     DataError.unless(len(examples) > 0, "there are no training examples", fix="check the data source")
     manager = CheckpointManager(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
     start = manager.restore()
     log.forget_from(start)
+    manager.sound_until = _sound_until(task, log)
+    try:
+        _train(task, examples, config, accelerator, seed, manager, start, log, health)
+    except DivergedError as error:
+        raise _advised(error, manager, log) from error
+
+
+def _train(
+    task: Task,
+    examples: Examples,
+    config: FitConfig,
+    accelerator: Accelerator,
+    seed: int,
+    manager: CheckpointManager,
+    start: int,
+    log: MetricsLog,
+    health: Health,
+) -> None:
+    """The steps from ``start`` to the end."""
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = _Clock()
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
-                _evaluate(task, step, log, health, bar)
+                _evaluate(task, step, log, health, bar, manager)
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(clock.wait_for(batches), step)
             bar.update()
@@ -86,10 +110,10 @@ def fit(
                 manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
-        final = _evaluate(task, config.steps, log, health, bar)
+        final = _evaluate(task, config.steps, log, health, bar, manager)
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
-        _require_useful(final, checkpoints)
+        _require_useful(final)
 
 
 class _Clock:
@@ -125,8 +149,12 @@ def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator
     return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
 
 
-def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any]) -> dict[str, float]:
+def _evaluate(
+    task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any], manager: CheckpointManager
+) -> dict[str, float]:
     metrics = task.evaluate()
+    if _is_sound(task, metrics):
+        manager.sound_until = step
     log.write("held_out", step, metrics)
     progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
     for sentence in health(read_metrics(log.path, log.stage)) if log.enabled else ():
@@ -135,14 +163,48 @@ def _evaluate(task: Task, step: int, log: MetricsLog, health: Health, progress: 
     return metrics
 
 
-def _require_useful(metrics: dict[str, float], checkpoints: Path) -> None:
+def _is_sound(task: Task, metrics: Mapping[str, float | None]) -> bool:
+    known = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    return len(known) == len(metrics) and task.is_sound(known)
+
+
+def _sound_until(task: Task, log: MetricsLog) -> int:
+    """The last evaluation in the log that was sound, -1 without one."""
+    kept = {"stage", "kind", "step"}
+    rows = [(row["step"], {k: v for k, v in row.items() if k not in kept}) for row in _evaluations(log)]
+    return max((step for step, metrics in rows if _is_sound(task, metrics)), default=-1)
+
+
+def _evaluations(log: MetricsLog) -> list[dict[str, Any]]:
+    return read_metrics(log.path, log.stage, "held_out")
+
+
+def _require_useful(metrics: dict[str, float]) -> None:
     """Refuse a model whose final validation metrics are not finite."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        raise TrainingError(
-            f"training diverged: {', '.join(bad)} on the validation set is not finite",
-            fix=f"lower the learning rate, and remove {checkpoints} to train this stage again",
-        )
+        raise DivergedError(f"{', '.join(bad)} on the validation set is not finite")
+
+
+def _advised(error: DivergedError, manager: CheckpointManager, log: MetricsLog) -> TrainingError:
+    """What happened, the last checkpoint that was sound, and a command that trains with a lower rate.
+
+    A checkpoint is sound if the weights of its step, or later ones, had finite and sensible validation metrics.
+    """
+    step = sound_step(manager.checkpoints, manager.sound_until)
+    found = f"the last sound checkpoint is of step {step:,}" if step else "no checkpoint is sound"
+    expected = f"finite validation metrics, as at step {step:,}" if step else "finite validation metrics"
+    rates = [row.get("learning_rate") for row in read_metrics(log.path, log.stage, "train")]
+    rate = min(_SAFE_RATE, _LOWER * max((each for each in rates if each), default=_SAFE_RATE))
+    run = manager.checkpoints.parent.parent
+    new = next(path for i in count(2) if not (path := run.parent / f"{run.name or run.resolve().name}-{i}").exists())
+    change = f"--{log.stage}.training.optim.learning_rate {rate:.2g}"
+    again = f"tessera run {shlex.quote(str(run))} -o {shlex.quote(str(new))} {change}"
+    if log.stage == "prior":
+        again += f" --tokenizer.pretrained {shlex.quote(str(run / 'tokenizer'))}"
+    what = f"training diverged: {str(error).splitlines()[0]}"
+    fix = f"train with a lower rate in a new folder, which leaves this one as it is: {again}"
+    return TrainingError(what, field=f"{log.stage}.training", found=found, expected=expected, fix=fix)
 
 
 def _batches(

@@ -11,6 +11,11 @@ from torch import nn
 from foundation.errors import TrainingError
 from foundation.training.config import OptimConfig
 
+
+class DivergedError(TrainingError):
+    """The weights, gradients or metrics of a training are no longer finite."""
+
+
 MAX_BAD_STEPS = 10
 WINDOW = 1000  # steps
 
@@ -100,11 +105,8 @@ class StepGuard:
         return False
 
     def _stopped(self, when: str) -> TrainingError:
-        return TrainingError(
-            f"the gradient was not finite {when}",
-            fix="lower the learning rate or clip_norm, or train in float32; checkpoints are finite, but may be from "
-            "after the loss rose (see metrics.jsonl): remove those",
-        )
+        fix = "lower the learning rate or clip_norm, or train in float32"
+        return DivergedError(f"the gradient was not finite {when}", fix=fix)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""

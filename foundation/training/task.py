@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,10 @@ class Task(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the whole validation set."""
+        ...
+
+    def is_sound(self, metrics: Mapping[str, float]) -> bool:
+        """Whether finite metrics of ``evaluate`` are those of a model that works at all, however badly."""
         ...
 
     def exported(self) -> nn.Module:

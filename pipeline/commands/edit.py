@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from foundation.errors import DataError
-from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, out_option, output_folder, report_unusable
+from pipeline.commands.options import (
+    Edit,
+    EditGroup,
+    GeneratorName,
+    Images,
+    identity_of,
+    out_option,
+    output_folder,
+    report_unusable,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pipeline.generation.outputs import GeneratorOutput
+    from pipeline.output_files import Outputs
 
 _BATCH = 16  # image files at once
-_PICTURES = out_option("folder for the pictures: the image, what is kept of it, the results")
+_PICTURES = out_option("folder for the pictures: the image, what is kept of it, the results; default by command")
 
 
 def complete(
@@ -26,7 +36,7 @@ def complete(
     *,
     rows: float = 0.5,
     guess_class: bool = False,
-    out: Annotated[str, _PICTURES] = "completed",
+    out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
     """Keep the upper part of images and sample the rest.
@@ -39,8 +49,9 @@ def complete(
     from pipeline.generation.inputs import below_rows
 
     kept = int(rows) if rows >= 1 and rows == int(rows) else rows
+    about = {"rows": rows, "guess_class": guess_class}
     edits = partial(ImageGenerator.complete, rows=kept, guess_class=guess_class)
-    edit_to_folder(run, images, edits, lambda spec: below_rows(kept, spec), out, edit)
+    edit_to_folder(run, images, edits, lambda spec: below_rows(kept, spec), out, "completed", about, edit)
 
 
 def inpaint(
@@ -51,7 +62,7 @@ def inpaint(
     mask: str,
     grow: int = 0,
     blend: int | None = None,
-    out: Annotated[str, _PICTURES] = "inpainted",
+    out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
     """Sample what a mask marks and keep the rest.
@@ -64,9 +75,9 @@ def inpaint(
     from pipeline import ImageGenerator
     from pipeline.generation.inputs import grown, pixel_mask
 
-    marks = read_mask(mask)
+    marks, about = read_mask(mask), {"mask": mask, "grow": grow, "blend": blend}
     edits = partial(ImageGenerator.inpaint, mask=marks, grow=grow, blend=blend)
-    edit_to_folder(run, images, edits, lambda spec: grown(pixel_mask(marks, spec), grow), out, edit)
+    edit_to_folder(run, images, edits, lambda spec: grown(pixel_mask(marks, spec), grow), out, "inpainted", about, edit)
 
 
 def vary(
@@ -75,7 +86,7 @@ def vary(
     /,
     *,
     share: float = 0.25,
-    out: Annotated[str, _PICTURES] = "varied",
+    out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
     """Sample a share of the codes of images again, at random positions.
@@ -85,7 +96,8 @@ def vary(
     """
     from pipeline import ImageGenerator
 
-    edit_to_folder(run, images, partial(ImageGenerator.vary, share=share), None, out, edit)
+    edits = partial(ImageGenerator.vary, share=share)
+    edit_to_folder(run, images, edits, None, out, "varied", {"share": share}, edit)
 
 
 def change_class(
@@ -94,7 +106,7 @@ def change_class(
     /,
     *,
     share: float = 0.5,
-    out: Annotated[str, _PICTURES] = "changed",
+    out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
     """Give images another class, --class-label: sample the codes that fit it worst and keep the others.
@@ -104,7 +116,8 @@ def change_class(
     """
     from pipeline import ImageGenerator
 
-    edit_to_folder(run, images, partial(ImageGenerator.change_class, share=share), None, out, edit)
+    edits = partial(ImageGenerator.change_class, share=share)
+    edit_to_folder(run, images, edits, None, out, "changed", {"share": share}, edit)
 
 
 def edit_to_folder(
@@ -112,7 +125,9 @@ def edit_to_folder(
     images: list[str],
     edits: Callable[..., GeneratorOutput],
     region: Callable[[Any], Any] | None,
-    out: str,
+    out: str | None,
+    default: str,
+    about: dict[str, Any],
     edit: Edit,
 ) -> None:
     """Edit image files; write a row of pictures for each, and each result.
@@ -122,9 +137,13 @@ def edit_to_folder(
         images: files and folders.
         edits: generator, a batch of images => their results.
         region: code specification => mask of the pixels that are sampled, (B, Y, X); None shows none.
-        out: the folder for the pictures.
+        out: the folder for the pictures; None takes ``default``, with a number if that is taken.
+        default: of the command.
+        about: the command's own options.
         edit: options of all edits.
     """
+    import hashlib
+
     import numpy as np
     import torch
 
@@ -136,7 +155,6 @@ def edit_to_folder(
 
     generator = open_generator(run, edit.device, edit.speed)
     paths = files_below(images)
-    folder = output_folder(out, run)
     failed: list[str] = []
     read = partial(read_pixels, generator.tokenizer, keep_size=False)
     found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
@@ -144,6 +162,11 @@ def edit_to_folder(
     report_unusable(failed, names)
     seed = int(torch.randint(2**31, ()).item()) if edit.seed is None else edit.seed
     n = edit.num_images
+    stems = [f"{i:04d}-{file_name(Path(name).stem)}" for i, name in enumerate(names)]
+    settings = {"command": f"edit {default}", **about, **_settings(edit, seed), **identity_of(generator)}
+    settings["images"] = hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()
+    files = [f"{stem}-{kind}.png" for stem in stems for kind in ("all", *range(n))]
+    outputs = output_folder(out, default, settings, files)
     seeds = seeds_of(seed, len(names) * n)
     options = {**edit.sampling.given(), "class_labels": edit.class_label, "num_images": n, "best_of": edit.best_of}
     for first in range(0, len(names), _BATCH):
@@ -152,11 +175,11 @@ def edit_to_folder(
         output = edits(generator, to_unit_range(batch_BYXC), seed=own, **options)
         shown = [] if region is None else [kept_pixels(batch_BYXC, region(generator.spec).numpy())]
         for i, name in enumerate(names[first : first + _BATCH]):
-            stem = f"{first + i:04d}-{file_name(Path(name).stem)}"
+            stem = stems[first + i]
             given = [to_pil(each[i]) for each in (batch_BYXC, *shown)]
-            _write(folder, stem, given, output.images[i * n : (i + 1) * n])
-            print(f"{name}  ->  {folder / f'{stem}-all.png'}")
-    print(f"{len(names)} images, {n} results each, in {folder} (seeds from {seed})")
+            _write(outputs, stem, given, output.images[i * n : (i + 1) * n])
+            print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")
+    print(f"{len(names)} images, {n} results each, in {outputs.folder} (seeds from {seed})")
 
 
 def read_mask(mask: str) -> Image.Image:
@@ -173,11 +196,15 @@ def read_mask(mask: str) -> Image.Image:
         raise DataError(f"cannot be used: {error}", field="--mask", found=mask, fix="give an image file") from error
 
 
-def _write(folder: Path, stem: str, given: list[Image.Image], results: list[Image.Image]) -> None:
-    from foundation.storage import durable
+def _settings(edit: Edit, seed: int) -> dict[str, Any]:
+    """What the results depend on, of the options of all edits."""
+    options = {"class": edit.class_label, "each": edit.num_images, "best_of": edit.best_of, "seed": seed}
+    return {**options, "sampling": edit.sampling.given()}
+
+
+def _write(outputs: Outputs, stem: str, given: list[Image.Image], results: list[Image.Image]) -> None:
     from pipeline.generation.outputs import grid_image
 
-    with durable.writing(folder / f"{stem}-all.png"):
-        for i, image in enumerate(results):
-            image.save(folder / f"{stem}-{i}.png")
-        grid_image([*given, *results], len(given) + len(results)).save(folder / f"{stem}-all.png")
+    for i, image in enumerate(results):
+        outputs.write_image(f"{stem}-{i}.png", image)
+    outputs.write_image(f"{stem}-all.png", grid_image([*given, *results], len(given) + len(results)), overview=True)

@@ -19,15 +19,19 @@ from pipeline.commands.options import (
     Sampling,
     SamplingGroup,
     SpeedGroup,
+    identity_of,
     out_option,
-    output_file,
     output_folder,
+    output_picture,
 )
 from pipeline.generation.options import Speed
+from pipeline.output_files import require_place
 
 if TYPE_CHECKING:
     from pipeline.generation.generator import ImageGenerator
     from pipeline.generation.streaming import PartialImages
+
+_NEW = "new_samples"
 
 
 def sample(
@@ -37,7 +41,7 @@ def sample(
     class_labels: list[str] | None = None,
     num_images_per_label: int = 1,
     seed: int | None = None,
-    out: Annotated[str, out_option("folder for the images")] = "new_samples",
+    out: Annotated[str | None, out_option("folder for the images; default new_samples, or new_samples-2 ...")] = None,
     device: Device = "auto",
     sampling: SamplingGroup = Sampling(),
     picture: PictureGroup = Picture(),
@@ -60,45 +64,51 @@ def sample(
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, device, speed)
-    folder = output_folder(out, run)
     labels = class_labels or list(generator.labels) or None
     options = sampling.given()
     if many.count is not None:
+        folder = Path(out or _NEW)
+        require_place(folder)
         _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0)
         return
     if many.batch_size is not None:
         options["batch_size"] = many.batch_size
-    _sample_few(generator, folder, labels, options, picture, num_images_per_label, seed)
+    _sample_few(generator, out, labels, options, picture, num_images_per_label, seed)
 
 
 def _sample_few(
     generator: ImageGenerator,
-    folder: Path,
+    out: str | None,
     labels: list[str] | None,
     options: Any,
     picture: Picture,
     num_images_per_label: int,
     seed: int | None,
 ) -> None:
-    from foundation.storage import durable
+    from foundation.config import to_dict
     from pipeline.generation.outputs import grid_image
+    from pipeline.generation.requests import seeds_of
     from pipeline.image_files import file_name
+
+    seed = seeds_of(seed, 1)[0]  # a random one, if none was given
+    options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
+    asked = {"command": "sample", "labels": labels, "each": num_images_per_label, **options}
+    asked.pop("batch_size", None)  # no image depends on it
+    settings = {**asked, "defaults": to_dict(generator.defaults), **identity_of(generator)}
+    outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "partial-*-row*.png"])
+    folder = outputs.folder
 
     def write_rows(_: ImageGenerator, part: PartialImages) -> None:
         for i, image in enumerate(part.to_pil(), start=part.images.start):
-            path = folder / f"partial-{i:04d}-row{part.n_done:03d}.png"
-            with durable.writing(path):
-                image.save(path)
+            outputs.write_image(f"partial-{i:04d}-row{part.n_done:03d}.png", image, overview=True)
 
-    options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
     output = generator(labels, num_images_per_label, callback_on_row=write_rows if picture.partial else None, **options)
     names, images = list(generator.labels), output.images
     per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(images) ** 0.5))
-    with durable.writing(folder / "grid.png"):
-        for image, label, image_seed in zip(images, output.labels, output.seeds, strict=True):
-            prefix = "image" if label is None else file_name(names[label])
-            image.save(folder / f"{prefix}-seed{image_seed}.png")
-        grid_image(images, per_row).save(folder / "grid.png")
+    for image, label, image_seed in zip(images, output.labels, output.seeds, strict=True):
+        prefix = "image" if label is None else file_name(names[label])
+        outputs.write_image(f"{prefix}-seed{image_seed}.png", image)
+    outputs.write_image("grid.png", grid_image(images, per_row), overview=True)
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
 
 
@@ -134,7 +144,9 @@ def interpolate(
     *,
     steps: int = 8,
     class_label: ClassLabel = None,
-    out: Annotated[str, out_option("file for the strip")] = "interpolation.png",
+    out: Annotated[
+        str | None, out_option("file for the strip; default interpolation.png, or interpolation-2.png ...")
+    ] = (None),
     device: Device = "auto",
 ) -> None:
     """Write a strip of images from one to another: between two image files, or between the samples of two seeds.
@@ -149,9 +161,9 @@ def interpolate(
     if steps < 2:
         raise ConfigError("is too few", field="--steps", found=steps, expected="2 or more: both ends count")
 
-    from foundation.storage import durable
-
-    path, between_seeds = output_file(out), first.isdecimal() and last.isdecimal()
+    between_seeds = first.isdecimal() and last.isdecimal()
+    settings = {"command": "interpolate", "run": str(Path(run).resolve()), "ends": [first, last]}
+    outputs, name = output_picture(out, "interpolation.png", {**settings, "steps": steps, "class": class_label})
     if not between_seeds and class_label is not None:
         fix = "leave it out, or give two seeds"
         raise ConfigError("has no part between two images", field="--class-label", found=class_label, fix=fix)
@@ -163,9 +175,7 @@ def interpolate(
         strip, ends = grid_image(output.images, steps), f"seed {first} to seed {last}"
     else:
         strip, ends = _strip_between_images(run, first, last, steps, device), f"{first} to {last}"
-    with durable.writing(path):
-        strip.save(path)
-    print(f"{steps} images from {ends} in {path}")
+    print(f"{steps} images from {ends} in {outputs.write_image(name, strip, overview=True)}")
 
 
 def _strip_between_images(run: str, first: str, last: str, steps: int, device: str) -> Any:
@@ -196,6 +206,7 @@ def tune_guidance(
     /,
     *,
     images: int = 1000,
+    repeats: int = 4,
     extractor: Literal["small", "inception", "dinov2"] = "small",
     weights: Extractor = None,
     seed: int = 0,
@@ -204,10 +215,12 @@ def tune_guidance(
 ) -> None:
     """Search for the guidance scale and schedule whose samples are closest to the training images.
 
-    The best becomes the run's default, in its model_index.json.
+    The best becomes the run's default, in its model_index.json, if it beats the default by more than twice the standard
+    error. The table is in the run's evaluation/guidance.json.
 
     Args:
-        images: samples for each setting; more resolve smaller differences
+        images: samples for each setting and repeat; more resolve smaller differences
+        repeats: how often each setting is sampled; they give its standard error
         extractor: features for the Frechet distance; small needs no file, but compares only with itself
         seed: seed of the samples
         dry_run: only print what was found
@@ -215,4 +228,5 @@ def tune_guidance(
     from pipeline.evaluation.guidance import Tuning
     from pipeline.evaluation.guidance import tune_guidance as tune
 
-    tune(run, Tuning(images=images, extractor=extractor, weights=weights, seed=seed), device, write=not dry_run)
+    tuning = Tuning(images=images, repeats=repeats, extractor=extractor, weights=weights, seed=seed)
+    tune(run, tuning, device, write=not dry_run)

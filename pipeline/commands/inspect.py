@@ -31,7 +31,7 @@ def reconstruct(
     /,
     *,
     keep_size: bool = False,
-    out: Annotated[str, out_option("folder for the pictures")] = "reconstructions",
+    out: Annotated[str | None, out_option("folder for the pictures; default reconstructions, or with a number")] = None,
     device: Device = "auto",
 ) -> None:
     """Write images beside their reconstructions by the tokenizer, with the PSNR of each.
@@ -39,19 +39,19 @@ def reconstruct(
     Args:
         keep_size: crop images to multiples of the stride instead of resizing them to the tokenizer's own size
     """
-    from foundation.storage import durable
     from pipeline.evaluation.reconstruction import reconstruct_files
     from pipeline.image_files import file_name, files_below
     from pipeline.runs.models import open_tokenizer
 
     tokenizer = open_tokenizer(run, device)
     paths = files_below(images)
-    folder = output_folder(out, run)
+    stems = [file_name(path.stem) for path in paths]
+    settings = {"command": "reconstruct", "keep_size": keep_size, "images": [str(path.resolve()) for path in paths]}
+    settings |= {"tokenizer": tokenizer.fingerprint}
+    outputs = output_folder(out, "reconstructions", settings, patterns=[f"[0-9]*-{stem}.png" for stem in set(stems)])
     done, failed = reconstruct_files(tokenizer, paths, keep_size=keep_size)
     for i, each in enumerate(done):
-        path = folder / f"{i:04d}-{file_name(Path(each.image_id).stem)}.png"
-        with durable.writing(path):
-            each.pair.save(path)
+        path = outputs.write_image(f"{i:04d}-{file_name(Path(each.image_id).stem)}.png", each.pair, overview=True)
         print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
     report_unusable(failed, done)
     print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
@@ -88,14 +88,16 @@ def score(
     device: Device = "auto",
 ) -> None:
     """List images from the least to the most likely under a run's prior."""
-    from foundation.storage import durable
     from pipeline.generation.likelihood import score_files
     from pipeline.image_files import files_below
+    from pipeline.output_files import output_at
     from pipeline.runs.folder import RunFolder
     from pipeline.runs.images import run_listing, trained_on
     from pipeline.runs.models import open_generator
 
     path = None if out is None else output_file(out, (".csv", ".json"))
+    about = {"command": "score", "run": str(Path(run).resolve()), "images": images, "class": class_label}
+    outputs = None if path is None else output_at(path, about)
     paths = files_below(images)
     generator = open_generator(run, device)
     folder = RunFolder(Path(run))
@@ -110,8 +112,8 @@ def score(
     n_seen = sum(bool(each.trained_on) for each in scored)
     if n_seen:
         print(f"{n_seen} of these images were trained on: their bits measure memory, not prediction")
-    if path is not None:
-        durable.replace_file(path, _list(scored, failed, path.suffix.lower()).encode())
+    if path is not None and outputs is not None:
+        outputs.write(path.name, _list(scored, failed, path.suffix.lower()).encode())
         print(f"also in {path}")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import count
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,9 +13,8 @@ from cyclopts import Parameter
 
 from foundation.config_fields import attribute_docs
 from foundation.errors import ConfigError, DataError
-from foundation.storage import durable
 from pipeline.generation.options import SETTINGS, Speed
-from pipeline.runs.folder import RunFolder
+from pipeline.output_files import Outputs, output_at
 from stage2_prior.decoding.sampling import SamplingConfig
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -50,6 +50,7 @@ def group(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from pipeline.generation.generator import ImageGenerator
 
     class Sampling:
         """Sampling settings that were given; the others are the run's."""
@@ -140,18 +141,60 @@ class Edit:
 EditGroup = Annotated[Edit, group("All edits")]
 
 
-def output_folder(out: str, run: str) -> Path:
-    """The folder that a command writes to, checked to be writable.
+def output_folder(
+    out: str | None, default: str, settings: Mapping[str, Any], names: Iterable[str] = (), patterns: Iterable[str] = ()
+) -> Outputs:
+    """The folder that a command writes to, checked to be writable and free for its files.
+
+    Args:
+        out: as given; None takes ``default``, or if that is taken ``default-2`` and so on.
+        default: of the command.
+        settings, names, patterns: see ``Outputs``.
 
     Raises:
-        ConfigError: the folder of the run's own samples.
+        ConfigError: files of someone else or of other settings are there, or it is a part of a run.
         StorageError: not writable.
     """
-    folder, fix = Path(out), "choose another folder"
-    if folder.resolve() == RunFolder(Path(run)).samples.resolve():
-        raise ConfigError("is where the run keeps its own samples", field="--out", found=out, fix=fix)
-    with durable.writing(folder / "grid.png"):
-        return folder
+    names, patterns = list(names), list(patterns)
+    for folder in _choices(out, Path(default)):
+        outputs = Outputs(folder, settings)
+        try:
+            outputs.require_free(names, patterns)
+            return outputs
+        except ConfigError:
+            if out is not None or not folder.exists():
+                raise
+    raise AssertionError("names do not end")
+
+
+def output_picture(out: str | None, default: str, settings: Mapping[str, Any]) -> tuple[Outputs, str]:
+    """The folder and name of the picture that a command writes; see ``output_folder``.
+
+    Raises:
+        ConfigError: also another ending, or a folder.
+    """
+    for path in _choices(out, Path(default)):
+        try:
+            return output_at(output_file(str(path)), settings), path.name
+        except ConfigError:
+            if out is not None or not path.exists():
+                raise
+    raise AssertionError("names do not end")
+
+
+def _choices(out: str | None, default: Path) -> Iterator[Path]:
+    if out is not None:
+        yield Path(out)
+        return
+    yield default
+    yield from (default.with_stem(f"{default.stem}-{i}") for i in count(2))
+
+
+def identity_of(generator: ImageGenerator) -> dict[str, str]:
+    """Hashes of a generator's models, for the settings of what it writes."""
+    from foundation.storage.serialization import tensors_sha256
+
+    return {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
 
 
 def output_file(out: str, endings: tuple[str, ...] = _PICTURES) -> Path:

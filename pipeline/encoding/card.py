@@ -17,7 +17,7 @@ from foundation.codes.manifest import MANIFEST, open_split, read_manifest
 from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest
-from foundation.errors import StorageError
+from foundation.errors import hub_refusals
 from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
@@ -300,19 +300,15 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
         StorageError: the hub refused.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     for split, entry in read_manifest(folder)["splits"].items():
         for shard in open_split(folder, split).shards if entry["rows"] else ():
             shard.require_unchanged()
     refresh_header(folder)
-    api = HfApi(token=token)
-    try:
+    with hub_refusals(name):
+        api = HfApi(token=token)
         address = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         target: dict[str, Any] = {"repo_id": name, "repo_type": "dataset", "folder_path": folder}
         api.upload_folder(**target, allow_patterns=CONTENT, commit_message="Codes, tokenizer and card")
         api.upload_folder(**target, allow_patterns=[MANIFEST], commit_message="Manifest: the dataset is whole")
-    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a malformed name
-        fix = "check the name and the login (hf auth login), then try again"
-        raise StorageError(f"the hub refused: {error}", field=name, fix=fix) from error
-    return str(address)
+        return str(address)

@@ -33,6 +33,7 @@ from foundation.storage import durable
 from foundation.storage.durable import file_sha256
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
+from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -102,16 +103,21 @@ def decode_to_folder(
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
     mine = Part() if part is None else Part.parse(part, "--start-at")
     source, target = Path(codes), Path(out)
+    require_place(target)
     place = find_tokenizer(source, tokenizer)
     model = TokenizerModel.load(place).to(usable_device(device))
     check_canary(model, place)
     several = open_rows(source, model.spec, split)
-    claim_folder(target / PLAN, _plan(several, model, batch_size))
     folders = [
         _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
         for rows in several
         for index, start in enumerate(range(0, rows.n_rows, IMAGES_PER_FOLDER))
     ]
+    there = [str(each.path(target)) for each in folders if each.path(target).exists()]
+    if there and not (target / PLAN).exists():  # in this order: another process may have begun in between
+        found, fix = f"{len(there)} such folders, e.g. {there[0]}", "move them away, or choose another folder"
+        raise ConfigError("holds folders of something else", field="--out", found=found, fix=fix)
+    claim_folder(target / PLAN, _plan(several, model, batch_size))
     waiting = _work(target, folders, Decoder(model, batch_size), mine, wait=part is None)
     done = sum(each.stop - each.start for each in folders if each.path(target).exists())
     rest = f"; others are still decoding {len(waiting)} folders" if waiting else ""
@@ -280,7 +286,7 @@ def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
         raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
     allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
     if array.shape[1:] not in allowed:
-        found, expected = array.shape[1:], " or ".join(map(str, sorted(allowed, key=len)))
+        found, expected = array.shape, " or ".join(str(("N", *each)) for each in sorted(allowed, key=len))
         raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
     flat = array.reshape(len(array), spec.n_codes)
     return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)

@@ -1,13 +1,16 @@
 """Search of the guidance scale and schedule whose samples are closest to the training images.
 
-Every setting draws images of the same classes with the same random numbers, so that settings differ by their effect,
-not by luck; the best one then has to beat the one in force with fresh random numbers.
+Classes are drawn as often as the training codes have them. Every setting is drawn several times, each time with the
+random numbers that all settings share, so that settings differ by their effect, not by luck. The best one then has to
+beat the one in force with fresh random numbers, by more than twice the standard error of the paired difference.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from foundation.codes.dataset import TokenDataset
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
+from foundation.hardware import TokenAccess
 from foundation.images.image_set import ImageSet
-from foundation.randomness import permutation
+from foundation.randomness import derive_seed, permutation, uniforms
 from foundation.storage import durable
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
 from pipeline.evaluation.extractors import FeatureExtractor, named_extractor
@@ -34,7 +39,7 @@ from pipeline.runs.images import open_run_split
 from pipeline.runs.models import open_generator
 from stage2_prior.decoding.sampling import SamplingConfig
 
-LOG = "evaluation/guidance.jsonl"
+LOG, TABLE = "evaluation/guidance.jsonl", "evaluation/guidance.json"
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.5)
 SCHEDULES: tuple[dict[str, Any], ...] = (
     {"schedule": "constant"},
@@ -45,14 +50,31 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 )
 _REFINEMENTS = 2
 _MOST_REAL = 10_000
+_MOST_REPEATS = 1000
+_BEYOND = 2.0
+"""standard errors by which the default has to be beaten"""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A setting and the Frechet distance of its samples to the run's images."""
+    """A setting and the Frechet distances of its samples to the run's images, one for each repeat."""
 
     sampling: SamplingConfig
-    distance: float
+    distances: tuple[float, ...]
+
+    @property
+    def distance(self) -> float:
+        """The mean over the repeats."""
+        return float(np.mean(self.distances))
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean; NaN of a single repeat."""
+        return standard_error(self.distances)
+
+    def row(self) -> dict[str, Any]:
+        """For the file."""
+        return {**to_dict(self.sampling), "distances": self.distances, "mean": self.distance, "error": self.error}
 
     def line(self) -> str:
         """For the table."""
@@ -61,7 +83,33 @@ class Scored:
             "power-cosine": f" (power {sampling.schedule_power:g})",
             "step": f" (from {sampling.schedule_start:g})",
         }.get(sampling.schedule, "")
-        return f"{self.distance:10.4g}  {sampling.guidance_scale:6.3f}  {sampling.schedule}{detail}"
+        distance = f"{self.distance:10.4g} +- {self.error:<8.2g}"
+        return f"{distance}  {sampling.guidance_scale:6.3f}  {sampling.schedule}{detail}"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values; NaN of fewer than two."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+
+
+def is_beaten(old: Scored, new: Scored) -> bool:
+    """Whether a setting is better beyond the noise: by more than twice the error of the paired difference."""
+    gains = np.subtract(old.distances, new.distances)
+    return bool(gains.mean() > 0 and gains.mean() > _BEYOND * standard_error(gains.tolist()))
+
+
+def class_draws(shares: np.ndarray, n: int, seed: int) -> list[int]:
+    """The class of each of n samples, in the proportions of the data: systematic sampling from a random start.
+
+    Args:
+        shares: (K,) how often each class occurs, of any sum above 0.
+        n: samples.
+        seed: of the start.
+    """
+    ends = np.cumsum(shares) / np.sum(shares)
+    start = float(uniforms(np.zeros(1, int), np.zeros(1, int), "classes to tune on", seed)[0])
+    drawn = np.searchsorted(ends, (start + np.arange(n)) / n, side="right").clip(0, len(shares) - 1)
+    return [int(each) for each in drawn]
 
 
 class SampleJudge:
@@ -71,11 +119,20 @@ class SampleJudge:
         generator: draws; of a class-conditional prior.
         images: what the samples are compared with; at most 10,000 of them.
         extractor: makes the features, on the generator's device.
-        n_images: samples for one distance, of all classes in turn.
+        n_images: samples for one distance.
+        shares: (K,) how often the data has each class; None takes all equally often.
     """
 
-    def __init__(self, generator: ImageGenerator, images: ImageSet, extractor: FeatureExtractor, n_images: int) -> None:
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        images: ImageSet,
+        extractor: FeatureExtractor,
+        n_images: int,
+        shares: np.ndarray | None = None,
+    ) -> None:
         self._generator, self._extractor, self._n = generator, extractor, n_images
+        self._shares = np.ones(generator.prior.n_classes) if shares is None else shares
         self._batch = decode_batch(generator.n_pixels)
         self._real = FeatureMoments(extractor.n_features)
         chosen = permutation(len(images), "tune guidance")[:_MOST_REAL]
@@ -86,12 +143,14 @@ class SampleJudge:
     def distance(self, sampling: SamplingConfig, seed: int) -> float:
         """The distance of ``n_images`` samples drawn with a seed."""
         generator, drawn = self._generator, FeatureMoments(self._extractor.n_features)
-        labels = [i % generator.prior.n_classes for i in range(self._n)]
+        labels = class_draws(self._shares, self._n, seed)
         request = SampleRequest(labels=labels, seeds=seeds_of(seed, self._n), sampling=sampling)
         codes = generator.spec.grid(draw(generator.prior, request, show_progress=False))
         for part in codes.split(self._batch):
             self._add(drawn, generator.tokenizer.decode(part))
-        return frechet_distance(self._real, drawn)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few images: said once, in the table's head
+            return frechet_distance(self._real, drawn)
 
     def _add(self, moments: FeatureMoments, images_BCYX: torch.Tensor) -> None:
         moments.update(self._extractor(images_BCYX).cpu().numpy().astype(np.float64))
@@ -102,7 +161,9 @@ class Tuning:
     """How guidance is searched."""
 
     images: int = 1000
-    """samples for each setting; more tell closer settings apart"""
+    """samples for each setting and repeat; more tell closer settings apart"""
+    repeats: int = 4
+    """how often each setting is sampled, with other random numbers, 2 or more; they give its standard error"""
     extractor: str = "small"
     """features that are compared: inception, dinov2, or small, which needs no file"""
     weights: str | None = None
@@ -112,13 +173,15 @@ class Tuning:
 
     def __post_init__(self) -> None:
         require(self.images > 1, "images", self.images, "2 or more, better 1,000")
+        require(2 <= self.repeats <= _MOST_REPEATS, "repeats", self.repeats, f"from 2 to {_MOST_REPEATS}")
         require(self.seed >= 0, "seed", self.seed, "a whole number from 0")
 
 
 def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) -> Scored:
-    """Search, and make the best setting the run's default if it beats the one in force.
+    """Search, and make the best setting the run's default if it beats the one in force beyond the noise.
 
-    The new default is in ``model_index.json``; ``evaluation/guidance.jsonl`` gets a line with the old and the new one.
+    The table is in ``evaluation/guidance.json``. A new default is in ``model_index.json``, and
+    ``evaluation/guidance.jsonl`` gets a line with the old and the new one.
 
     Args:
         run: the run folder.
@@ -127,7 +190,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
         write: False only prints.
 
     Returns:
-        The setting in force afterwards, or that would be, with its distance.
+        The setting in force afterwards, or that would be, with its distances.
 
     Raises:
         ConfigError: a prior that cannot be guided, or an extractor that does not exist.
@@ -144,30 +207,60 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     if extractor is None:
         raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")
     train, _ = open_run_split(folder, recipe, "train")
-    judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images)
-    print(
-        f"Frechet distance ({extractor.name}) of {tuning.images:,} samples to the training images\n"
-        f"{'distance':>10}  {'scale':>6}  schedule"
-    )
-    best = search(judge, generator.defaults, tuning.seed)
-    fresh = tuning.seed + 1
-    old, new = (Scored(each, judge.distance(each, fresh)) for each in (generator.defaults, best.sampling))
-    print(f"with fresh random numbers\n{old.line()}  in force\n{new.line()}  found")
-    if new.distance >= old.distance:
-        print("what is in force stays: nothing found is better")
-        return old
+    shares = _class_shares(folder, generator)
+    judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images, shares)
+    _print_head(extractor, tuning)
+    seeds = [derive_seed("tune guidance", tuning.seed, i) % 2**31 for i in range(3 * tuning.repeats)]
+    tried = search(judge, generator.defaults, seeds[: tuning.repeats])
+    best, fresh = min(tried, key=lambda each: each.distance), seeds[tuning.repeats :]
+    old, new = (_scored(judge, each, fresh) for each in (generator.defaults, best.sampling))
+    print(f"with fresh random numbers, {len(fresh)} repeats\n{old.line()}  in force\n{new.line()}  found")
+    better = is_beaten(old, new)
+    gains = np.subtract(old.distances, new.distances)
+    gain = f"what was found is {gains.mean():.3g} +- {standard_error(gains.tolist()):.2g} closer"
+    stays = "not beyond twice the standard error: what is in force stays"
+    print(f"{gain}, {'beyond twice the standard error' if better else stays}")
     if write:
+        about = {"search": to_dict(tuning), "class_shares": (shares / shares.sum()).tolist(), "changed": better}
+        rows = {"tried": [each.row() for each in tried], "fresh": {"in force": old.row(), "found": new.row()}}
+        durable.replace_file(folder.root / TABLE, json.dumps({**about, **rows}, indent=1).encode())
+        print(f"the table is in {folder.root / TABLE}")
+    if better and write:
         _write(folder, old, new, tuning)
-    return new
+    return new if better else old
 
 
-def search(judge: SampleJudge, base: SamplingConfig, seed: int) -> Scored:
-    """The best of all schedules on a few scales, then of scales between its neighbours, twice."""
+def _print_head(extractor: FeatureExtractor, tuning: Tuning) -> None:
+    print(
+        f"Frechet distance ({extractor.name}) of {tuning.images:,} samples to the training images, "
+        f"mean and standard error of {tuning.repeats} repeats; classes as often as the training codes have them"
+    )
+    if tuning.images <= extractor.n_features:
+        print(
+            f"(fewer samples than features, {extractor.n_features:,}: distances compare here, not with other figures)"
+        )
+    print(f"{'distance':>10} +- {'error':<8}  {'scale':>6}  schedule")
+
+
+def _class_shares(folder: RunFolder, generator: ImageGenerator) -> np.ndarray:
+    """How often the training codes have each class, (K,)."""
+    labels_N = TokenDataset(folder.codes, "train", TokenAccess(form="streamed")).labels_N
+    n_classes = generator.prior.n_classes
+    if labels_N is None:
+        return np.ones(n_classes)
+    return np.bincount(np.asarray(labels_N), minlength=n_classes)[:n_classes].astype(float)
+
+
+def _scored(judge: SampleJudge, sampling: SamplingConfig, seeds: Sequence[int]) -> Scored:
+    return Scored(sampling, tuple(judge.distance(sampling, seed) for seed in seeds))
+
+
+def search(judge: SampleJudge, base: SamplingConfig, seeds: Sequence[int]) -> list[Scored]:
+    """All schedules on a few scales, then scales between the neighbours of the best, twice; a repeat for each seed."""
     found: list[Scored] = []
 
     def try_out(schedule: dict[str, Any], scale: float) -> None:
-        sampling = dataclasses.replace(base, **schedule, guidance_scale=scale)
-        found.append(Scored(sampling, judge.distance(sampling, seed)))
+        found.append(_scored(judge, dataclasses.replace(base, **schedule, guidance_scale=scale), seeds))
         print(found[-1].line(), flush=True)
 
     try_out(SCHEDULES[0], 1.0)
@@ -179,7 +272,7 @@ def search(judge: SampleJudge, base: SamplingConfig, seed: int) -> Scored:
         schedule = {name: getattr(best.sampling, name) for name in ("schedule", "schedule_power", "schedule_start")}
         for scale in _between(best.sampling.guidance_scale, _scales_of(found, schedule)):
             try_out(schedule, scale)
-    return min(found, key=lambda each: each.distance)
+    return found
 
 
 def _scales_of(found: Sequence[Scored], schedule: dict[str, Any]) -> list[float]:
@@ -200,8 +293,10 @@ def _write(folder: RunFolder, old: Scored, new: Scored, tuning: Tuning) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "old": to_dict(old.sampling),
         "old_distance": old.distance,
+        "old_error": old.error,
         "new": to_dict(new.sampling),
         "new_distance": new.distance,
+        "new_error": new.error,
         "search": to_dict(tuning),
     }
     durable.append_line(folder.root / LOG, json.dumps(line))

@@ -13,7 +13,7 @@ from foundation.codes.spec import require_same_codes
 from foundation.config import digest
 from foundation.errors import CheckpointError
 from foundation.storage import durable
-from foundation.storage.serialization import read_json
+from foundation.storage.serialization import REPAIR, read_json
 from pipeline.runs.folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.evaluate import PriorScores, score_prior
@@ -183,6 +183,5 @@ def _kept(folder: RunFolder, split: str) -> Path:
 
 def _scored_content(folder: RunFolder) -> str:
     """Hash of the prior's weights and the codes."""
-    fix = "delete this folder and run tessera run again"
-    config = read_json(folder.prior / "config.json", ("weights_sha256",), fix=fix)
+    config = read_json(folder.prior / "config.json", ("weights_sha256",), fix=REPAIR)
     return digest({"prior": config["weights_sha256"], "codes": read_manifest(folder.codes)})

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from foundation.arguments import as_path, require_type, shown
-from foundation.config import check_types, require
+from foundation.config import check_types, require, to_dict
 from foundation.hardware import usable_device
 from foundation.storage import durable
+from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 
 Part = Literal["all", "tokenizer", "prior"]
@@ -58,14 +59,16 @@ def evaluate_run(
     json_path = None if json_file is None else as_path(json_file, "json_file")
     folder = RunFolder(as_path(run, "run"))
     folder.load_recipe()
+    about = {"command": "evaluate", "run": str(folder.root.resolve()), "part": part, "split": split}
+    outputs = None if json_path is None else output_at(json_path, {**about, "judges": to_dict(judges)})
     device = usable_device(device)
     found: dict[str, Any] = {}
     if part != "prior":
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
         found["prior"] = _evaluate_prior(folder, split, device, compare=part == "prior")
-    if json_path is not None:
-        durable.replace_file(json_path, json.dumps(found, indent=1).encode())
+    if json_path is not None and outputs is not None:
+        outputs.write(json_path.name, json.dumps(found, indent=1).encode())
     return found
 
 

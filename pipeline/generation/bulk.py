@@ -274,6 +274,7 @@ def generate_to_folder(
     generator.require_memory(min(batch.images_per_job, batch.count), settings)
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
     sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
+    _require_new(folder)
     claim_folder(folder / PLAN, {**to_dict(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
@@ -294,6 +295,19 @@ def generate_to_folder(
         durable.sweep(files.folder)
         files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])
     return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
+
+
+def _require_new(folder: Path) -> None:
+    """Refuse a folder without a plan that holds files of the names that will be written.
+
+    Raises:
+        ConfigError: naming one of them.
+    """
+    parts = [each for name in ("images", "data") for each in (folder / name).glob("*") if not is_temporary(each)]
+    there = sorted([*parts, *(each for each in [folder / "metadata.csv"] if each.exists())])
+    if there and not (folder / PLAN).exists():  # in this order: another process may have begun in between
+        problem, found = "holds files of something else", f"{len(there)}, e.g. {there[0]}"
+        raise ConfigError(problem, field=str(folder), found=found, fix="move them away, or choose another folder")
 
 
 def _images(batch: Batch, job: int) -> range:

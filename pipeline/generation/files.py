@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.arguments import as_path, one_line, require_type
+from foundation.arguments import as_path, require_type
 from foundation.config import from_dict, to_dict
-from foundation.errors import CheckpointError, ConfigError
+from foundation.errors import CheckpointError, ConfigError, hub_refusals, one_line
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -122,8 +122,6 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: st
         StorageError: the hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
-
-    from foundation.hub import hub_refusals
 
     with hub_refusals(repo_id):
         api = HfApi(token=token)

@@ -90,10 +90,10 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
     right = bool(several) and all(isinstance(each, Image.Image) for each in several)
     types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
     arrays = any(isinstance(each, np.ndarray) for each in several)
-    fix = (
+    way = (
         "pixels: PIL.Image.fromarray of (Y, X, 3) uint8; (B, C, Y, X) in [-1, 1]: torch.from_numpy" if arrays else None
     )
-    DataError.unless(right, "are not images", field="images", found=types, expected=known, fix=fix)
+    DataError.unless(right, "are not images", field="images", found=types, expected=known, fix=way)
     return [preprocess(each) for each in several]
 
 

@@ -75,7 +75,7 @@ def gallery_section(folder: Path) -> str:
     """
     if not folder.is_dir():
         return ""
-    captions = read_json(folder / _CAPTIONS, (), fix="delete that folder and run tessera run again")
+    captions = read_json(folder / _CAPTIONS, (), fix="move that folder away and run tessera run again")
     return "".join(picture(Image.open(folder / f"{name}.png"), html.escape(text)) for name, text in captions.items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -39,7 +40,8 @@ from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-_SAMPLES_FIX = "delete that folder and run tessera run again, which samples again"
+_SAMPLES_FIX = "move that folder away and run tessera run again, which samples again"
+_TITLE, _HEAD = " - Tessera</title>", 4096
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --muted: #777; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -56,7 +58,12 @@ table.samples th { padding-right: .75rem; text-align: right; font-weight: normal
 
 
 def write_report(folder: RunFolder) -> None:
-    """Write ``report.html`` of a finished run, or of the first stage with a continuous tokenizer."""
+    """Write ``report.html`` of a finished run, or of the first stage with a continuous tokenizer.
+
+    Raises:
+        CheckpointError: the run is not finished, or has another file of that name.
+    """
+    _require_ours(folder.report)
     recipe = folder.load_recipe()
     tokenizer = TokenizerModel.load(folder.tokenizer)
     train, validation = read_metrics(folder.metrics, "tokenizer", "train"), _validation(folder, "tokenizer")
@@ -83,11 +90,20 @@ def write_report(folder: RunFolder) -> None:
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(recipe.name)} - Tessera</title><style>{_STYLE}</style></head><body>"
+        f"<title>{html.escape(recipe.name)}{_TITLE}<style>{_STYLE}</style></head><body>"
         f"<h1>{html.escape(recipe.name)}</h1><p class='lead'>{html.escape(recipe.description)}</p>"
         f"{''.join(_section(title, body) for title, body in sections)}</body></html>"
     )
     durable.replace_file(folder.report, page.encode())
+
+
+def _require_ours(path: Path) -> None:
+    """Refuse to replace a file that is no report of a run."""
+    if not path.exists():
+        return
+    ours = path.is_file() and _TITLE.encode() in path.read_bytes()[:_HEAD]
+    fix = "move it away: the report of the run gets this name"
+    CheckpointError.unless(ours, "is not a report of a run", field=str(path), found="another file", fix=fix)
 
 
 def _usages(folder: RunFolder, access: TokenAccess) -> dict[str, CodeUsage]:

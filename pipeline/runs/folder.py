@@ -66,7 +66,7 @@ class RunFolder:
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
             what = f"the run folder belongs to another recipe; differences:{shown}"
-            fix = "give another --out, or remove the folder to start over"
+            fix = "give another --out"
             raise CheckpointError(what, field=str(self.root), fix=fix)
         if rows or not self.recipe.exists():
             durable.replace_file(self.recipe, recipe_text(recipe, self.root).encode())

@@ -134,7 +134,7 @@ def _randomize(vgg: VGG16) -> None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors under ``features.``; the classifier's are left out."""
-    again = f"delete it, and put {FILE_NAME} there again"
+    again = f"move it away, and put {FILE_NAME} there again"
     if path.name == FILE_NAME:
         _require_published(path, "is damaged", str(path), again)
     tensors = load_tensors(path) if path.suffix == ".safetensors" else read_tensors(path, again)

@@ -297,7 +297,7 @@ def test_sample_and_reconstruct_write_pictures(
         main(["sample", run, "--class-labels", "3", "7", "--num-images-per-label", "2", "--seed", "5", "--out", out])
         == 0
     )
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
     seeds = [image_seed(5, i) for i in range(4)]
     images = {f"{label}-seed{seed}.png" for label, seed in zip("3377", seeds, strict=True)}
     assert names == {*images, "grid.png"}
@@ -314,7 +314,7 @@ def test_outputs_and_devices_that_cannot_be_used_are_refused(
 ) -> None:
     run = str(run_copy)
     (tmp_path / "file").write_text("")
-    assert "could not be written" in refused(capsys, "sample", run, "--out", str(tmp_path / "file"))
+    assert "is a file" in refused(capsys, "sample", run, "--out", str(tmp_path / "file"))
     assert "keeps its own samples" in refused(capsys, "sample", run, "--out", str(run_copy / "samples"))
     assert "use cpu" in refused(capsys, "sample", run, "--device", "gpu", "--out", str(tmp_path / "out"))
     (tmp_path / "bad.png").write_bytes(b"x")
@@ -371,3 +371,13 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(monkeypatch: pytest
     monkeypatch.setattr(hardware.importlib, "import_module", broken)
     finding = next(each for each in diagnose() if each.subject == "torchvision")
     assert "does not match" in finding.state and finding.cure and "pip install" in finding.cure
+
+
+def test_a_folder_that_may_not_be_read_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert "readable for this user" in refused(capsys, "report", str(tmp_path / "run"))

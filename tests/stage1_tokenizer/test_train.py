@@ -134,3 +134,8 @@ def test_a_nan_in_an_image_changes_nothing_and_is_counted() -> None:
     assert all(torch.equal(value, model[name]) for name, value in learner.model.state_dict().items())
     assert all(torch.equal(value, average[name]) for name, value in learner.exported().state_dict().items())
     assert learner.train_step(images.batch(np.arange(32), np.zeros(32, int)), 2)["skipped_steps"] == 1
+
+
+def test_a_reconstruction_worse_than_any_grey_image_is_not_sound() -> None:
+    trained, _ = task(FSQConfig())
+    assert trained.is_sound({"psnr": 6.0}) and not trained.is_sound({"psnr": 1.0})

@@ -176,3 +176,8 @@ def test_an_order_depends_on_its_own_position_and_the_seed_alone() -> None:
     assert torch.equal(whole, shares)
     assert not torch.equal(whole, sample_orders(np.arange(100), 9, 0.5, seed=2))
     assert not torch.equal(whole, sample_orders(np.arange(100, 200), 9, 0.5, seed=1))
+
+
+def test_codes_that_need_far_more_than_uniform_ones_are_not_sound() -> None:
+    task = tiny_task(Accelerator(cpu=True))
+    assert task.is_sound({"nats_per_code": 2.5}) and not task.is_sound({"nats_per_code": 50.0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ class Regression:
     def evaluate(self) -> dict[str, float]:
         self._moment("evaluate")
         return {"score": float(next(self.exported().parameters()).sum())}
+
+    def is_sound(self, metrics: Mapping[str, float]) -> bool:
+        return True
 
     def exported(self) -> nn.Module:
         return self.learner.average.model

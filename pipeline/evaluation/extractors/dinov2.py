@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.config import Choice
-from foundation.errors import CheckpointError
+from foundation.errors import CheckpointError, remedy
 from foundation.hardware import hide_broken_torchvision
 from pipeline.evaluation.extractors.base import FeatureExtractor
 
@@ -76,7 +76,9 @@ def _network(weights: str) -> Any:
             "    - or use no weights:         --extractor small (compares with no published figure)"
         )
         found = str(error).split("\n")[0]
-        raise CheckpointError("cannot load DINOv2 weights", field=weights, found=found, fix=fix) from error
+        raise CheckpointError(
+            "cannot load DINOv2 weights", field=weights, found=found, fix=remedy(error, fix)
+        ) from error
     found, fix = network.config.model_type, "use facebook/dinov2-large or a folder that holds it"
     if not found.startswith("dinov2"):
         raise CheckpointError("is not a DINOv2 model", field=weights, found=found, expected="dinov2", fix=fix)

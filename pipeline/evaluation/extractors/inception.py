@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from foundation.config import Choice
-from foundation.errors import CheckpointError, ConfigError
+from foundation.errors import CheckpointError, ConfigError, StorageError, one_line
 from foundation.hardware import torchvision_problem
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors
@@ -84,13 +84,25 @@ def _cached_or_downloaded() -> Path:
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(file.parent)
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=PUBLISHED_SHA256_PREFIX)
         except (OSError, RuntimeError) as error:
             what = "InceptionV3 weights (92 MB) are missing, and the download failed"
             raise CheckpointError(what, field=str(file), found=error, fix=_suggestions()) from error
     return file
+
+
+def _require_writable(cache: Path) -> None:
+    """Refuse a cache that cannot be written before anything is downloaded: the network is not at fault."""
+    probe = durable.temporary_name(cache / "weights")
+    try:
+        with durable.writing(probe):
+            probe.touch()
+            probe.unlink()
+    except StorageError as error:
+        fix = f"set TORCH_HOME to a folder that can be written, or {_suggestions()}"
+        raise StorageError("the cache cannot be written", field=str(cache), found=one_line(error), fix=fix) from error
 
 
 def _require_package() -> None:

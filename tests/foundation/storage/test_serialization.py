@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -76,3 +77,19 @@ def test_weights_of_another_shape_or_name_are_refused_by_name() -> None:
         load_weights(nn.Linear(4, 3), weights, "here")
     with pytest.raises(CheckpointError, match=r"missing \['bias'\], left over \['tail'\]"):
         load_weights(nn.Linear(2, 3), {"weight": weights["weight"], "tail": weights["bias"]}, "here")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for another user's file of mode 000; root reads those, so that readers raise here."""
+    save_model_folder(tmp_path, nn.Linear(2, 2), "toy", "Toy", {})
+    refusal = PermissionError(errno.EACCES, "Permission denied")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise refusal
+
+    for reader in ("foundation.storage.serialization.load_file", "pathlib.Path.read_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, refuse)
+            with pytest.raises(CheckpointError, match=r"Permission denied(.|\n)*readable for this user") as caught:
+                load_model_folder(tmp_path, "toy", ())
+        assert "move" not in str(caught.value) and "again" not in str(caught.value)

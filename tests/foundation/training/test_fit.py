@@ -1,6 +1,8 @@
 """The training loop: order of data, cadence, resume, what it logs and what it refuses to save."""
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,9 @@ class Regression:
     def evaluate(self) -> dict[str, float]:
         return {"score": float(next(self.learner.average.model.parameters()).sum())}
 
+    def is_sound(self, metrics: Mapping[str, float]) -> bool:
+        return abs(metrics["score"]) < 1e6
+
     def exported(self) -> nn.Module:
         return self.learner.average.model
 
@@ -68,7 +73,9 @@ class Regression:
 CONFIG = FitConfig(steps=20, batch_size=7, evaluate_every=5, checkpoint_every=4, log_every=1)
 
 
-def train(folder: Path, task: Regression, identity: str = "same", examples: Numbers = NUMBERS) -> Regression:
+def train(
+    folder: Path, task: Regression, identity: str = "same", examples: Numbers = NUMBERS, **changes: int
+) -> Regression:
     log = MetricsLog(folder / "metrics.jsonl", "toy")
     options: dict[str, Any] = {
         "seed": 3,
@@ -76,7 +83,7 @@ def train(folder: Path, task: Regression, identity: str = "same", examples: Numb
         "log": log,
         "identity": {"recipe": identity},
     }
-    fit(task, examples, CONFIG, Accelerator(cpu=True), **options)
+    fit(task, examples, dataclasses.replace(CONFIG, **changes), Accelerator(cpu=True), **options)
     return task
 
 
@@ -154,6 +161,28 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no longer finite \(optimizer/state/0/exp_avg"):
         train(tmp_path, Broken())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_the_last_sound_checkpoint_stays_and_is_named(tmp_path: Path) -> None:
+    class Climbing(Regression):
+        """Evaluates to finite nonsense after step 4, and is not finite after step 16."""
+
+        def train_step(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, Any]:
+            metrics = super().train_step(batch, step)
+            with torch.no_grad():
+                next(self.learner.average.model.parameters()).fill_(
+                    1.0 if step < 4 else 1e20 if step < 16 else torch.inf
+                )
+            return metrics
+
+    for attempt in range(2):  # the same again, from the last checkpoint
+        with pytest.raises(TrainingError, match="no longer finite") as caught:
+            train(tmp_path, Climbing(), evaluate_every=4, checkpoint_every=2)
+        said = str(caught.value)
+        assert "the last sound checkpoint is of step 4" in said, said
+        assert "--toy.training.optim.learning_rate 0.001" in said and "remove" not in said and "delete" not in said
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["step-00000004", "step-00000014", "step-00000016"], attempt
 
 
 def test_metrics_survive_a_torn_line_and_values_that_are_not_finite(tmp_path: Path) -> None:

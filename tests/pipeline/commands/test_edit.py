@@ -41,7 +41,7 @@ def test_edits_write_a_row_for_each_image_and_every_result(
     files = [str(digits / "0.png"), str(digits / "1.png")]
     line = ["edit", name, str(finished_run), *files, "--num-images", "3", "--seed", "2", *options]
     assert main([*line, "--out", str(tmp_path / "out")]) == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert names == sorted(f"000{i}-{i}-{end}.png" for i in range(2) for end in ("0", "1", "2", "all"))
     row = Image.open(tmp_path / "out" / "0000-0-all.png")
     assert row.size == ((n_given + 3) * 66 - 2, 64)

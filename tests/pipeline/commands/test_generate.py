@@ -161,7 +161,7 @@ def test_a_batch_size_without_a_count_changes_no_image(finished_run: Path, tmp_p
     for name, more in (("one", []), ("two", ["--batch-size", "3"])):
         line = ["sample", str(finished_run), "--seed", "1", "--out", str(tmp_path / name)]
         assert main([*line, "--num-images-per-label", "1", *more]) == 0
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.png")} for name in ("one", "two"))
     assert len(one) == 11 and one == two
 
 
@@ -194,7 +194,7 @@ def test_interpolate_writes_a_strip(
     out = tmp_path / "strip.png"
     assert main(["interpolate", str(finished_run), str(picture), str(picture), "--steps", "3", "--out", str(out)]) == 0
     assert Image.open(out).size == (3 * 128 + 2 * 2, 128)
-    assert main(["interpolate", str(finished_run), str(picture), "gone.png", "--out", str(out)]) == 2
+    assert main(["interpolate", str(finished_run), str(picture), "gone.png", "--out", str(tmp_path / "new.png")]) == 2
     assert "gone.png" in capsys.readouterr().err
     assert main(["interpolate", str(finished_run), str(picture), str(picture), "--steps", "1"]) == 2
     for bad in (str(tmp_path), "", "strip", "strip.webpp"):
@@ -202,5 +202,5 @@ def test_interpolate_writes_a_strip(
         assert "--out" in capsys.readouterr().err
     text = tmp_path / "text.png"
     text.write_text("not a picture")
-    assert main(["interpolate", str(finished_run), str(picture), str(text), "--out", str(out)]) == 2
+    assert main(["interpolate", str(finished_run), str(picture), str(text), "--out", str(tmp_path / "new.png")]) == 2
     assert "text.png" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,9 +193,14 @@ def test_leftovers_of_killed_runs_are_swept(run_copy: Path) -> None:
 
 def test_a_run_that_diverges_stops_and_freezes_nothing(tmp_path: Path) -> None:
     job = start_run("digits", str(tmp_path), overrides={**TINY, "tokenizer.training.optim.learning_rate": 1e30})
-    with pytest.raises(TrainingError, match="lower the learning rate"):
+    with pytest.raises(TrainingError, match="no checkpoint is sound") as caught:
         job.all()
     assert not (tmp_path / "tokenizer").exists()
+    before = sorted(tmp_path.rglob("*"))
+    advice = re.search(r"tessera run (\S+) -o (\S+) --(\S+) (\S+)$", str(caught.value))
+    assert advice is not None and advice[1] == str(tmp_path), "the advice is a command"
+    start_run(advice[1], advice[2], overrides={advice[3]: float(advice[4])}).train_tokenizer()
+    assert Path(advice[2], "tokenizer").is_dir() and sorted(tmp_path.rglob("*")) == before
 
 
 def test_damaged_weights_are_refused(run_copy: Path) -> None:

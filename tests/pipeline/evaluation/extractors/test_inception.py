@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from foundation.errors import CheckpointError, ConfigError
+from foundation.errors import CheckpointError, ConfigError, StorageError
 from pipeline.evaluation.extractors import InceptionConfig, build_extractor
 
 
@@ -77,3 +77,14 @@ def test_inception_weights_that_are_no_tensors_or_another_network_are_refused(tm
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="other weights"):
         build_extractor(InceptionConfig(weights=str(tmp_path / "other.pth")))
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_not_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *a, **k: pytest.fail("asked the network first"))
+    with pytest.raises(StorageError, match=r"(?s)the cache cannot be written.*TORCH_HOME"):
+        build_extractor(InceptionConfig())

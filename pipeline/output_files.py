@@ -1,0 +1,160 @@
+"""Files that commands write: they replace nothing that the same command with the same settings did not write.
+
+A folder keeps a record of what was written into it, ``.tessera-outputs.jsonl``: a line for each file with its SHA-256
+and a hash of the settings that made it. A file that is not in the record, or has changed since, is someone else's: the
+command is refused before it computes anything. Files whose settings are others are refused too, with the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.config import digest
+from foundation.errors import ConfigError
+from foundation.storage import durable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+RECORD = ".tessera-outputs.jsonl"
+_OVERVIEW = "overview"
+_RUN_PARTS = ("tokenizer", "codes", "prior", "checkpoints", "samples", "uses", "evaluation")
+_MARKS = ("config.json", "manifest.json")
+"""of a model, of a token dataset"""
+_FIX = "give another --out, or move what is there away"
+
+
+@dataclass
+class Outputs:
+    """A folder and what a command writes into it.
+
+    Args:
+        folder: made at the first write.
+        settings: everything that the content of the files depends on; values that JSON can hold.
+        option: the option that names the folder.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    option: str = "--out"
+    _digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._digest = digest(dict(self.settings))
+
+    def require_free(self, names: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
+        """Refuse the folder before anything is computed, if a file that will be written there is not ours to replace.
+
+        Args:
+            names: of the files.
+            patterns: of files whose names are not known yet, as for ``Path.glob``.
+
+        Raises:
+            ConfigError: such a file, one that was made with other settings, or a folder that is a part of a run.
+            StorageError: the folder cannot be written.
+        """
+        require_place(self.folder, self.option)
+        known = _read_record(self.folder)
+        there = {self.folder / name for name in names} | {each for text in patterns for each in self.folder.glob(text)}
+        for path in sorted(each for each in there if each.exists() or each.is_symlink()):
+            self._require_ours(path, known.get(path.name))
+        _require_writable(self.folder)
+
+    def write(self, name: str, content: bytes, *, overview: bool = False) -> Path:
+        """Write a file, and note that it is ours; ``overview`` marks a picture of several images.
+
+        Raises:
+            ConfigError: a file of that name is not ours to replace.
+            StorageError: the disk refused.
+        """
+        path = self.folder / name
+        if path.exists() or path.is_symlink():
+            self._require_ours(path, _read_record(self.folder).get(name))
+        durable.replace_file(path, content)
+        entry = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "settings": self._digest}
+        durable.append_line(self.folder / RECORD, json.dumps({**entry, "kind": _OVERVIEW * overview}))
+        return path
+
+    def write_image(self, name: str, image: Image.Image, *, overview: bool = False) -> Path:
+        """Write a picture in the format of its name's ending; see ``write``."""
+        buffer, path = io.BytesIO(), self.folder / name
+        buffer.name = path.name  # from which Pillow takes the format
+        with durable.writing(path):
+            image.save(buffer)
+        return self.write(name, buffer.getvalue(), overview=overview)
+
+    def _require_ours(self, path: Path, entry: dict[str, Any] | None) -> None:
+        known = entry is not None and path.is_file() and entry.get("sha256") == durable.file_sha256(path)
+        problem, expected = "is there already, and not in the record of what commands wrote there", "a new file"
+        ConfigError.unless(known, problem, field=self.option, found=str(path), expected=expected, fix=_FIX)
+        assert entry is not None
+        same, problem = entry.get("settings") == self._digest, "holds what this command wrote with other settings"
+        fix = f"{_FIX}; the same command again, with its --seed, may replace its own files"
+        ConfigError.unless(same, problem, field=self.option, found=str(path), fix=fix)
+
+
+def output_at(path: Path, settings: Mapping[str, Any], option: str = "--out") -> Outputs:
+    """The folder of a single file, checked to be free for it.
+
+    Raises:
+        ConfigError, StorageError: see ``Outputs.require_free``.
+    """
+    outputs = Outputs(path.parent, settings, option)
+    outputs.require_free([path.name])
+    return outputs
+
+
+def overviews(folder: Path) -> set[str]:
+    """Names of the pictures of several images that commands wrote into a folder: they are no images to read."""
+    known = {name for name, each in _read_record(folder).items() if each.get("kind") == _OVERVIEW}
+    return known | ({"grid.png"} if (folder / "samples.json").is_file() else set())
+
+
+def require_place(folder: Path, option: str = "--out") -> None:
+    """Refuse a folder that is a file, or inside a part of a run, a model or a token dataset.
+
+    Raises:
+        ConfigError: naming the part.
+    """
+    found, fix = str(folder), "choose another folder"
+    for place in (folder.resolve(), *folder.resolve().parents):
+        ConfigError.unless(
+            not place.is_file(), "is a file", field=option, found=str(place), expected="a folder", fix=fix
+        )
+        what = "is where a run keeps its own " + place.name
+        in_run = place.name in _RUN_PARTS and (place.parent / "recipe.yaml").is_file()
+        ConfigError.unless(not in_run, what, field=option, found=found, fix=fix)
+        mark = next((name for name in _MARKS if (place / name).is_file()), None)
+        what = "is inside a model or a token dataset"
+        ConfigError.unless(mark is None, what, field=option, found=f"{found}: {place} has a {mark}", fix=fix)
+
+
+def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name => its latest line; files of damaged lines count as someone else's."""
+    found: dict[str, dict[str, Any]] = {}
+    path = folder / RECORD
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            found[str(entry["name"])] = dict(entry)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return found
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder, and try a file in it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    probe = durable.temporary_name(folder / RECORD)
+    with durable.writing(probe):
+        probe.touch()
+        probe.unlink()

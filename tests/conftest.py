@@ -13,11 +13,19 @@ from PIL import Image
 from support.live_parity import write_live_models
 from support.parity_fixtures import PARITY
 from support.photographs import write_photographs
-from support.skips import skips_by_reason
+from support.skips import WINDOWS, needs_unix, skips_by_reason
 from support.tiny_run import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows, skip the files whose tests need what it does not have."""
+    if os.name == "nt":
+        for item in items:
+            if needs_unix(item.path.read_text(encoding="utf-8")):
+                item.add_marker(pytest.mark.skip(reason=WINDOWS))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from support.skips import skips_by_reason
+from support.skips import needs_unix, skips_by_reason
 from support.tiny_run import ROOT
 
 
@@ -23,6 +23,11 @@ def test_reasons_are_counted_over_files_and_whole_files_are_named() -> None:
         "     1 in 1 file: no fork",
         "  whole files, each counted as one: c.py",
     ]
+
+
+def test_files_that_windows_cannot_run_are_known_by_what_they_use() -> None:
+    assert needs_unix("pid = os.fork()") and needs_unix("from support.crash_points import tree")
+    assert not needs_unix("import os\nPath('a').write_bytes(b'')")
 
 
 def test_a_run_ends_with_them(tmp_path: Path) -> None:

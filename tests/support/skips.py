@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+WINDOWS = "Windows has no fork, no signals that kill, no /proc and few rights for links"
+_UNIX = re.compile(
+    r"os\.fork|crash_points|PeakGrowth|mkfifo|SIGKILL|SIGSTOP|SIGTERM|/proc/|/dev/|symlink_to|chmod\(|bash"
+)
 
 
 def skips_by_reason(reports: Iterable[Any]) -> list[str]:
@@ -29,6 +35,11 @@ def skips_by_reason(reports: Iterable[Any]) -> list[str]:
     ]
     lines += [f"  {n:4d} in {_count(len(files[reason]), 'file')}: {reason}" for reason, n in tests.most_common()]
     return [*lines, f"  whole files, each counted as one: {', '.join(sorted(whole))}"] if whole else lines
+
+
+def needs_unix(source: str) -> bool:
+    """Whether a test file's source uses what Windows does not have: fork, signals that kill, pipes, links, /proc."""
+    return _UNIX.search(source) is not None
 
 
 def _reason(report: Any) -> str:

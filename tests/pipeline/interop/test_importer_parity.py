@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.parity_fixtures import NO_PACKAGE, expected, state_file
+from support.parity_fixtures import NO_PACKAGE, PARITY, expected, state_file
 
 from stage1_tokenizer.canary import check_canary
 from stage1_tokenizer.quantizers.kl import gaussian_kl, split_moments
@@ -27,6 +27,10 @@ SMALL = [
     "open_magvit2/lfq_f8_ema_tiny",
     "rqvae/rq_separate_tiny",
     "rqvae/rq_shared_tiny",
+]
+PLACES = [
+    *(("recorded", case) for case in SMALL if PARITY.is_dir()),
+    *(("live", case) for case in SMALL if not (PARITY.is_dir() and case.startswith("open_magvit2"))),  # in no package
 ]
 FULL = ["llamagen_vq/vq16_full", "taming/vqgan_f16_full", "openai_dvae/dvae_full", "open_magvit2/lfq_f16_full"]
 TOLERANCE = 1e-4
@@ -70,7 +74,7 @@ def check_codes(model: TokenizerModel, io: dict[str, torch.Tensor], prefix: str 
             close(quantizer.logits(output.latents_BCHW), io["code_logits"])
 
 
-@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize(("parities", "case"), PLACES, indirect=["parities"])
 def test_codes_latents_and_reconstructions(case: str, parities: Path, tmp_path: Path, tessera: Tessera) -> None:
     io = expected(parities / case)
     model = imported(case, parities, tmp_path, tessera)

@@ -233,7 +233,7 @@ class TokenizerModel(nn.Module):
     def _require_inside(self, codes: torch.Tensor, levels: tuple[CodeLevel, ...]) -> None:
         low, high, sizes = int(codes.min()), int(codes.max()), sorted({size for each in levels for size in each.sizes})
         inside = low >= 0 and high < sizes[0]
-        if not inside and 0 <= low and high < sizes[-1]:  # each depth, or level, has a codebook of its own size
+        if not inside and low >= 0 and high < sizes[-1]:  # each depth, or level, has a codebook of its own size
             tiled = [each.sizes * (each.height * each.width) for each in levels]
             limits = levels[0].sizes if len(levels) == 1 else [size for part in tiled for size in part]
             inside = bool((codes < torch.tensor(limits, device=codes.device)).all())

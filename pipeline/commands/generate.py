@@ -37,6 +37,7 @@ def sample(
     class_labels: list[str] | None = None,
     num_images_per_label: int = 1,
     seed: int | None = None,
+    output_type: Literal["pil", "latent"] = "pil",
     out: Annotated[str, out_option("folder for the images")] = "new_samples",
     device: Device = "auto",
     sampling: SamplingGroup = Sampling(),
@@ -50,7 +51,11 @@ def sample(
         class_labels: classes by name or number, e.g. 3 7 or cat dog; default all
         num_images_per_label: images of each class
         seed: the same seed gives the same images; default random, or 0 with --count
+        output_type: pil writes images; latent writes their codes, to codes.npz
     """
+    if output_type == "latent" and (many.count is not None or picture.partial):
+        what, fix = "cannot be used with --count or --partial", "give --num-images-per-label, for any number of codes"
+        raise ConfigError(what, field="--output-type", found=output_type, fix=fix)
     if many.count is None:
         many.require_count()
     elif num_images_per_label != 1 or picture.height or picture.width or picture.partial:
@@ -68,7 +73,11 @@ def sample(
         return
     if many.batch_size is not None:
         options["batch_size"] = many.batch_size
-    _sample_few(generator, folder, labels, options, picture, num_images_per_label, seed)
+    options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
+    if output_type == "latent":
+        _sample_codes(generator, folder, labels, options, num_images_per_label)
+    else:
+        _sample_few(generator, folder, labels, options, picture, num_images_per_label)
 
 
 def _sample_few(
@@ -78,7 +87,6 @@ def _sample_few(
     options: Any,
     picture: Picture,
     num_images_per_label: int,
-    seed: int | None,
 ) -> None:
     from foundation.storage import durable
     from pipeline.generation.outputs import grid_image
@@ -90,7 +98,6 @@ def _sample_few(
             with durable.writing(path):
                 image.save(path)
 
-    options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
     output = generator(labels, num_images_per_label, callback_on_row=write_rows if picture.partial else None, **options)
     names, images = list(generator.labels), output.images
     per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(images) ** 0.5))
@@ -100,6 +107,27 @@ def _sample_few(
             image.save(folder / f"{prefix}-seed{image_seed}.png")
         grid_image(images, per_row).save(folder / "grid.png")
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
+
+
+def _sample_codes(
+    generator: ImageGenerator, folder: Path, labels: list[str] | None, options: Any, num_images_per_label: int
+) -> None:
+    """Write ``codes.npz``, which ``tessera decode`` and ``train-prior --codes`` read."""
+    import io
+
+    import numpy as np
+
+    from foundation.storage import durable
+
+    output = generator(labels, num_images_per_label, output_type="latent", **options)
+    arrays: Any = {"codes": output.codes.cpu().numpy(), "seeds": np.array(output.seeds)}
+    if output.labels[0] is not None:
+        arrays |= {"labels": np.array(output.labels), "class_names": np.array(list(generator.labels))}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    durable.replace_file(folder / "codes.npz", content.getvalue())
+    shape = " x ".join(map(str, output.codes.shape))
+    print(f"codes of {len(output.codes)} images, {shape}, in {folder / 'codes.npz'} (seeds from {output.seeds[0]})")
 
 
 def _sample_many(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.runs.folder import RunFolder
@@ -48,8 +49,11 @@ def evaluate_run(
         CheckpointError: the run, or the part, is missing or damaged.
     """
     folder = RunFolder(Path(run))
-    folder.load_recipe()
-    device = usable_device(device)
+    own, device = folder.load_recipe().codes is not None, usable_device(device)
+    if own and part == "tokenizer":
+        what, fix = "needs images, and this run was trained on codes", "leave it out, or evaluate the tokenizer's run"
+        raise ConfigError(what, field="--stage", found=part, expected="prior", fix=fix)
+    part = "prior" if own else part
     found: dict[str, Any] = {}
     if part != "prior":
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)

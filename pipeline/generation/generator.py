@@ -13,7 +13,7 @@ from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
-from pipeline.generation.base import BaseGenerator, Labels, output_of, request_of, sample
+from pipeline.generation.base import BaseGenerator, Labels, NoTokenizer, output_of, request_of, sample
 from pipeline.generation.drawing import OnStep, SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
@@ -79,8 +79,10 @@ class ImageGenerator(BaseGenerator):
         dtype = None if torch_dtype in (None, "auto") else _dtype(torch_dtype, "torch_dtype")
         root = local_folder(folder, revision)
         index = read_index(root)
-        tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
-        check_canary_quickly(tokenizer, root / "tokenizer")
+        prior = PriorModel.load(root / "prior")
+        tokenizer = TokenizerModel.load(root / "tokenizer") if index.has_tokenizer else NoTokenizer(prior.spec)
+        if isinstance(tokenizer, TokenizerModel):
+            check_canary_quickly(tokenizer, root / "tokenizer")
         generator = cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
         generator._home = root
         return generator.to(device=device, dtype=dtype)
@@ -91,14 +93,16 @@ class ImageGenerator(BaseGenerator):
         Raises:
             StorageError: the folder exists, or the disk refused.
         """
+        models = self.components
+        index = GeneratorIndex(self.defaults, self.label_dropout, has_tokenizer="tokenizer" in models)
 
         def fill(temporary: Path) -> None:
-            for name, model in self.components.items():
+            for name, model in models.items():
                 (temporary / name).mkdir()
                 model.save(temporary / name)
-            if self._home is not None:
+            if self._home is not None and (temporary / "tokenizer").is_dir():
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
-            (temporary / INDEX).write_text(GeneratorIndex(self.defaults, self.label_dropout).text())
+            (temporary / INDEX).write_text(index.text())
 
         durable.publish_folder(Path(folder), fill)
 

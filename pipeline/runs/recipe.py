@@ -17,6 +17,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.nodes import MappingNode
 
+from foundation.codes.config import OwnCodes
 from foundation.config import differences, from_dict, merge, override, require, to_dict
 from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError, ContractError, nearest
@@ -107,6 +108,8 @@ class Recipe:
     """stage 1"""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """export of the codes"""
+    codes: OwnCodes | None = added_later(None)  # noqa: RUF009  # a field, not a shared value
+    """codes of one's own for the prior, instead of images and a tokenizer that the run trains; null encodes images"""
     prior: PriorStage = field(default_factory=PriorStage)
     """stage 2"""
     samples: SamplesConfig = field(default_factory=SamplesConfig)

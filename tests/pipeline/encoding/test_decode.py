@@ -150,9 +150,11 @@ def test_what_cannot_be_decoded_is_refused_before_anything_is_written(codes: Pat
         decode_to_folder(str(tmp_path / "column.parquet"), out, tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="--tokenizer"):
         decode_to_folder(str(tmp_path / "shape.npy"), out)
-    with pytest.raises(CheckpointError, match="no tokenizer"):
+    with pytest.raises(ConfigError, match="--tokenizer"):
         decode_to_folder(str(tmp_path), out)
-    with pytest.raises(DataError, match="holds no codes"):
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        decode_to_folder(str(tmp_path / "shape.npy"), out, tokenizer=str(tmp_path))
+    with pytest.raises(DataError, match="no such folder or file"):
         decode_to_folder(str(tmp_path / "nowhere.txt"), out, tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 

@@ -67,7 +67,7 @@ Rows are file by file and, within a file, view by view in the order of the image
 def _origin(spec: CodeSpec, decodes: bool) -> str:
     """Where the codes come from: images of a size, a tokenizer, or unknown."""
     if not spec.fingerprint:
-        return "The tokenizer that made the codes is not known, so they cannot be decoded to images.\n"
+        return "The tokenizer that made the codes is not known, so they cannot be decoded to images."
     preprocess = spec.preprocess
     place = ", and decodes them, is in `tokenizer/`;" if decodes else " is not in this folder;"
     return f"""Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so \
@@ -317,9 +317,10 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    for split, entry in read_manifest(folder)["splits"].items():
-        for shard in open_split(folder, split).shards if entry["rows"] else ():
-            shard.require_unchanged()
+    splits = {name: entry for name, entry in read_manifest(folder)["splits"].items() if entry["rows"]}
+    for opened in [open_split(folder, name) for name in splits]:
+        for shard in opened.shards:
+            shard.require_unchanged(opened.spec)
     refresh_header(folder)
     api = HfApi(token=token)
     try:

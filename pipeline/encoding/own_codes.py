@@ -32,7 +32,7 @@ SOURCE = "source.json"
 _STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
 OTHER_TOKENIZER = "give the tokenizer that made these codes (--tokenizer)"
 _FIELD = "--codes"
-_DIFFER = ("have other codes", "have another class", "have another split")
+_DIFFER = ("rows with other codes:", "rows of another class:", "rows on the other side of the split:")
 
 
 def inner_tokenizer(source: Path) -> Path | None:
@@ -153,7 +153,10 @@ class CodesImport:
             what = f"holds codes of another grid than {owner}'s"
             expected = " or ".join(map(str, sorted(allowed, key=len)))
             raise DataError(what, field=self.rows[0].where, found=gathered.shape, expected=expected)
-        given = {"--grid": self.own.sides or spec.shape, "--codebook-size": self.own.codebook_size or spec.codebook_size}
+        given = {
+            "--grid": self.own.sides or spec.shape,
+            "--codebook-size": self.own.codebook_size or spec.codebook_size,
+        }
         for field, expected in {"--grid": spec.shape, "--codebook-size": spec.codebook_size}.items():
             what, found = f"differs from {owner}'s", given[field]
             same = found == expected
@@ -238,11 +241,11 @@ def _keys_of(folder: Path) -> dict[tuple[str, int, int], tuple[bytes, str, str]]
 
 def _differences(before: dict[Any, tuple[bytes, str, str]], now: dict[Any, tuple[bytes, str, str]]) -> str:
     """Count the rows that differ, by what differs in them."""
-    counts = Counter({"are new": len(now.keys() - before.keys()), "are gone": len(before.keys() - now.keys())})
+    counts = Counter({"new rows:": len(now.keys() - before.keys()), "rows gone:": len(before.keys() - now.keys())})
     for key in before.keys() & now.keys():
         pairs = zip(before[key], now[key], _DIFFER, strict=True)
         counts.update(name for one, other, name in pairs if one != other)
-    return ", ".join(f"{n:,} rows {name}" for name, n in counts.items() if n)
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
 
 
 def require_own(folder: Path) -> None:

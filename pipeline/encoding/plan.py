@@ -47,7 +47,7 @@ class EncodeConfig:
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
-REENCODE_FIX = "remove the run's codes folder to encode the present images"
+REENCODE_FIX = "move the run's codes folder away to encode the present images"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class ExportPlan:
             splits = {each["name"]: _saved_split(each) for each in what["splits"]}
             return cls(spec=from_dict(CodeSpec, what["spec"]), splits=splits, **settings, **how)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            fix = "delete it and run tessera encode again, which makes a new one"
+            fix = "move it away and run tessera encode again, which makes a new one"
             raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
 
 

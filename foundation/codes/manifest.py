@@ -37,8 +37,8 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
         check: is given each shard with its path, and raises if it is not what was planned.
 
     Returns:
-        For each split its files with rows, SHA-256 and what ``content_of`` gives; the number of images ``planned`` and ``written`` and of
-        ``views`` of each; the ``failures``; the rows of each class.
+        For each split its files with rows, SHA-256, bytes and what ``content_of`` gives; the number of images
+        ``planned`` and ``written`` and of ``views`` of each; the ``failures``; the rows of each class.
 
     Raises:
         DataError: a shard is damaged, or does not account for each of its images.

@@ -153,13 +153,12 @@ class CodesImport:
             what = f"holds codes of another grid than {owner}'s"
             expected = " or ".join(map(str, sorted(allowed, key=len)))
             raise DataError(what, field=self.rows[0].where, found=gathered.shape, expected=expected)
-        given = {
-            "--grid": self.own.sides or spec.shape,
-            "--codebook-size": self.own.codebook_size or spec.codebook_size,
-        }
-        for field, expected in {"--grid": spec.shape, "--codebook-size": spec.codebook_size}.items():
-            what, found = f"differs from {owner}'s", given[field]
-            same = found == expected
+        given: list[tuple[str, Any, Any]] = [
+            ("--grid", self.own.sides, spec.shape),
+            ("--codebook-size", self.own.codebook_size, spec.codebook_size),
+        ]
+        for field, found, expected in given:
+            same, what = found in (None, expected), f"differs from {owner}'s"
             ConfigError.unless(same, what, field=field, found=found, expected=expected, fix="leave it out")
         return spec
 

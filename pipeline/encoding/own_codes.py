@@ -241,6 +241,7 @@ def _keys_of(folder: Path) -> dict[tuple[str, int, int], tuple[bytes, str, str]]
 def _differences(before: dict[Any, tuple[bytes, str, str]], now: dict[Any, tuple[bytes, str, str]]) -> str:
     """Count the rows that differ, by what differs in them."""
     counts = Counter({"new rows:": len(now.keys() - before.keys()), "rows gone:": len(before.keys() - now.keys())})
+    counts.update(dict.fromkeys(_DIFFER, 0))  # in this order
     for key in before.keys() & now.keys():
         pairs = zip(before[key], now[key], _DIFFER, strict=True)
         counts.update(name for one, other, name in pairs if one != other)

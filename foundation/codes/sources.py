@@ -168,9 +168,11 @@ def _saved_split(folder: Path, split: str, dataset: Any) -> CodeRows:
     columns = [name for name in dataset.column_names if name in ("codes", "label", "image_id", "view")]
     table = dataset.select_columns(columns).with_format("arrow")
     files = tuple(sorted({Path(each["filename"]) for each in dataset.cache_files}))
-    return CodeRows(
-        split, len(dataset), where, lambda start, stop: block_of(table[start:stop], where), files, tuple(names)
-    )
+
+    def read(start: int, stop: int) -> CodeBlock:
+        return block_of(table[start:stop], where)
+
+    return CodeRows(split, len(dataset), where, read, files, tuple(names))
 
 
 def _parquet_rows(paths: list[Path], split: str, source: str) -> CodeRows:
@@ -185,7 +187,10 @@ def _parquet_rows(paths: list[Path], split: str, source: str) -> CodeRows:
         same = found == class_names_of(rows.schema)
         fix = "write the files with one list of classes, or with classes as text"
         DataError.unless(same, what, field=str(path), found=found, expected=class_names_of(rows.schema), fix=fix)
-    read: Callable[[int, int], CodeBlock] = lambda start, stop: block_of(rows.read(start, stop), where)  # noqa: E731
+
+    def read(start: int, stop: int) -> CodeBlock:
+        return block_of(rows.read(start, stop), where)
+
     return CodeRows(split, len(rows), where, read, tuple(paths), names, spec)
 
 

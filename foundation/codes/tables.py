@@ -145,10 +145,11 @@ def nested_array(column: pa.ChunkedArray, field: str) -> np.ndarray:
             raise DataError("has rows of several lengths", field=field, found=found, expected=_CODES, fix=fix)
         sides.append(lengths[0] if lengths else 0)
         array = array.flatten()
-    whole = pa.types.is_integer(array.type) and len(sides) > 1
-    if not whole:
-        DataError.unless(len(sides) == 1 or not pa.types.is_floating(array.type), **_float(field, column.type))
-        raise DataError("holds no codes", field=field, found=str(column.type), expected=_CODES)
+    if len(sides) == 1 or not pa.types.is_integer(array.type):
+        fractions = len(sides) > 1 and pa.types.is_floating(array.type)
+        what = "holds fractions, not codes" if fractions else "holds no codes"
+        fix = "round and convert them, if they are codes: astype('int64')" if fractions else None
+        raise DataError(what, field=field, found=str(column.type), expected=_CODES, fix=fix)
     return array.to_numpy(zero_copy_only=False).reshape(sides)
 
 
@@ -159,11 +160,6 @@ def class_names_of(schema: pa.Schema, column: str = "label") -> tuple[str, ...]:
         return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return ()
-
-
-def _float(field: str, kind: Any) -> dict[str, Any]:
-    fix = "round and convert them, if they are codes: astype('int64')"
-    return {"what": "holds fractions, not codes", "field": field, "found": str(kind), "expected": _CODES, "fix": fix}
 
 
 def _views(column: pa.ChunkedArray, where: str) -> np.ndarray:

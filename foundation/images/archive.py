@@ -160,8 +160,10 @@ def _archives(path: str, field: str) -> list[Path]:
 
 
 def _way_out(names: list[str]) -> str:
+    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
+        return "--data.source.type folder reads images in folders"
     kind, fix = next((each for each in map(way_to_open, map(Path, names)) if each[0] != "a file"), ("", ""))
-    return f"for {kind}, {fix}" if kind else "images in folders are --data.source.type folder"
+    return f"for {kind}, {fix}" if kind else "--data.source.type folder reads images in folders"
 
 
 def _samples(archive: Path, label_field: str | None) -> Iterator[_Sample]:

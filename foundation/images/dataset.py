@@ -105,11 +105,17 @@ def _pick_image(rows: Rows, name: str) -> tuple[str, list[str]]:
         return pick(rows, name, "data.source.image_column")
     except DataError as error:
         bytes_like = [each.name for each in rows.schema if holds_images(each.type) and not _is_plain_text(each.type)]
+        tars = [] if rows.root is None else sorted(each.name for each in rows.root.glob("*.tar"))
+        if tars and not bytes_like:
+            fix = f"--data.source.type archives reads the images in {tars[0]} and other archives of the folder"
+            found = f"{name}, of {', '.join(rows.schema.names)}"
+            raise DataError("no such column", field=error.field, found=found, fix=fix) from error
         if not bytes_like or any(f"'{each}'" in str(error) for each in bytes_like):
             raise
         fix = " or ".join(f"--data.source.image_column {each}" for each in bytes_like[:3])
-        field = "data.source.image_column"
-        raise DataError("no such column", field=field, found=name, expected="a column of images", fix=fix) from error
+        raise DataError(
+            "no such column", field=error.field, found=name, expected="a column of images", fix=fix
+        ) from error
 
 
 def _is_plain_text(kind: pa.DataType) -> bool:

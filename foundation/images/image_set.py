@@ -15,7 +15,8 @@ from tqdm import tqdm
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
-from foundation.images.failures import Failure, failure_of
+from foundation.images.depth import brightest, require_white
+from foundation.images.failures import Failure, failure_of, named
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.randomness import permutation, uniforms
@@ -33,6 +34,9 @@ class ImageSet:
         augment: applied by ``batch`` when given.
         seed: of the augmentation.
         name: shown in the progress bar.
+
+    Attributes:
+        brightest: see ``depth.brightest``, of all images.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class ImageSet:
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
         fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
-        results = _scan(source, preprocess, pixels, name)
+        deep: list[int] = []
+        results = _scan(source, preprocess, pixels, name, deep)
+        self.brightest = max(deep, default=None)
         good = np.flatnonzero([isinstance(each, int) for each in results])
         self.failures = [each for each in results if isinstance(each, Failure)]
         self._checksums = [results[i] for i in good]
@@ -72,7 +78,11 @@ class ImageSet:
         if self._pixels is not None:
             return self._pixels[indices]
         with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(lambda i: self.preprocess(self._source.read(int(i))), indices)))
+            return np.stack(list(pool.map(self._decode, indices)))
+
+    def _decode(self, index: int) -> np.ndarray:
+        with named(self.ids[index]):
+            return self.preprocess(self._source.read(int(index)))
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
         """Training examples.
@@ -115,6 +125,7 @@ def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed:
     validation = ImageSet(sources["validation"], preprocess, cache_mib=cache, name="validation images")
     for each in (train, validation):
         _require_usable(each, config.max_failed_share)
+    require_white([train.brightest, validation.brightest], preprocess.white_level)
     return train, validation
 
 
@@ -137,14 +148,20 @@ def augmented(
     return pixels_BYXC
 
 
-def _scan(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
-    """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
+def _scan(
+    source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str, deep: list[int]
+) -> list[Failure | int]:
+    """Decode every image once. Returns, for each, a checksum of its pixels or its failure; extends ``deep``."""
 
     def attempt(index: int) -> Failure | int:
         try:
-            decoded = preprocess(source.read(index))
+            image = source.read(index)
+            largest = brightest(image)
+            decoded = preprocess(image)
         except Exception as error:  # on hostile bytes a decoder raises any class
             return failure_of(source.ids[index], error)
+        if largest is not None:
+            deep.append(largest)
         if pixels is not None:
             pixels[index] = decoded
         return zlib.crc32(decoded.data)

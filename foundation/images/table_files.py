@@ -59,15 +59,15 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         return _found(_kind_of_file(path), [path], path.parent)
     if (path / "dataset_dict.json").is_file():
         names = _listed(path / "dataset_dict.json", "splits")
-        _require_split(split, names, path)
+        _require_split(split, names, path, config)
         return _saved(path / split)
     if (path / "state.json").is_file():
-        _require_split(split, ["train"], path)
+        _require_split(split, ["train"], path, config)
         return _saved(path)
     kind, files = _resolved(path, config)
     if split not in files:
         if re.fullmatch(r"\w+(\.\w+)*", split):
-            _require_split(split, list(files), path)
+            _require_split(split, list(files), path, config)
         return _found("slice", [each for every in files.values() for each in every], path)
     _require_shards(files[split])
     if kind == "text":
@@ -128,8 +128,10 @@ def _kind_of_file(path: Path) -> str:
     if found is not None and found.name in ("a parquet file", "an Arrow file"):
         return found.name.split()[1].lower()
     name, fix = way_to_open(path)
-    if found is not None and (name == "a file" or found.is_read):
-        name, fix = found.name, found.fix or "give the folder that holds the images, with --data.source.type folder"
+    if found is not None and found.is_read:
+        name, fix = f"an image ({found.name})", "--data.source.type folder reads the folder that holds it"
+    elif found is not None and name == "a file":
+        name, fix = found.name, found.fix
     expected = "a parquet, Arrow, CSV or JSON file, or a folder of them"
     raise DataError(f"is {name}, not a table", field=_FIELD, found=str(path), expected=expected, fix=fix)
 
@@ -145,9 +147,11 @@ def _require_train(config: DatasetData) -> None:
     )
 
 
-def _require_split(split: str, names: Sequence[str], path: Path) -> None:
-    fix = nearest(split, names)
-    DataError.unless(split in names, "no such split", field="data.source.split", found=f"{split} in {path}", fix=fix)
+def _require_split(split: str, names: Sequence[str], path: Path, config: DatasetData) -> None:
+    if split in names:
+        return
+    field = "data.source.validation_split" if split == config.validation_split else "data.source.split"
+    raise DataError("no such split", field=field, found=f"{split} in {path}", fix=nearest(split, names))
 
 
 def _listed(path: Path, key: str) -> list[Any]:

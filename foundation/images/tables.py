@@ -174,6 +174,8 @@ def _by_library(load: Callable[[], Any], found: str) -> Any:
 
 
 def _library_fix(cause: BaseException) -> str:
+    if isinstance(cause, ModuleNotFoundError):
+        return f"pip install {cause.name}, or write the images to parquet files or folders"
     if isinstance(cause, PermissionError):
         return f"make {cause.filename or 'the file'} readable, or the library's cache writable (HF_HOME)"
     if isinstance(cause, OSError) and cause.errno is not None and cause.filename:
@@ -264,13 +266,22 @@ def pick(rows: Rows, name: str, field: str) -> tuple[str, list[str]]:
     if name in rows.schema.names:
         return name, []
     top, *inner = name.split(".")
-    kind = rows.schema.field(top).type if inner and top in rows.schema.names else None
+    kind: Any = rows.schema.field(top).type if inner and top in rows.schema.names else pa.null()
     for each in inner:
-        index = kind.get_field_index(each) if kind is not None and pa.types.is_struct(kind) else -1
+        index = kind.get_field_index(each) if pa.types.is_struct(kind) else -1
         if index < 0:
-            kind = None
-            break
+            raise DataError("no such column", field=field, found=name, fix=nearest(name, _all_names(rows.schema)))
         kind = kind.field(index).type
-    if kind is None:
+    if not inner:
         raise DataError("no such column", field=field, found=name, fix=nearest(name, rows.schema.names))
     return top, inner
+
+
+def _all_names(schema: pa.Schema) -> list[str]:
+    inner = [
+        f"{each.name}.{each.type.field(i).name}"
+        for each in schema
+        if pa.types.is_struct(each.type)
+        for i in range(each.type.num_fields)
+    ]
+    return [*schema.names, *inner]

@@ -71,7 +71,10 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         return _found("slice", [each for every in files.values() for each in every], path)
     _require_shards(files[split])
     if kind == "text":
-        _refuse_folder(path, "it holds text files, not tables")
+        expected = "parquet, Arrow, CSV or JSON files"
+        raise DataError("holds text files, not tables", field=_FIELD, found=str(path), expected=expected)
+    if kind == "imagefolder":
+        _require_no_tables(path)
     return _found(kind, files[split], path)
 
 
@@ -202,9 +205,19 @@ def _unopened(path: Path, error: Exception) -> DataError:
     return DataError(what, field=_FIELD, found=found, fix=fix)
 
 
-def _refuse_folder(path: Path, why: str) -> None:
-    expected = "parquet, Arrow, CSV or JSON files"
-    raise DataError(f"cannot be opened as a dataset: {why}", field=_FIELD, found=str(path), expected=expected)
+def _require_no_tables(path: Path) -> None:
+    """Refuse tables beside images: ``datasets`` would take the images alone, without a word about the tables."""
+    files = (each for each in path.rglob("*") if each.suffix.lower() in _KINDS)
+    tables = sorted(each for each in files if each.stem not in ("metadata", "dataset_info", "dataset_infos"))
+    if tables:
+        raise DataError(
+            "holds images and tables, of which only the images would be used",
+            field=_FIELD,
+            found=f"{path}: {', '.join(each.relative_to(path).as_posix() for each in tables[:3])}",
+            expected="tables, or images with at most a metadata.csv",
+            fix=f"--{_FIELD} {tables[0]} for the table, which may name image files; or --data.source.type folder for "
+            "the images alone",
+        )
 
 
 def _require_shards(paths: Sequence[Path]) -> None:

@@ -26,6 +26,8 @@ FAILURE_CODES = {
     "forbidden": "the permission to read it is missing",
     "not_a_file": "a pipe, device, socket, folder or symbolic link",
     "unavailable": "the storage or the network did not deliver it",
+    "changed": "has other pixels than when the run began",
+    "duplicate": "held out, with the pixels of a training image",
     "missing": "named by the data, and not there",
     "remote": "an address in a network, from which nothing is fetched",
 }

@@ -65,14 +65,16 @@ def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, I
 
 
 def _open_folders(config: FolderData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
-    train, labels = FolderSource(config.path, labels=config.labels, max_pixels=max_pixels), config.validation_labels
+    how = {name: getattr(config, name) for name in ("subfolders", "trust_classes", "follow_links")}
+    how["max_pixels"] = max_pixels
+    train, labels = FolderSource(config.path, labels=config.labels, **how), config.validation_labels
     if config.validation_path is None:
         require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
         return train, None
     both = (config.labels is None) == (labels is None)
     require(both, "data.source.validation_labels", labels, "a CSV file if labels is one, else null")
     field, classes = "data.source.validation_path", train.class_names
-    return train, FolderSource(config.validation_path, field, classes, labels, max_pixels=max_pixels)
+    return train, FolderSource(config.validation_path, field, classes, labels, **how)
 
 
 class DigitsSource:

@@ -157,7 +157,7 @@ def scan_splits(
     seed: int = 0,
     known_failures: Mapping[str, Failure] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The usable images of ``train`` and ``validation``; a held-out image with a training image's pixels is unusable."""
+    """The usable images of ``train`` and ``validation``; a held-out copy of a training image is unusable."""
     preprocess, cache = config.preprocess, config.cache_mib
     train = ImageSet(
         sources["train"],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foundation.errors import DataError, nearest
@@ -42,6 +43,7 @@ class Rows:
         files: of local rows, in the order of the rows.
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
+        passed_over: files of an image folder of which there is no row.
     """
 
     schema: pa.Schema
@@ -51,6 +53,7 @@ class Rows:
     files: Sequence[Path] = ()
     first_rows: np.ndarray | None = None
     root: Path | None = None
+    passed_over: Sequence[Path] = ()
 
     def folders_of(self, row: int) -> list[Path]:
         """Folders to which a path in this row may be relative: its file's, and the dataset's."""
@@ -157,7 +160,17 @@ def _open_by_library(config: DatasetData, split: str, files: LocalFiles | None) 
         read=lambda columns: table.select(list(columns)),
         fingerprint=files.fingerprint if files else _hub_fingerprint(config, split, source, len(rows)),
         root=files.root if files else None,
+        passed_over=_without_row(files, table) if files and files.kind == "imagefolder" else (),
     )
+
+
+def _without_row(files: LocalFiles, table: pa.Table) -> list[Path]:
+    """Files of an image folder that became no row; ``datasets`` says nothing of them."""
+    cells = pc.struct_field(table.column("image"), "path").to_pylist() if "image" in table.column_names else []
+    there = {os.path.normpath(each) for each in cells if each}
+    tables = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    listed = [each for each in sorted(files.root.rglob("*")) if each.is_file() and not each.name.startswith(".")]
+    return [each for each in listed if os.path.normpath(each) not in there and each.name not in tables]
 
 
 def _by_library(load: Callable[[], Any], found: str) -> Any:

@@ -74,7 +74,9 @@ class TokenizerConfig:
         if isinstance(networks, Mapping):
             family = networks.get("type", "vqgan")
             known = {each.name for each in dataclasses.fields(_ONCE_FLAT[family])} if family in _ONCE_FLAT else _FLAT
-            absent = {name for name in _ABSENT if name not in known and guess(networks.get(name)) in (_ABSENT[name], ())}
+            absent = {
+                name for name in _ABSENT if name not in known and guess(networks.get(name)) in (_ABSENT[name], ())
+            }
             kept = {name: value for name, value in networks.items() if name not in absent}
             values["networks"] = {"type": family, **kept}
         return values

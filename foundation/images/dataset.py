@@ -119,5 +119,6 @@ def _labels(
         return labels, names
     if not all(isinstance(value, (int, str)) for value in values):
         raise DataError("holds no classes", field=field, found=f"{column}: {feature}", expected="whole numbers or text")
-    require_tidy(names := [str(value) for value in values], field, f"column {column}")
-    return class_numbers(names, class_names, field)
+    classes = [str(value) for value in values]
+    require_tidy(classes, field, f"column {column}")
+    return class_numbers(classes, class_names, field)

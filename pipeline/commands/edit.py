@@ -7,8 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
 from foundation.errors import DataError
-from pipeline.commands.options import Edit, EditGroup, GeneratorName, Images, out_option, output_folder, report_unusable
+from pipeline.commands.options import (
+    Edit,
+    EditGroup,
+    GeneratorName,
+    Images,
+    out_option,
+    output_folder,
+    read_path,
+    report_unusable,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,7 +59,7 @@ def inpaint(
     images: Images,
     /,
     *,
-    mask: str,
+    mask: Annotated[str, Parameter(converter=read_path)],
     grow: int = 0,
     blend: int | None = None,
     out: Annotated[str, _PICTURES] = "inpainted",

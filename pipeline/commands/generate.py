@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
+
 from foundation.errors import ConfigError, DataError
 from pipeline.commands.options import (
     ClassLabel,
@@ -22,6 +24,7 @@ from pipeline.commands.options import (
     out_option,
     output_file,
     output_folder,
+    read_path,
 )
 from pipeline.generation.options import Speed
 
@@ -47,13 +50,12 @@ def sample(
     """Sample new images from a finished run.
 
     Args:
-        class_labels: classes by name or number, e.g. 3 7 or cat dog; default all
+        class_labels: classes by name (cat dog) or number ('#3' '#7'); default all
         num_images_per_label: images of each class
         seed: the same seed gives the same images; default random, or 0 with --count
     """
-    if many.count is None:
-        many.require_count()
-    elif num_images_per_label != 1 or picture.height or picture.width or picture.partial:
+    many.require_use()
+    if many.count is not None and (num_images_per_label != 1 or picture.height or picture.width or picture.partial):
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
 
@@ -61,7 +63,7 @@ def sample(
 
     generator = open_generator(run, device, speed)
     folder = output_folder(out, run)
-    labels = class_labels or list(generator.labels) or None
+    labels: list[str] | list[int] | None = class_labels or [*generator.labels.values()] or None
     options = sampling.given()
     if many.count is not None:
         _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0)
@@ -74,7 +76,7 @@ def sample(
 def _sample_few(
     generator: ImageGenerator,
     folder: Path,
-    labels: list[str] | None,
+    labels: list[str] | list[int] | None,
     options: Any,
     picture: Picture,
     num_images_per_label: int,
@@ -103,7 +105,7 @@ def _sample_few(
 
 
 def _sample_many(
-    generator: ImageGenerator, folder: Path, labels: list[str] | None, options: Any, many: Many, seed: int
+    generator: ImageGenerator, folder: Path, labels: list[str] | list[int] | None, options: Any, many: Many, seed: int
 ) -> None:
     from pipeline.generation.bulk import Batch, generate_to_folder
     from pipeline.work_sharing import Part
@@ -128,8 +130,8 @@ def _sample_many(
 
 def interpolate(
     run: GeneratorName,
-    first: str,
-    last: str,
+    first: Annotated[str, Parameter(converter=read_path)],
+    last: Annotated[str, Parameter(converter=read_path)],
     /,
     *,
     steps: int = 8,

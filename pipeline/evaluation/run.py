@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.runs.folder import RunFolder
@@ -44,9 +46,15 @@ def evaluate_run(
         Part => its figures, as written.
 
     Raises:
-        ConfigError: an extractor with weights that it does not take, or no such device.
+        ConfigError: judges of the tokenizer for the prior alone, an extractor with weights that it does not take, or no
+            such device.
         CheckpointError: the run, or the part, is missing or damaged.
     """
+    if part == "prior":
+        for each in dataclasses.fields(judges):
+            value, fix = getattr(judges, each.name), "leave it out, or evaluate the tokenizer too"
+            unused, what = value == each.default, "has no effect on the prior, which is scored by its bits"
+            ConfigError.unless(unused, what, field=f"--{each.name}", found=value, fix=fix)
     folder = RunFolder(Path(run))
     folder.load_recipe()
     device = usable_device(device)

@@ -116,9 +116,11 @@ class BaseGenerator:
         """The options of a call over the generator's defaults.
 
         Raises:
-            ConfigError: an unknown option, a value outside its range, or guidance of a prior that cannot be guided.
+            ConfigError: an unknown option, one that cannot act, a value outside its range, or guidance of a prior that
+                cannot be guided.
         """
-        settings = settings_of(options, self.defaults)
+        no_guidance = None if self.prior.n_classes else "this prior knows no classes, which guidance needs"
+        settings = settings_of(options, self.defaults, no_guidance)
         scale = settings.sampling.guidance_scale
         if self._needs_classes and scale != 1.0:
             problem, expected = "needs a prior that was trained on the null class", "1: its label_dropout was 0"

@@ -9,8 +9,10 @@ from typing import Any
 
 from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, StorageError
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
+from stage1_tokenizer.config import TokenizerConfig
 from stage2_prior.decoding.sampling import SamplingConfig
 
 INDEX = "model_index.json"
@@ -88,15 +90,16 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
         revision: branch, tag or commit of the repository; None takes the default branch.
 
     Raises:
-        CheckpointError: no such run, or an unfinished one.
+        CheckpointError: no such run, an unfinished one, or one of a continuous tokenizer.
         ConfigError: a revision of a folder.
     """
-    root = Path(folder)
+    root = Path(expand(folder, "folder"))
     if root.is_dir() and revision is not None:
         raise ConfigError("is for models on the hub", field="revision", found=revision, fix="leave it out for a folder")
     if (root / INDEX).is_file():
         return root
     if root.is_dir():
+        _require_discrete(root)
         fix = "run tessera run again; it continues where it stopped"
         raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder), fix=fix)
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
@@ -108,6 +111,17 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(folder), revision=revision, allow_patterns=_CONTENT))
     except (OSError, HfHubHTTPError, ValueError) as error:  # the last: a name that cannot be one
         raise CheckpointError(f"is neither a folder nor a model on the hub: {error}", field=str(folder)) from error
+
+
+def _require_discrete(root: Path) -> None:
+    """Refuse a run that will never have a prior."""
+    if (root / "tokenizer" / "config.json").is_file():
+        settings = read_json(root / "tokenizer" / "config.json", ("tokenizer",), fix=_FIX)
+        quantizer = from_dict(TokenizerConfig, settings["tokenizer"]).quantizer
+        if not quantizer.is_discrete:
+            what = "cannot generate images: its tokenizer is continuous, so it has no codes and no prior"
+            fix = "tessera reconstruct shows what the tokenizer keeps; choose a discrete quantizer to generate"
+            raise CheckpointError(what, field=str(root), found=f"quantizer {quantizer.type_name}", fix=fix)
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from foundation.hardware import usable_device
+from foundation.paths import expand
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.options import Speed
 from pipeline.runs.recipe import tokenizer_folder
@@ -33,4 +34,4 @@ def open_tokenizer(run_or_folder: str | Path, device: str) -> TokenizerModel:
         CheckpointError: no tokenizer there, or a damaged one.
         ConfigError: this machine has no such device.
     """
-    return TokenizerModel.load(tokenizer_folder(Path(run_or_folder))).to(usable_device(device))
+    return TokenizerModel.load(tokenizer_folder(Path(expand(run_or_folder, "run")))).to(usable_device(device))

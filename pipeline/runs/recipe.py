@@ -22,7 +22,8 @@ from foundation.images.config import DataConfig, Preprocess
 from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from pipeline.encoding.plan import EncodeConfig
-from pipeline.runs.recipe_files import read_recipe
+from pipeline.runs.explicit import require_agreement, require_effect
+from pipeline.runs.recipe_files import names_tokenizer, read_recipe
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -136,12 +137,21 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
         overrides: dotted name -> value, e.g. ``{"prior.training.fit.steps": 100}``.
 
     Raises:
-        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
+        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value; an override that
+            cannot act, or settings of a tokenizer that contradict the one in ``tokenizer.pretrained``.
     """
-    values = read_recipe(recipe)
+    found = read_recipe(recipe)
+    values, given, chosen = found.values, dict[str, Any](), found.chosen
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
-    return from_dict(Recipe, with_pretrained(values))
+        override(given, dotted, value)
+    full = with_pretrained(values)
+    resolved = from_dict(Recipe, full)
+    if resolved.tokenizer.pretrained is not None and (names_tokenizer(given) or chosen is not None):
+        chosen = given if names_tokenizer(given) else merge(chosen or {}, given)
+        require_agreement(resolved, full, chosen)
+    require_effect(resolved, given, found.own)
+    return resolved
 
 
 def recipe_text(recipe: Recipe, folder: Path | None = None) -> str:
@@ -196,8 +206,9 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: its settings are damaged.
     """
     stage = values.get("tokenizer")
-    pretrained = stage.get("pretrained") if isinstance(stage, Mapping) else None
-    named = convert(PathText | None, pretrained, "tokenizer.pretrained")
+    if not isinstance(stage, Mapping):
+        return dict(values)
+    named = convert(PathText | None, stage.get("pretrained"), "tokenizer.pretrained")
     if named is None:
         return dict(values)
     path = tokenizer_folder(Path(named)) / "config.json"
@@ -205,9 +216,7 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
         if "model" in stage and "preprocess" in (values.get("data") or {}):
             return dict(values)
         fix = "give a folder made by tessera import, or a run folder"
-        raise ConfigError(
-            "is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix
-        )
+        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix)
     from foundation.storage.serialization import read_json  # which imports torch
 
     settings = read_json(path, ("tokenizer", "preprocess"), fix="copy or import the tokenizer again")

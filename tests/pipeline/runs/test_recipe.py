@@ -21,7 +21,6 @@ from stage1_tokenizer.networks.config import Magvit2Networks
 from stage1_tokenizer.quantizers.config import LFQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
-
 CONFIG = TokenizerConfig(
     networks=Magvit2Networks(base_width=8, width_multipliers=(1, 2), n_res_blocks=1, norm_groups=4),
     latent_channels=6,

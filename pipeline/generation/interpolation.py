@@ -77,6 +77,7 @@ def _between_seeds(
     pipe: BaseGenerator, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings
 ) -> GeneratorOutput:
     labels = pipe.label_ids(class_label) * n
+    pipe.require_guided(labels, settings)
     found, expected = len(labels) // n, "one class, or None"
     DataError.unless(found == 1, "are several", field="class_label", found=found, expected=expected)
     first_T, last_T = stream_uniforms(seeds, pipe.spec.n_codes)

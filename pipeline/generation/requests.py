@@ -29,6 +29,7 @@ class DrawSettings:
         seed, generator: as given; ``seeds`` makes a list of them.
         best_of, batch_size, output_type: see ``DrawOptions``.
         sampling: guidance, temperature and filters.
+        guided: a guidance setting that the call itself gives, and that needs a class to act; None if it gives none.
     """
 
     seed: Any
@@ -37,6 +38,7 @@ class DrawSettings:
     batch_size: int | None
     output_type: str
     sampling: SamplingConfig
+    guided: str | None = None
 
     def seeds(self, n: int) -> list[int]:
         """The seed of each of n images.
@@ -78,7 +80,13 @@ def settings_of(options: Mapping[str, Any], defaults: SamplingConfig, no_guidanc
         batch_size=None if batch_size is None else count("batch_size", batch_size),
         output_type="np" if output_type == "numpy" else output_type,
         sampling=sampling,
+        guided=next((name for name in changes if _guides(name, changes[name])), None),
     )
+
+
+def _guides(name: str, value: Any) -> bool:
+    """Whether a setting asks for guidance; scale 1 asks for none."""
+    return name in GUIDANCE and (name, value) != ("guidance_scale", 1)
 
 
 def _require_effect(given: Mapping[str, Any], sampling: SamplingConfig, no_guidance: str | None) -> None:
@@ -92,8 +100,7 @@ def _require_effect(given: Mapping[str, Any], sampling: SamplingConfig, no_guida
     }
     for name in given:
         unguided = no_guidance or ("guidance_scale is 1: give it too" if off and name != "guidance_scale" else None)
-        guides = name in GUIDANCE and (name, given[name]) != ("guidance_scale", 1)
-        why = (unguided if guides else None) or moot.get(name)
+        why = (unguided if _guides(name, given[name]) else None) or moot.get(name)
         ConfigError.unless(
             why is None, f"has no effect: {why}", field=name, found=shown(given[name]), fix="leave it out"
         )

@@ -58,6 +58,9 @@ def sample(
     if many.count is not None and (num_images_per_label != 1 or picture.height or picture.width or picture.partial):
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
+    if picture.partial and (picture.best_of != 1 or picture.height or picture.width):
+        what = "cannot be used with --best-of, --height or --width"
+        raise ConfigError(what, field="--partial", found=True, fix="leave it or them out")
 
     from pipeline.runs.models import open_generator
 

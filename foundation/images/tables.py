@@ -24,6 +24,7 @@ from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
 from foundation.images.table_files import LocalFiles, cache_folder, local_files
 from foundation.images.text_tables import read_text_table
+from foundation.paths import expand
 
 _FIELD = "data.source.path"
 _IN_MEMORY_BYTES = 1 << 30
@@ -70,7 +71,7 @@ def open_rows(config: DatasetData, split: str) -> Rows:
         DataError: naming the field: no such file or split, a file that is no table, files that are damaged, incomplete
             or of different columns.
     """
-    path = Path(os.path.expanduser(config.path))  # noqa: PTH111  (keeps ~name of an unknown user)
+    path = Path(expand(config.path, "data.source.path"))
     if path.exists():
         DataError.unless(
             config.revision is None, "is of the hub", field="data.source.revision", found=config.revision, fix=_NO_HUB

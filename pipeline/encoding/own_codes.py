@@ -23,6 +23,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec, require_codes, require_sa
 from foundation.errors import ConfigError, ContractError, DataError
 from foundation.hardware import TokenAccess
 from foundation.images.config import Preprocess
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, read_json
 from pipeline.encoding.card import dataset_card
@@ -60,7 +61,7 @@ class CodesImport:
     @property
     def source(self) -> Path:
         """The folder or file."""
-        return Path(self.own.source).expanduser()
+        return Path(expand(self.own.source, "--codes"))
 
     @cached_property
     def rows(self) -> list[CodeRows]:

@@ -12,6 +12,7 @@ from foundation.codes.config import OwnCodes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, TesseraError
 from foundation.images.config import DataConfig
+from foundation.paths import expand
 from pipeline.encoding.own_codes import CodesImport, inner_tokenizer, require_own, require_unchanged
 from pipeline.runs.encode import ExportJob
 from pipeline.runs.folder import RunFolder
@@ -60,8 +61,8 @@ def tokenizer_of(own: OwnCodes) -> Path | None:
         ConfigError: the named folder holds none.
     """
     if own.tokenizer is None:
-        return inner_tokenizer(Path(own.source).expanduser())
-    named = Path(own.tokenizer).expanduser()
+        return inner_tokenizer(Path(expand(own.source, "--codes")))
+    named = Path(expand(own.tokenizer, "--tokenizer"))
     for place in (named / "codes" / "tokenizer", tokenizer_folder(named)):
         if (place / "config.json").is_file():
             return place

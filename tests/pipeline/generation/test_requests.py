@@ -178,7 +178,7 @@ def test_a_prior_without_label_dropout_is_not_guided_and_needs_a_class(untrained
 def test_an_unconditional_prior_has_no_classes_to_miss(untrained: ImageGenerator) -> None:
     prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2, class_conditional=False), untrained.spec)
     generator = ImageGenerator(untrained.tokenizer, prior, label_dropout=0)
-    assert generator(None, 2, guidance_scale=2.0).labels == [None, None]
+    assert generator(None, 2).labels == [None, None]
     with pytest.raises(DataError, match=r"^class_labels"):
         generator.change_class(torch.zeros(1, 1, 8, 12), "a")
 

@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 RECORD = ".tessera-outputs.jsonl"
 _OVERVIEW = "overview"
 _RUN_PARTS = ("tokenizer", "codes", "prior", "checkpoints", "samples", "uses", "evaluation")
-_MARKS = ("config.json", "manifest.json")
-"""of a model, of a token dataset"""
+_MARKS = {
+    "a model": ("config.json",),
+    "a token dataset": ("manifest.json", "data"),
+    "a token dataset that is not finished": ("plan.json", "data"),
+    "a saved dataset": ("state.json", "dataset_info.json"),
+    "saved datasets": ("dataset_dict.json",),
+}
+"""files that tell what a folder is"""
 _FIX = "give another --out, or move what is there away"
 
 
@@ -127,12 +133,14 @@ def require_place(folder: Path, option: str = "--out") -> None:
         ConfigError.unless(
             not place.is_file(), "is a file", field=option, found=str(place), expected="a folder", fix=fix
         )
-        what = "is where a run keeps its own " + place.name
+        what = "is a place of a run, which keeps its own " + place.name
         in_run = place.name in _RUN_PARTS and (place.parent / "recipe.yaml").is_file()
         ConfigError.unless(not in_run, what, field=option, found=found, fix=fix)
-        mark = next((name for name in _MARKS if (place / name).is_file()), None)
-        what = "is inside a model or a token dataset"
-        ConfigError.unless(mark is None, what, field=option, found=f"{found}: {place} has a {mark}", fix=fix)
+        owner = next((owner for owner, names in _MARKS.items() if all((place / name).exists() for name in names)), None)
+        what = f"is a place of {owner}"
+        ConfigError.unless(owner is None, what, field=option, found=f"{found}, in {place}", fix=fix)
+    is_run = (folder / "recipe.yaml").is_file() and any((folder / name).is_dir() for name in _RUN_PARTS)
+    ConfigError.unless(not is_run, "is a place of a run", field=option, found=found, fix=f"{found}/NAME, for example")
 
 
 def _read_record(folder: Path) -> dict[str, dict[str, Any]]:

@@ -193,7 +193,7 @@ class TokenizerModel(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the weights."""
         config = from_dict(TokenizerConfig, to_dict(self.config))  # 0 in a float field becomes 0.0, as after loading
-        settings = digest({"config": without_defaults(config), "preprocess": self.preprocess})
+        settings = digest({"config": without_defaults(config), "preprocess": without_defaults(self.preprocess)})
         return hashlib.sha256(f"{settings}|{tensors_sha256(self.state_dict())}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:

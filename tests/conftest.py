@@ -5,15 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.live_parity import write_live_models
 from support.parity_fixtures import PARITY
-from support.tiny_run import ROOT, TINY
+from support.photographs import write_photographs
+from support.skips import WINDOWS, needs_unix, skips_by_reason
+from support.tiny_run import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows, skip the files whose tests need what it does not have."""
+    if os.name == "nt":
+        for item in items:
+            if needs_unix(item.path.read_text(encoding="utf-8")):
+                item.add_marker(pytest.mark.skip(reason=WINDOWS))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """End a run with its skips, counted by reason."""
+    terminalreporter.section("skipped")
+    for line in skips_by_reason(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,20 +56,31 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real images beside the repository; skips where it is absent."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"real images are not at {folder}")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of parquet files with real colour images of two classes, in splits train and validation."""
+    folder = tmp_path_factory.mktemp("photographs") / "crops"
+    write_photographs(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def parity() -> Path:
-    """The folder of parity fixtures beside the repository; skips where it is absent."""
-    if not PARITY.is_dir():
-        pytest.skip(f"parity fixtures are not at {PARITY}")
-    return PARITY
+def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models of published systems, computed by installed packages, in folders like the recorded fixtures."""
+    root = tmp_path_factory.mktemp("live")
+    write_live_models(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def parity(request: pytest.FixtureRequest) -> Path:
+    """The recorded fixtures beside the repository; where they are absent, live models."""
+    return PARITY if PARITY.is_dir() else request.getfixturevalue("live")
+
+
+@pytest.fixture(scope="session", params=[*(["recorded"] if PARITY.is_dir() else []), "live"])
+def parities(request: pytest.FixtureRequest) -> Path:
+    """Both in turn: what the systems' own code computed, and what installed packages compute."""
+    return request.getfixturevalue("live") if request.param == "live" else PARITY
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from foundation.codes.content import content_of, read_resaved, require_same_rows
 from foundation.codes.shards import Shard, damaged_shard, is_labelled, read_shard, require_file, shard_paths
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.config import digest, from_dict, to_dict
@@ -35,8 +37,8 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
         check: is given each shard with its path, and raises if it is not what was planned.
 
     Returns:
-        For each split its files with rows and SHA-256; the number of images ``planned`` and ``written`` and of
-        ``views`` of each; the ``failures``; the rows of each class.
+        For each split its files with rows, SHA-256, bytes and what ``content_of`` gives; the number of images
+        ``planned`` and ``written`` and of ``views`` of each; the ``failures``; the rows of each class.
 
     Raises:
         DataError: a shard is damaged, or does not account for each of its images.
@@ -55,7 +57,15 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
                 check(path, shard)
             rows, written = len(shard.image_ids), shard.n_images
             name = path.relative_to(folder).as_posix()
-            files.append({"file": name, "rows": rows, "sha256": durable.file_sha256(path)})
+            files.append(
+                {
+                    "file": name,
+                    "rows": rows,
+                    "sha256": durable.file_sha256(path),
+                    "bytes": path.stat().st_size,
+                    **content_of(shard),
+                }
+            )
             failures += [to_dict(each) for each in shard.failures]
             counts["rows"] += rows
             counts["written"] += written
@@ -109,17 +119,33 @@ class ListedShard:
         path: the parquet file.
         rows: how many it holds.
         sha256: of its bytes.
+        entry: all that the manifest says of it.
     """
 
     path: Path
     rows: int
     sha256: str
+    entry: Mapping[str, Any] = field(default_factory=dict)
 
-    def require_unchanged(self) -> None:
-        """Raise ``DataError`` unless the file's bytes are the ones that the manifest lists."""
+    def require_unchanged(self, spec: CodeSpec) -> Shard | None:
+        """Require the bytes, or at least the rows, that the manifest lists.
+
+        Returns:
+            The rows of a file that another program saved again, after a warning; None for the file that was written.
+
+        Raises:
+            DataError: missing, damaged, or other rows.
+        """
         require_file(self.path)
-        if durable.file_sha256(self.path) != self.sha256:
+        if durable.file_sha256(self.path) == self.sha256:
+            return None
+        size = self.path.stat().st_size
+        if size == self.entry.get("bytes", size):  # some bytes were changed in place
             raise damaged_shard(self.path, "its bytes are not the ones that the manifest lists")
+        shard = read_resaved(self.path, spec)
+        require_same_rows(self.path, shard, dict(self.entry))
+        warnings.warn(f"{self.path} was saved again by another program: its rows are the same", stacklevel=2)
+        return shard
 
 
 @dataclass(frozen=True)
@@ -167,8 +193,8 @@ class SplitShards:
         """
         labelled = self.labelled
         for listed in self.shards:
-            shard = read_shard(listed.path, self.spec)
-            listed.require_unchanged()
+            resaved = listed.require_unchanged(self.spec)
+            shard = read_shard(listed.path, self.spec) if resaved is None else resaved
             if len(shard.image_ids) != listed.rows or (shard.labels is not None) != labelled:
                 raise damaged_shard(listed.path, "its rows or columns differ from the manifest and the first shard")
             require_codes(shard.codes_BT, self.spec, str(listed.path))
@@ -179,16 +205,28 @@ def open_split(folder: Path, split: str) -> SplitShards:
     """One split of a complete token dataset, by its manifest.
 
     Raises:
-        DataError: no such dataset, an incomplete one, no such split, or one without rows.
+        DataError: no such dataset, an incomplete one, no such split, or one without rows; or a file that the manifest
+            does not list, whose rows nobody would read.
     """
     manifest = read_manifest(folder)
     if split not in manifest["splits"]:
         raise DataError("no such split", field=str(folder), found=split, expected=", ".join(manifest["splits"]))
+    _require_no_strangers(folder, manifest)
     entry = manifest["splits"][split]
     listed = [each for each in entry["files"] if each["rows"]]  # in the others every image failed
-    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"]) for each in listed)
+    shards = tuple(ListedShard(folder / each["file"], each["rows"], each["sha256"], each) for each in listed)
     found = SplitShards(folder, split, from_dict(CodeSpec, manifest["spec"]), shards)
     if found.rows != entry["rows"] or found.rows == 0:
         what, expected = "has another number of rows than its manifest", entry["rows"] or "at least one"
         raise DataError(what, field=str(folder), found=found.rows, expected=expected, fix="run tessera encode")
     return found
+
+
+def _require_no_strangers(folder: Path, manifest: Mapping[str, Any]) -> None:
+    listed = {each["file"] for entry in manifest["splits"].values() for each in entry["files"]}
+    there = (path for path in (folder / "data").glob("*/*.parquet") if not path.name.startswith("."))
+    others = sorted(name for name in (path.relative_to(folder).as_posix() for path in there) if name not in listed)
+    if others:
+        what, found = "is not in the dataset's manifest, so its rows would not be read", f"{len(others)} such files"
+        fix = "move it out of the folder; to train on more codes, join them and give them with train-prior --codes"
+        raise DataError(what, field=str(folder / others[0]), found=found, fix=fix)

@@ -9,6 +9,7 @@ without labels) and ``packed.json`` with their sizes, times and SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -74,7 +75,8 @@ def _make(target: Path, split: SplitShards) -> None:
             if _is_sound(target, split):
                 return  # another process has made it while this one waited
             for other in [each for each in target.parent.iterdir() if each.is_dir()]:
-                durable.remove_folder(other)  # of other shards, damaged, or left half-made
+                with contextlib.suppress(StorageError):  # Windows removes nothing that another process reads
+                    durable.remove_folder(other)  # of other shards, damaged, or left half-made
             durable.require_free_space(target.parent, sum(_sizes(split).values()), "the packed copy of the codes")
             _publish(target, split)
     except (OSError, NotImplementedError, StorageError) as error:  # the second: a disk without locks

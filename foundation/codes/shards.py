@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import from_dict, to_dict
-from foundation.errors import ContractError, DataError, remedy
+from foundation.errors import DataError, TesseraError, remedy
 from foundation.images.failures import Failure
 from foundation.storage import durable
 
 _FOOTER = b"tessera"
+AGAIN = "restore it, or move it away and run tessera encode, which writes it again"
 ROW_GROUP = 2048
 """rows that are read together: few, for random access; files are 4 % larger than with 16,384 (256 codes a row)"""
 
@@ -113,7 +114,10 @@ def read_shard(path: Path, expected: CodeSpec) -> Shard:
         ContractError: it was made by another tokenizer or preprocess.
     """
     with reading(path):
-        footer = json.loads(pq.read_schema(path).metadata[_FOOTER])
+        metadata = pq.read_schema(path).metadata or {}
+        what = "was saved by another program, which left out what the shard says of itself"
+        DataError.unless(_FOOTER in metadata, what, field=str(path), fix=AGAIN)
+        footer = json.loads(metadata[_FOOTER])
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         spec = from_dict(CodeSpec, footer["spec"])
         require_same_codes(expected, spec, owner="this run", other=f"the shard {path.name}")
@@ -143,19 +147,16 @@ def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shar
     return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
 
 
-_AGAIN = "move this file away and run tessera encode, which writes it again"
-
-
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what readers of a parquet file raise into ``DataError``: the shard is missing or damaged."""
     require_file(path)
     try:
         yield
-    except ContractError:
+    except TesseraError:
         raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        if (fix := remedy(error, _AGAIN)) != _AGAIN:
+        if (fix := remedy(error, AGAIN)) != AGAIN:
             raise DataError(f"cannot be read: {error}", field=str(path), fix=fix) from error
         raise damaged_shard(path, str(error)) from error
 
@@ -168,7 +169,7 @@ def require_file(path: Path) -> None:
 
 def damaged_shard(path: Path, reason: str) -> DataError:
     """The error for a file whose content is not what was written."""
-    return DataError(f"the shard is damaged: {reason}", field=str(path), fix=_AGAIN)
+    return DataError(f"the shard is damaged: {reason}", field=str(path), fix=AGAIN)
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:

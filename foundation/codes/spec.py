@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from foundation.config import check_types, differences, digest, require, require_range
+from foundation.config_fields import without_defaults
 from foundation.errors import ContractError, DataError
 from foundation.images.config import Preprocess
 
@@ -92,7 +93,7 @@ class CodeSpec:
     preprocess: Preprocess
     """how an image became pixels before it was encoded"""
     fingerprint: str
-    """SHA-256 of the tokenizer's configuration and weights"""
+    """SHA-256 of the tokenizer's configuration and weights; empty where the tokenizer is not known"""
     class_names: tuple[str, ...] = ()
     """names of the labels, in label order; empty when there are none"""
 
@@ -115,9 +116,14 @@ class CodeSpec:
         return max(size for level in self.levels for size in level.sizes)
 
     @property
+    def knows_images(self) -> bool:
+        """Whether stride and preprocess are those of images; of codes without a known tokenizer they say nothing."""
+        return bool(self.fingerprint)
+
+    @property
     def contract(self) -> str:
         """SHA-256 of the whole specification."""
-        return digest(self)
+        return digest(without_defaults(self))
 
     def with_classes(self, class_names: tuple[str, ...]) -> CodeSpec:
         """The same codes for a labelled set of images."""
@@ -258,13 +264,16 @@ def code_positions(spec: CodeSpec) -> CodePositions:
     return CodePositions(slot_T, level_T, depth_T, np.concatenate(rows), np.concatenate(columns), sizes[slot_T])
 
 
-def require_codes(codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes") -> None:
+def require_codes(
+    codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes", fix: str = "encode the images again"
+) -> None:
     """Refuse sequences that do not fit ``spec``.
 
     Args:
         codes_BT: (B, T); B may be 0.
         spec: grids and codebooks.
         field: names them in the message.
+        fix: what to do about a code outside its codebook.
 
     Raises:
         DataError: another length, numbers that are not integers, or a code outside the codebook of its position.
@@ -281,7 +290,7 @@ def require_codes(codes_BT: np.ndarray, spec: CodeSpec, field: str = "codes") ->
         slot = spec.slots[positions.slot_T[t]]
         what = f"holds a code outside the codebook, at position {t} (level {slot.level}, depth {slot.depth})"
         found, expected = f"{lowest_T[t]}..{highest_T[t]}", f"0..{slot.codebook_size - 1}"
-        raise DataError(what, field=field, found=found, expected=expected, fix="encode the images again")
+        raise DataError(what, field=field, found=found, expected=expected, fix=fix)
 
 
 def _centres(index: np.ndarray, n: int, n_finest: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class RowGroups:
         """First row of each row group of a shard, whose bytes are verified the first time."""
         if shard not in self._group_starts:
             listed = self.split.shards[shard]
-            listed.require_unchanged()
+            listed.require_unchanged(self.split.spec)
             metadata = pq.read_metadata(listed.path)
             sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             if sum(sizes) != listed.rows:

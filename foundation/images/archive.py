@@ -25,6 +25,7 @@ from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, require_plausible_classes
 from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
+from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.paths import expand
@@ -74,7 +75,8 @@ class ArchiveSource:
                 class, or classes that hardly are such.
         """
         archives, self._max_pixels = _archives(path, field), max_pixels
-        self._samples = [sample for each in archives for sample in _samples(each, label_field)]
+        self.passed_over = PassedOverFiles()
+        self._samples = [sample for each in archives for sample in _samples(each, label_field, self.passed_over)]
         expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
         DataError.unless(
             len(self._samples) > 0, "the archives hold no images", field=field, found=path, expected=expected
@@ -141,15 +143,20 @@ def _archives(path: str, field: str) -> list[Path]:
 
 
 def _way_out(names: list[str]) -> str:
+    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
+        return "--data.source.type folder reads images in folders"
     kind, fix = next((each for each in map(way_to_open, map(Path, names)) if each[0] != "a file"), ("", ""))
-    return f"for {kind}, {fix}" if kind else "images in folders are --data.source.type folder"
+    return f"for {kind}, {fix}" if kind else "--data.source.type folder reads images in folders"
 
 
-def _samples(archive: Path, label_field: str | None) -> Iterator[_Sample]:
+def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFiles) -> Iterator[_Sample]:
     seen: set[str] = set()
     for key, members in _by_key(archive):
         images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN)[:1]
         if not images:
+            for ending, member in members.items():
+                kind = f".{ending.rpartition('.')[2].lower()}" if ending else "without an ending"
+                passed_over.add(kind, "no image of this name beside it", f"{archive.name}/{member.name}")
             continue
         if key in seen or len(images) > 1:
             raise DataError("two images have one name up to its first dot", field=str(archive), found=key)

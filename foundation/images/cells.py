@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -91,7 +92,7 @@ class Cells:
         names = [text] if "\\" not in text else [text, text.replace("\\", "/")]
         tried = [folder / name for name in names for folder in self.folders_of(row) or [Path()]]
         for path in tried:
-            if path.is_symlink() or path.exists():
+            if os.path.lexists(path):
                 return read_plain_file(path, follow_links=True)  # the hub's cache consists of links
         where = " or ".join(dict.fromkeys(str(path.parent) for path in tried))
         raise BadImage(
@@ -135,8 +136,10 @@ def open_cells(
     if not holds_images(column.type):
         expected = "bytes, paths, web addresses, data URIs, base64, numbers, or lists of one of them"
         raise DataError("holds no images", field=field, found=f"{name}: {column.type}", expected=expected)
-    rows = np.unique(np.linspace(0, len(column) - 1, _N_LOOKED_AT).astype(int)) if len(column) else []
-    arrays = [each for row in rows if (each := _numbers(column[int(row)])) is not None]
+    rows = sorted(
+        {round(i * (len(column) - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if len(column) else ()
+    )
+    arrays = [each for row in rows if (each := _numbers(column[row])) is not None]
     white = white_of(arrays, white_value, name) if arrays else None
     if white_value is not None and not arrays:
         what, fix = "has no effect: the cells hold no numbers", "leave it out; see data.preprocess.white_level"
@@ -249,8 +252,13 @@ def _base64(text: str) -> bytes | None:
 
 def _fetched(address: str) -> bytes:
     request = urllib.request.Request(address, headers={"User-Agent": "tessera"})  # http and https alone
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        data: bytes = answer.read(MAX_FILE_BYTES + 1)
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            data: bytes = answer.read(MAX_FILE_BYTES + 1)
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, OSError):
+            raise error.reason from error
+        raise
     require_sane_bytes(len(data))
     return data
 

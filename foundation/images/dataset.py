@@ -14,6 +14,7 @@ from foundation.errors import DataError
 from foundation.images.cells import holds_images, open_cells
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
+from foundation.images.inventory import PassedOverFiles
 from foundation.images.label_columns import class_label_names, names_of, numbers_of
 from foundation.images.preprocess import MAX_PIXELS
 from foundation.images.tables import Rows, open_rows, pick
@@ -29,6 +30,7 @@ class DatasetSource:
     Attributes:
         ids: split and number of the row, or for rows of tar archives (webdataset) split, archive and key.
         fingerprint: changes with the files, or with the hub's revision, that the rows were read from.
+        passed_over: files of an image folder that the library leaves out.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class DatasetSource:
             DataError: nothing to open, no such split or column, a column that holds no images or no classes.
         """
         rows = open_rows(config, split)
-        self.fingerprint = rows.fingerprint
+        self.fingerprint, self.passed_over = rows.fingerprint, PassedOverFiles()
+        for path in rows.passed_over:
+            self.passed_over.add(path.suffix.lower() or "without an ending", "not read by datasets", path.name)
         images = _pick_image(rows, config.image_column)
         labels = None if config.label_column is None else pick(rows, config.label_column, _LABELS)
         wanted = [images[0], *(labels or ())[:1], *(_ORIGIN if set(_ORIGIN) <= set(rows.schema.names) else ())]
@@ -105,11 +109,17 @@ def _pick_image(rows: Rows, name: str) -> tuple[str, list[str]]:
         return pick(rows, name, "data.source.image_column")
     except DataError as error:
         bytes_like = [each.name for each in rows.schema if holds_images(each.type) and not _is_plain_text(each.type)]
+        tars = [] if rows.root is None else sorted(each.name for each in rows.root.glob("*.tar"))
+        if tars and not bytes_like:
+            fix = f"--data.source.type archives reads the images in {tars[0]} and other archives of the folder"
+            found = f"{name}, of {', '.join(rows.schema.names)}"
+            raise DataError("no such column", field=error.field, found=found, fix=fix) from error
         if not bytes_like or any(f"'{each}'" in str(error) for each in bytes_like):
             raise
         fix = " or ".join(f"--data.source.image_column {each}" for each in bytes_like[:3])
-        field = "data.source.image_column"
-        raise DataError("no such column", field=field, found=name, expected="a column of images", fix=fix) from error
+        raise DataError(
+            "no such column", field=error.field, found=name, expected="a column of images", fix=fix
+        ) from error
 
 
 def _is_plain_text(kind: pa.DataType) -> bool:

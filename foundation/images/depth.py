@@ -6,6 +6,8 @@ images keeps them comparable; a value for each image would make a dark image bri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
@@ -76,17 +78,18 @@ def brightest(image: Image.Image) -> int | None:
     return int(np.asarray(image).max())
 
 
-def require_white(largest: int | None, white_level: int | None) -> None:
+def require_white(brightest_N: Iterable[int | None], white_level: int | None) -> None:
     """Refuse a set of images of more than 8 bits that would all be nearly black.
 
     Args:
-        largest: the largest ``brightest`` of the images; None if none has more than 8 bits.
+        brightest_N: ``brightest`` of each image, or the largest of each part of the set.
         white_level: see ``Preprocess``.
 
     Raises:
         DataError: with the ways out.
     """
-    if largest is None or white_level is not None or largest >= _DARK:
+    largest = max((each for each in brightest_N if each is not None), default=_DARK)
+    if white_level is not None or largest >= _DARK:
         return
     likely = (1 << max(largest.bit_length(), 9)) - 1
     raise DataError(

@@ -124,7 +124,7 @@ def retried(read: Callable[[], T]) -> T:
         try:
             return read()
         except OSError as error:
-            if error.errno not in _MAY_PASS:
+            if error.errno not in _MAY_PASS and not isinstance(error, TimeoutError):
                 raise
             time.sleep(pause)
     return read()

@@ -115,7 +115,7 @@ def image_files(
     """
     if folder.is_file():
         name, fix = way_to_open(folder)
-        raise DataError(f"is {name}, not a folder", field=field, found=str(folder), expected="a folder", fix=fix)
+        raise DataError(f"is {name}", field=field, found=str(folder), expected="a folder of images", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
     passing = _Passing(follow_links)

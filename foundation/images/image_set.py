@@ -18,7 +18,8 @@ from foundation.arguments import require_type
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
-from foundation.images.failures import BadImage, Failure, failure_of
+from foundation.images.depth import require_white
+from foundation.images.failures import BadImage, Failure, failure_of, named
 from foundation.images.inventory import Shapes
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
@@ -91,7 +92,11 @@ class ImageSet:
         if self._pixels is not None:
             return self._pixels[indices]
         with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(lambda i: self.preprocess(self._source.read(int(i))), indices)))
+            return np.stack(list(pool.map(self._decode, indices)))
+
+    def _decode(self, index: int) -> np.ndarray:
+        with named(self.ids[index]):
+            return self.preprocess(self._source.read(int(index)))
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
         """Training examples.
@@ -155,7 +160,7 @@ def scan_splits(
     seed: int = 0,
     known_failures: Mapping[str, Failure] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The usable images of both parts; a held-out image with the pixels of a training image is not usable."""
+    """The usable images of ``train`` and ``validation``; a held-out copy of a training image is unusable."""
     preprocess, cache = config.preprocess, config.cache_mib
     train = ImageSet(
         sources["train"],
@@ -174,6 +179,7 @@ def scan_splits(
         known_failures=known_failures,
         apart_from=train.by_checksum(),
     )
+    require_white([train.shapes.brightest, validation.shapes.brightest], preprocess.white_level)
     return train, validation
 
 

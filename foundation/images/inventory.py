@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foundation.images.depth import brightest
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -56,18 +58,22 @@ class Shapes:
     Attributes:
         modes: Pillow's modes, e.g. ``RGB``, with the number of images.
         sizes: (width, height) in pixels, with the number of images.
+        brightest: the largest ``depth.brightest``; None if no image has more than 8 bits.
     """
 
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    brightest: int | None = None
 
     def add(self, image: Image.Image) -> None:
         """Count one image, as its file holds it."""
         self.modes[image.mode] += 1
         self.sizes[image.size] += 1
+        self.brightest = _larger(self.brightest, brightest(image))
 
     def __add__(self, other: Shapes) -> Shapes:
-        return Shapes(self.modes + other.modes, self.sizes + other.sizes)
+        largest = _larger(self.brightest, other.brightest)
+        return Shapes(self.modes + other.modes, self.sizes + other.sizes, largest)
 
     def summary(self, height: int, width: int) -> dict[str, Any]:
         """Modes with counts, least, median and largest size, and how many images are smaller than height x width."""
@@ -75,6 +81,10 @@ class Shapes:
         smaller = sum(count for size, count in self.sizes.items() if size[0] < width or size[1] < height)
         picked = [list(areas[i]) for i in (0, len(areas) // 2, -1)] if areas else []
         return {"modes": dict(self.modes.most_common()), "sizes": picked, "smaller": smaller, "asked": [width, height]}
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def inventory(

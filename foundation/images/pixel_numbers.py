@@ -50,14 +50,10 @@ def white_of(arrays: Sequence[np.ndarray], given: float | None, name: str) -> fl
         return 1.0
     if _DARK <= high <= 255:
         return 255.0
-    likely = 1 if high <= 1 else 255 if high <= 255 else (1 << int(np.ceil(high)).bit_length()) - 1
-    other = 65_535 if high > 255 else 255 if likely == 1 else f"{high:g}"
-    raise DataError(
-        "it is in doubt which of the numbers is white",
-        field=_FIELD,
-        found=f"null, and {found}",
-        fix=f"--{_FIELD} {likely}, or --{_FIELD} {other}, or the value that it is",
-    )
+    likely = [1, 255] if high <= 1 else [255, high] if high <= 255 else [(1 << int(high).bit_length()) - 1, 65_535]
+    ways = dict.fromkeys(f"--{_FIELD} {value:g}" for value in likely)
+    fix = f"{', or '.join(ways)}, or the value that it is"
+    raise DataError("it is in doubt which of the numbers is white", field=_FIELD, found=f"null, and {found}", fix=fix)
 
 
 def image_of(values: np.ndarray, white: float | None) -> Image.Image:

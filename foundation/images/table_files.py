@@ -59,19 +59,22 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         return _found(_kind_of_file(path), [path], path.parent)
     if (path / "dataset_dict.json").is_file():
         names = _listed(path / "dataset_dict.json", "splits")
-        _require_split(split, names, path)
+        _require_split(split, names, path, config)
         return _saved(path / split)
     if (path / "state.json").is_file():
-        _require_split(split, ["train"], path)
+        _require_split(split, ["train"], path, config)
         return _saved(path)
     kind, files = _resolved(path, config)
     if split not in files:
         if re.fullmatch(r"\w+(\.\w+)*", split):
-            _require_split(split, list(files), path)
+            _require_split(split, list(files), path, config)
         return _found("slice", [each for every in files.values() for each in every], path)
     _require_shards(files[split])
     if kind == "text":
-        _refuse_folder(path, "it holds text files, not tables")
+        expected = "parquet, Arrow, CSV or JSON files"
+        raise DataError("holds text files, not tables", field=_FIELD, found=str(path), expected=expected)
+    if kind == "imagefolder":
+        _require_no_tables(path)
     return _found(kind, files[split], path)
 
 
@@ -128,8 +131,10 @@ def _kind_of_file(path: Path) -> str:
     if found is not None and found.name in ("a parquet file", "an Arrow file"):
         return found.name.split()[1].lower()
     name, fix = way_to_open(path)
-    if found is not None and (name == "a file" or found.is_read):
-        name, fix = found.name, found.fix or "give the folder that holds the images, with --data.source.type folder"
+    if found is not None and found.is_read:
+        name, fix = f"an image ({found.name})", "--data.source.type folder reads the folder that holds it"
+    elif found is not None and name == "a file":
+        name, fix = found.name, found.fix
     expected = "a parquet, Arrow, CSV or JSON file, or a folder of them"
     raise DataError(f"is {name}, not a table", field=_FIELD, found=str(path), expected=expected, fix=fix)
 
@@ -145,9 +150,11 @@ def _require_train(config: DatasetData) -> None:
     )
 
 
-def _require_split(split: str, names: Sequence[str], path: Path) -> None:
-    fix = nearest(split, names)
-    DataError.unless(split in names, "no such split", field="data.source.split", found=f"{split} in {path}", fix=fix)
+def _require_split(split: str, names: Sequence[str], path: Path, config: DatasetData) -> None:
+    if split in names:
+        return
+    field = "data.source.validation_split" if split == config.validation_split else "data.source.split"
+    raise DataError("no such split", field=field, found=f"{split} in {path}", fix=nearest(split, names))
 
 
 def _listed(path: Path, key: str) -> list[Any]:
@@ -198,9 +205,19 @@ def _unopened(path: Path, error: Exception) -> DataError:
     return DataError(what, field=_FIELD, found=found, fix=fix)
 
 
-def _refuse_folder(path: Path, why: str) -> None:
-    expected = "parquet, Arrow, CSV or JSON files"
-    raise DataError(f"cannot be opened as a dataset: {why}", field=_FIELD, found=str(path), expected=expected)
+def _require_no_tables(path: Path) -> None:
+    """Refuse tables beside images: ``datasets`` would take the images alone, without a word about the tables."""
+    files = (each for each in path.rglob("*") if each.suffix.lower() in _KINDS)
+    tables = sorted(each for each in files if each.stem not in ("metadata", "dataset_info", "dataset_infos"))
+    if tables:
+        raise DataError(
+            "holds images and tables, of which only the images would be used",
+            field=_FIELD,
+            found=f"{path}: {', '.join(each.relative_to(path).as_posix() for each in tables[:3])}",
+            expected="tables, or images with at most a metadata.csv",
+            fix=f"--{_FIELD} {tables[0]} for the table, which may name image files; or --data.source.type folder for "
+            "the images alone",
+        )
 
 
 def _require_shards(paths: Sequence[Path]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foundation.errors import DataError, nearest
@@ -42,6 +43,7 @@ class Rows:
         files: of local rows, in the order of the rows.
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
+        passed_over: files of an image folder of which there is no row.
     """
 
     schema: pa.Schema
@@ -51,6 +53,7 @@ class Rows:
     files: Sequence[Path] = ()
     first_rows: np.ndarray | None = None
     root: Path | None = None
+    passed_over: Sequence[Path] = ()
 
     def folders_of(self, row: int) -> list[Path]:
         """Folders to which a path in this row may be relative: its file's, and the dataset's."""
@@ -157,7 +160,17 @@ def _open_by_library(config: DatasetData, split: str, files: LocalFiles | None) 
         read=lambda columns: table.select(list(columns)),
         fingerprint=files.fingerprint if files else _hub_fingerprint(config, split, source, len(rows)),
         root=files.root if files else None,
+        passed_over=_without_row(files, table) if files and files.kind == "imagefolder" else (),
     )
+
+
+def _without_row(files: LocalFiles, table: pa.Table) -> list[Path]:
+    """Files of an image folder that became no row; ``datasets`` says nothing of them."""
+    cells = pc.struct_field(table.column("image"), "path").to_pylist() if "image" in table.column_names else []
+    there = {os.path.normpath(each) for each in cells if each}
+    tables = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    listed = [each for each in sorted(files.root.rglob("*")) if each.is_file() and not each.name.startswith(".")]
+    return [each for each in listed if os.path.normpath(each) not in there and each.name not in tables]
 
 
 def _by_library(load: Callable[[], Any], found: str) -> Any:
@@ -174,6 +187,8 @@ def _by_library(load: Callable[[], Any], found: str) -> Any:
 
 
 def _library_fix(cause: BaseException) -> str:
+    if isinstance(cause, ModuleNotFoundError):
+        return f"pip install {cause.name}, or write the images to parquet files or folders"
     if isinstance(cause, PermissionError):
         return f"make {cause.filename or 'the file'} readable, or the library's cache writable (HF_HOME)"
     if isinstance(cause, OSError) and cause.errno is not None and cause.filename:
@@ -264,13 +279,22 @@ def pick(rows: Rows, name: str, field: str) -> tuple[str, list[str]]:
     if name in rows.schema.names:
         return name, []
     top, *inner = name.split(".")
-    kind = rows.schema.field(top).type if inner and top in rows.schema.names else None
+    kind: Any = rows.schema.field(top).type if inner and top in rows.schema.names else pa.null()
     for each in inner:
-        index = kind.get_field_index(each) if kind is not None and pa.types.is_struct(kind) else -1
+        index = kind.get_field_index(each) if pa.types.is_struct(kind) else -1
         if index < 0:
-            kind = None
-            break
+            raise DataError("no such column", field=field, found=name, fix=nearest(name, _all_names(rows.schema)))
         kind = kind.field(index).type
-    if kind is None:
+    if not inner:
         raise DataError("no such column", field=field, found=name, fix=nearest(name, rows.schema.names))
     return top, inner
+
+
+def _all_names(schema: pa.Schema) -> list[str]:
+    inner = [
+        f"{each.name}.{each.type.field(i).name}"
+        for each in schema
+        if pa.types.is_struct(each.type)
+        for i in range(each.type.num_fields)
+    ]
+    return [*schema.names, *inner]

@@ -81,7 +81,7 @@ def _summary(folder: Path) -> str:
 
 def decode(
     codes: Annotated[
-        str, Parameter(help="a token dataset, a run folder, or a .npy or .parquet file of codes (column codes)")
+        str, Parameter(help="a token dataset, a run, a folder saved by datasets, .parquet (column codes), .npy or .npz")
     ],
     /,
     *,
@@ -97,8 +97,8 @@ def decode(
     Any number of processes may decode into one folder at the same time.
 
     Args:
-        tokenizer: a run or tokenizer folder; default the one in the dataset
-        split: train or validation, of a token dataset; default all
+        tokenizer: a run or tokenizer folder; default the one inside the codes
+        split: one split of the codes, e.g. validation; default all
         batch_size: images in a batch
     """
     from pipeline.encoding.decode import decode_to_folder

@@ -25,7 +25,7 @@ from pipeline.commands.options import (
     output_picture,
 )
 from pipeline.generation.options import Speed
-from pipeline.output_files import require_place
+from pipeline.output_files import Outputs, require_place
 
 if TYPE_CHECKING:
     from pipeline.generation.generator import ImageGenerator
@@ -41,6 +41,7 @@ def sample(
     class_labels: list[str] | None = None,
     num_images_per_label: int = 1,
     seed: int | None = None,
+    output_type: Literal["pil", "latent"] = "pil",
     out: Annotated[str | None, out_option("folder for the images; default new_samples, or new_samples-2 ...")] = None,
     device: Device = "auto",
     sampling: SamplingGroup = Sampling(),
@@ -54,13 +55,19 @@ def sample(
         class_labels: classes by name or number, e.g. 3 7 or cat dog; default all
         num_images_per_label: images of each class
         seed: the same seed gives the same images; default random, or 0 with --count
+        output_type: pil writes images; latent writes their codes, to codes.npz
     """
+    if output_type == "latent" and (many.count is not None or picture.partial):
+        what, fix = "cannot be used with --count or --partial", "give --num-images-per-label, for any number of codes"
+        raise ConfigError(what, field="--output-type", found=output_type, fix=fix)
     if many.count is None:
         many.require_count()
     elif num_images_per_label != 1 or picture.height or picture.width or picture.partial:
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
 
+    from foundation.config import to_dict
+    from pipeline.generation.requests import seeds_of
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, device, speed)
@@ -73,29 +80,30 @@ def sample(
         return
     if many.batch_size is not None:
         options["batch_size"] = many.batch_size
-    _sample_few(generator, out, labels, options, picture, num_images_per_label, seed)
-
-
-def _sample_few(
-    generator: ImageGenerator,
-    out: str | None,
-    labels: list[str] | None,
-    options: Any,
-    picture: Picture,
-    num_images_per_label: int,
-    seed: int | None,
-) -> None:
-    from foundation.config import to_dict
-    from pipeline.generation.outputs import grid_image
-    from pipeline.generation.requests import seeds_of
-    from pipeline.image_files import file_name
-
     seed = seeds_of(seed, 1)[0]  # a random one, if none was given
     options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
     asked = {"command": "sample", "labels": labels, "each": num_images_per_label, **options}
     asked.pop("batch_size", None)  # no image depends on it
     settings = {**asked, "defaults": to_dict(generator.defaults), **identity_of(generator)}
-    outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "partial-*-row*.png"])
+    if output_type == "latent":
+        outputs = output_folder(out, _NEW, settings, ["codes.npz"])
+        _sample_codes(generator, outputs, labels, options, num_images_per_label)
+    else:
+        outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "partial-*-row*.png"])
+        _sample_few(generator, outputs, labels, options, picture, num_images_per_label)
+
+
+def _sample_few(
+    generator: ImageGenerator,
+    outputs: Outputs,
+    labels: list[str] | None,
+    options: Any,
+    picture: Picture,
+    num_images_per_label: int,
+) -> None:
+    from pipeline.generation.outputs import grid_image
+    from pipeline.image_files import file_name
+
     folder = outputs.folder
 
     def write_rows(_: ImageGenerator, part: PartialImages) -> None:
@@ -110,6 +118,25 @@ def _sample_few(
         outputs.write_image(f"{prefix}-seed{image_seed}.png", image)
     outputs.write_image("grid.png", grid_image(images, per_row), overview=True)
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
+
+
+def _sample_codes(
+    generator: ImageGenerator, outputs: Outputs, labels: list[str] | None, options: Any, num_images_per_label: int
+) -> None:
+    """Write ``codes.npz``, which ``tessera decode`` and ``train-prior --codes`` read."""
+    import io
+
+    import numpy as np
+
+    output = generator(labels, num_images_per_label, output_type="latent", **options)
+    arrays: Any = {"codes": output.codes.cpu().numpy(), "seeds": np.array(output.seeds)}
+    if output.labels[0] is not None:
+        arrays |= {"labels": np.array(output.labels), "class_names": np.array(list(generator.labels))}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    path = outputs.write("codes.npz", content.getvalue())
+    shape = " x ".join(map(str, output.codes.shape))
+    print(f"codes of {len(output.codes)} images, {shape}, in {path} (seeds from {output.seeds[0]})")
 
 
 def _sample_many(

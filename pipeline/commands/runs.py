@@ -41,9 +41,39 @@ def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) 
     start_run(recipe, out, read_fields(fields, train_tokenizer)).train_tokenizer()
 
 
-def train_prior(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) -> None:
-    """Train the prior, stage 2, on the run's codes."""
-    start_run(recipe, out, read_fields(fields, train_prior)).train_prior()
+def train_prior(
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    codes: str | None = None,
+    tokenizer: str | None = None,
+    grid: str | None = None,
+    codebook_size: int | None = None,
+    out: RunOut = None,
+) -> None:
+    """Train the prior, stage 2, on the run's codes, or on codes of your own (--codes): then also samples and report.
+
+    With the tokenizer of the codes, samples are pictures; without one they are codes.
+
+    Args:
+        codes: a token dataset, a folder saved by datasets, .parquet with a column codes, or .npy, .npz; then the run
+            folder is runs/NAME-codes by default
+        tokenizer: with --codes: folder of the tokenizer that made them; default the one inside, if there is one
+        grid: with --codes without a tokenizer: HxW, or HxWxD, of flat rows; default a square
+        codebook_size: with --codes without a tokenizer: number of codes; default the largest plus one
+    """
+    overrides = read_fields(fields, train_prior)
+    own = {"source": codes, "tokenizer": tokenizer, "grid": grid, "codebook_size": codebook_size}
+    given = {f"codes.{name}": value for name, value in own.items() if value is not None}
+    if codes is None and given:
+        name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
+        raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
+    job = start_run(recipe, out, {**overrides, **given})
+    job.train_prior()
+    if job.run.recipe.codes is not None:
+        job.run.sample()
+        job.report()
+        job.say_where()
 
 
 def estimate(recipe: RecipeName, /, *fields: Fields, device: Device = "auto") -> None:
@@ -81,8 +111,9 @@ class Job:
     def all(self) -> None:
         """Everything, in order."""
         began = time.perf_counter()
-        self.train_tokenizer()
-        has_codes = self.run.recipe.tokenizer.model.is_discrete
+        if self.run.recipe.codes is None or self.run.recipe.tokenizer.pretrained is not None:
+            self.train_tokenizer()
+        has_codes = self.run.recipe.codes is not None or self.run.recipe.tokenizer.model.is_discrete
         if has_codes:
             self.encode()
             self.train_prior()
@@ -91,12 +122,17 @@ class Job:
         else:
             self._say("no codes, prior or samples: the tokenizer's latent is continuous")
         self.report()
-        folder = self.run.folder
         self._say(f"done in {time.perf_counter() - began:.0f} s")
+        self.say_where(has_codes=has_codes)
+
+    def say_where(self, *, has_codes: bool = True) -> None:
+        """Print where the results are."""
+        folder = self.run.folder
         self._say(f"  look at   {folder.report}")
         if has_codes:
             self._say(f"  samples   {folder.samples / 'grid.png'}")
-            self._say(f"  more      tessera sample {folder.root}")
+            latent = "" if folder.tokenizer.is_dir() else " --output-type latent"
+            self._say(f"  more      tessera sample {folder.root}{latent}")
 
     def train_tokenizer(self) -> None:
         """Stage 1."""
@@ -153,9 +189,15 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it.
     """
-    from pipeline.runs.stages import Run
+    from pipeline.runs.own_codes import require_effect, run_of
 
-    run = Run(*resolve(recipe, out, overrides))
+    given, source = dict(overrides or {}), (overrides or {}).get("codes.source")
+    loaded, folder = resolve(recipe, out, given)
+    if loaded.codes is not None:
+        require_effect(given)
+    if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
+        folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
+    run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
     if run.accelerator.is_main_process:
         print(f"device: {run.accelerator.device}", file=sys.stderr)
     return run

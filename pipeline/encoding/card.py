@@ -33,16 +33,18 @@ CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
 _MOST_CLASSES = 100  # rows in the table of classes
 
 
-def dataset_card(spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: float | None = None) -> str:
+def dataset_card(
+    spec: CodeSpec, manifest: Mapping[str, Any], *, near_ties: float | None = None, decodes: bool = True
+) -> str:
     """Write the card, with the header that ``datasets.load_dataset`` reads.
 
     Args:
         spec: specification of the codes.
         manifest: the dataset's manifest.
         near_ties: share of codes that rounding could change; None if not measured.
+        decodes: whether the tokenizer is in the dataset.
     """
     labels = "`label` is the image's class." if spec.class_names else "There are no labels."
-    preprocess = spec.preprocess
     picture = f"\n![Images, and below each what its codes decode to]({PICTURE})\n" if near_ties is not None else ""
     return f"""{_header(manifest)}# Image tokens
 {picture}
@@ -55,13 +57,23 @@ Rows are file by file and, within a file, view by view in the order of the image
 |---|---|---|---|---|
 {_counts(manifest)}
 {_failed(manifest)}
-Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so {spec.stride} x {spec.stride} pixels
-became one {_unit(spec)}. The tokenizer that made the codes, and decodes them, is in `tokenizer/`; its fingerprint is
-`{spec.fingerprint[:16]}...`. `manifest.json` holds the whole specification and the SHA-256 of every file.
+{_origin(spec, decodes)} `manifest.json` holds the whole specification and the SHA-256 of every file.
 {_near_ties(near_ties)}
 ## Loading
 
-{_loading(spec)}{_classes(spec, manifest)}"""
+{_loading(spec, decodes)}{_classes(spec, manifest)}"""
+
+
+def _origin(spec: CodeSpec, decodes: bool) -> str:
+    """Where the codes come from: images of a size, a tokenizer, or unknown."""
+    if not spec.fingerprint:
+        return "The tokenizer that made the codes is not known, so they cannot be decoded to images."
+    preprocess = spec.preprocess
+    place = ", and decodes them, is in `tokenizer/`;" if decodes else " is not in this folder;"
+    return f"""Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so \
+{spec.stride} x {spec.stride} pixels
+became one {_unit(spec)}. The tokenizer that made the codes{place} its fingerprint is
+`{spec.fingerprint[:16]}...`."""
 
 
 def _header(manifest: Mapping[str, Any]) -> str:
@@ -97,7 +109,7 @@ def refresh_header(folder: Path) -> None:
     durable.replace_file(path, f"{header}{body}".encode())
 
 
-def _loading(spec: CodeSpec) -> str:
+def _loading(spec: CodeSpec, decodes: bool) -> str:
     return f"""```python
 from datasets import load_dataset
 import numpy as np
@@ -123,7 +135,10 @@ import duckdb
 
 views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/train/*.parquet' GROUP BY view").fetchall()
 ```
+{_DECODING if decodes else ""}"""
 
+
+_DECODING = """
 ```python
 from stage1_tokenizer import TokenizerModel
 import torch
@@ -301,9 +316,10 @@ def push_token_dataset(folder: Path, name: str, *, private: bool = True, token: 
     """
     from huggingface_hub import HfApi
 
-    for split, entry in read_manifest(folder)["splits"].items():
-        for shard in open_split(folder, split).shards if entry["rows"] else ():
-            shard.require_unchanged()
+    splits = {name: entry for name, entry in read_manifest(folder)["splits"].items() if entry["rows"]}
+    for opened in [open_split(folder, name) for name in splits]:
+        for shard in opened.shards:
+            shard.require_unchanged(opened.spec)
     refresh_header(folder)
     with hub_refusals(name):
         api = HfApi(token=token)

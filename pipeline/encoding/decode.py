@@ -1,4 +1,4 @@
-"""Bulk decoding: an image file for every row of codes, from a token dataset, a NumPy file or a parquet file.
+"""Bulk decoding: an image file for every row of codes, from a token dataset or codes of one's own.
 
 Images come in folders of 1,000, each published whole, with a ``metadata.jsonl`` of image id, view and class;
 ``datasets.load_dataset("imagefolder", data_dir=...)`` opens the result. Any number of processes may work on it at the
@@ -8,31 +8,26 @@ same time; a finished folder is never decoded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from foundation.codes.dataset import TokenDataset
-from foundation.codes.manifest import MANIFEST, read_manifest
-from foundation.codes.shards import codes_of, read_footer
-from foundation.codes.spec import CodeSpec, require_same_codes
-from foundation.config import digest, from_dict, require
-from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, nearest
-from foundation.hardware import TokenAccess, usable_device
+from foundation.codes.sources import CodeRows, open_codes
+from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
+from foundation.config import require
+from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError
+from foundation.hardware import usable_device
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
-from foundation.storage.durable import file_sha256
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
+from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
 from stage1_tokenizer.canary import check_canary
@@ -41,26 +36,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 PLAN = "decode.json"
 LEASES = ".leases"
 IMAGES_PER_FOLDER = 1000
-_STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
-
-
-@dataclass(frozen=True)
-class CodeRows:
-    """Rows of codes, read on demand.
-
-    Attributes:
-        name: folder of their images; empty for none.
-        n_rows: number of rows.
-        identity: SHA-256 of the content.
-        read: rows ``start..stop`` as (B, T) integers.
-        about: ``image_id``, ``view`` and ``label``, as known, of rows ``start..stop``.
-    """
-
-    name: str
-    n_rows: int
-    identity: str
-    read: Callable[[int, int], np.ndarray]
-    about: Callable[[int, int], Sequence[dict[str, Any]]]
+_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -74,10 +50,10 @@ class _Folder:
 
     @property
     def name(self) -> str:
-        return f"{self.rows.name or 'codes'}-{self.index:05d}"
+        return f"{self.rows.split or 'codes'}-{self.index:05d}"
 
     def path(self, out: Path) -> Path:
-        return out / self.rows.name / f"{self.index:05d}"
+        return out / self.rows.split / f"{self.index:05d}"
 
 
 def decode_to_folder(
@@ -102,8 +78,9 @@ def decode_to_folder(
     """
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
     mine = Part() if part is None else Part.parse(part, "--start-at")
-    source, target = Path(codes), Path(out)
+    source, target = Path(codes).expanduser(), Path(out).expanduser()
     require_place(target)
+    ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
     place = find_tokenizer(source, tokenizer)
     model = TokenizerModel.load(place).to(usable_device(device))
     check_canary(model, place)
@@ -152,7 +129,7 @@ class Decoder:
 
 def _plan(several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -> dict[str, Any]:
     """What the images of a folder depend on."""
-    codes = {rows.name: {"rows": rows.n_rows, "sha256": rows.identity} for rows in several}
+    codes = {rows.split: {"rows": rows.n_rows, "sha256": rows.identity} for rows in several}
     how = {"batch_size": batch_size, "device": next(tokenizer.parameters()).device.type}
     return {"format": 1, "codes": codes, "tokenizer": tokenizer.fingerprint, **how}
 
@@ -186,13 +163,13 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
     durable.sweep(path.parent)
 
     def fill(temporary: Path) -> None:
-        about = folder.rows.about(folder.start, folder.stop)
+        codes, about = _read(folder.rows, folder.start, folder.stop)
         names = [f"{row:08d}.png" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
         with ThreadPoolExecutor(max_workers=4) as pool:
             for start in range(folder.start, folder.stop, decoder.batch_size):
-                codes_BT = folder.rows.read(start, min(start + decoder.batch_size, folder.stop))
+                codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
                 files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
                 list(pool.map(_save, decoder.decode(codes_BT), files))
                 done(len(codes_BT))
@@ -209,118 +186,73 @@ def _save(image_YXC: np.ndarray, path: Path) -> None:
 
 
 def find_tokenizer(codes: Path, named: str | None) -> Path:
-    """Find the folder of the tokenizer that decodes ``codes``: the named one, or the dataset's own.
+    """Find the folder of the tokenizer that decodes ``codes``: the named one, or the one inside them.
 
     Raises:
-        ConfigError: a file needs a named tokenizer.
-        CheckpointError: no tokenizer there.
+        ConfigError: codes without a tokenizer need a named one.
+        CheckpointError: no tokenizer in the named folder.
     """
-    if named is None and not codes.is_dir():
+    if named is not None:
+        root = Path(named).expanduser()
+        choices = [root / "codes" / "tokenizer", root / "tokenizer", root]
+        found = next((each for each in choices if (each / "config.json").is_file()), None)
+        fix = "give a run, a token dataset, or a folder made by tessera import"
+        CheckpointError.unless(found is not None, "holds no tokenizer", field="--tokenizer", found=named, fix=fix)
+    else:
+        found = inner_tokenizer(codes)
         fix = "give the run or tokenizer folder that made the codes"
-        raise ConfigError("is needed for a file of codes", field="--tokenizer", fix=fix)
-    root = codes if named is None else Path(named)
-    choices = [root / "codes" / "tokenizer", root / "tokenizer", root] if named is None else [root / "tokenizer", root]
-    found = next((each for each in choices if (each / "config.json").is_file()), None)
-    if found is None:
-        raise CheckpointError("holds no tokenizer", field=str(root), fix="give one with --tokenizer")
+        what = "is needed: there is no tokenizer inside the codes"
+        ConfigError.unless(found is not None, what, field="--tokenizer", found=str(codes), fix=fix)
+    assert found is not None
     return found
 
 
 def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[CodeRows]:
-    """Open the rows of a token dataset or run, one entry for each split, or of a file.
+    """Open the rows of a source of codes, one entry for each split.
 
     Args:
-        codes: dataset, run folder, ``.npy`` or ``.parquet``.
+        codes: see ``foundation.codes.sources``.
         spec: specification of the tokenizer's codes.
-        split: split of a dataset; None takes all.
+        split: the split to open; None takes all.
 
     Raises:
         DataError: no usable codes, or codes of another shape than the tokenizer's.
         ContractError: codes of another tokenizer.
-        ConfigError: a split of a file.
+        ConfigError: a split that is not there.
     """
-    if codes.is_dir():
-        folder = codes if (codes / MANIFEST).exists() else codes / "codes"
-        return _dataset_rows(folder if folder.is_dir() else codes, spec, split)
-    if split is not None:
-        raise ConfigError("is for token datasets", field="--split", found=split, fix="leave it out for a file")
-    if not codes.is_file() or codes.suffix not in (".npy", ".parquet"):
-        expected = "a token dataset, a run folder, a .npy or a .parquet file"
-        raise DataError("holds no codes", field=str(codes), expected=expected)
-    return [_array_rows(codes, spec) if codes.suffix == ".npy" else _parquet_rows(codes, spec)]
-
-
-def _dataset_rows(folder: Path, spec: CodeSpec, split: str | None) -> list[CodeRows]:
-    entries = read_manifest(folder)["splits"]
-    names = [split] if split is not None else [name for name, entry in entries.items() if entry["rows"]]
-    return [_split_rows(folder, spec, name) for name in names]
-
-
-def _split_rows(folder: Path, spec: CodeSpec, split: str) -> CodeRows:
-    dataset = TokenDataset(folder, split, _STREAMED)
-    require_same_codes(spec, dataset.spec, owner="the tokenizer", other="the token dataset")
-    classes = dataset.spec.class_names
-
-    def about(start: int, stop: int) -> list[dict[str, Any]]:
-        rows = np.arange(start, stop)
-        known: list[dict[str, Any]] = [
-            {"image_id": image_id, "view": int(view)}
-            for image_id, view in zip(dataset.image_ids[start:stop], dataset.views_N[rows], strict=True)
-        ]
-        if dataset.labels_N is not None:
-            for entry, label in zip(known, dataset.labels_N[rows], strict=True):
-                entry["label"] = classes[int(label)]
-        return known
-
-    identity = digest([split, read_manifest(folder)["splits"][split]["files"]])
-    return CodeRows(split, len(dataset), identity, lambda start, stop: dataset.codes_NT[np.arange(start, stop)], about)
-
-
-def _array_rows(path: Path, spec: CodeSpec) -> CodeRows:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read as a NumPy array: {error}", field=str(path)) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim < 2:
-        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several arrays"
-        raise DataError("holds no codes", field=str(path), found=found, expected="whole numbers, (images, ...)")
+    several = open_codes(codes)
+    names = [each.split for each in several]
+    if split is not None and split not in names:
+        expected = ", ".join(filter(None, names)) or "no split: these codes have none"
+        raise ConfigError("is not in the codes", field="--split", found=split, expected=expected, fix="leave it out")
+    chosen = [each for each in several if split in (None, each.split)]
     allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
-    if array.shape[1:] not in allowed:
-        found, expected = array.shape, " or ".join(str(("N", *each)) for each in sorted(allowed, key=len))
-        raise DataError("holds codes of another shape", field=str(path), found=found, expected=expected)
-    flat = array.reshape(len(array), spec.n_codes)
-    return CodeRows("", len(flat), file_sha256(path), lambda start, stop: np.array(flat[start:stop]), _nothing)
+    for each in chosen:
+        if each.spec is not None:
+            require_same_codes(spec, each.spec, owner="the tokenizer", other=each.where)
+        found, expected = each.shape, " or ".join(map(str, sorted(allowed, key=len)))
+        what = "holds codes of another shape than the tokenizer's"
+        DataError.unless(found in allowed, what, field=each.where, found=found, expected=expected)
+        if each.listed is None:  # else verified against its manifest
+            _require_usable(each, spec)
+    return chosen
 
 
-def _parquet_rows(path: Path, spec: CodeSpec) -> CodeRows:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot be read as parquet: {error}", field=str(path)) from error
-    if "codes" not in table.column_names:
-        raise DataError("has no column codes", field=str(path), fix=nearest("codes", table.column_names))
-    if b"tessera" in (table.schema.metadata or {}):  # a file of a token dataset holds its specification
-        theirs = from_dict(CodeSpec, read_footer(path)["spec"])
-        require_same_codes(spec, theirs, owner="the tokenizer", other=f"the file {path.name}")
-    lengths = pc.unique(pc.list_value_length(table["codes"])).to_pylist() if _is_list(table) else []
-    if lengths != [spec.n_codes]:
-        found, expected = f"{table.schema.field('codes').type}, lengths {lengths}", f"{spec.n_codes} whole numbers"
-        raise DataError("holds rows of another length", field=f"{path}: codes", found=found, expected=expected)
-    codes_NT = codes_of(table["codes"], spec)
-    known = table.select([name for name in ("image_id", "view") if name in table.column_names])
-
-    def about(start: int, stop: int) -> list[dict[str, Any]]:
-        return known.slice(start, stop - start).to_pylist() if known.num_columns else _nothing(start, stop)
-
-    return CodeRows("", len(codes_NT), file_sha256(path), lambda start, stop: codes_NT[start:stop], about)
+def _require_usable(rows: CodeRows, spec: CodeSpec) -> None:
+    """Read all rows once, so that nothing is written of codes that cannot be decoded."""
+    for start in range(0, rows.n_rows, _BLOCK):
+        codes = rows.read(start, min(start + _BLOCK, rows.n_rows)).codes
+        require_codes(codes.reshape(len(codes), -1), spec, f"{rows.where}: codes", OTHER_TOKENIZER)
 
 
-def _is_list(table: pa.Table) -> bool:
-    kind = table.schema.field("codes").type
-    several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    whole = several and pa.types.is_integer(kind.value_type) and len(table) and not table["codes"].null_count
-    return bool(whole and not pc.list_flatten(table["codes"]).null_count)
-
-
-def _nothing(start: int, stop: int) -> list[dict[str, Any]]:
-    return [{} for _ in range(start, stop)]
+def _read(rows: CodeRows, start: int, stop: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Codes (B, T) of rows ``start..stop``, and what is known of each: ``image_id``, ``view``, ``label``."""
+    block = rows.read(start, stop)
+    about: list[dict[str, Any]] = [{} for _ in range(start, stop)]
+    names = rows.class_names
+    labels = block.labels and [names[each] if names and type(each) is int else each for each in block.labels]
+    columns = {"image_id": block.image_ids, "view": None if block.views is None else block.views.tolist()}
+    for name, values in {**columns, "label": labels}.items():
+        for entry, value in zip(about, values or (), strict=values is not None):
+            entry[name] = value
+    return block.codes.reshape(stop - start, -1), about

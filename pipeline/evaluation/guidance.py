@@ -206,6 +206,8 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     extractor = named_extractor(tuning.extractor, tuning.weights)
     if extractor is None:
         raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")
+    what, fix = "needs images, and this run was trained on codes", "sample with --guidance-scale to compare by eye"
+    ConfigError.unless(recipe.codes is None, what, field="run", found=str(folder.root), fix=fix)
     train, _ = open_run_split(folder, recipe, "train")
     shares = _class_shares(folder, generator)
     judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images, shares)

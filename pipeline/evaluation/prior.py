@@ -45,7 +45,7 @@ class PriorEvaluation:
         return {
             "n_images": float(self.scores.n_images),
             **self.scores.metrics(),
-            "bits_per_value": self.scores.bits_per_value,
+            **({"bits_per_value": self.scores.bits_per_value} if self.scores.spec.knows_images else {}),
             "count_unigram_bits_per_code": self.unigram_bits,
             "count_neighbour_bits_per_code": self.neighbour_bits,
         }
@@ -80,10 +80,10 @@ class PriorEvaluation:
 
     def table(self) -> str:
         """Format figures and notes as text."""
-        scores, n_codes = self.scores, self.scores.spec.n_codes
+        scores, n_codes, knows_images = self.scores, self.scores.spec.n_codes, self.scores.spec.knows_images
         lines = [
             f"Likelihood of the codes of {scores.n_images:,} images ({self.split}), {n_codes:,} codes each",
-            f"{'':<26}{'bits per code':>14}{'per image':>13}{'per pixel dimension':>21}",
+            f"{'':<26}{'bits per code':>14}{'per image':>13}{'  per pixel dimension' if knows_images else ''}",
         ]
         shares = scores.bits_per_value / scores.bits_per_code if scores.bits_per_code else 0.0
         for label, bits in (
@@ -92,7 +92,8 @@ class PriorEvaluation:
             ("frequencies, counted", self.unigram_bits),
             ("uniform", scores.uniform_bits),
         ):
-            lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{bits * shares:>21.4f}")
+            per_value = f"{bits * shares:>21.4f}" if knows_images else ""
+            lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{per_value}")
         return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
 
     def _by_slot(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from foundation.arguments import as_path, require_type, shown
 from foundation.config import check_types, require, to_dict
+from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.output_files import output_at
@@ -58,10 +59,13 @@ def evaluate_run(
     require_type("judges", judges, Judges)
     json_path = None if json_file is None else as_path(json_file, "json_file")
     folder = RunFolder(as_path(run, "run"))
-    folder.load_recipe()
     about = {"command": "evaluate", "run": str(folder.root.resolve()), "part": part, "split": split}
     outputs = None if json_path is None else output_at(json_path, {**about, "judges": to_dict(judges)})
-    device = usable_device(device)
+    own, device = folder.load_recipe().codes is not None, usable_device(device)
+    if own and part == "tokenizer":
+        what, fix = "needs images, and this run was trained on codes", "leave it out, or evaluate the tokenizer's run"
+        raise ConfigError(what, field="--stage", found=part, expected="prior", fix=fix)
+    part = "prior" if own else part
     found: dict[str, Any] = {}
     if part != "prior":
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)

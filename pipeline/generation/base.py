@@ -27,11 +27,42 @@ Label = int | str
 Labels = Label | Sequence[Label] | None
 
 
+class NoTokenizer:
+    """Stands where a tokenizer would: of the prior's codes, only the specification is known.
+
+    Every other attribute is refused.
+    """
+
+    def __init__(self, spec: CodeSpec) -> None:
+        self.spec = spec
+
+    def eval(self) -> NoTokenizer:
+        """Itself."""
+        return self
+
+    def to(self, *target: Any) -> NoTokenizer:
+        """Itself."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise self.refusal(name)
+
+    @staticmethod
+    def refusal(found: str) -> ConfigError:
+        """The error where images are asked for."""
+        what = "this run was trained on codes without their tokenizer: it samples codes, not images"
+        fix = "take the codes (--output-type latent), or train it with train-prior --codes SOURCE --tokenizer FOLDER"
+        return ConfigError(what, field="output_type", found=found, expected="latent", fix=fix)
+
+
 class BaseGenerator:
     """A tokenizer and a prior, with the sampling settings that calls take by default.
 
     Args:
-        tokenizer: decodes; its fingerprint must be the one the prior was trained on. Also as a transformers model.
+        tokenizer: decodes; its fingerprint must be the one the prior was trained on. Also as a transformers model, or
+            ``NoTokenizer`` for codes alone.
         prior: distribution of the codes. Also as a transformers model.
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
@@ -44,7 +75,7 @@ class BaseGenerator:
 
     def __init__(
         self,
-        tokenizer: TokenizerModel,
+        tokenizer: TokenizerModel | NoTokenizer,
         prior: PriorModel,
         defaults: SamplingConfig | None = None,
         *,
@@ -57,14 +88,16 @@ class BaseGenerator:
         require_type("defaults", defaults, (SamplingConfig, type(None)))
         require_type("label_dropout", label_dropout, (int, float, type(None)))
         require_same_codes(prior.spec, tokenizer.spec, owner="the prior", other="the tokenizer")
-        self.tokenizer, self.prior = tokenizer.eval(), prior.eval().within_codebook()
+        self.tokenizer: Any = tokenizer.eval()  # a TokenizerModel, or what refuses to be used as one
+        self.prior = prior.eval().within_codebook()
         self.defaults, self.label_dropout = defaults or SamplingConfig(), label_dropout
         self.shows_progress = True
 
     @property
     def components(self) -> dict[str, Any]:
-        """Both models by name."""
-        return {"tokenizer": self.tokenizer, "prior": self.prior}
+        """Both models by name, or the prior alone."""
+        both = {"tokenizer": self.tokenizer, "prior": self.prior}
+        return {name: model for name, model in both.items() if not isinstance(model, NoTokenizer)}
 
     @property
     def spec(self) -> CodeSpec:
@@ -128,6 +161,8 @@ class BaseGenerator:
             ConfigError: an unknown option, a value outside its range, or guidance of a prior that cannot be guided.
         """
         settings = settings_of(options, self.defaults)
+        if isinstance(self.tokenizer, NoTokenizer) and settings.output_type != "latent":
+            raise self.tokenizer.refusal(settings.output_type)
         scale = settings.sampling.guidance_scale
         if self._needs_classes and scale != 1.0:
             problem, expected = "needs a prior that was trained on the null class", "1: its label_dropout was 0"

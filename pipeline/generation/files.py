@@ -28,17 +28,19 @@ class GeneratorIndex:
         label_dropout: share of examples that the prior was trained on without their class; None where that was not
             recorded.
         tuned_from: the recipe's sampling settings that ``tessera tune-guidance`` replaced; None if it did not.
+        has_tokenizer: whether there is one; a prior on codes of unknown origin has none.
     """
 
     sampling: SamplingConfig
     label_dropout: float | None = None
     tuned_from: SamplingConfig | None = None
+    has_tokenizer: bool = True
 
     def text(self) -> str:
         """The file's content."""
         values: dict[str, Any] = {
             "_class_name": "ImageGenerator",
-            "tokenizer": ["stage1_tokenizer", "Tokenizer"],
+            "tokenizer": ["stage1_tokenizer", "Tokenizer"] if self.has_tokenizer else None,
             "prior": ["stage2_prior", "Prior"],
             "label_dropout": self.label_dropout,
             "sampling": to_dict(self.sampling),
@@ -63,19 +65,22 @@ def read_index(root: Path) -> GeneratorIndex:
         from_dict(SamplingConfig, values["sampling"], "sampling"),
         dropout,
         None if tuned_from is None else from_dict(SamplingConfig, tuned_from, "tuned_from"),
+        values.get("tokenizer", True) is not None,
     )
 
 
-def write_recipe_index(root: Path, sampling: SamplingConfig, label_dropout: float) -> None:
+def write_recipe_index(
+    root: Path, sampling: SamplingConfig, label_dropout: float, *, has_tokenizer: bool = True
+) -> None:
     """Write the index of a run's folder from its recipe; settings tuned on top of the same recipe's stay."""
-    index = GeneratorIndex(sampling, label_dropout)
+    index = GeneratorIndex(sampling, label_dropout, has_tokenizer=has_tokenizer)
     if (root / INDEX).exists():
         try:
             old = read_index(root)
         except (CheckpointError, ValueError):  # damaged: written again
             old = index
         if old.tuned_from == sampling:
-            index = GeneratorIndex(old.sampling, label_dropout, sampling)
+            index = GeneratorIndex(old.sampling, label_dropout, sampling, has_tokenizer)
         if (root / INDEX).read_bytes() == index.text().encode():
             return
     durable.replace_file(root / INDEX, index.text().encode())

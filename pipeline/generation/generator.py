@@ -14,7 +14,7 @@ from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
-from pipeline.generation.base import BaseGenerator, Labels, output_of, request_of, sample
+from pipeline.generation.base import BaseGenerator, Labels, NoTokenizer, output_of, request_of, sample
 from pipeline.generation.drawing import OnStep, SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
@@ -82,8 +82,10 @@ class ImageGenerator(BaseGenerator):
         dtype = None if unset else _dtype(torch_dtype, "torch_dtype")
         root = local_folder(folder, revision)
         index = read_index(root)
-        tokenizer, prior = TokenizerModel.load(root / "tokenizer"), PriorModel.load(root / "prior")
-        check_canary_quickly(tokenizer, root / "tokenizer")
+        prior = PriorModel.load(root / "prior")
+        tokenizer = TokenizerModel.load(root / "tokenizer") if index.has_tokenizer else NoTokenizer(prior.spec)
+        if isinstance(tokenizer, TokenizerModel):
+            check_canary_quickly(tokenizer, root / "tokenizer")
         generator = cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
         generator._home = root
         return generator.to(device=device, dtype=dtype)
@@ -95,14 +97,16 @@ class ImageGenerator(BaseGenerator):
             StorageError: the folder exists, or the disk refused.
             ConfigError: not a path.
         """
+        models = self.components
+        index = GeneratorIndex(self.defaults, self.label_dropout, has_tokenizer="tokenizer" in models)
 
         def fill(temporary: Path) -> None:
-            for name, model in self.components.items():
+            for name, model in models.items():
                 (temporary / name).mkdir()
                 model.save(temporary / name)
-            if self._home is not None:
+            if self._home is not None and (temporary / "tokenizer").is_dir():
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
-            durable.write_bytes(temporary / INDEX, GeneratorIndex(self.defaults, self.label_dropout).text().encode())
+            durable.write_bytes(temporary / INDEX, index.text().encode())
 
         durable.publish_folder(as_path(folder, "folder"), fill)
 

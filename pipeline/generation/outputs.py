@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from foundation.arguments import shown
+from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 from foundation.images.preprocess import image_grid, to_pil, to_uint8
 
@@ -17,6 +18,7 @@ _DECODE_BYTES = 1 << 30
 BYTES_PER_PIXEL = 6 * 128 * 4
 """A decoder's memory at its widest: about six maps of 128 channels at full resolution, float32."""
 _MOST_DECODED = 64
+_GOLDEN = 0.6180339887498949  # steps of this share of a circle keep neighbouring codes' hues apart
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,22 @@ def to_output_type(images_BCYX: torch.Tensor, output_type: str) -> Any:
         return images_BCYX
     pixels_BYXC = to_uint8(images_BCYX)
     return pixels_BYXC.astype(np.float32) / 255 if output_type == "np" else [to_pil(each) for each in pixels_BYXC]
+
+
+def code_maps(codes: torch.Tensor, spec: CodeSpec) -> list[Image.Image]:
+    """A picture of each image's codes where they cannot be decoded: a colour for each code, a pixel for each position.
+
+    Args:
+        codes: as ``GeneratorOutput.codes``.
+        spec: of the codes; of several levels the finest is shown, of several depths one beside the other.
+    """
+    level_BHWD = spec.split(codes.flatten(1).cpu().numpy())[-1]
+    codes_BHW = np.concatenate(list(level_BHWD.transpose(3, 0, 1, 2)), 2) if level_BHWD.ndim == 4 else level_BHWD
+    phases = np.array([0.0, 1 / 3, 2 / 3])
+    hues_BHW1 = (codes_BHW[..., None] * _GOLDEN) % 1.0
+    light_BHW1 = 0.55 + 0.45 * (codes_BHW[..., None] / max(1, spec.codebook_size - 1))
+    pixels = 255 * light_BHW1 * (0.5 + 0.5 * np.cos(2 * np.pi * (hues_BHW1 + phases)))
+    return [to_pil(each) for each in pixels.round().astype(np.uint8)]
 
 
 def grid_image(images: list[Image.Image], n_columns: int) -> Image.Image:

@@ -100,10 +100,11 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
 def likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table of figures, from ``PriorEvaluation.as_json``."""
     numbers = found["metrics"]
+    per_value = numbers.get("bits_per_value")  # absent where the images of the codes are not known
     return [
         ("&nbsp;&nbsp;frequencies of training codes need", f"{numbers['count_unigram_bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;counts of left and upper neighbours need", f"{numbers['count_neighbour_bits_per_code']:.3f}"),
-        ("Codes' bits per pixel dimension, validation", f"{numbers['bits_per_value']:.4f}"),
+        *([] if per_value is None else [("Codes' bits per pixel dimension, validation", f"{per_value:.4f}")]),
     ]
 
 

@@ -20,6 +20,7 @@ from foundation.images.preprocess import GRID_GAP
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
+from pipeline.encoding.own_codes import SOURCE
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.evaluation.reconstruction import originals_above_reconstructions
 from pipeline.report.gallery import gallery_section
@@ -65,11 +66,12 @@ def write_report(folder: RunFolder) -> None:
     """
     _require_ours(folder.report)
     recipe = folder.load_recipe()
-    tokenizer = TokenizerModel.load(folder.tokenizer)
+    alone = recipe.codes is not None and not folder.tokenizer.is_dir()  # codes without their tokenizer
+    tokenizer = None if alone else TokenizerModel.load(folder.tokenizer)
     train, validation = read_metrics(folder.metrics, "tokenizer", "train"), _validation(folder, "tokenizer")
-    sections = [("Reconstructions", _reconstructions(folder, tokenizer))]
-    curves = tokenizer_plot(train, validation) + adversary_plot(train)
-    if tokenizer.is_discrete:
+    sections = [] if tokenizer is None else [("Reconstructions", _reconstructions(folder, tokenizer))]
+    curves = tokenizer_plot(train, validation) + adversary_plot(train) if train else ""
+    if tokenizer is None or tokenizer.is_discrete:
         usages = _usages(folder, recipe.machine.tokens)
         likelihood = kept_evaluation(folder, "validation", _device(recipe))
         gallery = gallery_section(folder.gallery)
@@ -135,8 +137,9 @@ def _samples(folder: RunFolder) -> str:
     grid = Image.open(folder.samples / "grid.png")
     about = read_json(folder.samples / "samples.json", ("labels", "columns"), fix=_SAMPLES_FIX)
     labels = about["labels"][:: about["columns"]]
+    maps = "" if folder.tokenizer.is_dir() else " They are codes, a colour each: their tokenizer is not known."
     if labels[0] is None:
-        return picture(grid, "New images, sampled without a class.")
+        return picture(grid, f"New images, sampled without a class.{maps}")
     names = read_manifest(folder.codes)["spec"]["class_names"]
     height = (grid.height + GRID_GAP) // len(labels)
     rows = [grid.crop((0, i * height, grid.width, (i + 1) * height - GRID_GAP)) for i in range(len(labels))]
@@ -144,7 +147,7 @@ def _samples(folder: RunFolder) -> str:
         f"<tr><th>{html.escape(names[label])}</th><td>{inline_image(row, f'samples of class {names[label]}')}</td></tr>"
         for label, row in zip(labels, rows, strict=True)
     )
-    return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.</p>"
+    return f"<table class='samples'>{body}</table><p class='lead'>New images, sampled by class.{maps}</p>"
 
 
 def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
@@ -168,17 +171,20 @@ def _figures_table(
     validation = [usage for name, usage in usages.items() if name.startswith("validation")]
     total, n_entries = summarize(validation), sum(len(usage.counts_V) for usage in validation)
     tokenizer, prior = _validation(folder, "tokenizer"), _validation(folder, "prior")
-    if not tokenizer or not prior:
+    if not prior:
         return "<p>There are no metrics in the run folder.</p>"
     spec = TokenDataset(folder.codes, "validation", access).spec
     last, best = prior[-1], min(row["nats_per_code"] for row in prior)
-    values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
     bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)
+    smaller = ""
+    if spec.knows_images:
+        values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
+        smaller = f"; {values * 8 / bits:,.1f}x smaller than pixels"
     rows = [
-        *_reconstruction_rows(tokenizer),
+        *(_reconstruction_rows(tokenizer) if tokenizer else []),  # a finished tokenizer was not trained here
         ("Codes in use, validation", f"{total.share_used:.1%} of {n_entries:,}"),
         ("Code perplexity, validation", f"{total.perplexity:,.1f}"),
-        ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits; {values * 8 / bits:,.1f}x smaller than pixels)"),
+        ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits{smaller})"),
         ("Prior, validation bits per code", f"{last['bits_per_code']:.3f}"),
         ("&nbsp;&nbsp;uniform codes need", f"{bits / spec.n_codes:.3f}"),
         ("&nbsp;&nbsp;code frequencies alone need", f"{last['unigram_bits_per_code']:.3f}"),
@@ -219,6 +225,10 @@ def _data(folder: RunFolder) -> str:
     rows += [(f"codes of {split}", f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
     if differences:
         rows.append(("when this report was written", html.escape(differences)))
+    own = folder.codes / SOURCE
+    if own.is_file():
+        about = read_json(own, ("source", "notes"), fix="move the folder away and run the command again")
+        rows += [("codes from", html.escape(about["source"])), *(("", html.escape(note)) for note in about["notes"])]
     bad = [
         f"<tr><td>{html.escape(each['image_id'])}</td><td>{html.escape(each['reason'])}</td></tr>"
         for entry in manifest["splits"].values()

@@ -90,7 +90,7 @@ class RunFolder:
         }
         begun = {part for part, paths in results.items() if any(path.exists() for path in paths)}
         if begun or self.tokenizer.exists() or self.checkpoints("tokenizer").exists():
-            begun |= {"seed", "data", "tokenizer"}
+            begun |= {"seed", "data", "tokenizer", "codes"}
         return begun
 
     def load_recipe(self) -> Recipe:

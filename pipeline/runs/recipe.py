@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from foundation.codes.config import OwnCodes
 from foundation.config import convert, differences, from_dict, override, require, to_dict
 from foundation.config_fields import added_later, path_fields, without_defaults
 from foundation.errors import ConfigError, ContractError
@@ -110,6 +111,8 @@ class Recipe:
     """stage 1"""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """export of the codes"""
+    codes: OwnCodes | None = added_later(None)  # noqa: RUF009  # a field, not a shared value
+    """codes of one's own for the prior, instead of images and a tokenizer that the run trains; null encodes images"""
     prior: PriorStage = field(default_factory=PriorStage)
     """stage 2"""
     samples: SamplesConfig = field(default_factory=SamplesConfig)

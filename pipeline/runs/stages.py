@@ -27,7 +27,7 @@ from foundation.training.log import MetricsLog
 from foundation.training.parallel import sharding_asked
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import grid_image
+from pipeline.generation.outputs import code_maps, grid_image
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
@@ -229,8 +229,14 @@ class Run:
             self._train_prior()
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
-            write_recipe_index(self.folder.root, self.recipe.samples.sampling, dropout)
+            sampling = self.recipe.samples.sampling
+            write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _has_tokenizer(self) -> bool:
+        """Whether codes can be decoded to images; they cannot where they are given without their tokenizer."""
+        return True
 
     def _require_codes(self) -> None:
         model = self.recipe.tokenizer.model
@@ -244,8 +250,9 @@ class Run:
         accelerator = self.accelerator
         access = recipe.machine.tokens
         codes = {split: TokenDataset(self.folder.codes, split, access) for split in ("train", "validation")}
-        tokenizer_spec = TokenizerModel.load(self.folder.tokenizer).spec
-        require_same_codes(tokenizer_spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
+        if self._has_tokenizer:
+            spec = TokenizerModel.load(self.folder.tokenizer).spec
+            require_same_codes(spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         seed = derive_seed(recipe.seed, "prior")
@@ -277,11 +284,12 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        output = generator(labels, per_label, seed=seed)
+        output = generator(labels, per_label, seed=seed, output_type="pil" if self._has_tokenizer else "latent")
+        pictures = output.images if self._has_tokenizer else code_maps(output.codes, generator.spec)
         n_columns = per_label if n_classes else max(1, round(per_label**0.5))
 
         def fill(temporary: Path) -> None:
-            grid_image(output.images, n_columns).save(temporary / "grid.png")
+            grid_image(pictures, n_columns).save(temporary / "grid.png")
             np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
             about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
             durable.write_bytes(temporary / "samples.json", json.dumps(about).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 
@@ -34,4 +33,6 @@ class PeakGrowth:
 def peak_mib() -> float:
     if STATUS.exists():
         return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -204,6 +204,18 @@ def test_systems_that_cannot_read_at_a_position_read_the_same_rows_from_threads(
     assert np.array_equal(np.stack(found), truth[rows])
 
 
+def test_on_windows_a_copy_that_is_still_read_does_not_hinder_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "PATIENCE_SECONDS", 0.0)
+    with windows() as refused:
+        ours = require_right(write_tokens(tmp_path, seed=0))
+        truth = np.array(ours.codes_NT[:])
+        shutil.rmtree(tmp_path / "data")
+        require_right(write_tokens(tmp_path, seed=1))
+        assert refused["in use"] > 0 and np.array_equal(ours.codes_NT[:], truth)
+
+
 def resident_file_kib() -> int:
     """KiB of files that are mapped into this process."""
     lines = Path("/proc/self/status").read_text().splitlines()

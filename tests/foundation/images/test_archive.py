@@ -1,6 +1,8 @@
 """Images in tar archives: whole archives only, in any order, with the classes beside them."""
 
 import io
+import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -116,6 +118,88 @@ def test_archives_that_say_two_things_or_nothing_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         ArchiveSource(str(write(tmp_path / "a.tar", members)), "cls")
+
+
+def test_the_class_may_be_a_key_of_a_json_member(tmp_path: Path) -> None:
+    members = []
+    for i in range(30):
+        about = {"label": i % 3, "caption": f"number {i}", "meta": {"name": f"n{i % 2}"}, "list": [1]}
+        members += [(f"{i}.png", png(i)), (f"{i}.json", json.dumps(about).encode())]
+    path = str(write(tmp_path / "a.tar", members))
+    assert ArchiveSource(path, "json.label").class_names == ("0", "1", "2")
+    assert ArchiveSource(path, "json.meta.name").class_names == ("n0", "n1")
+    for field, message in (
+        ("json", r"holds JSON objects, not classes(.|\n)*json.label, json.caption"),
+        ("json.lable", r"names no class(.|\n)*did you mean 'label'"),
+        ("json.list", "holds no class here"),
+        ("json.caption", "hardly classes(.|\n)*trust_classes true"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ArchiveSource(path, field)
+    assert len(ArchiveSource(path, "json.caption", trust_classes=True).class_names) == 30
+    write(tmp_path / "b.tar", [("1.png", png(1)), ("1.json", b"{")])
+    with pytest.raises(DataError, match=r"b.tar: 1.json: is no JSON"):
+        ArchiveSource(str(tmp_path / "b.tar"), "json.label")
+
+
+def test_pictures_of_other_formats_are_listed_and_other_members_are_counted(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(30)
+    members = [
+        ("1.png", png(1)),
+        ("1.txt", b"x"),
+        ("2.heic", heic),
+        ("3.png", png(3)),
+        ("4.txt", b"x"),
+        ("README", b""),
+    ]
+    source = ArchiveSource(str(write(tmp_path / "a.tar", members)), None)
+    images = ImageSet(source, Preprocess(height=6, width=6))
+    assert [each.image_id for each in images.failures] == ["a.tar/2"] and "HEIC" in images.failures[0].reason
+    assert [(each.kind, each.count, each.example) for each in source.passed_over.rows()] == [
+        (".txt", 1, "a.tar/4.txt"),
+        ("without an ending", 1, "a.tar/README"),
+    ]
+
+
+def test_other_archives_have_another_fingerprint(shards: Path) -> None:
+    whole = ArchiveSource(str(shards), None).fingerprint
+    assert ArchiveSource(str(shards), "cls").fingerprint == whole
+    write(shards / "train-1.tar", [("1.png", png(1))])
+    assert ArchiveSource(str(shards), None).fingerprint != whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.zip", b"PK\x03\x04", "it is a zip archive: unpack it"),
+        ("x.parquet", b"PAR1" + bytes(600), "it is a parquet file: use type dataset"),
+        ("x.png", png(1), "it is PNG: use type folder"),
+    ],
+)
+def test_what_is_no_archive_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        ArchiveSource(str(tmp_path / name), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("a.png", "type folder"), ("a.parquet", "type dataset"), ("a.zip", "unpack")]
+)
+def test_a_folder_without_archives_says_how_to_use_it(tmp_path: Path, name: str, way: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"no such archives(.|\n)*{name}(.|\n)*{way}"):
+        ArchiveSource(str(tmp_path), None)
+
+
+def test_brackets_in_the_name_of_one_archive_are_no_pattern(tmp_path: Path) -> None:
+    assert ArchiveSource(str(write(tmp_path / "a[1].tar", [("1.png", png(1))])), None).ids == ["a[1].tar/1"]
+
+
+def test_an_archive_that_became_shorter_is_a_reason(shards: Path) -> None:
+    source = ArchiveSource(str(shards / "train-0.tar"), None)
+    os.truncate(shards / "train-0.tar", 600)
+    with pytest.raises(BadImage, match="shorter than when it was listed"):
+        source.read(4)
 
 
 def test_compressed_and_missing_archives_are_refused_with_the_way_out(tmp_path: Path) -> None:

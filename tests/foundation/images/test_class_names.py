@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.errors import DataError
-from foundation.images.class_names import class_numbers, in_order, require_same_classes
+from foundation.images.class_names import class_numbers, in_order, require_plausible_classes, require_same_classes
 
 
 @given(st.sets(st.text(max_size=5), min_size=1), st.randoms())
@@ -28,3 +28,36 @@ def test_classes_that_the_training_images_lack_are_refused() -> None:
     require_same_classes(None, ("a",), "field")
     with pytest.raises(DataError, match="no classes"):
         require_same_classes(("a",), (), "field")
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ([str(i) for i in range(21)], "a name of its own for nearly each image"),
+        ([*map(str, range(40)), *["a"] * 30], "a name of its own"),
+        (['{"a": 1}', '["b"]'], "JSON texts"),
+        (["x" * 101, "y"], "long texts"),
+        (["a.jpg", "b/c.PNG"], "names of files"),
+        (["https://example.org/a"], "web addresses"),
+    ],
+)
+def test_what_is_hardly_a_class_is_refused_with_both_ways_out(names: list[str], what: str) -> None:
+    with pytest.raises(DataError, match=rf"data.source.label_column: holds {what}") as refused:
+        require_plausible_classes(names, "data.source.label_column", trusted=False)
+    assert "leave data.source.label_column out" in str(refused.value)
+    assert "--data.source.trust_classes true" in str(refused.value)
+    require_plausible_classes(names, "data.source.label_column", trusted=True)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(i) for i in range(20)],
+        [str(i // 2) for i in range(40)],
+        ["{curly}", "[bracket]", "a"],
+        ["v1.0", "St. Bernard", "file.txt"],
+        [],
+    ],
+)
+def test_what_may_be_a_class_is_believed(names: list[str]) -> None:
+    require_plausible_classes(names, "data.source.label_column", trusted=False)

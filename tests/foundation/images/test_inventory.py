@@ -24,8 +24,21 @@ def test_every_file_is_counted_by_ending_and_reason(tmp_path: Path) -> None:
         "hidden files": 1,
         "system folders": 1,
     }
-    assert "convert them" in rows[".heic"].reason and "rename" in rows["without an ending"].reason
+    assert "convert them" in rows[".heic"].reason and rows["without an ending"].reason == "not an image"
     assert rows[".heic"].example in ("b.HEIC", "c.heic")
+
+
+def test_images_without_their_ending_are_named_for_what_they_are(tmp_path: Path) -> None:
+    for i in range(30):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.json").write_text("{}")
+    (tmp_path / "0.png").rename(tmp_path / "noending")
+    (tmp_path / "1.png").rename(tmp_path / "1.jgp")
+    (tmp_path / "m.jpg.part").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 8)
+    rows = {each.kind: each for each in FolderSource(str(tmp_path)).passed_over.rows()}
+    assert rows[".json"].count == 30 and rows[".json"].reason == "not an image"
+    assert rows["without an ending"].reason == rows[".jgp"].reason == "PNG, which this ending does not say: rename them"
+    assert rows[".part"].reason == "HEIC: convert it to PNG or JPEG"
 
 
 def test_the_table_accounts_for_all() -> None:

@@ -5,6 +5,7 @@ Uploading, against a local stand-in for the hub.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shutil
@@ -17,15 +18,16 @@ import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
-from support.tiny_export import content, sources_of
+from support.tiny_export import content, make_images, sources_of, tiny_export
 
 from foundation.codes.dataset import TokenDataset
-from foundation.codes.manifest import MANIFEST, read_manifest
+from foundation.codes.manifest import MANIFEST, read_manifest, write_manifest
+from foundation.codes.shards import read_shard, replace_shard, shard_path
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import DataError, StorageError
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_uint8
-from pipeline.encoding.card import dataset_card, push_token_dataset
+from pipeline.encoding.card import dataset_card, push_token_dataset, refresh_header
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 Inputs = tuple[Path, Path]
@@ -171,6 +173,52 @@ def test_the_stub_has_the_signatures_of_the_hub() -> None:
         ours, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (Hub, huggingface_hub.HfApi))
         assert set(ours) <= set(theirs), name
     _: Any = huggingface_hub.HfApi(token=None)
+
+
+def test_datasets_never_gives_the_rows_of_another_folder_of_the_same_name(inputs: Inputs, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    cache = str(tmp_path / "cache")
+    for n, run in ((3, "a"), (2, "b")):
+        assert tiny_export(make_images(tmp_path / run / "images", n, seed=n), inputs[1], tmp_path / run / "codes")
+    for run in ("a", "b", "a"):
+        for split in ("train", "validation"):
+            rows = load_dataset(str(tmp_path / run / "codes"), split=split, cache_dir=cache)
+            assert rows["image_id"] == list(TokenDataset(tmp_path / run / "codes", split).image_ids)
+            codes = TokenDataset(tmp_path / run / "codes", split).codes_NT
+            assert np.array_equal(rows.with_format("numpy")["codes"], codes)
+    replaced = shard_path(tmp_path / "a" / "codes", "train", 0)
+    shard = read_shard(replaced, TokenDataset(tmp_path / "a" / "codes").spec)
+    spec = TokenDataset(tmp_path / "a" / "codes").spec
+    replace_shard(replaced, dataclasses.replace(shard, codes_BT=(shard.codes_BT + 1) % 48), spec)
+    write_manifest(tmp_path / "a" / "codes", spec)  # as a retry does
+    refresh_header(tmp_path / "a" / "codes")
+    rows = load_dataset(str(tmp_path / "a" / "codes"), split="train", cache_dir=cache)
+    assert np.array_equal(rows.with_format("numpy")["codes"], TokenDataset(tmp_path / "a" / "codes").codes_NT)
+    assert not np.array_equal(rows.with_format("numpy")["codes"][: len(shard.codes_BT)], shard.codes_BT)
+
+
+def test_datasets_reads_the_files_of_the_card_and_no_others(clean: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    copy = Path(shutil.copytree(clean, tmp_path / "codes"))
+    shutil.copy(shard_path(copy, "train", 0), copy / "data" / "train" / "part-00099.parquet")
+    assert len(load_dataset(str(copy), split="train", cache_dir=str(tmp_path / "cache"))) == 40
+    with pytest.raises(DataError, match=r"part-00099.parquet: is not in the dataset's manifest"):
+        TokenDataset(copy)
+
+
+def test_an_earlier_card_gets_the_header_and_keeps_its_text(clean: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(clean, tmp_path / "codes"))
+    card, path = (clean / "README.md").read_text(), copy / "README.md"
+    body = card.split("---\n", 2)[2]
+    for found in (f"---\nconfigs: []\n---\n{body}", body, ""):
+        path.write_text(found)
+        refresh_header(copy)
+        assert path.read_text() == (card if found else card[: -len(body)])
+    time = path.stat().st_mtime_ns
+    refresh_header(copy)
+    assert path.stat().st_mtime_ns == time
 
 
 COARSE, FINE = CodeLevel(height=2, width=4, codebook_size=512), CodeLevel(height=4, width=8, codebook_size=256)

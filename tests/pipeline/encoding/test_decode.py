@@ -150,9 +150,11 @@ def test_what_cannot_be_decoded_is_refused_before_anything_is_written(codes: Pat
         decode_to_folder(str(tmp_path / "column.parquet"), out, tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="--tokenizer"):
         decode_to_folder(str(tmp_path / "shape.npy"), out)
-    with pytest.raises(CheckpointError, match="no tokenizer"):
+    with pytest.raises(ConfigError, match="--tokenizer"):
         decode_to_folder(str(tmp_path), out)
-    with pytest.raises(DataError, match="holds no codes"):
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        decode_to_folder(str(tmp_path / "shape.npy"), out, tokenizer=str(tmp_path))
+    with pytest.raises(DataError, match="no such folder or file"):
         decode_to_folder(str(tmp_path / "nowhere.txt"), out, tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
@@ -181,3 +183,39 @@ def test_a_folder_of_other_images_and_an_unfinished_dataset_are_refused(codes: P
     (half / MANIFEST).unlink()
     with pytest.raises(DataError, match="not complete"):
         decode_to_folder(str(half), str(tmp_path / "new"))
+
+
+def test_codes_saved_by_others_decode_with_their_labels(codes: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    saved = load_dataset(str(codes), split="train", cache_dir=str(tmp_path / "cache"))
+    chosen = saved.filter(lambda row: row["label"] == 1).select(range(5))
+    chosen.save_to_disk(tmp_path / "saved")
+    np.savez(tmp_path / "x.npz", codes=np.array(chosen["codes"]), labels=["b"] * 5)
+    pq.write_table(pa.table({"codes": np.array(chosen["codes"]).reshape(5, 4, 4).tolist()}), tmp_path / "x.parquet")
+    dataset = TokenDataset(codes)
+    decoded = {}
+    for name in ("saved", "x.npz", "x.parquet"):
+        assert decode_to_folder(str(tmp_path / name), str(tmp_path / f"{name}-out"), tokenizer=str(codes)) == 5
+        decoded[name] = rows(tmp_path / f"{name}-out")
+    first = decoded["saved"][0]
+    assert (first["label"], first["image_id"]) == ("bee", chosen[0]["image_id"])
+    assert first["image_id"] in dataset.image_ids and decoded["x.npz"][0]["label"] == "b"
+    for name in ("x.npz", "x.parquet"):
+        pairs = zip(decoded[name], decoded["saved"], strict=True)
+        assert all(np.array_equal(one["pixels"], other["pixels"]) for one, other in pairs)
+
+
+def test_images_are_not_written_among_the_parts_of_a_run(codes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(codes, run / "codes")
+    shutil.copytree(codes / "tokenizer", run / "tokenizer")
+    (run / "recipe.yaml").write_text("name: x")
+    before = content(run)
+    for out in ("", "codes", "codes/data", "codes/images", "tokenizer", "tokenizer/x", "samples", "prior/x"):
+        with pytest.raises(ConfigError, match="--out: is a place of"):
+            decode_to_folder(str(run), str(run / out))
+    with pytest.raises(ConfigError, match="--out"):
+        decode_to_folder(str(codes), str(codes))
+    assert content(run) == before
+    assert decode_to_folder(str(run), str(run / "decoded"), split="validation") == 20

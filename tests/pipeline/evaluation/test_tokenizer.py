@@ -151,8 +151,8 @@ def test_bad_settings_and_broken_weights_are_refused(digits: ImageSet) -> None:
         evaluate_tokenizer(model, digits)
 
 
-def test_colour_photographs(shared_data: Path) -> None:
-    config = DatasetData(path=str(shared_data / "imagenet_sample_256"), split="validation")
+def test_colour_photographs(photographs: Path) -> None:
+    config = DatasetData(path=str(photographs), split="validation")
     source, _ = open_sources(config)
     images = ImageSet(SubsetSource(source, np.arange(70)), Preprocess(height=32, width=48))
     found = evaluate_tokenizer(tokenizer(images.preprocess), images, extractor=build_extractor(SmallConfig()))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from foundation.errors import ConfigError, DataError
 from foundation.storage import durable
 from pipeline import ImageGenerator
+from pipeline.generation import bulk
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.generation.requests import image_seed
 from pipeline.work_sharing import Part
@@ -88,7 +90,10 @@ def test_parts_in_any_order_make_the_same_files(
 def test_a_batch_killed_at_any_write_ends_like_one_that_was_not(
     untrained: ImageGenerator, whole: Path, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process stops dead at each operation on the disk in turn, and the same command is given again."""
+    """The process stops dead at each operation on the disk in turn, and the same command is given again.
+
+    What is drawn is kept from one attempt to the next: the writes are tested here.
+    """
 
     class Killed(BaseException):
         pass
@@ -106,7 +111,14 @@ def test_a_batch_killed_at_any_write_ends_like_one_that_was_not(
 
         return operation
 
-    monkeypatch.setattr("pipeline.generation.bulk.ThreadPoolExecutor", OneThread)
+    draw, drawn = bulk.draw_best, dict[str, Any]()
+
+    def draw_once(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments[1:], options))
+        return drawn[key] if key in drawn else drawn.setdefault(key, draw(*arguments, **options))
+
+    monkeypatch.setattr(bulk, "draw_best", draw_once)
+    monkeypatch.setattr(bulk, "ThreadPoolExecutor", OneThread)
     for name in names:
         monkeypatch.setattr(durable, name, stopping(name))
     expected, kills = contents(whole), 0

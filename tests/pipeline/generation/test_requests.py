@@ -114,11 +114,12 @@ def a_request(rng: np.random.Generator) -> tuple[str, list, dict]:
     return name, arguments, {**given, **{names[rng.integers(len(names))]: strange() for names in changed}}
 
 
-def test_a_thousand_hostile_requests_are_refused_by_name_or_served(untrained: ImageGenerator) -> None:
+@pytest.mark.parametrize("n", [300, pytest.param(1000, marks=pytest.mark.slow)])
+def test_hostile_requests_are_refused_by_name_or_served(untrained: ImageGenerator, n: int) -> None:
     rng = np.random.default_rng(0)
     served, refused = 0, 0
     with PeakGrowth() as grown:
-        for _ in range(1000):
+        for _ in range(n):
             name, positional, options = a_request(rng)
             torch.manual_seed(0)
             try:
@@ -131,7 +132,7 @@ def test_a_thousand_hostile_requests_are_refused_by_name_or_served(untrained: Im
                 refused += 1
                 assert error.field is not None, f"{name} {options}: {error}"
                 assert len(str(error)) < 10_000
-    assert served > 100 and refused > 500
+    assert served > n / 10 and refused > n / 2
     assert grown.mib < 1024, "all of them together"
 
 

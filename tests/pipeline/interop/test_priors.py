@@ -41,9 +41,9 @@ def settings(name: str, n_codes: int) -> SamplingConfig:
 
 
 @pytest.mark.parametrize("case", [*LLAMAGEN, *TAMING])
-def test_logits_and_greedy_codes(case: str, parity: Path, tmp_path: Path, tessera: Tessera) -> None:
-    io = expected(parity / case)
-    prior = prior_in(imported(case, parity, tmp_path, tessera))
+def test_logits_and_greedy_codes(case: str, parities: Path, tmp_path: Path, tessera: Tessera) -> None:
+    io = expected(parities / case)
+    prior = prior_in(imported(case, parities, tmp_path, tessera))
     labels, codes = labels_of(prior, io), io["codes"]
     close(prior(codes, labels), io["logits"])
     if "logits_null" in io:
@@ -71,8 +71,8 @@ def test_logits_of_a_published_size(parity: Path, tmp_path: Path, tessera: Tesse
 
 
 @pytest.mark.parametrize("case", LLAMAGEN)
-def test_filters(case: str, parity: Path) -> None:
-    io = expected(parity / case)
+def test_filters(case: str, parities: Path) -> None:
+    io = expected(parities / case)
     names = [name for name in io if name.startswith("filter_probs")]
     assert len(names) == 3
     for name in names:
@@ -83,12 +83,12 @@ def test_filters(case: str, parity: Path) -> None:
         assert torch.allclose(found, io[name], rtol=0, atol=1e-6) and torch.equal(found > 0, io[name] > 0)
 
 
-def test_an_unrotated_class_would_give_other_logits(parity: Path, tmp_path: Path, tessera: Tessera) -> None:
-    out = imported(LLAMAGEN[0], parity, tmp_path, tessera)
+def test_an_unrotated_class_would_give_other_logits(parities: Path, tmp_path: Path, tessera: Tessera) -> None:
+    out = imported(LLAMAGEN[0], parities, tmp_path, tessera)
     values = json.loads((out / "config.json").read_text())
     values["prior"]["class_rotation"] = "identity"
     (out / "config.json").write_text(json.dumps(values))
-    io, prior = expected(parity / LLAMAGEN[0]), prior_in(out)
+    io, prior = expected(parities / LLAMAGEN[0]), prior_in(out)
     with torch.no_grad():
         assert float((prior(io["codes"], io["class_labels"]) - io["logits"]).abs().max()) > 4
 

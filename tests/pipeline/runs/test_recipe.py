@@ -123,8 +123,8 @@ def test_the_systems_of_the_field_each_have_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", COLOUR)
-def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, shared_data: Path, tmp_path: Path) -> None:
-    source = {"type": "dataset", "path": str(shared_data / "cifar10"), "validation_split": "validation", "limit": 16}
+def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, photographs: Path, tmp_path: Path) -> None:
+    source = {"type": "dataset", "path": str(photographs), "validation_split": "validation", "limit": 16}
     overrides = {"data.source": source}
     for part, values in SMALL.items():
         overrides |= {f"{part}.{key}": value for key, value in values.items()}

@@ -166,7 +166,9 @@ def test_a_first_mistake_does_not_claim_the_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="/nowhere"):
         wrong.all()
     wrong.run.release()
-    again(tmp_path)
+    right = start_run("digits", str(tmp_path), overrides=TINY)
+    right.train_tokenizer()
+    right.run.release()
 
 
 def test_cadence_and_memory_may_change(run_copy: Path) -> None:

@@ -255,3 +255,40 @@ def test_psnr_is_20_dB_for_an_error_of_a_tenth_of_the_range() -> None:
     images = torch.zeros(2, 3, 4, 4)
     assert torch.allclose(psnr(images, images + 0.2), torch.full((2,), 20.0), atol=1e-4)
     assert torch.equal(psnr(images, images), torch.full((2,), 100.0))
+
+
+@pytest.mark.parametrize("coarse_halvings", [0, 1])
+@pytest.mark.parametrize("quantizer", [QUANTIZERS[1], QUANTIZERS[3]])
+def test_codes_decode_from_arrays_of_any_integer_type(quantizer: QuantizerConfig, coarse_halvings: int) -> None:
+    model = small(quantizer, coarse_halvings=coarse_halvings)
+    codes = model.encode(torch.rand(2, 3, 16, 24) * 2 - 1)
+    expected = model.decode(codes)
+    for kind in ("uint8", "uint16", "int32", "uint64"):
+        assert torch.equal(model.decode(codes.numpy().astype(kind)), expected)
+    assert torch.equal(model.decode(codes.tolist()), expected)
+    for wrong in (codes[0], codes.flatten(), codes[:, :1], codes.bool(), codes - 1000, codes.float(), None, "codes"):
+        with pytest.raises(DataError, match="codes"):
+            model.decode(wrong, (16, 24) if coarse_halvings else None)
+    for size in (16, "16x24", (16,), (16.0, 24.0), (-16, 24), (0, 0), (2**40, 24)):
+        with pytest.raises(ConfigError, match="image_size"):
+            model.decode(codes, size)  # type: ignore[arg-type]
+
+
+def test_flat_codes_of_one_grid_are_refused_with_the_way_to_grids() -> None:
+    model = small()
+    codes = model.encode(torch.zeros(2, 3, 16, 24))
+    with pytest.raises(DataError, match=r"tokenizer\.layout\.grid"):
+        model.decode(codes.flatten(1))
+    assert torch.equal(model.decode(model.layout.grid(codes.flatten(1))), model.decode(codes))
+
+
+def test_latents_of_a_continuous_tokenizer_are_checked_too() -> None:
+    model = small(KLConfig(width=4))
+    latents = model.encode(torch.zeros(2, 3, 16, 24))
+    expected = model.decode(latents)
+    assert torch.equal(model.decode(latents.numpy()), expected) and torch.equal(
+        model.decode(latents.double()), expected
+    )
+    for wrong in (latents[:, :3], latents[0], latents.long(), latents * torch.nan, latents[:0], "latents"):
+        with pytest.raises(DataError, match="codes: "):
+            model.decode(wrong)

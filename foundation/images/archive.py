@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFile
         yield _Sample(archive, key, images[0].offset_data, images[0].size, label)
 
 
-def _images_of(members: dict[str, tarfile.TarInfo], endings: set[str]) -> list[tarfile.TarInfo]:
+def _images_of(members: dict[str, tarfile.TarInfo], endings: Collection[str]) -> list[tarfile.TarInfo]:
     return [each for ending, each in members.items() if f".{ending.rpartition('.')[2].lower()}" in endings]
 
 

@@ -143,7 +143,11 @@ def listed_classes(path: Path, ids: Sequence[str], field: str) -> list[str]:
     """
     known, there = set(ids), {_form(each): each for each in ids}
     named = _read_classes(path, field)
-    classes = {name if name in known else there.get(_form(name), name): label for name, label in named.items()}
+    classes: dict[str, str] = {}
+    for name, label in named.items():
+        own = name if name in known else there.get(_form(name), name)
+        if classes.setdefault(own, label) != label:
+            raise DataError("names two classes for an image", field=field, found=f"{own} in {path}")
     missing = [each for each in ids if each not in classes]
     if missing:
         found, expected = f"{len(missing)}, e.g. {missing[0]}", f"a row in {path} for each image"

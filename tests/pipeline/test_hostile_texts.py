@@ -40,39 +40,39 @@ def test_there_are_sixty_of_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_a_value_a_path_and_a_run_s_name(text: str, tmp_path: Path) -> None:
+def test_as_a_value_a_path_and_a_run_s_name(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the command line (three forms), in YAML (plain where it can be, else quoted), in Python, and saved again."""
+    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "base.yaml"
+    base.write_text("name: base\ndata: {source: {type: folder, path: .}}\n")
     names = {"description": text, "data.source.path": text, "data.source.labels": f"{text}.csv"}
     names |= {} if set(text) & set('/\\:*?"<>|') or text.startswith(".") else {"name": text}
-    line = [f"--{name}={value}" for name, value in names.items()]
-    found = [load_recipe("folder", read_fields(line, run)), load_recipe("folder", names)]
-    if not text.startswith("-"):
-        spaced = [part for name, value in names.items() for part in (f"--{name}", value)]
-        found.append(load_recipe("folder", read_fields(spaced, run)))
-        source = json.dumps({"type": "folder", "path": text, "labels": f"{text}.csv"})
-        rest = [part for part in line if not part.startswith("--data")]
-        found.append(load_recipe("folder", read_fields([f"--data.source={source}", *rest], run)))
+    source = json.dumps({"type": "folder", "path": text, "labels": f"{text}.csv"})
+    spaced = [part for name, value in names.items() if "." not in name for part in (f"--{name}", value)]
+    lines = [[f"--{name}={value}" for name, value in names.items()], [*spaced, f"--data.source={source}"]]
+    recipe = load_recipe(str(base), names)
+    assert (recipe.description, recipe.name) == (text, names.get("name", "base"))
+    assert (recipe.data.source.path, recipe.data.source.labels) == (text, f"{text}.csv")
+    for line in lines:
+        assert load_recipe(str(base), read_fields(line, run)) == recipe
     is_plain = text[0] not in INDICATORS and not any(mark in text for mark in (": ", " #", "\t"))
-    shown = text if is_plain else json.dumps(text, ensure_ascii=False)
-    for quoted in {shown, json.dumps(text), "'" + text.replace("'", "''") + "'"}:
-        written = f"description: {quoted}\n" + (f"name: {quoted}\n" if "name" in names else "")
-        (tmp_path / "x.yaml").write_text(f"extends: folder\n{written}", encoding="utf-8")
-        recipe = load_recipe(str(tmp_path / "x.yaml"), {"data.source.path": text, "data.source.labels": f"{text}.csv"})
-        found.append(recipe)
-    for recipe in found:
-        assert (recipe.description, recipe.name) == (text, names.get("name", "folder"))
-        assert (recipe.data.source.path, recipe.data.source.labels) == (text, f"{text}.csv")
-        (tmp_path / "recipe.yaml").write_text(recipe_text(recipe, tmp_path), encoding="utf-8")
-        again = load_recipe(str(tmp_path / "recipe.yaml"))
-        assert (again.description, again.name) == (text, recipe.name)
-        assert again.data.source.path == str(Path.cwd() / text)
+    plain = [text] if is_plain else []
+    for shown in (*plain, json.dumps(text, ensure_ascii=False), json.dumps(text), "'" + text.replace("'", "''") + "'"):
+        written = f"description: {shown}\n" + (f"name: {shown}\n" if "name" in names else "")
+        (tmp_path / "x.yaml").write_text(f"extends: base\n{written}", encoding="utf-8")
+        found = load_recipe(str(tmp_path / "x.yaml"))
+        assert (found.description, found.name) == (recipe.description, recipe.name)
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe, tmp_path), encoding="utf-8")
+    again = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert (again.description, again.name) == (text, recipe.name)
+    assert (again.data.source.path, again.data.source.labels) == (str(tmp_path / text), str(tmp_path / f"{text}.csv"))
 
 
 def test_as_a_path_in_a_file_beside_what_it_names(tmp_path: Path) -> None:
     for text in FILES:
         (tmp_path / text).mkdir()
         line = json.dumps({"type": "folder", "path": text}, ensure_ascii=False)
-        (tmp_path / "x.yaml").write_text(f"extends: folder\ndata:\n  source: {line}\n", encoding="utf-8")
+        (tmp_path / "x.yaml").write_text(f"name: x\ndata:\n  source: {line}\n", encoding="utf-8")
         assert load_recipe(str(tmp_path / "x.yaml")).data.source.path == str(tmp_path / text)
 
 

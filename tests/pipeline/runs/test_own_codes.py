@@ -92,6 +92,12 @@ def test_a_prior_on_an_array_of_another_tokenizer_draws_codes(tmp_path: Path, te
     assert tessera("sample", run, "--output-type", "latent", "--num-images-per-label", 5, "-o", out)[0] == 0
     drawn = np.load(out / "codes.npz")["codes"]
     assert drawn.shape == (5, 4, 6) and drawn.min() >= 0 and drawn.max() < 30
+    status, said = tessera("sample", run, "--output-type", "latent", "--count", 5, "-o", out)
+    assert status != 0 and "--output-type: cannot be used with --count" in said
+    generator = ImageGenerator.from_pretrained(run)
+    generator.save_pretrained(tmp_path / "copy")
+    copy = ImageGenerator.from_pretrained(tmp_path / "copy")
+    assert copy(seed=1, output_type="latent").codes.equal(generator(seed=1, output_type="latent").codes)
     status, said = tessera("evaluate", run)
     assert status == 0 and "bits per code" in said and "per pixel" not in said.split("Notes")[0]
     report = (run / "report.html").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
@@ -139,10 +138,11 @@ def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]
     Raises:
         ConfigError: naming the field and why it cannot act.
     """
+    defaults = {each.name: each.default for each in entries(type(recipe))}
     for values, from_file in ((given, False), (own, True)):
         for name in _leaves(values):
             rule = _moot(name, recipe)
-            if rule is None or _value(recipe, name) == _defaults(type(recipe)).get(name, MISSING):
+            if rule is None or _value(recipe, name) == defaults.get(name, MISSING):
                 continue
             if rule.refused and not from_file:
                 fix = "leave it out"
@@ -168,11 +168,6 @@ def require_agreement(recipe: Any, values: Mapping[str, Any], chosen: Mapping[st
         name, own, other = rows[0]
         what, fix = "is not that of the tokenizer", "leave it out, or leave out tokenizer.pretrained to train one"
         raise ConfigError(what, field=name, found=other, expected=own, fix=fix)
-
-
-@functools.cache
-def _defaults(cls: type) -> dict[str, Any]:
-    return {each.name: each.default for each in entries(cls)}
 
 
 def _moot(name: str, recipe: Any) -> Rule | None:

@@ -197,7 +197,7 @@ def test_its_own_folder_is_beside_that_of_the_recipe(tmp_path: Path, monkeypatch
     job.run.encode()
     assert job.run.folder.root == Path("runs/digits-codes")
     about = json.loads(Path("runs/digits-codes/codes/source.json").read_text())
-    assert about["source"] == "codes.npy" and "grid of 2 x 2" in about["notes"][0]
+    assert about["source"] == "codes.npy" and len(about["sha256"]) == 64 and "grid of 2 x 2" in about["notes"][0]
 
 
 def test_residual_codes_of_unequal_codebooks_train_and_draw(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -122,9 +121,11 @@ class CodesImport:
         there = TokenDataset(folder, "train", _STREAMED).spec
         if gathered.identity == saved["sha256"] and spec == there:
             return ""
-        if dataclasses.replace(spec, class_names=()) != dataclasses.replace(there, class_names=()):
-            return "its codes have another grid, codebook or tokenizer"
-        return _differences(_keys_of(folder), gathered.keys())
+        if (spec.shape, spec.fingerprint) != (there.shape, there.fingerprint):
+            return "its codes have another grid or tokenizer"
+        sizes = [slot.codebook_size for slot in spec.slots] != [slot.codebook_size for slot in there.slots]
+        rows = _differences(_keys_of(folder), gathered.keys())
+        return ", ".join(filter(None, ["a codebook of another size" if sizes else "", rows]))
 
     def spec_of(self, gathered: Gathered) -> tuple[CodeSpec, list[str]]:
         """What the codes mean: as the source or the tokenizer says, or else by their shape and largest code.

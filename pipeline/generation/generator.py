@@ -11,6 +11,7 @@ import torch
 
 from foundation.errors import ConfigError, nearest
 from foundation.hardware import usable_device
+from foundation.paths import expand
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
 from pipeline.generation.base import BaseGenerator, Labels, output_of, request_of, sample
@@ -100,7 +101,7 @@ class ImageGenerator(BaseGenerator):
                 copy_canary(self._home / "tokenizer", temporary / "tokenizer")
             (temporary / INDEX).write_text(GeneratorIndex(self.defaults, self.label_dropout).text())
 
-        durable.publish_folder(Path(folder), fill)
+        durable.publish_folder(Path(expand(folder, "folder")), fill)
 
     def push_to_hub(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.class_names import class_numbers
+from foundation.images.class_names import class_numbers, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes
 from foundation.images.folder import SUFFIXES
 from foundation.images.preprocess import decode_image
@@ -76,7 +76,9 @@ class ArchiveSource:
             if missing:
                 field, expected = "data.source.label_field", f"a member {missing[0]}.{label_field}"
                 raise DataError("some images have no class", field=field, found=label_field, expected=expected)
-            self.labels, self.class_names = class_numbers([str(name) for name in names], class_names, field)
+            classes = [str(name) for name in names]
+            require_tidy(classes, "data.source.label_field", [f"of {each}" for each in self.ids])
+            self.labels, self.class_names = class_numbers(classes, class_names, field)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``.
@@ -170,7 +172,7 @@ def _text(archive: Path, member: tarfile.TarInfo) -> str:
         file.seek(member.offset_data)
         data = file.read(min(member.size, _MAX_NAME_BYTES))
     try:
-        text = data.decode().strip()
+        text = data.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         text = ""
     if not text or member.size > _MAX_NAME_BYTES:

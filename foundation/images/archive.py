@@ -22,7 +22,7 @@ from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
-from foundation.images.class_names import class_numbers, require_plausible_classes
+from foundation.images.class_names import class_numbers, require_plausible_classes, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
 from foundation.images.inventory import PassedOverFiles
@@ -94,6 +94,7 @@ class ArchiveSource:
                 found = f"{label_field}, missing for {len(missing):,} of {len(names):,} images"
                 raise DataError("some images have no class", field=_FIELD, found=found, expected=expected)
             classes = [str(name) for name in names]
+            require_tidy(classes, _FIELD, [f"of {each}" for each in self.ids])
             require_plausible_classes(classes, _FIELD, trusted=trust_classes or class_names is not None)
             self.labels, self.class_names = class_numbers(classes, class_names, _FIELD)
 
@@ -256,7 +257,7 @@ def _require_end(archive: Path, offset: int) -> None:
 def _text(archive: Path, member: tarfile.TarInfo) -> str:
     data = _bytes_of(archive, member.offset_data, min(member.size, _MAX_NAME_BYTES))
     try:
-        text = data.decode().strip()
+        text = data.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         text = ""
     if not text or member.size > _MAX_NAME_BYTES:

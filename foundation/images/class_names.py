@@ -94,7 +94,10 @@ def _advice(label: str, names: Mapping[str, int], is_number: bool) -> str:
     """What was probably meant by a text that names no class."""
     if is_number and not label.startswith("#"):
         equal = [repr(name) for name in names if name.isdecimal() and int(name) == int(label)]
-        numbered = [f"'#{label}', the class with that number"] if int(label) < len(names) else []
+        marked = f"#{int(label)}"
+        numbered = (
+            [f"{marked!r}, the class with that number"] if int(label) < len(names) and marked not in names else []
+        )
         if equal or numbered:
             return f"did you mean {' or '.join([*equal[:3], *numbered])}?"
     if label.strip() in names:

@@ -106,7 +106,7 @@ def locate_vgg16(weights: str) -> Path | None:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
     for given, source in ((weights, "perceptual.vgg_weights"), (os.environ.get(ENVIRONMENT, ""), ENVIRONMENT)):
         if given:
-            path = Path(expand(given, "the VGG16 weights"))
+            path = Path(expand(given, source))
             if not path.is_file():
                 raise _missing(f"{source} names {path}, which is no file", cached)
             return path

@@ -70,7 +70,7 @@ def _network(tensors: dict[str, torch.Tensor], source: str) -> nn.Module:
 
 def _weights(path: str | None) -> tuple[dict[str, torch.Tensor], bool]:
     """Read the tensors, and say whether the file is the published one."""
-    file = Path(expand(path, "weights")) if path else _cached_or_downloaded()
+    file = Path(expand(path, "--weights")) if path else _cached_or_downloaded()
     if not file.is_file():
         raise CheckpointError("no such file of InceptionV3 weights", field=str(file), fix=_suggestions())
     if file.suffix == ".safetensors":

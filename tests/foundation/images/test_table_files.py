@@ -51,15 +51,16 @@ def test_splits_are_found_in_names_of_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_numbered_files_are_complete_and_of_one_save(tmp_path: Path) -> None:
+    folder = tmp_path / "numbered"
     for i in (0, 2):
-        write_parquet(tmp_path / f"train-0000{i}-of-00003.parquet", image=[png(i)])
+        write_parquet(folder / f"train-0000{i}-of-00003.parquet", image=[png(i)])
     with pytest.raises(DataError, match=r"files of the split are missing(.|\n)*train-00001-of-00003"):
-        opened(tmp_path)
-    write_parquet(tmp_path / "train-00001-of-00003.parquet", image=[png(1)])
-    assert reds(opened(tmp_path)) == [0, 1, 2]
-    write_parquet(tmp_path / "train-00000-of-00001.parquet", image=[png(0)])
+        opened(folder)
+    write_parquet(folder / "train-00001-of-00003.parquet", image=[png(1)])
+    assert reds(opened(folder)) == [0, 1, 2]
+    write_parquet(folder / "train-00000-of-00001.parquet", image=[png(0)])
     with pytest.raises(DataError, match=r"files of two saves(.|\n)*of 1 and of 3 files"):
-        opened(tmp_path)
+        opened(folder)
 
 
 def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:

@@ -152,11 +152,11 @@ def _way_out(names: list[str]) -> str:
 
 def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFiles) -> Iterator[_Sample]:
     seen: set[str] = set()
-    for key, members in _by_key(archive):
+    for key, members in _by_key(archive, passed_over):
         images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN)[:1]
         if not images:
             for ending, member in members.items():
-                kind = f".{ending.rpartition('.')[2].lower()}" if ending else "without an ending"
+                kind = f".{ending.rpartition('.')[2].lower()}"
                 passed_over.add(kind, "no image of this name beside it", f"{archive.name}/{member.name}")
             continue
         if key in seen or len(images) > 1:
@@ -206,11 +206,16 @@ def _json(archive: Path, member: tarfile.TarInfo) -> dict[str, Any]:
     return data
 
 
-def _by_key(archive: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _by_key(archive: Path, passed_over: PassedOverFiles) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Consecutive members that share a key; each by what follows the first dot of its name."""
     named = ((*_key_and_ending(member.name), member) for member in _members(archive))
-    for key, group in itertools.groupby((each for each in named if each[1]), key=lambda each: each[0]):
-        yield key, {ending: member for _, ending, member in group}
+    for (key, is_sample), group in itertools.groupby(named, key=lambda each: (each[0], bool(each[1]))):
+        if is_sample:
+            yield key, {ending: member for _, ending, member in group}
+            continue
+        for _, _, member in group:
+            kind = "hidden files" if key.rpartition("/")[2] == "" else "without an ending"
+            passed_over.add(kind, "no part of a sample", f"{archive.name}/{member.name}")
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ class Rows:
         files: of local rows, in the order of the rows.
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
-        passed_over: files of an image folder of which there is no row.
+        passed_over: files of the folder of which there is no row.
     """
 
     schema: pa.Schema
@@ -111,6 +111,7 @@ def _open_files(files: LocalFiles, config: DatasetData, split: str) -> Rows:
         files=files.paths,
         first_rows=np.cumsum([0, *n_rows[:-1]]),
         root=files.root,
+        passed_over=files.passed_over,
     )
 
 

@@ -46,7 +46,7 @@ def test_classes_that_the_training_images_lack_are_refused() -> None:
         ([str(i) for i in range(21)], "a name of its own for nearly each image"),
         ([*map(str, range(40)), *["a"] * 30], "a name of its own"),
         (['{"a": 1}', '["b"]'], "JSON texts"),
-        (["x" * 101, "y"], "long texts"),
+        (["x" * 101, "y" * 102], "long texts"),
         (["a.jpg", "b/c.PNG"], "names of files"),
         (["https://example.org/a"], "web addresses"),
     ],

@@ -8,6 +8,7 @@ with an ``Extensible`` class takes every subclass of it, also of other packages.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -189,7 +190,7 @@ def override(values: dict[str, Any], dotted: str, value: Any) -> None:
         values = inner
     if last == "type" and values.get("type") != value:
         values.clear()
-    values[last] = value
+    values[last] = copy.deepcopy(value)  # a later override may change what is inside
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

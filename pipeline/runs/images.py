@@ -113,6 +113,11 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         known = Listing.load(folder.tokenizer_listing).known() if folder.tokenizer_listing.is_file() else None
         return RunSources(given, None, split_sources(train, validation, recipe.data, known), Changes([], [], []))
     there = [each for each in (train, validation) if each is not None]
+    now = {name for each in there for name in each.ids}
+    if not any(name in now for each in listing.splits.values() for name in each.ids):
+        what, fix = "holds none of the run's images", "correct the path, or use these images in a new run"
+        found = f"{len(now):,} other images, e.g. {there[0].ids[0]}"
+        raise DataError(what, field="data.source", found=found, expected=f"those of {folder.listing}", fix=fix)
     splits: dict[str, ImageSource] = {
         name: ListedSource(each, listing.class_names, there) for name, each in listing.splits.items()
     }

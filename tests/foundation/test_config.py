@@ -80,3 +80,12 @@ def test_override_makes_the_mappings_on_the_way() -> None:
     assert values == {"a": {"x": 1, "b": {"c": 2}}}
     override(values, "a.type", "round")
     assert values == {"a": {"type": "round"}}, "fields of the other alternative are gone"
+
+
+def test_overrides_leave_the_caller_s_values_alone() -> None:
+    model = {"quantizer": {"type": "fsq", "levels": [4]}}
+    values: dict = {}
+    override(values, "tokenizer.model", model)
+    override(values, "tokenizer.model.quantizer", {"type": "vq"})
+    assert values == {"tokenizer": {"model": {"quantizer": {"type": "vq"}}}}
+    assert model == {"quantizer": {"type": "fsq", "levels": [4]}}

@@ -74,7 +74,9 @@ def spoiled(run_copy: Path, tmp_path: Path) -> Path:
         for i in range(50):
             Image.new("L", (8, 8), i).save(images / name / f"{i}.png")
     recipe = (run_copy / "recipe.yaml").read_text().replace("type: digits", f"type: folder\n    path: {images}")
-    (run_copy / "recipe.yaml").write_text(recipe)
+    given = recipe.replace("pretrained: null", f"pretrained: {run_copy / 'tokenizer'}")  # no list of images yet
+    (run_copy / "recipe.yaml").write_text(given)
+    (run_copy / "images.parquet").unlink()
     shutil.rmtree(run_copy / "codes")
     (images / "b" / "7.png").write_bytes(b"spoiled")
     return images

@@ -189,6 +189,13 @@ def test_a_run_without_its_list_is_not_evaluated_on_a_guess(home: Path) -> None:
         held_out(home)
 
 
+def test_a_folder_with_none_of_the_images_is_refused(home: Path) -> None:
+    shutil.rmtree(home / "images")
+    save_pictures(home / "images", range(5))
+    with pytest.raises(DataError, match=r"none of the run's images(.|\n)*5 other images"):
+        held_out(home)
+
+
 def test_a_damaged_list_is_refused_and_kept(home: Path) -> None:
     folder = RunFolder(home / "run")
     folder.listing.write_bytes(folder.listing.read_bytes()[:-20])

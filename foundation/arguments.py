@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from foundation.errors import ConfigError, DataError
+from foundation.paths import expand
 
 T = TypeVar("T")
 _LONGEST = 200
@@ -45,7 +46,7 @@ def require_type(field: str, value: object, kind: type[T] | tuple[type, ...], fi
 
 
 def as_path(path: Any, field: str) -> Path:
-    """A path of a file or folder, as text or ``Path``.
+    """A path of a file or folder, as text or ``Path``; ``~`` is the home folder.
 
     Raises:
         ConfigError: something else, an empty text, or a text that no file system can hold.
@@ -55,7 +56,7 @@ def as_path(path: Any, field: str) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         expected = "a path, as text or pathlib.Path"
         raise ConfigError("is not a path", field=field, found=shown(path), expected=expected)
-    return Path(text)
+    return Path(expand(text, field))
 
 
 def as_paths(paths: Any, field: str) -> list[Path]:

@@ -122,10 +122,21 @@ def hub_refusals(name: object) -> contextlib.AbstractContextManager[None]:
 
 
 def closest(name: object, known: Iterable[object]) -> str | None:
-    """The known name that is most like a mistyped one, if any is like it."""
+    """The known name that is most like a mistyped one, if any is like it.
+
+    >>> closest("bqs", ["ibq", "bsq"])
+    'bsq'
+    """
     import difflib
 
-    return next(iter(difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=0.5)), None)
+    choices = [str(each) for each in known]
+    swapped = [each for each in choices if each in _swapped(str(name))]
+    return next(iter(swapped or difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)), None)
+
+
+def _swapped(name: str) -> set[str]:
+    """A name with two neighbouring characters exchanged, in each way; the commonest slip at a keyboard."""
+    return {f"{name[:i]}{name[i + 1]}{name[i]}{name[i + 2 :]}" for i in range(len(name) - 1)}
 
 
 def nearest(name: str, known: Iterable[object]) -> str:

@@ -45,16 +45,21 @@ def expand(path: str | os.PathLike[str], field: str) -> str:
     text = os.fspath(path)
     if not text.startswith("~"):
         return text
-    expanded = os.path.expanduser(text)
-    if expanded.startswith("~") and not os.path.lexists(text):
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
         fix = f"write the path out, or ./{text} for a name that begins with ~"
-        raise ConfigError("names no home folder", field=field, found=text, fix=fix)
-    return expanded
+        raise ConfigError("names no home folder", field=field, found=text, fix=fix) from error
 
 
 def is_there(path: str) -> bool:
     """Whether a path, or a pattern such as ``shards/*.tar``, names anything."""
-    return os.path.exists(path) or next(glob.iglob(path), None) is not None
+    return Path(path).exists() or next(glob.iglob(path), None) is not None  # noqa: PTH207
+
+
+def from_root(path: str | Path) -> str:
+    """An absolute path without . and .. in it; links stay as they are."""
+    return os.path.normpath(Path(path).absolute())
 
 
 def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
@@ -73,12 +78,12 @@ def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
         ConfigError: it is not beside the file, but in the working directory.
     """
     path = expand(path, field)
-    if not path or os.path.isabs(path) or path in mark.words:
+    if not path or Path(path).is_absolute() or path in mark.words:
         return path
-    joined = os.path.abspath(folder / path)
+    joined = from_root(folder / path)
     if is_there(joined):
         return joined
-    here = os.path.abspath(path)
+    here = from_root(path)
     if is_there(here):
         shown = os.path.relpath(here, folder)
         raise ConfigError(
@@ -94,12 +99,12 @@ def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
 def absolute(path: str, mark: PathMark) -> str:
     """A path from the root; a name or word stays as it is."""
     is_name = mark.or_name and not path.startswith(".") and not is_there(path)
-    return path if not path or path in mark.words or is_name else os.path.abspath(path)
+    return path if not path or path in mark.words or is_name else from_root(path)
 
 
 def relative_to(path: str, folder: Path) -> str | None:
     """An absolute path seen from a folder, with / between its parts; None for a name, or on another drive."""
     try:
-        return Path(os.path.relpath(path, folder)).as_posix() if os.path.isabs(path) else None
+        return Path(os.path.relpath(path, folder)).as_posix() if Path(path).is_absolute() else None
     except ValueError:
         return None

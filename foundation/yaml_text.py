@@ -73,7 +73,7 @@ class TextLoader(yaml.SafeLoader):
 
     def construct_text(self, node: ScalarNode) -> Text:
         """A scalar as it stands in the file."""
-        text = Text(node.value)
+        text = Text(node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))  # JSON's pairs
         text.folder, text.quoted = self.folder, node.style is not None
         text.comment = "" if text.quoted else _near_comment(node)
         return text

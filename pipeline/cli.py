@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
-from foundation.errors import ConfigError, Interrupted, TesseraError, closest, remedy
-
-if TYPE_CHECKING:
-    from cyclopts import CycloptsError
+from foundation.errors import ConfigError, Interrupted, TesseraError, remedy
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
@@ -61,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except TesseraError as error:
-        print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_message(error, arguments)}", file=sys.stderr)
         return 2
     except PermissionError as error:
         fix = remedy(error, "check its permissions")
@@ -95,6 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
     from cyclopts import App, CycloptsError, Group, Parameter
 
     from pipeline.commands.help import Columns
+    from pipeline.commands.options import read_option
 
     if not {"--help", "-h", "--version"} & {*arguments}:
         from foundation.hardware import keep_freed_memory
@@ -104,7 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
         name="tessera",
         help="Images into a generator of new ones: a discrete tokenizer, then a prior over its codes.",
         version=_version,
-        default_parameter=Parameter(consume_multiple=True, negative=()),
+        default_parameter=Parameter(consume_multiple=1, negative=(), converter=read_option),
         help_format="plaintext",
         help_formatter=Columns(),
         version_flags="--version",
@@ -123,38 +119,22 @@ def _dispatch(arguments: list[str]) -> int:
     try:
         status = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise ConfigError(_mistake(error)) from None
+        from pipeline.commands.mistakes import mistake
+
+        raise ConfigError(mistake(error, COMMANDS)) from None
     return status if isinstance(status, int) else 0
+
+
+def _message(error: TesseraError, arguments: list[str]) -> str:
+    from pipeline.commands.mistakes import as_typed
+
+    return as_typed(error, arguments, COMMANDS)
 
 
 def _version() -> str:
     from importlib import metadata
 
     return f"tessera-images {metadata.version('tessera-images')}"
-
-
-def _in_one_line(message: str) -> str:
-    """A message of several short lines in one; one that lists things keeps its lines."""
-    return message if "\n    " in message else "; ".join(" ".join(line.split()) for line in message.splitlines())
-
-
-def _mistake(error: CycloptsError) -> str:
-    """What is wrong with the command line, as a sentence."""
-    from cyclopts import MissingArgumentError, UnknownCommandError, UnusedCliTokensError
-
-    command, unused = " ".join(error.command_chain or ()), error.unused_tokens or []
-    if isinstance(error, UnknownCommandError):
-        names = [name for commands in COMMANDS.values() for name in commands if name.startswith(command)]
-        near = closest(unused[0], [name.removeprefix(command).split()[0] for name in names])
-        advice = f"did you mean {near!r}?" if near else f"see {f'tessera {command}'.strip()} --help"
-        return f"unknown command {unused[0]!r}; {advice}"
-    if isinstance(error, UnusedCliTokensError) and error.target:
-        parameters = inspect.signature(error.target).parameters.values()
-        taken = " ".join(each.name.upper() for each in parameters if each.kind is each.POSITIONAL_ONLY)
-        return f"{command} takes {taken or 'no argument'}; found also {' '.join(map(repr, unused))}"
-    if isinstance(error, MissingArgumentError) and error.argument:
-        return f"{error.keyword} needs a value" if error.keyword else f"{command} needs {error.argument.name}"
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -58,6 +58,17 @@ class Gathered:
         """Largest code."""
         return max(int(self.codes_NT[start : start + _BLOCK].max()) for start in range(0, len(self.codes_NT), _BLOCK))
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of every row in order: image, view, codes, class, side."""
+        found = hashlib.sha256(repr(self.class_names).encode())
+        labels_N = np.zeros(0) if self.labels_N is None else self.labels_N
+        for array in (self.views_N, labels_N, self.held_N):
+            found.update(array.tobytes() + b"|")
+        for image_id, hashed in zip(self.image_ids, self.hashes, strict=True):
+            found.update(hashed + image_id.encode("utf-8", "surrogatepass") + b"\0")
+        return found.hexdigest()
+
     def keys(self) -> dict[tuple[str, int, int], tuple[bytes, str, str]]:
         """Each row by image, view and repetition => its codes, class and split, to compare two sets of rows."""
         names = [""] * len(self.image_ids) if self.labels_N is None else [self.class_names[i] for i in self.labels_N]

@@ -24,6 +24,7 @@ from foundation.codes.manifest import SplitShards
 from foundation.codes.streamed import ImageIds, RowGroups
 from foundation.config import digest
 from foundation.errors import DataError, StorageError
+from foundation.paths import expand
 from foundation.storage import durable
 
 ENVIRONMENT = "TESSERA_PACKED_FOLDER"
@@ -46,7 +47,7 @@ def packed_home(dataset: Path, named: str | None = None) -> Path:
     if not named:
         return dataset / ".packed"
     path = dataset.resolve()
-    return Path(named).expanduser() / f"{path.name}-{digest(str(path))[:16]}"
+    return Path(expand(named, "machine.tokens.packed_folder")) / f"{path.name}-{digest(str(path))[:16]}"
 
 
 def pack_columns(split: SplitShards, home: Path) -> TokenColumns:

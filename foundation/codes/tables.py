@@ -148,8 +148,8 @@ def nested_array(column: pa.ChunkedArray, field: str) -> np.ndarray:
     if len(sides) == 1 or not pa.types.is_integer(array.type):
         fractions = len(sides) > 1 and pa.types.is_floating(array.type)
         what = "holds fractions, not codes" if fractions else "holds no codes"
-        fix = "round and convert them, if they are codes: astype('int64')" if fractions else None
-        raise DataError(what, field=field, found=str(column.type), expected=_CODES, fix=fix)
+        way_out = "round and convert them, if they are codes: astype('int64')" if fractions else None
+        raise DataError(what, field=field, found=str(column.type), expected=_CODES, fix=way_out)
     return array.to_numpy(zero_copy_only=False).reshape(sides)
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
-from foundation.images.class_names import class_numbers, require_plausible_classes
+from foundation.images.class_names import class_numbers, require_plausible_classes, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
 from foundation.images.inventory import PassedOverFiles
@@ -94,6 +94,7 @@ class ArchiveSource:
                 found = f"{label_field}, missing for {len(missing):,} of {len(names):,} images"
                 raise DataError("some images have no class", field=_FIELD, found=found, expected=expected)
             classes = [str(name) for name in names]
+            require_tidy(classes, _FIELD, [f"of {each}" for each in self.ids])
             require_plausible_classes(classes, _FIELD, trusted=trust_classes or class_names is not None)
             self.labels, self.class_names = class_numbers(classes, class_names, _FIELD)
 
@@ -151,11 +152,11 @@ def _way_out(names: list[str]) -> str:
 
 def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFiles) -> Iterator[_Sample]:
     seen: set[str] = set()
-    for key, members in _by_key(archive):
+    for key, members in _by_key(archive, passed_over):
         images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN)[:1]
         if not images:
             for ending, member in members.items():
-                kind = f".{ending.rpartition('.')[2].lower()}" if ending else "without an ending"
+                kind = f".{ending.rpartition('.')[2].lower()}"
                 passed_over.add(kind, "no image of this name beside it", f"{archive.name}/{member.name}")
             continue
         if key in seen or len(images) > 1:
@@ -165,7 +166,7 @@ def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFile
         yield _Sample(archive, key, images[0].offset_data, images[0].size, label)
 
 
-def _images_of(members: dict[str, tarfile.TarInfo], endings: set[str]) -> list[tarfile.TarInfo]:
+def _images_of(members: dict[str, tarfile.TarInfo], endings: Collection[str]) -> list[tarfile.TarInfo]:
     return [each for ending, each in members.items() if f".{ending.rpartition('.')[2].lower()}" in endings]
 
 
@@ -205,11 +206,16 @@ def _json(archive: Path, member: tarfile.TarInfo) -> dict[str, Any]:
     return data
 
 
-def _by_key(archive: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _by_key(archive: Path, passed_over: PassedOverFiles) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Consecutive members that share a key; each by what follows the first dot of its name."""
     named = ((*_key_and_ending(member.name), member) for member in _members(archive))
-    for key, group in itertools.groupby((each for each in named if each[1]), key=lambda each: each[0]):
-        yield key, {ending: member for _, ending, member in group}
+    for (key, is_sample), group in itertools.groupby(named, key=lambda each: (each[0], bool(each[1]))):
+        if is_sample:
+            yield key, {ending: member for _, ending, member in group}
+            continue
+        for _, _, member in group:
+            kind = "hidden files" if key.rpartition("/")[2] == "" else "without an ending"
+            passed_over.add(kind, "no part of a sample", f"{archive.name}/{member.name}")
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:
@@ -256,7 +262,7 @@ def _require_end(archive: Path, offset: int) -> None:
 def _text(archive: Path, member: tarfile.TarInfo) -> str:
     data = _bytes_of(archive, member.offset_data, min(member.size, _MAX_NAME_BYTES))
     try:
-        text = data.decode().strip()
+        text = data.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         text = ""
     if not text or member.size > _MAX_NAME_BYTES:

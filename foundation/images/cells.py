@@ -90,11 +90,11 @@ class Cells:
         if not text.strip() or "\0" in text or len(text) > 4096:
             raise BadImage("unreadable", "the cell holds text that is no path, web address, data URI or base64")
         names = [text] if "\\" not in text else [text, text.replace("\\", "/")]
-        tried = [folder / name for name in names for folder in self.folders_of(row) or [Path()]]
+        tried = [folder / name for name in names for folder in (*self.folders_of(row), Path())]
         for path in tried:
             if os.path.lexists(path):
                 return read_plain_file(path, follow_links=True)  # the hub's cache consists of links
-        where = " or ".join(dict.fromkeys(str(path.parent) for path in tried))
+        where = " or ".join(dict.fromkeys(str(path.parent) for path in tried))  # the last: as ``datasets`` means it
         raise BadImage(
             "missing", "the cell names a file that is not there", found=text, expected=f"a file below {where}"
         )

@@ -94,7 +94,10 @@ def _advice(label: str, names: Mapping[str, int], is_number: bool) -> str:
     """What was probably meant by a text that names no class."""
     if is_number and not label.startswith("#"):
         equal = [repr(name) for name in names if name.isdecimal() and int(name) == int(label)]
-        numbered = [f"'#{label}', the class with that number"] if int(label) < len(names) else []
+        marked = f"#{int(label)}"
+        numbered = (
+            [f"{marked!r}, the class with that number"] if int(label) < len(names) and marked not in names else []
+        )
         if equal or numbered:
             return f"did you mean {' or '.join([*equal[:3], *numbered])}?"
     if label.strip() in names:
@@ -143,7 +146,11 @@ def listed_classes(path: Path, ids: Sequence[str], field: str) -> list[str]:
     """
     known, there = set(ids), {_form(each): each for each in ids}
     named = _read_classes(path, field)
-    classes = {name if name in known else there.get(_form(name), name): label for name, label in named.items()}
+    classes: dict[str, str] = {}
+    for name, label in named.items():
+        own = name if name in known else there.get(_form(name), name)
+        if classes.setdefault(own, label) != label:
+            raise DataError("names two classes for an image", field=field, found=f"{own} in {path}")
     missing = [each for each in ids if each not in classes]
     if missing:
         found, expected = f"{len(missing)}, e.g. {missing[0]}", f"a row in {path} for each image"

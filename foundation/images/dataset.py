@@ -30,7 +30,7 @@ class DatasetSource:
     Attributes:
         ids: split and number of the row, or for rows of tar archives (webdataset) split, archive and key.
         fingerprint: changes with the files, or with the hub's revision, that the rows were read from.
-        passed_over: files of an image folder that the library leaves out.
+        passed_over: files of the folder that belong to no split.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class DatasetSource:
         rows = open_rows(config, split)
         self.fingerprint, self.passed_over = rows.fingerprint, PassedOverFiles()
         for path in rows.passed_over:
-            self.passed_over.add(path.suffix.lower() or "without an ending", "not read by datasets", path.name)
+            self.passed_over.add(
+                path.suffix.lower() or "without an ending", "in no split, by the rules of datasets", path.name
+            )
         images = _pick_image(rows, config.image_column)
         labels = None if config.label_column is None else pick(rows, config.label_column, _LABELS)
         wanted = [images[0], *(labels or ())[:1], *(_ORIGIN if set(_ORIGIN) <= set(rows.schema.names) else ())]

@@ -204,7 +204,7 @@ def augmented(
 
 def pixel_checksum(pixels: np.ndarray) -> int:
     """64-bit checksum of uint8 pixels, above 0."""
-    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=8).digest(), "little") or 1
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest(), "little") or 1
 
 
 class _Reading:

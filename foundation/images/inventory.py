@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ def inventory(
     }
 
 
-def inventory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def inventory_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An inventory as rows of a table: what, and how many. Planned images and files are all accounted for."""
     used = sum(each["used"] for each in found["splits"].values())
     failed = sum(each["failed"] for each in found["splits"].values())
@@ -134,7 +134,7 @@ def inventory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, *(("note", note) for note in found["notes"])]
 
 
-def inventory_text(found: dict[str, Any]) -> str:
+def inventory_text(found: Mapping[str, Any]) -> str:
     """The table as lines of text."""
     return "\n".join(f"  {name:<12}{text}" for name, text in inventory_rows(found))
 

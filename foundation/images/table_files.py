@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -35,12 +37,14 @@ class LocalFiles:
         paths: in the order of the rows.
         root: the folder, or the folder of the one file.
         fingerprint: of the files' names, sizes and contents.
+        passed_over: tables in the folder that belong to no split.
     """
 
     kind: str
     paths: Sequence[Path]
     root: Path
     fingerprint: str
+    passed_over: Sequence[Path] = ()
 
 
 def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
@@ -75,7 +79,9 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         raise DataError("holds text files, not tables", field=_FIELD, found=str(path), expected=expected)
     if kind == "imagefolder":
         _require_no_tables(path)
-    return _found(kind, files[split], path)
+    taken = {os.path.normpath(each) for every in files.values() for each in every}
+    others = [] if kind == "imagefolder" else [each for each in _tables_in(path) if os.path.normpath(each) not in taken]
+    return dataclasses.replace(_found(kind, files[split], path), passed_over=others)
 
 
 def cache_folder(files: LocalFiles) -> Path:
@@ -207,8 +213,7 @@ def _unopened(path: Path, error: Exception) -> DataError:
 
 def _require_no_tables(path: Path) -> None:
     """Refuse tables beside images: ``datasets`` would take the images alone, without a word about the tables."""
-    files = (each for each in path.rglob("*") if each.suffix.lower() in _KINDS)
-    tables = sorted(each for each in files if each.stem not in ("metadata", "dataset_info", "dataset_infos"))
+    tables = _tables_in(path)
     if tables:
         raise DataError(
             "holds images and tables, of which only the images would be used",
@@ -218,6 +223,12 @@ def _require_no_tables(path: Path) -> None:
             fix=f"--{_FIELD} {tables[0]} for the table, which may name image files; or --data.source.type folder for "
             "the images alone",
         )
+
+
+def _tables_in(path: Path) -> list[Path]:
+    """Tables below a folder, without those that describe others."""
+    files = (each for each in path.rglob("*") if each.suffix.lower() in _KINDS and not each.name.startswith("."))
+    return sorted(each for each in files if each.stem not in ("metadata", "dataset_info", "dataset_infos"))
 
 
 def _require_shards(paths: Sequence[Path]) -> None:

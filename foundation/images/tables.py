@@ -24,6 +24,7 @@ from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
 from foundation.images.table_files import LocalFiles, cache_folder, local_files
 from foundation.images.text_tables import read_text_table
+from foundation.paths import expand
 
 _FIELD = "data.source.path"
 _IN_MEMORY_BYTES = 1 << 30
@@ -43,7 +44,7 @@ class Rows:
         files: of local rows, in the order of the rows.
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
-        passed_over: files of an image folder of which there is no row.
+        passed_over: files of the folder of which there is no row.
     """
 
     schema: pa.Schema
@@ -70,7 +71,7 @@ def open_rows(config: DatasetData, split: str) -> Rows:
         DataError: naming the field: no such file or split, a file that is no table, files that are damaged, incomplete
             or of different columns.
     """
-    path = Path(os.path.expanduser(config.path))  # noqa: PTH111  (keeps ~name of an unknown user)
+    path = Path(expand(config.path, "data.source.path"))
     if path.exists():
         DataError.unless(
             config.revision is None, "is of the hub", field="data.source.revision", found=config.revision, fix=_NO_HUB
@@ -110,6 +111,7 @@ def _open_files(files: LocalFiles, config: DatasetData, split: str) -> Rows:
         files=files.paths,
         first_rows=np.cumsum([0, *n_rows[:-1]]),
         root=files.root,
+        passed_over=files.passed_over,
     )
 
 

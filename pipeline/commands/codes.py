@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from foundation.errors import ConfigError
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunOut, out_option
+from pipeline.commands.options import Device, Fields, RecipeName, RunOut, out_option, read_path
 
 Start = Annotated[
     str | None,
@@ -48,6 +49,10 @@ def encode(
     from pipeline.work_sharing import Part
 
     if status:
+        asked = {"--start-at": start_at, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
+        for name, value in {**asked, "--push-to-hub": push_to_hub}.items():
+            fix = "leave one of them out: --status only prints"
+            ConfigError.unless(value is None, "has no effect with --status", field=name, found=value, fix=fix)
         print(export_status(resolve(recipe, out, overrides)[1].codes).text())
         return
     run = prepared_run(recipe, out, overrides)
@@ -81,12 +86,16 @@ def _summary(folder: Path) -> str:
 
 def decode(
     codes: Annotated[
-        str, Parameter(help="a token dataset, a run, a folder saved by datasets, .parquet (column codes), .npy or .npz")
+        str,
+        Parameter(
+            converter=read_path,
+            help="a token dataset, a run, a folder saved by datasets, .parquet (column codes), .npy or .npz",
+        ),
     ],
     /,
     *,
     out: Annotated[str, out_option("folder for the images")] = "decoded",
-    tokenizer: str | None = None,
+    tokenizer: Annotated[str | None, Parameter(converter=read_path)] = None,
     split: str | None = None,
     start_at: Start = None,
     batch_size: int = 32,

@@ -7,14 +7,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pipeline.commands.options import TokenizerName, out_option
+from pipeline.commands.options import TokenizerName, out_option, read_path
 
 _CHECKED = 64  # images
 Folder = Annotated[str, out_option("the new folder")]
 
 
 def import_checkpoint(
-    files: Annotated[list[str], Parameter(help="the checkpoint, or two files where encoder and decoder are apart")],
+    files: Annotated[
+        list[str],
+        Parameter(converter=read_path, help="the checkpoint, or two files where encoder and decoder are apart"),
+    ],
     /,
     *,
     out: Folder,
@@ -57,7 +60,7 @@ def export(
     /,
     *,
     out: Folder,
-    images: list[str] | None = None,
+    images: Annotated[list[str] | None, Parameter(converter=read_path)] = None,
 ) -> None:
     """Write encoder and decoder as graphs for torch (.pt2) and, with the onnx packages, for other runtimes (.onnx).
 

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
 from foundation.errors import DataError
 from pipeline.commands.options import (
     Edit,
@@ -16,6 +18,7 @@ from pipeline.commands.options import (
     identity_of,
     out_option,
     output_folder,
+    read_path,
     report_unusable,
 )
 
@@ -59,7 +62,7 @@ def inpaint(
     images: Images,
     /,
     *,
-    mask: str,
+    mask: Annotated[str, Parameter(converter=read_path)],
     grow: int = 0,
     blend: int | None = None,
     out: Annotated[str | None, _PICTURES] = None,

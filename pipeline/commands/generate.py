@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
+
 from foundation.errors import ConfigError, DataError
 from pipeline.commands.options import (
     ClassLabel,
@@ -23,6 +25,7 @@ from pipeline.commands.options import (
     out_option,
     output_folder,
     output_picture,
+    read_path,
 )
 from pipeline.generation.options import Speed
 from pipeline.output_files import Outputs, require_place
@@ -52,7 +55,7 @@ def sample(
     """Sample new images from a finished run.
 
     Args:
-        class_labels: classes by name or number, e.g. 3 7 or cat dog; default all
+        class_labels: classes by name (cat dog) or number ('#3' '#7'); default all
         num_images_per_label: images of each class
         seed: the same seed gives the same images; default random, or 0 with --count
         output_type: pil writes images; latent writes their codes, to codes.npz
@@ -60,18 +63,20 @@ def sample(
     if output_type == "latent" and (many.count is not None or picture.partial):
         what, fix = "cannot be used with --count or --partial", "give --num-images-per-label, for any number of codes"
         raise ConfigError(what, field="--output-type", found=output_type, fix=fix)
-    if many.count is None:
-        many.require_count()
-    elif num_images_per_label != 1 or picture.height or picture.width or picture.partial:
+    many.require_use()
+    if many.count is not None and (num_images_per_label != 1 or picture.height or picture.width or picture.partial):
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
+    if picture.partial and (picture.best_of != 1 or picture.height or picture.width):
+        what = "cannot be used with --best-of, --height or --width"
+        raise ConfigError(what, field="--partial", found=True, fix="leave it or them out")
 
     from foundation.config import to_dict
     from pipeline.generation.requests import seeds_of
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, device, speed)
-    labels = class_labels or list(generator.labels) or None
+    labels: list[str] | list[int] | None = class_labels or [*generator.labels.values()] or None
     options = sampling.given()
     if many.count is not None:
         folder = Path(out or _NEW)
@@ -96,7 +101,7 @@ def sample(
 def _sample_few(
     generator: ImageGenerator,
     outputs: Outputs,
-    labels: list[str] | None,
+    labels: list[str] | list[int] | None,
     options: Any,
     picture: Picture,
     num_images_per_label: int,
@@ -121,7 +126,11 @@ def _sample_few(
 
 
 def _sample_codes(
-    generator: ImageGenerator, outputs: Outputs, labels: list[str] | None, options: Any, num_images_per_label: int
+    generator: ImageGenerator,
+    outputs: Outputs,
+    labels: list[str] | list[int] | None,
+    options: Any,
+    num_images_per_label: int,
 ) -> None:
     """Write ``codes.npz``, which ``tessera decode`` and ``train-prior --codes`` read."""
     import io
@@ -140,7 +149,7 @@ def _sample_codes(
 
 
 def _sample_many(
-    generator: ImageGenerator, folder: Path, labels: list[str] | None, options: Any, many: Many, seed: int
+    generator: ImageGenerator, folder: Path, labels: list[str] | list[int] | None, options: Any, many: Many, seed: int
 ) -> None:
     from pipeline.generation.bulk import Batch, generate_to_folder
     from pipeline.work_sharing import Part
@@ -165,8 +174,8 @@ def _sample_many(
 
 def interpolate(
     run: GeneratorName,
-    first: str,
-    last: str,
+    first: Annotated[str, Parameter(converter=read_path)],
+    last: Annotated[str, Parameter(converter=read_path)],
     /,
     *,
     steps: int = 8,

@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import count
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
+from cyclopts import convert as cyclopts_convert
 
+from foundation.config import convert, members
 from foundation.config_fields import attribute_docs
 from foundation.errors import ConfigError, DataError
+from foundation.paths import expand
+from foundation.yaml_text import Text
 from pipeline.generation.options import SETTINGS, Speed
 from pipeline.output_files import Outputs, output_at
 from stage2_prior.decoding.sampling import SamplingConfig
 
+
+def read_option(hint: Any, tokens: Sequence[Token]) -> Any:
+    """The value of an option as its type has it: text stays text, ``1e4`` is a whole number, ``~`` the home folder.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    plain = {*members(hint)} - {type(None)}
+    name = next((each.keyword for each in tokens if each.keyword), "") or "a value"
+    if plain <= {int, float}:
+        return convert(hint, Text(tokens[-1].value), name)
+    if plain == {Path}:
+        return Path(expand(tokens[-1].value, name))
+    if list[str] in (hint, *members(hint)):
+        return [each.value for each in tokens]
+    return cyclopts_convert(hint, tokens)
+
+
+def read_path(hint: Any, tokens: Sequence[Token]) -> Any:
+    """As ``read_option``, of options and arguments that are paths, or may be."""
+    paths = [expand(each.value, each.keyword or "a path") for each in tokens]
+    return paths if list[str] in (hint, *members(hint)) else paths[-1]
+
+
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-RecipeName = Annotated[str, Parameter(help="a YAML file, a built-in recipe (tessera recipes), or a run folder")]
+RecipeName = Annotated[
+    str, Parameter(converter=read_path, help="a YAML file, a built-in recipe (tessera recipes), or a run folder")
+]
 Fields = Annotated[
     str,
     Parameter(
         allow_leading_hyphen=True, help="fields of the recipe, e.g. --prior.training.fit.steps 500; see tessera fields"
     ),
 ]
-RunName = Annotated[str, Parameter(help="a run folder")]
-GeneratorName = Annotated[str, Parameter(help="a run folder, or a model repository on the hub")]
-TokenizerName = Annotated[str, Parameter(help="a run folder, or a tokenizer folder")]
-Images = Annotated[list[str], Parameter(help="image files, or folders of images")]
+RunName = Annotated[str, Parameter(converter=read_path, help="a run folder")]
+GeneratorName = Annotated[str, Parameter(converter=read_path, help="a run folder, or a model repository on the hub")]
+TokenizerName = Annotated[str, Parameter(converter=read_path, help="a run folder, or a tokenizer folder")]
+Images = Annotated[list[str], Parameter(converter=read_path, help="image files, or folders of images")]
 Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
-ClassLabel = Annotated[str | None, Parameter(help="class of the images, by name or number; default none")]
+ClassLabel = Annotated[str | None, Parameter(help="class of the images: its name, or '#3' for class 3; default none")]
 Extractor = Annotated[
-    str | None, Parameter(help="the extractor's weights: file, folder or hub name; default downloaded")
+    str | None,
+    Parameter(converter=read_path, help="the extractor's weights: file, folder or hub name; default downloaded"),
 ]
 
 
 def out_option(help: str) -> Any:
     """The option ``--out``, also ``-o``."""
-    return Parameter(name=("--out", "-o"), help=help)
+    return Parameter(name=("--out", "-o"), converter=read_path, help=help)
 
 
 RunOut = Annotated[str | None, out_option("the run folder; default runs/NAME, or the run folder that RECIPE is")]
@@ -63,7 +93,7 @@ else:
     _SETTINGS = [
         (
             name,
-            Annotated[hint | None, Parameter(help=shorten(_DOCS[name].split("; ")[0], 71, placeholder=" ..."))],
+            Annotated[hint | None, Parameter(help=_DOCS[name].split("; ")[0])],
             field(default=None),
         )
         for name, hint in SETTINGS.items()
@@ -114,6 +144,18 @@ class Many:
             if each.name not in ("count", "batch_size") and value != each.default:
                 name, fix = f"--{each.name.replace('_', '-')}", "give --count, the number of images in all"
                 raise ConfigError("has no effect without --count", field=name, found=value, fix=fix)
+
+    def require_use(self) -> None:
+        """Refuse what has no effect with this ``count`` and ``format``.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.count is None:
+            self.require_count()
+        elif self.format == "png" and self.images_per_file != Many.images_per_file:
+            what, found = "has no effect with --format png", self.images_per_file
+            raise ConfigError(what, field="--images-per-file", found=found, fix="give --format parquet")
 
 
 SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.sampling says more")]

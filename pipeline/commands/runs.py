@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import ConfigError
+from foundation.paths import expand
 from pipeline.commands.fields import read_fields
 from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut
 from pipeline.runs.folder import RunFolder
@@ -209,7 +210,7 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
     Raises:
         ConfigError: an unreadable recipe, a wrong value in it, or an ``out`` that cannot be a folder.
     """
-    folder = RunFolder(Path(recipe))
+    folder = RunFolder(Path(expand(recipe, "recipe")))
     if folder.recipe.is_file():
         loaded = load_recipe(str(folder.recipe), overrides)
     else:
@@ -219,7 +220,7 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
         return loaded, folder
     if not out or Path(out).is_file():
         raise ConfigError("cannot be a run folder", field="--out", found=repr(out), expected="a folder")
-    return loaded, RunFolder(Path(out))
+    return loaded, RunFolder(Path(expand(out, "--out")))
 
 
 def _last(folder: RunFolder, stage: str) -> str:

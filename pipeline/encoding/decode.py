@@ -24,6 +24,7 @@ from foundation.config import require
 from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError
 from foundation.hardware import usable_device
 from foundation.images.preprocess import to_pil, to_uint8
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
@@ -78,7 +79,7 @@ def decode_to_folder(
     """
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
     mine = Part() if part is None else Part.parse(part, "--start-at")
-    source, target = Path(codes).expanduser(), Path(out).expanduser()
+    source, target = Path(expand(codes, "codes")), Path(expand(out, "--out"))
     require_place(target)
     ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
     place = find_tokenizer(source, tokenizer)
@@ -193,7 +194,7 @@ def find_tokenizer(codes: Path, named: str | None) -> Path:
         CheckpointError: no tokenizer in the named folder.
     """
     if named is not None:
-        root = Path(named).expanduser()
+        root = Path(expand(named, "--tokenizer"))
         choices = [root / "codes" / "tokenizer", root / "tokenizer", root]
         found = next((each for each in choices if (each / "config.json").is_file()), None)
         fix = "give a run, a token dataset, or a folder made by tessera import"

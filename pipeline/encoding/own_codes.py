@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec, require_codes, require_sa
 from foundation.errors import ConfigError, ContractError, DataError
 from foundation.hardware import TokenAccess
 from foundation.images.config import Preprocess
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, read_json
 from pipeline.encoding.card import dataset_card
@@ -60,7 +60,7 @@ class CodesImport:
     @property
     def source(self) -> Path:
         """The folder or file."""
-        return Path(self.own.source).expanduser()
+        return Path(expand(self.own.source, "--codes"))
 
     @cached_property
     def rows(self) -> list[CodeRows]:
@@ -95,7 +95,7 @@ class CodesImport:
                     write_shard(shard_path(temporary, split, index), _shard(gathered, rows), spec)
             if self.tokenizer is not None:
                 durable.copy_files(self.tokenizer, temporary / "tokenizer")
-            about = {"source": str(self.source), "files": stamps, "notes": notes}
+            about = {"source": str(self.source), "sha256": gathered.identity, "files": stamps, "notes": notes}
             durable.write_bytes(temporary / SOURCE, json_text(about, indent=1))
             manifest = write_manifest(temporary, spec)
             card = dataset_card(spec, manifest, decodes=self.tokenizer is not None)
@@ -112,15 +112,21 @@ class CodesImport:
         Raises:
             DataError, ConfigError, ContractError: as ``write``.
         """
-        saved = read_json(folder / SOURCE, ("source", "files"), fix="move the folder away and run the command again")
+        saved = read_json(
+            folder / SOURCE, ("source", "sha256", "files"), fix="move the folder away and run the command again"
+        )
         if not self.source.exists() or saved["files"] == self._stamps():
             return ""
         gathered = gather(self.rows, folder.parent, self.validation_share, _FIELD)
         spec, _ = self.spec_of(gathered)
         there = TokenDataset(folder, "train", _STREAMED).spec
-        if dataclasses.replace(spec, class_names=()) != dataclasses.replace(there, class_names=()):
-            return "its codes have another grid, codebook or tokenizer"
-        return _differences(_keys_of(folder), gathered.keys())
+        if gathered.identity == saved["sha256"] and spec == there:
+            return ""
+        if (spec.shape, spec.fingerprint) != (there.shape, there.fingerprint):
+            return "its codes have another grid or tokenizer"
+        sizes = [slot.codebook_size for slot in spec.slots] != [slot.codebook_size for slot in there.slots]
+        rows = _differences(_keys_of(folder), gathered.keys())
+        return ", ".join(filter(None, ["a codebook of another size" if sizes else "", rows]))
 
     def spec_of(self, gathered: Gathered) -> tuple[CodeSpec, list[str]]:
         """What the codes mean: as the source or the tokenizer says, or else by their shape and largest code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -50,13 +51,19 @@ def evaluate_run(
         Part => its figures, as written.
 
     Raises:
-        ConfigError: an extractor with weights that it does not take, or no such device.
+        ConfigError: judges of the tokenizer for the prior alone, an extractor with weights that it does not take, or no
+            such device.
         CheckpointError: the run, or the part, is missing or damaged.
     """
     for name, value, choices in (("part", part, get_args(Part)), ("split", split, get_args(Split))):
         known = isinstance(value, str) and value in choices
         require(known, name, shown(value), " or ".join(choices))
     require_type("judges", judges, Judges)
+    if part == "prior":
+        for each in dataclasses.fields(judges):
+            value, fix = getattr(judges, each.name), "leave it out, or evaluate the tokenizer too"
+            unused, what = value == each.default, "has no effect on the prior, which is scored by its bits"
+            ConfigError.unless(unused, what, field=f"--{each.name}", found=value, fix=fix)
     json_path = None if json_file is None else as_path(json_file, "json_file")
     folder = RunFolder(as_path(run, "run"))
     about = {"command": "evaluate", "run": str(folder.root.resolve()), "part": part, "split": split}

@@ -150,6 +150,16 @@ class BaseGenerator:
             problem, fix = "is needed: this prior was not trained on images without a class", "name a class, or several"
             raise ConfigError(problem, field="class_labels", found=None, expected="a class", fix=fix)
 
+    def require_guided(self, labels: Sequence[int], settings: DrawSettings) -> None:
+        """Refuse guidance that a call gives where no image has a class.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        name, useful = settings.guided, any(label != self.prior.null_class for label in labels)
+        what, fix = "has no effect without a class", "name a class, or leave it out"
+        ConfigError.unless(name is None or useful, what, field=name, fix=fix)
+
     def without_null(self, labels: Sequence[int]) -> list[int | None]:
         """Class numbers, None for the null class."""
         return [None if label == self.prior.null_class else label for label in labels]
@@ -158,9 +168,11 @@ class BaseGenerator:
         """The options of a call over the generator's defaults.
 
         Raises:
-            ConfigError: an unknown option, a value outside its range, or guidance of a prior that cannot be guided.
+            ConfigError: an unknown option, one that cannot act, a value outside its range, or guidance of a prior that
+                cannot be guided.
         """
-        settings = settings_of(options, self.defaults)
+        no_guidance = None if self.prior.n_classes else "this prior knows no classes, which guidance needs"
+        settings = settings_of(options, self.defaults, no_guidance)
         if isinstance(self.tokenizer, NoTokenizer) and settings.output_type != "latent":
             raise self.tokenizer.refusal(settings.output_type)
         scale = settings.sampling.guidance_scale
@@ -236,6 +248,7 @@ def request_of(
     settings = pipe.settings(options)
     per_label = count("num_images_per_label", num_images_per_label)
     each = pipe.label_ids(class_labels)
+    pipe.require_guided(each, settings)
     pipe.require_memory(len(each) * per_label, settings)
     labels = [label for label in each for _ in range(per_label)]
     seeds, sampling = settings.seeds(len(labels)), settings.sampling

@@ -287,6 +287,7 @@ def _request(
     n = count("num_images", num_images)
     pipe.require_memory(len(known_BT) * n, settings)
     labels = [label for label in _label_of_each(pipe, class_labels, len(known_BT)) for _ in range(n)]
+    pipe.require_guided(labels, settings)
     return SampleRequest(
         labels=labels,
         seeds=settings.seeds(len(labels)),

@@ -11,7 +11,7 @@ from foundation.errors import ConfigError, DataError
 from pipeline.generation.base import BaseGenerator, Label, output_of
 from pipeline.generation.drawing import SampleRequest, draw
 from pipeline.generation.inputs import read_images
-from pipeline.generation.options import DrawOptions
+from pipeline.generation.options import SETTINGS, DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
 from pipeline.generation.requests import DrawSettings, shown, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -64,7 +64,8 @@ def interpolate(
     if min(seeds) >= 0:
         return _between_seeds(pipe, seeds, class_label, n, settings)
     problem = "has no effect between two images"
-    ConfigError.unless(class_label is None, problem, field="class_label", found=shown(class_label))
+    for name, value in (("class_label", class_label), *((name, options.get(name)) for name in SETTINGS)):
+        ConfigError.unless(value is None, problem, field=name, found=shown(value), fix="leave it out")
     pair = [read_images(each, pipe.spec, pipe.device) for each in (first, last)]
     counts = tuple(len(each) for each in pair)
     DataError.unless(counts == (1, 1), "are several", field="images", found=counts, expected="one at each end")
@@ -77,6 +78,7 @@ def _between_seeds(
     pipe: BaseGenerator, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings
 ) -> GeneratorOutput:
     labels = pipe.label_ids(class_label) * n
+    pipe.require_guided(labels, settings)
     found, expected = len(labels) // n, "one class, or None"
     DataError.unless(found == 1, "are several", field="class_label", found=found, expected=expected)
     first_T, last_T = stream_uniforms(seeds, pipe.spec.n_codes)

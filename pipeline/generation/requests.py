@@ -16,7 +16,7 @@ from foundation.errors import ConfigError, DataError, nearest
 from foundation.images.class_names import class_number
 from foundation.randomness import derive_seed
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions, SamplingOptions
-from stage2_prior.decoding.sampling import SamplingConfig
+from stage2_prior.decoding.sampling import FILTERS, GUIDANCE, SamplingConfig
 
 _SETTINGS = tuple(SamplingOptions.__annotations__)
 _OPTIONS = tuple(DrawOptions.__annotations__)
@@ -30,6 +30,7 @@ class DrawSettings:
         seed, generator: as given; ``seeds`` makes a list of them.
         best_of, batch_size, output_type: see ``DrawOptions``.
         sampling: guidance, temperature and filters.
+        guided: a guidance setting that the call itself gives, and that needs a class to act; None if it gives none.
     """
 
     seed: Any
@@ -38,6 +39,7 @@ class DrawSettings:
     batch_size: int | None
     output_type: str
     sampling: SamplingConfig
+    guided: str | None = None
 
     def seeds(self, n: int) -> list[int]:
         """The seed of each of n images.
@@ -52,15 +54,16 @@ class DrawSettings:
         return seeds_from(self.generator, n)
 
 
-def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSettings:
+def settings_of(options: Mapping[str, Any], defaults: SamplingConfig, no_guidance: str | None = None) -> DrawSettings:
     """Check the options of a call.
 
     Args:
         options: of ``DrawOptions``.
         defaults: sampling settings used where the options name none.
+        no_guidance: why guidance cannot act; None where it can.
 
     Raises:
-        ConfigError: an option that does not exist, or a value outside its range.
+        ConfigError: an option that does not exist or cannot act, or a value outside its range.
     """
     for name in options:
         if name not in _OPTIONS:
@@ -68,14 +71,40 @@ def settings_of(options: Mapping[str, Any], defaults: SamplingConfig) -> DrawSet
     changes = {name: _plain(name, options[name]) for name in _SETTINGS if options.get(name) is not None}
     batch_size, output_type = options.get("batch_size"), options.get("output_type", "pil")
     require_choice("output_type", output_type, OUTPUT_TYPES)
+    sampling = from_dict(SamplingConfig, {**to_dict(defaults), **changes})
+    best_of = count("best_of", options.get("best_of", 1))
+    _require_effect({**changes, **({"best_of": best_of} if best_of > 1 else {})}, sampling, no_guidance)
     return DrawSettings(
         seed=options.get("seed"),
         generator=options.get("generator"),
-        best_of=count("best_of", options.get("best_of", 1)),
+        best_of=best_of,
         batch_size=None if batch_size is None else count("batch_size", batch_size),
         output_type="np" if output_type == "numpy" else output_type,
-        sampling=from_dict(SamplingConfig, {**to_dict(defaults), **changes}),
+        sampling=sampling,
+        guided=next((name for name in changes if _guides(name, changes[name])), None),
     )
+
+
+def _guides(name: str, value: Any) -> bool:
+    """Whether a setting asks for guidance; scale 1 asks for none."""
+    return name in GUIDANCE and (name, value) != ("guidance_scale", 1)
+
+
+def _require_effect(given: Mapping[str, Any], sampling: SamplingConfig, no_guidance: str | None) -> None:
+    """Refuse given settings that cannot act beside the others."""
+    off, schedule = "guidance_scale" not in given and sampling.guidance_scale == 1, sampling.schedule
+    likeliest = "temperature 0 always takes the likeliest code" if sampling.takes_likeliest else None
+    moot = {
+        "schedule_power": None if schedule == "power-cosine" else "only the schedule power-cosine uses it",
+        "schedule_start": None if schedule == "step" else "only the schedule step uses it",
+        **dict.fromkeys((*FILTERS, "best_of"), likeliest),
+    }
+    for name in given:
+        unguided = no_guidance or ("guidance_scale is 1: give it too" if off and name != "guidance_scale" else None)
+        why = (unguided if _guides(name, given[name]) else None) or moot.get(name)
+        ConfigError.unless(
+            why is None, f"has no effect: {why}", field=name, found=shown(given[name]), fix="leave it out"
+        )
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -31,7 +31,7 @@ class Importer:
         signs: regular expressions that each match the start of some name.
         never: regular expressions that match the start of no name.
         plan: names and shapes => plan of the import.
-        takes: the ``PRIOR_OPTIONS`` that it uses.
+        takes: the ``PRIOR_OPTIONS`` that it uses, and ``averaged`` if its files may hold two sets of weights.
     """
 
     format: str
@@ -81,7 +81,14 @@ IMPORTERS: tuple[Importer, ...] = (
     Importer("sd_kl", "tokenizer", _KL, _NOT_KL, plan_sd_kl),
     Importer("diffusers_vq", "tokenizer", _DIFFUSERS, _PRIORS, plan_diffusers_vq),
     Importer("openai_dvae", "tokenizer", _DVAE, (), plan_openai_dvae),
-    Importer("open_magvit2", "tokenizer", (*_TAMING, r"decoder\.adaptive\.0\.gamma\."), _QUANTIZED, plan_open_magvit2),
+    Importer(
+        "open_magvit2",
+        "tokenizer",
+        (*_TAMING, r"decoder\.adaptive\.0\.gamma\."),
+        _QUANTIZED,
+        plan_open_magvit2,
+        ("averaged",),
+    ),
     Importer("rqvae", "tokenizer", (*_TAMING, r"quantizer\.codebooks\.0\."), _PRIORS, plan_rqvae),
     Importer("llamagen_gpt", "prior", _LLAMAGEN_GPT, (), plan_llamagen_gpt, PRIOR_OPTIONS),
     Importer("taming", "generator", _TAMING_GPT, (), plan_net2net, ("class_names",)),
@@ -173,3 +180,6 @@ def _require_known_options(importer: Importer, options: Options) -> None:
         if given is not None and name not in importer.takes:
             what, field = f"has no use for a {importer.makes} of {importer.format}", f"--{name.replace('_', '-')}"
             raise ConfigError(what, field=field, found=str(given), fix="leave it out")
+    if not options.averaged and "averaged" not in importer.takes:
+        what, fix = f"has no use for {importer.format}, whose files hold one set of weights", "leave it out"
+        raise ConfigError(what, field="--raw-weights", found=True, fix=fix)

@@ -14,6 +14,7 @@ from torch import nn
 from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict
 from foundation.errors import ConfigError
+from foundation.images.class_names import require_tidy
 from pipeline.generation.files import INDEX, GeneratorIndex
 from pipeline.interop.plan import Origin, Plan
 from pipeline.interop.tokenizer_plan import TokenizerPlan
@@ -121,14 +122,16 @@ def class_names(path: Path | None, n_classes: int) -> tuple[str, ...]:
 
     Raises:
         ConfigError: an unreadable file, another number of names, or a name for two classes.
+        DataError: white space around a name.
     """
     if path is None:
         return tuple(str(i) for i in range(n_classes))
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         fix = "give a text file with a class name a line"
         raise ConfigError(f"cannot be read: {str(error)[:300]}", field=f"--class-names {path}", fix=fix) from error
+    require_tidy(names, f"--class-names {path}", [f"line {i}" for i in range(1, len(names) + 1)])
     twice = next((name for name in names if names.count(name) > 1), None)
     if len(names) != n_classes or twice is not None:
         found = f"{len(names)} names" if twice is None else f"{twice!r} twice"

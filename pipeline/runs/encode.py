@@ -74,10 +74,10 @@ def export_of(
     DataError.unless(there, "there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
     opened = open_run_sources(folder, recipe)
     export = Export(folder.tokenizer, opened.to_encode(), folder.codes, recipe.encode, device)
-    found = {} if opened.listing else found_in(opened.given, None, recipe.data)
-    say(found, opened.changes.sentence())
+    held = {} if opened.listing else found_in(opened.given, None, recipe.data)
+    say(held, opened.changes.sentence())
     if not folder.listing.is_file():
-        listing_of_plan(export.plan, found).save(folder.listing)
+        listing_of_plan(export.plan, held).save(folder.listing)
     found, expected = recipe.data.preprocess, export.tokenizer.preprocess
     if found != expected:
         raise ContractError("differs from the tokenizer's", field="data.preprocess", found=found, expected=expected)

@@ -12,6 +12,8 @@ from foundation.codes.config import OwnCodes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, TesseraError
 from foundation.images.config import DataConfig
+from foundation.images.image_set import ImageSet
+from foundation.paths import expand
 from pipeline.encoding.own_codes import CodesImport, inner_tokenizer, require_own, require_unchanged
 from pipeline.runs.encode import ExportJob
 from pipeline.runs.folder import RunFolder
@@ -60,8 +62,8 @@ def tokenizer_of(own: OwnCodes) -> Path | None:
         ConfigError: the named folder holds none.
     """
     if own.tokenizer is None:
-        return inner_tokenizer(Path(own.source).expanduser())
-    named = Path(own.tokenizer).expanduser()
+        return inner_tokenizer(Path(expand(own.source, "--codes")))
+    named = Path(expand(own.tokenizer, "--tokenizer"))
     for place in (named / "codes" / "tokenizer", tokenizer_folder(named)):
         if (place / "config.json").is_file():
             return place
@@ -87,6 +89,16 @@ class CodesRun(Run):
         place = None if pretrained is None else tokenizer_folder(Path(pretrained))
         tokenizer = place if place is None or place.is_dir() else self.folder.tokenizer
         return CodesImport(recipe.codes, tokenizer, recipe.data.validation_share, recipe.encode.images_per_shard)
+
+    @cached_property
+    def images(self) -> dict[str, ImageSet]:
+        """There are none.
+
+        Raises:
+            ConfigError: always.
+        """
+        what, fix = "needs images, and this run was trained on codes", "use a run on images"
+        raise ConfigError(what, field="run", found=str(self.folder.root), fix=fix)
 
     def start(self) -> None:
         """As of every run; the codes in the folder are compared with the source first.

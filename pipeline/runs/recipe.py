@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from foundation.codes.config import OwnCodes
-from foundation.config import convert, differences, from_dict, override, require, to_dict
+from foundation.config import convert, differences, from_dict, merge, override, require, to_dict
 from foundation.config_fields import added_later, path_fields, without_defaults
 from foundation.errors import ConfigError, ContractError
 from foundation.hardware import TokenAccess
@@ -24,7 +24,8 @@ from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from foundation.storage.names import is_portable
 from pipeline.encoding.plan import EncodeConfig
-from pipeline.runs.recipe_files import read_recipe
+from pipeline.runs.explicit import require_agreement, require_effect
+from pipeline.runs.recipe_files import names_tokenizer, read_recipe
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -111,7 +112,7 @@ class Recipe:
     """stage 1"""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     """export of the codes"""
-    codes: OwnCodes | None = added_later(None)  # noqa: RUF009  # a field, not a shared value
+    codes: OwnCodes | None = added_later(None)  # a field, not a shared value
     """codes of one's own for the prior, instead of images and a tokenizer that the run trains; null encodes images"""
     prior: PriorStage = field(default_factory=PriorStage)
     """stage 2"""
@@ -141,12 +142,21 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
         overrides: dotted name -> value, e.g. ``{"prior.training.fit.steps": 100}``.
 
     Raises:
-        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value.
+        ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value; an override that
+            cannot act, or settings of a tokenizer that contradict the one in ``tokenizer.pretrained``.
     """
-    values = read_recipe(recipe)
+    found = read_recipe(recipe)
+    values, given, chosen = found.values, dict[str, Any](), found.chosen
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
-    return from_dict(Recipe, with_pretrained(values))
+        override(given, dotted, value)
+    full = with_pretrained(values)
+    resolved = from_dict(Recipe, full)
+    if resolved.tokenizer.pretrained is not None and (names_tokenizer(given) or chosen is not None):
+        chosen = given if names_tokenizer(given) else merge(chosen or {}, given)
+        require_agreement(resolved, full, chosen)
+    require_effect(resolved, given, found.own)
+    return resolved
 
 
 def recipe_text(recipe: Recipe, folder: Path | None = None) -> str:
@@ -201,8 +211,9 @@ def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: its settings are damaged.
     """
     stage = values.get("tokenizer")
-    pretrained = stage.get("pretrained") if isinstance(stage, Mapping) else None
-    named = convert(PathText | None, pretrained, "tokenizer.pretrained")
+    if not isinstance(stage, Mapping):
+        return dict(values)
+    named = convert(PathText | None, stage.get("pretrained"), "tokenizer.pretrained")
     if named is None:
         return dict(values)
     path = tokenizer_folder(Path(named)) / "config.json"

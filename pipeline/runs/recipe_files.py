@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from foundation.config import merge
 from foundation.errors import ConfigError, nearest
-from foundation.paths import expand, is_there
+from foundation.paths import expand, from_root, is_there
 from foundation.yaml_text import Text, read_file
 from stage1_tokenizer.config import nested_networks
 
@@ -21,8 +23,29 @@ def built_in_recipes() -> list[str]:
     return sorted(each.name.removesuffix(".yaml") for each in _built_in().iterdir() if each.name.endswith(".yaml"))
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The values of a recipe, laid over those that it extends; scalars are ``Text``.
+@dataclass(frozen=True)
+class RecipeValues:
+    """Values of a recipe; scalars are ``Text``.
+
+    Attributes:
+        values: all, laid over those that it extends.
+        own: those in its own file; none of a built-in recipe or a run folder.
+        chosen: those given where ``tokenizer.pretrained`` was named, or later; None if it was not.
+    """
+
+    values: dict[str, Any]
+    own: dict[str, Any]
+    chosen: dict[str, Any] | None
+
+
+def names_tokenizer(values: Mapping[str, Any]) -> bool:
+    """Whether values say ``tokenizer.pretrained``."""
+    stage = values.get("tokenizer")
+    return isinstance(stage, Mapping) and stage.get("pretrained") is not None
+
+
+def read_recipe(recipe: str) -> RecipeValues:
+    """The values of a recipe, laid over those that it extends.
 
     Args:
         recipe: path of a YAML file, or the name of a built-in recipe.
@@ -47,18 +70,25 @@ def _built_in_file(name: str, field: str, advice: str) -> Path:
     raise ConfigError("is neither a file nor a built-in recipe", field=field, found=name, fix=fix)
 
 
-def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> RecipeValues:
     """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
     chain = (*above, path.resolve())
-    values = _read_one(path)
+    values, is_own = _read_one(path)
     bases = values.pop("extends", [])
     merged: dict[str, Any] = {}
+    chosen: dict[str, Any] | None = None
     for base in [bases] if isinstance(bases, str) else bases:
         parent = _extended(str(base), path)
         if parent.resolve() in chain:
             raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
-        merged = merge(merged, _read_extended(parent, chain))
-    return merge(merged, values)
+        part = _read_extended(parent, chain)
+        merged = merge(merged, part.values)
+        chosen = part.chosen if chosen is None or part.chosen is not None else merge(chosen, part.values)
+    if names_tokenizer(values):
+        chosen = values
+    elif chosen is not None:
+        chosen = merge(chosen, values)
+    return RecipeValues(merge(merged, values), values if is_own else {}, chosen)
 
 
 def _extended(base: str, path: Path) -> Path:
@@ -79,19 +109,23 @@ def _extended(base: str, path: Path) -> Path:
     return _built_in_file(base, "extends", f"give a YAML file beside {path.name} or a built-in name")
 
 
-def _read_one(path: Path) -> dict[str, Any]:
-    """The values in one file; paths in a built-in recipe are relative to the working directory."""
+def _read_one(path: Path) -> tuple[dict[str, Any], bool]:
+    """The values in one file, and whether it is a user's own.
+
+    Paths in a built-in recipe are relative to the working directory.
+    """
     ours = path.resolve().is_relative_to(_built_in().resolve())
     values = read_file(path, None if ours else path.parent)
     if "versions" in values and "paths" not in values:  # a run of an earlier version: relative to the working directory
         values = read_file(path, None)
-    if "versions" in values:  # of a run folder
+    of_run = "versions" in values
+    if of_run:
         _find_again(values, values.pop("paths", {}), path.parent)
         del values["versions"]
     stage = values.get("tokenizer")
     if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
         stage["model"] = nested_networks(stage["model"])  # before it is laid over others in today's form
-    return values
+    return values, not (ours or of_run)
 
 
 def _find_again(values: dict[str, Any], seen: Any, folder: Path) -> None:
@@ -99,18 +133,18 @@ def _find_again(values: dict[str, Any], seen: Any, folder: Path) -> None:
     for dotted, relative in seen.items() if isinstance(seen, dict) else ():
         *parents, last = dotted.split(".")
         section = functools.reduce(lambda inner, name: inner.get(name, {}), parents, values)
-        saved, moved = str(section.get(last, "")), os.path.abspath(folder / relative)
+        saved, moved = str(section.get(last, "")), from_root(folder / relative)
         if not saved or moved == saved or not is_there(moved):
             continue
         if is_there(saved):
-            if not (os.path.exists(saved) and os.path.exists(moved) and os.path.samefile(saved, moved)):
-                _say(f"{dotted}: using {saved}, as when the run was made; {moved} is there too")
+            if not (Path(saved).exists() and Path(moved).exists() and Path(saved).samefile(moved)):
+                say(f"{dotted}: using {saved}, as when the run was made; {moved} is there too")
             continue
-        _say(f"{dotted}: {saved} is gone; using {moved}, which has moved with the run folder")
+        say(f"{dotted}: {saved} is gone; using {moved}, which has moved with the run folder")
         section[last] = Text(moved)
 
 
 @functools.cache
-def _say(text: str) -> None:
-    """Print a line, once in a process."""
+def say(text: str) -> None:
+    """Print a line for the user on stderr, once in a process."""
     print(text, file=sys.stderr)

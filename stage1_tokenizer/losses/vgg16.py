@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from foundation.errors import CheckpointError, ConfigError
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors, load_weights
 from foundation.unpickling.torch_files import read_tensors
@@ -105,7 +106,7 @@ def locate_vgg16(weights: str) -> Path | None:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
     for given, source in ((weights, "perceptual.vgg_weights"), (os.environ.get(ENVIRONMENT, ""), ENVIRONMENT)):
         if given:
-            path = Path(given).expanduser()
+            path = Path(expand(given, source))
             if not path.is_file():
                 raise _missing(f"{source} names {path}, which is no file", cached)
             return path

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
+GUIDANCE = ("guidance_scale", "schedule", "schedule_power", "schedule_start", "guidance_interval")
+"""fields of ``SamplingConfig`` that say how guidance acts"""
 Schedule = Literal["constant", "linear", "cosine", "power-cosine", "step"]
 
 
@@ -34,28 +36,28 @@ class SamplingConfig:
     """How codes are sampled from the prior."""
 
     guidance_scale: float = 1.0
-    """classifier-free guidance: 1 is the plain class-conditional distribution, 0 that of all classes together, larger
-    follows the class more closely"""
+    """how closely the class is followed, 0 or more; classifier-free guidance: 1 is the plain class-conditional
+    distribution, 0 that of all classes together"""
     schedule: Schedule = "constant"
-    """how guidance grows over the codes of an image: constant uses guidance_scale throughout; linear starts at 1 and
+    """how guidance grows over the codes of an image; constant uses guidance_scale throughout; linear starts at 1 and
     ends at guidance_scale; cosine does so along a quarter of a wave, slowly at first; power-cosine stays near 1 for
     longer, see schedule_power; step is 1 before schedule_start"""
     schedule_power: float = 1.0
-    """power-cosine only: the strength at share x of the codes is (1 - cos(pi * x ** power)) / 2; larger begins later"""
+    """power-cosine only: a larger power begins later; the strength at share x of the codes is
+    (1 - cos(pi * x ** power)) / 2"""
     schedule_start: float = 0.18
-    """step only: share of the codes, 0 to 1, that are sampled before guidance begins"""
+    """step only: share of the codes before guidance begins, 0 to 1"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """shares of the codes between which guidance acts; outside it the scale is 1"""
     temperature: float = 1.0
     """divides the logits; 0 (and anything below 0.00001) always takes the likeliest code"""
     top_k: int | None = None
-    """sample from the k likeliest codes only, and those tied with the last of them; null samples from all"""
+    """sample from the k likeliest codes only; those tied with the last of them stay; null samples from all"""
     top_p: float | None = None
-    """sample from the smallest set of codes with at least this total probability, and those tied with the last of them;
-    null samples from all"""
+    """sample from the likeliest codes that reach this total probability; the smallest such set, and those tied with its
+    last; null samples from all"""
     min_p: float | None = added_later(None)
-    """sample from the codes that are at least this many times as likely as the likeliest one, 0 to 1; null samples from
-    all"""
+    """sample from codes at least this many times as likely as the likeliest; 0 to 1; null samples from all"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -72,6 +74,11 @@ class SamplingConfig:
         for name, each in FILTERS.items():
             value = getattr(self, name)
             require(value is None or each.allows(value), name, value, f"{each.allowed}, or null")
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the temperature is so low that the likeliest code is always taken."""
+        return self.temperature < MIN_TEMPERATURE
 
     def filters(self) -> list[tuple[ApplyFilter, Any]]:
         """The filters that are on, in the order in which they act, with their values."""

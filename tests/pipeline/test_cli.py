@@ -95,6 +95,19 @@ def test_text_stays_text(path: str) -> None:
         ("run digits steps", "--NAME VALUE"),
         ("run digits --tokenizer.model.quantizer.widht 3", "width"),
         ("fields prior.modle", "prior.model"),
+        ("sample RUN --class-labels", "--class-labels needs a value"),
+        ("sample RUN --class-labels --seed 3", "--class-labels needs a value"),
+        ("export RUN -o out --images", "--images needs a value"),
+        ("sample RUN --seed 1.5", "--seed: has the wrong type"),
+        ("sample RUN -o ~nosuchuser/x", "-o: names no home folder"),
+        ("run folder --data.source.path ~nosuchuser/x", "data.source.path: names no home folder"),
+        ("run digits --tokenizer.model.quantizer.type bqs", "did you mean 'bsq'?"),
+        ("run digits --encode.corner-scale 1.2", "encode.corner_scale: has no effect"),
+        ("encode digits --status --retry-failed", "--retry-failed: has no effect with --status"),
+        ("encode digits --status --max-bad 1%", "--max-bad: has no effect with --status"),
+        ("evaluate RUN --stage prior --extractor inception", "--extractor: has no effect on the prior"),
+        ("sample RUN --count 3 --images-per-file 4", "--images-per-file: has no effect with --format png"),
+        ("sample RUN --partial --best-of 2", "--partial: cannot be used with --best-of"),
     ],
 )
 def test_a_typing_mistake_is_answered_in_one_line(
@@ -108,7 +121,34 @@ def test_a_typing_mistake_is_answered_in_one_line(
 def test_a_command_s_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 3 <= len(lines) <= 45 and max(map(len, lines)) <= 100
+    assert 3 <= len(lines) <= 44 and max(map(len, lines)) <= 100 and not any(line.endswith(" ...") for line in lines)
+
+
+def test_a_whole_number_may_be_written_in_the_way_of_science(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", "--print-recipe", "--prior.training.fit.steps", "1e4", "--seed=2e0"]) == 0
+    out = capsys.readouterr().out
+    assert "steps: 10000\n" in out and "seed: 2\n" in out
+    assert "nowhere" in refused(capsys, "sample", "nowhere", "--seed", "1e1", "--count", "1e2")
+
+
+def test_broken_yaml_is_one_line_with_the_file_and_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("name: x\ndata: {a: [1\nseed: 2\n")
+    error = refused(capsys, "run", str(tmp_path / "x.yaml"))
+    assert error.startswith(f"error: {tmp_path / 'x.yaml'}, line 3: is not readable") and error.count("\n") == 1
+
+
+def test_a_run_of_a_continuous_tokenizer_says_that_it_cannot_generate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foundation.images.config import Preprocess
+    from stage1_tokenizer.config import TokenizerConfig
+    from stage1_tokenizer.quantizers.config import KLConfig
+    from stage1_tokenizer.tokenizer import TokenizerModel
+
+    (tmp_path / "tokenizer").mkdir()
+    config = TokenizerConfig(quantizer=KLConfig(width=2))
+    TokenizerModel(config, Preprocess(height=16, width=16)).save(tmp_path / "tokenizer")
+    assert "cannot generate images: its tokenizer is continuous" in refused(capsys, "sample", str(tmp_path))
 
 
 def test_nothing_heavy_is_imported_to_answer_about_commands_and_recipes() -> None:

@@ -61,12 +61,12 @@ def write_saved(folder: Path) -> None:
     cells = {"image": [{"bytes": png(i), "path": None} for i in range(10)], "label": [0, 1] * 5}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
     rows = datasets.Dataset.from_dict(cells, features=features)
-    datasets.DatasetDict({"train": rows, "test": rows.select([0, 1])}).save_to_disk(str(folder))
+    datasets.DatasetDict({"train": rows.select(range(8)), "test": rows.select([8, 9])}).save_to_disk(str(folder))
 
 
 def write_webdataset(folder: Path) -> None:
     for shard in range(2):
-        write_tar(folder / f"{shard:05d}.tar", img2dataset_members(30))
+        write_tar(folder / f"{shard:05d}.tar", img2dataset_members(range(30 * shard, 30 * shard + 30)))
         write_parquet(folder / f"{shard:05d}.parquet", url=["https://example.org/1.jpg"] * 30, key=list("x" * 30))
         (folder / f"{shard:05d}_stats.json").write_text('{"count": 30}')
 
@@ -127,7 +127,7 @@ LAYOUTS = {
     ),
     "save_to_disk": Layout(
         write_saved,
-        [(dataset(label_column="label", validation_split="test"), 10, 0, ("cat", "dog"))],
+        [(dataset(label_column="label", validation_split="test"), 8, 0, ("cat", "dog"))],
         [(dataset(validation_split="val"), r"validation_split: no such split(.|\n)*test, train")],
     ),
     "img2dataset, tar": Layout(
@@ -155,8 +155,8 @@ LAYOUTS = {
     "metadata.csv": Layout(write_metadata, [(dataset(label_column="label"), 10, 0, ("cat", "dog"))], []),
     "CSV of paths": Layout(
         write_csv,
-        [(dataset("train.csv", label_column="label"), 10, 1, ("00", "01"))],
-        [(folder_of("train.csv"), "is a table(.|\n)*type dataset"), (dataset(), "images and tables")],
+        [(dataset(name, label_column="label"), 10, 1, ("00", "01")) for name in ("", "train.csv")],
+        [(folder_of("train.csv"), "is a table(.|\n)*type dataset")],
     ),
     "parquet of paths": Layout(
         write_paths,
@@ -177,7 +177,9 @@ def test_a_real_layout_is_used_or_refused_with_a_way_out(
     layout.write(folder)
     preprocess = TIFF_8 if name == "scientific TIFF" else Preprocess(height=6, width=6)
     for source, used, failed, classes in layout.works:
-        config = DataConfig(source=source(str(folder)), preprocess=preprocess, max_failed_share=0.9)
+        config = DataConfig(
+            source=source(str(folder)), preprocess=preprocess, max_failed_share=0.9, validation_share=0.4
+        )
         splits = open_splits(config)
         sets = open_image_sets(config)
         has_part = splits["train"].ids[0] == splits["validation"].ids[0].replace("test", "train")

@@ -50,10 +50,10 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def img2dataset_members(n: int) -> list[tuple[str, bytes]]:
-    """What img2dataset writes for n images: the image, its caption and its metadata."""
+def img2dataset_members(numbers: range) -> list[tuple[str, bytes]]:
+    """What img2dataset writes for images of these numbers: the image, its caption and its metadata."""
     members = []
-    for i in range(n):
+    for i in numbers:
         about = {"key": f"{i:09d}", "caption": f"a picture, number {i}", "label": i % 2, "status": "success"}
         members += [(f"{i:09d}.jpg", encoded(Image.new("L", (6, 6), i), "JPEG"))]
         members += [(f"{i:09d}.txt", about["caption"].encode()), (f"{i:09d}.json", json.dumps(about).encode())]

@@ -67,13 +67,13 @@ def sd_kl(root: Path) -> None:
         io["random_recon"] = model.decode(random / model.config.scaling_factor).sample
     ddconfig = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
     ddconfig |= {"ch_mult": multipliers, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-    state = {latent_diffusion_name(key, 4): _as_kernel(key, value) for key, value in model.state_dict().items()}
+    state = {latent_diffusion_name(key, 4): as_kernel(key, value) for key, value in model.state_dict().items()}
     state["loss.logvar"] = torch.zeros(1)
     write_case(root / "sd_kl" / "kl_f8_tiny", {**_KL, "ddconfig": ddconfig, "norm_num_groups": 32}, state, io)
     save_file(model.state_dict(), root / "sd_kl" / "kl_f8_tiny" / "state_diffusers.safetensors")
 
 
-def _as_kernel(name: str, value: torch.Tensor) -> torch.Tensor:
+def as_kernel(name: str, value: torch.Tensor) -> torch.Tensor:
     """Attention is a linear map in diffusers, a 1 x 1 convolution in latent-diffusion."""
     return value[:, :, None, None] if ".attentions." in name and value.ndim == 2 else value
 

@@ -49,13 +49,23 @@ def randomize(module: nn.Module, seed: int, gain: float = 1.0) -> None:
 class Networks:
     """An encoder and a decoder of transformers, their 1 x 1 convolutions, and the names of one published system."""
 
-    def __init__(self, ch_mult: list[int], z_channels: int, width: int, *, blocks: int, attention: bool, seed: int):
+    def __init__(
+        self,
+        ch_mult: list[int],
+        z_channels: int,
+        width: int,
+        *,
+        blocks: int,
+        attention: bool,
+        seed: int | None,
+        base: int = 32,
+    ) -> None:
         from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
         from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
         from transformers.models.janus.configuration_janus import JanusVQVAEConfig
         from transformers.models.janus.modeling_janus import JanusVQVAE
 
-        common = {"embed_dim": width, "latent_channels": z_channels, "base_channels": 32, "num_res_blocks": blocks}
+        common = {"embed_dim": width, "latent_channels": z_channels, "base_channels": base, "num_res_blocks": blocks}
         common |= {"channel_multiplier": ch_mult, "num_embeddings": 2}
         nominal = 2 ** (len(ch_mult) - 1)  # so that attention is at side 1 of the encoder: its lowest level, or nowhere
         resolutions = {"resolution": nominal, "attn_resolutions": [1] if attention else []}
@@ -63,8 +73,9 @@ class Networks:
         self.decoding = JanusVQVAE(JanusVQVAEConfig(**common)).eval()
         if not attention:
             self.decoding.decoder.up[0].attn = nn.ModuleList()
-        randomize(self.encoding, seed)
-        randomize(self.decoding, seed + 1)
+        if seed is not None:
+            randomize(self.encoding, seed)
+            randomize(self.decoding, seed + 1)
         self.n_levels = len(ch_mult)
 
     @torch.no_grad()

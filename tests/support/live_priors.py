@@ -92,7 +92,7 @@ def llamagen_gpt(root: Path) -> None:
         arguments = {"dim": 64, "n_layer": 3, "n_head": 4, "vocab_size": vocab_size, "num_classes": n_classes}
         arguments |= {"block_size": side**2, "cls_token_num": 1, "class_dropout_prob": 0.1, "multiple_of": 256}
         arguments |= {"norm_eps": 1e-5, "rope_base": 10000, "model_type": "c2i"}
-        state = _llamagen_state(model.state_dict(), classes.weight)
+        state = llamagen_state(model.state_dict(), classes.weight, 4)
         write_case(root / "llamagen_gpt" / name, arguments, state, io)
         torch.save({"model": state, "args": argparse.Namespace(lr=1)}, root / "llamagen_gpt" / name / "checkpoint.pt")
 
@@ -114,17 +114,18 @@ def _filtered(generator: torch.Generator, batch: int) -> State:
     return found
 
 
-def _llamagen_state(theirs: State, classes: torch.Tensor) -> State:
+def llamagen_state(theirs: State, classes: torch.Tensor, n_heads: int) -> State:
     """Weights of transformers' Llama under LlamaGen's names; there, the two channels of a rotation are neighbours."""
 
     def neighbours(weight: torch.Tensor) -> torch.Tensor:
-        return weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
+        return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
     state = {
         "cls_embedding.embedding_table.weight": classes,
         "tok_embeddings.weight": theirs["model.embed_tokens.weight"],
     }
-    for i in range(3):
+    n_layers = sum(key.endswith("input_layernorm.weight") for key in theirs)
+    for i in range(n_layers):
         layer, own = f"model.layers.{i}.", f"layers.{i}."
         q, k, v = (theirs[f"{layer}self_attn.{each}_proj.weight"] for each in "qkv")
         state[f"{own}attention.wqkv.weight"] = torch.cat([neighbours(q), neighbours(k), v])

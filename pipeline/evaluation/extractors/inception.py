@@ -13,6 +13,7 @@ from torch import nn
 from foundation.config import Choice
 from foundation.errors import CheckpointError, ConfigError, StorageError, one_line
 from foundation.hardware import torchvision_problem
+from foundation.paths import expand
 from foundation.storage import durable
 from foundation.storage.serialization import load_tensors
 from foundation.unpickling.torch_files import read_tensors
@@ -69,7 +70,7 @@ def _network(tensors: dict[str, torch.Tensor], source: str) -> nn.Module:
 
 def _weights(path: str | None) -> tuple[dict[str, torch.Tensor], bool]:
     """Read the tensors, and say whether the file is the published one."""
-    file = Path(path).expanduser() if path else _cached_or_downloaded()
+    file = Path(expand(path, "--weights")) if path else _cached_or_downloaded()
     if not file.is_file():
         raise CheckpointError("no such file of InceptionV3 weights", field=str(file), fix=_suggestions())
     if file.suffix == ".safetensors":

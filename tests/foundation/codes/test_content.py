@@ -35,17 +35,14 @@ def by_datasets(path: Path) -> None:
     Dataset(pq.read_table(path, partitioning=None)).to_parquet(path)
 
 
-def by_polars(path: Path) -> None:
-    pytest.importorskip("polars").read_parquet(path).write_parquet(path)
-
-
 def as_large_lists(path: Path) -> None:
+    """As polars writes lists."""
     rows = pq.read_table(path, partitioning=None)
     codes = rows["codes"].cast(pa.large_list(pa.int64()))
     pq.write_table(rows.set_column(0, "codes", codes).replace_schema_metadata(), path)
 
 
-@pytest.mark.parametrize("save", [by_pandas, by_pyarrow, by_datasets, by_polars, as_large_lists])
+@pytest.mark.parametrize("save", [by_pandas, by_pyarrow, by_datasets, as_large_lists])
 @pytest.mark.parametrize("access", FORMS, ids=lambda access: access.form)
 def test_the_same_rows_are_read_with_a_warning(
     save: Callable[[Path], None], access: TokenAccess, tmp_path: Path

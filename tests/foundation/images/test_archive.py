@@ -42,7 +42,7 @@ def shards(tmp_path: Path) -> Path:
             members += [
                 (f"./in/{i:03d}.json", b"{}"),
                 (f"./in/{i:03d}.png", png(i)),
-                (f"./in/{i:03d}.cls", b" %d\n" % (i % 3)),
+                (f"./in/{i:03d}.cls", b"%d\n" % (i % 3)),
             ]
         write(tmp_path / "tars" / f"train-{shard}.tar", members)
     return tmp_path / "tars"
@@ -108,6 +108,7 @@ def test_a_damaged_header_does_not_hide_what_follows(shards: Path, tmp_path: Pat
         ([("1.png", png(1)), ("2.png", png(1)), ("1.png", png(1))], "two images have one name"),
         ([("1.txt", b"x")], "hold no images"),
         ([("1.png", png(1)), ("2.png", png(1)), ("2.cls", b"x")], r"some images have no class(.|\n)*a.tar/1.cls"),
+        ([("1.png", png(1)), ("1.cls", b" x\n")], r"white space around a class name(.|\n)*of a.tar/1"),
         ([("1.png", png(1)), ("1.cls", b"")], "holds no class name"),
         ([("1.png", png(1)), ("1.cls", b"\xff")], "holds no class name"),
         ([("1.png", png(1)), ("1.cls", b"x" * 5000)], "holds no class name"),

@@ -50,16 +50,29 @@ def test_splits_are_found_in_names_of_files_and_folders(tmp_path: Path) -> None:
         opened(tmp_path / "b", "dev")
 
 
+def test_files_in_no_split_are_counted(tmp_path: Path) -> None:
+    for name in ("train/x.parquet", "more/x.parquet"):
+        write_parquet(tmp_path / "a" / name, image=[png(1)])
+    assert [(each.kind, each.count) for each in opened(tmp_path / "a").passed_over.rows()] == [(".parquet", 1)]
+    for name in ("cat", "dog"):
+        (tmp_path / "b" / name).mkdir(parents=True)
+        (tmp_path / "b" / name / "0.png").write_bytes(png(1))
+    (tmp_path / "b/cat/1.heic").write_bytes(b"x")
+    source = opened(tmp_path / "b", label_column="label")
+    assert [(each.kind, each.example) for each in source.passed_over.rows()] == [(".heic", "1.heic")]
+
+
 def test_numbered_files_are_complete_and_of_one_save(tmp_path: Path) -> None:
+    folder = tmp_path / "numbered"
     for i in (0, 2):
-        write_parquet(tmp_path / f"train-0000{i}-of-00003.parquet", image=[png(i)])
+        write_parquet(folder / f"train-0000{i}-of-00003.parquet", image=[png(i)])
     with pytest.raises(DataError, match=r"files of the split are missing(.|\n)*train-00001-of-00003"):
-        opened(tmp_path)
-    write_parquet(tmp_path / "train-00001-of-00003.parquet", image=[png(1)])
-    assert reds(opened(tmp_path)) == [0, 1, 2]
-    write_parquet(tmp_path / "train-00000-of-00001.parquet", image=[png(0)])
+        opened(folder)
+    write_parquet(folder / "train-00001-of-00003.parquet", image=[png(1)])
+    assert reds(opened(folder)) == [0, 1, 2]
+    write_parquet(folder / "train-00000-of-00001.parquet", image=[png(0)])
     with pytest.raises(DataError, match=r"files of two saves(.|\n)*of 1 and of 3 files"):
-        opened(tmp_path)
+        opened(folder)
 
 
 def test_a_configuration_is_chosen_by_name(tmp_path: Path) -> None:

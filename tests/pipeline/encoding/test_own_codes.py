@@ -22,6 +22,11 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 RNG = np.random.default_rng(0)
 
 
+def counted(*shape: int) -> np.ndarray:
+    """Codes that count up, so that every row differs."""
+    return np.arange(np.prod(shape)).reshape(shape)
+
+
 def imported(
     folder: Path, codes: np.ndarray | Path, tokenizer: Path | None = None, rows: int = 8192, **own: Any
 ) -> tuple[CodeSpec, list[str]]:
@@ -63,10 +68,10 @@ def test_without_a_tokenizer_shape_and_options_say_what_they_are(
 @pytest.mark.parametrize(
     ("codes", "own", "field"),
     [
-        (np.zeros((9, 12), int), {}, "--grid"),
-        (np.zeros((9, 12), int), {"grid": "5x5"}, "--grid"),
-        (np.zeros((9, 2, 3), int), {"grid": "3x2"}, "--grid"),
-        (np.full((9, 4), 7), {"codebook_size": 7}, "source.npy: codes"),
+        (counted(9, 12), {}, "--grid"),
+        (counted(9, 12), {"grid": "5x5"}, "--grid"),
+        (counted(9, 2, 3), {"grid": "3x2"}, "--grid"),
+        (counted(9, 4), {"codebook_size": 35}, "source.npy: codes"),
     ],
 )
 def test_what_shape_and_options_contradict_is_refused(codes: np.ndarray, own: dict, field: str, tmp_path: Path) -> None:
@@ -88,13 +93,13 @@ def test_with_a_tokenizer_it_says_what_they_are(tmp_path: Path) -> None:
     assert inner_tokenizer(tmp_path / "codes") == tmp_path / "codes" / "tokenizer"
     card = (tmp_path / "codes" / "README.md").read_text()
     assert spec.fingerprint[:16] in card and "tessera decode" in card
-    other = tmp_path / "other"
+    other, few = tmp_path / "other", RNG.integers(0, 9, (9, 16))
     other.mkdir()
     for codes, own, said in (
-        (np.full((9, 16), 48), {}, r"outside the codebook(.|\n)*0\.\.47(.|\n)*--tokenizer"),
-        (np.zeros((9, 9), int), {}, "another grid than the tokenizer's"),
-        (np.zeros((9, 16), int), {"grid": "2x8"}, "--grid: differs from the tokenizer's"),
-        (np.zeros((9, 16), int), {"codebook_size": 50}, "--codebook-size: differs from the tokenizer's"),
+        (counted(9, 16), {}, r"outside the codebook(.|\n)*0\.\.47(.|\n)*--tokenizer"),
+        (counted(9, 9) % 40, {}, "another grid than the tokenizer's"),
+        (few, {"grid": "2x8"}, "--grid: differs from the tokenizer's"),
+        (few, {"codebook_size": 50}, "--codebook-size: differs from the tokenizer's"),
     ):
         with pytest.raises((DataError, ConfigError), match=said):
             imported(other, codes, tokenizer, **own)

@@ -30,7 +30,7 @@ def test_evaluate_scores_both_parts_and_writes_them(
     printed = capsys.readouterr().out
     for fragment in (
         "PSNR",
-        "Likelihood of the codes of 359 images (validation), 16 codes each",
+        "Likelihood of the codes of 380 images (validation), 16 codes each",
         "neighbours, counted",
         "per pixel dimension",
         "hardest classes",
@@ -49,8 +49,8 @@ def test_evaluate_scores_both_parts_and_writes_them(
     assert np.mean(place["bits"]) == pytest.approx(numbers["bits_per_code"]) and np.shape(place["bits"]) == (4, 4)
     classes = found["prior"]["bits_by_class"]
     assert [each["class"] for each in classes] == list("0123456789")
-    assert sum(each["images"] for each in classes) == 359
-    assert sum(each["images"] * each["bits_per_code"] for each in classes) / 359 == pytest.approx(
+    assert sum(each["images"] for each in classes) == 380
+    assert sum(each["images"] * each["bits_per_code"] for each in classes) / 380 == pytest.approx(
         numbers["bits_per_code"]
     )
 
@@ -58,7 +58,7 @@ def test_evaluate_scores_both_parts_and_writes_them(
 def test_evaluate_scores_one_part_on_the_training_codes(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_copy), "--stage", "prior", "--split", "train"]) == 0
     printed = capsys.readouterr().out
-    assert "1,438 images (train)" in printed and "have seen these codes" in printed and "PSNR" not in printed
+    assert "1,417 images (train)" in printed and "have seen these codes" in printed and "PSNR" not in printed
     assert (run_copy / "evaluation" / "prior-train.json").is_file()
 
 

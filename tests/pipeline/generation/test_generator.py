@@ -189,7 +189,7 @@ def test_wrong_arguments_are_refused_by_name(generator: ImageGenerator, argument
 
 
 def test_a_class_that_does_not_exist_names_the_nearest(generator: ImageGenerator) -> None:
-    with pytest.raises(DataError, match=r"'12'(.|\n)*0\.\.9(.|\n)*known: 0, 1, 2"):
+    with pytest.raises(DataError, match=r"'12'(.|\n)*'#0' to '#9'(.|\n)*known: 0, 1, 2"):
         generator("12")
 
 

@@ -123,7 +123,7 @@ def test_a_prior_without_a_null_class_scores_with_classes_only(
     values = json.loads(index.read_text())
     values["sampling"]["guidance_scale"] = 1.0
     index.write_text(json.dumps({**values, "label_dropout": 0}))
-    assert "class_labels" in refused(capsys, "score", str(run_copy), str(digits_folder))
+    assert "--class-label: is needed" in refused(capsys, "score", str(run_copy), str(digits_folder))
 
 
 @pytest.mark.parametrize(

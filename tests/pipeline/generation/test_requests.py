@@ -178,7 +178,7 @@ def test_a_prior_without_label_dropout_is_not_guided_and_needs_a_class(untrained
 def test_an_unconditional_prior_has_no_classes_to_miss(untrained: ImageGenerator) -> None:
     prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2, class_conditional=False), untrained.spec)
     generator = ImageGenerator(untrained.tokenizer, prior, label_dropout=0)
-    assert generator(None, 2, guidance_scale=2.0).labels == [None, None]
+    assert generator(None, 2).labels == [None, None]
     with pytest.raises(DataError, match=r"^class_labels"):
         generator.change_class(torch.zeros(1, 1, 8, 12), "a")
 
@@ -200,3 +200,36 @@ def test_parts_that_do_not_belong_together_are_refused(untrained: ImageGenerator
     wrong = PriorModel(untrained.prior.config, dataclasses.replace(untrained.spec, fingerprint="x"))
     with pytest.raises(ContractError, match="fingerprint"):
         ImageGenerator(untrained.tokenizer, wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"schedule": "cosine"}, "schedule"),
+        ({"guidance_interval": (0.0, 0.5)}, "guidance_interval"),
+        ({"guidance_scale": 2.0, "schedule_power": 2.0}, "schedule_power"),
+        ({"guidance_scale": 2.0, "schedule_start": 0.5}, "schedule_start"),
+        ({"temperature": 0, "top_k": 3}, "top_k"),
+        ({"temperature": 0, "best_of": 2}, "best_of"),
+    ],
+)
+def test_a_given_setting_that_cannot_act_is_refused(untrained: ImageGenerator, options: dict, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: has no effect"):
+        untrained("a", **options)
+
+
+def test_guidance_that_is_given_needs_classes(untrained: ImageGenerator, pictures: torch.Tensor) -> None:
+    for call in (
+        lambda: untrained(None, guidance_scale=2.0),
+        lambda: untrained.vary(pictures, 0.5, guidance_scale=2.0),
+        lambda: untrained.interpolate(1, 2, guidance_scale=2.0),
+        lambda: next(iter(untrained.stream(guidance_scale=2.0))),
+    ):
+        with pytest.raises(ConfigError, match=r"^guidance_scale: has no effect without a class"):
+            call()
+    prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2, class_conditional=False), untrained.spec)
+    with pytest.raises(ConfigError, match=r"^guidance_scale: has no effect: this prior knows no classes"):
+        ImageGenerator(untrained.tokenizer, prior)(guidance_scale=2.0)
+    assert untrained(None, guidance_scale=1.0, seed=0).labels == [None]
+    with pytest.raises(ConfigError, match=r"^top_k: has no effect between two images"):
+        untrained.interpolate(pictures[:1], pictures[1:2], top_k=3)

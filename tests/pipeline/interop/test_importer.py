@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.parity_fixtures import PARITY
+from support.live_sizes import PUBLISHED as PUBLISHED_SIZES
+from support.live_sizes import write_manifest
+from support.parity_fixtures import NO_PACKAGE, PARITY
 
 from foundation.unpickling.values import LazyTensor
 from pipeline.interop.checkpoint import Checkpoint
@@ -67,9 +69,18 @@ def manifest_groups() -> list[list[Path]]:
     return [[each] for each in MANIFESTS if each not in dvae] + ([dvae] if dvae else [])
 
 
-@pytest.mark.skipif(not MANIFESTS, reason=f"parity fixtures are not at {PARITY}")
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_every_key_of_the_sizes_in_packages_is_accounted_for(name: str, tmp_path: Path) -> None:
+    require_account([write_manifest(tmp_path, name)])
+
+
+@pytest.mark.skipif(not MANIFESTS, reason=NO_PACKAGE)
 @pytest.mark.parametrize("paths", manifest_groups(), ids=lambda paths: paths[0].stem.removeprefix("full_manifest_"))
 def test_every_key_of_the_published_sizes_is_accounted_for(paths: list[Path]) -> None:
+    require_account(paths)
+
+
+def require_account(paths: list[Path]) -> None:
     checkpoint = shapes_of(paths)
     importer = find_importer(checkpoint, None)
     assert importer.format == paths[0].parent.name

@@ -18,8 +18,9 @@ from support.parity_fixtures import (
     prior_in,
 )
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
 from pipeline.generation.generator import ImageGenerator
+from pipeline.interop.priors import class_names
 
 
 def test_the_grid_is_found_or_asked_for(tokenizer: Path, parity: Path, tmp_path: Path, tessera: Tessera) -> None:
@@ -196,3 +197,19 @@ def test_class_names_that_do_not_name_the_classes(
         folder / "config.json",
     )
     assert status == 2 and "names.txt" in said and "--class-names" in said
+
+
+def test_class_names_are_the_lines_as_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeff010\nyes\r\na  b\na\u2028b\n", encoding="utf-8", newline="")
+    assert class_names(path, 4) == ("010", "yes", "a  b", "a\u2028b")
+    path.write_text("a\nb \n")
+    with pytest.raises(DataError, match=r"names.txt: has white space(.|\n)*'b ', line 2"):
+        class_names(path, 2)
+
+
+def test_raw_weights_of_files_that_hold_one_set_are_refused(parity: Path, tmp_path: Path, tessera: Tessera) -> None:
+    folder = parity / LLAMAGEN[0]
+    arguments = (folder / "state.safetensors", "-o", tmp_path / "out", "--config", folder / "config.json")
+    status, said = tessera("import", *arguments, "--raw-weights")
+    assert status == 2 and "--raw-weights: has no use for llamagen_gpt" in said

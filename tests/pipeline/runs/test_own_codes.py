@@ -92,6 +92,12 @@ def test_a_prior_on_an_array_of_another_tokenizer_draws_codes(tmp_path: Path, te
     assert tessera("sample", run, "--output-type", "latent", "--num-images-per-label", 5, "-o", out)[0] == 0
     drawn = np.load(out / "codes.npz")["codes"]
     assert drawn.shape == (5, 4, 6) and drawn.min() >= 0 and drawn.max() < 30
+    status, said = tessera("sample", run, "--output-type", "latent", "--count", 5, "-o", out)
+    assert status != 0 and "--output-type: cannot be used with --count" in said
+    generator = ImageGenerator.from_pretrained(run)
+    generator.save_pretrained(tmp_path / "copy")
+    copy = ImageGenerator.from_pretrained(tmp_path / "copy")
+    assert copy(seed=1, output_type="latent").codes.equal(generator(seed=1, output_type="latent").codes)
     status, said = tessera("evaluate", run)
     assert status == 0 and "bits per code" in said and "per pixel" not in said.split("Notes")[0]
     report = (run / "report.html").read_text()
@@ -140,9 +146,15 @@ def test_a_source_that_changed_is_compared_row_by_row(tmp_path: Path, tessera: T
 
     save(codes, labels)
     given: dict[str, Any] = {**SMALL, "codes.source": str(file), "codes.codebook_size": 9}
-    start_run("digits", str(run), given).train_prior()
+    first = start_run("digits", str(run), given)
+    first.train_prior()
+    first.run.release()
     save(codes, labels)  # other times, equal rows
     start_run("digits", str(run), given).run.release()
+    moved = file.rename(tmp_path / "moved.npz")
+    start_run("digits", str(run), {**given, "codes.source": str(moved)}).run.release()
+    own = RunFolder(run).load_recipe().codes
+    assert own is not None and own.source == str(file)
     changed = codes.copy()
     changed[3] = (changed[3] + 1) % 9
     save(changed, np.where(np.arange(40) == 5, 1 - labels, labels), 38)
@@ -154,11 +166,6 @@ def test_a_source_that_changed_is_compared_row_by_row(tmp_path: Path, tessera: T
     status, said = tessera("train-prior", run)
     assert status == 0 and "goes on with its own copy" in said and "rows gone: 2" in said
     assert len(read_metrics(run / "metrics.jsonl", "prior", "held_out")) == 3, "nothing was trained again"
-    moved = file.rename(tmp_path / "moved.npz")
-    save(codes, labels)
-    file.replace(moved)
-    start_run("digits", str(run), {**given, "codes.source": str(moved)}).run.release()
-    assert RunFolder(run).load_recipe().codes.source == str(file)
 
 
 def test_a_run_on_images_is_not_given_other_codes(run_copy: Path, tmp_path: Path) -> None:
@@ -190,16 +197,19 @@ def test_its_own_folder_is_beside_that_of_the_recipe(tmp_path: Path, monkeypatch
     job.run.encode()
     assert job.run.folder.root == Path("runs/digits-codes")
     about = json.loads(Path("runs/digits-codes/codes/source.json").read_text())
-    assert about["source"] == "codes.npy" and "grid of 2 x 2" in about["notes"][0]
+    assert about["source"] == "codes.npy" and len(about["sha256"]) == 64 and "grid of 2 x 2" in about["notes"][0]
 
 
 def test_residual_codes_of_unequal_codebooks_train_and_draw(tmp_path: Path) -> None:
     quantizer = {"type": "residual", "depth": 2, "shared": False, "codebook": {"width": 4}, "codebook_size": [6, 9]}
     model = {**TINY["tokenizer.model"], "quantizer": quantizer}
     run = tmp_path / "images"
-    start_run("digits", str(run), {**TINY, "tokenizer.model": model}).all()
+    job = start_run("digits", str(run), {**TINY, "tokenizer.model": model})
+    job.train_tokenizer()
+    job.encode()
+    job.train_prior()
     assert [slot.codebook_size for slot in TokenDataset(run / "codes").spec.slots] == [6, 9]
     drawn = ImageGenerator.from_pretrained(run)("3", 6, seed=0).codes
     assert drawn.shape == (6, 4, 4, 2) and int(drawn[..., 0].max()) < 6 and int(drawn[..., 1].max()) < 9
-    start_run("digits", str(tmp_path / "own"), {**SMALL, "codes.source": str(run)}).train_prior()
+    start_run("digits", str(tmp_path / "own"), {**SMALL, "codes.source": str(run)}).run.encode()
     assert TokenDataset(tmp_path / "own" / "codes").spec == TokenDataset(run / "codes").spec

@@ -303,8 +303,8 @@ def _require_new(folder: Path) -> None:
     Raises:
         ConfigError: naming one of them.
     """
-    parts = [each for name in ("images", "data") for each in (folder / name).glob("*") if not is_temporary(each)]
-    there = sorted([*parts, *(each for each in [folder / "metadata.csv"] if each.exists())])
+    images = [path for path in (folder / "images").glob("*.png") if _NAME.fullmatch(path.name)]
+    there = sorted([*images, *(folder / "data").glob("part-*.parquet"), *folder.glob("metadata.csv")])
     if there and not (folder / PLAN).exists():  # in this order: another process may have begun in between
         problem, found = "holds files of something else", f"{len(there)}, e.g. {there[0]}"
         raise ConfigError(problem, field=str(folder), found=found, fix="move them away, or choose another folder")

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from foundation.arguments import as_codes, as_images
+from foundation.arguments import as_codes, as_images, shown
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from pipeline.generation.outputs import decode_batch
-from pipeline.generation.requests import require_one_or_all, shown, whole
+from pipeline.generation.requests import require_one_or_all, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 Images = Image.Image | Sequence[Image.Image] | torch.Tensor
@@ -57,7 +57,7 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
     expected = f"{('B', *spec.shape)}, or the first of these {spec.n_codes} codes"
     given = as_codes(codes, "images", expected=expected)
     if given.ndim < 2 or not given.numel() or given[0].numel() > spec.n_codes:
-        found, fix = tuple(given.shape), "a tensor of images has floats from -1 to 1"
+        found, fix = shown(codes), "a tensor of images has floats from -1 to 1"
         raise DataError("are not codes of images", field="images", found=found, expected=expected, fix=fix)
     codes_BP = given.reshape(len(given), -1)
     whole_BT = np.zeros((len(codes_BP), spec.n_codes), np.int64)

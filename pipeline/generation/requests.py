@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from foundation.arguments import shown
 from foundation.config import from_dict, require, to_dict
 from foundation.errors import ConfigError, DataError, nearest
 from foundation.images.class_names import class_number
@@ -128,11 +129,6 @@ def count(name: str, value: object) -> int:
     number = whole(value)
     require(number >= 1, name, shown(value), "1 or more")
     return number
-
-
-def shown(value: object) -> str:
-    """A value for a message, at most 200 characters."""
-    return repr(value)[:200]
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -255,7 +255,7 @@ def require_unchanged(found: int, expected: int) -> None:
         BadImage: the checksums differ; ``expected`` 0 is not known, and accepts any.
     """
     if expected not in (0, found):
-        raise BadImage("changed", "has other pixels than when the run began", fix="restore the image")
+        raise BadImage("changed", "has other pixels than when the run began")
 
 
 def _scan(reading: _Reading, name: str) -> list[Failure | int]:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from sklearn.svm import SVC
 
-from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.images.image_set import ImageSet
 from pipeline.generation.generator import ImageGenerator
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import open_run_split
 
 CLEARLY = 0.1
 COMPLETIONS = 5
@@ -27,7 +28,8 @@ COMPLETIONS = 5
 
 def judge(run: Path) -> dict[str, float]:
     generator = ImageGenerator.from_pretrained(run)
-    train, validation = open_image_sets(RunFolder(run).load_recipe().data)
+    folder = RunFolder(run)
+    train, validation = (open_run_split(folder, folder.load_recipe(), split)[0] for split in ("train", "validation"))
     reader = _reader(train)
     truth = np.array(validation.labels)
     images = validation.images(np.arange(len(validation)))

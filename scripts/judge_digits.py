@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from foundation.codes.dataset import TokenDataset
-from foundation.images.image_set import open_image_sets
 from foundation.training.log import read_metrics
 from pipeline.generation.generator import ImageGenerator
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import open_run_split
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage2_prior.evaluate import score_prior
 
@@ -28,7 +28,7 @@ SAMPLES_PER_CLASS = 50
 def judge(run: Path) -> dict[str, Any]:
     folder = RunFolder(run)
     generator = ImageGenerator.from_pretrained(run)
-    train, validation = open_image_sets(folder.load_recipe().data)
+    train, validation = (open_run_split(folder, folder.load_recipe(), split)[0] for split in ("train", "validation"))
     codes = {split: TokenDataset(folder.codes, split) for split in ("train", "validation")}
     reconstruction = score_tokenizer(generator.tokenizer, validation).metrics()
     likelihood = score_prior(generator.prior, codes["validation"])

@@ -118,6 +118,12 @@ class FolderData(Choice):
     instead of subfolders"""
     validation_labels: PathText | None = added_later(None)
     """the same for the second folder"""
+    subfolders: Literal["classes", "ignored"] = added_later("classes")
+    """whether the names of subfolders are classes"""
+    trust_classes: bool = added_later(False)
+    """take classes as they are, also if they look like splits, dates, cameras or names of single images"""
+    follow_links: bool = added_later(False)
+    """read symbolic links to files and folders"""
 
     def __post_init__(self) -> None:
         _require_paths(self, "path", "validation_path", "labels", "validation_labels")
@@ -189,7 +195,8 @@ class DataConfig:
     preprocess: Preprocess = field(default_factory=Preprocess)
     """how an image becomes pixels"""
     validation_share: float = 0.1
-    """share of the images for validation if the source names no validation part, between 0 and 1"""
+    """share of the images for validation if the source names no validation part, between 0 and 1; an image is chosen by
+    a hash of its id, so the choice does not depend on the other images"""
     max_failed_share: float = 0.05
     """stop if more than this share of the images is unusable, between 0 and 1"""
     cache_mib: int = 4096

@@ -21,6 +21,8 @@ FAILURE_CODES = {
     "forbidden": "the permission to read it is missing",
     "not_a_file": "a pipe, device, socket, folder or symbolic link",
     "unavailable": "the storage did not deliver it",
+    "changed": "has other pixels than when the run began",
+    "duplicate": "held out, with the pixels of a training image",
 }
 """what each code means"""
 MAX_FILE_BYTES = 1 << 30

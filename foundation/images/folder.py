@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,8 @@ from PIL import Image
 from foundation.errors import DataError
 from foundation.images.class_names import class_numbers, in_order, listed_classes, require_same_classes
 from foundation.images.failures import read_plain_file
+from foundation.images.inventory import PassedOverFiles
+from foundation.images.layout import classes_of
 from foundation.images.preprocess import decode_image
 from foundation.paths import expand
 
@@ -19,10 +21,39 @@ SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
+_CONVERT = "a format that is not read: convert them to PNG or JPEG"
+_KNOWN = dict.fromkeys(
+    (
+        *(
+            ".heic",
+            ".heif",
+            ".jxl",
+            ".svg",
+            ".psd",
+            ".exr",
+            ".hdr",
+            ".pdf",
+            ".eps",
+            ".dcm",
+            ".nii",
+            ".fits",
+            ".npy",
+            ".npz",
+        ),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mov", ".avi", ".webm"),
+    ),
+    _CONVERT,
+)
+_KNOWN |= dict.fromkeys(
+    (".tar", ".parquet", ".arrow", ".zip", ".gz", ".7z"), "archives or tables, which other types of data.source read"
+)
+_NO_ENDING = "images are known by their endings: rename them"
+_LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 class FolderSource:
-    """Image files below a folder, sorted by relative path; symbolic links are not followed."""
+    """Image files below a folder, sorted by relative path."""
 
     def __init__(
         self,
@@ -30,6 +61,10 @@ class FolderSource:
         field: str = "data.source.path",
         class_names: tuple[str, ...] | None = None,
         labels: str | None = None,
+        *,
+        subfolders: Literal["classes", "ignored"] = "classes",
+        trust_classes: bool = False,
+        follow_links: bool = False,
     ) -> None:
         """List the folder.
 
@@ -38,34 +73,35 @@ class FolderSource:
             field: what error messages call it.
             class_names: the classes it must have; None takes those that are there.
             labels: CSV file that names the class of each image; None takes the subfolders' names.
+            subfolders: whether their names are classes.
+            trust_classes: take classes as they are, also if they look like something else.
+            follow_links: read symbolic links to files and folders.
 
         Raises:
-            DataError: a folder that is missing, empty or not readable; loose images beside classes; a list that leaves
-                an image out.
+            DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
+                look like splits; a list that leaves an image out.
         """
         self.folder = Path(expand(path, field))
-        self._paths = image_files(self.folder, field)
+        self.passed_over, self.notes = PassedOverFiles(), list[str]()
+        self._paths = image_files(self.folder, field, follow_links=follow_links, passed_over=self.passed_over)
+        self._follow_links = follow_links
         self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
         self.labels: np.ndarray | None = None
+        self.class_names: tuple[str, ...] = ()
+        names: list[str] | None = None
         if labels is not None:
-            listed = field.replace("path", "labels")
-            names = listed_classes(Path(expand(labels, listed)), self.ids, listed)
-            self.labels, self.class_names = class_numbers(names, class_names, listed)
-            return
-        tops = [path.split("/", 1)[0] if "/" in path else None for path in self.ids]
-        if any(tops) and not all(tops):
-            stray = [path for path, top in zip(self.ids, tops, strict=True) if top is None]
-            raise DataError(
-                "mixes class subfolders with loose images",
-                field=field,
-                found=f"{len(stray)} loose, e.g. {stray[0]}",
-                expected="either subfolders only (their names become classes) or images only (no classes)",
-                fix="move the loose images into a subfolder, or all into one folder; or name classes in a CSV (labels)",
+            field = field.replace("path", "labels")
+            names = listed_classes(Path(expand(labels, field)), self.ids, field)
+        elif subfolders == "classes":
+            names, self.notes = classes_of(
+                self.ids, path.rstrip("/"), field, trusted=trust_classes or bool(class_names)
             )
-        self.class_names = in_order({top for top in tops if top is not None})
-        require_same_classes(class_names, self.class_names, field)
-        if self.class_names:
-            self.labels, _ = class_numbers([top for top in tops if top], self.class_names, field)
+        if names is None:
+            require_same_classes(class_names, (), field)
+            return
+        if labels is None:
+            require_same_classes(class_names, in_order(set(names)), field)
+        self.labels, self.class_names = class_numbers(names, class_names, field)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``.
@@ -73,36 +109,73 @@ class FolderSource:
         Raises:
             BadImage: with the reason.
         """
-        return decode_image(read_plain_file(self.folder / self._paths[index]))
+        return decode_image(read_plain_file(self.folder / self._paths[index], follow_links=self._follow_links))
 
 
-def image_files(folder: Path, field: str) -> list[str]:
-    """Relative paths of the image files below a folder, sorted; hidden files and symbolic links are left out.
+def image_files(
+    folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
+) -> list[str]:
+    """Relative paths of the image files below a folder, sorted; hidden files are left out.
+
+    Args:
+        folder: where to look.
+        field: what error messages call it.
+        follow_links: read symbolic links to files and folders; a folder is listed once.
+        passed_over: counts the files that are left out.
 
     Raises:
-        DataError: naming ``field``: no such folder, a subfolder that cannot be listed, or no image.
+        DataError: no such folder, a subfolder that cannot be listed, or no image.
     """
+    DataError.unless(not folder.is_file(), "is a file", field=field, found=str(folder), expected="a folder of images")
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
-    found, links = [], 0
-    for root, folders, files in os.walk(folder, followlinks=False, onerror=_not_listed):
-        links += sum(Path(root, name).is_symlink() for name in folders)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
+    for root, folders, files in os.walk(folder, followlinks=follow_links, onerror=_not_listed):
+        inside = Path(root).relative_to(folder)
+        real = os.path.realpath(root)
+        if real in seen:
+            left_out.add("folder links", "a link to a folder that is listed already", inside.as_posix())
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [each for each in folders if _is_listed(Path(root, each), inside, left_out, follow_links)]
         for name in files:
-            path = Path(root, name)
-            links += path.is_symlink()
-            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and not path.is_symlink():
-                found.append(path.relative_to(folder).as_posix())
-    skipped = f"{links} symbolic links were skipped: they are not followed" if links else ""
+            kind, reason = _left_out(Path(root, name), follow_links)
+            if reason:
+                left_out.add(kind, reason, (inside / name).as_posix())
+            else:
+                found.append((inside / name).as_posix())
     if not found:
+        others = "; ".join(f"{each.count:,} {each.kind} ({each.reason})" for each in left_out.rows()[:5])
         raise DataError(
             "the folder holds no image files",
             field=field,
-            found=f"{folder} ({skipped})" if skipped else folder,
+            found=f"{folder}: {others}" if others else str(folder),
             expected=f"files ending in {', '.join(sorted(SUFFIXES))}, or subfolders of them",
         )
-    if skipped:
-        warnings.warn(f"{folder}: {skipped}", stacklevel=2)
     return sorted(found)
+
+
+def _is_listed(path: Path, inside: Path, left_out: PassedOverFiles, follow_links: bool) -> bool:
+    """Whether a subfolder is listed; otherwise it is counted as left out, except hidden ones."""
+    if path.is_symlink() and not follow_links:
+        left_out.add("folder links", _LINK_REASON, (inside / path.name).as_posix())
+        return False
+    if path.name in _SYSTEM_FOLDERS:
+        left_out.add("system folders", "thumbnails or deleted files of the system", (inside / path.name).as_posix())
+        return False
+    return not path.name.startswith(".")
+
+
+def _left_out(path: Path, follow_links: bool) -> tuple[str, str]:
+    """Kind of a file and the reason why it is left out; "" for an image file."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden files", "names that begin with a dot"
+    if path.is_symlink() and not follow_links:
+        return "links", _LINK_REASON
+    if suffix in SUFFIXES:
+        return suffix, ""
+    return suffix or "without an ending", _KNOWN.get(suffix, "not an image") if suffix else _NO_ENDING
 
 
 def _not_listed(error: OSError) -> None:

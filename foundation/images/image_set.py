@@ -1,11 +1,13 @@
-"""Sets of usable images: scanned once, split deterministically, read in batches.
+"""Sets of usable images: scanned once, read in batches.
 
 A scan decodes every image and lists each failure with its reason: planned = usable + failed.
 """
 
 from __future__ import annotations
 
-import zlib
+import hashlib
+import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,10 +17,12 @@ from tqdm import tqdm
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
-from foundation.images.failures import Failure, failure_of
+from foundation.images.failures import BadImage, Failure, failure_of
+from foundation.images.inventory import Shapes
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
-from foundation.randomness import permutation, uniforms
+from foundation.images.split import held_out
+from foundation.randomness import uniforms
 
 _SCAN_BLOCK = 1024
 
@@ -27,12 +31,19 @@ class ImageSet:
     """Usable images of one split.
 
     Args:
-        source: where they are read from.
+        source: where they are read from. If it has ``checksums`` (see ``ListedSource``), an image with other pixels is
+            a failure.
         preprocess: how they become pixels.
         cache_mib: memory for decoded pixels.
         augment: applied by ``batch`` when given.
         seed: of the augmentation.
         name: shown in the progress bar.
+        known_failures: images that were unusable when a run began, by id; they stay unusable.
+        apart_from: images whose pixels must not be in this set, e.g. those of the training set: checksum => id.
+
+    Attributes:
+        checksums: (n_planned,) uint64 of each image's pixels, 0 if it failed.
+        shapes: sizes and modes of the decoded images.
     """
 
     def __init__(
@@ -44,17 +55,20 @@ class ImageSet:
         augment: Augment | None = None,
         seed: int = 0,
         name: str = "images",
+        known_failures: Mapping[str, Failure] | None = None,
+        apart_from: Mapping[int, str] | None = None,
     ) -> None:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.class_names = source.class_names
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
         fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
-        results = _scan(source, preprocess, pixels, name)
-        good = np.flatnonzero([isinstance(each, int) for each in results])
+        self.shapes = Shapes()
+        results = _scan(_Reading(source, preprocess, pixels, known_failures or {}, apart_from or {}, self.shapes), name)
         self.failures = [each for each in results if isinstance(each, Failure)]
-        self._checksums = [results[i] for i in good]
-        self.n_planned = len(source.ids)
+        self.checksums = np.array([each if isinstance(each, int) else 0 for each in results], np.uint64)
+        self.n_planned, self.planned_ids, self.planned_labels = len(source.ids), source.ids, source.labels
+        good = np.flatnonzero([isinstance(each, int) for each in results])
         self._source = SubsetSource(source, good)
         self.ids, self.labels = self._source.ids, self._source.labels
         self._pixels = pixels if pixels is None or len(good) == len(pixels) else pixels[good]
@@ -65,7 +79,11 @@ class ImageSet:
     @property
     def content(self) -> str:
         """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
-        return digest([self.ids, self._checksums])
+        return digest([self.ids, self.checksums[self.checksums > 0].tolist()])
+
+    def by_checksum(self) -> dict[int, str]:
+        """Ids of the usable images by the checksum of their pixels."""
+        return {int(each): name for each, name in zip(self.checksums, self.planned_ids, strict=True) if each}
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
         """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
@@ -91,30 +109,68 @@ class ImageSet:
         return to_unit_range(self.pixels(indices))
 
 
-def open_splits(config: DataConfig) -> dict[str, ImageSource]:
+def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> dict[str, ImageSource]:
     """The sources ``train`` and ``validation`` of a data configuration; no image is read.
 
+    Args:
+        config: where the images are.
+        known: images that were assigned before, see ``held_out``.
+
     Raises:
-        DataError: nothing to read.
+        DataError: nothing to read, or too few images to hold one out.
     """
-    train, validation = open_sources(config.source)
+    return split_sources(*open_sources(config.source), config, known)
+
+
+def split_sources(
+    train: ImageSource, validation: ImageSource | None, config: DataConfig, known: Mapping[str, bool] | None = None
+) -> dict[str, ImageSource]:
+    """As ``open_splits``, of sources that are open; without ``validation``, a share of ``train`` is held out."""
     if validation is None:
-        train, validation = _split(train, config.validation_share)
+        held_N = held_out(train.ids, config.validation_share, train.labels, known)
+        train, validation = (SubsetSource(train, np.flatnonzero(each)) for each in (~held_N, held_N))
     return {"train": train, "validation": validation}
 
 
 def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """The training and validation images of a data configuration.
+    """The training and validation images of a data configuration; the images of a run: ``open_run_images``.
 
     Raises:
         DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
     """
-    sources = open_splits(config)
-    cache, preprocess = config.cache_mib, config.preprocess
-    train = ImageSet(sources["train"], preprocess, cache_mib=cache, augment=augment, seed=seed, name="train images")
-    validation = ImageSet(sources["validation"], preprocess, cache_mib=cache, name="validation images")
-    for each in (train, validation):
-        _require_usable(each, config.max_failed_share)
+    sets = scan_splits(open_splits(config), config, augment=augment, seed=seed)
+    for each in sets:
+        require_usable(each, config.max_failed_share)
+    return sets
+
+
+def scan_splits(
+    sources: Mapping[str, ImageSource],
+    config: DataConfig,
+    *,
+    augment: Augment | None = None,
+    seed: int = 0,
+    known_failures: Mapping[str, Failure] | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """The usable images of ``train`` and ``validation``; a held-out image with a training image's pixels is unusable."""
+    preprocess, cache = config.preprocess, config.cache_mib
+    train = ImageSet(
+        sources["train"],
+        preprocess,
+        cache_mib=cache,
+        augment=augment,
+        seed=seed,
+        name="train images",
+        known_failures=known_failures,
+    )
+    validation = ImageSet(
+        sources["validation"],
+        preprocess,
+        cache_mib=cache,
+        name="validation images",
+        known_failures=known_failures,
+        apart_from=train.by_checksum(),
+    )
     return train, validation
 
 
@@ -137,48 +193,95 @@ def augmented(
     return pixels_BYXC
 
 
-def _scan(source: ImageSource, preprocess: Preprocess, pixels: np.ndarray | None, name: str) -> list[Failure | int]:
-    """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
+def pixel_checksum(pixels: np.ndarray) -> int:
+    """64-bit checksum of uint8 pixels, above 0."""
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=8).digest(), "little") or 1
 
-    def attempt(index: int) -> Failure | int:
+
+class _Reading:
+    """Reads one image of a scan: its checksum, or the reason why it cannot be used."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocess: Preprocess,
+        pixels: np.ndarray | None,
+        known_failures: Mapping[str, Failure],
+        apart_from: Mapping[int, str],
+        shapes: Shapes,
+    ) -> None:
+        self.source, self._preprocess, self._pixels = source, preprocess, pixels
+        self._known_failures, self._apart_from, self._shapes = known_failures, apart_from, shapes
+        self._expected = getattr(source, "checksums", None)
+        self._counting = threading.Lock()
+
+    def __call__(self, index: int) -> Failure | int:
+        name = self.source.ids[index]
+        if name in self._known_failures:
+            return self._known_failures[name]
         try:
-            decoded = preprocess(source.read(index))
+            return self._read(index)
         except Exception as error:  # on hostile bytes a decoder raises any class
-            return failure_of(source.ids[index], error)
-        if pixels is not None:
-            pixels[index] = decoded
-        return zlib.crc32(decoded.data)
+            return failure_of(name, error)
 
+    def _read(self, index: int) -> int:
+        image = self.source.read(index)
+        with self._counting:
+            self._shapes.add(image)
+        decoded = self._preprocess(image)
+        checksum = pixel_checksum(decoded)
+        if self._expected is not None:
+            require_unchanged(checksum, int(self._expected[index]))
+        if checksum in self._apart_from:
+            raise BadImage("duplicate", f"has the pixels of the training image {self._apart_from[checksum]}")
+        if self._pixels is not None:
+            self._pixels[index] = decoded
+        return checksum
+
+
+def require_unchanged(found: int, expected: int) -> None:
+    """Refuse an image whose pixels are not the ones that a run began with.
+
+    Raises:
+        BadImage: the checksums differ; ``expected`` 0 is not known, and accepts any.
+    """
+    if expected not in (0, found):
+        raise BadImage("changed", "has other pixels than when the run began", fix="restore the image")
+
+
+def _scan(reading: _Reading, name: str) -> list[Failure | int]:
+    """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
     results: list[Failure | int] = []
-    n = len(source.ids)
+    n = len(reading.source.ids)
     with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
         for start in range(0, n, _SCAN_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
-            block = list(pool.map(attempt, range(start, min(start + _SCAN_BLOCK, n))))
+            block = list(pool.map(reading, range(start, min(start + _SCAN_BLOCK, n))))
             results += block
             progress.update(len(block))
     return results
 
 
-def _split(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
-    """Training and validation images: a uniform draw, equal on every machine; each part keeps the file order."""
-    n = len(source.ids)
-    n_validation = max(1, round(share * n))
-    if n_validation >= n:
-        expected = "at least 2, better 1,000"
-        raise DataError("too few images for a validation part", field="data.source", found=n, expected=expected)
-    order = permutation(n, "held-out split")  # the key of every run so far: it decides which images they are
-    return SubsetSource(source, np.sort(order[n_validation:])), SubsetSource(source, np.sort(order[:n_validation]))
+def require_usable(images: ImageSet, max_failed_share: float) -> None:
+    """Refuse a set of which too many images cannot be used; copies of training images do not count.
 
-
-def _require_usable(images: ImageSet, max_failed_share: float) -> None:
-    n_failed = len(images.failures)
+    Raises:
+        DataError: how many, and the first of them.
+    """
+    n_failed = sum(each.code != "duplicate" for each in images.failures)
     if len(images) and n_failed <= max_failed_share * images.n_planned:
         return
     shown = "\n".join(f"    {each.image_id}: {each.reason}" for each in images.failures[:10])
+    if not n_failed:
+        raise DataError(
+            "every held-out image has the pixels of a training image",
+            field="data.source",
+            found=f"{images.n_planned} copies, the first of them:\n{shown}",
+            fix="give other images for validation, or remove the copies",
+        )
     raise DataError(
         "too many images cannot be used",
         field="data.max_failed_share",
-        found=f"{n_failed} of {images.n_planned} failed, the first of them:\n{shown}",
+        found=f"{len(images.failures)} of {images.n_planned} failed, the first of them:\n{shown}",
         expected=f"at most a share of {max_failed_share}",
         fix="repair or remove them, or increase data.max_failed_share",
     )

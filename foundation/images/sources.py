@@ -55,13 +55,15 @@ def open_sources(config: DataSource) -> tuple[ImageSource, ImageSource | None]:
 
 
 def _open_folders(config: FolderData) -> tuple[ImageSource, ImageSource | None]:
-    train, labels = FolderSource(config.path, labels=config.labels), config.validation_labels
+    how = {name: getattr(config, name) for name in ("subfolders", "trust_classes", "follow_links")}
+    train, labels = FolderSource(config.path, labels=config.labels, **how), config.validation_labels
     if config.validation_path is None:
         require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
         return train, None
     both = (config.labels is None) == (labels is None)
     require(both, "data.source.validation_labels", labels, "a CSV file if labels is one, else null")
-    return train, FolderSource(config.validation_path, "data.source.validation_path", train.class_names, labels)
+    field, classes = "data.source.validation_path", train.class_names
+    return train, FolderSource(config.validation_path, field, classes, labels, **how)
 
 
 class DigitsSource:

@@ -91,17 +91,25 @@ def score(
     from foundation.storage import durable
     from pipeline.generation.likelihood import score_files
     from pipeline.image_files import files_below
+    from pipeline.runs.folder import RunFolder
+    from pipeline.runs.images import run_listing, trained_on
     from pipeline.runs.models import open_generator
 
     path = None if out is None else output_file(out, (".csv", ".json"))
     paths = files_below(images)
     generator = open_generator(run, device)
-    scored, failed = score_files(generator, paths, class_label)
+    folder = RunFolder(Path(run))
+    listing = run_listing(folder) if folder.recipe.is_file() else None
+    seen = None if listing is None else trained_on(folder, listing) or None
+    scored, failed = score_files(generator, paths, class_label, trained_on=seen)
     report_unusable(failed, scored)
     print(f"{'bits':>10}  {'per code':>8}  image, the least likely first")
     for each in scored:
         print(f"{each.bits:10.1f}  {each.bits_per_code:8.3f}  {each.image_id}")
     print(f"mean {sum(each.bits for each in scored) / len(scored):.1f} bits over {len(scored)} images")
+    n_seen = sum(bool(each.trained_on) for each in scored)
+    if n_seen:
+        print(f"{n_seen} of these images were trained on: their bits measure memory, not prediction")
     if path is not None:
         durable.replace_file(path, _list(scored, failed, path.suffix.lower()).encode())
         print(f"also in {path}")
@@ -116,7 +124,7 @@ def _list(scored: list[ScoredImage], failed: list[str], suffix: str) -> str:
     if suffix == ".json":
         return json.dumps({"images": rows, "unusable": failed}, indent=1)
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["image_id", "bits", "bits_per_code"], lineterminator="\n")
+    writer = csv.DictWriter(text, ["image_id", "bits", "bits_per_code", "trained_on"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -19,8 +19,7 @@ import torch
 
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
-from foundation.images.config import Augment
-from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.images.image_set import ImageSet
 from foundation.randomness import permutation
 from foundation.storage import durable
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
@@ -31,6 +30,7 @@ from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import decode_batch
 from pipeline.generation.requests import seeds_of
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import open_run_split
 from pipeline.runs.models import open_generator
 from stage2_prior.decoding.sampling import SamplingConfig
 
@@ -143,7 +143,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     extractor = named_extractor(tuning.extractor, tuning.weights)
     if extractor is None:
         raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")
-    train, _ = open_image_sets(recipe.data, augment=Augment(), seed=recipe.seed)
+    train, _ = open_run_split(folder, recipe, "train")
     judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images)
     print(
         f"Frechet distance ({extractor.name}) of {tuning.images:,} samples to the training images\n"

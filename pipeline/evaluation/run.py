@@ -62,26 +62,35 @@ def evaluate_run(
     if part != "prior":
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
-        found["prior"] = _evaluate_prior(folder, split, device)
+        found["prior"] = _evaluate_prior(folder, split, device, compare=part == "prior")
     if json_file is not None:
         durable.replace_file(Path(json_file), json.dumps(found, indent=1).encode())
     return found
 
 
-def _evaluate_prior(folder: RunFolder, split: str, device: str) -> dict[str, Any]:
+def _evaluate_prior(folder: RunFolder, split: str, device: str, *, compare: bool) -> dict[str, Any]:
     from pipeline.evaluation.prior import evaluate_run_prior
 
     evaluation = evaluate_run_prior(folder, split, device)
+    if compare:
+        _say_differences(folder)
     print(evaluation.table())
     print(f"also in {folder.root / 'evaluation' / f'prior-{split}.json'}")
     return evaluation.as_json()
 
 
-def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: str, device: str) -> dict[str, Any]:
-    from foundation.images.config import Augment
-    from foundation.images.image_set import open_image_sets
+def _say_differences(folder: RunFolder) -> None:
+    from pipeline.runs.images import differences_since
+
+    differences = differences_since(folder, folder.load_recipe())
+    if differences:
+        print(f"images: {differences}")
+
+
+def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: Split, device: str) -> dict[str, Any]:
     from pipeline.evaluation.extractors import named_extractor
     from pipeline.evaluation.tokenizer import evaluate_tokenizer
+    from pipeline.runs.images import open_run_split
     from pipeline.runs.models import open_tokenizer
     from stage1_tokenizer.losses.lpips import LPIPS
 
@@ -89,8 +98,14 @@ def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: str, device: s
     tokenizer = open_tokenizer(folder.root, device)
     features = named_extractor(judges.extractor, judges.weights)
     distance = None if judges.lpips is None else LPIPS("" if judges.lpips == "standard" else judges.lpips).to(device)
-    train, validation = open_image_sets(recipe.data, augment=Augment(), seed=recipe.seed)
-    images, extractor = validation if split == "validation" else train, features and features.to(device)
+    images, changes = open_run_split(folder, recipe, split)
+    if changes:
+        print(f"images: {changes.sentence()}")
+    for failure in images.failures[:10]:
+        print(f"  left out: {failure.image_id}: {failure.reason}")
+    if len(images.failures) > 10:
+        print(f"  ... and {len(images.failures) - 10:,} more")
+    extractor = features and features.to(device)
     evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance)
     print(evaluation.table())
     path = folder.root / "evaluation" / f"tokenizer-{split}-{judges.extractor}.json"

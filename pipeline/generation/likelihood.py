@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from foundation.errors import DataError
+from foundation.images.image_set import pixel_checksum
 from foundation.images.preprocess import to_unit_range
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, is_codes, pixels_of, read_codes
@@ -79,15 +80,22 @@ class ScoredImage:
         image_id: its path.
         bits: -log2 of the probability of its codes: the fewer, the likelier.
         bits_per_code: the same by code.
+        trained_on: whether its pixels were trained on; None if that is not known.
     """
 
     image_id: str
     bits: float
     bits_per_code: float
+    trained_on: bool | None = None
 
 
 def score_files(
-    pipe: BaseGenerator, paths: Sequence[Path], class_label: Label | None, *, batch_size: int = 64
+    pipe: BaseGenerator,
+    paths: Sequence[Path],
+    class_label: Label | None,
+    *,
+    batch_size: int = 64,
+    trained_on: Container[int] | None = None,
 ) -> tuple[list[ScoredImage], list[str]]:
     """Score image files, the least likely first.
 
@@ -96,6 +104,7 @@ def score_files(
         paths: of files.
         class_label: of all of them; None for no class.
         batch_size: images at a time: memory does not grow with the number of files.
+        trained_on: checksums of the training images' pixels, if they are known.
 
     Returns:
         The readable ones, and a line for each other file.
@@ -107,6 +116,7 @@ def score_files(
     while batch := list(islice(files, batch_size)):
         pixels_BYXC = np.concatenate([pixels_1YXC for _, pixels_1YXC in batch])
         log2_B = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
-        pairs = zip(batch, (-log2_B).tolist(), strict=True)
-        scored += [ScoredImage(str(path), bits, bits / pipe.spec.n_codes) for (path, _), bits in pairs]
+        for (path, pixels), bits in zip(batch, (-log2_B).tolist(), strict=True):
+            seen = None if trained_on is None else pixel_checksum(pixels[0]) in trained_on
+            scored.append(ScoredImage(str(path), bits, bits / pipe.spec.n_codes, seen))
     return sorted(scored, key=lambda each: -each.bits), failed

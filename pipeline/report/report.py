@@ -13,6 +13,8 @@ from foundation.codes.manifest import read_manifest
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
 from foundation.hardware import TokenAccess
+from foundation.images.inventory import inventory_rows
+from foundation.images.listing import Listing
 from foundation.images.preprocess import GRID_GAP
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
@@ -32,6 +34,7 @@ from pipeline.report.plots import (
     usage_plot,
 )
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import differences_since
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -194,7 +197,12 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
-    rows = [(split, f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
+    found = Listing.load(folder.listing).inventory if folder.listing.is_file() else {}
+    differences = differences_since(folder, folder.load_recipe())
+    rows = [(html.escape(name), html.escape(text)) for name, text in (inventory_rows(found) if found else ())]
+    rows += [(f"codes of {split}", f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
+    if differences:
+        rows.append(("when this report was written", html.escape(differences)))
     bad = [
         f"<tr><td>{html.escape(each['image_id'])}</td><td>{html.escape(each['reason'])}</td></tr>"
         for entry in manifest["splits"].values()

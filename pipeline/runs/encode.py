@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
-from foundation.images.image_set import open_splits
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import found_in, listing_of_plan, open_run_sources
 from pipeline.runs.recipe import Recipe
 from pipeline.work_sharing import Part
+
+Say = Callable[[Mapping[str, Any], str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,15 @@ def open_export(run: str | Path, device: str = "cpu") -> Export:
     return export_of(folder, folder.load_recipe(), torch.device(device))
 
 
-def export_of(folder: RunFolder, recipe: Recipe, device: torch.device) -> Export:
-    """Open the export of a recipe's images with a run's tokenizer.
+def export_of(
+    folder: RunFolder, recipe: Recipe, device: torch.device, say: Say = lambda found, changes: None
+) -> Export:
+    """Open the export of a run's images with its tokenizer.
+
+    Args:
+        folder, recipe: of the run.
+        device: of the tokenizer.
+        say: receives the inventory of a source that is opened for the first time, and what has changed since.
 
     Raises:
         DataError: no tokenizer yet, or no images.
@@ -60,14 +71,25 @@ def export_of(folder: RunFolder, recipe: Recipe, device: torch.device) -> Export
     """
     there, fix = folder.tokenizer.exists(), "run tessera train-tokenizer first"
     DataError.unless(there, "there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
-    export = Export(folder.tokenizer, open_splits(recipe.data), folder.codes, recipe.encode, device)
+    opened = open_run_sources(folder, recipe)
+    export = Export(folder.tokenizer, opened.to_encode(), folder.codes, recipe.encode, device)
+    found = {} if opened.listing else found_in(opened.given, None, recipe.data)
+    say(found, opened.changes.sentence())
+    if not folder.listing.is_file():
+        listing_of_plan(export.plan, found).save(folder.listing)
     found, expected = recipe.data.preprocess, export.tokenizer.preprocess
     if found != expected:
         raise ContractError("differs from the tokenizer's", field="data.preprocess", found=found, expected=expected)
     return export
 
 
-def encode_run(folder: RunFolder, recipe: Recipe, device: torch.device, job: ExportJob) -> bool:
+def encode_run(
+    folder: RunFolder,
+    recipe: Recipe,
+    device: torch.device,
+    job: ExportJob,
+    say: Say = lambda found, changes: None,
+) -> bool:
     """Take part in a run's export.
 
     Returns:
@@ -79,7 +101,7 @@ def encode_run(folder: RunFolder, recipe: Recipe, device: torch.device, job: Exp
         ContractError, StorageError: see ``export_of``.
     """
     if job.retry or not is_encoded(folder.codes):
-        export = export_of(folder, recipe, device)
+        export = export_of(folder, recipe, device, say)
         with contextlib.closing(export):
             if job.retry:
                 finished = retry_failed(export, job.part, wait=job.wait)

@@ -40,6 +40,10 @@ class RunFolder:
     """pictures of edited validation images"""
     metrics = _Below("metrics.jsonl")
     """metrics of both stages, JSON lines"""
+    listing = _Below("images.parquet")
+    """images that the run began with: split, label, checksum, failure"""
+    tokenizer_listing = _Below("tokenizer_images.parquet")
+    """the same of the run that trained a given tokenizer"""
     failures = _Below("failed_images.jsonl")
     """unusable images, one JSON object per line"""
     report = _Below("report.html")

@@ -18,7 +18,8 @@ from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import require_same_codes
 from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
-from foundation.images.image_set import ImageSet, open_image_sets
+from foundation.images.image_set import ImageSet
+from foundation.images.inventory import inventory_text
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
@@ -29,6 +30,7 @@ from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import grid_image
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import adopt_listing, differences_since, open_training_images
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
@@ -39,7 +41,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from accelerate import Accelerator
 
@@ -52,6 +54,7 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    _compared: bool = False
 
     def start(self) -> None:
         """Claim the folder for this recipe and lock it until this process ends.
@@ -101,18 +104,28 @@ class Run:
     @cached_property
     def images(self) -> dict[str, ImageSet]:
         """Training and validation images; unusable images are printed and listed in the run folder."""
-        augment = self.recipe.tokenizer.training.augment
-        train, validation = open_image_sets(self.recipe.data, augment=augment, seed=self.recipe.seed)
-        images = {"train": train, "validation": validation}
-        accelerator = self.accelerator
-        if accelerator.is_main_process:
+        images, listing, changes = open_training_images(self.folder, self.recipe)
+        if self.accelerator.is_main_process:
+            listing.save(self.folder.listing)
             durable.replace_file(self.folder.failures, _failures_text(images).encode())
-            for name, each in images.items():
-                classes = f", {len(each.class_names)} classes" if each.class_names else ", no classes"
-                accelerator.print(f"{name}: {len(each):,} of {each.n_planned:,} images usable{classes}")
+            self._say_found(listing.inventory, changes.sentence())
+            for each in images.values():
                 for failure in each.failures:
-                    accelerator.print(f"  unusable: {failure.image_id}: {failure.reason}")
+                    print(f"  unusable: {failure.image_id}: {failure.reason}")
         return images
+
+    def compare(self) -> None:
+        """Say once in what the images that are there now differ from the run's."""
+        if not self._compared and self.accelerator.is_main_process:
+            self._say_found({}, differences_since(self.folder, self.recipe))
+
+    def _say_found(self, found: Mapping[str, Any], differences: str) -> None:
+        """Print the table of what the data source holds, and what differs from the run's images."""
+        self._compared = True
+        if found:
+            self.accelerator.print(f"images:\n{inventory_text(found)}")
+        if differences:
+            self.accelerator.print(f"images: {differences}")
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -130,11 +143,13 @@ class Run:
     def train_tokenizer(self) -> None:
         """Train stage 1 and save the averaged weights in ``tokenizer/``."""
         if self.folder.tokenizer.exists():
+            self.compare()
             return
         recipe, stage = self.recipe, self.recipe.tokenizer
         accelerator = self.accelerator
         if stage.pretrained is not None:
             if accelerator.is_main_process:
+                adopt_listing(Path(stage.pretrained), self.folder)
                 adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
             accelerator.wait_for_everyone()
             return
@@ -198,7 +213,7 @@ class Run:
         job = job or ExportJob(max_bad=recipe.data.max_failed_share)
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
-        finished = encode_run(self.folder, recipe, accelerator.device, job)
+        finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
         accelerator.wait_for_everyone()
         return finished
 
@@ -209,6 +224,7 @@ class Run:
             ContractError: the tokenizer is continuous.
         """
         self._require_codes()
+        self.compare()
         if not self.folder.prior.exists():
             self._train_prior()
         if self.accelerator.is_main_process:

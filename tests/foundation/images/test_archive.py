@@ -60,11 +60,12 @@ def test_samples_are_found_by_archive_and_key(shards: Path) -> None:
 def test_archives_are_split_and_read_like_any_source(shards: Path) -> None:
     config = DataConfig(source=ArchiveData(path=str(shards), label_field="cls"), validation_share=0.3)
     sources = open_splits(config)
-    assert len(sources["train"].ids) == 7 and len(sources["validation"].ids) == 3
+    parts = {name: {*each.ids} for name, each in sources.items()}
+    assert len(parts["train"] | parts["validation"]) == 10 and not parts["train"] & parts["validation"]
     two = ArchiveData(path=str(shards / "train-0.tar"), validation_path=str(shards / "train-1.tar"), label_field="cls")
     sources = open_splits(DataConfig(source=two))
     assert len(sources["validation"].ids) == 5 and sources["validation"].class_names == ("0", "1", "2")
-    images = ImageSet(sources["train"], Preprocess(height=6, width=6, mode="L"))
+    images = ImageSet(ArchiveSource(str(shards), "cls"), Preprocess(height=6, width=6, mode="L"))
     assert images.pixels(np.array([4]))[0, 0, 0, 0] == 4
 
 

@@ -165,7 +165,7 @@ def test_missing_columns_and_files_are_refused_by_name(parquet: Path) -> None:
 def test_the_held_out_split_is_the_same_every_time_and_disjoint() -> None:
     config = DataConfig(source=DigitsData(), preprocess=Preprocess(height=8, width=8, mode="L"), validation_share=0.2)
     train, validation = open_image_sets(config)
-    assert (len(train), len(validation)) == (1438, 359)
+    assert len(train) + len(validation) == 1797 and 310 < len(validation) < 410
     assert not set(train.ids) & set(validation.ids)
     assert open_image_sets(config)[1].ids == validation.ids
 
@@ -229,7 +229,7 @@ def test_classes_that_are_numbers_are_in_numeric_order(tmp_path: Path) -> None:
 def test_links_are_mentioned_and_a_second_folder_is_called_by_its_name(tmp_path: Path, mixed_folder: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "a.png").symlink_to(mixed_folder / "grey.png")
-    with pytest.raises(DataError, match="1 symbolic links were skipped"):
+    with pytest.raises(DataError, match=r"1 links \(symbolic links: follow them with --data.source.follow_links true"):
         FolderSource(str(tmp_path / "links"))
     source = FolderData(path=str(mixed_folder), validation_path=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"data.source.validation_path: no such folder"):
@@ -248,8 +248,8 @@ def splits(folder: Path, train: list, validation: list, features: object = None)
     """A dataset on disk with two splits of the given labels."""
     from datasets import Dataset
 
-    for name, labels in (("train", train), ("validation", validation)):
-        cells = [{"bytes": encoded(Image.new("L", (4, 4), i)), "path": None} for i in range(len(labels))]
+    for first, (name, labels) in enumerate((("train", train), ("validation", validation))):
+        cells = [{"bytes": encoded(Image.new("L", (4, 4), 100 * first + i)), "path": None} for i in range(len(labels))]
         rows = Dataset.from_dict({"image": cells, "label": labels})
         if features is not None:
             rows = rows.cast_column("label", features)

@@ -141,11 +141,15 @@ def test_links_may_be_followed_where_that_is_said(flat: Path) -> None:
     assert not stat.S_ISLNK((flat / "a.png").lstat().st_mode)
 
 
-def test_links_are_left_out_with_a_warning_and_circles_end(flat: Path) -> None:
+def test_links_are_counted_and_followed_only_where_that_is_asked_and_circles_end(flat: Path) -> None:
     (flat / "deep" / "up").symlink_to(flat)
     (flat / "link.png").symlink_to("a.png")
-    with pytest.warns(UserWarning, match="2 symbolic links were skipped"):
-        assert len(opened(flat).ids) == 4
+    source = FolderSource(str(flat), subfolders="ignored")
+    assert len(source.ids) == 4
+    assert {each.kind: each.count for each in source.passed_over.rows()}.items() >= {("links", 1), ("folder links", 1)}
+    followed = FolderSource(str(flat), subfolders="ignored", follow_links=True)
+    assert {*followed.ids} == {*source.ids, "link.png"}
+    assert followed.read(followed.ids.index("link.png")).size == followed.read(followed.ids.index("a.png")).size
 
 
 def test_a_folder_that_cannot_be_listed_hides_nothing(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,211 @@
+"""A run keeps its images, and every command says what differs."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.picture_runs import begin, picture, save_pictures
+
+from foundation.errors import CheckpointError, DataError
+from foundation.images.listing import Listing
+from foundation.storage import durable
+from pipeline.cli import main
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import open_run_split
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its pictures beside it, two of them copies and one damaged; read only."""
+    home = tmp_path_factory.mktemp("pictures")
+    for name, numbers in (("cat", range(30)), ("dog", range(30, 60))):
+        save_pictures(home / "images" / name, numbers)
+    (home / "images" / "cat" / "bad.png").write_bytes(b"no image")
+    (home / "images" / "cat" / "phone.HEIC").write_bytes(b"")
+    job = begin(home / "run", home / "images")
+    job.all()
+    job.run.release()
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run; its recipe names the copied pictures."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    recipe = copy / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(finished), str(copy)))
+    return copy
+
+
+def again(home: Path) -> None:
+    job = begin(home / "run", home / "images")
+    try:
+        job.train_tokenizer()
+        job.encode()
+        job.train_prior()
+    finally:
+        job.run.release()
+
+
+def held_out(home: Path) -> list[str]:
+    folder = RunFolder(home / "run")
+    return open_run_split(folder, folder.load_recipe(), "validation")[0].ids
+
+
+def test_the_listing_accounts_for_every_image(finished: Path) -> None:
+    listing = Listing.load(finished / "run" / "images.parquet")
+    ids = [name for each in listing.splits.values() for name in each.ids]
+    there = {path.relative_to(finished / "images").as_posix() for path in (finished / "images").rglob("*.png")}
+    assert {*ids} == there and len(ids) == len(there)
+    assert listing.class_names == ("cat", "dog")
+    found = listing.inventory
+    assert sum(each["used"] + each["failed"] for each in found["splits"].values()) == 61
+    assert [(each["kind"], each["count"]) for each in found["passed_over"]] == [(".heic", 1)]
+    assert [name for each in listing.splits.values() for name in each.failures] == ["cat/bad.png"]
+    assert "61 + " not in (finished / "run" / "report.html").read_text()
+    assert "62 = 60 used + 1 failed + 1 passed over" in (finished / "run" / "report.html").read_text()
+
+
+def test_what_was_added_removed_and_changed_is_said_and_not_evaluated(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = held_out(home)
+    save_pictures(home / "images" / "cat", range(100, 112))
+    trained = next(
+        name for name in Listing.load(home / "run" / "images.parquet").splits["train"].ids if "bad" not in name
+    )
+    (home / "images" / before[0]).unlink()
+    shutil.copy(home / "images" / trained, home / "images" / before[1])
+    (home / "images" / trained).unlink()
+    capsys.readouterr()
+    assert held_out(home) == before[2:]
+    for command in (
+        ["evaluate", str(home / "run"), "--stage", "tokenizer"],
+        ["evaluate", str(home / "run"), "--stage", "prior"],
+    ):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert "12 new images are not in this run" in said and "2 of its images are gone" in said
+    again(home)
+    assert "12 new images are not in this run" in capsys.readouterr().out
+    assert main(["report", str(home / "run")]) == 0
+    assert "12 new images are not in this run" in (home / "run" / "report.html").read_text()
+
+
+def test_likelihoods_of_training_images_are_said_to_be_memory(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = next(
+        name for name in Listing.load(home / "run" / "images.parquet").splits["train"].ids if "bad" not in name
+    )
+    picture(500).save(home / "new.png")
+    out = home / "scores.csv"
+    assert (
+        main(["score", str(home / "run"), str(home / "images" / trained), str(home / "new.png"), "-o", str(out)]) == 0
+    )
+    assert "1 of these images were trained on" in capsys.readouterr().out
+    assert {line.split(",")[0]: line.split(",")[3] for line in out.read_text().splitlines()[1:]} == {
+        str(home / "images" / trained): "True",
+        str(home / "new.png"): "False",
+    }
+
+
+def test_codes_are_those_of_the_run_s_images(home: Path) -> None:
+    import pyarrow.parquet as pq
+
+    before = pq.read_table(home / "run" / "codes" / "data" / "train").to_pydict()
+    for name in ("codes", "prior", "model_index.json", "samples", "uses"):
+        durable.remove_folder(home / "run" / name)
+    durable.remove_folder(home / "run" / "checkpoints" / "prior")
+    save_pictures(home / "images" / "dog", range(100, 120))
+    again(home)
+    assert pq.read_table(home / "run" / "codes" / "data" / "train").to_pydict() == before
+
+
+def test_an_image_that_changed_before_its_codes_were_made_has_none(home: Path) -> None:
+    import json
+
+    for name in ("codes", "prior", "model_index.json", "samples", "uses"):
+        durable.remove_folder(home / "run" / name)
+    durable.remove_folder(home / "run" / "checkpoints" / "prior")
+    picture(900).save(home / "images" / "dog" / "031.png")
+    assert main(["encode", str(home / "run"), "--max-bad", "10%"]) == 0
+    manifest = json.loads((home / "run" / "codes" / "manifest.json").read_text())
+    failed = {each["image_id"]: each["code"] for part in manifest["splits"].values() for each in part["failures"]}
+    assert failed == {"cat/bad.png": "unreadable", "dog/031.png": "changed"}
+
+
+def test_a_training_in_progress_refuses_other_images_and_ignores_new_ones(home: Path) -> None:
+    for name in ("tokenizer", "codes", "prior", "model_index.json", "samples", "uses"):
+        durable.remove_folder(home / "run" / name)
+    durable.remove_folder(home / "run" / "checkpoints" / "prior")
+    save_pictures(home / "images" / "dog", range(100, 120))
+    hidden = (home / "images" / "dog" / "031.png").rename(home / "031.png")
+    with pytest.raises(DataError, match=r"gone or changed(.|\n)*dog/031\.png"):
+        again(home)
+    hidden.rename(home / "images" / "dog" / "031.png")
+    again(home)
+    assert len(Listing.load(home / "run" / "images.parquet").known()) == 61
+
+
+def test_a_run_that_has_not_begun_takes_the_images_that_are_there(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images", range(8))
+    changes = {"tokenizer.model.quantizer": {"type": "vq", "codebook_size": 512, "width": 4}}
+    job = begin(tmp_path / "run", tmp_path / "images", **changes)
+    try:
+        with pytest.raises(Exception, match="larger than the data supports"):
+            job.train_tokenizer()
+    finally:
+        job.run.release()
+    save_pictures(tmp_path / "images", range(200))
+    job = begin(tmp_path / "run", tmp_path / "images", **changes)
+    job.train_tokenizer()
+    job.run.release()
+    assert len(Listing.load(tmp_path / "run" / "images.parquet").known()) == 200
+
+
+def test_a_given_tokenizer_brings_what_it_was_trained_on(home: Path, tmp_path: Path) -> None:
+    save_pictures(home / "images" / "dog", range(60, 80))
+    first = Listing.load(home / "run" / "images.parquet")
+    job = begin(
+        tmp_path / "second",
+        home / "images",
+        **{"tokenizer.pretrained": str(home / "run"), "data.validation_share": 0.6},
+    )
+    job.train_tokenizer()
+    job.encode()
+    job.run.release()
+    folder = RunFolder(tmp_path / "second")
+    images, _ = open_run_split(folder, folder.load_recipe(), "validation")
+    assert {*images.ids} and not {*images.ids} & {*first.splits["train"].ids}
+    assert {*first.splits["validation"].ids} <= {*images.ids}
+
+
+def test_a_run_without_its_list_is_not_evaluated_on_a_guess(home: Path) -> None:
+    folder = RunFolder(home / "run")
+    folder.listing.unlink()
+    assert len(held_out(home)) > 0, "the plan of the codes has the ids too"
+    durable.remove_folder(folder.codes)
+    with pytest.raises(CheckpointError, match="does not know which images it was trained on"):
+        held_out(home)
+
+
+def test_a_damaged_list_is_refused_and_kept(home: Path) -> None:
+    folder = RunFolder(home / "run")
+    folder.listing.write_bytes(folder.listing.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"list of the run's images is damaged(.|\n)*restore"):
+        held_out(home)
+    assert folder.listing.is_file()
+
+
+def test_copies_of_training_images_are_not_held_out(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images", range(40))
+    for i in range(40):
+        picture(i).save(tmp_path / "images" / f"copy{i}.bmp")
+    job = begin(tmp_path / "run", tmp_path / "images")
+    images = job.run.images
+    job.run.release()
+    pixels = [each.pixels(np.arange(len(each))) for each in images.values()]
+    train, validation = ({image.tobytes() for image in each} for each in pixels)
+    assert validation and not train & validation
+    found = Listing.load(tmp_path / "run" / "images.parquet").inventory
+    assert [each["kind"] for each in found["passed_over"]] == ["copies"]

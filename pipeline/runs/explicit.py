@@ -147,7 +147,7 @@ def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]
     for values, from_file in ((given, False), (own, True)):
         for name in _leaves(values):
             rule = _moot(name, recipe)
-            if rule is None or _value(recipe, name) == _defaults(type(recipe)).get(name, MISSING):
+            if rule is None or _value(recipe, name) == _defaults(recipe.__class__).get(name, MISSING):
                 continue
             if rule.refused and not from_file:
                 fix = "leave it out"

@@ -36,6 +36,11 @@ class Rule:
 _SAMPLING = "samples.sampling"
 RULES = (
     Rule(
+        ("data.source.subfolders", "data.source.trust_classes"),
+        lambda recipe: getattr(recipe.data.source, "labels", None) is not None,
+        "data.source.labels names the classes",
+    ),
+    Rule(
         ("data.validation_share",),
         lambda recipe: any(getattr(recipe.data.source, f"validation_{part}", None) for part in ("path", "split")),
         "data.source names a validation part",

@@ -86,7 +86,7 @@ def pictures(folder: Path, names: list[str]) -> list[str]:
 
 def test_as_a_class_by_folders_a_list_and_parquet(tmp_path: Path) -> None:
     pictures(tmp_path / "folders", [f"{name}/a.png" for name in FILES])
-    train, _ = open_sources(FolderData(path=str(tmp_path / "folders")))
+    train, _ = open_sources(FolderData(path=str(tmp_path / "folders"), trust_classes=True))
     assert sorted(train.class_names) == sorted(FILES) and train.labels is not None
     assert [train.class_names[label] for label in train.labels] == [image.split("/")[0] for image in train.ids]
 

@@ -18,6 +18,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 
 OFF: dict[str, dict[str, Any]] = {
     "data.validation_share": {"data.source": {"type": "folder", "path": "a", "validation_path": "b"}},
+    "data.source.trust_classes": {"data.source": {"type": "folder", "path": "a", "labels": "b"}},
     "samples.sampling.guidance_scale": {"prior.model.class_conditional": False},
     "samples.sampling.schedule_power": {"samples.sampling.schedule": "cosine"},
     "samples.sampling.schedule_start": {"samples.sampling.schedule": "linear"},
@@ -35,7 +36,7 @@ OFF: dict[str, dict[str, Any]] = {
     "prior.training.optim.min_factor": {"prior.training.optim.schedule": "constant"},
 }
 VALUES = {"prior.training.views": "one", "machine.tokens.packed_folder": "p", "prior.model.rope_base": 50}
-VALUES |= {"tokenizer.training.perceptual.vgg_weights": "random"}
+VALUES |= {"data.source.trust_classes": True, "tokenizer.training.perceptual.vgg_weights": "random"}
 SHARES = ("share", "decay", "start", "factor")
 
 

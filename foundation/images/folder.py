@@ -15,7 +15,7 @@ from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, in_order, require_same_classes
 from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
-from foundation.images.kinds import way_to_open
+from foundation.images.kinds import FOREIGN_SUFFIXES, NOT_FOLDERS, way_to_open
 from foundation.images.layout import classes_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 
@@ -24,31 +24,9 @@ SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
 _CONVERT = "a format that is not read: convert them to PNG or JPEG"
-_KNOWN = dict.fromkeys(
-    (
-        *(
-            ".heic",
-            ".heif",
-            ".jxl",
-            ".svg",
-            ".psd",
-            ".exr",
-            ".hdr",
-            ".pdf",
-            ".eps",
-            ".dcm",
-            ".nii",
-            ".fits",
-            ".npy",
-            ".npz",
-        ),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mov", ".avi", ".webm"),
-    ),
-    _CONVERT,
-)
-_KNOWN |= dict.fromkeys(
-    (".tar", ".parquet", ".arrow", ".zip", ".gz", ".7z"), "archives or tables, which other types of data.source read"
-)
+_KNOWN = dict.fromkeys(FOREIGN_SUFFIXES, _CONVERT) | {
+    suffix: f"no images: {fix}" for suffix, (_, fix) in NOT_FOLDERS.items()
+}
 _NO_ENDING = "images are known by their endings: rename them"
 _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}

@@ -25,7 +25,9 @@ SUFFIXES = {
 }
 _CONVERT = "a format that is not read: convert them to PNG or JPEG"
 _KNOWN = dict.fromkeys(FOREIGN_SUFFIXES, _CONVERT) | {
-    suffix: f"no images: {fix}" for suffix, (_, fix) in NOT_FOLDERS.items()
+    suffix: f"no image, but {name}: {fix}"
+    for suffix, (name, fix) in NOT_FOLDERS.items()
+    if suffix not in (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # most describe the images beside them
 }
 _NO_ENDING = "images are known by their endings: rename them"
 _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"

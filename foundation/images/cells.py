@@ -90,7 +90,8 @@ class Cells:
         if not text.strip() or "\0" in text or len(text) > 4096:
             raise BadImage("unreadable", "the cell holds text that is no path, web address, data URI or base64")
         names = [text] if "\\" not in text else [text, text.replace("\\", "/")]
-        tried = [folder / name for name in names for folder in self.folders_of(row) or [Path()]]
+        folders = [*self.folders_of(row), Path()]  # datasets writes paths relative to the working directory
+        tried = [folder / name for name in names for folder in folders]
         for path in tried:
             if os.path.lexists(path):
                 return read_plain_file(path, follow_links=True)  # the hub's cache consists of links

@@ -95,7 +95,7 @@ class Cells:
         for path in tried:
             if os.path.lexists(path):
                 return read_plain_file(path, follow_links=True)  # the hub's cache consists of links
-        where = " or ".join(dict.fromkeys(str(path.parent) for path in tried))
+        where = " or ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
         raise BadImage(
             "missing", "the cell names a file that is not there", found=text, expected=f"a file below {where}"
         )

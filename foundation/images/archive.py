@@ -26,7 +26,7 @@ from foundation.images.class_names import class_numbers, require_plausible_class
 from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
 from foundation.images.inventory import PassedOverFiles
-from foundation.images.kinds import FOREIGN, HEAD_BYTES, kind_of, way_to_open
+from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.paths import expand
 
@@ -153,7 +153,7 @@ def _way_out(names: list[str]) -> str:
 def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFiles) -> Iterator[_Sample]:
     seen: set[str] = set()
     for key, members in _by_key(archive, passed_over):
-        images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN)[:1]
+        images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN_SUFFIXES)[:1]
         if not images:
             for ending, member in members.items():
                 kind = f".{ending.rpartition('.')[2].lower()}"

@@ -90,11 +90,12 @@ class Cells:
         if not text.strip() or "\0" in text or len(text) > 4096:
             raise BadImage("unreadable", "the cell holds text that is no path, web address, data URI or base64")
         names = [text] if "\\" not in text else [text, text.replace("\\", "/")]
-        tried = [folder / name for name in names for folder in (*self.folders_of(row), Path())]
+        folders = [*self.folders_of(row), Path()]  # datasets writes paths relative to the working directory
+        tried = [folder / name for name in names for folder in folders]
         for path in tried:
             if os.path.lexists(path):
                 return read_plain_file(path, follow_links=True)  # the hub's cache consists of links
-        where = " or ".join(dict.fromkeys(str(path.parent) for path in tried))  # the last: as ``datasets`` means it
+        where = " or ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
         raise BadImage(
             "missing", "the cell names a file that is not there", found=text, expected=f"a file below {where}"
         )

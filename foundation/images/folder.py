@@ -20,7 +20,7 @@ from foundation.images.class_names import (
 )
 from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
-from foundation.images.kinds import FOREIGN, HEAD_BYTES, kind_of, way_to_open
+from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.layout import classes_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.paths import expand
@@ -178,7 +178,7 @@ class _Passing:
             self._unknown[suffix] += kind is None
         if kind is None:
             foreign = "pictures of a format that is not read: convert them to PNG or JPEG"
-            return ending, foreign if suffix in FOREIGN else "not an image"
+            return ending, foreign if suffix in FOREIGN_SUFFIXES else "not an image"
         return (
             ending,
             f"{kind.name}, which this ending does not say: rename them" if kind.is_read else f"{kind.name}: {kind.fix}",

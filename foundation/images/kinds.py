@@ -7,33 +7,6 @@ from pathlib import Path
 
 HEAD_BYTES = 1024
 """bytes from which the kind of a file is found"""
-FOREIGN = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".svg",
-        ".psd",
-        ".exr",
-        ".hdr",
-        ".pdf",
-        ".eps",
-        ".dcm",
-        ".npy",
-        ".mp4",
-        ".mov",
-        ".webm",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".raf",
-        ".orf",
-        ".rw2",
-    ]
-)
-"""endings of pictures and videos of formats that are not read"""
 _CONVERT = "convert it to PNG or JPEG"
 _RAW = "develop it to PNG, TIFF or JPEG"
 _FRAMES = "save the frames as PNG or JPEG"
@@ -140,7 +113,7 @@ def _in_xml(start: bytes, text: bytes) -> bool:
 
 
 _TABLES = "--data.source.type dataset reads it"
-_FORMATS = {
+NOT_FOLDERS: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson"), ("a table", _TABLES)),
     ".tar": ("a tar archive", "--data.source.type archives reads it"),
     **dict.fromkeys((".zip", ".7z", ".rar"), ("a packed archive", "unpack it, and give the folder")),
@@ -154,6 +127,13 @@ _FORMATS = {
     **dict.fromkeys((".rec", ".bin", ".db", ".sqlite"), ("binary records", "write its images to a parquet file")),
 }
 
+"""ending => what a file is that holds many images or none, and what to do with it"""
+FOREIGN_SUFFIXES = {
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".pdf", ".eps", ".dcm", ".nii", ".fits"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mov", ".avi", ".webm", ".mkv"),
+}
+"""endings of pictures and videos of formats that are not read"""
+
 
 def way_to_open(path: Path) -> tuple[str, str]:
     """What a file is that was given as the place of images, and how to use it, by its ending.
@@ -161,4 +141,4 @@ def way_to_open(path: Path) -> tuple[str, str]:
     Returns:
         for example ("a tar archive", "--data.source.type archives reads it").
     """
-    return _FORMATS.get(path.suffix.lower(), ("a file", "give the folder that holds the images"))
+    return NOT_FOLDERS.get(path.suffix.lower(), ("a file", "give the folder that holds the images"))

@@ -79,6 +79,8 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         raise DataError("holds text files, not tables", field=_FIELD, found=str(path), expected=expected)
     if kind == "imagefolder":
         _require_no_tables(path)
+    if kind in ("csv", "json") and any(each.suffix.lower() not in _KINDS for each in files[split]):
+        kind = "compressed"
     taken = {os.path.normpath(each) for every in files.values() for each in every}
     others = [] if kind == "imagefolder" else [each for each in _tables_in(path) if os.path.normpath(each) not in taken]
     return dataclasses.replace(_found(kind, files[split], path), passed_over=others)

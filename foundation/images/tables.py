@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from foundation.config import digest
 from foundation.errors import DataError, nearest
 from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
@@ -199,8 +200,6 @@ def _library_fix(cause: BaseException) -> str:
 
 
 def _hub_fingerprint(config: DatasetData, split: str, source: list[str], n_rows: int) -> str:
-    from foundation.config import digest
-
     return digest([config.path, config.config_name, config.revision, split, source, n_rows])
 
 

@@ -157,6 +157,19 @@ def test_a_path_is_relative_to_its_file_first_and_to_the_dataset_second(tmp_path
     assert reds(opened(tmp_path)) == [0, 9, 1, 9]
 
 
+def test_paths_that_datasets_wrote_are_relative_to_the_working_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(folder)
+    (folder / "elsewhere").mkdir()
+    rows = datasets.Dataset.from_dict({"image": PATHS}).cast_column("image", datasets.Image())
+    rows.to_parquet("elsewhere/x.parquet")
+    rows.save_to_disk("elsewhere/saved")
+    assert reds(opened(Path("elsewhere/x.parquet"))) == reds(opened(Path("elsewhere/saved"))) == VALUES
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status = 200 if self.path.endswith((".png", ".html")) else 404

@@ -1,5 +1,7 @@
 """The files of a split: all of them, and none of an earlier save."""
 
+import gzip
+import json
 from pathlib import Path
 
 import datasets
@@ -60,6 +62,14 @@ def test_files_in_no_split_are_counted(tmp_path: Path) -> None:
     (tmp_path / "b/cat/1.heic").write_bytes(b"x")
     source = opened(tmp_path / "b", label_column="label")
     assert [(each.kind, each.example) for each in source.passed_over.rows()] == [(".heic", "1.heic")]
+
+
+def test_compressed_text_tables_are_read_by_the_library(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "0.png").write_bytes(png(3))
+    line = json.dumps({"image": str(tmp_path / "0.png")})
+    (tmp_path / "a/train.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    assert reds(opened(tmp_path / "a")) == [3]
 
 
 def test_numbered_files_are_complete_and_of_one_save(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class Changes:
         parts = [
             (self.new, "{n} new image{s} {are} not in this run"),
             (self.gone, "{n} of its images {are} gone"),
-            (self.relabelled, "{n} of its images {have} another class now, and keep{s1} the one they had"),
+            (self.relabelled, "{n} of its images {have} another class now, and keep{s1} the former one"),
         ]
         return "; ".join(_phrase(form, names) for names, form in parts if names)
 

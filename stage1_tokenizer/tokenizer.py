@@ -110,7 +110,8 @@ class TokenizerModel(nn.Module):
         Args:
             codes: of any integer type, a tensor on the model's device or a NumPy array, such as ``TokenDataset.grids``,
                 in the layout that ``encode`` returns; of a continuous tokenizer (B, C, H, W) floating point latents.
-            image_size: (Y, X) of the images; needed only for two grids of another size than the preprocess's.
+            image_size: (Y, X) of the images; needed only for two grids of another size than the preprocess's. None
+                takes the size of one grid as it is.
 
         Raises:
             DataError: a code outside the codebook, another layout, or another number of codes than the image size has.
@@ -118,7 +119,7 @@ class TokenizerModel(nn.Module):
         """
         grid = self._grid(image_size)
         if self.is_discrete:
-            codes = self._as_codes(codes, grid)
+            codes = self._as_codes(codes, grid, is_sized=image_size is not None)
         else:
             codes = as_images(
                 codes, self.bottleneck.quantizer.width, "codes", device=next(self.parameters()).device, values=""
@@ -237,7 +238,7 @@ class TokenizerModel(nn.Module):
         what, expected = "sides are not multiples of the stride", f"multiples of {multiple}"
         DataError.unless(fits, what, field=field, found=found, expected=expected, fix="crop or pad the images")
 
-    def _as_codes(self, given: Any, grid: tuple[int, int]) -> torch.Tensor:
+    def _as_codes(self, given: Any, grid: tuple[int, int], *, is_sized: bool) -> torch.Tensor:
         levels = self.bottleneck.levels(*grid)
         several, depth = len(levels) > 1, levels[0].depth
         n_codes = sum(level.n_codes for level in levels)
@@ -254,8 +255,10 @@ class TokenizerModel(nn.Module):
         same = depth == 1 or several or codes.shape[3] == depth
         DataError.unless(same, "another depth", field="codes", found=codes.shape[-1], expected=depth)
         what, fix = "another number of codes than the image has", "give image_size where it is not the preprocess's"
-        same = not several or codes.shape[1] == n_codes
-        DataError.unless(same, what, field="codes", found=codes.shape[1], expected=layout, fix=fix)
+        sides = tuple(codes.shape[1:2] if several else codes.shape[1:3])
+        same = sides == ((n_codes,) if several else grid) or not (several or is_sized)
+        expected = layout if several else f"{grid}, rows and columns of the image_size that is given"
+        DataError.unless(same, what, field="codes", found=sides, expected=expected, fix=fix)
         self._require_inside(codes, levels)
         return codes
 

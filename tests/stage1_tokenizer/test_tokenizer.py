@@ -266,7 +266,10 @@ def test_codes_decode_from_arrays_of_any_integer_type(quantizer: QuantizerConfig
     for kind in ("uint8", "uint16", "int32", "uint64"):
         assert torch.equal(model.decode(codes.numpy().astype(kind)), expected)
     assert torch.equal(model.decode(codes.tolist()), expected)
-    for wrong in (codes[0], codes.flatten(), codes[:, :1], codes.bool(), codes - 1000, codes.float(), None, "codes"):
+    sized = codes[:, :1] if coarse_halvings else codes[:, :1].to(torch.uint8)  # not of the size that is given
+    with pytest.raises(DataError, match="another number of codes"):
+        model.decode(sized, (16, 24))
+    for wrong in (codes[0], codes.flatten(), codes.bool(), codes - 1000, codes.float(), None, "codes"):
         with pytest.raises(DataError, match="codes"):
             model.decode(wrong, (16, 24) if coarse_halvings else None)
     for size in (16, "16x24", (16,), (16.0, 24.0), (-16, 24), (0, 0), (2**40, 24)):

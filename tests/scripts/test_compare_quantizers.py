@@ -26,8 +26,11 @@ def test_each_row_is_trained_once_and_the_table_says_what_it_reached(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    faster = {"tokenizer.training.precision": "float32", "tokenizer.training.fit.batch_size": 16}
+    overrides = script.overrides
+    monkeypatch.setattr(script, "overrides", lambda *given: {**overrides(*given), **faster})
     out, rows = tmp_path / "compare", tmp_path / "rows.json"
-    arguments = ["--data", str(photographs), "--steps", "4", "--limit", "64", "--out", str(out)]
+    arguments = ["--data", str(photographs), "--steps", "4", "--limit", "16", "--out", str(out)]
     names = ["vq-gradient-bad-start-1024", "kl-4"]
     monkeypatch.setattr(sys, "argv", ["compare", *arguments, "--json", str(rows), "--only", *names])
     assert script.main() == 0

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import shutil
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -204,8 +205,9 @@ def _patch_paths(patch: pytest.MonkeyPatch, refused: Counter[str], *, windows: b
 
     def free(path: Path) -> Path:
         path = same_but_case(path)
-        if windows and in_use(path):
+        if windows and _asked_by_us() and in_use(path):
             refused["in use"] += 1
+            refused[f"in use: {path.name}"] += 1
             raise PermissionError(errno.EACCES, "it is being used by another process", str(path))
         return path
 
@@ -228,8 +230,9 @@ def _patch_paths(patch: pytest.MonkeyPatch, refused: Counter[str], *, windows: b
         return same_but_case(path)
 
     def rmtree(path: Any, ignore_errors: bool = False, **options: Any) -> None:
-        if windows and in_use(Path(path)):
+        if windows and _asked_by_us() and in_use(Path(path)):
             refused["in use"] += 1
+            refused[f"in use: {Path(path).name}"] += 1
             if not ignore_errors:
                 raise PermissionError(errno.EACCES, "it is being used by another process", str(path))
             return
@@ -250,6 +253,14 @@ def _patch_paths(patch: pytest.MonkeyPatch, refused: Counter[str], *, windows: b
         patch.setattr(Path, "open", _elsewhere(_open_file))
         patch.setattr(Path, "read_text", _read_text)
         patch.setattr(Path, "write_text", _write_text)
+
+
+def _asked_by_us() -> bool:
+    """Whether this package calls, and not another one, which has its own ways on Windows: filelock's, for example."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals["__name__"].split(".")[0] in (__name__.split(".")[0], "pathlib"):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals["__name__"].split(".")[0] in PACKAGES
 
 
 def same_but_case(path: Path) -> Path:

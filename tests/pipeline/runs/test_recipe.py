@@ -96,6 +96,7 @@ SMALL = {
         "attention_levels": [],
     },
     "tokenizer.model": {"latent_channels": 8},
+    "tokenizer.training": {"precision": "float32"},  # bf16 is slow where the processor only imitates it
     "tokenizer.training.fit": {"steps": 3, "batch_size": 4, "evaluate_every": 3, "checkpoint_every": 3},
     "data.preprocess": {"height": 32, "width": 32},
 }

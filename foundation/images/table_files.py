@@ -81,8 +81,8 @@ def local_files(path: Path, config: DatasetData, split: str) -> LocalFiles:
         _require_no_tables(path)
     if kind in ("csv", "json") and any(each.suffix.lower() not in _KINDS for each in files[split]):
         kind = "compressed"
-    taken = {os.path.normpath(each) for every in files.values() for each in every}
-    others = [] if kind == "imagefolder" else [each for each in _tables_in(path) if os.path.normpath(each) not in taken]
+    taken = {absolute(each) for every in files.values() for each in every}
+    others = [] if kind == "imagefolder" else [each for each in _tables_in(path) if absolute(each) not in taken]
     return dataclasses.replace(_found(kind, files[split], path), passed_over=others)
 
 
@@ -231,6 +231,11 @@ def _tables_in(path: Path) -> list[Path]:
     """Tables below a folder, without those that describe others."""
     files = (each for each in path.rglob("*") if each.suffix.lower() in _KINDS and not each.name.startswith("."))
     return sorted(each for each in files if each.stem not in ("metadata", "dataset_info", "dataset_infos"))
+
+
+def absolute(path: Path | str) -> str:
+    """A path from the root, without .. in it; links are kept."""
+    return os.path.normpath(Path(path).absolute())
 
 
 def _require_shards(paths: Sequence[Path]) -> None:

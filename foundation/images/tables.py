@@ -23,7 +23,7 @@ from foundation.config import digest
 from foundation.errors import DataError, nearest
 from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
-from foundation.images.table_files import LocalFiles, cache_folder, local_files
+from foundation.images.table_files import LocalFiles, absolute, cache_folder, local_files
 from foundation.images.text_tables import read_text_table
 from foundation.paths import expand
 
@@ -170,10 +170,10 @@ def _open_by_library(config: DatasetData, split: str, files: LocalFiles | None) 
 def _without_row(files: LocalFiles, table: pa.Table) -> list[Path]:
     """Files of an image folder that became no row; ``datasets`` says nothing of them."""
     cells = pc.struct_field(table.column("image"), "path").to_pylist() if "image" in table.column_names else []
-    there = {os.path.normpath(each) for each in cells if each}
+    there = {absolute(each) for each in cells if each}
     tables = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
     listed = [each for each in sorted(files.root.rglob("*")) if each.is_file() and not each.name.startswith(".")]
-    return [each for each in listed if os.path.normpath(each) not in there and each.name not in tables]
+    return [each for each in listed if absolute(each) not in there and each.name not in tables]
 
 
 def _by_library(load: Callable[[], Any], found: str) -> Any:

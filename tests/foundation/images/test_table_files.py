@@ -52,15 +52,18 @@ def test_splits_are_found_in_names_of_files_and_folders(tmp_path: Path) -> None:
         opened(tmp_path / "b", "dev")
 
 
-def test_files_in_no_split_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_files_in_no_split_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("train/x.parquet", "more/x.parquet"):
         write_parquet(tmp_path / "a" / name, image=[png(1)])
-    assert [(each.kind, each.count) for each in opened(tmp_path / "a").passed_over.rows()] == [(".parquet", 1)]
+    here = Path() if relative else tmp_path
+    assert [(each.kind, each.count) for each in opened(here / "a").passed_over.rows()] == [(".parquet", 1)]
     for name in ("cat", "dog"):
         (tmp_path / "b" / name).mkdir(parents=True)
         (tmp_path / "b" / name / "0.png").write_bytes(png(1))
     (tmp_path / "b/cat/1.heic").write_bytes(b"x")
-    source = opened(tmp_path / "b", label_column="label")
+    source = opened(here / "b", label_column="label")
     assert [(each.kind, each.example) for each in source.passed_over.rows()] == [(".heic", "1.heic")]
 
 

@@ -23,7 +23,7 @@ class Rule:
         moot: recipe => whether they cannot act.
         why: in words.
         unless: fields below a section to which it does not apply.
-        refused: on the command line; else only named.
+        refused: on the command line; else only named, since runs that differ in the tokenizer share such fields.
     """
 
     fields: tuple[str, ...]
@@ -49,6 +49,7 @@ RULES = (
         ("tokenizer.training",),
         lambda recipe: recipe.tokenizer.pretrained is not None,
         "tokenizer.pretrained is not trained",
+        refused=False,
     ),
     Rule(
         ("encode", "prior", "samples"),

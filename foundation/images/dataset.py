@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.cells import holds_images, open_cells
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
-from foundation.images.label_columns import class_label_names, names_of, numbers_of
 from foundation.images.preprocess import MAX_PIXELS
-from foundation.images.tables import Rows, open_rows, pick
+from foundation.images.tables.cells import holds_images, open_cells
+from foundation.images.tables.label_columns import class_label_names, names_of, numbers_of
+from foundation.images.tables.rows import Rows, open_rows, pick
 from foundation.randomness import permutation
 
 _LABELS = "data.source.label_column"

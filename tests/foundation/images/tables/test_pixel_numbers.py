@@ -10,7 +10,7 @@ from support.image_tables import arrays, opened, reds, write_parquet
 
 from foundation.errors import DataError
 from foundation.images.failures import BadImage
-from foundation.images.pixel_numbers import image_of, white_of
+from foundation.images.tables.pixel_numbers import image_of, white_of
 
 
 @settings(max_examples=40, deadline=None)

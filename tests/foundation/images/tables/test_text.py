@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.image_tables import opened, png, reds
 
 from foundation.errors import DataError
-from foundation.images.text_tables import read_text_table
+from foundation.images.tables.text import read_text_table
 
 HOSTILE = ["010", "1e4", "null", "true", "2024-01-01", "12:30", "x #2", 'a "b"', "a,b;c", " a ", "日本", "NaN", "1.0"]
 

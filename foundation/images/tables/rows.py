@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from foundation.config import digest
 from foundation.errors import DataError, nearest
 from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
-from foundation.images.table_files import LocalFiles, absolute, cache_folder, local_files
-from foundation.images.text_tables import read_text_table
+from foundation.images.tables.files import LocalFiles, absolute, cache_folder, local_files
+from foundation.images.tables.text import read_text_table
 from foundation.paths import expand
 
 _FIELD = "data.source.path"

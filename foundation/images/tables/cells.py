@@ -23,8 +23,8 @@ from PIL import Image
 from foundation.errors import DataError
 from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes, retried
 from foundation.images.kinds import kind_of
-from foundation.images.pixel_numbers import image_of, white_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.tables.pixel_numbers import image_of, white_of
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _NPY = b"\x93NUMPY"

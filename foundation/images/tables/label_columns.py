@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foundation.errors import DataError
+from foundation.images.class_names import require_tidy
 
 _MAX_EXACT = 2**53
 
@@ -63,6 +64,7 @@ def names_of(column: pa.ChunkedArray, field: str, name: str) -> list[str]:
     empty = [row for row, value in enumerate(names) if not value.strip()]
     if empty:
         _refuse_empty(len(empty), empty[0], field, name)
+    require_tidy(names, field, f"column {name}")
     return names
 
 

@@ -13,7 +13,7 @@ from support.image_tables import encoded, hub_clone, opened, png, reds, write_pa
 from foundation.errors import DataError
 from foundation.images import tables
 from foundation.images.config import DatasetData
-from foundation.images.tables import open_rows
+from foundation.images.tables.rows import open_rows
 
 
 @pytest.fixture(autouse=True)

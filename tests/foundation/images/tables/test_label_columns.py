@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.image_tables import opened, png, write_parquet
 
 from foundation.errors import DataError
-from foundation.images.label_columns import names_of
+from foundation.images.tables.label_columns import names_of
 
 F = "data.source.label_column"
 
@@ -20,7 +20,7 @@ def names(values: Any) -> list[str]:
     return names_of(pa.chunked_array([column]), F, "y")
 
 
-@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5))
+@given(st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=1, max_size=5))
 def test_text_is_kept_as_it_is_however_it_is_stored(texts: list[str]) -> None:
     column = pa.array(texts, pa.string())
     views = [column.cast(kind) for kind in (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())]
@@ -80,3 +80,8 @@ def test_a_few_images_of_many_classes_are_no_doubt_by_their_limit(tmp_path: Path
     labels = [f"class {i % 40}" for i in range(200)]
     path = write_parquet(tmp_path / "x.parquet", image=[png(0)] * 200, label=labels)
     assert len(opened(path, label_column="label", limit=25).ids) == 25
+
+
+def test_white_space_around_a_class_is_refused() -> None:
+    with pytest.raises(DataError, match="white space around a class name"):
+        names(["cat", "cat "])

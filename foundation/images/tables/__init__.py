@@ -1,0 +1,1 @@
+"""Tables of images: files, rows, and the cells that hold them."""

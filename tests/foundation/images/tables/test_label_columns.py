@@ -63,7 +63,7 @@ def test_what_is_no_class_has_the_true_reason(values: Any, reason: str) -> None:
 def test_ids_captions_and_paths_are_hardly_classes_unless_that_is_said(tmp_path: Path) -> None:
     columns = {
         "id": [f"{i:012x}" for i in range(30)],
-        "caption": ["a long caption, " * 9] * 15 + ["another long caption " * 9] * 15,
+        "caption": ["a long caption," * 9] * 15 + ["another long caption;" * 9] * 15,
         "file": [f"{i % 9}.jpg" for i in range(30)],
         "meta": ['{"a": 1}'] * 15 + ['{"a": 2}'] * 15,
         "label": ["a", "b", "c"] * 10,

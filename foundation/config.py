@@ -8,7 +8,6 @@ with an ``Extensible`` class takes every subclass of it, also of other packages.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -175,37 +174,6 @@ def differences(expected: Any, found: Any, where: str = "") -> list[tuple[str, A
         pairs = enumerate(zip(expected, found, strict=True))
         return [row for i, (one, other) in pairs for row in differences(one, other, f"{where}[{i}]")]
     return [] if expected == found else [(where, expected, found)]
-
-
-def override(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``values["a"]["b"] = value`` for ``dotted = "a.b"``, making the mappings on the way.
-
-    Another ``type`` drops the fields of the alternative that was there. Dashes are underscores.
-    """
-    *parents, last = dotted.replace("-", "_").split(".")
-    for parent in parents:
-        inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = values[parent] = {}
-        values = inner
-    if last == "type" and values.get("type") != value:
-        values.clear()
-    values[last] = copy.deepcopy(value)  # a later override may change what is inside
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, mapping by mapping; lists and scalars are replaced whole.
-
-    Another ``type`` drops the fields of the alternative that was there.
-    """
-    if "type" in changes and "type" in base and changes["type"] != base["type"]:
-        return dict(changes)
-    merged = dict(base)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def require(condition: bool, field: str, found: object, expected: str, fix: str | None = None) -> None:

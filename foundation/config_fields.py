@@ -7,6 +7,7 @@ were saved without it: at its default, which is what those models mean, it is le
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import inspect
@@ -116,3 +117,34 @@ def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
     except (OSError, TypeError):  # no source at hand
         return {}
     return {each.name: each.body for each in tree.body if isinstance(each, ast.ClassDef)}
+
+
+def override(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``values["a"]["b"] = value`` for ``dotted = "a.b"``, making the mappings on the way.
+
+    Another ``type`` drops the fields of the alternative that was there. Dashes are underscores.
+    """
+    *parents, last = dotted.replace("-", "_").split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            inner = values[parent] = {}
+        values = inner
+    if last == "type" and values.get("type") != value:
+        values.clear()
+    values[last] = copy.deepcopy(value)  # a later override may change what is inside
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, mapping by mapping; lists and scalars are replaced whole.
+
+    Another ``type`` drops the fields of the alternative that was there.
+    """
+    if "type" in changes and "type" in base and changes["type"] != base["type"]:
+        return dict(changes)
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from foundation.config import differences, from_dict, merge
-from foundation.config_fields import entries
+from foundation.config import differences, from_dict
+from foundation.config_fields import entries, merge
 from foundation.errors import ConfigError
 from pipeline.runs.recipe_files import say
 from stage2_prior.decoding.sampling import FILTERS, GUIDANCE

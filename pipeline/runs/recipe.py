@@ -15,8 +15,8 @@ from typing import Any, Literal
 import yaml
 
 from foundation.codes.config import OwnCodes
-from foundation.config import convert, differences, from_dict, merge, override, require, to_dict
-from foundation.config_fields import added_later, path_fields, without_defaults
+from foundation.config import convert, differences, from_dict, require, to_dict
+from foundation.config_fields import added_later, merge, override, path_fields, without_defaults
 from foundation.errors import ConfigError, ContractError
 from foundation.hardware import TokenAccess
 from foundation.images.config import DataConfig, Preprocess

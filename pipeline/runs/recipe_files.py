@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from foundation.config import merge
+from foundation.config_fields import merge
 from foundation.errors import ConfigError, nearest
 from foundation.paths import expand, from_root, is_there
 from foundation.yaml_text import Text, read_file

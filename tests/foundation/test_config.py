@@ -3,7 +3,8 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from foundation.config import Choice, canonical_json, differences, digest, from_dict, override, to_dict
+from foundation.config import Choice, canonical_json, differences, digest, from_dict, to_dict
+from foundation.config_fields import override
 from foundation.errors import ConfigError
 
 

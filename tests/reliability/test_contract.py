@@ -14,7 +14,8 @@ from support.token_folders import token_spec, write_tokens
 
 from foundation.codes.shards import read_shard, shard_path
 from foundation.codes.spec import CodeLevel, CodeSpec, require_same_codes
-from foundation.config import from_dict, merge, to_dict
+from foundation.config import from_dict, to_dict
+from foundation.config_fields import merge
 from foundation.errors import ContractError, TesseraError
 from stage1_tokenizer.tokenizer import TokenizerModel
 

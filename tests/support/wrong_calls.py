@@ -159,8 +159,11 @@ def functions(run: Path, scratch: Path) -> list[Function]:
         ("to", generator.to, {"device": "cpu", "dtype": torch.float32}),
         ("generator", generator, {"class_labels": ["3"], "num_images_per_label": 1, **how}),
         ("larger", generator, {"class_labels": None, "height": 8, "width": 10, "seed": 0}),
-        ("callbacks", partial(generator, callback_on_step_end=_replace),
-         {"callback_on_step_end_tensor_inputs": ["codes"], "seed": 0}),
+        (
+            "callbacks",
+            partial(generator, callback_on_step_end=_replace),
+            {"callback_on_step_end_tensor_inputs": ["codes"], "seed": 0},
+        ),
         ("complete", generator.complete, {"images": images, "rows": 2, "guess_class": False, "hide": True, **few}),
         ("complete codes", generator.complete, {"images": grids[:, :2], "class_labels": None}),
         ("inpaint", generator.inpaint, {"images": images, "mask": np.eye(8) > 0, "grow": 1, "blend": 1, **few}),
@@ -200,11 +203,17 @@ def functions(run: Path, scratch: Path) -> list[Function]:
         ("score_files", score_files, {"pipe": generator, "paths": [picture], "class_label": "3", "batch_size": 2}),
         ("reconstruct_files", reconstruct_files, {"tokenizer": tokenizer, "paths": [picture], "keep_size": False}),
         ("Batch", Batch, {"count": 2, "labels": (3,), "seed": 0, "format": "png", "batch_size": 2}),
-        ("generate_to_folder", partial(generate_to_folder, generator),
-         {"folder": next(new), "batch": Batch(count=2, labels=(3,))}),
-        ("evaluate_run", evaluate_run,
-         {"run": str(run), "part": "prior", "judges": Judges(), "split": "validation", "device": "cpu"}),
-    ]  # fmt: skip
+        (
+            "generate_to_folder",
+            partial(generate_to_folder, generator),
+            {"folder": next(new), "batch": Batch(count=2, labels=(3,))},
+        ),
+        (
+            "evaluate_run",
+            evaluate_run,
+            {"run": str(run), "part": "prior", "judges": Judges(), "split": "validation", "device": "cpu"},
+        ),
+    ]
     return [Function(*row) for row in table]
 
 

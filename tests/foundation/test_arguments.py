@@ -37,10 +37,10 @@ def test_codes_of_every_integer_type_are_the_same_codes(kind: str) -> None:
         3,
         "3",
         None,
-        (each for each in (1, 2)),
+        iter((1, 2)),
         range(3),
     ],
-    ids=shown,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_codes_is_refused(given: object) -> None:
     with pytest.raises(DataError, match=r"grids: are not codes(.|\n)*whole numbers"):

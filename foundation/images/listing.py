@@ -167,14 +167,16 @@ class Changes:
         new: not in the run.
         gone: of the run, no longer there.
         relabelled: of another class now; the run keeps the class it began with.
+        rewritten: the ids are the same, and the files that hold the images are not.
     """
 
     new: list[str]
     gone: list[str]
     relabelled: list[str]
+    rewritten: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.relabelled)
+        return bool(self.new or self.gone or self.relabelled or self.rewritten)
 
     def sentence(self) -> str:
         """The differences in one sentence."""
@@ -183,7 +185,9 @@ class Changes:
             (self.gone, "{n} of its images {are} gone"),
             (self.relabelled, "{n} of its images {have} another class now, and keep{s1} the former one"),
         ]
-        return "; ".join(_phrase(form, names) for names, form in parts if names)
+        text = "; ".join(_phrase(form, names) for names, form in parts if names)
+        rewritten = "the files that hold them were written again: images that changed are left out"
+        return rewritten if self.rewritten else text
 
 
 def _phrase(form: str, names: list[str]) -> str:

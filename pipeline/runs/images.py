@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from foundation.errors import CheckpointError, DataError
+from foundation.errors import CheckpointError, DataError, TesseraError
 from foundation.images.config import Augment, DataConfig
 from foundation.images.image_set import ImageSet, require_usable, scan_splits, split_sources
 from foundation.images.inventory import PassedOver, inventory
@@ -121,7 +122,15 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
     splits: dict[str, ImageSource] = {
         name: ListedSource(each, listing.class_names, there) for name, each in listing.splits.items()
     }
-    return RunSources(given, listing, splits, changes(listing, given))
+    found = changes(listing, given)
+    before = listing.inventory.get("fingerprints")
+    rewritten = before is not None and before != fingerprints(there)
+    return RunSources(given, listing, splits, dataclasses.replace(found, rewritten=rewritten and not found))
+
+
+def fingerprints(sources: Sequence[ImageSource]) -> list[str]:
+    """Fingerprints of the files that hold the images, of sources that have some."""
+    return [source.fingerprint for source in sources if hasattr(source, "fingerprint")]
 
 
 def differences_since(folder: RunFolder, recipe: Recipe) -> str:
@@ -130,7 +139,7 @@ def differences_since(folder: RunFolder, recipe: Recipe) -> str:
         return ""
     try:
         found = open_run_sources(folder, recipe).changes
-    except DataError as error:
+    except TesseraError as error:
         return f"the run's images cannot be compared with what is there now: {' '.join(str(error).split())}"
     return found.sentence()
 
@@ -187,7 +196,8 @@ def found_in(
         shapes = counted.summary(data.preprocess.height, data.preprocess.width)
     notes = [note for each in sources for note in getattr(each, "notes", ())]
     classes = sources[0].class_names
-    return inventory(splits, np.concatenate(labels) if labels else None, classes, passed_over, notes, shapes)
+    found = inventory(splits, np.concatenate(labels) if labels else None, classes, passed_over, notes, shapes)
+    return {**found, "fingerprints": fingerprints(sources)}
 
 
 def _require_complete(images: Mapping[str, ImageSet], listing: Listing) -> None:

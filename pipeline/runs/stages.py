@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from foundation.training.task import Examples, Task
 
+_SHOWN = 20
+
 
 @dataclass
 class Run:
@@ -109,9 +111,11 @@ class Run:
             listing.save(self.folder.listing)
             durable.replace_file(self.folder.failures, _failures_text(images).encode())
             self._say_found(listing.inventory, changes.sentence())
-            for each in images.values():
-                for failure in each.failures:
-                    print(f"  unusable: {failure.image_id}: {failure.reason}")
+            failures = [failure for each in images.values() for failure in each.failures]
+            for failure in failures[:_SHOWN]:
+                print(f"  unusable: {failure.image_id}: {failure.reason}")
+            if len(failures) > _SHOWN:
+                print(f"  ... and {len(failures) - _SHOWN:,} more, in {self.folder.failures}")
         return images
 
     def compare(self) -> None:

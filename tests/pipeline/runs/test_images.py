@@ -12,7 +12,7 @@ from foundation.images.listing import Listing
 from foundation.storage import durable
 from pipeline.cli import main
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import open_run_split
+from pipeline.runs.images import differences_since, open_run_split
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +216,29 @@ def test_copies_of_training_images_are_not_held_out(tmp_path: Path) -> None:
     assert validation and not train & validation
     found = Listing.load(tmp_path / "run" / "images.parquet").inventory
     assert [each["kind"] for each in found["passed_over"]] == ["copies"]
+
+
+def test_rows_that_were_replaced_are_noticed_though_their_numbers_stay(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(numbers: range) -> None:
+        files = []
+        for i in numbers:
+            picture(i).save(buffer := io.BytesIO(), "PNG")
+            files.append(buffer.getvalue())
+        pq.write_table(pa.table({"image": files}), tmp_path / "x.parquet")
+
+    write(range(40))
+    source = {"data.source": {"type": "dataset", "path": str(tmp_path / "x.parquet")}}
+    job = begin(tmp_path / "run", tmp_path, **source)
+    job.train_tokenizer()
+    job.run.release()
+    folder = RunFolder(tmp_path / "run")
+    assert differences_since(folder, folder.load_recipe()) == ""
+    write(range(1000, 1040))
+    assert "were written again" in differences_since(folder, folder.load_recipe())
+    with pytest.raises(DataError, match="has other pixels than when the run began"):
+        open_run_split(folder, folder.load_recipe(), "validation")

@@ -45,7 +45,7 @@ def sample(
     num_images_per_label: int = 1,
     seed: int | None = None,
     output_type: Literal["pil", "latent"] = "pil",
-    out: Annotated[str | None, out_option("folder for the images; default new_samples, or new_samples-2 ...")] = None,
+    out: Annotated[str | None, out_option("folder for the images; default new_samples, or a free name like it")] = None,
     device: Device = "auto",
     sampling: SamplingGroup = Sampling(),
     picture: PictureGroup = Picture(),
@@ -58,7 +58,7 @@ def sample(
         class_labels: classes by name (cat dog) or number ('#3' '#7'); default all
         num_images_per_label: images of each class
         seed: the same seed gives the same images; default random, or 0 with --count
-        output_type: pil writes images; latent writes their codes, to codes.npz
+        output_type: images, or their codes in codes.npz
     """
     if output_type == "latent" and (many.count is not None or picture.partial):
         what, fix = "cannot be used with --count or --partial", "give --num-images-per-label, for any number of codes"
@@ -180,9 +180,7 @@ def interpolate(
     *,
     steps: int = 8,
     class_label: ClassLabel = None,
-    out: Annotated[
-        str | None, out_option("file for the strip; default interpolation.png, or interpolation-2.png ...")
-    ] = (None),
+    out: Annotated[str | None, out_option("file for the strip; default interpolation.png, or a free name")] = (None),
     device: Device = "auto",
 ) -> None:
     """Write a strip of images from one to another: between two image files, or between the samples of two seeds.

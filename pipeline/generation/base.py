@@ -81,8 +81,10 @@ class BaseGenerator:
         *,
         label_dropout: float | None = None,
     ) -> None:
-        tokenizer, prior = _plain(tokenizer, TokenizerModel), _plain(prior, PriorModel)
-        require_type("tokenizer", tokenizer, torch.nn.Module, "give TokenizerModel.load(folder)")
+        if not isinstance(tokenizer, NoTokenizer):
+            tokenizer = _plain(tokenizer, TokenizerModel)
+            require_type("tokenizer", tokenizer, torch.nn.Module, "give TokenizerModel.load(folder)")
+        prior = _plain(prior, PriorModel)
         require_type("tokenizer.spec", getattr(tokenizer, "spec", None), CodeSpec, "give TokenizerModel.load(folder)")
         require_type("prior", prior, PriorModel, "give PriorModel.load(folder)")
         require_type("defaults", defaults, (SamplingConfig, type(None)))

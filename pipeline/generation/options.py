@@ -52,6 +52,6 @@ class Speed:
     """Options that change numbers by rounding only."""
 
     precision: Literal["float32", "bf16"] = "float32"
-    """of the prior's weights; bf16 needs instructions for it"""
+    """of the prior's weights"""
     compile: bool = False
     """compile the step that samples a code: half a minute, for a GPU"""

@@ -46,7 +46,7 @@ def test_as_a_value_a_path_and_a_run_s_name(text: str, tmp_path: Path, monkeypat
     base = tmp_path / "base.yaml"
     base.write_text("name: base\ndata: {source: {type: folder, path: .}}\n")
     names = {"description": text, "data.source.path": text, "data.source.labels": f"{text}.csv"}
-    names |= {} if set(text) & set('/\\:*?"<>|') or text.startswith(".") else {"name": text}
+    names |= {} if set(text) & set('/\\:*?"<>|\t') or text.startswith(".") else {"name": text}
     source = json.dumps({"type": "folder", "path": text, "labels": f"{text}.csv"})
     spaced = [part for name, value in names.items() if "." not in name for part in (f"--{name}", value)]
     lines = [[f"--{name}={value}" for name, value in names.items()], [*spaced, f"--data.source={source}"]]
@@ -101,7 +101,7 @@ def test_as_a_class_by_folders_a_list_and_parquet(tmp_path: Path) -> None:
 
     images = [(tmp_path / "flat" / name).read_bytes() for name in files]
     pq.write_table(pa.table({"image": images, "kind": NAMES}), tmp_path / "p.parquet")
-    rows, _ = open_sources(DatasetData(path=str(tmp_path / "p.parquet"), label_column="kind"))
+    rows, _ = open_sources(DatasetData(path=str(tmp_path / "p.parquet"), label_column="kind", trust_classes=True))
     assert rows.labels is not None and [rows.class_names[label] for label in rows.labels] == NAMES
 
 
@@ -140,10 +140,12 @@ def test_as_one_class_of_edit_interpolate_and_score(
     pictures(tmp_path, ["a.png"])
     for text in ("007", "null", "yes", "#3", "a,b", "[1, 2]", "'null'", "a  b"):
         option = ["--class-label", text]
-        assert main(["interpolate", "run", "1", "2", "--steps", "2", *option, "--out", "s.png"]) == 0
+        assert main(["interpolate", "run", "1", "2", "--steps", "2", *option, "--out", f"s{len(seen)}.png"]) == 0
         assert main(["score", "run", "a.png", *option]) == 0
-        assert main(["edit", "vary", "run", "a.png", *option, "--num-images", "1", "--out", "v"]) == 0
-        assert main(["edit", "change-class", "run", "a.png", *option, "--num-images", "1", "--out", "c"]) == 0
+        assert main(["edit", "vary", "run", "a.png", *option, "--num-images", "1", "--out", f"v{len(seen)}"]) == 0
+        assert (
+            main(["edit", "change-class", "run", "a.png", *option, "--num-images", "1", "--out", f"c{len(seen)}"]) == 0
+        )
     assert {str(each) for each in seen} == {"007", "null", "yes", "#3", "a,b", "[1, 2]", "'null'", "a  b"}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from foundation.errors import StorageError
-from foundation.storage import durable
+from foundation.storage import durable, names
 from foundation.storage.names import FOREIGN_SECONDS, is_left_behind, is_temporary, temporary_name
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
 
@@ -59,7 +59,7 @@ def test_another_process_with_the_same_number_is_not_the_owner(tmp_path: Path, m
     mine = temporary_name(tmp_path / "a")
     mine.write_bytes(b"x")
     assert not is_left_behind(mine)
-    monkeypatch.setattr(durable, "_started", lambda pid: 12345)
+    monkeypatch.setattr(names, "_started", lambda pid: 12345)
     assert is_left_behind(mine), "the number was given again, to a process that started at another time"
 
 
@@ -67,7 +67,7 @@ def test_what_another_machine_writes_counts_as_left_behind_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "_host", lambda: "0123456789ab")
+        patch.setattr(names, "_host", lambda: "0123456789ab")
         folder = temporary_name(tmp_path / "a")
     folder.mkdir()
     (folder / "part").write_bytes(b"x")

@@ -167,7 +167,7 @@ def _require_split(split: str, names: Sequence[str], path: Path, config: Dataset
 
 def _listed(path: Path, key: str) -> list[Any]:
     try:
-        return list(json.loads(path.read_text("utf-8"))[key])
+        return list(json.loads(path.read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"is damaged: {error}", field=str(path), fix="save the dataset again") from error
 

@@ -57,7 +57,7 @@ def _csv_table(path: Path, field: str) -> pa.Table:
 
 
 def _json_table(path: Path, field: str) -> pa.Table:
-    text = path.read_text("utf-8-sig")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         rows = _rows_of(json.loads(text))
     except ValueError:

@@ -70,7 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if os.name == "nt" and error.errno == errno.EINVAL and error.filename is None:  # a broken pipe on Windows
             return _nobody_reads()
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _discard_output()
+        return 2
 
 
 def _print_any_name() -> None:
@@ -80,9 +84,14 @@ def _print_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _nobody_reads() -> int:
-    """As in ``... | head``: Python's own flush at the end would fail again."""
+def _discard_output() -> None:
+    """Python's own flush at the end would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _nobody_reads() -> int:
+    """As in ``... | head``."""
+    _discard_output()
     return 128 + getattr(signal, "SIGPIPE", 13)
 
 

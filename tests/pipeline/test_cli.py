@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.other_systems import windows
-from support.tiny_run import TINY
+from support.tiny_run import ROOT, TINY
 
 from foundation.storage import durable
 from foundation.storage.durable import file_sha256
@@ -421,3 +421,11 @@ def test_a_folder_that_may_not_be_read_is_a_sentence(
 
     monkeypatch.setattr(Path, "is_file", refuse)
     assert "readable for this user" in refused(capsys, "report", str(tmp_path / "run"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_said_in_a_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pipeline.cli", "recipes"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "error: the output cannot be written: No space left on device\n")

@@ -101,7 +101,8 @@ class Outputs:
         ConfigError.unless(known, problem, field=self.option, found=str(path), expected=expected, fix=_FIX)
         assert entry is not None
         same, problem = entry.get("settings") == self._digest, "holds what this command wrote with other settings"
-        fix = f"{_FIX}; the same command again, with its --seed, may replace its own files"
+        same_again = "the same command again" + (", with its --seed," if "seed" in self.settings else "")
+        fix = f"{_FIX}; {same_again} may replace its own files"
         ConfigError.unless(same, problem, field=self.option, found=str(path), fix=fix)
 
 

@@ -153,7 +153,8 @@ def listed_classes(path: Path, ids: Sequence[str], field: str) -> list[str]:
             raise DataError("names two classes for an image", field=field, found=f"{own} in {path}")
     missing = [each for each in ids if each not in classes]
     if missing:
-        found, expected = f"{len(missing)}, e.g. {missing[0]}", f"a row in {path} for each image"
+        expected = f"a row in {path} for each image, by its path below the folder"
+        found = f"{len(missing)}, e.g. {missing[0]}"
         raise DataError("names no class for some images", field=field, found=found, expected=expected)
     others = sorted(classes.keys() - known)
     if others:
@@ -216,7 +217,7 @@ def _column(found: Sequence[str] | None, names: tuple[str, ...], path: Path, fie
     columns = list(found or ())
     known = [name for name in names if name in columns]
     if not known:
-        fix = nearest(names[0], columns) if columns else "write the names of the columns into its first line"
+        fix = f"rename one to {names[0]}" if columns else "write the names of the columns into its first line"
         expected = f"a column {', '.join(names[:-1])} or {names[-1]}"
         raise DataError("lacks a column", field=field, found=f"{columns} in {path}", expected=expected, fix=fix)
     if columns.count(known[0]) > 1:

@@ -158,10 +158,10 @@ def scan_splits(
     *,
     augment: Augment | None = None,
     seed: int = 0,
-    known_failures: Mapping[str, Failure] | None = None,
+    known_failures: Mapping[str, Mapping[str, Failure]] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The usable images of ``train`` and ``validation``; a held-out copy of a training image is unusable."""
-    preprocess, cache = config.preprocess, config.cache_mib
+    preprocess, cache, known = config.preprocess, config.cache_mib, known_failures or {}
     train = ImageSet(
         sources["train"],
         preprocess,
@@ -169,14 +169,14 @@ def scan_splits(
         augment=augment,
         seed=seed,
         name="train images",
-        known_failures=known_failures,
+        known_failures=known.get("train"),
     )
     validation = ImageSet(
         sources["validation"],
         preprocess,
         cache_mib=cache,
         name="validation images",
-        known_failures=known_failures,
+        known_failures=known.get("validation"),
         apart_from=train.by_checksum(),
     )
     require_white([train.shapes.brightest, validation.shapes.brightest], preprocess.white_level)

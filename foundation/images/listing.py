@@ -58,8 +58,8 @@ class Listing:
     inventory: Mapping[str, Any] = field(default_factory=dict)
 
     def known(self) -> dict[str, bool]:
-        """For each id: whether the image is held out."""
-        return {name: split == "validation" for split, each in self.splits.items() for name in each.ids}
+        """For each id: whether the image is held out; an id of both parts was trained on."""
+        return {name: split == "validation" for split in ("validation", "train") for name in self.splits[split].ids}
 
     def save(self, path: Path) -> None:
         """Write ``path``, a parquet file with one row an image."""
@@ -199,24 +199,21 @@ def _phrase(form: str, names: list[str]) -> str:
 
 def changes(listing: Listing, sources: Mapping[str, ImageSource | None]) -> Changes:
     """Compare a listing with the sources ``train`` and ``validation`` (None: a share of ``train``)."""
-    then = {name: split for split, each in listing.splits.items() for name in each.ids}
-    now = {name for source in sources.values() if source is not None for name in source.ids}
-    return Changes(
-        new=[name for source in sources.values() if source is not None for name in source.ids if name not in then],
-        gone=[name for name in then if name not in now],
-        relabelled=_relabelled(listing, sources),
-    )
+    found = Changes([], [], [])
+    given = {name: source for name, source in sources.items() if source is not None}
+    for name, source in given.items():
+        listed = [listing.splits[name]] if len(given) > 1 else [*listing.splits.values()]  # ids may stand in both parts
+        then, now = {each for images in listed for each in images.ids}, set(source.ids)
+        found.new.extend(each for each in source.ids if each not in then)
+        found.gone.extend(each for images in listed for each in images.ids if each not in now)
+        for images in listed:
+            found.relabelled.extend(_relabelled(images, listing.class_names, source))
+    return found
 
 
-def _relabelled(listing: Listing, sources: Mapping[str, ImageSource | None]) -> list[str]:
-    now: dict[str, str] = {}
-    for source in sources.values():
-        if source is not None and source.labels is not None:
-            now |= {name: source.class_names[label] for name, label in zip(source.ids, source.labels, strict=True)}
-    return [
-        name
-        for each in listing.splits.values()
-        if each.labels is not None
-        for name, label in zip(each.ids, each.labels, strict=True)
-        if now.get(name, listing.class_names[label]) != listing.class_names[label]
-    ]
+def _relabelled(images: ListedImages, class_names: tuple[str, ...], source: ImageSource) -> list[str]:
+    if images.labels is None or source.labels is None:
+        return []
+    now = {name: source.class_names[label] for name, label in zip(source.ids, source.labels, strict=True)}
+    then = {name: class_names[label] for name, label in zip(images.ids, images.labels, strict=True)}
+    return [name for name, label in then.items() if now.get(name, label) != label]

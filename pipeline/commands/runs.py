@@ -95,6 +95,7 @@ def report(run: RunName, /) -> None:
 
     folder = RunFolder(Path(run))
     Job(Run(folder.load_recipe(), folder)).report()
+    print(folder.report)
 
 
 def recipes() -> None:

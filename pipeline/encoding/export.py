@@ -9,6 +9,7 @@ image keeps its position in its batch, so the new file equals the file of a firs
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -342,7 +343,9 @@ def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
     shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
     found = f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first:{shown}"
     expected = f"a share of at most {max_bad:.4g}"
-    fix = "repair them and run tessera encode with --retry-failed, or allow more (--max-bad 5%)"
+    needed = math.ceil(100 * counts["failed"] / counts["planned"])
+    allow = f"--max-bad {needed}% of tessera encode, --data.max_failed_share {needed / 100:.2f} of tessera run"
+    fix = f"repair them and run tessera encode with --retry-failed, or allow more ({allow})"
     raise DataError("too many images failed", field="--max-bad", found=found, expected=expected, fix=fix)
 
 

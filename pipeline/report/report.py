@@ -132,6 +132,9 @@ def _section(title: str, body: str) -> str:
 
 
 def _samples(folder: RunFolder) -> str:
+    if not folder.samples.exists():
+        fix = f"run tessera run {folder.root}, which samples them"
+        raise CheckpointError("the run has no samples yet", field=str(folder.samples), fix=fix)
     if not folder.has_samples():
         raise CheckpointError("the samples are missing or incomplete", field=str(folder.samples), fix=_SAMPLES_FIX)
     grid = Image.open(folder.samples / "grid.png")

@@ -12,6 +12,7 @@ import numpy as np
 
 from foundation.errors import CheckpointError, DataError, TesseraError
 from foundation.images.config import Augment, DataConfig
+from foundation.images.failures import Failure
 from foundation.images.image_set import ImageSet, require_usable, scan_splits, split_sources
 from foundation.images.inventory import PassedOver, inventory
 from foundation.images.listing import Changes, ListedImages, ListedSource, Listing, changes
@@ -46,11 +47,9 @@ class RunSources:
         return {name: s.without_copies() if isinstance(s, ListedSource) else s for name, s in self.splits.items()}
 
     @property
-    def known_failures(self) -> dict[str, Any]:
-        """Images that were unusable when the run began, by id."""
-        if self.listing is None:
-            return {}
-        return {name: each for split in self.listing.splits.values() for name, each in split.failures.items()}
+    def known_failures(self) -> Mapping[str, Mapping[str, Failure]]:
+        """Images of each split that were unusable when the run began, by id."""
+        return {} if self.listing is None else {name: each.failures for name, each in self.listing.splits.items()}
 
 
 def run_listing(folder: RunFolder) -> Listing | None:
@@ -120,12 +119,12 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         found = f"{len(now):,} other images, e.g. {there[0].ids[0]}"
         raise DataError(what, field="data.source", found=found, expected=f"those of {folder.listing}", fix=fix)
     splits: dict[str, ImageSource] = {
-        name: ListedSource(each, listing.class_names, there) for name, each in listing.splits.items()
+        name: ListedSource(each, listing.class_names, [given[name] or train]) for name, each in listing.splits.items()
     }
-    found = changes(listing, given)
+    since = changes(listing, given)
     before = listing.inventory.get("fingerprints")
     rewritten = before is not None and before != fingerprints(there)
-    return RunSources(given, listing, splits, dataclasses.replace(found, rewritten=rewritten and not found))
+    return RunSources(given, listing, splits, dataclasses.replace(since, rewritten=rewritten and not since))
 
 
 def fingerprints(sources: Sequence[ImageSource]) -> list[str]:
@@ -196,8 +195,9 @@ def found_in(
         shapes = counted.summary(data.preprocess.height, data.preprocess.width)
     notes = [note for each in sources for note in getattr(each, "notes", ())]
     classes = sources[0].class_names
-    found = inventory(splits, np.concatenate(labels) if labels else None, classes, passed_over, notes, shapes)
-    return {**found, "fingerprints": fingerprints(sources)}
+    all_labels = np.concatenate(labels) if labels else None
+    held = inventory(splits, all_labels, classes, passed_over, notes, shapes)
+    return {**held, "fingerprints": fingerprints(sources)}
 
 
 def _require_complete(images: Mapping[str, ImageSet], listing: Listing) -> None:
@@ -238,7 +238,7 @@ def open_run_split(folder: RunFolder, recipe: Recipe, split: Split) -> tuple[Ima
         augment=Augment(),
         seed=recipe.seed,
         name=f"{split} images",
-        known_failures=opened.known_failures,
+        known_failures=opened.known_failures.get(split),
         apart_from=trained_on(folder, opened.listing) if split == "validation" else None,
     )
     require_usable(images, recipe.data.max_failed_share)

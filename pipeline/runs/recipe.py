@@ -32,6 +32,7 @@ from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
     "cache_mib",
+    "max_failed_share",
     "evaluate_every",
     "checkpoint_every",
     "keep_checkpoints",

@@ -25,6 +25,7 @@ from foundation.storage import durable
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import sharding_asked
+from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import code_maps, grid_image
@@ -267,6 +268,10 @@ class Run:
         dropout, views = stage.training.label_dropout, stage.training.views
         examples = CodeExamples(codes["train"], model.n_classes, label_dropout=dropout, views=views, seed=recipe.seed)
         manifest = read_manifest(self.folder.codes)
+        counts = totals(manifest)
+        if counts["failed"]:
+            written = f"{counts['written']:,} of {counts['planned']:,} images"
+            accelerator.print(f"codes: {written}, {counts['failed']:,} failed")
         identity = {"prior": digest(determining(stage)), "the token dataset": digest(manifest)}
         self._fit("prior", task, examples, identity, seed=seed)
         self._publish(self.folder.prior, task.exported().save)

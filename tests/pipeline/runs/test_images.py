@@ -242,3 +242,30 @@ def test_rows_that_were_replaced_are_noticed_though_their_numbers_stay(tmp_path:
     assert "were written again" in differences_since(folder, folder.load_recipe())
     with pytest.raises(DataError, match="has other pixels than when the run began"):
         open_run_split(folder, folder.load_recipe(), "validation")
+
+
+def test_both_parts_may_have_files_of_one_name(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "train" / "cat", range(20))
+    save_pictures(tmp_path / "train" / "dog", range(20, 30))
+    for name, first in (("cat", 100), ("dog", 200)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i in range(6):
+            picture(first + i).save(tmp_path / "val" / name / f"{i:03d}.png")
+    (tmp_path / "val" / "cat" / "000.png").write_bytes(b"no image")
+    source = {"type": "folder", "path": str(tmp_path / "train"), "validation_path": str(tmp_path / "val")}
+    changes = {"data.source": source, "data.max_failed_share": 0.2, "data.validation_share": 0.1}
+    job = begin(tmp_path / "run", tmp_path, **changes)
+    job.train_tokenizer()
+    job.encode()
+    job.train_prior()
+    job.run.release()
+    folder = RunFolder(tmp_path / "run")
+    assert differences_since(folder, folder.load_recipe()) == ""
+    images, _ = open_run_split(folder, folder.load_recipe(), "validation")
+    assert len(images) == 11
+    assert {each.tobytes() for each in images.pixels(np.arange(11))} == {
+        np.asarray(picture(first + i)).tobytes() for first in (100, 200) for i in range(6)
+    } - {np.asarray(picture(100)).tobytes()}
+    (tmp_path / "val" / "cat" / "001.png").rename(tmp_path / "train" / "cat" / "900.png")
+    said = differences_since(folder, folder.load_recipe())
+    assert "1 new image is not in this run (cat/900.png); 1 of its images is gone (cat/001.png)" in said

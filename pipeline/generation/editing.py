@@ -233,9 +233,9 @@ def _settings(
     settings = pipe.settings(options)
     require_flag("hide", hide)
     require_flag("guess_class", guess_class)
-    useful, expected = class_labels is None and pipe.labels, "False where classes are given, or not known to the prior"
-    if guess_class and not useful:
-        raise ConfigError("has no use here", field="guess_class", found=guess_class, expected=expected)
+    if guess_class and not (class_labels is None and pipe.labels):
+        problem = "has no effect: " + ("the class is given" if pipe.labels else "this prior knows no classes")
+        raise ConfigError(problem, field="guess_class", found=guess_class, fix="leave it out")
     return settings
 
 

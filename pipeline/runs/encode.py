@@ -70,7 +70,7 @@ def export_of(
         ContractError: the recipe has another preprocess than the tokenizer; see also ``Export``.
         StorageError: see ``Export``.
     """
-    there, fix = folder.tokenizer.exists(), "run tessera train-tokenizer first"
+    there, fix = folder.tokenizer.exists(), "run tessera train-tokenizer, which also takes over a given one"
     DataError.unless(there, "there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
     opened = open_run_sources(folder, recipe)
     export = Export(folder.tokenizer, opened.to_encode(), folder.codes, recipe.encode, device)

@@ -45,6 +45,7 @@ def test_a_step_trains(bench, ours, precision):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow  # a benchmark: eight minutes where bf16 is imitated
 def test_quick_writes_rows(bench, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.json"
     monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))

@@ -79,12 +79,12 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def remedy(error: Exception, damaged: str) -> str:
+def way_out(error: Exception, damaged: str) -> str:
     """What to do about a file that cannot be read.
 
     Args:
         error: what the reader raised.
-        damaged: the remedy where the content is at fault. It does not apply where the system refused to read: the file
+        damaged: the way out where the content is at fault. It does not apply where the system refused to read: the file
             may be whole, and nothing should happen to it.
     """
     import errno

@@ -1,6 +1,6 @@
 """YAML whose scalars stay text: the type of a field, not the look of a value, decides what it means.
 
-YAML 1.1 by itself reads ``010`` as eight, ``12:30`` as 750, ``2024-01-01`` as a date and ``on`` as true.
+YAML 1.1 reads ``010`` as eight, ``12:30`` as 750, ``2024-01-01`` as a date and ``on`` as true.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from foundation.errors import ConfigError, Interrupted, TesseraError, remedy
+from foundation.errors import ConfigError, Interrupted, TesseraError, way_out
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {_message(error, arguments)}", file=sys.stderr)
         return 2
     except PermissionError as error:
-        fix = remedy(error, "check its permissions")
+        fix = way_out(error, "check its permissions")
         print(f"error: {error.filename}: cannot be used: {error.strerror}; fix: {fix}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:

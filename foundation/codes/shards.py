@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import from_dict, to_dict
-from foundation.errors import DataError, TesseraError, remedy
+from foundation.errors import DataError, TesseraError, way_out
 from foundation.images.failures import Failure
 from foundation.storage import durable
 
@@ -156,7 +156,7 @@ def reading(path: Path) -> Iterator[None]:
     except TesseraError:
         raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        if (fix := remedy(error, AGAIN)) != AGAIN:
+        if (fix := way_out(error, AGAIN)) != AGAIN:
             raise DataError(f"cannot be read: {error}", field=str(path), fix=fix) from error
         raise damaged_shard(path, str(error)) from error
 

@@ -117,7 +117,7 @@ class CodeSpec:
 
     @property
     def knows_images(self) -> bool:
-        """Whether stride and preprocess are those of images; of codes without a known tokenizer they say nothing."""
+        """Whether stride and preprocess describe images; codes without a known tokenizer have neither."""
         return bool(self.fingerprint)
 
     @property

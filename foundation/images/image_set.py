@@ -41,7 +41,7 @@ class ImageSet:
         seed: of the augmentation.
         name: shown in the progress bar.
         known_failures: images that were unusable when a run began, by id; they stay unusable.
-        apart_from: images whose pixels must not be in this set, e.g. those of the training set: checksum => id.
+        apart_from: images whose pixels must not be in this set, e.g. the training images: checksum => id.
 
     Attributes:
         checksums: (n_planned,) uint64 of each image's pixels, 0 if it failed.

@@ -91,7 +91,7 @@ def kind_of(data: bytes) -> Kind | None:
         data: the file, or its first ``HEAD_BYTES``.
 
     Returns:
-        None if the first bytes are not those of any known kind, or the format has no mark of its own (TGA).
+        None if the first bytes belong to no known kind, or the format has no mark of its own (TGA).
     """
     if data[4:8] == b"ftyp":
         other = Kind("a video (MP4, MOV)", _FRAMES)

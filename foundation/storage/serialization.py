@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from foundation.errors import CheckpointError, remedy
+from foundation.errors import CheckpointError, way_out
 from foundation.storage import durable
 
 PREFIX = "model."
@@ -45,7 +45,7 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=remedy(error, fix)) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=way_out(error, fix)) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     found = "no " + ", ".join(missing)
     CheckpointError.unless(not missing, "is damaged or of another format", field=str(path), found=found, fix=fix)
@@ -112,7 +112,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return dict(join_state(json.loads((folder / "state.json").read_bytes()), tensors))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(folder), fix=remedy(error, REPAIR)) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(folder), fix=way_out(error, REPAIR)) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -164,7 +164,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=remedy(error, REPAIR)) from error
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=way_out(error, REPAIR)) from error
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

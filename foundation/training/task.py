@@ -36,7 +36,7 @@ class Task(Protocol):
         ...
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
-        """Whether finite metrics of ``evaluate`` are those of a model that works at all, however badly."""
+        """Whether finite metrics of ``evaluate`` come from a model that works at all, however badly."""
         ...
 
     def exported(self) -> nn.Module:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from foundation.errors import CheckpointError, remedy
+from foundation.errors import CheckpointError, way_out
 from foundation.unpickling.unpickler import Machine, sound_key
 from foundation.unpickling.values import DTYPES, LazyTensor, Name, Storage, from_bytes
 
@@ -74,7 +74,7 @@ def read_tensors(path: Path, fix: str) -> dict[str, torch.Tensor]:
         values = read_torch_file(path)
     except (CheckpointError, OSError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=remedy(error, fix)) from error
+        raise CheckpointError(f"cannot be read: {reason}", field=str(path), fix=way_out(error, fix)) from error
     flat = isinstance(values, dict) and all(
         isinstance(name, str) and isinstance(value, LazyTensor) for name, value in values.items()
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.config import from_dict, require, to_dict
 from foundation.config_fields import added_later
-from foundation.errors import ContractError, DataError, remedy
+from foundation.errors import ContractError, DataError, way_out
 
 if TYPE_CHECKING:
     from foundation.codes.spec import CodeSpec
@@ -170,7 +170,7 @@ class ExportPlan:
             splits = {each["name"]: _saved_split(each) for each in what["splits"]}
             return cls(spec=from_dict(CodeSpec, what["spec"]), splits=splits, **settings, **how)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            fix = remedy(error, "move it away and run tessera encode again, which makes a new one")
+            fix = way_out(error, "move it away and run tessera encode again, which makes a new one")
             raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
 
 

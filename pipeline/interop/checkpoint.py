@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from foundation.errors import CheckpointError, remedy
+from foundation.errors import CheckpointError, way_out
 from foundation.unpickling.torch_files import is_pickle, read_torch_file
 from foundation.unpickling.values import LazyTensor, PickledObject
 
@@ -120,7 +120,7 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
                 raise CheckpointError(what, field=f"{path}: {key}", found=part.get_dtype())
             tensors[key] = LazyTensor(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))
     except (OSError, SafetensorError) as error:
-        fix = remedy(error, "the file is truncated or damaged: copy or download it again")
+        fix = way_out(error, "the file is truncated or damaged: copy or download it again")
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=fix) from error
     return tensors
 

@@ -132,14 +132,14 @@ RULES = (
 
 
 def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse given fields that cannot act; name those of a file on stderr.
+    """Refuse given fields that cannot act; those from a file are named on stderr.
 
     A value that is the default is left alone: it changes nothing.
 
     Args:
         recipe: as all of it makes it.
         given: nested values of the command line or of Python.
-        own: those of the recipe's own file.
+        own: nested values of the recipe's own file.
 
     Raises:
         ConfigError: naming the field and why it cannot act.

@@ -98,7 +98,7 @@ def listing_of_plan(plan: ExportPlan, found: Mapping[str, Any]) -> Listing:
 
 
 def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
-    """Open the images of a run, or those of its recipe before it began.
+    """Open the images of a run, or of its recipe before the run began.
 
     A tokenizer that another run trained brings that run's listing: an image that it was trained on is not held out.
 
@@ -117,7 +117,7 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
     if not any(name in now for each in listing.splits.values() for name in each.ids):
         what, fix = "holds none of the run's images", "correct the path, or use these images in a new run"
         found = f"{len(now):,} other images, e.g. {there[0].ids[0]}"
-        raise DataError(what, field="data.source", found=found, expected=f"those of {folder.listing}", fix=fix)
+        raise DataError(what, field="data.source", found=found, expected=f"the images in {folder.listing}", fix=fix)
     splits: dict[str, ImageSource] = {
         name: ListedSource(each, listing.class_names, [given[name] or train]) for name, each in listing.splits.items()
     }

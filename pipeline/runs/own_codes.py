@@ -105,7 +105,7 @@ class CodesRun(Run):
 
         Raises:
             ContractError: the source has changed, and was named for this run.
-            DataError: the folder's codes are those of images.
+            DataError: the folder's codes were made from images.
         """
         if self.folder.codes.is_dir() and self.accelerator.is_main_process:
             self._compare()

@@ -1,4 +1,4 @@
-"""Recipe files: built-in ones, files of one's own that extend others, and those of run folders."""
+"""Recipe files: built-in ones, a user's own that extend others, and the ones in run folders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _built_in_file(name: str, field: str, advice: str) -> Path:
 
 
 def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> RecipeValues:
-    """A recipe's values laid over those of each recipe that it extends, the later over the earlier."""
+    """A recipe's values laid over each recipe that it extends, the later over the earlier."""
     chain = (*above, path.resolve())
     values, is_own = _read_one(path)
     bases = values.pop("extends", [])

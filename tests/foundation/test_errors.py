@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.tiny_run import ROOT
 
-from foundation.errors import DataError, TesseraError, one_line, remedy
+from foundation.errors import DataError, TesseraError, one_line, way_out
 
 DESTROYS = re.compile(r"\b(delete|erase|rm|remove)\b", re.IGNORECASE)
 
@@ -27,10 +27,10 @@ DESTROYS = re.compile(r"\b(delete|erase|rm|remove)\b", re.IGNORECASE)
 )
 def test_the_remedy_is_that_of_the_cause(number: int, words: str) -> None:
     damaged = "copy it again"
-    assert words in remedy(OSError(number, os.strerror(number)), damaged)
-    assert words in remedy(RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})"), damaged)
+    assert words in way_out(OSError(number, os.strerror(number)), damaged)
+    assert words in way_out(RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})"), damaged)
     for error in (ValueError("Expecting value"), OSError("Corrupt footer"), EOFError()):
-        assert remedy(error, damaged) == damaged
+        assert way_out(error, damaged) == damaged
 
 
 def texts(path: Path) -> list[str]:

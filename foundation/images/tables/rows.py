@@ -1,7 +1,7 @@
 """Tables of images: the files of a dataset's split, found and opened, with a fingerprint of what was opened.
 
 Local files are resolved first and read as they are now: the cache of ``datasets`` names a folder by its last part, so
-it would hand out the rows of another folder, or those of files that were replaced since.
+it would hand out rows of another folder, or of files that were replaced since.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.config import Choice
-from foundation.errors import CheckpointError, remedy
+from foundation.errors import CheckpointError, way_out
 from foundation.hardware import hide_broken_torchvision
 from pipeline.evaluation.extractors.base import FeatureExtractor
 
@@ -77,7 +77,7 @@ def _network(weights: str) -> Any:
         )
         found = str(error).split("\n")[0]
         raise CheckpointError(
-            "cannot load DINOv2 weights", field=weights, found=found, fix=remedy(error, fix)
+            "cannot load DINOv2 weights", field=weights, found=found, fix=way_out(error, fix)
         ) from error
     found, fix = network.config.model_type, "use facebook/dinov2-large or a folder that holds it"
     if not found.startswith("dinov2"):

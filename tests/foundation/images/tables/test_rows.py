@@ -1,4 +1,4 @@
-"""Rows are those of the files that are there now, whatever was opened before; each file is whole."""
+"""Rows come from the files that are there now, whatever was opened before; each file is whole."""
 
 import os
 from pathlib import Path

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
 from foundation.config import differences, from_dict
 from foundation.config_fields import entries, merge
 from foundation.errors import ConfigError
-from pipeline.runs.recipe_files import say
+from pipeline.runs.recipe_files import leaves, say
 from stage2_prior.decoding.sampling import FILTERS, GUIDANCE
 
 
@@ -146,7 +146,7 @@ def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]
     """
     defaults = {each.name: each.default for each in entries(type(recipe))}
     for values, from_file in ((given, False), (own, True)):
-        for name in _leaves(values):
+        for name in leaves(values):
             rule = _moot(name, recipe)
             if rule is None or _value(recipe, name) == defaults.get(name, MISSING):
                 continue
@@ -182,15 +182,6 @@ def _moot(name: str, recipe: Any) -> Rule | None:
         if inside and name not in rule.unless and rule.moot(recipe):
             return rule
     return None
-
-
-def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else str(key)
-        if isinstance(value, Mapping):
-            yield from _leaves(value, name)
-        else:
-            yield name
 
 
 def _value(recipe: Any, name: str) -> Any:

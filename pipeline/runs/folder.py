@@ -48,6 +48,8 @@ class RunFolder:
     """unusable images, one JSON object per line"""
     report = _Below("report.html")
     """report"""
+    times = _Below("times.json")
+    """seconds of each part, expected and taken"""
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of ``tokenizer`` or ``prior``."""

@@ -24,6 +24,7 @@ from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from foundation.storage.names import is_portable
 from pipeline.encoding.plan import EncodeConfig
+from pipeline.runs.duration import Budget
 from pipeline.runs.explicit import require_agreement, require_effect
 from pipeline.runs.recipe_files import names_tokenizer, read_recipe
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
@@ -121,8 +122,15 @@ class Recipe:
     """images sampled at the end"""
     machine: Machine = field(default_factory=Machine)
     """where it runs"""
+    budget: str | None = added_later(None)
+    """time for the whole run on the machine that begins it, e.g. 20m, 2h or 10m+30m for the two stages: precision,
+    steps and what open names are chosen to fit and written into the run's recipe; null takes the recipe as it is"""
+    open: tuple[Literal["resolution", "tokenizer", "prior"], ...] = added_later(())
+    """sizes that a budget chooses too, by the number of images and the compute, unless they are given"""
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            Budget.parse(self.budget)
         sound = self.name.strip() and is_portable(self.name) and not self.name.startswith(".")
         expected = "a short name that a folder can have on Linux, macOS and Windows"
         require(bool(sound), "name", repr(self.name), expected)

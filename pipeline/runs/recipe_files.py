@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -57,6 +57,23 @@ def read_recipe(recipe: str) -> RecipeValues:
     if path.is_file():
         return _read_extended(path)
     return _read_extended(_built_in_file(recipe, "recipe", "give a YAML file or a built-in name"))
+
+
+def given_fields(recipe: str, overrides: Mapping[str, Any]) -> set[str]:
+    """Dotted names of the fields that a user has set: in a recipe of their own and as overrides."""
+    path = Path(expand(recipe, "recipe"))
+    own = {} if path.is_dir() else read_recipe(recipe).own
+    return {*overrides, *leaves(own)}
+
+
+def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Dotted names of the values in nested mappings."""
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            yield from leaves(value, name)
+        else:
+            yield name
 
 
 def _built_in() -> Path:

@@ -86,6 +86,12 @@ class Run:
         """
         self._claim()
 
+    def claim_again(self) -> None:
+        """Write a recipe into the folder that has changed in a part that has not begun."""
+        if self.accelerator.is_main_process:
+            self.folder.claim(self.recipe)
+        self.accelerator.wait_for_everyone()
+
     def _claim(self) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
         accelerator = self.accelerator

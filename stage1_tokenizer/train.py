@@ -15,6 +15,7 @@ from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
+from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -35,6 +36,9 @@ class TokenizerTask:
         validation: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of the codebooks' initialisation and revival.
+
+    Raises:
+        ConfigError: micro-batches, checkpointing or compilation of networks that cannot have it.
     """
 
     def __init__(
@@ -49,6 +53,10 @@ class TokenizerTask:
     ) -> None:
         self.model, self.training, self.objective = model, training, objective
         self.validation, self.seed = validation, seed
+        if training.checkpoint_blocks:
+            recompute_blocks(model)
+        if training.compile:
+            compile_blocks(model)
         self.learner = Learner(
             model,
             training.optim,

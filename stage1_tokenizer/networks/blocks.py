@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv, type_of_products
+from stage1_tokenizer.networks.recompute import Block
 
 _CHANNELS_FIRST = "mps"
 """the device whose convolutions want no other layout"""
@@ -32,7 +33,7 @@ def fast_layout(x_BCHW: torch.Tensor) -> torch.Tensor:
     return x_BCHW.contiguous(memory_format=torch.channels_last) if fast else x_BCHW
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """norm, swish, 3 x 3 convolution, twice; plus the input, projected by 1 x 1 when the channels change.
 
     The second kernel starts at zero, so that every block starts as its shortcut (Goyal et al. 2017, arXiv:1706.02677,
@@ -62,7 +63,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x_BCHW) + hidden
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Block):
     """One head of attention over all positions, plus the input."""
 
     def __init__(self, channels: int, *, groups: int) -> None:

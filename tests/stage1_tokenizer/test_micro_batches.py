@@ -29,12 +29,16 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_parts_have_the_gradient_of_the_whole_batch(name: str, in_float64: None) -> None:
     batch = images(N, torch.float64)
     whole, parts = (step(task(name, torch.float64, micro_batch_size=size), batch) for size in (None, 2))
-    assert largest_differences(parts, whole) < (1e-11, 1e-11)
+    assert max(largest_differences(parts, whole)) < 1e-11
 
 
-def test_parts_in_float32() -> None:
-    whole, parts = (step(task("vqgan", micro_batch_size=size), images(N)) for size in (None, 2))
-    assert largest_differences(parts, whole) < (1e-5, 1e-3)
+def test_parts_in_float32_with_blocks_computed_again() -> None:
+    whole = step(task("vqgan"), images(N))
+    again = step(task("vqgan", checkpoint_blocks=True), images(N))
+    assert largest_differences(again, whole) == (0, 0)
+    parts = step(task("vqgan", checkpoint_blocks=True, micro_batch_size=2), images(N))
+    scalars, tensors = largest_differences(parts, whole)
+    assert scalars < 1e-5 and tensors < 1e-3
 
 
 def test_both_passes_of_a_part_drop_out_the_same() -> None:
@@ -112,7 +116,7 @@ def _two_processes(expected: dict[str, Step]) -> None:
         trained = task(name, torch.float64, micro_batch_size=2)
         row, tensors = step(trained, images(6, torch.float64).chunk(2)[state.process_index])
         same = {key: value for key, value in row.items() if key in ("adaptive_weight", "gradient_norm")}
-        assert largest_differences((same, tensors), ({key: whole[0][key] for key in same}, whole[1])) < (1e-10, 1e-10)
+        assert max(largest_differences((same, tensors), ({key: whole[0][key] for key in same}, whole[1]))) < 1e-10
 
 
 def test_two_processes_in_parts_have_the_gradient_of_one(in_float64: None, monkeypatch: pytest.MonkeyPatch) -> None:

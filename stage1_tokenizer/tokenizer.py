@@ -22,6 +22,7 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.images.config import Preprocess
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, load_model_folder, load_weights, save_model_folder, tensors_sha256
+from foundation.training.learner import micro_batches
 from foundation.training.parallel import all_reduce_sum
 from stage1_tokenizer.bottleneck import Coded, build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
@@ -130,14 +131,22 @@ class TokenizerModel(nn.Module):
         return images
 
     @torch.no_grad()
-    def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
+    def initialize(
+        self, images_BCYX: torch.Tensor, generator: torch.Generator, micro_batch_size: int | None = None
+    ) -> None:
         """Initialise projections and codebooks from the first batch of all processes.
+
+        Args:
+            images_BCYX: as ``features`` takes them.
+            generator: of what is drawn.
+            micro_batch_size: most images that the encoder takes at once; None takes all.
 
         Raises:
             TrainingError: on every process, if values of the batch or of its features on one are not finite: nothing
                 that is made of them could be taken back.
         """
-        features = self.features(images_BCYX)
+        parts = [self.features(part) for part in micro_batches(images_BCYX, micro_batch_size)]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
         for field, values in (("images", images_BCYX), ("the encoder's features", features)):
             n_bad = int(all_reduce_sum((~values.isfinite()).sum()))
             if n_bad:

@@ -14,6 +14,8 @@ from foundation.training.learner import Learner
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
+from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
+from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -34,6 +36,9 @@ class TokenizerTask:
         validation: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of the codebooks' initialisation and revival.
+
+    Raises:
+        ConfigError: micro-batches, checkpointing or compilation of networks that cannot have it.
     """
 
     def __init__(
@@ -46,7 +51,12 @@ class TokenizerTask:
         *,
         seed: int,
     ) -> None:
-        self.model, self.objective, self.validation, self.seed = model, objective, validation, seed
+        self.model, self.training, self.objective = model, training, objective
+        self.validation, self.seed = validation, seed
+        if training.checkpoint_blocks:
+            recompute_blocks(model)
+        if training.compile:
+            compile_blocks(model)
         self.learner = Learner(
             model,
             training.optim,
@@ -55,6 +65,7 @@ class TokenizerTask:
             precision=training.precision,
             accelerator=accelerator,
         )
+        self.micro_batches = MicroBatches(model, objective, self.learner, training.micro_batch_size)
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
@@ -62,20 +73,27 @@ class TokenizerTask:
         self.learner.wrapped.train()
         for quantizer in self.model.quantizers:
             quantizer.schedule(step)
+        size = self.training.micro_batch_size
         if step == 0:
             with self.learner.autocast():
-                self.model.initialize(images, self._generator("initialize", step))
-        with self.learner.autocast():
-            output = self.learner.wrapped(images)
-        loss, metrics = self.objective(
-            images, output.images_BCYX, self.model.decoder.get_parameter("conv_out.weight"), step
-        )
-        update = self.learner.apply(loss + sum(output.losses.values()), step)
+                self.model.initialize(images, self._generator("initialize", step), size)
+        in_parts = size is not None and size < len(images)
+        passed = self.micro_batches.backward(images, step) if in_parts else self._backward(images, step)
+        update = self.learner.take_step(passed.loss, step)
         self._move_on(step, taken=update.taken)
+        metrics = dict(passed.metrics)
         if update.taken:
-            metrics |= self.objective.train_adversary(images, output.images_BCYX, step)
-        terms = {f"loss_{name}": value.detach() for name, value in output.losses.items()}
-        return {**update.metrics, **metrics, **terms, **output.metrics}
+            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step)
+        return {**update.metrics, **metrics}
+
+    def _backward(self, images_BCYX: torch.Tensor, step: int) -> Pass:
+        """Add the gradient of the loss, in one pass of the whole batch."""
+        with self.learner.autocast():
+            output = self.learner.wrapped(images_BCYX)
+        loss, metrics = self.objective(images_BCYX, output.images_BCYX, last_kernel(self.model), step)
+        loss = loss + sum(output.losses.values())
+        loss.backward()
+        return Pass(loss.detach(), {**metrics, **to_log(output)}, output.images_BCYX.detach())
 
     def _move_on(self, step: int, *, taken: bool) -> None:
         """Update codebooks and averages after a step that was taken; drop what a skipped step left."""

@@ -19,7 +19,7 @@ from torch import nn
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
 from foundation.randomness import derive_seed, uniforms
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, micro_batches
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
 from stage2_prior.head_loss import head_loss
@@ -161,9 +161,8 @@ class PriorTask:
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
             examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
-        n_examples = len(batch["tokens"])
-        n_parts = -(-n_examples // (self.training.micro_batch_size or n_examples))
-        columns = [[(name, each) for each in value.tensor_split(n_parts)] for name, value in examples.items()]
+        size = self.training.micro_batch_size
+        columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]
 
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:

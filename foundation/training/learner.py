@@ -224,6 +224,11 @@ class WeightAverage:
             load_full_tensors(self.model, state)
 
 
+def micro_batches(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
+    """The rows in as few parts of at most ``size`` as there can be, almost equally long; None takes all at once."""
+    return rows.tensor_split(-(-len(rows) // (size or len(rows))))
+
+
 def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor]) -> M:
     """A copy in evaluation mode whose parameters and buffers are ``value`` of the original ones, without gradients.
 

@@ -26,7 +26,7 @@ ROOMS = {
         ["work_sharing", "image_files"],
         ["encoding", "generation"],
         ["runs"],
-        ["interop", "evaluation"],
+        ["interop", "evaluation", "planning"],
         ["report"],
         ["commands"],
         ["cli"],

@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
@@ -17,8 +18,10 @@ from unittest import mock
 import torch
 from torch import nn
 
+from foundation.config_fields import replaced
 from pipeline.planning.gpu_rules import as_on_gpu
 from pipeline.planning.trace import BACKWARD, Trace, Work
+from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
@@ -57,25 +60,28 @@ class StepMemory:
         return sum(self.at_peak.values())
 
 
-def step_memory(recipe: Recipe, stage: Stage, kind: Kind, micro_batch: int | None = None) -> StepMemory:
-    """Count a training step.
+def step_memory(
+    recipe: Recipe, stage: Stage, kind: Kind, micro_batch: int | None = None, *, n_processes: int = 1
+) -> StepMemory:
+    """Count a training step of one process.
 
     Args:
-        recipe: a resolved recipe.
+        recipe: its precisions that are ``auto`` are bf16 on a GPU, float32 on a CPU.
         stage: of which training.
         kind: whose kernels compute.
         micro_batch: examples of one forward pass; None takes the recipe's. Of a step of several passes two are counted,
             which have the step's peak.
+        n_processes: that share a batch; each holds all weights.
     """
+    recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
     training = getattr(recipe, stage).training
-    batch, own = training.fit.batch_size, getattr(training, "micro_batch_size", None)
-    given = micro_batch or own or batch
-    micro = min(batch, given)
+    batch = max(1, training.fit.batch_size // n_processes)
+    micro = min(batch, micro_batch or getattr(training, "micro_batch_size", None) or batch)
     n_examples = min(batch, 2 * micro) if hasattr(training, "micro_batch_size") else micro
     changes: dict[str, Any] = {"fit": replace(training.fit, batch_size=n_examples)}
     if hasattr(training, "micro_batch_size"):
         changes["micro_batch_size"] = micro
-    with _without_memory(kind) as (trace, device):
+    with without_memory(kind) as (trace, device):
         task = _TASKS[stage](recipe, replace(training, **changes), device, trace)
         _name_state(task, trace, stage)
         trace.work.clear()
@@ -89,8 +95,12 @@ def step_memory(recipe: Recipe, stage: Stage, kind: Kind, micro_batch: int | Non
         return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work))
 
 
+def _open_precisions(recipe: Recipe, taken: str) -> dict[str, Any]:
+    return {name: taken for name in (TOKENIZER, PERCEPTUAL, PRIOR) if attrgetter(name)(recipe) == "auto"}
+
+
 @contextlib.contextmanager
-def _without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
+def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
     """Tensors that are made in here have no memory; counts them."""
     with contextlib.ExitStack() as stack:
         device = torch.device("cpu" if kind == "cpu" else "meta")

@@ -10,7 +10,7 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -28,12 +28,12 @@ class Work(NamedTuple):
     Attributes:
         flops: of products and convolutions; 0 for the rest.
         n_bytes: read and written.
-        is_narrow: whether its products take numbers of 16 bits.
+        kind: of its products: in 16 bits, or in float32 as a convolution or a product of matrices.
     """
 
     flops: int
     n_bytes: int
-    is_narrow: bool
+    kind: Literal["narrow", "convolution", "product"]
 
 
 class Trace(TorchDispatchMode):
@@ -104,6 +104,8 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             return _VALUES.get(args[0].dtype, 1.0)
+        if func is torch.ops.aten.equal.default:
+            return True
         out = func(*args, **kwargs)
         outputs = [each for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
         for each in outputs:
@@ -139,5 +141,6 @@ class Trace(TorchDispatchMode):
         n_bytes = sum(each.numel() * each.element_size() for each in (*inputs, *outputs))
         formula = flop_registry.get(func._overloadpacket)
         flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
-        narrow = bool(flops) and inputs[0].element_size() < 4
-        self.work.append(Work(flops, n_bytes, narrow))
+        convolves = "convolution" in func.__name__
+        kind = "narrow" if inputs and inputs[0].element_size() < 4 else "convolution" if convolves else "product"
+        self.work.append(Work(flops, n_bytes, kind))  # type: ignore[arg-type]

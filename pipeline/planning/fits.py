@@ -33,9 +33,7 @@ def needed(memory: StepMemory, kind: Kind) -> int:
     return int(state + factor * (memory.peak - state)) + libraries
 
 
-def largest_micro_batch(
-    recipe: Recipe, stage: Stage, kind: Kind, available: int, *, n_processes: int = 1
-) -> int:
+def largest_micro_batch(recipe: Recipe, stage: Stage, kind: Kind, available: int, *, n_processes: int = 1) -> int:
     """The most examples of a forward pass that fit ``available`` bytes, up to the batch; 0 if not one fits.
 
     The peak is affine in the micro-batch once activations dominate it, so two sizes are counted.
@@ -114,6 +112,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
     """Bytes that a step takes at most, from one forward pass of one example: cheap, and several times too large."""
     training, preprocess = getattr(recipe, stage).training, recipe.data.preprocess
     batch = max(1, training.fit.batch_size // n_processes)
+    batch = min(batch, getattr(training, "micro_batch_size", None) or batch)
     with without_memory("gpu") as (trace, _), torch.no_grad():
         if stage == "tokenizer":
             model: Any = TokenizerModel(recipe.tokenizer.model, preprocess).train()
@@ -133,9 +132,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
     return 6 * weights + 2 * batch * (of_one + sum(each.n_bytes for each in trace.work)) + (1 << 30)
 
 
-def _refusal(
-    recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int
-) -> ConfigError:
+def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
     """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
     training = getattr(recipe, stage).training
     fields = {each.name for each in dataclasses.fields(training)}

@@ -77,7 +77,7 @@ def _attention(
     v: torch.Tensor,
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002  torch's signature
+    is_causal: bool = False,
     **_: Any,
 ) -> torch.Tensor:
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
@@ -85,7 +85,7 @@ def _attention(
     return out
 
 
-def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
 
 
@@ -98,7 +98,7 @@ def as_on_gpu() -> Iterator[None]:
     class Autocast(plain):  # type: ignore[misc, valid-type]
         """torch.autocast, also of the meta device."""
 
-        def __init__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any):  # noqa: FBT001, FBT002
+        def __init__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any):
             self._of_meta = device_type == _META
             if self._of_meta:
                 self.device, self._enabled, self.fast_dtype = device_type, enabled, dtype or torch.bfloat16
@@ -122,7 +122,9 @@ def as_on_gpu() -> Iterator[None]:
             return None
 
     def of_meta(ask: Callable[..., Any], answer: Callable[[], Any]) -> Callable[..., Any]:
-        return lambda device_type=None: answer() if device_type == _META else ask(*([device_type] if device_type else []))
+        return lambda device_type=None: (
+            answer() if device_type == _META else ask(*([device_type] if device_type else []))
+        )
 
     changes = [
         (torch, "autocast", Autocast),

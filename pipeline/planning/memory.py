@@ -119,8 +119,7 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
 
 
 def _tokenizer_task(recipe: Recipe, training: Any, device: torch.device, trace: Trace) -> TokenizerTask:
-    perceptual, adversarial = training.perceptual, training.adversarial
-    training = replace(training, perceptual=replace(perceptual, vgg_weights=RANDOM))
+    training = replace(training, perceptual=replace(training.perceptual, vgg_weights=RANDOM))
     where, preprocess = _process(device), recipe.data.preprocess
     with trace.naming("weights"):
         objective = Objective(training, preprocess, where, seed=recipe.seed)
@@ -191,9 +190,7 @@ def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
                 with trace.naming("moments"):
                     moments = {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
                     learner.optimizer.state[each] = {"step": torch.zeros(()), **moments}
-                each.register_post_accumulate_grad_hook(
-                    functools.partial(_name_gradient, trace)
-                )
+                each.register_post_accumulate_grad_hook(functools.partial(_name_gradient, trace))
 
 
 def _name_gradient(trace: Trace, parameter: torch.Tensor) -> None:

@@ -6,12 +6,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
+from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut
+from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut, output_file, read_path
+from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
 from pipeline.runs.recipe_files import built_in_recipes, given_fields
@@ -82,16 +86,39 @@ def train_prior(
         job.say_where()
 
 
-def estimate(recipe: RecipeName, /, *fields: Fields, device: Device = "auto") -> None:
-    """Print what a recipe costs before it runs: parameters, FLOPs, tokens, compression, hours on this machine."""
-    loaded, _ = resolve(recipe, None, read_fields(fields, estimate))
+def estimate(
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    device: Device = "auto",
+    on: str | None = None,
+    images: int | None = None,
+    json: Annotated[str | None, Parameter(converter=read_path, help="also write all figures to this file")] = None,
+) -> None:
+    """Print what a recipe costs before it runs: models, memory, time and disk, by part.
 
-    import torch
+    Args:
+        on: compute times for a named machine instead of measuring here: h100, h200, a100-40, a100-80, l4, l40s,
+            rtx-4090, rtx-3090, t4, cpu-8, cpu-32-avx512
+        images: how many images there are; default the recipe's
+    """
+    loaded, _ = resolve(recipe, None, read_fields(fields, estimate))
+    require(images is None or images > 1, "--images", images, "2 or more")
+    path = None if json is None else output_file(json, (".json",), "--json")
+    about = {"command": "estimate", "recipe": recipe, "on": on}
+    outputs = None if path is None else output_at(path, about)
+
+    from accelerate import Accelerator
 
     from foundation.hardware import usable_device
-    from pipeline.runs.estimate import estimate as estimate_costs
+    from foundation.storage.serialization import json_text
+    from pipeline.planning.estimate import estimate as estimate_costs
 
-    print(estimate_costs(loaded, torch.device(usable_device(device))).text())
+    here = "cpu" if on is not None else usable_device(device)
+    result = estimate_costs(loaded, Accelerator(cpu=here == "cpu"), on=on, images=images)
+    print(result.text())
+    if path is not None and outputs is not None:
+        outputs.write(path.name, json_text(result.numbers, indent=1))
 
 
 def report(run: RunName, /) -> None:

@@ -1,4 +1,4 @@
-"""The machine: its device, its memory and what of it a token dataset may take, and a torchvision that fits torch.
+"""The machine: its cores, its memory and what of it a token dataset may take, and a torchvision that fits torch.
 
 A CPU build of torch beside the default torchvision cannot load torchvision's operators; transformers then fails to
 import its models with a message that names neither. See also ``tessera doctor``. Imports neither torch nor numpy.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from foundation.paths import PathText
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (_GROUP / "memory.max", _GROUP / "memory" / "memory.limit_in_bytes")
 _MEMINFO = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names, from glibc's malloc.h"""
 _KEPT_BYTES, _LARGEST_KEPT_BLOCK = 2**31 - 1, 1 << 30
@@ -84,6 +86,50 @@ def _left_in_group() -> int | None:
 def processes_on_this_machine() -> int:
     """Processes of this training on this machine, as set by the launcher; 1 without one."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def usable_cores() -> int:
+    """Cores for the threads of this process, at least 1: its share of the cores that this training may use.
+
+    These are the cores of the process's affinity mask, or the container's quota of processor time, rounded up, if that
+    is less.
+    """
+    return max(1, min([allowed_cores(), *_core_quotas()]) // processes_on_this_machine())
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, by its affinity mask."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def _core_quotas() -> list[int]:
+    """Processor time that the process's control groups, and those above them, allow, in cores, rounded up."""
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    groups = {_GROUP, _GROUP / "cpu"}
+    for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
+        if not kinds or "cpu" in kinds.split(","):  # version 2, or version 1
+            top = _GROUP / "cpu" if kinds else _GROUP
+            own = top / path.strip("/")
+            groups |= {own, *(each for each in own.parents if each.is_relative_to(top))}
+    return [math.ceil(quota) for each in groups if (quota := _core_quota(each))]
+
+
+def _core_quota(group: Path) -> float | None:
+    """Cores of one control group, of version 2 or 1; None without a limit."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{each}_us").read_text(encoding="utf-8") for each in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
 
 
 def _limit(path: Path) -> int | None:

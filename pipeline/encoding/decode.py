@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from foundation.hardware import usable_device
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.paths import expand
 from foundation.storage import durable
+from foundation.threads import map_in_threads
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
@@ -168,12 +168,11 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
         names = [f"{row:08d}.png" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for start in range(folder.start, folder.stop, decoder.batch_size):
-                codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
-                files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-                list(pool.map(_save, decoder.decode(codes_BT), files))
-                done(len(codes_BT))
+        for start in range(folder.start, folder.stop, decoder.batch_size):
+            codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
+            files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
+            map_in_threads(_save, zip(decoder.decode(codes_BT), files, strict=True))
+            done(len(codes_BT))
 
     try:
         durable.publish_folder(path, fill)
@@ -182,7 +181,8 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
             raise  # else: another process was first, with the same
 
 
-def _save(image_YXC: np.ndarray, path: Path) -> None:
+def _save(image_and_path: tuple[np.ndarray, Path]) -> None:
+    image_YXC, path = image_and_path
     durable.write_file(path, lambda target: to_pil(image_YXC).save(target, "PNG"))
 
 

@@ -161,10 +161,6 @@ class Export:
         self.leases.clear()
         return True
 
-    def close(self) -> None:
-        """Stop the reader threads."""
-        self.encoder.close()
-
     def _join(self, config: EncodeConfig, device: torch.device) -> ExportPlan:
         """Read the folder's plan and compare it with this export's, or write this export's plan."""
         path = self.folder / PLAN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +102,10 @@ def encode_run(
     """
     if job.retry or not is_encoded(folder.codes):
         export = export_of(folder, recipe, device, say)
-        with contextlib.closing(export):
-            if job.retry:
-                finished = retry_failed(export, job.part, wait=job.wait)
-            else:
-                finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
+        if job.retry:
+            finished = retry_failed(export, job.part, wait=job.wait)
+        else:
+            finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
         if not finished:
             return False
     refresh_header(folder.codes)  # of a dataset that an earlier version finished

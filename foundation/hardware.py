@@ -12,6 +12,7 @@ import importlib
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -166,6 +167,7 @@ class TokenAccess:
         return machine_memory() // (4 * processes_on_this_machine())
 
 
+DEVICES = "auto, cpu, cuda, cuda:1, mps ..."
 CURE = "install torch and torchvision together, from one index, in one command: pip install --upgrade torch torchvision"
 
 
@@ -188,11 +190,19 @@ def hide_broken_torchvision() -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
+def best_device() -> str:
+    """What ``auto`` stands for: cuda, mps, xpu or another accelerator that torch finds here, else cpu."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if found is None else found.type
+
+
 def usable_device(name: str, field: str = "--device") -> str:
-    """The device's name, if this machine has it.
+    """The device's name, if this machine has it; says on stderr which one is used, once in a process.
 
     Args:
-        name: such as cpu, cuda or cuda:1; auto takes a GPU if there is one, and says so once on stderr.
+        name: such as cpu, cuda, cuda:1 or mps; auto takes ``best_device``.
         field: which option it is of.
 
     Raises:
@@ -201,19 +211,34 @@ def usable_device(name: str, field: str = "--device") -> str:
     import torch
 
     if not isinstance(name, (str, torch.device)):
-        raise ConfigError("is not a device", field=field, found=repr(name)[:200], expected="cpu, cuda, cuda:1 ...")
-    name = str(name)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        _announce(name)
+        raise ConfigError("is not a device", field=field, found=repr(name)[:200], expected=DEVICES)
+    name = best_device() if str(name) == "auto" else str(name)
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, fix="use cpu") from error
+        fix = f"use {best_device()}, or auto"
+        raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, expected=DEVICES, fix=fix) from error
+    _announce(name)
     return name
 
 
 @functools.cache
 def _announce(device: str) -> None:
     print(f"device: {device}", file=sys.stderr)
+
+
+def bf16_problem(device: str) -> str | None:
+    """Why autocast to bf16 does not work on a device that this machine has; None where it does."""
+    import torch
+
+    kind = torch.device(device).type
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with torch.autocast(kind, dtype=torch.bfloat16):
+                matrix = torch.ones(8, 8, device=device)
+                found = (matrix @ matrix).float().cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, UserWarning) as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None if bool((found == 8).all()) else "its products are wrong"

@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from foundation.hardware import allowed_cores, usable_cores
 
-T, R = TypeVar("T"), TypeVar("R")
+R = TypeVar("R")
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait in the commands, as environment variables; ``scripts/bench_threads.py`` compares choices.
 
@@ -60,13 +60,13 @@ def image_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
 
 
-def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``function`` of each item, computed by the image threads.
+def map_in_threads(function: Callable[..., R], *columns: Iterable[Any]) -> list[R]:
+    """As ``map``, of columns of equal length, computed by the image threads.
 
     Raises:
-        the first exception, in the order of the items, once no call is running any more; the rest are not called.
+        the first exception, in the order of the calls, once no call is running any more; the rest are not called.
     """
-    futures = [image_threads().submit(function, each) for each in items]
+    futures = [image_threads().submit(function, *each) for each in zip(*columns, strict=True)]
     try:
         return [each.result() for each in futures]
     finally:

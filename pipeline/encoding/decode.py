@@ -171,7 +171,7 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
         for start in range(folder.start, folder.stop, decoder.batch_size):
             codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
             files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-            map_in_threads(_save, zip(decoder.decode(codes_BT), files, strict=True))
+            map_in_threads(_save, decoder.decode(codes_BT), files)
             done(len(codes_BT))
 
     try:
@@ -181,8 +181,7 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
             raise  # else: another process was first, with the same
 
 
-def _save(image_and_path: tuple[np.ndarray, Path]) -> None:
-    image_YXC, path = image_and_path
+def _save(image_YXC: np.ndarray, path: Path) -> None:
     durable.write_file(path, lambda target: to_pil(image_YXC).save(target, "PNG"))
 
 

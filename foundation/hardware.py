@@ -12,14 +12,16 @@ import importlib
 import math
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from foundation.config import check_types, require
 from foundation.errors import ConfigError
 from foundation.paths import PathText
+
+if TYPE_CHECKING:
+    import torch
 
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (_GROUP / "memory.max", _GROUP / "memory" / "memory.limit_in_bytes")
@@ -198,12 +200,13 @@ def best_device() -> str:
     return "cpu" if found is None else found.type
 
 
-def usable_device(name: str, field: str = "--device") -> str:
-    """The device's name, if this machine has it; says on stderr which one is used, once in a process.
+def usable_device(name: str, field: str = "--device", *, announce: bool = True) -> str:
+    """The device's name, if this machine has it.
 
     Args:
         name: such as cpu, cuda, cuda:1 or mps; auto takes ``best_device``.
         field: which option it is of.
+        announce: say on stderr which device is used, once in a process.
 
     Raises:
         ConfigError: no such device here.
@@ -219,26 +222,29 @@ def usable_device(name: str, field: str = "--device") -> str:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         fix = f"use {best_device()}, or auto"
         raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, expected=DEVICES, fix=fix) from error
-    _announce(name)
+    if announce:
+        announce_device(name)
     return name
 
 
 @functools.cache
-def _announce(device: str) -> None:
+def announce_device(device: str) -> None:
+    """Say on stderr which device is used, once in a process."""
     print(f"device: {device}", file=sys.stderr)
 
 
-def bf16_problem(device: str) -> str | None:
-    """Why autocast to bf16 does not work on a device that this machine has; None where it does."""
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """In float64, on its device, or on the CPU where its device lacks that type, as MPS does."""
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 can be made on a device."""
     import torch
 
-    kind = torch.device(device).type
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with torch.autocast(kind, dtype=torch.bfloat16):
-                matrix = torch.ones(8, 8, device=device)
-                found = (matrix @ matrix).float().cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, UserWarning) as error:
-        return next(iter(str(error).splitlines()), type(error).__name__)
-    return None if bool((found == 8).all()) else "its products are wrong"
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True

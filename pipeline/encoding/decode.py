@@ -31,7 +31,7 @@ from pipeline.encoding.encoder import full_precision
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
-from stage1_tokenizer.canary import check_canary
+from stage1_tokenizer.canary import load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PLAN = "decode.json"
@@ -65,7 +65,7 @@ def decode_to_folder(
     split: str | None = None,
     part: str | None = None,
     batch_size: int = 32,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> int:
     """Decode every row of ``codes`` into the folder ``out``; see ``tessera decode``.
 
@@ -83,8 +83,7 @@ def decode_to_folder(
     require_place(target)
     ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
     place = find_tokenizer(source, tokenizer)
-    model = TokenizerModel.load(place).to(usable_device(device))
-    check_canary(model, place)
+    model = load_checked(place, torch.device(usable_device(device)))
     several = open_rows(source, model.spec, split)
     folders = [
         _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))

@@ -181,7 +181,7 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         codes = tokenizer.bottleneck.encode(features)
         signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
         change = signs.to(features) * (margin * features.square().mean().sqrt())
-        return float((tokenizer.bottleneck.encode(features + change) != codes).double().mean())
+        return float((tokenizer.bottleneck.encode(features + change) != codes).cpu().double().mean())
 
 
 def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
@@ -196,7 +196,9 @@ def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
     while size <= LARGEST:
         try:
             speeds[size] = _images_per_second(tokenizer, size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or a plain one of MPS
+            if "out of memory" not in str(error):
+                raise
             break
         twice_as_long = 4 * size / speeds[size]  # two runs of the next size
         if max(speeds, key=speeds.__getitem__) < size // 2 or time.perf_counter() - began + twice_as_long > seconds:

@@ -32,7 +32,7 @@ from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
 from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
 from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
-from stage1_tokenizer.canary import check_canary
+from stage1_tokenizer.canary import load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PLAN = "plan.json"
@@ -63,8 +63,8 @@ class Export:
         device: torch.device,
     ) -> None:
         self.folder, self.tokenizer_folder, self.sources = folder, tokenizer_folder, dict(sources)
-        self.tokenizer = TokenizerModel.load(tokenizer_folder).to(device)
-        check_canary(self.tokenizer, tokenizer_folder)
+        self.tokenizer = load_checked(tokenizer_folder, device)
+        device = next(self.tokenizer.parameters()).device  # the CPU, where the given one makes other codes
         classes = next(iter(self.sources.values())).class_names
         self.spec: CodeSpec = self.tokenizer.spec.with_classes(classes)
         self.plan = self._join(config, device)

@@ -13,7 +13,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
-from foundation.hardware import TokenAccess
+from foundation.hardware import TokenAccess, usable_device
 from foundation.images.inventory import inventory_rows
 from foundation.images.listing import Listing
 from foundation.images.preprocess import GRID_GAP
@@ -163,9 +163,8 @@ def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
 
 def _device(recipe: Recipe) -> str:
     """Device of the run."""
-    import torch
-
-    return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
+    device = recipe.machine.device
+    return usable_device(device if device == "cpu" else "auto")  # a report may be made elsewhere than its run
 
 
 def _figures_table(

@@ -221,7 +221,9 @@ def usable_device(name: str, field: str = "--device", *, announce: bool = True) 
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         fix = f"use {best_device()}, or auto"
-        raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, expected=DEVICES, fix=fix) from error
+        raise ConfigError(
+            f"cannot be used here: {reason}", field=field, found=name, expected=DEVICES, fix=fix
+        ) from error
     if announce:
         announce_device(name)
     return name

@@ -115,9 +115,8 @@ def load_checked(folder: Path, device: torch.device) -> TokenizerModel:
         if device.type == "cpu":
             raise
         check_canary(tokenizer.cpu(), folder)
-        found = f": {error.found}" if isinstance(error, ContractError) else ""
-        reason = str(error).splitlines()[0]
-        print(f"device: cpu, since {device} cannot be used for codes: {reason}{found}", file=sys.stderr)
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        print(f"device: cpu for the codes, since on {device}: {reason}", file=sys.stderr)
     return tokenizer
 
 

@@ -95,7 +95,9 @@ class ShardEncoder:
             plan=self.plan.identity,
         )
 
-    def _batches(self, planned: PlannedShard, wanted: Collection[int]) -> Generator[tuple[list[int], list[Decoded]], None, None]:
+    def _batches(
+        self, planned: PlannedShard, wanted: Collection[int]
+    ) -> Generator[tuple[list[int], list[Decoded]], None, None]:
         """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
         waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
         size = self.plan.batch_size

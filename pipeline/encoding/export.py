@@ -33,7 +33,6 @@ from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
 from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
 from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
 from stage1_tokenizer.canary import load_checked
-from stage1_tokenizer.tokenizer import TokenizerModel
 
 PLAN = "plan.json"
 LEASES = ".leases"

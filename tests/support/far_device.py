@@ -1,11 +1,13 @@
 """A device in name only: it refuses what a GPU would refuse, and counts what a GPU would wait for.
 
 Its tensors lie in the CPU's memory, but an operation on tensors of both devices raises, as on a GPU. Each line of the
-project that moves a tensor across, or reads a value of one, is counted.
+project that moves a tensor across, or reads a value of one, is counted. With ``TESSERA_TEST_FAR_DEVICE=mps`` it has no
+float64, as Apple's GPUs have none.
 """
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ READS = (  # the CPU must know a value, or the shape of the result
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
 SOURCE = ROOT
+HAS_FLOAT64 = os.environ.get("TESSERA_TEST_FAR_DEVICE") != "mps"
 
 
 class _Module(_DummyBackendModule):
@@ -63,6 +66,8 @@ class FarTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, near: torch.Tensor) -> FarTensor:
+        if not HAS_FLOAT64 and near.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"the device has no {near.dtype}")
         tensor = torch.Tensor._make_wrapper_subclass(
             cls, near.shape, strides=near.stride(), storage_offset=near.storage_offset(), dtype=near.dtype, device=FAR
         )

@@ -83,6 +83,11 @@ class ImageSet:
         """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
         return digest([self.ids, self.checksums[self.checksums > 0].tolist()])
 
+    @property
+    def n_copies(self) -> int:
+        """How many usable images have the pixels of another one that comes before."""
+        return len(self) - len(self.by_checksum())
+
     def by_checksum(self) -> dict[int, str]:
         """Ids of the usable images by the checksum of their pixels."""
         return {int(each): name for each, name in zip(self.checksums, self.planned_ids, strict=True) if each}

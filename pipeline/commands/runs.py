@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -199,10 +198,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
         require_effect(given)
     if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
-    run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
-    if run.accelerator.is_main_process:
-        print(f"device: {run.accelerator.device}", file=sys.stderr)
-    return run
+    return run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
 
 
 def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -> tuple[Recipe, RunFolder]:

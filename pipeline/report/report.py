@@ -35,6 +35,7 @@ from pipeline.report.plots import (
     tokenizer_plot,
     usage_plot,
 )
+from pipeline.runs.advice import advice
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import differences_since
 from pipeline.runs.recipe import Recipe
@@ -222,8 +223,10 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
     found = Listing.load(folder.listing).inventory if folder.listing.is_file() else {}
-    differences = differences_since(folder, folder.load_recipe())
-    rows = [(html.escape(name), html.escape(text)) for name, text in (inventory_rows(found) if found else ())]
+    recipe = folder.load_recipe()
+    differences = differences_since(folder, recipe)
+    said = [*(inventory_rows(found) if found else ()), *(("advice", each) for each in advice(recipe, found))]
+    rows = [(html.escape(name), html.escape(text)) for name, text in said]
     rows += [(f"codes of {split}", f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
     if differences:
         rows.append(("when this report was written", html.escape(differences)))

@@ -28,6 +28,7 @@ from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
@@ -138,7 +139,7 @@ class Run:
         """Print the table of what the data source holds, and what differs from the run's images."""
         self._compared = True
         if found:
-            self.accelerator.print(f"images:\n{inventory_text(found)}")
+            self.accelerator.print(f"images:\n{inventory_text(found)}{advice_text(advice(self.recipe, found))}")
         if differences:
             self.accelerator.print(f"images: {differences}")
 

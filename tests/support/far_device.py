@@ -42,6 +42,10 @@ HAS_FLOAT64 = os.environ.get("TESSERA_TEST_FAR_DEVICE") != "mps"
 class _Module(_DummyBackendModule):
     """What torch wants to know of a device."""
 
+    def is_available(self) -> bool:
+        """Only inside ``far_device``, where tensors of it can be made."""
+        return _Dispatch.n_active > 0
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
@@ -83,9 +87,19 @@ class FarTensor(torch.Tensor):
 
 
 class _Dispatch(TorchDispatchMode):
+    n_active = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.crossed: Counter[str] = Counter()
+
+    def __enter__(self) -> Any:
+        _Dispatch.n_active += 1
+        return super().__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        _Dispatch.n_active -= 1
+        super().__exit__(*exc)
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _compute(func, args, kwargs or {}, self.crossed)

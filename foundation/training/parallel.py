@@ -18,6 +18,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.config import require
+from foundation.errors import ConfigError
 from foundation.hardware import announce_device, best_device, usable_device
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def build_accelerator(device: str) -> Accelerator:
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
     with _variable("ACCELERATE_TORCH_DEVICE", None if several or kind == "cpu" else name):
-        accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, patient])
+        try:
+            accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, patient])
+        except ValueError as error:  # of accelerate, whose state is the process's
+            what, fix = f"cannot be used in this process: {error}", "start a new process"
+            raise ConfigError(what, field="machine.device", found=device, fix=fix) from error
     found, fix = str(accelerator.device), "use auto, or set no other device for accelerate"
     require(accelerator.device.type == kind, "machine.device", name, f"{found}, which accelerate uses", fix)
     if index and kind != "cpu":

@@ -145,7 +145,8 @@ def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: A
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
     """The mean over processes of each metric."""
     numbers = {name: float(value) for name, value in metrics.items()}
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+    place = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")  # MPS has no float64
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=place)
     return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,8 +181,6 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
-    if run.accelerator.is_main_process:
-        print(f"device: {run.accelerator.device}", file=sys.stderr)
     adopt_run(run, given_fields(recipe, given))
     return run
 

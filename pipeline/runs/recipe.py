@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -92,10 +93,14 @@ class SamplesConfig:
 class Machine:
     """Where it runs; nothing here changes what a run computes on a CPU."""
 
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU when there is one"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one, and the run says which"""
     tokens: TokenAccess = field(default_factory=TokenAccess)
     """how token datasets are read: in memory, or from the disk where they are larger"""
+
+    def __post_init__(self) -> None:
+        sound = isinstance(self.device, str) and re.fullmatch(r"[a-z]+(:[0-9]+)?", self.device) is not None
+        require(sound, "device", self.device, "auto, cpu, cuda, cuda:1, mps ...")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,12 @@ from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog
-from foundation.training.parallel import sharding_asked
+from foundation.training.parallel import build_accelerator, sharding_asked
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
@@ -145,19 +145,14 @@ class Run:
         """Print the table of what the data source holds, and what differs from the run's images."""
         self._compared = True
         if found:
-            self.accelerator.print(f"images:\n{inventory_text(found)}")
+            self.accelerator.print(f"images:\n{inventory_text(found)}{advice_text(advice(self.recipe, found))}")
         if differences:
             self.accelerator.print(f"images: {differences}")
 
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; each stage's learner sets its own precision."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-        plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
-        cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
-        accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
+        accelerator = build_accelerator(self.recipe.machine.device)
         steps = accelerator.gradient_accumulation_steps
         require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: the recipe decides")
         return accelerator

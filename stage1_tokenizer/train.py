@@ -11,6 +11,7 @@ from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
 from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
+from foundation.training.lengths import Rates
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
@@ -55,6 +56,12 @@ class TokenizerTask:
             precision=training.precision,
             accelerator=accelerator,
         )
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Learning rates of the tokenizer's optimizer, and of its adversary's if it has one."""
+        training, rival = self.objective.training, self.objective.training.adversarial
+        return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""

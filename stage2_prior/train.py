@@ -20,6 +20,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.config import require
 from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner
+from foundation.training.lengths import Rates
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
 from stage2_prior.head_loss import head_loss
@@ -128,6 +129,11 @@ class PriorTask:
             objective=PriorLoss(model, training.z_loss),
             blocks=list(model.blocks),
         )
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Learning rates of the optimizer."""
+        return (Rates(self.training.optim),)
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.

@@ -29,6 +29,7 @@ from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.runs import extend
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from foundation.training.task import Examples, Task
+    from foundation.training.task import Examples
 
 _SHOWN = 20
 
@@ -147,7 +148,7 @@ class Run:
 
     def train_tokenizer(self) -> None:
         """Train stage 1 and save the averaged weights in ``tokenizer/``."""
-        if self.folder.tokenizer.exists():
+        if extend.is_final(self.folder, "tokenizer"):
             self.compare()
             return
         recipe, stage = self.recipe, self.recipe.tokenizer
@@ -166,17 +167,25 @@ class Run:
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
         identity = {
             "data": digest(determining(recipe.data)),
-            "tokenizer": digest(determining(stage)),
             "the training images": images["train"].content,
             "the held-out images": images["validation"].content,
         }
         self._fit("tokenizer", task, images["train"], identity, seed=recipe.seed, health=task.health)
         tokenizer = task.exported()
-        self._publish(self.folder.tokenizer, lambda temporary: self._save_tokenizer(tokenizer, temporary))
+        self._publish("tokenizer", lambda temporary: self._save_tokenizer(tokenizer, temporary))
 
-    def _fit(self, stage: str, task: Task, examples: Examples, identity: dict[str, str], **settings: Any) -> None:
+    def _fit(
+        self, stage: str, task: TokenizerTask | PriorTask, examples: Examples, identity: dict[str, str], **settings: Any
+    ) -> None:
         """Train one stage, or continue from its last checkpoint."""
-        config, log = getattr(self.recipe, stage).training.fit, self.folder.metrics
+        recipe, log = getattr(self.recipe, stage), self.folder.metrics
+        config = recipe.training.fit
+
+        def identify(n_steps: int) -> dict[str, str]:
+            of_stage = determining(recipe)
+            of_stage["training"]["fit"]["steps"] = n_steps
+            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+
         fit(
             task,
             examples,
@@ -184,14 +193,15 @@ class Run:
             self.accelerator,
             checkpoints=self.folder.checkpoints(stage),
             log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
-            identity={"seed": digest([self.recipe.seed, ORDER_VERSION]), **identity},
+            identity=identify,
+            optims=task.rates,
             **settings,
         )
 
-    def _publish(self, folder: Path, save: Callable[[Path], None]) -> None:
+    def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
-            durable.publish_folder(folder, save)
+            extend.publish(self.folder, stage, save, self.accelerator.print)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
@@ -230,7 +240,7 @@ class Run:
         """
         self._require_codes()
         self.compare()
-        if not self.folder.prior.exists():
+        if not extend.is_final(self.folder, "prior"):
             self._train_prior()
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
@@ -272,9 +282,9 @@ class Run:
         if counts["failed"]:
             written = f"{counts['written']:,} of {counts['planned']:,} images"
             accelerator.print(f"codes: {written}, {counts['failed']:,} failed")
-        identity = {"prior": digest(determining(stage)), "the token dataset": digest(manifest)}
+        identity = {"the token dataset": digest(manifest)}
         self._fit("prior", task, examples, identity, seed=seed)
-        self._publish(self.folder.prior, task.exported().save)
+        self._publish("prior", task.exported().save)
 
     def sample(self) -> None:
         """Sample the run's grid: a row per class, or a square without classes."""

@@ -66,7 +66,7 @@ def fit(
         log: where metrics go.
         identity: number of steps => a hash of everything that determines the result, by name; checkpoints of another
             identity are refused, but for the number of steps.
-        optims: learning rates of every optimizer of the task; their schedules say from where a training of another length continues.
+        optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
 
     Raises:

@@ -148,3 +148,16 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(inner, Mapping)
         merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def replaced(config: T, values: Mapping[str, Any]) -> T:
+    """A configuration with other values of some fields, by dotted name; all checks of the classes run again.
+
+    Raises:
+        ConfigError: a value that a class refuses.
+    """
+    for dotted, value in values.items():
+        name, _, rest = dotted.partition(".")
+        inner = replaced(getattr(config, name), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{name: inner})  # type: ignore[type-var]
+    return config

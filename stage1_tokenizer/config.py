@@ -151,8 +151,9 @@ class TokenizerTraining:
     """a discriminator that reconstructions must deceive; off unless its weight is above 0"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
-    precision: Precision = "float32"
-    """arithmetic of the convolutions; the quantizer and the losses always use float32"""
+    precision: Precision = "auto"
+    """arithmetic of the convolutions: float32, bf16, or auto, the faster one on the machine that begins the run; the
+    quantizer and the losses always use float32"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "pixel_weight")

@@ -207,8 +207,9 @@ class PriorTraining:
     chosen at random in each epoch"""
     average_decay: float = 0.99
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
-    precision: Precision = "float32"
-    """arithmetic of the transformer; the loss always uses float32"""
+    precision: Precision = "auto"
+    """arithmetic of the transformer: float32, bf16, or auto, the faster one on the machine that begins the run; the
+    loss always uses float32"""
     micro_batch_size: int | None = None
     """most examples in one forward pass of one process; a step takes as many passes as its share of batch_size needs;
     null puts the whole share through at once"""

@@ -28,6 +28,7 @@ from foundation.training.parallel import (
     sharding_asked,
     unsynchronised,
 )
+from foundation.training.precision import settled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,7 +58,7 @@ class Learner:
         optim: optimizer and learning rate.
         n_steps: length of the learning-rate schedule.
         average_decay: of the weight average; 0 keeps none.
-        precision: arithmetic of forward passes under ``autocast``.
+        precision: arithmetic of forward passes under ``autocast``; auto takes the faster one.
         accelerator: devices and processes.
         objective: a module that holds ``model`` and computes its loss, to be called in training; None calls the model.
         blocks: the parts of the model that FSDP2 gathers one by one, if accelerate was launched with it; without them
@@ -82,7 +83,8 @@ class Learner:
         objective: nn.Module | None = None,
         blocks: Sequence[nn.Module] = (),
     ) -> None:
-        self.optim, self.n_steps, self.precision, self.accelerator = optim, n_steps, precision, accelerator
+        self.optim, self.n_steps, self.accelerator = optim, n_steps, accelerator
+        self.precision = settled(precision, accelerator.device)
         self.model, root = model, model if objective is None else objective
         self.is_sharded = len(blocks) > 0 and sharding_asked(accelerator)
         if self.is_sharded:

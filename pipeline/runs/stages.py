@@ -33,6 +33,7 @@ from pipeline.runs import extend
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
+from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
@@ -76,8 +77,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
-            self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        self._claim()
 
     def join(self) -> None:
         """Claim the folder for this recipe without a lock, to take part in its export.
@@ -85,9 +85,20 @@ class Run:
         Raises:
             CheckpointError: the folder belongs to another recipe.
         """
-        if self.accelerator.is_main_process:
+        self._claim()
+
+    def _claim(self) -> None:
+        """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            if self.folder.recipe.exists():
+                self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
+            self.recipe, choices = settle_precision(self.recipe, accelerator.device)
+            for sentence in choices:
+                accelerator.print(f"precision of {sentence}", flush=True)
             self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
+        self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
     def release(self) -> None:
         """Release the lock of the folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.objective import Metrics, Objective
+from stage1_tokenizer.parts import freeze, set_training
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class TokenizerTask:
         validation: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of the codebooks' initialisation and revival.
+        frozen: parts that are not trained; see ``parts``.
+        is_new: whether the model has random weights, so that the first batch places the codebooks.
     """
 
     def __init__(
@@ -46,8 +49,12 @@ class TokenizerTask:
         accelerator: Accelerator,
         *,
         seed: int,
+        frozen: Collection[str] = (),
+        is_new: bool = True,
     ) -> None:
         self.model, self.objective, self.validation, self.seed = model, objective, validation, seed
+        self.frozen, self.is_new = frozenset(frozen), is_new
+        freeze(model, self.frozen)
         self.learner = Learner(
             model,
             training.optim,
@@ -67,9 +74,10 @@ class TokenizerTask:
         """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
         images = batch["images"]
         self.learner.wrapped.train()
+        set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
             quantizer.schedule(step)
-        if step == 0:
+        if step == 0 and self.is_new:
             with self.learner.autocast():
                 self.model.initialize(images, self._generator("initialize", step))
         with self.learner.autocast():
@@ -85,9 +93,9 @@ class TokenizerTask:
         return {**update.metrics, **metrics, **terms, **output.metrics}
 
     def _move_on(self, step: int, *, taken: bool) -> None:
-        """Update codebooks and averages after a step that was taken; drop what a skipped step left."""
+        """Update codebooks and averages after a step that was taken; drop what is left of others."""
         for i, quantizer in enumerate(self.model.quantizers):
-            if taken:
+            if taken and "codebook" not in self.frozen:
                 quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
             else:
                 quantizer.forget()

@@ -35,6 +35,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
+from pipeline.runs.starting import Start, bind_codes, find_start, keep_note, start_of_prior, start_tokenizer
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -172,29 +173,46 @@ class Run:
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
+        start = find_start(self.folder, "tokenizer", stage.start_from)
+        start = None if start is None else start_tokenizer(model, start)
         objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
         images = self.images
-        require_enough_data(model, len(images["train"]))
-        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
+        if start is None:
+            require_enough_data(model, len(images["train"]))
+        how = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {
             "data": digest(determining(recipe.data)),
             "the training images": images["train"].content,
             "the held-out images": images["validation"].content,
         }
-        self._fit("tokenizer", task, images["train"], identity, seed=recipe.seed, health=task.health)
+        self._fit("tokenizer", task, images["train"], identity, start, seed=recipe.seed, health=task.health)
         tokenizer = task.exported()
+        if start is not None:
+            bind_codes(tokenizer, stage, start, self._canary_images())
         self._publish("tokenizer", lambda temporary: self._save_tokenizer(tokenizer, temporary))
 
     def _fit(
-        self, stage: str, task: TokenizerTask | PriorTask, examples: Examples, identity: dict[str, str], **settings: Any
+        self,
+        stage: str,
+        task: TokenizerTask | PriorTask,
+        examples: Examples,
+        identity: dict[str, str],
+        start: Start | None,
+        **settings: Any,
     ) -> None:
         """Train one stage, or continue from its last checkpoint."""
+        if start is not None:
+            identity = {**identity, **start.identity}
+            if self.accelerator.is_main_process:
+                keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
         config = recipe.training.fit
 
         def identify(n_steps: int) -> dict[str, str]:
             of_stage = determining(recipe)
             of_stage["training"]["fit"]["steps"] = n_steps
+            of_stage.pop("start_from", None)  # which weights they are counts, not where
             return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
 
         fit(
@@ -218,8 +236,11 @@ class Run:
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
         tokenizer.save(temporary)
+        save_canary(tokenizer, self._canary_images(), temporary)
+
+    def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
-        save_canary(tokenizer, validation.pixels(np.arange(min(N_IMAGES, len(validation)))), temporary)
+        return validation.pixels(np.arange(min(N_IMAGES, len(validation))))
 
     def encode(self, job: ExportJob | None = None) -> bool:
         """Take part in the export of the codes of all images.
@@ -281,6 +302,9 @@ class Run:
             require_same_codes(spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
+        start = find_start(self.folder, "prior", stage.start_from)
+        if start is not None:
+            start_of_prior(model, start, accelerator.print)
         seed = derive_seed(recipe.seed, "prior")
         task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
         if accelerator.num_processes > 1:
@@ -294,7 +318,7 @@ class Run:
             written = f"{counts['written']:,} of {counts['planned']:,} images"
             accelerator.print(f"codes: {written}, {counts['failed']:,} failed")
         identity = {"the token dataset": digest(manifest)}
-        self._fit("prior", task, examples, identity, seed=seed)
+        self._fit("prior", task, examples, identity, start, seed=seed)
         self._publish("prior", task.exported().save)
 
     def sample(self) -> None:

@@ -25,19 +25,20 @@ def with_named_models(values: Mapping[str, Any], chosen: Chosen | None = None) -
 
     Args:
         values: of the recipe, nested.
-        chosen: values that were given where a model was named, or later.
+        chosen: values that were given where a model was named, or later; None takes all for such.
 
     Raises:
         ConfigError: a named folder holds no such model.
         CheckpointError: its settings are damaged.
     """
-    full, chosen = dict(values), chosen or {}
-    found = _settings(full, "tokenizer", ("tokenizer", "preprocess"))
+    full = dict(values)
+    chosen = dict.fromkeys(_KINDS, full) if chosen is None else chosen
+    found = _settings(full, "tokenizer", ("tokenizer", "preprocess"), chosen)
     if found is not None:
         own = _part(chosen.get("tokenizer"), "data", "preprocess") if _starts(full) else {}
         full["data"] = {**(full.get("data") or {}), "preprocess": merge(found["preprocess"], own)}
         full["tokenizer"] = {**full["tokenizer"], "model": found["tokenizer"]}
-    found = _settings(full, "prior", ("prior",))
+    found = _settings(full, "prior", ("prior",), chosen)
     if found is not None:
         own = _part(chosen.get("prior"), "prior", "model")
         full["prior"] = {**full["prior"], "model": merge(found["prior"], own)}
@@ -49,8 +50,8 @@ def model_folder(folder: Path, stage: str) -> Path:
     return folder / stage if (folder / stage).is_dir() else folder
 
 
-def _settings(values: Mapping[str, Any], stage: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
-    """What ``config.json`` of the named model says; None where none is named, or the recipe knows it."""
+def _settings(values: Mapping[str, Any], stage: str, keys: tuple[str, ...], chosen: Chosen) -> dict[str, Any] | None:
+    """What ``config.json`` of the named model says; None where none is named, or the recipe that names it knows it."""
     own = values.get(stage)
     if not isinstance(own, Mapping):
         return None
@@ -60,7 +61,8 @@ def _settings(values: Mapping[str, Any], stage: str, keys: tuple[str, ...]) -> d
         return None
     path = model_folder(Path(named[field]), stage) / "config.json"
     if not path.is_file():
-        if "model" in own and "preprocess" in (values.get("data") or {}):
+        since = chosen.get(stage) or {}
+        if _part(since, stage, "model") and _part(since, "data", "preprocess"):
             return None
         fix = "give a folder made by tessera import, or a run folder"
         raise ConfigError(f"is not a {stage} folder", field=field, found=named[field], fix=fix)

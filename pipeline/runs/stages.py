@@ -74,6 +74,9 @@ class Run:
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of {n} processes")
         slots = self.recipe.tokenizer.model.n_slots
         require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
+        for stage in ("tokenizer", "prior"):
+            if not extend.is_final(self.folder, stage):
+                find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
         sharding_asked(self.accelerator)  # refuses impossible sharding before any work
         if self.accelerator.is_main_process:
             self._lock()

@@ -113,7 +113,9 @@ def test_a_killed_refit_ends_as_an_uninterrupted_one_also_without_its_start(
         patch.setattr(TokenizerTask, "train_step", killed)
         run(tmp_path / "parts", "train_tokenizer", **settings)
     shutil.move(tmp_path / "start", tmp_path / "moved")
-    run(tmp_path / "parts", "train_tokenizer", **settings)
+    job = start_run(str(tmp_path / "parts"))
+    job.train_tokenizer()
+    job.run.release()
     weights = Path("tokenizer") / "model.safetensors"
     assert file_sha256(tmp_path / "parts" / weights) == file_sha256(tmp_path / "whole" / weights)
     codes_of = [

@@ -61,7 +61,7 @@ def set_training(model: TokenizerModel, frozen: Collection[str]) -> None:
     model.train("encoder" not in frozen)
     model.decoder.train("decoder" not in frozen)
     for quantizer in model.quantizers:
-        quantizer.train(not frozen >= CODING)
+        quantizer.train(not set(frozen) >= CODING)
 
 
 def coding_sha256(model: TokenizerModel) -> str:

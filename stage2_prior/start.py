@@ -61,7 +61,7 @@ def _settings_that_differ(config: PriorConfig, other: PriorConfig) -> list[str]:
 def _codes(model: PriorModel, source: PriorModel, kept: dict[str, torch.Tensor]) -> list[str]:
     """Drop what belongs to other codes or another grid, from ``kept``."""
     ours, theirs, notes = model.spec, source.spec, list[str]()
-    of_codes = ("code_embedding.weight", "head.weight", "slot_embedding.weight")
+    of_codes: tuple[str, ...] = ("code_embedding.weight", "head.weight", "slot_embedding.weight")
     sizes, their_sizes = ([slot.codebook_size for slot in spec.slots] for spec in (ours, theirs))
     if sizes != their_sizes:
         notes.append(f"codes: codebooks of {sizes} instead of {their_sizes} codes: code table and head are new")

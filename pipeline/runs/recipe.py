@@ -28,7 +28,7 @@ from pipeline.runs.explicit import require_agreement, require_effect
 from pipeline.runs.named_models import model_folder, with_named_models
 from pipeline.runs.recipe_files import chosen_since, read_recipe
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
-from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
@@ -96,6 +96,12 @@ class PriorStage:
     start_from: PathText | None = added_later(None)
     """folder of a prior, imported or of a run, whose weights training starts from; model becomes that prior's where it
     is not given; what does not fit the codes or their classes is new, and named"""
+    lora: LoRAConfig | None = added_later(None)  # a field, not a shared value
+    """low-rank adapters: only they are trained, and the class table where classes are new; null trains all weights"""
+
+    def __post_init__(self) -> None:
+        fix = "name the prior that the adapters are for, or leave lora out"
+        require(self.lora is None or self.start_from is not None, "lora", self.lora, "null without start_from", fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data
 from stage2_prior.data import CodeExamples
+from stage2_prior.lora import ADAPTER, add_adapters, merged, save_adapter
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
@@ -307,7 +308,9 @@ class Run:
         model = PriorModel(stage.model, codes["train"].spec)
         start = find_start(self.folder, "prior", stage.start_from)
         if start is not None:
-            start_of_prior(model, start, accelerator.print)
+            start = start_of_prior(model, start, accelerator.print)
+            if stage.lora is not None:
+                add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
         task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
         if accelerator.num_processes > 1:
@@ -322,7 +325,14 @@ class Run:
             accelerator.print(f"codes: {written}, {counts['failed']:,} failed")
         identity = {"the token dataset": digest(manifest)}
         self._fit("prior", task, examples, identity, start, seed=seed)
-        self._publish("prior", task.exported().save)
+        averaged = task.averaged()
+
+        def save(temporary: Path) -> None:
+            merged(averaged).save(temporary)
+            if stage.lora is not None:
+                save_adapter(averaged, temporary / ADAPTER)
+
+        self._publish("prior", save)
 
     def sample(self) -> None:
         """Sample the run's grid: a row per class, or a square without classes."""

@@ -37,11 +37,13 @@ class Start:
         source: folder of the model; it may be gone once the run has a checkpoint.
         weights_sha256: of its weights.
         codes_of: of a tokenizer: whose codes its are.
+        new_classes: of a prior: whether its classes differ from those of the codes.
     """
 
     source: Path
     weights_sha256: str
     codes_of: CodesOf | None = None
+    new_classes: bool = False
 
     @property
     def identity(self) -> dict[str, str]:
@@ -66,7 +68,8 @@ def find_start(folder: RunFolder, stage: str, named: str | None) -> Start | None
             fix = "give a run folder, or one made by tessera import"
             raise ConfigError(f"is not a {stage} folder", field=f"{stage}.start_from", found=named, fix=fix)
         first = noted["codes_of"]
-        return Start(source, noted["weights_sha256"], None if first is None else CodesOf(**first))
+        codes_of = None if first is None else CodesOf(**first)
+        return Start(source, noted["weights_sha256"], codes_of, noted["new_classes"])
     found = read_json(source / "config.json", ("weights_sha256",), fix="copy the folder again")["weights_sha256"]
     if noted is not None and noted["weights_sha256"] != found:
         what, fix = "holds other weights than when this run began", "name that folder, or begin in another --out"
@@ -98,24 +101,28 @@ def start_tokenizer(model: TokenizerModel, start: Start) -> Start:
     return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, coding_sha256(source)))
 
 
-def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]) -> None:
-    """Copy the weights into a new model, and say what is not kept.
+def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]) -> Start:
+    """Copy the weights into a new model, and say what is not kept; returns the start with what is known of classes.
 
     Raises:
         ContractError: a prior of another shape.
         CheckpointError: damaged weights.
     """
     if not (start.source / "config.json").is_file():
-        return
+        return start
     say(f"prior: starts from {start.source}")
-    for note in start_prior(model, PriorModel.load(start.source)):
+    source = PriorModel.load(start.source)
+    for note in start_prior(model, source):
         say(f"prior: {note}")
+    before, now = (each.spec.class_names[: each.n_classes] for each in (source, model))
+    return dataclasses.replace(start, new_classes=before != now)
 
 
 def keep_note(folder: RunFolder, stage: str, start: Start) -> None:
     """Note in the run folder what the stage starts from."""
     first = None if start.codes_of is None else dataclasses.asdict(start.codes_of)
-    values = {"from": str(start.source), "weights_sha256": start.weights_sha256, "codes_of": first}
+    values = {"from": str(start.source), "weights_sha256": start.weights_sha256}
+    values |= {"codes_of": first, "new_classes": start.new_classes}
     durable.replace_file(_note(folder, stage), json.dumps(values, indent=1).encode())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -116,15 +117,18 @@ def step_values(case: Case, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     task, found = case.build(dtype), {}
     adversary = task.objective.adversary
     for learner in [task.learner, *([] if adversary is None else [adversary.learner])]:
+        model = type(learner.model).__name__
         for name, parameter in learner.model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(
-                lambda each, name=f"gradient {type(learner.model).__name__}.{name}": found.__setitem__(
-                    name, each.grad.double()
-                )
-            )
+            keep = functools.partial(_keep_gradient, found, f"gradient {model}.{name}")
+            parameter.register_post_accumulate_grad_hook(keep)
     torch.manual_seed(2)
     row = task.train_step({"images": case.images(dtype)}, 1)
     return {**found, **{name: torch.tensor(float(value), dtype=torch.float64) for name, value in row.items()}}
+
+
+def _keep_gradient(found: dict[str, torch.Tensor], name: str, parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    found[name] = parameter.grad.double()
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -42,7 +42,7 @@ def run(
     if print_recipe:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
     else:
-        start_run(recipe, out, overrides).all()
+        start_run(recipe, out, overrides, estimate_first=True).all()
 
 
 def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) -> None:
@@ -135,32 +135,46 @@ def recipes() -> None:
         print(f"{name:20} {load_recipe(name).description}")
 
 
-def start_run(recipe: str, out: str | None = None, overrides: Mapping[str, Any] | None = None) -> Job:
+def start_run(
+    recipe: str,
+    out: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    estimate_first: bool = False,
+) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
+
+    A new run is fitted to its budget, if it has one.
 
     Args:
         recipe: YAML file, built-in name, or run folder.
         out: the run folder; None derives it.
         overrides: dotted name -> value.
+        estimate_first: say what a new run without a budget is expected to take.
 
     Raises:
-        ConfigError: an unreadable recipe, or a wrong value in it.
+        ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
         CheckpointError: the folder belongs to another recipe, or another process works in it.
     """
     began = time.perf_counter()
     run, given = prepared_run(recipe, out, overrides), given_fields(recipe, overrides or {})
 
     from pipeline.commands.job import Job
-    from pipeline.planning.fit_run import fit_run, promise_text
+    from pipeline.planning.fit_run import expect_run, fit_run, promise_text
+    from pipeline.planning.fits import require_fits
     from pipeline.planning.ledger import Ledger
     from pipeline.planning.times import START
 
     ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
-    fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began)
+    is_new = not run.folder.recipe.is_file()
+    fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if is_new else None
+    require_fits(run.recipe, run.accelerator.device, n_processes=run.accelerator.num_processes)
     run.start()
-    if fitted is not None:
-        ledger.expect(fitted.times)
-        run.accelerator.print(f"budget {run.recipe.budget}:\n{promise_text(fitted)}", flush=True)
+    expected = expect_run(run) if is_new and fitted is None and estimate_first else fitted
+    if expected is not None:
+        ledger.expect(expected.times)
+        title = "expected" if fitted is None else f"budget {run.recipe.budget}"
+        run.accelerator.print(f"{title}:\n{promise_text(expected)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
     return Job(run, ledger, given, fitted)
 

@@ -121,7 +121,7 @@ class Fitting:
         tokenizer = measure_tokenizer(recipe, self.accelerator) if recipe.codes is None else None
         prior = None
         if recipe.codes is not None or recipe.tokenizer.model.is_discrete:
-            prior = measure_prior(recipe, self._spec(recipe), self.accelerator)
+            prior = measure_prior(recipe, spec_of(recipe, self.counts.classes), self.accelerator)
         speeds = Speeds(tokenizer, prior, self.read)
         recipe = self._without_slow_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)
@@ -149,10 +149,6 @@ class Fitting:
         times = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in done}
         return Fitted(recipe, times, speeds, self.counts, self.spent(), notes)
 
-    def _spec(self, recipe: Recipe) -> CodeSpec:
-        layout = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
-        return dataclasses.replace(layout, class_names=tuple(str(i) for i in range(self.counts.classes)))
-
     def _sized(self) -> Recipe:
         """The recipe with the sizes that it leaves open."""
         recipe, seconds = self.recipe, self.budget.total * _AIM - self.spent()
@@ -168,7 +164,7 @@ class Fitting:
                 values |= {"data.preprocess.height": sizes.side, "data.preprocess.width": sizes.side}
             recipe = replaced(recipe, values)
         if "prior" in recipe.open and self._is_open("prior.model"):
-            spec = self._spec(recipe)
+            spec = spec_of(recipe, self.counts.classes)
             rate = self._prior_rate(recipe, spec)
             share = (1 - _TOKENIZER_SHARE) * seconds
             model = choose_prior(rate * share, self.counts, n_views(recipe), spec, recipe.prior.model)
@@ -286,6 +282,12 @@ class Fitting:
             inside = dict(_scaled(quantizer, steps, training.fit.steps))
             named |= {f"tokenizer.model.quantizer.{name}": value for name, value in inside.items()}
         return replaced(recipe, {name: value for name, value in named.items() if name not in self.given})
+
+
+def spec_of(recipe: Recipe, n_classes: int) -> CodeSpec:
+    """What the recipe's codes will be, but for names of classes and the fingerprint."""
+    layout = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
+    return dataclasses.replace(layout, class_names=tuple(str(i) for i in range(n_classes)))
 
 
 def fittable(recipe: Recipe) -> list[str]:

@@ -12,9 +12,9 @@ import torch
 from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
 from foundation.images.sources import ImageSource
-from pipeline.planning.budget import Fitted, Fitting, adopt_fit
-from pipeline.planning.measure import TokenizerSpeed, measure_reading
-from pipeline.planning.times import ENCODE, FIRST_STAGE, TRAIN_PRIOR, Counts
+from pipeline.planning.budget import Fitted, Fitting, adopt_fit, spec_of
+from pipeline.planning.measure import TokenizerSpeed, measure_prior, measure_reading, measure_tokenizer
+from pipeline.planning.times import ENCODE, FIRST_STAGE, TRAIN_PRIOR, Counts, Speeds, run_times
 from pipeline.runs.duration import Budget, duration
 from pipeline.runs.images import open_run_sources
 from pipeline.runs.recipe import Recipe
@@ -51,17 +51,34 @@ def fit_run(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fit
         spent: gives the seconds of the budget that are gone.
 
     Returns:
-        what was chosen; None for a run that has begun, or without a budget.
+        what was chosen; None without a budget.
 
     Raises:
         ConfigError: too short a budget.
         DataError: no images.
     """
-    if run.recipe.budget is None or run.folder.recipe.is_file():
+    if run.recipe.budget is None:
         return None
     fitted = _fitting(run, given, spent).fit()
     run.recipe = _of_process_0(fitted.recipe, run.accelerator)
     return fitted
+
+
+def expect_run(run: Run) -> Fitted | None:
+    """What a run is expected to take, as its recipe is; every process calls it. None for codes of one's own.
+
+    Raises:
+        DataError: no images.
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    if recipe.codes is not None:
+        return None
+    counts, _, read = _images(run)
+    tokenizer = measure_tokenizer(recipe, accelerator)
+    spec = spec_of(recipe, counts.classes) if recipe.tokenizer.model.is_discrete else None
+    prior = None if spec is None else measure_prior(recipe, spec, accelerator)
+    speeds = Speeds(tokenizer, prior, read)
+    return Fitted(recipe, run_times(recipe, counts, speeds), speeds, counts, 0.0)
 
 
 def fit_run_prior(

@@ -13,7 +13,7 @@ from foundation.config import Choice
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed, measure_prior, measure_tokenizer
-from pipeline.planning.sizes import MOST_PASSES, choose_prior, choose_tokenizer, prior_cost, tokenizer_flops
+from pipeline.planning.sizes import MOST_PASSES, batch_for, choose_prior, choose_tokenizer, prior_cost, tokenizer_flops
 from pipeline.planning.times import (
     ENCODE,
     EVALUATE_PRIOR,
@@ -41,10 +41,17 @@ _TOKENIZER_SHARE = 0.45
 _EVALUATIONS, _MOST_EVALUATIONS = 0.05, 9
 """share of a stage's time for evaluations, and most of them"""
 _CHECKPOINT_SECONDS = 60
-_FEWEST_STEPS = 20
+_FEWEST_STEPS = 60
+"""of a training that can be called one"""
 _MOST_TOKENIZER_PASSES = 400
 _ENCODE_SHARE = 0.12
 """of the budget: where encoding mirror images takes more, they are left out"""
+_SIZES = {
+    "resolution": ("data.preprocess.height", "data.preprocess.width"),
+    "tokenizer": ("tokenizer.model", "tokenizer.training.fit.batch_size"),
+    "prior": ("prior.model", "prior.training.fit.batch_size"),
+}
+"""fields of each part that a recipe can leave open"""
 _PROBED = 5e12
 """FLOPs of trainings whose sizes are timed first: minutes on a laptop"""
 _AVERAGED = 0.08
@@ -158,8 +165,12 @@ class Fitting:
             side = min(preprocess.height, preprocess.width) if fixed else self.side
             rate = self._tokenizer_rate(recipe)
             share = self.budget.first_stage or _TOKENIZER_SHARE * seconds
-            sizes = choose_tokenizer(rate * share, self.counts, preprocess.mode, side, fixed=fixed)
+            n_encoded = self.counts.train * n_views(recipe) + self.counts.validation
+            most = 2 * _ENCODE_SHARE * self.budget.total * rate / n_encoded  # the encoder is about half
+            sizes = choose_tokenizer(rate * share, self.counts, preprocess.mode, side, fixed=fixed, most_flops=most)
             values: dict[str, Any] = {"tokenizer.model": sizes.model}
+            if "tokenizer.training.fit.batch_size" not in self.given:
+                values["tokenizer.training.fit.batch_size"] = batch_for(rate * share / (3 * sizes.flops))
             if not fixed:
                 values |= {"data.preprocess.height": sizes.side, "data.preprocess.width": sizes.side}
             recipe = replaced(recipe, values)
@@ -168,7 +179,11 @@ class Fitting:
             rate = self._prior_rate(recipe, spec)
             share = (1 - _TOKENIZER_SHARE) * seconds
             model = choose_prior(rate * share, self.counts, n_views(recipe), spec, recipe.prior.model)
-            recipe = replaced(recipe, {"prior.model": model})
+            values = {"prior.model": model}
+            if "prior.training.fit.batch_size" not in self.given:
+                seen = min(rate * share / (3 * prior_cost(model, spec)[0]), MOST_PASSES * self.counts.train)
+                values["prior.training.fit.batch_size"] = batch_for(seen)
+            recipe = replaced(recipe, values)
         return recipe
 
     def _is_open(self, section: str) -> bool:
@@ -178,7 +193,7 @@ class Fitting:
     def _tokenizer_rate(self, recipe: Recipe) -> float:
         """FLOPs a second of a tokenizer's training, by a small network."""
         preprocess = recipe.data.preprocess
-        small = choose_tokenizer(_PROBED, self.counts, preprocess.mode, None, fixed=False)
+        small = choose_tokenizer(_PROBED, self.counts, preprocess.mode, None)
         values = {
             "tokenizer.model": small.model,
             "data.preprocess.height": small.side,
@@ -246,7 +261,7 @@ class Fitting:
 
     def _require_time(self, least: float, rest: Mapping[str, float], speeds: Speeds) -> None:
         slowest = max(each.step for each in (speeds.tokenizer, speeds.prior) if each is not None)
-        needed = 10 * _FEWEST_STEPS * slowest
+        needed = _FEWEST_STEPS * slowest
         if least >= needed:
             return
         shortest = (self.spent() + sum(rest.values()) + 2 * needed / min(_TOKENIZER_SHARE, 1 - _TOKENIZER_SHARE)) / _AIM
@@ -267,7 +282,7 @@ class Fitting:
         steps = max(_FEWEST_STEPS, int((seconds - n * evaluation) / step))
         if f"{stage}.training.fit.steps" in self.given:
             steps = training.fit.steps
-        values = {
+        values: dict[str, Any] = {
             "fit.steps": steps,
             "fit.evaluate_every": -(-steps // (n - 1)),
             "fit.checkpoint_every": max(1, min(steps, int(_CHECKPOINT_SECONDS / step))),
@@ -297,9 +312,8 @@ def fittable(recipe: Recipe) -> list[str]:
         training = getattr(recipe, stage).training
         fields = [*_CADENCE, "precision", *(name for name, _ in _scaled(training, 1, 1))]
         names += [f"{stage}.training.{name}" for name in fields]
-    sections = {"resolution": ("data.preprocess.height", "data.preprocess.width"), "tokenizer": ("tokenizer.model",)}
     for part in recipe.open:
-        names += sections.get(part, (f"{part}.model",))
+        names += _SIZES[part]
     if "tokenizer" not in recipe.open:
         quantizer = recipe.tokenizer.model.quantizer
         names += [f"tokenizer.model.quantizer.{name}" for name, _ in _scaled(quantizer, 1, 1)]

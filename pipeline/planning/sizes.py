@@ -2,10 +2,12 @@
 
 Rules, with the compute of a stage in FLOPs of training (three forward passes):
 
-- Tokenizer: the widest network that still sees 40,000 images times the square root of (compute / 1.6e13), at the
-  highest resolution where one does. Width and images then grow together, as model and data should (Hoffmann et al.
-  2022, arXiv:2203.15556, section 3); docs/RESULTS.md has the trials behind the two numbers.
-- Resolution: at most that of the pictures, since more would only enlarge them.
+- Resolution: the highest at which the narrowest network still sees 15,000 images, times the square root of
+  (compute / 1.6e13): in trials on pictograms 64 pixels with a narrow network beat 32 with a wide one at equal compute,
+  also after enlarging. At most that of the pictures, since more would only enlarge them.
+- Tokenizer: the widest network that still sees 40,000 images times the same root. Width and images then grow together,
+  as model and data should (Hoffmann et al. 2022, arXiv:2203.15556, section 3). docs/RESULTS.md has the trials.
+- Encoding must not take much of the budget: a network whose encoder would is too wide.
 - Prior: the largest with at least ten codes of training per weight. The optimum for text is twenty (the same paper);
   short trainings on images gain from larger models.
 - Passes over the pictures: up to 40. The value of repeated data decays, and is gone by about 40 passes (Muennighoff et
@@ -18,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 
 MOST_PASSES = 40
-_IMAGES_SEEN, _AT_FLOPS = 40_000, 1.6e13
+_SEEN_AT_LEAST, _SEEN, _AT_FLOPS = 15_000, 40_000, 1.6e13
 _CODES_PER_WEIGHT = 10
 _LATENTS_PER_CODE = 50
 _MUCH_LARGER = 1.15
@@ -49,6 +50,7 @@ _LARGE_COMPUTE = (0.0, 0.0, 1e15, 1e18)
 """FLOPs of the tokenizer's training from which on a codebook of ``_LEVELS`` pays"""
 _PRIORS = ((2, 4, 64), (3, 4, 96), (4, 4, 128), (5, 4, 192), (6, 4, 256), (8, 6, 384), (10, 8, 512), (12, 12, 768))
 """blocks, heads and width"""
+_BATCHES, _STEPS = (16, 32, 64, 128, 256), 1500
 _DROPOUTS = ((30, 0.3), (12, 0.2), (4, 0.1))
 """passes over the pictures, and the dropout from there on"""
 
@@ -69,7 +71,13 @@ class TokenizerSizes:
 
 
 def choose_tokenizer(
-    budget_flops: float, counts: Counts, mode: str, side: int | None, *, fixed: bool
+    budget_flops: float,
+    counts: Counts,
+    mode: str,
+    side: int | None,
+    *,
+    fixed: bool = False,
+    most_flops: float = math.inf,
 ) -> TokenizerSizes:
     """The tokenizer for a compute budget.
 
@@ -79,28 +87,30 @@ def choose_tokenizer(
         mode: RGB or L.
         side: of the pictures, the shorter one in pixels, as they usually are; None sets no limit.
         fixed: whether ``side`` is the resolution, a multiple of 8.
+        most_flops: of encoder and decoder for one image.
     """
     rungs = [each for each in _RESOLUTIONS if side is None or each[0] <= _MUCH_LARGER * side] or [_RESOLUTIONS[0]]
     if fixed and side is not None:
         rungs = [(side, *rungs[-1][1:])]
-    wanted = _IMAGES_SEEN * math.sqrt(budget_flops / _AT_FLOPS)
-    best: TokenizerSizes | None = None
+    growth = math.sqrt(budget_flops / _AT_FLOPS)
+    best = next(_tokenizers(rungs[0], counts, mode, budget_flops))
     for rung in rungs:
-        fitting = list(
-            itertools.takewhile(
-                lambda each: budget_flops >= 3 * each.flops * wanted, _tokenizers(*rung, counts, mode, budget_flops)
-            )
-        )
-        if not fitting:
+        narrowest = next(_tokenizers(rung, counts, mode, budget_flops))
+        if budget_flops < 3 * narrowest.flops * _SEEN_AT_LEAST * growth or narrowest.flops > most_flops:
             break
-        best = fitting[-1]
-    return best or next(_tokenizers(*rungs[0], counts, mode, budget_flops))
+        best = narrowest
+        for wider in _tokenizers(rung, counts, mode, budget_flops):
+            if budget_flops < 3 * wider.flops * _SEEN * growth or wider.flops > most_flops:
+                break
+            best = wider
+    return best
 
 
 def _tokenizers(
-    side: int, patch_size: int, multipliers: tuple[int, ...], counts: Counts, mode: str, budget_flops: float
+    rung: tuple[int, int, tuple[int, ...]], counts: Counts, mode: str, budget_flops: float
 ) -> Iterator[TokenizerSizes]:
     """Tokenizers of one resolution, the narrowest first."""
+    side, patch_size, multipliers = rung
     stride = patch_size * 2 ** (len(multipliers) - 1)
     quantizer = FSQConfig(levels=_levels(counts.train * (side // stride) ** 2, budget_flops))
     for width in _WIDTHS:
@@ -139,14 +149,18 @@ def choose_prior(
     """
     chosen, n_images = None, counts.train * n_views
     for n_layers, n_heads, width in _PRIORS:
-        sizes = {"n_layers": n_layers, "n_heads": n_heads, "d_model": width, "size": None, "d_ff": None}
-        config = dataclasses.replace(open_one, **sizes)
+        config = dataclasses.replace(open_one, n_layers=n_layers, n_heads=n_heads, d_model=width, size=None, d_ff=None)
         cost, n_weights = prior_cost(config, spec)
         seen = min(budget_flops / (3 * cost), MOST_PASSES * n_images)
         if chosen is None or seen * spec.n_codes >= _CODES_PER_WEIGHT * n_weights:
             chosen = dataclasses.replace(config, dropout=dropout_for(seen / max(1, n_images)))
     assert chosen is not None
     return chosen
+
+
+def batch_for(images_seen: float) -> int:
+    """Images of a step in a training that sees so many, over all its steps: 1,500 steps or more where they allow it."""
+    return min(_BATCHES, key=lambda batch: abs(math.log(max(images_seen, 1.0) / _STEPS / batch)))
 
 
 def dropout_for(n_passes: float) -> float:

@@ -23,6 +23,7 @@ from foundation.training.log import read_metrics
 from pipeline.encoding.own_codes import SOURCE
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.evaluation.reconstruction import originals_above_reconstructions
+from pipeline.planning.ledger import read_times, time_rows
 from pipeline.report.gallery import gallery_section
 from pipeline.report.plots import (
     adversary_plot,
@@ -89,6 +90,7 @@ def write_report(folder: RunFolder) -> None:
         ]
     else:
         sections = [("Figures", _continuous_table(validation)), *sections, ("Training", _warnings(folder) + curves)]
+    sections += _times(folder, recipe)
     sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text(encoding='utf-8'))}</pre>"))
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
@@ -241,6 +243,20 @@ def _data(folder: RunFolder) -> str:
     ]
     listed = f"<h3>Unusable images ({len(bad)})</h3><table>{''.join(bad[:200])}</table>" if bad else ""
     return _table(rows) + listed
+
+
+def _times(folder: RunFolder, recipe: Recipe) -> list[tuple[str, str]]:
+    """A section with the time of each part until this report, if it is known."""
+    times = read_times(folder.times)
+    if not times:
+        return []
+    budget = "" if recipe.budget is None else f"<p>The budget was {html.escape(recipe.budget)}.</p>"
+    head = "<tr><th></th><th>expected</th><th>taken</th></tr>"
+    cells = "".join(
+        f"<tr><td>{part}</td><td class='number'>{expected}</td><td class='number'>{taken}</td></tr>"
+        for part, expected, taken in time_rows(times)
+    )
+    return [("Time", f"{budget}<table>{head}{cells}</table>")]
 
 
 def _validation(folder: RunFolder, stage: str) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def spec(side: int = 64, flops: float = 1e14) -> CodeSpec:
 
 
 def test_more_compute_never_makes_anything_smaller() -> None:
-    chosen = [choose_tokenizer(10.0**power, MANY, "RGB", 512, fixed=False) for power in range(11, 19)]
+    chosen = [choose_tokenizer(10.0**power, MANY, "RGB", 512) for power in range(11, 19)]
     assert [each.side for each in chosen] == sorted(each.side for each in chosen)
     assert [each.flops for each in chosen] == sorted(each.flops for each in chosen)
     assert chosen[0].side == 32 and chosen[-1].side == 256
@@ -42,7 +42,7 @@ def test_more_compute_never_makes_anything_smaller() -> None:
 
 def test_pictures_are_not_enlarged() -> None:
     for side, expected in ((28, 32), (40, 32), (72, 64), (120, 128), (500, 256)):
-        assert choose_tokenizer(1e18, MANY, "RGB", side, fixed=False).side == expected
+        assert choose_tokenizer(1e18, MANY, "RGB", side).side == expected
 
 
 def test_a_given_resolution_is_kept() -> None:
@@ -54,7 +54,7 @@ def test_a_given_resolution_is_kept() -> None:
 @pytest.mark.parametrize(("n_images", "n_codes"), [(300, 240), (5000, 1000)])
 def test_few_pictures_get_few_codes(n_images: int, n_codes: int) -> None:
     counts = dataclasses.replace(MANY, train=n_images)
-    quantizer = choose_tokenizer(1e13, counts, "RGB", 72, fixed=False).model.quantizer
+    quantizer = choose_tokenizer(1e13, counts, "RGB", 72).model.quantizer
     assert isinstance(quantizer, FSQConfig) and math.prod(quantizer.levels) == n_codes
 
 

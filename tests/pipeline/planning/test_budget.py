@@ -1,0 +1,132 @@
+"""A recipe fitted to a budget: every choice in the recipe, no given field changed, times that add up."""
+
+import dataclasses
+from operator import attrgetter
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from foundation.config_fields import replaced
+from foundation.errors import ConfigError
+from pipeline.planning import budget as budget_module
+from pipeline.planning.budget import Fitted, Fitting, adopt_fit, fittable
+from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
+from pipeline.planning.times import Counts
+from pipeline.runs.duration import Budget
+from pipeline.runs.recipe import Recipe, load_recipe
+
+COUNTS = Counts(train=3600, validation=400, classes=10)
+FLOPS_A_SECOND = 5e10
+
+
+@pytest.fixture(autouse=True)
+def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a known speed: what is measured here is not what is chosen from it."""
+
+    def tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpeed:
+        preprocess = recipe.data.preprocess
+        one = budget_module.tokenizer_flops(recipe.tokenizer.model, preprocess.mode, preprocess.height) / FLOPS_A_SECOND
+        step = 3 * one * recipe.tokenizer.training.fit.batch_size
+        return TokenizerSpeed(step, step, one / 2, one / 2, one)
+
+    def prior(recipe: Recipe, spec: Any, accelerator: Accelerator) -> PriorSpeed:
+        one = budget_module.prior_cost(recipe.prior.model, spec)[0] / FLOPS_A_SECOND
+        return PriorSpeed(3 * one * recipe.prior.training.fit.batch_size, one, 4 * one)
+
+    monkeypatch.setattr(budget_module, "measure_tokenizer", tokenizer)
+    monkeypatch.setattr(budget_module, "measure_prior", prior)
+
+
+def fit(recipe: Recipe, text: str, *, given: tuple[str, ...] = (), counts: Counts = COUNTS) -> Fitted:
+    accelerator, parsed = Accelerator(cpu=True), Budget.parse(text)
+    return Fitting(recipe, parsed, given, counts, 72, 1e-3, lambda: 5.0, accelerator).fit()
+
+
+@pytest.mark.parametrize("text", ["5m", "10m", "1h", "1d"])
+def test_the_folder_recipe_fills_its_budget(text: str) -> None:
+    fitted = fit(load_recipe("folder"), text)
+    total = fitted.spent + sum(fitted.times.values())
+    used = total / Budget.parse(text).total
+    assert used < 1.0 and (used > 0.9 or fitted.notes), fitted.notes
+
+
+def test_more_time_gives_larger_models_and_more_steps() -> None:
+    short, long = (fit(load_recipe("folder"), text).recipe for text in ("5m", "2h"))
+    assert short.data.preprocess.height <= long.data.preprocess.height <= 72
+    assert short.prior.model.shape.d_model < long.prior.model.shape.d_model
+    seen = [each.tokenizer.training.fit.steps * each.tokenizer.training.fit.batch_size for each in (short, long)]
+    assert seen[0] < seen[1]
+
+
+def test_a_recipe_that_leaves_nothing_open_keeps_its_sizes() -> None:
+    recipe = load_recipe("cifar10")
+    fitted = fit(recipe, "30m").recipe
+    assert fitted.tokenizer.model == recipe.tokenizer.model and fitted.prior.model == recipe.prior.model
+    assert fitted.tokenizer.training.fit.steps != recipe.tokenizer.training.fit.steps
+    assert fitted.tokenizer.training.precision != "auto"
+
+
+def test_given_fields_are_kept() -> None:
+    overrides = {"data.preprocess.height": 48, "data.preprocess.width": 48, "prior.training.fit.steps": 77}
+    recipe = load_recipe("folder", overrides)
+    fitted = fit(recipe, "20m", given=tuple(overrides)).recipe
+    assert fitted.data.preprocess == recipe.data.preprocess and fitted.prior.training.fit.steps == 77
+
+
+def test_a_pair_of_times_is_for_the_two_stages() -> None:
+    recipe = load_recipe("folder")
+    early, late = (fit(recipe, text).times for text in ("5m+25m", "25m+5m"))
+    first = ("start", "reading the images", "training the tokenizer", "evaluating the tokenizer")
+    for times, expected in ((early, 300), (late, 1500)):
+        assert sum(times[name] for name in first) + 5 == pytest.approx(0.96 * expected, rel=0.05)
+
+
+def test_steps_of_schedules_keep_their_share() -> None:
+    recipe = load_recipe("cifar10-vqgan")
+    fitted = fit(recipe, "40m").recipe
+    before, after = (each.tokenizer.training for each in (recipe, fitted))
+    assert after.adversarial.start_step / after.fit.steps == pytest.approx(
+        before.adversarial.start_step / before.fit.steps, rel=0.02
+    )
+    assert after.optim.warmup_steps / after.fit.steps == pytest.approx(
+        before.optim.warmup_steps / before.fit.steps, rel=0.02
+    )
+
+
+def test_a_warm_up_does_not_vanish_in_a_short_training() -> None:
+    recipe = load_recipe("folder")
+    fitted = fit(recipe, "3m").recipe.prior.training
+    least = min(recipe.prior.training.optim.warmup_steps, fitted.fit.steps // 20)
+    assert fitted.optim.warmup_steps >= least > 0
+
+
+def test_few_pictures_are_not_learned_by_heart() -> None:
+    fitted = fit(load_recipe("folder"), "1d", counts=Counts(200, 20, 2))
+    stage = fitted.recipe.prior.training.fit
+    assert stage.steps * stage.batch_size <= 41 * 2 * 200
+    assert any("by heart" in note for note in fitted.notes)
+
+
+def test_too_short_a_budget_says_how_long_it_must_be() -> None:
+    huge = Counts(train=2_000_000, validation=100_000, classes=10)
+    with pytest.raises(ConfigError) as refused:
+        fit(load_recipe("cifar10"), "5m", counts=huge)
+    assert "--budget" in str(refused.value) and "or more" in str(refused.value)
+
+
+def test_slow_mirror_images_are_left_out() -> None:
+    many = dataclasses.replace(COUNTS, train=150_000)
+    assert fit(load_recipe("cifar10"), "1h").recipe.encode.flip
+    assert not fit(load_recipe("cifar10"), "1h", counts=many).recipe.encode.flip
+    assert fit(load_recipe("cifar10"), "1h", counts=many, given=("encode.flip",)).recipe.encode.flip
+
+
+@pytest.mark.parametrize("name", ["folder", "cifar10-vqgan", "cifar10-dvae", "digits", "cifar10-vae"])
+def test_a_run_gives_all_its_choices_back(name: str) -> None:
+    recipe = load_recipe(name, {"budget": "30m"})
+    fitted = fit(recipe, "30m").recipe
+    assert adopt_fit(recipe, fitted, ()) == fitted
+    other = replaced(recipe, {"tokenizer.training.optim.learning_rate": 0.5})
+    assert attrgetter("tokenizer.training.optim.learning_rate")(adopt_fit(other, fitted, ())) == 0.5
+    assert set(fittable(recipe)) >= {"prior.training.fit.steps", "tokenizer.training.precision"}

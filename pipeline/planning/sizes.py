@@ -50,7 +50,7 @@ _LARGE_COMPUTE = (0.0, 0.0, 1e15, 1e18)
 """FLOPs of the tokenizer's training from which on a codebook of ``_LEVELS`` pays"""
 _PRIORS = ((2, 4, 64), (3, 4, 96), (4, 4, 128), (5, 4, 192), (6, 4, 256), (8, 6, 384), (10, 8, 512), (12, 12, 768))
 """blocks, heads and width"""
-_BATCHES, _STEPS = (16, 32, 64, 128, 256), 1500
+_BATCHES, _STEPS = (32, 64, 128, 256), 1500
 _DROPOUTS = ((30, 0.3), (12, 0.2), (4, 0.1))
 """passes over the pictures, and the dropout from there on"""
 
@@ -159,7 +159,7 @@ def choose_prior(
 
 
 def batch_for(images_seen: float) -> int:
-    """Images of a step in a training that sees so many, over all its steps: 1,500 steps or more where they allow it."""
+    """Images of a step in a training that sees so many, over all its steps: about 1,500 steps where they allow it."""
     return min(_BATCHES, key=lambda batch: abs(math.log(max(images_seen, 1.0) / _STEPS / batch)))
 
 

@@ -231,7 +231,6 @@ def weights(recipe: Recipe) -> int:
     config = recipe.prior.model
     layers, _, width = config.shape
     of_a_block = 4 * width**2 + (2 if config.block == "gpt" else 3) * width * config.feed_forward_width
-    return int(
-        layers * of_a_block
-        + 2 * width * recipe.tokenizer.model.quantizer.codebook_size * recipe.tokenizer.model.n_slots
-    )
+    model = recipe.tokenizer.model
+    tables = (model.n_slots + 1) * width * model.quantizer.codebook_size  # of each kind of code, and one head
+    return int(layers * of_a_block + tables)

@@ -27,7 +27,7 @@ ROOMS = {
         ["work_sharing", "image_files"],
         ["encoding", "generation"],
         ["runs"],
-        ["interop", "evaluation"],
+        ["interop", "evaluation", "planning"],
         ["report"],
         ["commands"],
         ["cli"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -213,6 +213,16 @@ def global_mean(mean: torch.Tensor) -> torch.Tensor:
     argument comes back.
     """
     return mean + (all_reduce_mean(mean.detach()) - mean.detach()) if torch.is_grad_enabled() else mean
+
+
+def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Average gradients over processes, in place: for a step whose passes did not go through ``replicated``'s module.
+
+    Every process calls it, with gradients of the same parameters.
+    """
+    for parameter in parameters:
+        if _several() and parameter.grad is not None:
+            all_reduce_sum(parameter.grad).div_(distributed.get_world_size())
 
 
 def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from foundation.hardware import allowed_cores, usable_cores
 
 R = TypeVar("R")
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 """How OpenMP's threads wait in the commands, as environment variables; ``scripts/bench_threads.py`` compares choices.
 
-GNU's library, which torch uses on Linux, spins ``GOMP_SPINCOUNT`` times (10,000 are some 20 microseconds), then sleeps;
-the libraries of LLVM and Intel read ``OMP_WAIT_POLICY`` alone, and sleep at once. Sources: libgomp's manual, section
-"Environment Variables"; OpenMP 5.2, section 21.1.5.
+GNU's library, which torch uses on Linux, spins ``GOMP_SPINCOUNT`` times, then sleeps: most waits of a training end
+while it spins, and a core that others want is soon free. The libraries of LLVM and Intel read ``OMP_WAIT_POLICY``
+alone, and sleep at once. Sources: libgomp's manual, section "Environment Variables"; OpenMP 5.2, section 21.1.5.
 """
 _HOW_THEY_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 _HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")

@@ -5,7 +5,8 @@ beside busy processes, which this script starts. Figures are the medians of the 
 active, passive, and passive with some spins before the sleep (``GOMP_SPINCOUNT``, of GNU's library), which is what the
 commands set (``foundation.threads.WAITING``).
 
-    python scripts/bench_threads.py [--quick] [--rounds N] [--busy N] [--seconds S] [--only TEXT] [--json FILE]
+    python scripts/bench_threads.py [--quick] [--rounds N] [--busy N] [--seconds S] [--only TEXT]
+        [--settings passive "spin 1,000"] [--json FILE]
 
 Wants a machine that does nothing else.
 """
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each timed run")
     parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="busy processes of the loaded half")
     parser.add_argument("--only", default="", help="the works whose name contains this text")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="some settings only")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", choices=WORK, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -219,6 +221,7 @@ def main() -> None:
     settings, rounds, seconds = list(SETTINGS), options.rounds, options.seconds
     if options.quick:
         works, settings, rounds, seconds = [each for each in works if "digits" in each], list(QUICK), 1, 1.0
+    settings = options.settings or settings
     figures = bench(works, settings, [0, options.busy], rounds, seconds)
     print(table(figures))
     if options.json is not None:

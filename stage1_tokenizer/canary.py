@@ -114,7 +114,8 @@ def load_checked(folder: Path, device: torch.device) -> TokenizerModel:
     except (ContractError, NotImplementedError) as error:  # MPS lacks some operations
         if device.type == "cpu":
             raise
-        check_canary(tokenizer.cpu(), folder)
+        tokenizer = TokenizerModel.load(folder)
+        check_canary(tokenizer, folder)
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         print(f"device: cpu for the codes, since on {device}: {reason}", file=sys.stderr)
     return tokenizer

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.other_systems import System, macos, windows
 
 from foundation import hardware
 from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.hardware import TokenAccess, hide_broken_torchvision, torchvision_problem
+from foundation.hardware import TokenAccess, hide_broken_torchvision, torchvision_problem, usable_device
 
 
 def test_the_container_s_limit_goes_before_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +150,52 @@ def test_a_torchvision_that_does_not_load_is_named_and_hidden(monkeypatch: pytes
     hide_broken_torchvision()
     assert sys.modules["torchvision"] is None
     assert torchvision_problem() is None, "it counts as absent"
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of accelerators that torch finds, none at first; a device that is no CPU works if it is among them."""
+    kinds: list[str] = []
+    zeros = torch.zeros
+
+    def tried(*size: int, device: str, **options: object) -> torch.Tensor:
+        kind = torch.device(device).type
+        if kind not in (*kinds, "cpu"):
+            raise AssertionError(f"no {kind} here")
+        return zeros(*size, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: bool(kinds))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *a: torch.device(kinds[0]) if kinds else None)
+    monkeypatch.setattr(torch, "zeros", tried)
+    hardware.announce_device.cache_clear()
+    return kinds
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_auto_is_what_torch_finds_and_is_said_once(
+    accelerator: list[str], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usable_device("auto") == "cpu"
+    accelerator.append(kind)
+    assert usable_device("auto") == usable_device("auto") == kind
+    assert usable_device(f"{kind}:0", announce=False) == f"{kind}:0"
+    assert capsys.readouterr().err == f"device: cpu\ndevice: {kind}\n"
+
+
+def test_a_device_that_is_not_there_is_refused_with_what_is(accelerator: list[str]) -> None:
+    accelerator.append("mps")
+    with pytest.raises(ConfigError, match=r"no cuda here(.|\n)*found: +cuda:1(.|\n)*use mps, or auto"):
+        usable_device("cuda:1")
+
+
+def test_float64_is_made_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware.has_float64.cache_clear()
+    assert hardware.has_float64(torch.device("cpu")) and hardware.to_float64(torch.ones(2)).dtype == torch.float64
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    hardware.has_float64.cache_clear()
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert not hardware.has_float64(torch.device("cpu"))
+    hardware.has_float64.cache_clear()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from foundation.errors import ContractError
-from stage1_tokenizer.canary import check_canary, load_canary
+from stage1_tokenizer import canary
+from stage1_tokenizer.canary import check_canary, load_canary, load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -50,3 +51,37 @@ def test_a_tokenizer_that_does_something_else_is_refused(
     change(tokenizer)
     with pytest.raises(ContractError, match="no longer gives the codes"):
         check_canary(tokenizer, finished_run / "tokenizer")
+
+
+ELSEWHERE = torch.device("meta")
+
+
+REASONS = {
+    "3.1% of the codes differ": ContractError("gives other codes", found="3.1% of the codes differ"),
+    "aten::x is not implemented": NotImplementedError("aten::x is not implemented for this device"),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_codes_are_made_on_the_cpu_where_a_device_makes_others_or_lacks_an_operation(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    def checked(model: TokenizerModel, folder: Path) -> None:
+        if next(model.parameters()).device == ELSEWHERE:
+            raise REASONS[reason]
+
+    monkeypatch.setattr(canary, "check_canary", checked)
+    model = load_checked(finished_run / "tokenizer", ELSEWHERE)
+    assert next(model.parameters()).device.type == "cpu"
+    said = capsys.readouterr().err
+    assert "device: cpu for the codes, since on meta: " in said and reason in said
+
+
+def test_other_codes_on_the_cpu_too_are_refused(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: TokenizerModel, folder: Path) -> None:
+        raise ContractError("gives other codes", field=str(folder))
+
+    monkeypatch.setattr(canary, "check_canary", refuse)
+    for device in (ELSEWHERE, torch.device("cpu")):
+        with pytest.raises(ContractError, match="gives other codes"):
+            load_checked(finished_run / "tokenizer", device)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from foundation.errors import ConfigError
+from foundation.hardware import announce_device
+from foundation.training import parallel
 from foundation.training.learner import WeightAverage, copy_with, load_full_tensors, on_meta
 from foundation.training.optim import no_decay
 from foundation.training.parallel import (
+    build_accelerator,
     full_tensor,
     gathered,
     is_sharded,
@@ -135,3 +139,47 @@ def test_one_process_needs_no_wrapper() -> None:
     with unsynchronised(plain):
         plain(torch.ones(5)).sum().backward()
     assert full_tensor(plain[0].weight) is plain[0].weight is local_shard(plain[0].weight)
+
+
+@pytest.fixture
+def fresh_state() -> Iterator[None]:
+    """A process in which accelerate has not chosen a device yet."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_training_runs_on_the_device_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announce_device.cache_clear()
+    assert build_accelerator("cpu").device.type == "cpu"
+    assert capsys.readouterr().err == "device: cpu\n"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(parallel, "usable_device", lambda name, *_, **__: name)
+    assert build_accelerator("meta").device.type == "meta", "not what accelerate would choose"
+    assert capsys.readouterr().err == "device: meta\n" and "ACCELERATE_TORCH_DEVICE" not in os.environ
+    with pytest.raises(ConfigError, match=r"machine.device(.|\n)*start a new process"):
+        build_accelerator("cpu")
+
+
+@pytest.mark.usefixtures("fresh_state")
+@pytest.mark.parametrize(
+    ("device", "processes_here", "expected"),
+    [("meta", "1", "cannot be used here"), ("cuda:1", "2", "the launcher numbers them")],
+)
+def test_a_device_that_cannot_be_is_refused_by_its_field(
+    monkeypatch: pytest.MonkeyPatch, device: str, processes_here: str, expected: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes_here)
+    with pytest.raises(ConfigError, match=r"machine\.device") as caught:
+        build_accelerator(device)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_launcher_s_cpu_is_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(parallel, "usable_device", lambda name, *_, **__: "meta" if name == "auto" else name)
+    assert build_accelerator("auto").device.type == "cpu"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_export import CONFIG, content, open_tiny, tiny_export
+from support.tiny_export import CONFIG, content, open_tiny, sources_of, tiny_export
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import MANIFEST, write_manifest
@@ -28,6 +28,7 @@ from pipeline.encoding.export import LEASES, PLAN, Export, by_code, require_plan
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from pipeline.encoding.status import export_status
 from pipeline.work_sharing import Part
+from stage1_tokenizer import canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 Inputs = tuple[Path, Path]
@@ -211,6 +212,20 @@ def test_a_stop_signal_ends_between_batches_and_keeps_what_is_written(
     assert not export_status(tmp_path / "codes").holders, "it leaves no lease"
     assert tiny_export(*inputs, tmp_path / "codes")
     assert content(tmp_path / "codes") == content(clean)
+
+
+def test_a_device_that_makes_other_codes_gives_way_to_the_cpu(
+    inputs: Inputs, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def checked(model: TokenizerModel, folder: Path) -> None:
+        if next(model.parameters()).device.type != "cpu":
+            raise ContractError("gives other codes", found="3.1% of the codes differ")
+
+    monkeypatch.setattr(canary, "check_canary", checked)
+    images, tokenizer = inputs
+    export = Export(tokenizer, sources_of(images), tmp_path / "codes", CONFIG, torch.device("meta"))
+    assert "device: cpu for the codes" in capsys.readouterr().err and export.plan.device == "cpu"
+    assert export.take_part(quiet=True) and content(tmp_path / "codes") == content(clean)
 
 
 def test_a_lost_manifest_is_derived_from_the_files(inputs: Inputs, clean: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Advice on small or poor data: a sentence with a figure and a way out for each, and no false alarms."""
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "few held out": (
         found(390, 12),
         {"data.validation_share": 0.03, "prior.training.fit.steps": 100},
-        ["12 held-out images", "+-0.9 dB", "--data.validation_share 0.25"],
+        ["12 held-out images", "+-0.7 dB", "--data.validation_share 0.25"],
     ),
     "few held out of a folder": (
         found(4000, 12),
@@ -161,16 +160,13 @@ def test_before_a_scan_the_listing_alone_is_judged() -> None:
 
 
 def test_codes_and_weights_are_those_of_the_models() -> None:
-    import torch
-
     from stage1_tokenizer.tokenizer import TokenizerModel
     from stage2_prior.prior import PriorModel
 
     for fields in ({}, {"tokenizer.model.coarse_halvings": 1}):
         recipe = load_recipe("cifar10", fields)
-        with torch.device("meta"):
-            spec = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).spec
-            prior = PriorModel(recipe.prior.model, spec.with_classes(("a", "b")))
+        spec = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).spec
+        prior = PriorModel(recipe.prior.model, spec.with_classes(("a", "b")))
         assert codes_per_image(recipe) == spec.n_codes
         assert weights(recipe) == pytest.approx(sum(each.numel() for each in prior.parameters()), rel=0.1)
 
@@ -190,15 +186,14 @@ def test_copies_and_likeness_are_measured_from_the_pixels(tmp_path: Path) -> Non
     for name, pixels, low, high, copies in (
         ("near", near, 40, 60, 0),
         ("far", far, 7, 14, 0),
-        ("same", np.repeat(one, 20, 0), 99, 99, 17),
+        ("same", np.repeat(one, 20, 0), 99, 99, 19),
     ):
         source = {"type": "folder", "path": str(write_pictures(tmp_path / name, pixels))}
-        held = str(write_pictures(tmp_path / f"{name}-held", far[:2]))
+        held = str(write_pictures(tmp_path / f"{name}-held", 255 - far[:2]))
         values = {"source": {**source, "validation_path": held}, "preprocess": {"height": 8, "width": 8}}
-        data = from_dict(DataConfig, values)
-        train, _ = open_image_sets(dataclasses.replace(data, max_failed_share=1.0))
+        train, _ = open_image_sets(from_dict(DataConfig, values))
         assert low <= mean_image_psnr(train) <= high
-        assert train.n_copies >= copies
+        assert train.n_copies == copies
 
 
 def test_a_run_prints_it_below_the_table_and_its_report_keeps_it(

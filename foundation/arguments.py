@@ -84,7 +84,7 @@ def as_codes(
     Raises:
         DataError: another type, numbers that are not whole, or a tensor on another device.
     """
-    given = _tensor_of(codes)
+    given = _tensor_of(codes, device)
     fits = given is not None and not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
     if given is None or not fits:
         expected = f"{expected} whole numbers: an integer tensor or NumPy array".strip()
@@ -118,7 +118,7 @@ def as_images(
     Raises:
         DataError: another type, shape or number of channels, no image, or a tensor on another device.
     """
-    given = _tensor_of(images)
+    given = _tensor_of(images, device)
     expected = f"(B, {n_channels}, Y, X), floating point {values}".strip()
     found = shown(images)
     if given is None or not given.is_floating_point():
@@ -139,10 +139,14 @@ def as_images(
     return _placed(given if given.dtype == dtype else given.to(dtype), images, field, device)
 
 
-def _tensor_of(values: Any) -> torch.Tensor | None:
-    """A dense tensor with the values of an array, tensor or list; None for what holds no numbers."""
+def _tensor_of(values: Any, device: torch.device | None) -> torch.Tensor | None:
+    """A dense tensor with the values of an array, tensor or list; None for what holds no numbers.
+
+    A model on the meta device takes tensors without values: so its memory is counted.
+    """
     if isinstance(values, torch.Tensor):
-        plain = values.layout == torch.strided and not values.is_quantized and not values.is_meta
+        empty = values.is_meta and (device is None or device.type != "meta")
+        plain = values.layout == torch.strided and not values.is_quantized and not empty
         return values if plain else None
     if not isinstance(values, (list, tuple)) and not hasattr(values, "__array__"):
         return None

@@ -148,3 +148,16 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(inner, Mapping)
         merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def replaced(config: T, values: Mapping[str, Any]) -> T:
+    """A configuration with other values of some fields, by dotted name; all checks of the classes run again.
+
+    Raises:
+        ConfigError: a value that a class refuses.
+    """
+    changed = {name: value for name, value in values.items() if "." not in name}
+    for section in {name.split(".")[0] for name in values if "." in name}:
+        inside = {name.removeprefix(f"{section}."): v for name, v in values.items() if name.startswith(f"{section}.")}
+        changed[section] = replaced(changed.get(section, getattr(config, section)), inside)
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]

@@ -22,12 +22,11 @@ from foundation.hardware import keep_freed_memory
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
 from pipeline.commands.runs import start_run
-from pipeline.runs.estimate import prior_step_seconds
+from pipeline.planning.measure import measure_prior
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import load_recipe
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorTask
 
 BASE = {
     "prior.model.positions": "rope",
@@ -49,7 +48,6 @@ PRIORS: dict[str, dict[str, Any]] = {
 }
 """What differs from BASE, which is class-conditional where the codes have labels."""
 QUICK_STEPS = 30
-TIMED_STEPS = 10
 
 
 def row(name: str, source: RunFolder, out: Path, steps: int) -> dict[str, Any]:
@@ -109,11 +107,9 @@ def steps_of(source: RunFolder, out: Path, minutes: float) -> int:
         return int(kept["steps"])
     from accelerate import Accelerator
 
-    recipe = load_recipe(str(source.recipe), overrides(next(iter(PRIORS)), TIMED_STEPS + 1))
+    recipe = load_recipe(str(source.recipe), overrides(next(iter(PRIORS)), 2))
     accelerator = Accelerator(cpu=recipe.machine.device == "cpu")
-    model = PriorModel(recipe.prior.model, TokenDataset(source.codes).spec)
-    task = PriorTask(model, recipe.prior.training, None, accelerator)
-    seconds = prior_step_seconds(task, recipe.prior.training.fit, n_steps=TIMED_STEPS)
+    seconds = measure_prior(recipe, TokenDataset(source.codes).spec, accelerator).step
     steps = max(1, int(60 * minutes / seconds))
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"minutes": minutes, "steps": steps, "seconds_per_step": seconds}), encoding="utf-8")

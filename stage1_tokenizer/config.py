@@ -151,8 +151,9 @@ class TokenizerTraining:
     """a discriminator that reconstructions must deceive; off unless its weight is above 0"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
-    precision: Precision = "float32"
-    """arithmetic of the convolutions; the quantizer and the losses always use float32"""
+    precision: Precision = "auto"
+    """arithmetic of the convolutions: float32, bf16, or auto, the faster one on the machine that begins the run; the
+    quantizer and the losses always use float32"""
     micro_batch_size: int | None = added_later(None)
     """most images in one pass of one process through encoder, decoder, losses or discriminator; a step takes as many
     passes as its share of batch_size needs, with the gradient of the whole batch, in a sixth to a third more time;

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from foundation.config import require
 from foundation.images.config import Preprocess
+from foundation.training.precision import settled
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.losses.adversary import Adversary
 from stage1_tokenizer.losses.lpips import LPIPS, MIN_SIDE
@@ -50,7 +51,8 @@ class Objective:
             side = min(preprocess.height, preprocess.width)
             expected = f"0 for images with sides below {MIN_SIDE} pixels; these have {side}"
             require(side >= MIN_SIDE, "perceptual.weight", perceptual.weight, expected)
-            self.lpips = LPIPS(perceptual.vgg_weights, precision=perceptual.precision).to(accelerator.device)
+            precision = settled(perceptual.precision, accelerator.device)
+            self.lpips = LPIPS(perceptual.vgg_weights, precision=precision).to(accelerator.device)
         if training.adversarial.weight > 0:
             self.adversary = Adversary(
                 training.adversarial,

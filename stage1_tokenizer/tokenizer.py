@@ -26,6 +26,7 @@ from foundation.training.learner import micro_batches
 from foundation.training.parallel import all_reduce_sum
 from stage1_tokenizer.bottleneck import Coded, build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.parts import CodesOf, coding_sha256
 from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
@@ -52,6 +53,9 @@ class TokenizerModel(nn.Module):
     Args:
         config: the architecture.
         preprocess: how images become pixels; part of what the codes mean.
+
+    Attributes:
+        codes_of: the tokenizer whose codes these are, if the decoder alone was trained since; else None.
     """
 
     def __init__(self, config: TokenizerConfig, preprocess: Preprocess) -> None:
@@ -60,6 +64,7 @@ class TokenizerModel(nn.Module):
         require_type("preprocess", preprocess, Preprocess)
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
+        self.codes_of: CodesOf | None = None
         self.encoder = config.networks.build_encoder(preprocess.n_channels, config.encoder_channels)
         self.bottleneck = build_bottleneck(config)
         self.decoder = config.networks.build_decoder(config.latent_channels, preprocess.n_channels)
@@ -192,12 +197,14 @@ class TokenizerModel(nn.Module):
 
     @property
     def spec(self) -> CodeSpec:
-        """What the codes of an image of the configured size are. Computes the fingerprint of the weights.
+        """What the codes of an image of the configured size are. Computes hashes of the weights.
 
         Raises:
             ContractError: a continuous tokenizer has no codes.
         """
-        return dataclasses.replace(self.layout, fingerprint=self.fingerprint)
+        first = self.codes_of
+        same = first is not None and first.coding_sha256 == coding_sha256(self)
+        return dataclasses.replace(self.layout, fingerprint=first.fingerprint if first and same else self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -209,6 +216,8 @@ class TokenizerModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Tokenizer.from_pretrained`` open."""
         settings = {"tokenizer": to_dict(self.config), "preprocess": to_dict(self.preprocess)}
+        if self.codes_of is not None:
+            settings["codes_of"] = to_dict(self.codes_of)
         save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
         if self.is_discrete:
             spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
@@ -232,9 +241,12 @@ class TokenizerModel(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> TokenizerModel:
-        """Build from the ``tokenizer`` and ``preprocess`` entries of a ``config.json``; weights are random."""
+        """Build from the entries of a ``config.json``; weights are random."""
         config = from_dict(TokenizerConfig, settings["tokenizer"], "tokenizer")
-        return cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
+        model = cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
+        first = settings.get("codes_of")
+        model.codes_of = None if first is None else from_dict(CodesOf, first, "codes_of")
+        return model
 
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         height, width = (self.preprocess.height, self.preprocess.width) if image_size is None else _sides(image_size)

@@ -20,9 +20,12 @@ from foundation.codes.dataset import TokenDataset
 from foundation.config import require
 from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner, micro_batches
+from foundation.training.lengths import Rates
+from foundation.training.parallel import sharding_asked
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
 from stage2_prior.head_loss import head_loss
+from stage2_prior.lora import has_adapters, merged
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
@@ -113,6 +116,11 @@ class PriorTask:
         seed: int = 0,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
+        sharded, fix = (
+            has_adapters(model) and sharding_asked(accelerator),
+            "start without FSDP: adapters need little memory",
+        )
+        require(not sharded, "prior.lora", "adapters", "null where FSDP shards the weights", fix)
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator = accelerator
         model.gradient_checkpointing = training.checkpoint_blocks
@@ -128,6 +136,11 @@ class PriorTask:
             objective=PriorLoss(model, training.z_loss),
             blocks=list(model.blocks),
         )
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Learning rates of the optimizer."""
+        return (Rates(self.training.optim),)
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
@@ -183,6 +196,10 @@ class PriorTask:
 
     def exported(self) -> PriorModel:
         """The model with averaged weights, whole; every process calls it."""
+        return merged(self.averaged())
+
+    def averaged(self) -> PriorModel:
+        """``exported`` with adapters beside the weights, if there are any."""
         model = self.learner.average.exported()
         assert isinstance(model, PriorModel)
         return model

@@ -18,6 +18,7 @@ from support.tiny_run import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TESSERA_PRECISION", "float32")  # no test depends on the processor
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from foundation.config import require, require_range
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

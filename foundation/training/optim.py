@@ -39,7 +39,12 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": exempt, "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=config.learning_rate,
+        betas=betas,
+        fused=all(not each.is_meta for each in module.parameters()),
+    )
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:

@@ -239,7 +239,7 @@ def identity_of(generator: ImageGenerator) -> dict[str, str]:
     return {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
 
 
-def output_file(out: str, endings: tuple[str, ...] = _PICTURES) -> Path:
+def output_file(out: str, endings: tuple[str, ...] = _PICTURES, field: str = "--out") -> Path:
     """The file that a command writes.
 
     Raises:
@@ -248,7 +248,7 @@ def output_file(out: str, endings: tuple[str, ...] = _PICTURES) -> Path:
     path = Path(out)
     if path.suffix.lower() not in endings or path.is_dir():
         expected = f"a file name that ends in {', '.join(endings[:-1])} or {endings[-1]}"
-        raise ConfigError("is not a name for this file", field="--out", found=repr(out), expected=expected)
+        raise ConfigError("is not a name for this file", field=field, found=repr(out), expected=expected)
     return path
 
 

@@ -19,8 +19,9 @@ class PerceptualConfig:
     vgg_weights: Annotated[str, PathMark(words=("random",))] = ""
     """file with VGG16's ImageNet weights (.pth or .safetensors); empty looks in TESSERA_VGG16, then in torch's cache,
     then downloads; "random" takes seeded random weights, for tests only"""
-    precision: Precision = "float32"
-    """arithmetic of VGG16's convolutions in training; distances are float32 always, and so is the metric"""
+    precision: Precision = "auto"
+    """arithmetic of VGG16's convolutions in training: float32, bf16, or auto, the faster one on the machine that begins
+    the run; distances are float32 always, and so is the metric"""
 
     def __post_init__(self) -> None:
         require_range(self, "0 or more", "weight")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, DataError
-from foundation.training.config import Precision
+from foundation.training.precision import Settled
 from foundation.unpickling.torch_files import read_tensors
 from stage1_tokenizer.losses.vgg16 import RANDOM, VGG16, describe_vgg16, load_vgg16
 
@@ -42,7 +42,7 @@ class LPIPS(nn.Module):
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, vgg_weights: str | None = None, *, precision: Precision = "float32") -> None:
+    def __init__(self, vgg_weights: str | None = None, *, precision: Settled = "float32") -> None:
         super().__init__()
         self.precision, self.is_random = precision, vgg_weights == RANDOM
         self.description = f"LPIPS v0.1 on {describe_vgg16(vgg_weights or '')}"

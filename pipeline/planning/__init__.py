@@ -1,0 +1,1 @@
+"""What a run costs and how it fits a budget, before it starts."""

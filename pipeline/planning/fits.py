@@ -1,0 +1,161 @@
+"""Whether a training fits the memory of a device; if not, the largest micro-batch that does."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foundation.config_fields import replaced
+from foundation.errors import ConfigError
+from foundation.hardware import free_memory
+from pipeline.planning.memory import STATE, Kind, Stage, StepMemory, code_layout, step_memory, without_memory
+from pipeline.runs.recipe import Recipe
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.prior import PriorModel
+
+_ON_TOP = {"cpu": (1.4, 40 << 20), "gpu": (1.1, 700 << 20)}
+"""factor of activations and temporaries, for memory between blocks and inside of kernels; and bytes of the libraries.
+On a CPU measured, with glibc and oneDNN (docs/RESULTS.md); on a GPU assumed: the driver's context, cuDNN, cuBLAS"""
+ERROR = 0.15
+"""share by which estimate and peak differ at most"""
+_PER_PIXEL = 8192
+"""bytes at most of LPIPS and discriminator, for a pixel of an image"""
+
+
+def needed(memory: StepMemory, kind: Kind) -> int:
+    """Bytes of a training step on the device, beyond what a process takes that has imported torch."""
+    factor, libraries = _ON_TOP[kind]
+    state = sum(memory.at_peak.get(name, 0) for name in STATE)
+    return int(state + factor * (memory.peak - state)) + libraries
+
+
+def largest_micro_batch(recipe: Recipe, stage: Stage, kind: Kind, available: int, *, n_processes: int = 1) -> int:
+    """The most examples of a forward pass that fit ``available`` bytes, up to the batch; 0 if not one fits.
+
+    The peak is affine in the micro-batch once activations dominate it, so two sizes are counted.
+    """
+    batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
+    recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": 4 * batch * n_processes})  # never a single pass
+    small, large = (4, 8) if batch >= 8 else (1, 2)
+    counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
+    slope = (counted[1] - counted[0]) / (large - small)
+    return max(0, min(batch, int((available - counted[0]) / slope + small)))
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A stage that does not fit.
+
+    Attributes:
+        stage: which.
+        needed, available: bytes.
+        micro_batch: the largest that fits, 0 for none.
+        checkpointed: the largest with ``checkpoint_blocks``, 0 for none.
+    """
+
+    stage: Stage
+    needed: int
+    available: int
+    micro_batch: int
+    checkpointed: int
+
+
+def require_fits(recipe: Recipe, device: torch.device, *, n_processes: int = 1) -> None:
+    """Refuse a recipe whose training exceeds the device's free memory by more than the estimate's error; else warn.
+
+    A stage that obviously fits is not counted.
+
+    Args:
+        recipe: with its precisions resolved.
+        device: where it trains.
+        n_processes: that share each batch.
+
+    Raises:
+        ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.
+    """
+    available, kind = device_memory(device), "cpu" if device.type == "cpu" else "gpu"
+    for stage in trained_stages(recipe):
+        if upper_bound(recipe, stage, n_processes) < available:
+            continue
+        total = needed(step_memory(recipe, stage, kind, n_processes=n_processes), kind)  # type: ignore[arg-type]
+        if total > available * (1 + ERROR):
+            raise _refusal(recipe, stage, kind, total, available, n_processes)  # type: ignore[arg-type]
+        if total > available:
+            what = f"a step of the {stage} takes about {gigabytes(total)}, and {gigabytes(available)} are free"
+            print(f"memory: {what}: it may not fit", file=sys.stderr)
+
+
+def trained_stages(recipe: Recipe) -> list[Stage]:
+    """The stages that a run of the recipe trains, whose sizes the recipe tells."""
+    if recipe.codes is not None:  # their shape is known when they have been read
+        return []
+    first: list[Stage] = [] if recipe.tokenizer.pretrained is not None else ["tokenizer"]
+    return [*first, "prior"] if recipe.tokenizer.model.is_discrete else first
+
+
+def device_memory(device: torch.device) -> int:
+    """Free bytes on the device."""
+    if device.type == "cpu":
+        return free_memory()
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return sys.maxsize
+
+
+def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
+    """Bytes that a step takes at most, from one forward pass of one example: cheap, and several times too large."""
+    training, preprocess = getattr(recipe, stage).training, recipe.data.preprocess
+    batch = max(1, training.fit.batch_size // n_processes)
+    batch = min(batch, getattr(training, "micro_batch_size", None) or batch)
+    with without_memory("gpu") as (trace, _), torch.no_grad():
+        if stage == "tokenizer":
+            model: Any = TokenizerModel(recipe.tokenizer.model, preprocess).train()
+            trace.work.clear()
+            images = torch.empty(1, preprocess.n_channels, preprocess.height, preprocess.width)
+            model(images)
+            pixels = preprocess.height * preprocess.width
+            losses = training.perceptual.weight + training.adversarial.weight
+            of_one = _PER_PIXEL * pixels if losses > 0 else 0
+        else:
+            model = PriorModel(recipe.prior.model, code_layout(recipe))
+            trace.work.clear()
+            tokens, labels = (torch.empty(*shape, dtype=torch.int64) for shape in ((1, model.n_codes), (1,)))
+            model.head(model.hidden(tokens, labels))
+            of_one = 0
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    return 6 * weights + 2 * batch * (of_one + sum(each.n_bytes for each in trace.work)) + (1 << 30)
+
+
+def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
+    """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
+    training = getattr(recipe, stage).training
+    fields = {each.name for each in dataclasses.fields(training)}
+    micro = largest_micro_batch(recipe, stage, kind, available, n_processes=n_processes)
+    fixes = []
+    size = f"{stage}.training." + ("micro_batch_size" if "micro_batch_size" in fields else "fit.batch_size")
+    if micro:
+        fixes.append(f"set {size} to {micro}")
+    if "checkpoint_blocks" in fields and not training.checkpoint_blocks:
+        less = replaced(recipe, {f"{stage}.training.checkpoint_blocks": True})
+        checkpointed = largest_micro_batch(less, stage, kind, available, n_processes=n_processes)
+        if checkpointed > micro:
+            fixes.append(f"set {stage}.training.checkpoint_blocks to true and {size} to {checkpointed}")
+    own = getattr(training, "micro_batch_size", None) or training.fit.batch_size
+    return ConfigError(
+        f"a step of the {stage} does not fit the memory",
+        field=size,
+        found=f"{own:,} examples in a forward pass, which take about {gigabytes(total)}",
+        expected=f"up to {gigabytes(available)}, which are free",
+        fix=", or ".join(fixes) or "use a smaller model, a GPU with more memory, or several GPUs",
+    )
+
+
+def gigabytes(n_bytes: float) -> str:
+    """GB (10^9 bytes), MB below one."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,198 @@
+"""Peak memory of a training step of either stage, by part, counted without running it.
+
+The real task takes one step on tensors without memory (``trace.py``): on a CPU with the CPU's kernels, on a GPU with
+the plain formulas (``gpu_rules.py``). What torch's kernels and the process itself take on top is a measured constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import nn
+
+from foundation.config_fields import replaced
+from pipeline.planning.gpu_rules import as_on_gpu
+from pipeline.planning.trace import BACKWARD, Trace, Work
+from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
+from pipeline.runs.recipe import Recipe
+from stage1_tokenizer.losses.vgg16 import RANDOM
+from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.train import TokenizerTask
+from stage2_prior.prior import PriorModel
+from stage2_prior.train import PriorTask
+
+Stage = Literal["tokenizer", "prior"]
+Kind = Literal["cpu", "gpu"]
+STATE = ("weights", "gradients", "moments", "average")
+"""parts that do not depend on the batch"""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """A training step, counted.
+
+    Attributes:
+        batch: examples of one optimizer step that were counted.
+        micro_batch: examples of one forward pass.
+        at_peak: bytes of each part when most bytes existed.
+        kept: most bytes that the activations of each part held at any time.
+        work: operations of the step.
+    """
+
+    batch: int
+    micro_batch: int
+    at_peak: Mapping[str, int]
+    kept: Mapping[str, int]
+    work: tuple[Work, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all tensors when most of them existed."""
+        return sum(self.at_peak.values())
+
+
+def step_memory(
+    recipe: Recipe, stage: Stage, kind: Kind, micro_batch: int | None = None, *, n_processes: int = 1
+) -> StepMemory:
+    """Count a training step of one process.
+
+    Args:
+        recipe: its precisions that are ``auto`` are bf16 on a GPU, float32 on a CPU.
+        stage: of which training.
+        kind: whose kernels compute.
+        micro_batch: examples of one forward pass; None takes the recipe's. Of a step of several passes two are counted,
+            which have the step's peak.
+        n_processes: that share a batch; each holds all weights.
+    """
+    recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
+    training = getattr(recipe, stage).training
+    batch = max(1, training.fit.batch_size // n_processes)
+    micro = min(batch, micro_batch or getattr(training, "micro_batch_size", None) or batch)
+    n_examples = min(batch, 2 * micro) if hasattr(training, "micro_batch_size") else micro
+    changes: dict[str, Any] = {"fit": replace(training.fit, batch_size=n_examples)}
+    if hasattr(training, "micro_batch_size"):
+        changes["micro_batch_size"] = micro
+    with without_memory(kind) as (trace, device):
+        task = _TASKS[stage](recipe, replace(training, **changes), device, trace)
+        _name_state(task, trace, stage)
+        trace.work.clear()
+        trace.restart()
+        with trace.naming("batch"):
+            examples, step = _EXAMPLES[stage](task, n_examples, device)
+        with trace.naming("loss"):
+            task.train_step(examples, step)
+        del examples
+        kept = {name: n for name, n in trace.largest.items() if name not in (*STATE, BACKWARD)}
+        return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work))
+
+
+def _open_precisions(recipe: Recipe, taken: str) -> dict[str, Any]:
+    return {name: taken for name in (TOKENIZER, PERCEPTUAL, PRIOR) if attrgetter(name)(recipe) == "auto"}
+
+
+@contextlib.contextmanager
+def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
+    """Tensors that are made in here have no memory; counts them."""
+    with contextlib.ExitStack() as stack:
+        device = torch.device("cpu" if kind == "cpu" else "meta")
+        if kind == "cpu":
+            from torch._subclasses.fake_tensor import FakeTensorMode
+
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        else:
+            stack.enter_context(as_on_gpu())
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(mock.patch.object(nn.Module, "to", lambda module, *_, **__: module))  # it is there already
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        trace = stack.enter_context(Trace())
+        stack.enter_context(torch.device(device))
+        yield trace, device
+
+
+def _tokenizer_task(recipe: Recipe, training: Any, device: torch.device, trace: Trace) -> TokenizerTask:
+    training = replace(training, perceptual=replace(training.perceptual, vgg_weights=RANDOM))
+    where, preprocess = _process(device), recipe.data.preprocess
+    with trace.naming("weights"):
+        objective = Objective(training, preprocess, where, seed=recipe.seed)
+        model = TokenizerModel(recipe.tokenizer.model, preprocess)
+        task = TokenizerTask(model, training, objective, None, where, seed=recipe.seed)
+    parts = {"encoder": model.encoder, "bottleneck": model.bottleneck, "decoder": model.decoder}
+    if objective.lpips is not None:
+        parts["LPIPS"] = objective.lpips
+    if objective.adversary is not None:
+        parts["discriminator"] = objective.adversary.learner.model
+    for name, module in parts.items():
+        trace.follow(module, name)
+    return task
+
+
+def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trace) -> PriorTask:
+    with trace.naming("weights"):
+        layout = code_layout(recipe)
+        model = PriorModel(recipe.prior.model, layout)
+        task = PriorTask(model, replace(training, compile=False), None, _process(device))
+    for name, module in model.named_children():
+        if name != "blocks":
+            trace.follow(module, "embeddings" if isinstance(module, nn.Embedding) or name == "dropout" else "head")
+    for block in model.blocks:
+        trace.follow(block, "blocks")
+    return task
+
+
+def _tokenizer_examples(task: TokenizerTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
+    p = task.model.preprocess
+    return {"images": torch.zeros(n, p.n_channels, p.height, p.width, device=device)}, task.learner.n_steps - 1
+
+
+def _prior_examples(task: PriorTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
+    tokens = torch.zeros(n, task.model.n_codes, dtype=torch.int64, device=device)
+    labels = torch.zeros(n, dtype=torch.int64, device=device)
+    with torch.utils._python_dispatch._disable_current_modes():
+        positions = torch.arange(n, device="cpu")
+    return {"tokens": tokens, "labels": labels, "positions": positions}, 0
+
+
+_TASKS: dict[str, Any] = {"tokenizer": _tokenizer_task, "prior": _prior_task}
+_EXAMPLES: dict[str, Any] = {"tokenizer": _tokenizer_examples, "prior": _prior_examples}
+
+
+def code_layout(recipe: Recipe) -> Any:
+    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint."""
+    with torch.device("meta"):
+        return TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
+
+
+def _process(device: torch.device) -> Any:
+    """What tasks ask of accelerate's ``Accelerator``, of a training of one process."""
+    return SimpleNamespace(device=device, num_processes=1, process_index=0, is_main_process=True)
+
+
+def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
+    """Name averages; give the optimizers their moments; name gradients when they come."""
+    learners = [task.learner]
+    if stage == "tokenizer" and task.objective.adversary is not None:
+        learners.append(task.objective.adversary.learner)
+    for learner in learners:
+        if learner.average.decay > 0:
+            for average in learner.average.model.parameters():
+                trace.rename(average, "average")
+        for group in learner.optimizer.param_groups:
+            for each in group["params"]:
+                with trace.naming("moments"):
+                    moments = {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
+                    learner.optimizer.state[each] = {"step": torch.zeros(()), **moments}
+                each.register_post_accumulate_grad_hook(functools.partial(_name_gradient, trace))
+
+
+def _name_gradient(trace: Trace, parameter: torch.Tensor) -> None:
+    if parameter.grad is not None:
+        trace.rename(parameter.grad, "gradients")

@@ -1,0 +1,95 @@
+"""Seconds of each part of a run, from measured speeds and the number of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foundation.training.config import FitConfig
+from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
+from pipeline.runs.recipe import Recipe
+
+TRAIN_TOKENIZER, TRAIN_PRIOR = "training the tokenizer", "training the prior"
+EVALUATE_TOKENIZER, EVALUATE_PRIOR = "evaluating the tokenizer", "evaluating the prior"
+START, READ, ENCODE, SAMPLE, REPORT = "start", "reading the images", "encoding", "sampling", "gallery and report"
+FIRST_STAGE = (START, READ, TRAIN_TOKENIZER, EVALUATE_TOKENIZER)
+"""parts of stage 1; all others are of stage 2"""
+_START, _REPORT = 6.0, 6.0
+"""imports, opening the folder; plots and page"""
+_GALLERY = 160
+"""images of the report's gallery, about: six images, their completions, inpaintings, variations and other classes"""
+_LISTING = 2e-5
+"""seconds for an image's row in the plan, the parquet files and the listing"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of images.
+
+    Attributes:
+        train, validation: images of each split.
+        classes: 0 without labels.
+    """
+
+    train: int
+    validation: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Measured speeds; None for a part that the run does not have.
+
+    Attributes:
+        tokenizer, prior: of each stage.
+        read: seconds to read and preprocess an image.
+    """
+
+    tokenizer: TokenizerSpeed | None
+    prior: PriorSpeed | None
+    read: float
+
+
+def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float]:
+    """Seconds of each part of the whole run, in its order."""
+    times = {START: _START}
+    tokenizer, prior = speeds.tokenizer, speeds.prior
+    n_images = counts.train + counts.validation
+    if recipe.codes is None:
+        times[READ] = n_images * speeds.read
+    if recipe.codes is None and recipe.tokenizer.pretrained is None and tokenizer is not None:
+        training = recipe.tokenizer.training
+        starts = training.adversarial.start_step if training.adversarial.weight > 0 else 0
+        times[TRAIN_TOKENIZER] = tokenizer.training(training.fit.steps, starts)
+        times[EVALUATE_TOKENIZER] = n_evaluations(training.fit) * counts.validation * tokenizer.score
+    if prior is None:
+        return {**times, REPORT: _REPORT}
+    views = n_views(recipe)
+    if recipe.codes is None and tokenizer is not None:
+        n_encoded = counts.train * views + counts.validation
+        times[ENCODE] = n_encoded * (tokenizer.encode + _LISTING) + n_images * speeds.read
+    fit = recipe.prior.training.fit
+    times[TRAIN_PRIOR] = fit.steps * prior.step
+    times[EVALUATE_PRIOR] = n_evaluations(fit) * counts.validation * prior.score
+    decode = 0.0 if tokenizer is None else tokenizer.decode
+    times[SAMPLE] = n_samples(recipe, counts) * (prior.sample + decode)
+    drawn = 0.0 if recipe.codes is not None else _GALLERY * (prior.sample + decode)
+    times[REPORT] = _REPORT + drawn + counts.validation * prior.score
+    return times
+
+
+def n_evaluations(fit: FitConfig) -> int:
+    """Evaluations of a stage: before the first step, every ``evaluate_every`` steps, and after the last."""
+    return -(-fit.steps // fit.evaluate_every) + 1
+
+
+def n_views(recipe: Recipe) -> int:
+    """Stored views of a training image."""
+    return 10 if recipe.encode.ten_crop else 2 if recipe.encode.flip else 1
+
+
+def n_samples(recipe: Recipe, counts: Counts) -> int:
+    """Images of the sample grid at the end."""
+    samples = recipe.samples
+    if counts.classes and recipe.prior.model.class_conditional:
+        return min(counts.classes, samples.max_classes) * samples.images_per_class
+    return samples.unconditional_images

@@ -97,7 +97,7 @@ class MicroBatches:
         ends = [(inputs, to_inputs), *((term, torch.ones_like(term)) for term in coded.losses.values())]
         ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
         if ends:
-            torch.autograd.backward(*zip(*ends, strict=True))
+            torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
         if features.grad is not None:
             for i, (part, to_features) in enumerate(zip(parts, micro_batches(features.grad, self.size), strict=True)):
                 self._encode(part, i, seed).backward(to_features)

@@ -332,11 +332,10 @@ def test_in_16_bits_a_device_keeps_the_input_of_norm_and_swish_only_channels_las
     norm, conv = nn.GroupNorm(4, 8, eps=1e-6), nn.Conv2d(8, 8, 3, padding=1)
     x, kept = torch.randn(2, 8, 12, 16), []
     exact = conv(nn.functional.silu(norm(x)))
-    norm, conv = norm.to(device), conv.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        given = fast_layout(x.to(device).to(torch.bfloat16)).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
-            value = norm_silu_conv(norm, conv, given)
+    norm, conv = norm.to(device, torch.bfloat16), conv.to(device, torch.bfloat16)
+    given = fast_layout(x.to(device).to(torch.bfloat16)).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        value = norm_silu_conv(norm, conv, given)
     value.float().square().mean().backward()
     assert [each.shape for each in kept if each.numel() >= x.numel()] == [x.shape]
     for each in (given, value, given.grad):

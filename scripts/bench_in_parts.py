@@ -42,6 +42,8 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """by name: settings of the model, and of the training beside its length"""
 PASSES, SIDE, BATCH = (1, 2, 4), 64, 16
+SMALL = {"side": 32, "batch": 4}
+"""where differences are measured"""
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -116,19 +118,18 @@ def step_values(case: Case, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Logged scalars and gradients of one step by name, in float64."""
     task, found = case.build(dtype), {}
     adversary = task.objective.adversary
-    for learner in [task.learner, *([] if adversary is None else [adversary.learner])]:
-        model = type(learner.model).__name__
-        for name, parameter in learner.model.named_parameters():
-            keep = functools.partial(_keep_gradient, found, f"gradient {model}.{name}")
-            parameter.register_post_accumulate_grad_hook(keep)
+    networks = {"model": task.model, **({} if adversary is None else {"discriminator": adversary.learner.model})}
+
+    def keep(name: str, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        found[name] = parameter.grad.to(torch.float64, copy=True)
+
+    for network, module in networks.items():
+        for name, parameter in module.named_parameters():
+            parameter.register_post_accumulate_grad_hook(functools.partial(keep, f"gradient {network}.{name}"))
     torch.manual_seed(2)
     row = task.train_step({"images": case.images(dtype)}, 1)
     return {**found, **{name: torch.tensor(float(value), dtype=torch.float64) for name, value in row.items()}}
-
-
-def _keep_gradient(found: dict[str, torch.Tensor], name: str, parameter: torch.Tensor) -> None:
-    assert parameter.grad is not None
-    found[name] = parameter.grad.double()
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -154,9 +155,8 @@ def bench(system: str, side: int, batch: int, repeats: int) -> list[Row]:
         for again in (False, True)
         for passes in PASSES
     }
-    differences = {
-        str(dtype).split(".")[1]: in_fresh_process(all_differences, list(cases.values()), dtype) for dtype in DTYPES
-    }
+    small = [dataclasses.replace(case, **SMALL) for case in cases.values()]
+    differences = {str(dtype).split(".")[1]: in_fresh_process(all_differences, small, dtype) for dtype in DTYPES}
     costs = {name: in_fresh_process(step_cost, case, n_threads, repeats) for name, case in cases.items()}
     first, rows = next(iter(cases)), []
     for i, (name, cost) in enumerate(costs.items()):
@@ -181,8 +181,10 @@ def differences_table(rows: list[Row]) -> str:
 
 def main(options: argparse.Namespace) -> None:
     """Measure all systems, or with ``quick`` one of them at a small size."""
-    side, batch, repeats = (32, 4, 1) if options.quick else (SIDE, BATCH, 3)
+    side, batch, repeats = (*SMALL.values(), 1) if options.quick else (SIDE, BATCH, 2)
     systems = list(SYSTEMS)[-1:] if options.quick else list(SYSTEMS)
-    rows = [row for system in systems for row in bench(system, side, batch, repeats)]
+    rows = []
+    for system in systems:
+        rows += bench(system, side, batch, repeats)
+        print(differences_table(rows[-2 * len(PASSES) * 2 :]), flush=True)
     report(rows, options.json)
-    print(differences_table(rows))

@@ -86,18 +86,21 @@ class MicroBatches:
         """Add the gradient of the loss over these (B, C, Y, X) images, averaged over processes."""
         seed, parts = torch.initial_seed(), micro_batches(images_BCYX, self.size)
         with torch.no_grad():
-            features = torch.cat([self._encode(part, i, seed) for i, part in enumerate(parts)]).requires_grad_()
+            features = torch.cat([self._encode(part, i, seed) for i, part in enumerate(parts)])
+        features.requires_grad_(any(each.requires_grad for each in self.model.encoder.parameters()))  # not if frozen
         torch.manual_seed(seed)  # the bottleneck's noise is that of a step in one pass
         with self.learner.autocast():
             inputs, coded = self.model.bottleneck(features)
         leaves = [each.requires_grad_() for each in micro_batches(inputs.detach(), self.size)]
         loss, metrics, reconstructions = self._decode_all(parts, leaves, step, seed)
         to_inputs = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None])
-        terms = [term for term in coded.losses.values() if term.requires_grad]
-        torch.autograd.backward([inputs, *terms], [to_inputs, *(torch.ones_like(term) for term in terms)])
-        assert features.grad is not None
-        for i, (part, to_features) in enumerate(zip(parts, micro_batches(features.grad, self.size), strict=True)):
-            self._encode(part, i, seed).backward(to_features)
+        ends = [(inputs, to_inputs), *((term, torch.ones_like(term)) for term in coded.losses.values())]
+        ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
+        if ends:
+            torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
+        if features.grad is not None:
+            for i, (part, to_features) in enumerate(zip(parts, micro_batches(features.grad, self.size), strict=True)):
+                self._encode(part, i, seed).backward(to_features)
         average_gradients(self.model.parameters())
         whole = loss + sum(term.detach() for term in coded.losses.values())
         return Pass(whole, {**metrics, **to_log(coded)}, reconstructions)

@@ -27,6 +27,8 @@ from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.commands.runs import start_run
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
+from stage1_tokenizer.networks.blocks import fast_layout
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
@@ -323,3 +325,19 @@ def test_every_command_that_takes_a_device_runs_there(
         names["OUT"] = str(tmp_path / name)
         words = line.replace("RUN/", f"{run_copy}/").replace("OUT.png", f"{names['OUT']}.png").split(" ")
         assert main([*(names.get(word, word) for word in words), "--device", str(device)]) == 0, name
+
+
+def test_in_16_bits_a_device_keeps_the_input_of_norm_and_swish_only_channels_last(device: torch.device) -> None:
+    torch.manual_seed(0)
+    norm, conv = nn.GroupNorm(4, 8, eps=1e-6), nn.Conv2d(8, 8, 3, padding=1)
+    x, kept = torch.randn(2, 8, 12, 16), []
+    exact = conv(nn.functional.silu(norm(x)))
+    norm, conv = norm.to(device, torch.bfloat16), conv.to(device, torch.bfloat16)
+    given = fast_layout(x.to(device).to(torch.bfloat16)).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        value = norm_silu_conv(norm, conv, given)
+    value.float().square().mean().backward()
+    assert [each.shape for each in kept if each.numel() >= x.numel()] == [x.shape]
+    for each in (given, value, given.grad):
+        assert each.dtype == torch.bfloat16 and each.is_contiguous(memory_format=torch.channels_last)
+    assert_near(value.detach().float().cpu(), exact.detach(), 2e-2)

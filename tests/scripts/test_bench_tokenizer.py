@@ -60,3 +60,10 @@ def test_quick_writes_rows(bench, tmp_path, monkeypatch, capsys):
     assert [row["config"]["precision"] for row in speeds] == ["float32", "bf16"]
     assert all(row["ratio"] == pytest.approx(row["ours"] / row["reference"]) for row in speeds)
     assert "share of the matrix peak" in capsys.readouterr().out
+
+
+def test_cases_in_parts_take_the_same_step(bench):
+    (system, *_), sizes = reversed(bench.bench_in_parts.SYSTEMS), {"side": 16, "batch": 2}
+    cases = [bench.bench_in_parts.Case(system, passes, again, **sizes) for passes, again in ((1, False), (2, True))]
+    losses, gradients = bench.bench_in_parts.all_differences(cases, torch.float32)[1]
+    assert losses < 1e-4 and 0 < gradients < 1e-2

@@ -41,6 +41,14 @@ def test_parts_in_float32_with_blocks_computed_again() -> None:
     assert scalars < 1e-5 and tensors < 1e-3
 
 
+@pytest.mark.parametrize("frozen", [("encoder",), ("codebook",), ("encoder", "codebook")], ids="-".join)
+def test_frozen_parts_stay_frozen_in_parts(frozen: tuple[str, ...]) -> None:
+    whole, parts = (step(task("ibq", frozen=frozen, micro_batch_size=size), images(N)) for size in (None, 2))
+    assert max(largest_differences(parts, whole)) < 1e-4
+    names = {"encoder": "model.encoder.conv_in.weight", "codebook": "model.bottleneck.quantizer.codebook"}
+    assert {part for part, name in names.items() if not parts[1][name].any()} == set(frozen)
+
+
 def test_both_passes_of_a_part_drop_out_the_same() -> None:
     trained, seen = task("vqgan", dropout=0.5, micro_batch_size=2), []
     for network in (trained.model.encoder, trained.model.decoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -61,7 +62,9 @@ Step = tuple[dict[str, float], dict[str, torch.Tensor]]
 """what a step logs; gradients and buffers by name, ``model.`` or ``discriminator.`` before each"""
 
 
-def task(name: str, dtype: torch.dtype = torch.float32, dropout: float = 0.0, **changes: Any) -> TokenizerTask:
+def task(
+    name: str, dtype: torch.dtype = torch.float32, dropout: float = 0.0, frozen: Collection[str] = (), **changes: Any
+) -> TokenizerTask:
     """The task with its first weights, the same each time; a residual block's second kernel is not zero."""
     torch.manual_seed(0)
     model_values, training_values = SYSTEMS[name]
@@ -77,7 +80,7 @@ def task(name: str, dtype: torch.dtype = torch.float32, dropout: float = 0.0, **
             torch.nn.init.normal_(each, std=0.05)
     accelerator = Accelerator(cpu=True)
     objective = Objective(training, PREPROCESS, accelerator, seed=0)
-    built = TokenizerTask(model.to(dtype), training, objective, None, accelerator, seed=0)
+    built = TokenizerTask(model.to(dtype), training, objective, None, accelerator, seed=0, frozen=frozen)
     for module in (objective.lpips, objective.adversary and objective.adversary.learner.model):
         if module is not None:
             module.to(dtype)

@@ -65,14 +65,14 @@ def test_compiled_blocks_of_many_sizes_compute_the_same() -> None:
 
     config = VQGANNetworks(base_width=8, width_multipliers=(1, 2, 2, 3, 4), n_res_blocks=1, norm_groups=4)
     networks = both_networks(replace(config, middle_attention=False)).train()
-    plain = [gradients(networks, n)[0] for n in (2, 1)]
+    plain, _ = gradients(networks)
     names = list(networks.state_dict())
     counters.clear()
     compile_blocks(networks, backend="eager")
-    for one, other in zip([gradients(networks, n)[0] for n in (2, 1)], plain, strict=True):
-        assert float((one - other).norm()) < 1e-4 * float(other.norm())
+    compiled, _ = gradients(networks)
+    assert float((compiled - plain).norm()) < 1e-4 * float(plain.norm())
     n_blocks = sum(isinstance(each, Block) for each in networks.modules())
-    assert 8 < counters["frames"]["ok"] <= 2 * n_blocks, "as many as the compiler usually makes, or for each call"
+    assert 8 < counters["frames"]["ok"] <= n_blocks, "as many as the compiler usually makes, or for each call"
     assert not counters["unimplemented"], "the compiler gave up"
     assert list(networks.state_dict()) == names
     copied = copy.deepcopy(networks)

@@ -68,6 +68,9 @@ class _Rules(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if func is F.dropout and args[0].is_meta:
             return _dropout(*args, **kwargs)
+        if func in (torch.Tensor.backward, torch.autograd.grad):  # recomputes forward passes, by these rules too
+            with self:
+                return _BACKWARD[func](*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -87,6 +90,19 @@ def _attention(
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
+
+
+def _gradients(outputs: torch.Tensor, inputs: torch.Tensor, **how: Any) -> tuple[torch.Tensor, ...]:
+    """torch.autograd.grad of a scalar to one tensor; torch's own would ask the rules again."""
+    run: Callable[..., tuple[torch.Tensor, ...]] = torch.autograd.graph._engine_run_backward
+    keep = bool(how.get("retain_graph"))
+    return run((outputs,), (torch.ones_like(outputs),), keep, False, (inputs,), False, accumulate_grad=False)
+
+
+_BACKWARD: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.backward: torch.autograd.backward,
+    torch.autograd.grad: _gradients,
+}
 
 
 @contextlib.contextmanager

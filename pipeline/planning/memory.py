@@ -25,6 +25,7 @@ from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.quantizers import fsq
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.prior import PriorModel
@@ -112,6 +113,7 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
             stack.enter_context(as_on_gpu())
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(mock.patch.object(nn.Module, "to", lambda module, *_, **__: module))  # it is there already
+        stack.enter_context(mock.patch.object(fsq, "_columns", fsq._columns.__wrapped__))  # its cache outlives this
         stack.enter_context(torch.random.fork_rng(devices=[]))
         trace = stack.enter_context(Trace())
         stack.enter_context(torch.device(device))
@@ -189,6 +191,7 @@ def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
             for each in group["params"]:
                 with trace.naming("moments"):
                     moments = {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
+                with trace.naming("weights"):
                     learner.optimizer.state[each] = {"step": torch.zeros(()), **moments}
                 each.register_post_accumulate_grad_hook(functools.partial(_name_gradient, trace))
 

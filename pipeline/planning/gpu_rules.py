@@ -92,15 +92,20 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
     return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
 
 
-def _gradients(outputs: torch.Tensor, inputs: torch.Tensor, **how: Any) -> tuple[torch.Tensor, ...]:
-    """torch.autograd.grad of a scalar to one tensor; torch's own would ask the rules again."""
+def _backward(tensor: torch.Tensor, gradient: Any = None, retain_graph: bool | None = None, **how: Any) -> None:
+    torch.autograd.backward(tensor, gradient, retain_graph, **how)
+
+
+def _gradients(outputs: Any, inputs: Any, **how: Any) -> tuple[torch.Tensor, ...]:
+    """torch.autograd.grad of scalars; torch's own would ask the rules again."""
     run: Callable[..., tuple[torch.Tensor, ...]] = torch.autograd.graph._engine_run_backward
+    of, to = (tuple(each) if isinstance(each, (tuple, list)) else (each,) for each in (outputs, inputs))
     keep = bool(how.get("retain_graph"))
-    return run((outputs,), (torch.ones_like(outputs),), keep, False, (inputs,), False, accumulate_grad=False)
+    return run(of, tuple(torch.ones_like(each) for each in of), keep, False, to, False, accumulate_grad=False)
 
 
 _BACKWARD: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.backward: torch.autograd.backward,
+    torch.Tensor.backward: _backward,
     torch.autograd.grad: _gradients,
 }
 

@@ -156,8 +156,8 @@ def replaced(config: T, values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a value that a class refuses.
     """
-    for dotted, value in values.items():
-        name, _, rest = dotted.partition(".")
-        inner = replaced(getattr(config, name), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{name: inner})  # type: ignore[type-var]
-    return config
+    changed = {name: value for name, value in values.items() if "." not in name}
+    for section in {name.split(".")[0] for name in values if "." in name}:
+        inside = {name.removeprefix(f"{section}."): v for name, v in values.items() if name.startswith(f"{section}.")}
+        changed[section] = replaced(changed.get(section, getattr(config, section)), inside)
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]

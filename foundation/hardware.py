@@ -1,4 +1,4 @@
-"""The machine: its device, its memory and what of it a token dataset may take, and a torchvision that fits torch.
+"""The machine: its cores, its memory and what of it a token dataset may take, and a torchvision that fits torch.
 
 A CPU build of torch beside the default torchvision cannot load torchvision's operators; transformers then fails to
 import its models with a message that names neither. See also ``tessera doctor``. Imports neither torch nor numpy.
@@ -9,19 +9,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import math
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from foundation.config import check_types, require
 from foundation.errors import ConfigError
 from foundation.paths import PathText
 
+if TYPE_CHECKING:
+    import torch
+
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (_GROUP / "memory.max", _GROUP / "memory" / "memory.limit_in_bytes")
 _MEMINFO = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names, from glibc's malloc.h"""
 _KEPT_BYTES, _LARGEST_KEPT_BLOCK = 2**31 - 1, 1 << 30
@@ -86,6 +91,50 @@ def processes_on_this_machine() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def usable_cores() -> int:
+    """Cores for the threads of this process, at least 1: its share of the cores that this training may use.
+
+    These are the cores of the process's affinity mask, or the container's quota of processor time, rounded up, if that
+    is less.
+    """
+    return max(1, min([allowed_cores(), *_core_quotas()]) // processes_on_this_machine())
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, by its affinity mask."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def _core_quotas() -> list[int]:
+    """Processor time that the process's control groups, and those above them, allow, in cores, rounded up."""
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    groups = {_GROUP, _GROUP / "cpu"}
+    for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
+        if not kinds or "cpu" in kinds.split(","):  # version 2, or version 1
+            top = _GROUP / "cpu" if kinds else _GROUP
+            own = top / path.strip("/")
+            groups |= {own, *(each for each in own.parents if each.is_relative_to(top))}
+    return [math.ceil(quota) for each in groups if (quota := _core_quota(each))]
+
+
+def _core_quota(group: Path) -> float | None:
+    """Cores of one control group, of version 2 or 1; None without a limit."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{each}_us").read_text(encoding="utf-8") for each in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
+
+
 def _limit(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="utf-8"))
@@ -120,6 +169,7 @@ class TokenAccess:
         return machine_memory() // (4 * processes_on_this_machine())
 
 
+DEVICES = "auto, cpu, cuda, cuda:1, mps ..."
 CURE = "install torch and torchvision together, from one index, in one command: pip install --upgrade torch torchvision"
 
 
@@ -142,12 +192,21 @@ def hide_broken_torchvision() -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
-def usable_device(name: str, field: str = "--device") -> str:
+def best_device() -> str:
+    """What ``auto`` stands for: cuda, mps, xpu or another accelerator that torch finds here, else cpu."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if found is None else found.type
+
+
+def usable_device(name: str, field: str = "--device", *, announce: bool = True) -> str:
     """The device's name, if this machine has it.
 
     Args:
-        name: such as cpu, cuda or cuda:1; auto takes a GPU if there is one, and says so once on stderr.
+        name: such as cpu, cuda, cuda:1 or mps; auto takes ``best_device``.
         field: which option it is of.
+        announce: say on stderr which device is used, once in a process.
 
     Raises:
         ConfigError: no such device here.
@@ -155,19 +214,39 @@ def usable_device(name: str, field: str = "--device") -> str:
     import torch
 
     if not isinstance(name, (str, torch.device)):
-        raise ConfigError("is not a device", field=field, found=repr(name)[:200], expected="cpu, cuda, cuda:1 ...")
-    name = str(name)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        _announce(name)
+        raise ConfigError("is not a device", field=field, found=repr(name)[:200], expected=DEVICES)
+    name = best_device() if str(name) == "auto" else str(name)
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"cannot be used here: {reason}", field=field, found=name, fix="use cpu") from error
+        fix = f"use {best_device()}, or auto"
+        raise ConfigError(
+            f"cannot be used here: {reason}", field=field, found=name, expected=DEVICES, fix=fix
+        ) from error
+    if announce:
+        announce_device(name)
     return name
 
 
 @functools.cache
-def _announce(device: str) -> None:
+def announce_device(device: str) -> None:
+    """Say on stderr which device is used, once in a process."""
     print(f"device: {device}", file=sys.stderr)
+
+
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """In float64, on its device, or on the CPU where its device lacks that type, as MPS does."""
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 can be made on a device."""
+    import torch
+
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True

@@ -103,8 +103,10 @@ def _dispatch(arguments: list[str]) -> int:
 
     if not {"--help", "-h", "--version"} & {*arguments}:
         from foundation.hardware import keep_freed_memory
+        from foundation.threads import prepare_openmp
 
         keep_freed_memory()
+        prepare_openmp()
     app = App(
         name="tessera",
         help="Images into a generator of new ones: a discrete tokenizer, then a prior over its codes.",

@@ -144,7 +144,6 @@ def speed(workload: Workload, folder: Path, device: torch.device) -> Row:
         times.append(time.perf_counter())
         assert export.finish()
         times.append(time.perf_counter())
-        export.close()
         for name, seconds in zip(("opening", "writing", "finishing"), np.diff(times), strict=True):
             opened[name].append(float(seconds))
 

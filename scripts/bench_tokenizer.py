@@ -6,6 +6,9 @@ step would reach at the speed of a 2,048-wide matrix product of the same type, m
 operations of our own step.
 
     python scripts/bench_tokenizer.py [--quick] [--threads N] [--json FILE]
+    python scripts/bench_tokenizer.py --in-parts [--quick] ...
+
+The second form measures micro-batches and checkpointing, see ``bench_in_parts.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import bench_in_parts
 import torch
 from bench_report import (
     OwnProcess,
@@ -199,8 +203,12 @@ def _resident_mib() -> float:
 def main() -> None:
     parser = bench_parser(str(__doc__).splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each step")
+    parser.add_argument("--in-parts", action="store_true", help="micro-batches and checkpointing instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.in_parts:
+        bench_in_parts.main(options)
+        return
     workloads, repeats = (QUICK, 2) if options.quick else (WORKLOADS, 7)
     rows = [
         row for name, workload in workloads.items() for kind in TYPES for row in bench(name, workload, kind, repeats)

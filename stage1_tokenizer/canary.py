@@ -8,7 +8,9 @@ compared. What preprocessing does is checked on synthetic images, ``source_image
 
 from __future__ import annotations
 
+import copy
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,12 @@ class Canary:
 
 
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
-    """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does."""
+    """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does.
+
+    The codes are those of the CPU, wherever the tokenizer is, so that another device is compared with it.
+    """
+    if _device(tokenizer).type != "cpu":
+        tokenizer = copy.deepcopy(tokenizer).cpu()
     pixels = np.ascontiguousarray(pixels_BYXC[:N_IMAGES])
     sources = source_images(tokenizer.preprocess)
     tensors = {
@@ -91,6 +98,26 @@ def check_canary(tokenizer: TokenizerModel, folder: Path) -> None:
     if tensors is not None:
         _require_same_preprocess(tokenizer, tensors, folder)
         _require_same(tokenizer, _canary(tensors, ""), folder)
+
+
+def load_checked(folder: Path, device: torch.device) -> TokenizerModel:
+    """The tokenizer of a folder, on ``device`` if it does there what it did when it was frozen, else on the CPU.
+
+    The reason of a change to the CPU is printed to stderr.
+
+    Raises:
+        ContractError, CheckpointError: as ``check_canary``, on the CPU.
+    """
+    tokenizer = TokenizerModel.load(folder).to(device)
+    try:
+        check_canary(tokenizer, folder)
+    except (ContractError, NotImplementedError) as error:  # MPS lacks some operations
+        if device.type == "cpu":
+            raise
+        check_canary(tokenizer.cpu(), folder)
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        print(f"device: cpu for the codes, since on {device}: {reason}", file=sys.stderr)
+    return tokenizer
 
 
 def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float = 0.2) -> None:

@@ -154,7 +154,17 @@ class TokenizerTraining:
     precision: Precision = "auto"
     """arithmetic of the convolutions: float32, bf16, or auto, the faster one on the machine that begins the run; the
     quantizer and the losses always use float32"""
+    micro_batch_size: int | None = added_later(None)
+    """most images in one pass of one process through encoder, decoder, losses or discriminator; a step takes as many
+    passes as its share of batch_size needs, with the gradient of the whole batch, in a sixth to a third more time;
+    null puts the whole share through at once"""
+    checkpoint_blocks: bool = added_later(False)  # type: ignore[assignment]
+    """keep only the inputs of blocks in a forward pass and compute the rest again: less memory, a third more time"""
+    compile: bool = added_later(False)  # type: ignore[assignment]
+    """compile the levels of encoder and decoder with torch.compile; the first step then takes a minute or more"""
 
     def __post_init__(self) -> None:
+        micro = self.micro_batch_size
+        require(micro is None or micro > 0, "micro_batch_size", micro, "a positive whole number, or null")
         require_range(self, "above 0", "pixel_weight")
         require_range(self, "from 0 to below 1", "average_decay")

@@ -98,7 +98,7 @@ def score_tokenizer(
             codes = model.encode(batch)
             decoded = model.decode(codes).clamp(-1, 1)
             for name, values_B in _scores(batch, decoded, lpips).items():
-                totals[name] += float(values_B.double().sum())
+                totals[name] += float(values_B.cpu().double().sum())
             if model.is_discrete:
                 found = count_codes_by_slot(codes.flatten(1).cpu().numpy(), model.layout)
                 usages = tuple(a + b for a, b in zip(usages, found, strict=True)) if usages else tuple(found)

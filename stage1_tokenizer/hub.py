@@ -29,6 +29,7 @@ class TokenizerHubConfig(PreTrainedConfig):
     tokenizer: dict[str, Any] | None = None
     preprocess: dict[str, Any] | None = None
     fingerprint: str | None = None
+    codes_of: dict[str, Any] | None = None
     weights_sha256: str | None = None
 
 
@@ -68,7 +69,9 @@ class Tokenizer(HubModel):
 
     def __init__(self, config: TokenizerHubConfig) -> None:
         super().__init__(config)
-        self.model = TokenizerModel.from_settings({"tokenizer": config.tokenizer, "preprocess": config.preprocess})
+        self.model = TokenizerModel.from_settings(
+            {"tokenizer": config.tokenizer, "preprocess": config.preprocess, "codes_of": config.codes_of}
+        )
         self.gradient_checkpointing = False
         self.post_init()
 

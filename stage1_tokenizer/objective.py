@@ -74,6 +74,16 @@ class Objective:
             last_layer: the decoder's last kernel, for the adaptive weight.
             step: optimizer step, from 0.
         """
+        loss, metrics = self.reconstruction_loss(images_BCYX, reconstructions_BCYX)
+        if self.adversary is not None:
+            term, more = self.adversary.generator_term(reconstructions_BCYX, loss, last_layer, step)
+            loss, metrics = loss + term, {**metrics, **more}
+        return loss, metrics
+
+    def reconstruction_loss(
+        self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Pixel and perceptual terms: a mean over images, a float32 scalar; and each term for the log."""
         training = self.training
         pixel = _PIXEL_LOSSES[training.pixel_loss](reconstructions_BCYX, images_BCYX)
         loss = training.pixel_weight * pixel
@@ -82,16 +92,18 @@ class Objective:
             perceptual = self.lpips(images_BCYX, reconstructions_BCYX).mean()
             metrics["loss_perceptual"] = perceptual.detach()
             loss = loss + training.perceptual.weight * perceptual
-        if self.adversary is not None:
-            term, more = self.adversary.generator_term(reconstructions_BCYX, loss, last_layer, step)
-            loss, metrics = loss + term, {**metrics, **more}
         return loss, metrics
+
+    def adversary_at(self, step: int) -> Adversary | None:
+        """The adversary if it takes part in optimizer step ``step``, from 0."""
+        return self.adversary if self.adversary is not None and self.adversary.has_started(step) else None
 
     def train_adversary(self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int) -> Metrics:
         """One step of the discriminator, where there is one; returns its metrics."""
         if self.adversary is None:
             return {}
-        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step)
+        size = self.training.micro_batch_size
+        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to continue; empty without an adversary."""

@@ -22,9 +22,11 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.images.config import Preprocess
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, load_model_folder, load_weights, save_model_folder, tensors_sha256
+from foundation.training.learner import micro_batches
 from foundation.training.parallel import all_reduce_sum
 from stage1_tokenizer.bottleneck import Coded, build_bottleneck
 from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.parts import CodesOf, coding_sha256
 from stage1_tokenizer.quantizers import Quantizer
 
 MODEL_TYPE = "tessera_tokenizer"
@@ -51,6 +53,9 @@ class TokenizerModel(nn.Module):
     Args:
         config: the architecture.
         preprocess: how images become pixels; part of what the codes mean.
+
+    Attributes:
+        codes_of: the tokenizer whose codes these are, if the decoder alone was trained since; else None.
     """
 
     def __init__(self, config: TokenizerConfig, preprocess: Preprocess) -> None:
@@ -59,6 +64,7 @@ class TokenizerModel(nn.Module):
         require_type("preprocess", preprocess, Preprocess)
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
+        self.codes_of: CodesOf | None = None
         self.encoder = config.networks.build_encoder(preprocess.n_channels, config.encoder_channels)
         self.bottleneck = build_bottleneck(config)
         self.decoder = config.networks.build_decoder(config.latent_channels, preprocess.n_channels)
@@ -130,14 +136,22 @@ class TokenizerModel(nn.Module):
         return images
 
     @torch.no_grad()
-    def initialize(self, images_BCYX: torch.Tensor, generator: torch.Generator) -> None:
+    def initialize(
+        self, images_BCYX: torch.Tensor, generator: torch.Generator, micro_batch_size: int | None = None
+    ) -> None:
         """Initialise projections and codebooks from the first batch of all processes.
+
+        Args:
+            images_BCYX: as ``features`` takes them.
+            generator: of what is drawn.
+            micro_batch_size: most images that the encoder takes at once; None takes all.
 
         Raises:
             TrainingError: on every process, if values of the batch or of its features on one are not finite: nothing
                 that is made of them could be taken back.
         """
-        features = self.features(images_BCYX)
+        parts = [self.features(part) for part in micro_batches(images_BCYX, micro_batch_size)]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
         for field, values in (("images", images_BCYX), ("the encoder's features", features)):
             n_bad = int(all_reduce_sum((~values.isfinite()).sum()))
             if n_bad:
@@ -183,12 +197,14 @@ class TokenizerModel(nn.Module):
 
     @property
     def spec(self) -> CodeSpec:
-        """What the codes of an image of the configured size are. Computes the fingerprint of the weights.
+        """What the codes of an image of the configured size are. Computes hashes of the weights.
 
         Raises:
             ContractError: a continuous tokenizer has no codes.
         """
-        return dataclasses.replace(self.layout, fingerprint=self.fingerprint)
+        first = self.codes_of
+        same = first is not None and first.coding_sha256 == coding_sha256(self)
+        return dataclasses.replace(self.layout, fingerprint=first.fingerprint if first and same else self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -200,6 +216,8 @@ class TokenizerModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Tokenizer.from_pretrained`` open."""
         settings = {"tokenizer": to_dict(self.config), "preprocess": to_dict(self.preprocess)}
+        if self.codes_of is not None:
+            settings["codes_of"] = to_dict(self.codes_of)
         save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
         if self.is_discrete:
             spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
@@ -223,9 +241,12 @@ class TokenizerModel(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> TokenizerModel:
-        """Build from the ``tokenizer`` and ``preprocess`` entries of a ``config.json``; weights are random."""
+        """Build from the entries of a ``config.json``; weights are random."""
         config = from_dict(TokenizerConfig, settings["tokenizer"], "tokenizer")
-        return cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
+        model = cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
+        first = settings.get("codes_of")
+        model.codes_of = None if first is None else from_dict(CodesOf, first, "codes_of")
+        return model
 
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         height, width = (self.preprocess.height, self.preprocess.width) if image_size is None else _sides(image_size)

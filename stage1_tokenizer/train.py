@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +11,14 @@ from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
 from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
+from foundation.training.lengths import Rates
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
+from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
+from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
+from stage1_tokenizer.parts import freeze, set_training
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -34,6 +38,11 @@ class TokenizerTask:
         validation: images for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of the codebooks' initialisation and revival.
+        frozen: parts that are not trained; see ``parts``.
+        is_new: whether the model has random weights, so that the first batch places the codebooks.
+
+    Raises:
+        ConfigError: micro-batches, checkpointing or compilation of networks that cannot have it.
     """
 
     def __init__(
@@ -45,8 +54,17 @@ class TokenizerTask:
         accelerator: Accelerator,
         *,
         seed: int,
+        frozen: Collection[str] = (),
+        is_new: bool = True,
     ) -> None:
-        self.model, self.objective, self.validation, self.seed = model, objective, validation, seed
+        self.model, self.training, self.objective = model, training, objective
+        self.validation, self.seed = validation, seed
+        self.frozen, self.is_new = frozenset(frozen), is_new
+        freeze(model, self.frozen)
+        if training.checkpoint_blocks:
+            recompute_blocks(model)
+        if training.compile:
+            compile_blocks(model)
         self.learner = Learner(
             model,
             training.optim,
@@ -55,32 +73,47 @@ class TokenizerTask:
             precision=training.precision,
             accelerator=accelerator,
         )
+        self.micro_batches = MicroBatches(model, objective, self.learner, training.micro_batch_size)
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Learning rates of the tokenizer's optimizer, and of its adversary's if it has one."""
+        training, rival = self.objective.training, self.objective.training.adversarial
+        return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
         images = batch["images"]
         self.learner.wrapped.train()
+        set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
             quantizer.schedule(step)
-        if step == 0:
+        size = self.training.micro_batch_size
+        if step == 0 and self.is_new:
             with self.learner.autocast():
-                self.model.initialize(images, self._generator("initialize", step))
-        with self.learner.autocast():
-            output = self.learner.wrapped(images)
-        loss, metrics = self.objective(
-            images, output.images_BCYX, self.model.decoder.get_parameter("conv_out.weight"), step
-        )
-        update = self.learner.apply(loss + sum(output.losses.values()), step)
+                self.model.initialize(images, self._generator("initialize", step), size)
+        in_parts = size is not None and size < len(images)
+        passed = self.micro_batches.backward(images, step) if in_parts else self._backward(images, step)
+        update = self.learner.take_step(passed.loss, step)
         self._move_on(step, taken=update.taken)
+        metrics = dict(passed.metrics)
         if update.taken:
-            metrics |= self.objective.train_adversary(images, output.images_BCYX, step)
-        terms = {f"loss_{name}": value.detach() for name, value in output.losses.items()}
-        return {**update.metrics, **metrics, **terms, **output.metrics}
+            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step)
+        return {**update.metrics, **metrics}
+
+    def _backward(self, images_BCYX: torch.Tensor, step: int) -> Pass:
+        """Add the gradient of the loss, in one pass of the whole batch."""
+        with self.learner.autocast():
+            output = self.learner.wrapped(images_BCYX)
+        loss, metrics = self.objective(images_BCYX, output.images_BCYX, last_kernel(self.model), step)
+        loss = loss + sum(output.losses.values())
+        loss.backward()
+        return Pass(loss.detach(), {**metrics, **to_log(output)}, output.images_BCYX.detach())
 
     def _move_on(self, step: int, *, taken: bool) -> None:
-        """Update codebooks and averages after a step that was taken; drop what a skipped step left."""
+        """Update codebooks and averages after a step that was taken; drop what is left of others."""
         for i, quantizer in enumerate(self.model.quantizers):
-            if taken:
+            if taken and "codebook" not in self.frozen:
                 quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
             else:
                 quantizer.forget()

@@ -193,6 +193,25 @@ class PriorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): few weights are trained, beside those of start_from."""
+
+    rank: int = 8
+    """columns of A and B; more can learn more"""
+    alpha: float = 16.0
+    """scale: the change of a weight is alpha / rank times B A"""
+    dropout: float = 0.0
+    """dropout of what an adapter sees in training, from 0 to below 1"""
+    target: tuple[str, ...] = ()
+    """layers of each block that get adapters: qkv, out, gate_up (up in gpt blocks), down; [] takes all"""
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "rank", self.rank, "a positive whole number")
+        require(self.alpha > 0, "alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorTraining:
     """How a prior is trained."""
 

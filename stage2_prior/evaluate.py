@@ -189,4 +189,4 @@ def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, 
         labels_B = np.full(len(codes_BT), prior.null_class)
     tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
-    return prior.nll(tokens, labels).double().cpu().numpy()
+    return prior.nll(tokens, labels).cpu().double().numpy()

@@ -46,6 +46,7 @@ class PriorModel(nn.Module):
         require_type("spec", spec, CodeSpec)
         self.config, self.spec = config, spec
         self.gradient_checkpointing, self.decodes_compiled = False, False
+        self.adapter: Any = None  # peft's settings, see lora.py
         self._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
         self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0

@@ -19,10 +19,13 @@ from torch import nn
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
 from foundation.randomness import derive_seed, uniforms
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, micro_batches
+from foundation.training.lengths import Rates
+from foundation.training.parallel import sharding_asked
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import score_prior
 from stage2_prior.head_loss import head_loss
+from stage2_prior.lora import has_adapters, merged
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
@@ -113,6 +116,11 @@ class PriorTask:
         seed: int = 0,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
+        sharded, fix = (
+            has_adapters(model) and sharding_asked(accelerator),
+            "start without FSDP: adapters need little memory",
+        )
+        require(not sharded, "prior.lora", "adapters", "null where FSDP shards the weights", fix)
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator = accelerator
         model.gradient_checkpointing = training.checkpoint_blocks
@@ -128,6 +136,11 @@ class PriorTask:
             objective=PriorLoss(model, training.z_loss),
             blocks=list(model.blocks),
         )
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Learning rates of the optimizer."""
+        return (Rates(self.training.optim),)
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
@@ -161,9 +174,8 @@ class PriorTask:
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
             examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
-        n_examples = len(batch["tokens"])
-        n_parts = -(-n_examples // (self.training.micro_batch_size or n_examples))
-        columns = [[(name, each) for each in value.tensor_split(n_parts)] for name, value in examples.items()]
+        size = self.training.micro_batch_size
+        columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]
 
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
@@ -184,6 +196,10 @@ class PriorTask:
 
     def exported(self) -> PriorModel:
         """The model with averaged weights, whole; every process calls it."""
+        return merged(self.averaged())
+
+    def averaged(self) -> PriorModel:
+        """``exported`` with adapters beside the weights, if there are any."""
         model = self.learner.average.exported()
         assert isinstance(model, PriorModel)
         return model

@@ -18,6 +18,7 @@ ROOMS = {
         ["paths", "yaml_text"],
         ["arguments", "config", "storage", "unpickling"],
         ["config_fields", "hardware"],
+        ["threads"],
         ["hub", "images", "training"],
         ["codes"],
     ],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
 from foundation.randomness import uniforms
+from foundation.threads import map_in_threads
 
 _SCAN_BLOCK = 1024
 
@@ -83,6 +83,11 @@ class ImageSet:
         """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
         return digest([self.ids, self.checksums[self.checksums > 0].tolist()])
 
+    @property
+    def n_copies(self) -> int:
+        """How many usable images have the pixels of another one that comes before."""
+        return len(self) - len(self.by_checksum())
+
     def by_checksum(self) -> dict[int, str]:
         """Ids of the usable images by the checksum of their pixels."""
         return {int(each): name for each, name in zip(self.checksums, self.planned_ids, strict=True) if each}
@@ -91,8 +96,7 @@ class ImageSet:
         """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
         if self._pixels is not None:
             return self._pixels[indices]
-        with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(self._decode, indices)))
+        return np.stack(map_in_threads(self._decode, indices))
 
     def _decode(self, index: int) -> np.ndarray:
         with named(self.ids[index]):
@@ -262,9 +266,9 @@ def _scan(reading: _Reading, name: str) -> list[Failure | int]:
     """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
     results: list[Failure | int] = []
     n = len(reading.source.ids)
-    with ThreadPoolExecutor() as pool, tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
+    with tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
         for start in range(0, n, _SCAN_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
-            block = list(pool.map(reading, range(start, min(start + _SCAN_BLOCK, n))))
+            block = map_in_threads(reading, range(start, min(start + _SCAN_BLOCK, n)))
             results += block
             progress.update(len(block))
     return results

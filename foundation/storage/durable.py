@@ -111,6 +111,34 @@ def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[P
             _discard(temporary)
 
 
+def replace_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
+    """``publish_folder`` over a folder that may exist: the old one stays until the new one is complete on the disk.
+
+    Raises:
+        StorageError: the disk refused; the old folder is there under its name unless the new one is.
+    """
+    aside = path.with_name(f"{path.name}-new")
+    if aside.exists():
+        remove_folder(aside)
+    publish_folder(aside, fill, verify)
+    if path.exists():
+        remove_folder(path)
+    rename_folder(aside, path)
+
+
+def rename_folder(path: Path, target: Path) -> None:
+    """Give a folder another name beside it, in one step.
+
+    Raises:
+        StorageError: the disk refused, or ``target`` exists.
+    """
+    if target.exists():
+        raise StorageError("exists already and is never overwritten", field=str(target), fix="move it away")
+    with writing(target):
+        _rename(path, target)
+        _fsync(target.parent)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a published folder: its name disappears in one step, then its content.
 
@@ -122,6 +150,17 @@ def remove_folder(path: Path) -> None:
         _rename(path, doomed)
         _fsync(path.parent)
         _discard(doomed)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, for good.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with writing(path):
+        _unlink(path)
+        _fsync(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,15 +1,15 @@
 """Checkpoints for resuming: one folder per step, complete or absent, verified before use.
 
 Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
-``CheckpointManager`` saves a task in training and restores it, on any number of processes.
+``CheckpointManager`` saves a task in training and restores it, on any number of processes, with another length too.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from foundation.config import digest
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, load_state, save_state
+from foundation.training.lengths import Schedule
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import on_every_process
 from foundation.training.task import Task
@@ -32,6 +33,8 @@ _MANIFEST = "MANIFEST.json"
 _FILES = {"state.json", "state.safetensors"}
 _FORMAT = 2
 _MIN_KEPT = 2  # the newest may be damaged
+Identity = Callable[[int], dict[str, str]]
+"""number of steps => a hash of everything that determines a training's result, by name"""
 
 
 @dataclass
@@ -41,7 +44,8 @@ class CheckpointManager:
     Attributes:
         task: what is trained.
         checkpoints: their folder.
-        identity: a hash of everything that determines the result, by name.
+        identity: number of steps => a hash of everything that determines the result, by name.
+        schedule: the training's length and learning rates.
         accelerator: devices and processes.
         batch_size: examples in one step, over all processes.
         n_kept: how many checkpoints stay on disk.
@@ -51,19 +55,22 @@ class CheckpointManager:
 
     task: Task
     checkpoints: Path
-    identity: dict[str, str]
+    identity: Identity
+    schedule: Schedule
     accelerator: Accelerator
     batch_size: int
     n_kept: int
     sound_until: int = -1
+    _stale: list[int] = field(default_factory=list)
 
     def restore(self) -> int:
-        """Load the newest sound checkpoint; returns the steps done, 0 without one.
+        """Load the newest sound checkpoint that this length can continue from; returns the steps done, 0 without one.
 
         Raises:
-            CheckpointError: none is sound, it belongs to another recipe or data, or processes see different ones.
+            CheckpointError: none is sound, it belongs to another recipe or data, it has more steps than the length, or
+                processes see different ones.
         """
-        found = latest_checkpoint(self.checkpoints)
+        found = self._newest()
         seen = on_every_process(0 if found is None else found.step, self.accelerator)
         if len(set(seen)) > 1:
             raise CheckpointError(
@@ -76,17 +83,52 @@ class CheckpointManager:
             return 0
         for reason in found.skipped:
             self.accelerator.print(f"skipped a damaged checkpoint: {reason}")
-        saved = found.state["identity"]
-        changed = [name for name, value in self.identity.items() if saved.get(name) != value]
-        if changed:
-            raise CheckpointError(
-                f"the checkpoint was made with something else: {', '.join(changed)} changed since",
-                field=str(self.checkpoints),
-                fix="undo the change, or train in a new run folder: --out",
-            )
+        n_steps, length = self.schedule.n_steps, self._length(found)
+        self._stale = [
+            step for step, own in checkpoint_lengths(self.checkpoints) if step > found.step and own != n_steps
+        ]
         self.task.load_state_dict(found.state["task"])
         self.accelerator.print(f"continuing from step {found.step} ({self.checkpoints})")
+        if length != n_steps:
+            self.accelerator.print(self.schedule.note(found.step, length))
         return found.step
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint of this length, or of the steps that another has in common with it; else the newest."""
+        newest, n_steps = latest_checkpoint(self.checkpoints), self.schedule.n_steps
+        if newest is None:
+            return None
+        length = self._length(newest)
+        if newest.step > n_steps:
+            what, fix = "has done more steps than that", "give more steps, or another run folder: --out"
+            found, expected = f"steps: {n_steps:,}", f"{newest.step:,} or more"
+            raise CheckpointError(what, field=str(self.checkpoints), found=found, expected=expected, fix=fix)
+        if length == n_steps or not self.schedule.has_plateau:
+            return newest
+
+        def continues(step: int, own: int | None) -> bool:
+            own = length if own is None else own
+            return own == n_steps or step <= Schedule(own, self.schedule.optims).shared_steps(n_steps)
+
+        return latest_checkpoint(self.checkpoints, continues) or newest
+
+    def _length(self, found: Checkpoint) -> int:
+        """The length of the training that saved a checkpoint; early versions did not note it, but its hash.
+
+        Raises:
+            CheckpointError: it was made with something else than a training of another length.
+        """
+        saved, n_steps = found.state["identity"], self.schedule.n_steps
+        lengths = [n_steps, found.step] if found.length is None else [found.length]
+        for length in lengths:
+            if all(saved.get(name) == value for name, value in self.identity(length).items()):
+                return length
+        changed = [name for name, value in self.identity(lengths[0]).items() if saved.get(name) != value]
+        raise CheckpointError(
+            f"the checkpoint was made with something else: {', '.join(changed)} changed since",
+            field=str(self.checkpoints),
+            fix="undo the change, or train in a new run folder: --out",
+        )
 
     def save(self, step: int) -> None:
         """Publish a checkpoint after ``step`` steps; every process waits until it is there.
@@ -99,8 +141,18 @@ class CheckpointManager:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             samples = step * self.batch_size
-            content = {"identity": self.identity, "samples_seen": samples, "task": state}
-            save_checkpoint(self.checkpoints, step, content, keep=self.n_kept, sound_until=self.sound_until)
+            schedule = self.schedule
+            content = {"identity": self.identity(schedule.n_steps), "samples_seen": samples, "task": state}
+            save_checkpoint(
+                self.checkpoints,
+                step,
+                content,
+                keep=self.n_kept,
+                and_until=(self.sound_until, schedule.plateau_end),
+                length=schedule.n_steps,
+                stale=self._stale,
+            )
+            self._stale = []
         self.accelerator.wait_for_everyone()
 
     def _require_finite(self, state: dict[str, Any]) -> None:
@@ -118,30 +170,54 @@ class Checkpoint:
         step: optimizer steps done when it was saved.
         state: what was saved.
         skipped: newer folders that failed verification, each with its reason.
+        length: steps of the training that saved it; None if an early version did.
     """
 
     step: int
     state: dict[str, Any]
     skipped: tuple[str, ...] = ()
+    length: int | None = None
 
 
 def save_checkpoint(
-    root: Path, step: int, state: dict[str, Any], *, keep: int = _MIN_KEPT, sound_until: int = -1
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int = _MIN_KEPT,
+    and_until: tuple[int, ...] = (),
+    length: int | None = None,
+    stale: Collection[int] = (),
 ) -> Path:
     """Publish ``root/step-<step>``, then remove all but the newest ``keep`` verified ones, at least two.
 
-    The newest one of step ``sound_until`` or before stays too.
+    Args:
+        root: folder of checkpoints.
+        step: optimizer steps done.
+        state: what to save.
+        keep: how many stay.
+        and_until: for each of these steps, the newest checkpoint of that step or before stays too.
+        length: steps of the training.
+        stale: steps of checkpoints that another length left, and that this training has abandoned: removed.
 
     Raises:
         StorageError: the disk is too full or refused; earlier checkpoints are untouched.
     """
     path = root / f"step-{step:08d}"
-    if path.exists() and _why_broken(path, step) is not None:
+    if path.exists() and (step in stale or _why_broken(path, step) is not None):
         durable.remove_folder(path)
     if not path.exists():
-        _publish(path, step, state)
-    _rotate(root, path, max(keep, _MIN_KEPT), sound_until)
+        _publish(path, step, state, length)
+    for each, other in _folders(root):
+        if each in stale and each != step:
+            durable.remove_folder(other)
+    _rotate(root, path, max(keep, _MIN_KEPT), and_until)
     return path
+
+
+def checkpoint_lengths(root: Path) -> list[tuple[int, int | None]]:
+    """(step, steps of the training that saved it) of every checkpoint that verifies, newest first."""
+    return [(step, _length(path)) for step, path in _folders(root) if _why_broken(path, step) is None]
 
 
 def sound_step(root: Path, sound_until: int) -> int | None:
@@ -150,14 +226,14 @@ def sound_step(root: Path, sound_until: int) -> int | None:
     return next(steps, None)
 
 
-def _publish(path: Path, step: int, state: dict[str, Any]) -> None:
+def _publish(path: Path, step: int, state: dict[str, Any], length: int | None) -> None:
     size = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(state))
     durable.require_free_space(path.parent, int(1.1 * size) + 2**20, "a checkpoint")
 
     def fill(folder: Path) -> None:
         save_state(folder, state)
         files = {name: durable.file_sha256(folder / name) for name in sorted(_FILES)}
-        manifest = {"format": _FORMAT, "step": step, "sha256": files}
+        manifest = {"format": _FORMAT, "step": step, "sha256": files, **({"length": length} if length else {})}
         durable.write_bytes(folder / _MANIFEST, json_text({"manifest": manifest, "sha256": digest(manifest)}))
 
     def verify(folder: Path) -> None:
@@ -168,8 +244,14 @@ def _publish(path: Path, step: int, state: dict[str, Any]) -> None:
     durable.publish_folder(path, fill, verify)
 
 
-def latest_checkpoint(root: Path) -> Checkpoint | None:
+def latest_checkpoint(
+    root: Path, accept: Callable[[int, int | None], bool] = lambda step, length: True
+) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None when there is none at all.
+
+    Args:
+        root: folder of checkpoints.
+        accept: step and length of a checkpoint => whether it may be used.
 
     Raises:
         CheckpointError: there are some, and none verifies; each is named with its reason.
@@ -178,8 +260,10 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     for step, path in _folders(root):
         reason = _why_broken(path, step)
         if reason is None:
+            if not accept(step, length := _length(path)):
+                continue
             try:
-                return Checkpoint(step, load_state(path), tuple(skipped))
+                return Checkpoint(step, load_state(path), tuple(skipped), length)
             except CheckpointError as error:  # changed after it was verified
                 reason = str(error).replace("\n", ";")
         skipped.append(f"{path.name}: {reason}")
@@ -210,6 +294,12 @@ def _folders(root: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), each) for match, each in matches if match), reverse=True)
 
 
+def _length(path: Path) -> int | None:
+    """The length that the manifest of a verified checkpoint notes."""
+    length: int | None = json.loads((path / _MANIFEST).read_bytes())["manifest"].get("length")
+    return length
+
+
 def _why_broken(path: Path, step: int) -> str | None:
     """None for the complete, undamaged checkpoint of ``step``; else the reason."""
     try:
@@ -233,15 +323,18 @@ def _why_broken(path: Path, step: int) -> str | None:
     return None
 
 
-def _rotate(root: Path, newest: Path, keep: int, sound_until: int) -> None:
-    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one, but the newest sound one."""
-    n_whole, has_sound = 0, False
+def _rotate(root: Path, newest: Path, keep: int, and_until: tuple[int, ...]) -> None:
+    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one.
+
+    For each step in ``and_until`` the newest one of that step or before stays.
+    """
+    n_whole, wanted = 0, set(and_until)
     for step, path in _folders(root):
-        may_be_sound = step <= sound_until and not has_sound
-        if n_whole >= keep and not may_be_sound:
+        for_these = {until for until in wanted if step <= until}
+        if n_whole >= keep and not for_these:
             durable.remove_folder(path)
         elif path == newest or _why_broken(path, step) is None:
-            n_whole, has_sound = n_whole + 1, has_sound or may_be_sound
+            n_whole, wanted = n_whole + 1, wanted - for_these
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

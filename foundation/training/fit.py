@@ -10,7 +10,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from foundation.errors import DataError, Interrupted, TrainingError
 from foundation.randomness import DataOrder, derive_seed
-from foundation.training.checkpoints import CheckpointManager, sound_step
+from foundation.training.checkpoints import CheckpointManager, Identity, sound_step
 from foundation.training.config import FitConfig
+from foundation.training.lengths import Rates, Schedule
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import all_reduce_mean
@@ -49,7 +50,8 @@ def fit(
     seed: int,
     checkpoints: Path,
     log: MetricsLog,
-    identity: dict[str, str],
+    identity: Identity,
+    optims: Sequence[Rates] = (),
     health: Health = lambda rows: [],
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
@@ -62,7 +64,9 @@ def fit(
         seed: of the data order and of dropout.
         checkpoints: folder of this stage's checkpoints.
         log: where metrics go.
-        identity: a hash of everything that determines the result, by name; checkpoints of another identity are refused.
+        identity: number of steps => a hash of everything that determines the result, by name; checkpoints of another
+            identity are refused, but for the number of steps.
+        optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
 
     Raises:
@@ -72,7 +76,9 @@ def fit(
         TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any.
     """
     DataError.unless(len(examples) > 0, "there are no training examples", fix="check the data source")
-    manager = CheckpointManager(task, checkpoints, identity, accelerator, config.batch_size, config.keep_checkpoints)
+    schedule = Schedule(config.steps, tuple(optims))
+    n_kept = config.keep_checkpoints
+    manager = CheckpointManager(task, checkpoints, identity, schedule, accelerator, config.batch_size, n_kept)
     start = manager.restore()
     log.forget_from(start)
     manager.sound_until = _sound_until(task, log)
@@ -95,6 +101,7 @@ def _train(
 ) -> None:
     """The steps from ``start`` to the end."""
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
+    plateau_end = manager.schedule.plateau_end
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = _Clock()
         for step in range(start, config.steps):
@@ -106,7 +113,8 @@ def _train(
             if step % config.log_every == 0 or step == config.steps - 1:
                 log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
             stopping = stop.agreed(accelerator)
-            if stopping or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
+            if stopping or due:
                 manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
@@ -145,7 +153,8 @@ def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: A
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
     """The mean over processes of each metric."""
     numbers = {name: float(value) for name, value in metrics.items()}
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=accelerator.device)
+    place = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")  # MPS has no float64
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=place)
     return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -182,14 +182,16 @@ class WeightAverage:
         shell: for sharded parameters, ``copy_with(model, on_meta)`` from before they were; else None.
 
     Attributes:
-        model: a module with the averaged weights, in evaluation mode, sharded like the one it follows.
+        model: a module with the averaged weights, in evaluation mode, sharded like the one it follows. Parameters that
+            are not trained are those of that one, in the same memory.
     """
 
     def __init__(self, model: nn.Module, decay: float, shell: nn.Module | None = None) -> None:
         self.decay = decay
         keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone if decay > 0 else lambda each: each
+        self._frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
         if shell is None:
-            self.model = copy_with(model, keep)
+            self.model = copy_with(model, keep, shared=self._frozen)
         else:
             shell.load_state_dict({name: keep(each) for name, each in model.state_dict().items()}, assign=True)
             self.model = shell
@@ -199,8 +201,10 @@ class WeightAverage:
         """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
         if self.decay > 0:
             decay = min(self.decay, (1 + step) / (10 + step))
-            averages = [local_shard(each.detach()) for each in self.model.parameters()]
-            weights = [local_shard(each.detach()) for each in model.parameters()]
+            averages, weights = (
+                [local_shard(each.detach()) for name, each in of.named_parameters() if name not in self._frozen]
+                for of in (self.model, model)
+            )
             torch._foreach_lerp_(averages, weights, 1.0 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
@@ -216,22 +220,31 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by name; nothing where they are the weights themselves."""
-        return dict(self.model.state_dict()) if self.decay > 0 else {}
+        if self.decay == 0:
+            return {}
+        return {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``, also into a sharded model."""
         if self.decay > 0:
-            load_full_tensors(self.model, state)
+            own = self.model.state_dict()
+            load_full_tensors(self.model, {**{name: own[name] for name in self._frozen}, **state})
 
 
-def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor]) -> M:
+def micro_batches(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
+    """The rows in as few parts of at most ``size`` as there can be, almost equally long; None takes all at once."""
+    return rows.tensor_split(-(-len(rows) // (size or len(rows))))
+
+
+def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor], shared: Collection[str] = ()) -> M:
     """A copy in evaluation mode whose parameters and buffers are ``value`` of the original ones, without gradients.
 
     What ``value`` returns is held as it is: the identity shares memory with the original, ``torch.clone`` does not.
+    The parameters named in ``shared`` share memory in any case.
     """
     new: dict[int, torch.Tensor] = {id(each): value(each) for each in module.buffers()}
-    for each in module.parameters():
-        new[id(each)] = nn.Parameter(value(each.detach()), requires_grad=False)
+    for name, each in module.named_parameters():
+        new[id(each)] = nn.Parameter(each.detach() if name in shared else value(each.detach()), requires_grad=False)
     return copy.deepcopy(module, new).eval()  # deepcopy looks up what has been copied already
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,9 +18,64 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.config import require
+from foundation.errors import ConfigError
+from foundation.hardware import announce_device, best_device, usable_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def build_accelerator(device: str) -> Accelerator:
+    """The devices and processes of a training; the main process says on stderr which device it uses.
+
+    Args:
+        device: the recipe's machine.device: auto, or a device such as cuda:1; in a training of several processes a kind
+            of device, of which the launcher gives each process its own.
+
+    Raises:
+        ConfigError: no such device here, a numbered one for several processes, or another one than the launcher's.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    only = _flag("ACCELERATE_USE_CPU", default=False) and device == "auto"
+    name = "cpu" if only else device
+    if several:
+        require(":" not in name, "machine.device", name, "a kind of device, such as cuda: the launcher numbers them")
+        name = best_device() if name == "auto" else name
+    else:
+        name = usable_device(name, "machine.device", announce=False)
+    kind, _, index = name.partition(":")
+    plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
+    with _variable("ACCELERATE_TORCH_DEVICE", None if several or kind == "cpu" else name):
+        try:
+            accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, patient])
+        except ValueError as error:  # of accelerate, whose state is the process's
+            what, fix = f"cannot be used in this process: {error}", "start a new process"
+            raise ConfigError(what, field="machine.device", found=device, fix=fix) from error
+    found, fix = str(accelerator.device), "use auto, or set no other device for accelerate"
+    require(accelerator.device.type == kind, "machine.device", name, f"{found}, which accelerate uses", fix)
+    if index and kind != "cpu":
+        getattr(torch, kind).set_device(int(index))
+    if accelerator.is_main_process:
+        announce_device(found)
+    return accelerator
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable for a while; None leaves it as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value is not None:
+            del os.environ[name]
 
 
 def sharding_asked(accelerator: Accelerator) -> bool:
@@ -157,6 +213,16 @@ def global_mean(mean: torch.Tensor) -> torch.Tensor:
     argument comes back.
     """
     return mean + (all_reduce_mean(mean.detach()) - mean.detach()) if torch.is_grad_enabled() else mean
+
+
+def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Average gradients over processes, in place: for a step whose passes did not go through ``replicated``'s module.
+
+    Every process calls it, with gradients of the same parameters.
+    """
+    for parameter in parameters:
+        if _several() and parameter.grad is not None:
+            all_reduce_sum(parameter.grad).div_(distributed.get_world_size())
 
 
 def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:

@@ -153,24 +153,35 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Check versions, torch with torchvision, transformers, devices, threads and disk."""
-    import os
     import shutil
 
     import torch
 
+    from foundation.hardware import usable_cores
+    from foundation.threads import waiting_text
     from pipeline.runs.recipe import versions
 
     findings = [
         Finding(name, version, f"pip install {name}" if version == "not installed" else None)
         for name, version in versions().items()
     ]
-    device = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"
+    threads = f"{torch.get_num_threads()} compute, {usable_cores()} cores may be used; they wait with {waiting_text()}"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     disk_cure = "free some space: a run needs a few GiB" if free < 2 else None
     disk = Finding("disk", f"{free:.1f} GiB free in {Path.cwd()}", disk_cure)
-    return [*findings, _torchvision(), _transformers(), Finding("device", device), disk]
+    return [*findings, _torchvision(), _transformers(), _device(), Finding("threads", threads), disk]
+
+
+def _device() -> Finding:
+    import torch
+
+    from foundation.hardware import best_device
+
+    device = best_device()
+    if device == "cpu":
+        return Finding("device", "cpu")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
+    return Finding("device", f"auto is {device}" + (f": {', '.join(names)}" if names else ""))
 
 
 def _torchvision() -> Finding:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,25 +17,32 @@ from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOu
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
-from pipeline.runs.recipe_files import built_in_recipes
+from pipeline.runs.recipe_files import built_in_recipes, given_fields
 
 if TYPE_CHECKING:
+    from pipeline.commands.job import Job
     from pipeline.runs.stages import Run
 
 
-def run(recipe: RecipeName, /, *fields: Fields, out: RunOut = None, print_recipe: bool = False) -> None:
+def run(
+    recipe: RecipeName, /, *fields: Fields, budget: str | None = None, out: RunOut = None, print_recipe: bool = False
+) -> None:
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
     Every field of the recipe is an option: tessera fields lists them, tessera fields prior.training explains some.
 
     Args:
+        budget: time for everything on this machine: 20m, 2h, 1h30m, or 10m+30m for the two stages. Precision, steps
+            and what the recipe leaves open are chosen to fit
         print_recipe: print the resolved recipe and stop
     """
     overrides = read_fields(fields, run)
+    if budget is not None:
+        overrides["budget"] = budget
     if print_recipe:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
     else:
-        start_run(recipe, out, overrides).all()
+        start_run(recipe, out, overrides, estimate_first=True).all()
 
 
 def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) -> None:
@@ -118,10 +122,10 @@ def estimate(
 
 def report(run: RunName, /) -> None:
     """Write report.html of a finished run again."""
-    from pipeline.runs.stages import Run
+    from pipeline.report.report import write_report
 
     folder = RunFolder(Path(run))
-    Job(Run(folder.load_recipe(), folder)).report()
+    write_report(folder)
     print(folder.report)
 
 
@@ -131,93 +135,57 @@ def recipes() -> None:
         print(f"{name:20} {load_recipe(name).description}")
 
 
-@dataclass
-class Job:
-    """A run of the command line, with its messages."""
-
-    run: Run
-
-    def all(self) -> None:
-        """Everything, in order."""
-        began = time.perf_counter()
-        if self.run.recipe.codes is None or self.run.recipe.tokenizer.pretrained is not None:
-            self.train_tokenizer()
-        has_codes = self.run.recipe.codes is not None or self.run.recipe.tokenizer.model.is_discrete
-        if has_codes:
-            self.encode()
-            self.train_prior()
-            self.run.sample()
-            self._draw_gallery()
-        else:
-            self._say("no codes, prior or samples: the tokenizer's latent is continuous")
-        self.report()
-        self._say(f"done in {time.perf_counter() - began:.0f} s")
-        self.say_where(has_codes=has_codes)
-
-    def say_where(self, *, has_codes: bool = True) -> None:
-        """Print where the results are."""
-        folder = self.run.folder
-        self._say(f"  look at   {folder.report}")
-        if has_codes:
-            self._say(f"  samples   {folder.samples / 'grid.png'}")
-            latent = "" if folder.tokenizer.is_dir() else " --output-type latent"
-            self._say(f"  more      tessera sample {folder.root}{latent}")
-
-    def train_tokenizer(self) -> None:
-        """Stage 1."""
-        self.run.train_tokenizer()
-        self._say(f"tokenizer: {self.run.folder.tokenizer}{_last(self.run.folder, 'tokenizer')}")
-
-    def encode(self) -> None:
-        """Export."""
-        self.run.encode()
-        self._say(f"codes: {self.run.folder.codes}")
-
-    def train_prior(self) -> None:
-        """Stage 2."""
-        self.run.train_prior()
-        self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")
-
-    def report(self) -> None:
-        """The report."""
-        from pipeline.report.report import write_report
-
-        if self.run.accelerator.is_main_process:
-            write_report(self.run.folder)
-
-    def _draw_gallery(self) -> None:
-        from pipeline.report.gallery import draw_run_gallery
-
-        if self.run.accelerator.is_main_process:
-            draw_run_gallery(self.run.folder, self.run.recipe.seed, self.run.accelerator.device)
-
-    def _say(self, text: str) -> None:
-        self.run.accelerator.print(text, flush=True)
-
-
-def start_run(recipe: str, out: str | None = None, overrides: Mapping[str, Any] | None = None) -> Job:
+def start_run(
+    recipe: str,
+    out: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    estimate_first: bool = False,
+) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
+
+    A new run is fitted to its budget, if it has one.
 
     Args:
         recipe: YAML file, built-in name, or run folder.
         out: the run folder; None derives it.
         overrides: dotted name -> value.
+        estimate_first: say what a new run without a budget is expected to take.
 
     Raises:
-        ConfigError: an unreadable recipe, or a wrong value in it.
+        ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
         CheckpointError: the folder belongs to another recipe, or another process works in it.
     """
-    run = prepared_run(recipe, out, overrides)
+    began = time.perf_counter()
+    run, given = prepared_run(recipe, out, overrides), given_fields(recipe, overrides or {})
+
+    from pipeline.commands.job import Job
+    from pipeline.planning.fit_run import expect_run, fit_run, promise_text
+    from pipeline.planning.fits import require_fits
+    from pipeline.planning.ledger import Ledger
+    from pipeline.planning.times import START
+
+    ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
+    is_new = not run.folder.recipe.is_file()
+    fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if is_new else None
+    require_fits(run.recipe, run.accelerator.device, n_processes=run.accelerator.num_processes)
     run.start()
-    return Job(run)
+    expected = expect_run(run) if is_new and fitted is None and estimate_first else fitted
+    if expected is not None:
+        ledger.expect(expected.times)
+        title = "expected" if fitted is None else f"budget {run.recipe.budget}"
+        run.accelerator.print(f"{title}:\n{promise_text(expected)}", flush=True)
+    ledger.add(START, time.perf_counter() - began)
+    return Job(run, ledger, given, fitted)
 
 
 def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, Any] | None = None) -> Run:
-    """As ``start_run``, without claiming the folder.
+    """As ``start_run``, without fitting a budget and claiming the folder.
 
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it.
     """
+    from pipeline.planning.fit_run import adopt_run
     from pipeline.runs.own_codes import require_effect, run_of
 
     given, source = dict(overrides or {}), (overrides or {}).get("codes.source")
@@ -227,8 +195,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
-    if run.accelerator.is_main_process:
-        print(f"device: {run.accelerator.device}", file=sys.stderr)
+    adopt_run(run, given_fields(recipe, given))
     return run
 
 
@@ -249,20 +216,3 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
     if not out or Path(out).is_file():
         raise ConfigError("cannot be a run folder", field="--out", found=repr(out), expected="a folder")
     return loaded, RunFolder(Path(expand(out, "--out")))
-
-
-def _last(folder: RunFolder, stage: str) -> str:
-    from foundation.training.log import read_metrics
-
-    rows = read_metrics(folder.metrics, stage, "held_out")
-    if not rows:
-        return ""
-    row = {name: math.nan if value is None else value for name, value in rows[-1].items()}
-    if stage == "tokenizer":
-        use = f", {row['code_usage']:.1%} of the codes in use" if "code_usage" in row else ""
-        return f" (validation PSNR {row['psnr']:.2f} dB{use})"
-    return (
-        f" (validation {row['bits_per_code']:.3f} bits per code, {row['bits_per_image']:.1f} bits per image;"
-        f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
-        f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
-    )

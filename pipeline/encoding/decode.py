@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from foundation.hardware import usable_device
 from foundation.images.preprocess import to_pil, to_uint8
 from foundation.paths import expand
 from foundation.storage import durable
+from foundation.threads import map_in_threads
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.encoder import full_precision
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
-from stage1_tokenizer.canary import check_canary
+from stage1_tokenizer.canary import load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PLAN = "decode.json"
@@ -65,7 +65,7 @@ def decode_to_folder(
     split: str | None = None,
     part: str | None = None,
     batch_size: int = 32,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> int:
     """Decode every row of ``codes`` into the folder ``out``; see ``tessera decode``.
 
@@ -83,8 +83,7 @@ def decode_to_folder(
     require_place(target)
     ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
     place = find_tokenizer(source, tokenizer)
-    model = TokenizerModel.load(place).to(usable_device(device))
-    check_canary(model, place)
+    model = load_checked(place, torch.device(usable_device(device)))
     several = open_rows(source, model.spec, split)
     folders = [
         _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
@@ -168,12 +167,11 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
         names = [f"{row:08d}.png" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for start in range(folder.start, folder.stop, decoder.batch_size):
-                codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
-                files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-                list(pool.map(_save, decoder.decode(codes_BT), files))
-                done(len(codes_BT))
+        for start in range(folder.start, folder.stop, decoder.batch_size):
+            codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
+            files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
+            map_in_threads(_save, decoder.decode(codes_BT), files)
+            done(len(codes_BT))
 
     try:
         durable.publish_folder(path, fill)

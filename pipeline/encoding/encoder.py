@@ -7,11 +7,10 @@ fixed: codes depend neither on failures of other images, nor on the process, nor
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from foundation.images.image_set import pixel_checksum, require_unchanged
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import view_pixels
+from foundation.threads import image_threads
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -31,7 +31,6 @@ ENOUGH = 0.97
 """share of the best speed that a smaller batch must reach"""
 _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
-_MOST_READERS = 32
 Decoded = np.ndarray | Failure | None
 """(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
 
@@ -48,7 +47,6 @@ class ShardEncoder:
     def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
         self.tokenizer, self.sources, self.plan = tokenizer, sources, plan
         self._device = next(tokenizer.parameters()).device
-        self._readers = ThreadPoolExecutor(min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="images")
 
     def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
         """Encode all images of a file; ``done`` receives the number of images just encoded."""
@@ -70,13 +68,15 @@ class ShardEncoder:
         """
         codes_VNT = np.zeros((len(planned.views), planned.n_images, self.plan.spec.n_codes), np.int64)
         failures: dict[int, Failure] = {}
-        for numbers, decoded in self._batches(planned, wanted):
-            good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
-            failures.update({n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)})
-            columns = [numbers[i] - planned.start for i in good]
-            for row in range(len(planned.views)) if good else ():
-                codes_VNT[row, columns] = self._codes(decoded, row)[good]
-            done(sum(each is not None for each in decoded))
+        with contextlib.closing(self._batches(planned, wanted)) as batches:
+            for numbers, decoded in batches:
+                good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
+                failed = {n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)}
+                failures.update(failed)
+                columns = [numbers[i] - planned.start for i in good]
+                for row in range(len(planned.views)) if good else ():
+                    codes_VNT[row, columns] = self._codes(decoded, row)[good]
+                done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
     def shard(self, planned: PlannedShard, codes_VNT: np.ndarray, failures: Mapping[int, Failure]) -> Shard:
@@ -95,23 +95,25 @@ class ShardEncoder:
             plan=self.plan.identity,
         )
 
-    def close(self) -> None:
-        """Stop the reader threads."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
-
-    def _batches(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[tuple[list[int], list[Decoded]]]:
+    def _batches(
+        self, planned: PlannedShard, wanted: Collection[int]
+    ) -> Generator[tuple[list[int], list[Decoded]], None, None]:
         """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
         waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
         size = self.plan.batch_size
-        for start in range(planned.start, planned.stop, size):
-            numbers = list(range(start, min(start + size, planned.stop)))
-            if any(n in wanted for n in numbers):
-                futures = [self._readers.submit(self._read, planned, n, n in wanted) for n in numbers]
-                waiting.append((numbers, futures))
-            if len(waiting) > _AHEAD:
+        try:
+            for start in range(planned.start, planned.stop, size):
+                numbers = list(range(start, min(start + size, planned.stop)))
+                if any(n in wanted for n in numbers):
+                    futures = [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
+                    waiting.append((numbers, futures))
+                if len(waiting) > _AHEAD:
+                    yield _results(*waiting.popleft())
+            while waiting:
                 yield _results(*waiting.popleft())
-        while waiting:
-            yield _results(*waiting.popleft())
+        finally:  # also where the caller stops early
+            for future in (each for _, futures in waiting for each in futures):
+                future.cancel()
 
     def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
         if not wanted:
@@ -181,7 +183,7 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         codes = tokenizer.bottleneck.encode(features)
         signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
         change = signs.to(features) * (margin * features.square().mean().sqrt())
-        return float((tokenizer.bottleneck.encode(features + change) != codes).double().mean())
+        return float((tokenizer.bottleneck.encode(features + change) != codes).cpu().double().mean())
 
 
 def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
@@ -196,7 +198,9 @@ def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
     while size <= LARGEST:
         try:
             speeds[size] = _images_per_second(tokenizer, size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or a plain one of MPS
+            if "out of memory" not in str(error):
+                raise
             break
         twice_as_long = 4 * size / speeds[size]  # two runs of the next size
         if max(speeds, key=speeds.__getitem__) < size // 2 or time.perf_counter() - began + twice_as_long > seconds:

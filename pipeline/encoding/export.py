@@ -32,8 +32,7 @@ from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
 from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
 from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
-from stage1_tokenizer.canary import check_canary
-from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.canary import load_checked
 
 PLAN = "plan.json"
 LEASES = ".leases"
@@ -63,8 +62,8 @@ class Export:
         device: torch.device,
     ) -> None:
         self.folder, self.tokenizer_folder, self.sources = folder, tokenizer_folder, dict(sources)
-        self.tokenizer = TokenizerModel.load(tokenizer_folder).to(device)
-        check_canary(self.tokenizer, tokenizer_folder)
+        self.tokenizer = load_checked(tokenizer_folder, device)
+        device = next(self.tokenizer.parameters()).device  # the CPU, where the given one makes other codes
         classes = next(iter(self.sources.values())).class_names
         self.spec: CodeSpec = self.tokenizer.spec.with_classes(classes)
         self.plan = self._join(config, device)
@@ -160,10 +159,6 @@ class Export:
                 break
         self.leases.clear()
         return True
-
-    def close(self) -> None:
-        """Stop the reader threads."""
-        self.encoder.close()
 
     def _join(self, config: EncodeConfig, device: torch.device) -> ExportPlan:
         """Read the folder's plan and compare it with this export's, or write this export's plan."""

@@ -16,6 +16,7 @@ from pipeline.generation.requests import DrawSettings, count, label_ids, require
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.decoding.engine import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
+from stage2_prior.lora import merged
 from stage2_prior.prior import PriorModel
 
 _SHARE = 0.5
@@ -91,7 +92,7 @@ class BaseGenerator:
         require_type("label_dropout", label_dropout, (int, float, type(None)))
         require_same_codes(prior.spec, tokenizer.spec, owner="the prior", other="the tokenizer")
         self.tokenizer: Any = tokenizer.eval()  # a TokenizerModel, or what refuses to be used as one
-        self.prior = prior.eval().within_codebook()
+        self.prior = merged(prior.eval()).within_codebook()
         self.defaults, self.label_dropout = defaults or SamplingConfig(), label_dropout
         self.shows_progress = True
 

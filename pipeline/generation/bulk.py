@@ -12,7 +12,6 @@ import io
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from foundation.images.preprocess import to_pil, to_uint8
 from foundation.storage import durable
 from foundation.storage.names import is_temporary
 from foundation.storage.serialization import tensors_sha256
+from foundation.threads import map_in_threads
 from pipeline.generation.base import BaseGenerator
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.options import DrawOptions
@@ -83,8 +83,7 @@ class PngFiles:
         """Write the images of one job that are not there yet."""
         rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda row: durable.replace_file(self._path(row[0], row[2]), png_bytes(row[1])), missing))
+        map_in_threads(lambda row: durable.replace_file(self._path(row[0], row[2]), png_bytes(row[1])), missing)
         self._numbers.update(drawn.images)
 
     def n_missing(self, count: int) -> int:

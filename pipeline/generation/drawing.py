@@ -109,8 +109,8 @@ def draw_best(
     many = dataclasses.replace(request, labels=labels, seeds=seeds, known_BT=known)
     codes_CT = draw(prior, many, show_progress=show_progress)
     nats_Bn = nats_of(prior, codes_CT, labels).view(-1, best_of)
-    chosen_B = nats_Bn.argmin(1) + torch.arange(len(nats_Bn), device=nats_Bn.device) * best_of
-    return codes_CT[chosen_B], [seeds[i] for i in chosen_B.tolist()]
+    chosen_B = nats_Bn.argmin(1) + torch.arange(len(nats_Bn)) * best_of
+    return codes_CT[chosen_B.to(codes_CT.device)], [seeds[i] for i in chosen_B.tolist()]
 
 
 def candidate_seed(seed: int, index: int) -> int:
@@ -119,8 +119,8 @@ def candidate_seed(seed: int, index: int) -> int:
 
 
 def nats_of(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int]) -> torch.Tensor:
-    """-ln p(codes | class) of each image, (B,) float64 on the prior's device."""
-    return nats_of_codes(prior, codes_BT, labels).double().sum(1)
+    """-ln p(codes | class) of each image, (B,) float64 on the CPU."""
+    return nats_of_codes(prior, codes_BT, labels).cpu().double().sum(1)
 
 
 @torch.no_grad()

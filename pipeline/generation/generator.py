@@ -11,7 +11,7 @@ import torch
 
 from foundation.arguments import as_path
 from foundation.errors import ConfigError, nearest
-from foundation.hardware import usable_device
+from foundation.hardware import DEVICES, best_device, usable_device
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
 from pipeline.generation.base import BaseGenerator, Labels, NoTokenizer, output_of, request_of, sample
@@ -75,9 +75,7 @@ class ImageGenerator(BaseGenerator):
             ContractError: the models do not belong together.
             ConfigError: a device that this machine does not have, an unknown dtype, or a revision of a folder.
         """
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        found = isinstance(device_map, str) and device_map == "auto"
-        device = None if device_map is None else _usable(accelerator if found else device_map)
+        device = None if device_map is None else _usable(device_map)
         unset = torch_dtype is None or (isinstance(torch_dtype, str) and torch_dtype == "auto")
         dtype = None if unset else _dtype(torch_dtype, "torch_dtype")
         root = local_folder(folder, revision)
@@ -251,10 +249,9 @@ def _usable(device: Any) -> str:
         ConfigError: it does not, or it is no device.
     """
     known = isinstance(device, (str, torch.device, int)) and not isinstance(device, bool)
-    expected = "cpu, cuda, cuda:1 ..."
-    ConfigError.unless(known, "is not a device", field="device", found=shown(device), expected=expected)
-    accelerator = torch.accelerator.current_accelerator() or "cuda"
-    return usable_device(f"{accelerator}:{device}" if isinstance(device, int) else str(device), field="device")
+    ConfigError.unless(known, "is not a device", field="device", found=shown(device), expected=DEVICES)
+    name = f"{best_device()}:{device}" if isinstance(device, int) else str(device)
+    return usable_device(name, field="device", announce=False)
 
 
 def _dtype(value: Any, field: str) -> torch.dtype:

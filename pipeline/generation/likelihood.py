@@ -62,7 +62,7 @@ def score(
         batch = given[part] if isinstance(given, torch.Tensor) else to_unit_range(np.stack(given[part]))
         batch = batch.to(pipe.device)
         tokens_BT = tokenizer.encode(batch.float()).flatten(1) if batch.is_floating_point() else batch
-        parts.append(-prior.nll(tokens_BT, labels_B[part]).double().sum(1).cpu())
+        parts.append(-prior.nll(tokens_BT, labels_B[part]).cpu().double().sum(1))
     return torch.cat(parts) / (math.log(2) if unit == "bits" else 1.0)
 
 

@@ -213,13 +213,13 @@ def _mean(work: Callable[[], object], accelerator: Accelerator) -> float:
     """Mean seconds after one call that warms up."""
     work()
     _wait(accelerator)
-    began = time.perf_counter()
-    for i in range(_TIMED_STEPS):
+    began, taken, n = time.perf_counter(), 0.0, 0
+    several = accelerator.num_processes > 1  # which must all do the same
+    while n < _TIMED_STEPS and (several or taken < _ENOUGH):
         work()
         _wait(accelerator)
-        if accelerator.num_processes == 1 and time.perf_counter() - began > _ENOUGH:  # several must do the same
-            break
-    return (time.perf_counter() - began) / (i + 1)
+        taken, n = time.perf_counter() - began, n + 1
+    return taken / n
 
 
 def _wait(accelerator: Accelerator) -> None:

@@ -13,7 +13,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
-from foundation.hardware import TokenAccess
+from foundation.hardware import TokenAccess, usable_device
 from foundation.images.inventory import inventory_rows
 from foundation.images.listing import Listing
 from foundation.images.preprocess import GRID_GAP
@@ -35,6 +35,7 @@ from pipeline.report.plots import (
     tokenizer_plot,
     usage_plot,
 )
+from pipeline.runs.advice import advice
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import differences_since
 from pipeline.runs.recipe import Recipe
@@ -163,9 +164,8 @@ def _reconstructions(folder: RunFolder, tokenizer: TokenizerModel) -> str:
 
 def _device(recipe: Recipe) -> str:
     """Device of the run."""
-    import torch
-
-    return "cuda" if recipe.machine.device == "auto" and torch.cuda.is_available() else "cpu"
+    device = recipe.machine.device
+    return usable_device(device if device == "cpu" else "auto")  # a report may be made elsewhere than its run
 
 
 def _figures_table(
@@ -223,8 +223,10 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
     found = Listing.load(folder.listing).inventory if folder.listing.is_file() else {}
-    differences = differences_since(folder, folder.load_recipe())
-    rows = [(html.escape(name), html.escape(text)) for name, text in (inventory_rows(found) if found else ())]
+    recipe = folder.load_recipe()
+    differences = differences_since(folder, recipe)
+    said = [*(inventory_rows(found) if found else ()), *(("advice", each) for each in advice(recipe, found))]
+    rows = [(html.escape(name), html.escape(text)) for name, text in said]
     rows += [(f"codes of {split}", f"{entry['rows']:,} rows") for split, entry in manifest["splits"].items()]
     if differences:
         rows.append(("when this report was written", html.escape(differences)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from foundation.codes.manifest import read_manifest
 from foundation.errors import ContractError, DataError
+from foundation.hardware import usable_device
 from pipeline.encoding.card import refresh_header
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
 from pipeline.runs.folder import RunFolder
@@ -41,18 +41,18 @@ class ExportJob:
     quiet: bool = False
 
 
-def open_export(run: str | Path, device: str = "cpu") -> Export:
+def open_export(run: str | Path, device: str = "auto") -> Export:
     """Open the export of a run folder with a frozen tokenizer.
 
     Args:
         run: the run folder.
-        device: device of the tokenizer.
+        device: of the tokenizer: auto, cpu, cuda, cuda:1 ...
 
     Raises:
         CheckpointError, DataError, ContractError, StorageError: see ``export_of`` and ``RunFolder.load_recipe``.
     """
     folder = RunFolder(Path(run))
-    return export_of(folder, folder.load_recipe(), torch.device(device))
+    return export_of(folder, folder.load_recipe(), torch.device(usable_device(device, "device")))
 
 
 def export_of(
@@ -103,11 +103,10 @@ def encode_run(
     """
     if job.retry or not is_encoded(folder.codes):
         export = export_of(folder, recipe, device, say)
-        with contextlib.closing(export):
-            if job.retry:
-                finished = retry_failed(export, job.part, wait=job.wait)
-            else:
-                finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
+        if job.retry:
+            finished = retry_failed(export, job.part, wait=job.wait)
+        else:
+            finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
         if not finished:
             return False
     refresh_header(folder.codes)  # of a dataset that an earlier version finished

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
 from foundation.config import differences, from_dict
 from foundation.config_fields import entries, merge
 from foundation.errors import ConfigError
-from pipeline.runs.recipe_files import say
+from pipeline.runs.recipe_files import leaves, say
 from stage2_prior.decoding.sampling import FILTERS, GUIDANCE
 
 
@@ -146,7 +146,7 @@ def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]
     """
     defaults = {each.name: each.default for each in entries(type(recipe))}
     for values, from_file in ((given, False), (own, True)):
-        for name in _leaves(values):
+        for name in leaves(values):
             rule = _moot(name, recipe)
             if rule is None or _value(recipe, name) == defaults.get(name, MISSING):
                 continue
@@ -156,23 +156,27 @@ def require_effect(recipe: Any, given: Mapping[str, Any], own: Mapping[str, Any]
             say(f"{name} has no effect: {rule.why}")
 
 
-def require_agreement(recipe: Any, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    """Refuse settings that were chosen beside a pretrained tokenizer and differ from its own.
+def require_agreement(recipe: Any, values: Mapping[str, Any], chosen: Mapping[str, dict[str, Any] | None]) -> None:
+    """Refuse settings that were chosen beside a tokenizer that the recipe names, and differ from its own.
 
     Args:
         recipe: with the tokenizer's settings.
         values: of that recipe.
-        chosen: nested values that were given where the tokenizer was named, or later.
+        chosen: for each stage, nested values that were given where its model was named, or later; or None.
 
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    parts = {"data": "preprocess", "tokenizer": "model"}
-    asked = {part: {name: chosen[part][name]} for part, name in parts.items() if name in chosen.get(part, {})}
+    given, starts = chosen.get("tokenizer"), recipe.tokenizer.start_from is not None
+    if given is None or not (starts or recipe.tokenizer.pretrained is not None):
+        return
+    parts = {"tokenizer": "model"} if starts else {"data": "preprocess", "tokenizer": "model"}
+    asked = {part: {name: given[part][name]} for part, name in parts.items() if name in given.get(part, {})}
     rows = differences(recipe, from_dict(type(recipe), merge(values, asked)))
     if rows:
         name, own, other = rows[0]
-        what, fix = "is not that of the tokenizer", "leave it out, or leave out tokenizer.pretrained to train one"
+        field = "tokenizer.start_from" if starts else "tokenizer.pretrained"
+        what, fix = "is not that of the tokenizer", f"leave it out, or leave out {field} to train one"
         raise ConfigError(what, field=name, found=other, expected=own, fix=fix)
 
 
@@ -182,15 +186,6 @@ def _moot(name: str, recipe: Any) -> Rule | None:
         if inside and name not in rule.unless and rule.moot(recipe):
             return rule
     return None
-
-
-def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else str(key)
-        if isinstance(value, Mapping):
-            yield from _leaves(value, name)
-        else:
-            yield name
 
 
 def _value(recipe: Any, name: str) -> Any:

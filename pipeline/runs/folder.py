@@ -8,6 +8,7 @@ from pathlib import Path
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
+from pipeline.runs import extend
 from pipeline.runs.recipe import RELOCATABLE, Recipe, determining, load_recipe, recipe_text
 
 
@@ -48,6 +49,8 @@ class RunFolder:
     """unusable images, one JSON object per line"""
     report = _Below("report.html")
     """report"""
+    times = _Below("times.json")
+    """seconds of each part, expected and taken"""
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of ``tokenizer`` or ``prior``."""
@@ -56,18 +59,24 @@ class RunFolder:
     def claim(self, recipe: Recipe) -> None:
         """Write the recipe into the folder, or compare it with the recipe of the parts that exist.
 
+        A stage that exists may go on to another number of steps.
+
         Raises:
-            CheckpointError: another recipe made a part; names the fields that differ.
+            CheckpointError: another recipe made a part; names the fields that differ. Or a stage cannot be extended.
         """
         rows = []
         if self.recipe.exists():
             rows = differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
-        wrong = [row for row in rows if row[0].split(".")[0] in self._begun() and not _is_moved(*row)]
+        begun = [row for row in rows if row[0].split(".")[0] in self._begun() and not _is_moved(*row)]
+        lengths = [row for row in begun if row[0] in extend.LENGTHS]
+        wrong = [row for row in begun if row not in lengths]
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
             what = f"the run folder belongs to another recipe; differences:{shown}"
             fix = "give another --out"
             raise CheckpointError(what, field=str(self.root), fix=fix)
+        for name, old, new in lengths:
+            extend.begin(self, extend.LENGTHS[name], old, new)
         if rows or not self.recipe.exists():
             durable.replace_file(self.recipe, recipe_text(recipe, self.root).encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
 
 Split = Literal["validation", "train"]
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def found_in(
     labels = [each.labels for each in sources if each.labels is not None]
     passed_over = [row for each in sources if hasattr(each, "passed_over") for row in each.passed_over.rows()]
     splits, shapes = {"planned": {"used": sum(len(each.ids) for each in sources), "failed": 0}}, None
+    alike: dict[str, Any] = {}
     if images is not None:
         copies = {name: [each for each in s.failures if each.code == "duplicate"] for name, s in images.items()}
         splits = {
@@ -193,11 +196,20 @@ def found_in(
             )
         counted = images["train"].shapes + images["validation"].shapes
         shapes = counted.summary(data.preprocess.height, data.preprocess.width)
+        alike = {"copies": images["train"].n_copies, "mean_psnr": mean_image_psnr(images["train"])}
     notes = [note for each in sources for note in getattr(each, "notes", ())]
     classes = sources[0].class_names
     all_labels = np.concatenate(labels) if labels else None
     held = inventory(splits, all_labels, classes, passed_over, notes, shapes)
-    return {**held, "fingerprints": fingerprints(sources)}
+    return {**held, **alike, "fingerprints": fingerprints(sources)}
+
+
+def mean_image_psnr(images: ImageSet) -> float:
+    """PSNR in dB of the mean of some images in place of each of them; at most 99."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).round().astype(int))
+    pixels_BYXC = images.pixels(chosen).astype(np.float32)
+    error = float(np.square(pixels_BYXC - pixels_BYXC.mean(0)).mean())
+    return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 
 def _require_complete(images: Mapping[str, ImageSet], listing: Listing) -> None:

@@ -17,7 +17,8 @@ from foundation.paths import expand
 from pipeline.encoding.own_codes import CodesImport, inner_tokenizer, require_own, require_unchanged
 from pipeline.runs.encode import ExportJob
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.recipe import Recipe, TokenizerStage, tokenizer_folder, with_pretrained
+from pipeline.runs.named_models import with_named_models
+from pipeline.runs.recipe import Recipe, TokenizerStage, tokenizer_folder
 from pipeline.runs.stages import Run
 
 _KEPT = ("data.validation_share", "encode.images_per_shard", "tokenizer.pretrained")
@@ -52,7 +53,7 @@ def on_own_codes(recipe: Recipe) -> Recipe:
         if place is not None:
             del tokenizer["model"]
     values = {**to_dict(recipe), "data": data, "tokenizer": tokenizer}
-    return from_dict(Recipe, with_pretrained(values))
+    return from_dict(Recipe, with_named_models(values))
 
 
 def tokenizer_of(own: OwnCodes) -> Path | None:

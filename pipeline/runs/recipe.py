@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +16,21 @@ from typing import Any, Literal
 import yaml
 
 from foundation.codes.config import OwnCodes
-from foundation.config import convert, differences, from_dict, require, to_dict
-from foundation.config_fields import added_later, merge, override, path_fields, without_defaults
-from foundation.errors import ConfigError, ContractError
+from foundation.config import differences, from_dict, require, to_dict
+from foundation.config_fields import added_later, override, path_fields, without_defaults
+from foundation.errors import ContractError
 from foundation.hardware import TokenAccess
 from foundation.images.config import DataConfig, Preprocess
 from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from foundation.storage.names import is_portable
 from pipeline.encoding.plan import EncodeConfig
+from pipeline.runs.duration import Budget
 from pipeline.runs.explicit import require_agreement, require_effect
-from pipeline.runs.recipe_files import names_tokenizer, read_recipe
+from pipeline.runs.named_models import model_folder, with_named_models
+from pipeline.runs.recipe_files import chosen_since, read_recipe
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
-from stage2_prior.config import PriorConfig, PriorTraining
+from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining
 from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
@@ -42,7 +45,10 @@ _CADENCE = {
     "compile",
 }
 _PLACES = {"path", "validation_path", "labels", "validation_labels"}
-RELOCATABLE = {*(f"data.source.{name}" for name in _PLACES), "tokenizer.pretrained"}
+RELOCATABLE = {
+    *(f"data.source.{name}" for name in _PLACES),
+    *("tokenizer.pretrained", "tokenizer.start_from", "prior.start_from"),
+}
 """fields whose path may change without making another recipe"""
 
 
@@ -57,6 +63,28 @@ class TokenizerStage:
     pretrained: PathText | None = added_later(None)
     """folder of a finished tokenizer, imported or of a run, to use instead of training one; model and data.preprocess
     become that tokenizer's"""
+    start_from: PathText | None = added_later(None)
+    """folder of a tokenizer, imported or of a run, whose weights training starts from; model becomes that tokenizer's,
+    and data.preprocess too where it is not given"""
+    freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = added_later(())
+    """parts that keep the weights of start_from; with encoder and codebook, codes stay the same to the bit"""
+
+    def __post_init__(self) -> None:
+        require(
+            self.pretrained is None or self.start_from is None,
+            "start_from",
+            self.start_from,
+            "null beside pretrained, which is not trained",
+            "leave out one of the two",
+        )
+        fix = "name the folder of the weights to keep, or leave freeze out"
+        require(not self.freeze or self.start_from is not None, "freeze", self.freeze, "[] without start_from", fix)
+        require(len(set(self.freeze)) < 3, "freeze", self.freeze, "at most two parts: nothing is left to train")
+        rival = self.training.adversarial.weight
+        fix = "set tokenizer.training.adversarial.weight to 0, or train the decoder"
+        require(
+            "decoder" not in self.freeze or rival == 0, "freeze", self.freeze, "no decoder with a discriminator", fix
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +95,15 @@ class PriorStage:
     """architecture"""
     training: PriorTraining = field(default_factory=PriorTraining)
     """how it is trained"""
+    start_from: PathText | None = added_later(None)
+    """folder of a prior, imported or of a run, whose weights training starts from; model becomes that prior's where it
+    is not given; what does not fit the codes or their classes is new, and named"""
+    lora: LoRAConfig | None = added_later(None)  # a field, not a shared value
+    """low-rank adapters: only they are trained, and the class table where classes are new; null trains all weights"""
+
+    def __post_init__(self) -> None:
+        fix = "name the prior that the adapters are for, or leave lora out"
+        require(self.lora is None or self.start_from is not None, "lora", self.lora, "null without start_from", fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +128,14 @@ class SamplesConfig:
 class Machine:
     """Where it runs; nothing here changes what a run computes on a CPU."""
 
-    device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU when there is one"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one, and the run says which"""
     tokens: TokenAccess = field(default_factory=TokenAccess)
     """how token datasets are read: in memory, or from the disk where they are larger"""
+
+    def __post_init__(self) -> None:
+        sound = isinstance(self.device, str) and re.fullmatch(r"[a-z]+(:[0-9]+)?", self.device) is not None
+        require(sound, "device", self.device, "auto, cpu, cuda, cuda:1, mps ...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +162,15 @@ class Recipe:
     """images sampled at the end"""
     machine: Machine = field(default_factory=Machine)
     """where it runs"""
+    budget: str | None = added_later(None)
+    """time for the whole run on the machine that begins it, e.g. 20m, 2h or 10m+30m for the two stages: precision,
+    steps and what open names are chosen to fit and written into the run's recipe; null takes the recipe as it is"""
+    open: tuple[Literal["resolution", "tokenizer", "prior"], ...] = added_later(())
+    """sizes that a budget chooses too, by the number of images and the compute, unless they are given"""
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            Budget.parse(self.budget)
         sound = self.name.strip() and is_portable(self.name) and not self.name.startswith(".")
         expected = "a short name that a folder can have on Linux, macOS and Windows"
         require(bool(sound), "name", repr(self.name), expected)
@@ -144,18 +192,17 @@ def load_recipe(recipe: str, overrides: Mapping[str, Any] | None = None) -> Reci
 
     Raises:
         ConfigError: no such file or built-in recipe, unreadable YAML, an unknown key, a wrong value; an override that
-            cannot act, or settings of a tokenizer that contradict the one in ``tokenizer.pretrained``.
+            cannot act, or settings that contradict a model that the recipe names.
     """
     found = read_recipe(recipe)
-    values, given, chosen = found.values, dict[str, Any](), found.chosen
+    values, given = found.values, dict[str, Any]()
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
         override(given, dotted, value)
-    full = with_pretrained(values)
+    chosen = chosen_since(found.chosen, given)
+    full = with_named_models(values, chosen)
     resolved = from_dict(Recipe, full)
-    if resolved.tokenizer.pretrained is not None and (names_tokenizer(given) or chosen is not None):
-        chosen = given if names_tokenizer(given) else merge(chosen or {}, given)
-        require_agreement(resolved, full, chosen)
+    require_agreement(resolved, full, chosen)
     require_effect(resolved, given, found.own)
     return resolved
 
@@ -202,34 +249,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set ``tokenizer.model`` and ``data.preprocess`` of a recipe's values from the tokenizer that the recipe names.
-
-    Both replace those of extended recipes. The recipe of a run folder holds both, so the named folder may be gone.
-
-    Raises:
-        ConfigError: the named folder holds no tokenizer.
-        CheckpointError: its settings are damaged.
-    """
-    stage = values.get("tokenizer")
-    if not isinstance(stage, Mapping):
-        return dict(values)
-    named = convert(PathText | None, stage.get("pretrained"), "tokenizer.pretrained")
-    if named is None:
-        return dict(values)
-    path = tokenizer_folder(Path(named)) / "config.json"
-    if not path.is_file():
-        if "model" in stage and "preprocess" in (values.get("data") or {}):
-            return dict(values)
-        fix = "give a folder made by tessera import, or a run folder"
-        raise ConfigError("is not a tokenizer folder", field="tokenizer.pretrained", found=named, fix=fix)
-    from foundation.storage.serialization import read_json  # which imports torch
-
-    settings = read_json(path, ("tokenizer", "preprocess"), fix="copy or import the tokenizer again")
-    data = {**(values.get("data") or {}), "preprocess": settings["preprocess"]}
-    return {**values, "data": data, "tokenizer": {**stage, "model": settings["tokenizer"]}}
-
-
 def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preprocess: Preprocess) -> None:
     """Check a finished tokenizer and copy it into a run.
 
@@ -260,4 +279,4 @@ def adopt_tokenizer(folder: Path, target: Path, config: TokenizerConfig, preproc
 
 def tokenizer_folder(folder: Path) -> Path:
     """Path of the tokenizer in a run folder, or the folder itself."""
-    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    return model_folder(folder, "tokenizer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,18 +30,33 @@ class RecipeValues:
     Attributes:
         values: all, laid over those that it extends.
         own: those in its own file; none of a built-in recipe or a run folder.
-        chosen: those given where ``tokenizer.pretrained`` was named, or later; None if it was not.
+        chosen: for each stage, those given where the recipe names a model to use or to start from, or later; None if it
+            names none.
     """
 
     values: dict[str, Any]
     own: dict[str, Any]
-    chosen: dict[str, Any] | None
+    chosen: dict[str, dict[str, Any] | None]
 
 
-def names_tokenizer(values: Mapping[str, Any]) -> bool:
-    """Whether values say ``tokenizer.pretrained``."""
-    stage = values.get("tokenizer")
-    return isinstance(stage, Mapping) and stage.get("pretrained") is not None
+STAGES = ("tokenizer", "prior")
+
+
+def names_model(values: Mapping[str, Any], stage: str) -> bool:
+    """Whether values name a model folder for a stage: ``pretrained`` or ``start_from``."""
+    own = values.get(stage)
+    return isinstance(own, Mapping) and any(own.get(field) is not None for field in ("pretrained", "start_from"))
+
+
+def chosen_since(
+    chosen: Mapping[str, dict[str, Any] | None], values: Mapping[str, Any]
+) -> dict[str, dict[str, Any] | None]:
+    """``RecipeValues.chosen`` after further values were laid over."""
+    since: dict[str, dict[str, Any] | None] = {}
+    for stage in STAGES:
+        before = chosen.get(stage)
+        since[stage] = dict(values) if names_model(values, stage) else None if before is None else merge(before, values)
+    return since
 
 
 def read_recipe(recipe: str) -> RecipeValues:
@@ -57,6 +72,23 @@ def read_recipe(recipe: str) -> RecipeValues:
     if path.is_file():
         return _read_extended(path)
     return _read_extended(_built_in_file(recipe, "recipe", "give a YAML file or a built-in name"))
+
+
+def given_fields(recipe: str, overrides: Mapping[str, Any]) -> set[str]:
+    """Dotted names of the fields that a user has set: in a recipe of their own and as overrides."""
+    path = Path(expand(recipe, "recipe"))
+    own = {} if path.is_dir() else read_recipe(recipe).own
+    return {*overrides, *leaves(own)}
+
+
+def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Dotted names of the values in nested mappings."""
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            yield from leaves(value, name)
+        else:
+            yield name
 
 
 def _built_in() -> Path:
@@ -76,19 +108,16 @@ def _read_extended(path: Path, above: tuple[Path, ...] = ()) -> RecipeValues:
     values, is_own = _read_one(path)
     bases = values.pop("extends", [])
     merged: dict[str, Any] = {}
-    chosen: dict[str, Any] | None = None
+    chosen: dict[str, dict[str, Any] | None] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         parent = _extended(str(base), path)
         if parent.resolve() in chain:
             raise ConfigError("extends itself", field="extends", found=base, fix=f"break the circle at {path}")
         part = _read_extended(parent, chain)
         merged = merge(merged, part.values)
-        chosen = part.chosen if chosen is None or part.chosen is not None else merge(chosen, part.values)
-    if names_tokenizer(values):
-        chosen = values
-    elif chosen is not None:
-        chosen = merge(chosen, values)
-    return RecipeValues(merge(merged, values), values if is_own else {}, chosen)
+        since = chosen_since(chosen, part.values)
+        chosen = {stage: own if (own := part.chosen[stage]) is not None else since[stage] for stage in STAGES}
+    return RecipeValues(merge(merged, values), values if is_own else {}, chosen_since(chosen, values))
 
 
 def _extended(base: str, path: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,21 +23,25 @@ from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog
-from foundation.training.parallel import sharding_asked
+from foundation.training.parallel import build_accelerator, sharding_asked
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.runs import extend
+from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
+from pipeline.runs.starting import Start, bind_codes, find_start, keep_note, start_of_prior, start_tokenizer
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data
 from stage2_prior.data import CodeExamples
+from stage2_prior.lora import ADAPTER, add_adapters, merged, save_adapter
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from foundation.training.task import Examples, Task
+    from foundation.training.task import Examples
 
 _SHOWN = 20
 
@@ -72,6 +75,9 @@ class Run:
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of {n} processes")
         slots = self.recipe.tokenizer.model.n_slots
         require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
+        for stage in ("tokenizer", "prior"):
+            if not extend.is_final(self.folder, stage):
+                find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
         sharding_asked(self.accelerator)  # refuses impossible sharding before any work
         if self.accelerator.is_main_process:
             self._lock()
@@ -85,6 +91,12 @@ class Run:
             CheckpointError: the folder belongs to another recipe.
         """
         self._claim()
+
+    def claim_again(self) -> None:
+        """Write a recipe into the folder that has changed in a part that has not begun."""
+        if self.accelerator.is_main_process:
+            self.folder.claim(self.recipe)
+        self.accelerator.wait_for_everyone()
 
     def _claim(self) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
@@ -139,26 +151,21 @@ class Run:
         """Print the table of what the data source holds, and what differs from the run's images."""
         self._compared = True
         if found:
-            self.accelerator.print(f"images:\n{inventory_text(found)}")
+            self.accelerator.print(f"images:\n{inventory_text(found)}{advice_text(advice(self.recipe, found))}")
         if differences:
             self.accelerator.print(f"images: {differences}")
 
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; each stage's learner sets its own precision."""
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-        plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
-        cpu = self.recipe.machine.device == "cpu" or not torch.accelerator.is_available()
-        accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[plain, patient])
+        accelerator = build_accelerator(self.recipe.machine.device)
         steps = accelerator.gradient_accumulation_steps
         require(steps == 1, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps, "1", "unset it: the recipe decides")
         return accelerator
 
     def train_tokenizer(self) -> None:
         """Train stage 1 and save the averaged weights in ``tokenizer/``."""
-        if self.folder.tokenizer.exists():
+        if extend.is_final(self.folder, "tokenizer"):
             self.compare()
             return
         recipe, stage = self.recipe, self.recipe.tokenizer
@@ -171,23 +178,48 @@ class Run:
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
+        start = find_start(self.folder, "tokenizer", stage.start_from)
+        start = None if start is None else start_tokenizer(model, start)
         objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
         images = self.images
-        require_enough_data(model, len(images["train"]))
-        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, seed=recipe.seed)
+        if start is None:
+            require_enough_data(model, len(images["train"]))
+        how = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {
             "data": digest(determining(recipe.data)),
-            "tokenizer": digest(determining(stage)),
             "the training images": images["train"].content,
             "the held-out images": images["validation"].content,
         }
-        self._fit("tokenizer", task, images["train"], identity, seed=recipe.seed, health=task.health)
+        self._fit("tokenizer", task, images["train"], identity, start, seed=recipe.seed, health=task.health)
         tokenizer = task.exported()
-        self._publish(self.folder.tokenizer, lambda temporary: self._save_tokenizer(tokenizer, temporary))
+        if start is not None:
+            bind_codes(tokenizer, stage, start, self._canary_images())
+        self._publish("tokenizer", lambda temporary: self._save_tokenizer(tokenizer, temporary))
 
-    def _fit(self, stage: str, task: Task, examples: Examples, identity: dict[str, str], **settings: Any) -> None:
+    def _fit(
+        self,
+        stage: str,
+        task: TokenizerTask | PriorTask,
+        examples: Examples,
+        identity: dict[str, str],
+        start: Start | None,
+        **settings: Any,
+    ) -> None:
         """Train one stage, or continue from its last checkpoint."""
-        config, log = getattr(self.recipe, stage).training.fit, self.folder.metrics
+        if start is not None:
+            identity = {**identity, **start.identity}
+            if self.accelerator.is_main_process:
+                keep_note(self.folder, stage, start)
+        recipe, log = getattr(self.recipe, stage), self.folder.metrics
+        config = recipe.training.fit
+
+        def identify(n_steps: int) -> dict[str, str]:
+            of_stage = determining(recipe)
+            of_stage["training"]["fit"]["steps"] = n_steps
+            of_stage.pop("start_from", None)  # which weights they are counts, not where
+            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+
         fit(
             task,
             examples,
@@ -195,21 +227,25 @@ class Run:
             self.accelerator,
             checkpoints=self.folder.checkpoints(stage),
             log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
-            identity={"seed": digest([self.recipe.seed, ORDER_VERSION]), **identity},
+            identity=identify,
+            optims=task.rates,
             **settings,
         )
 
-    def _publish(self, folder: Path, save: Callable[[Path], None]) -> None:
+    def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
-            durable.publish_folder(folder, save)
+            extend.publish(self.folder, stage, save, self.accelerator.print)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
         tokenizer.save(temporary)
+        save_canary(tokenizer, self._canary_images(), temporary)
+
+    def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
-        save_canary(tokenizer, validation.pixels(np.arange(min(N_IMAGES, len(validation)))), temporary)
+        return validation.pixels(np.arange(min(N_IMAGES, len(validation))))
 
     def encode(self, job: ExportJob | None = None) -> bool:
         """Take part in the export of the codes of all images.
@@ -241,7 +277,7 @@ class Run:
         """
         self._require_codes()
         self.compare()
-        if not self.folder.prior.exists():
+        if not extend.is_final(self.folder, "prior"):
             self._train_prior()
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
@@ -271,6 +307,11 @@ class Run:
             require_same_codes(spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
+        start = find_start(self.folder, "prior", stage.start_from)
+        if start is not None:
+            start = start_of_prior(model, start, accelerator.print)
+            if stage.lora is not None:
+                add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
         task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
         if accelerator.num_processes > 1:
@@ -283,9 +324,16 @@ class Run:
         if counts["failed"]:
             written = f"{counts['written']:,} of {counts['planned']:,} images"
             accelerator.print(f"codes: {written}, {counts['failed']:,} failed")
-        identity = {"prior": digest(determining(stage)), "the token dataset": digest(manifest)}
-        self._fit("prior", task, examples, identity, seed=seed)
-        self._publish(self.folder.prior, task.exported().save)
+        identity = {"the token dataset": digest(manifest)}
+        self._fit("prior", task, examples, identity, start, seed=seed)
+        averaged = task.averaged()
+
+        def save(temporary: Path) -> None:
+            merged(averaged).save(temporary)
+            if stage.lora is not None:
+                save_adapter(averaged, temporary / ADAPTER)
+
+        self._publish("prior", save)
 
     def sample(self) -> None:
         """Sample the run's grid: a row per class, or a square without classes."""

@@ -19,7 +19,7 @@ from foundation.config import require
 from foundation.errors import DataError
 from foundation.randomness import derive_seed
 from foundation.training.config import Precision
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, micro_batches
 from foundation.training.parallel import all_reduce_mean
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
@@ -99,21 +99,56 @@ class Adversary:
         Returns:
             A scalar, already weighted, and metrics. Before ``start_step``: 0 and no metrics.
         """
-        config = self.config
-        if step < config.start_step:
+        if not self.has_started(step):
             return torch.zeros((), device=reconstructions_BCYX.device), {}
-        loss = _GENERATOR_LOSSES[config.loss](fake_logits=self._frozen_logits(reconstructions_BCYX))
-        metrics: dict[str, torch.Tensor | float] = {"loss_adversarial": loss.detach()}
+        loss = self.generator_loss(reconstructions_BCYX)
+        gradients = None
+        if self.config.adaptive:
+            losses = (reconstruction_loss, loss)
+            gradients = torch.stack(
+                [torch.autograd.grad(each, last_layer_weight, retain_graph=True)[0].detach() for each in losses]
+            )
+        factor, metrics = self.factor(step, gradients)
+        return factor * loss, {"loss_adversarial": loss.detach(), **metrics}
+
+    def has_started(self, step: int) -> bool:
+        """Whether the adversary takes part in optimizer step ``step``, from 0."""
+        return step >= self.config.start_step
+
+    def generator_loss(self, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
+        """What the decoder minimises, a scalar without weight: the mean over images and patches."""
+        return _GENERATOR_LOSSES[self.config.loss](fake_logits=self._frozen_logits(reconstructions_BCYX))
+
+    def factor(
+        self, step: int, gradients: torch.Tensor | None
+    ) -> tuple[torch.Tensor | float, dict[str, torch.Tensor | float]]:
+        """What ``generator_loss`` is multiplied by, and its parts to log; every process calls it.
+
+        Args:
+            step: optimizer step, from ``start_step``.
+            gradients: (2, ...) at the decoder's last kernel, of the reconstruction loss and of ``generator_loss``, over
+                this process's batch; None without the adaptive weight.
+        """
+        metrics: dict[str, torch.Tensor | float] = {}
         scale: torch.Tensor | float = 1.0
-        if config.adaptive:
-            metrics["adaptive_weight"] = scale = self._adaptive_weight(reconstruction_loss, loss, last_layer_weight)
-        metrics["gan_ramp"] = grown = ramp(step, config.start_step, config.ramp_steps)
-        return config.weight * grown * scale * loss, metrics
+        if gradients is not None:  # the weight that the whole batch gives: averages come before norms
+            reconstruction, adversarial = all_reduce_mean(gradients.float())
+            scale = adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversarial)
+            metrics["adaptive_weight"] = scale
+        metrics["gan_ramp"] = grown = ramp(step, self.config.start_step, self.config.ramp_steps)
+        return self.config.weight * grown * scale, metrics
 
     def train_step(
-        self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int
+        self,
+        images_BCYX: torch.Tensor,
+        reconstructions_BCYX: torch.Tensor,
+        step: int,
+        micro_batch_size: int | None = None,
     ) -> dict[str, torch.Tensor | float]:
         """One step of the discriminator on (B, C, Y, X) images and their reconstructions, which are detached here.
+
+        The loss is a mean over images, whose logits do not depend on each other: passes of ``micro_batch_size`` images
+        and as many reconstructions change it by rounding only.
 
         Returns:
             Metrics; none before ``start_step``.
@@ -122,27 +157,22 @@ class Adversary:
             DataError: the two differ in shape.
             TrainingError: too many steps were not finite, see ``StepGuard``.
         """
-        config = self.config
-        if step < config.start_step:
+        if not self.has_started(step):
             return {}
         shapes = tuple(images_BCYX.shape), tuple(reconstructions_BCYX.shape)
         DataError.unless(shapes[0] == shapes[1], "images and reconstructions differ in shape", found=shapes)
         self.learner.wrapped.train()
-        # One forward of both: DDP allows one per backward.
-        both = torch.cat([images_BCYX.float(), reconstructions_BCYX.detach().float()])
-        with self.learner.autocast():
-            logits = self.learner.wrapped(both).float()
-        real, fake = logits.chunk(2)
-        loss = _DISCRIMINATOR_LOSSES[config.loss](real_logits=real, fake_logits=fake)
-        metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
-        if config.lecam_weight > 0:
-            ema_real, ema_fake = self.mean_logits.clone()
-            lecam_term = lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
-            loss = loss + config.lecam_weight * lecam_term
-            metrics["lecam"] = lecam_term.detach()
-        update = self.learner.apply(loss, step - config.start_step)
+        columns = (micro_batches(each, micro_batch_size) for each in (images_BCYX, reconstructions_BCYX))
+        parts, seen = list(zip(*columns, strict=True)), []
+        for i, part in enumerate(parts):
+            with self.learner.accumulating(last=i == len(parts) - 1):
+                seen.append(self._backward(*part, share=len(part[0]) / len(images_BCYX)))
+            self.learner.wrapped.eval()  # spectral normalisation moves once in a step
+        real, fake = (torch.cat(each) for each in zip(*seen, strict=True))
+        loss, metrics = self._loss(real, fake)
+        update = self.learner.take_step(loss, step - self.config.start_step)
         if update.taken:
-            self._follow(real.detach(), fake.detach())
+            self._follow(real, fake)
         names = ("gradient_norm", "learning_rate", "skipped_steps")
         return {**metrics, **{f"discriminator_{name}": update.metrics[name] for name in names}}
 
@@ -165,14 +195,29 @@ class Adversary:
         with self.learner.autocast():
             return functional_call(model, constants, (reconstructions_BCYX.float(),)).float()
 
-    def _adaptive_weight(
-        self, reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer_weight: torch.Tensor
-    ) -> torch.Tensor:
-        """The weight that the whole batch of all processes would give: gradients are averaged before their norms."""
-        losses = (reconstruction_loss, adversarial_loss)
-        gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach() for loss in losses]
-        reconstruction, adversarial = all_reduce_mean(torch.stack(gradients).float())
-        return adaptive_weight(grad_reconstruction=reconstruction, grad_adversarial=adversarial)
+    def _backward(
+        self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, *, share: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of ``share`` times the loss of these images; returns the logits of both, detached."""
+        # One forward of both: DDP allows one per backward.
+        both = torch.cat([images_BCYX.float(), reconstructions_BCYX.detach().float()])
+        with self.learner.autocast():
+            logits = self.learner.wrapped(both).float()
+        loss, _ = self._loss(*logits.chunk(2))
+        (share * loss).backward()
+        real, fake = logits.detach().chunk(2)
+        return real, fake
+
+    def _loss(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
+        """The discriminator's loss of these logits, LeCAM included, and what to log."""
+        loss = _DISCRIMINATOR_LOSSES[self.config.loss](real_logits=real, fake_logits=fake)
+        metrics = {"discriminator_loss": loss.detach(), **_separation(real.detach(), fake.detach())}
+        if self.config.lecam_weight > 0:
+            ema_real, ema_fake = self.mean_logits.clone()
+            lecam_term = lecam(real_logits=real, fake_logits=fake, ema_real=ema_real, ema_fake=ema_fake)
+            loss = loss + self.config.lecam_weight * lecam_term
+            metrics["lecam"] = lecam_term.detach()
+        return loss, {**metrics}
 
     def _follow(self, real: torch.Tensor, fake: torch.Tensor) -> None:
         means = all_reduce_mean(torch.stack([real.mean(), fake.mean()]))

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.networks.fused_norm import norm_silu_conv
+from stage1_tokenizer.networks.fused_norm import norm_silu_conv, type_of_products
+from stage1_tokenizer.networks.recompute import Block
 
+_CHANNELS_FIRST = "mps"
+"""the device whose convolutions want no other layout"""
 _FEW_TOKENS = 256
 """up to here the T x T matrix of attention scores is small beside the activations"""
 
@@ -21,11 +24,16 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def fast_layout(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Memory layout of the networks: channels last on a CPU, where its convolutions are faster."""
-    return x_BCHW.contiguous(memory_format=torch.channels_last) if x_BCHW.device.type == "cpu" else x_BCHW
+    """Memory layout of the networks: channels last where convolutions are faster in it.
+
+    That is a CPU, and the 16-bit products of a GPU, which would otherwise transpose around each convolution.
+    """
+    device = x_BCHW.device.type
+    fast = device == "cpu" or (type_of_products(x_BCHW).itemsize == 2 and device != _CHANNELS_FIRST)
+    return x_BCHW.contiguous(memory_format=torch.channels_last) if fast else x_BCHW
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """norm, swish, 3 x 3 convolution, twice; plus the input, projected by 1 x 1 when the channels change.
 
     The second kernel starts at zero, so that every block starts as its shortcut (Goyal et al. 2017, arXiv:1706.02677,
@@ -55,7 +63,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x_BCHW) + hidden
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Block):
     """One head of attention over all positions, plus the input."""
 
     def __init__(self, channels: int, *, groups: int) -> None:

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from stage1_tokenizer.networks.blocks import fast_layout
 from stage1_tokenizer.networks.config import DVAENetworks
+from stage1_tokenizer.networks.recompute import Block
 
 _MARGIN = 0.1
 
 
-class DVAEBlock(nn.Module):
+class DVAEBlock(Block):
     """Four times ReLU and convolution with a quarter of the channels inside, times ``scale``; plus the input.
 
     Args:

@@ -1,13 +1,15 @@
-"""GroupNorm, swish and the convolution behind them as one step of differentiation, for the CPU.
+"""GroupNorm, swish and the convolution behind them as one step of differentiation.
 
-Plain modules keep three tensors per convolution (the norm's input, its output, the swish's output) and on a CPU the
-library's backward of GroupNorm is many times slower in channels-last memory than the arithmetic needs. Here only the
-input is kept; its normalized form is computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174), and
-the gradient of the norm (Wu and He 2018, arXiv:1803.08494) is written as two sums and one scaled addition.
+Plain modules keep three tensors per convolution (the norm's input, its output, the swish's output), on a GPU two of
+them in float32 under autocast; and on a CPU the library's backward of GroupNorm is many times slower in channels-last
+memory than the arithmetic needs. Here only the input is kept; its normalized form is computed again in the backward
+pass (Chen et al. 2016, arXiv:1604.06174), and the gradient of the norm (Wu and He 2018, arXiv:1803.08494) is written as
+two sums and one scaled addition.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -25,15 +27,27 @@ def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x_BCHW: torch.Tensor) ->
     Args:
         norm: with scale and shift.
         conv: of stride 1, with a bias or without.
-        x_BCHW: input; on a CPU in training, all that is kept for the backward pass.
+        x_BCHW: input; in training, all that is kept for the backward pass.
     """
-    if x_BCHW.device.type != "cpu":
+    if torch.compiler.is_compiling():  # a compiler fuses the plain modules, and chooses what to compute again
         return conv(F.silu(norm(x_BCHW)))
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
+    dtype = type_of_products(x_BCHW)
     assert conv.stride == (1, 1)
     kernel, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
-    with torch.autocast("cpu", enabled=False):
+    device = x_BCHW.device.type
+    with torch.autocast(device, enabled=False) if _knows_autocast(device) else contextlib.nullcontext():
         return _NormSiluConv.apply(x_BCHW.to(dtype), norm.weight, norm.bias, kernel, bias, norm, conv.padding)  # type: ignore[no-any-return]
+
+
+def type_of_products(x: torch.Tensor) -> torch.dtype:
+    """Type in which a convolution computes with ``x``: autocast's where it is on, else that of ``x``."""
+    device = x.device.type
+    lowered = _knows_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if lowered else x.dtype
+
+
+def _knows_autocast(device: str) -> bool:
+    return device != "meta" and torch.amp.is_autocast_available(device)
 
 
 class _NormSiluConv(torch.autograd.Function):
@@ -72,9 +86,13 @@ def _normalize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """GroupNorm with the mean and the inverse deviation of each group, (B, G); the result has the memory of x."""
     B, C, H, W = x_BCHW.shape
-    dense = x_BCHW.contiguous() if H * W < _SLOW_CHANNELS_LAST_PIXELS else x_BCHW
+    if x_BCHW.device.type == "cpu":
+        dense = x_BCHW.contiguous() if H * W < _SLOW_CHANNELS_LAST_PIXELS else x_BCHW
+    else:  # elsewhere the library wants one type, contiguous; statistics of 16 bits would be too coarse
+        wide = torch.promote_types(x_BCHW.dtype, torch.float32)
+        dense, scale_C, shift_C = x_BCHW.to(wide).contiguous(), scale_C.to(wide), shift_C.to(wide)
     normed, mean_BG, rstd_BG = torch.ops.aten.native_group_norm(dense, scale_C, shift_C, B, C, H * W, n_groups, eps)
-    return _in_memory_of(x_BCHW, normed), mean_BG, rstd_BG
+    return _in_memory_of(x_BCHW, normed.to(x_BCHW.dtype)), mean_BG, rstd_BG
 
 
 def _normalize_backward_(

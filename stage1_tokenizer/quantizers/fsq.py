@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from foundation.hardware import to_float64
 from foundation.training.parallel import all_reduce_sum, broadcast, global_mean
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
@@ -80,7 +81,7 @@ def whitening(rows_NC: torch.Tensor, deviation: float) -> tuple[torch.Tensor, to
     Returns:
         matrix (C, C) and offset (C,), float32, the same on every process.
     """
-    rows = rows_NC.double()
+    rows = to_float64(rows_NC)
     count = all_reduce_sum(rows.new_tensor(float(len(rows))))
     mean_C = all_reduce_sum(rows.sum(0)) / count
     covariance_CC = all_reduce_sum((rows - mean_C).T @ (rows - mean_C)) / count
@@ -88,7 +89,8 @@ def whitening(rows_NC: torch.Tensor, deviation: float) -> tuple[torch.Tensor, to
     floor = (variances_C.amax() * _SMALLEST_SHARE).clamp_min(1e-12)
     matrix_CC = deviation * (directions_CC * variances_C.clamp_min(floor).rsqrt()) @ directions_CC.T
     broadcast(matrix_CC)  # the sums are equal already; a decomposition might not be on unlike machines
-    return matrix_CC.float(), -(matrix_CC @ mean_C).float()
+    offset_C = -(matrix_CC @ mean_C)
+    return matrix_CC.float().to(rows_NC.device), offset_C.float().to(rows_NC.device)
 
 
 def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
@@ -111,7 +113,7 @@ def moment_distance(values_NC: torch.Tensor, levels: tuple[int, ...]) -> torch.T
 
 @dataclass(frozen=True)
 class _Columns:
-    """Per-channel numbers as (C, 1, 1) float32; ``radix`` in a type that holds every code exactly.
+    """Per-channel numbers as (C, 1, 1) float32; ``radix`` in int64 where float32 cannot hold every code.
 
     ``mean`` and ``deviation`` are moments of the quantized values under even use of all levels.
     """
@@ -135,7 +137,7 @@ def _columns(levels: tuple[int, ...], device: torch.device) -> _Columns:
     # The paper's code has tan here; atanh would put z = 0 exactly at the middle, but is undefined at L = 2.
     shift = [math.tan(o / h) for o, h in zip(offset, half, strict=True)]
     middle = [level // 2 for level in levels]
-    radix_type = torch.float32 if math.prod(levels) <= _EXACT_IN_FLOAT32 else torch.float64
+    radix_type = torch.float32 if math.prod(levels) <= _EXACT_IN_FLOAT32 else torch.int64
 
     def column(values: list[float] | list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
@@ -181,4 +183,8 @@ def _round(latents_BCHW: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor,
 
 def _combine(rounded_BCHW: torch.Tensor, columns: _Columns) -> torch.Tensor:
     """Whole numbers of each channel => codes, int64; the sums are exact in the type of ``radix``. NaN is code 0."""
-    return ((rounded_BCHW - columns.lowest) * columns.radix).sum(1).nan_to_num_().to(torch.int64)
+    digits_BCHW, radix = rounded_BCHW - columns.lowest, columns.radix
+    if radix.is_floating_point():
+        return (digits_BCHW * radix).sum(1).nan_to_num_().to(torch.int64)
+    codes_BHW = (digits_BCHW.nan_to_num().to(radix.dtype) * radix).sum(1)
+    return codes_BHW.masked_fill_(digits_BCHW.isnan().any(1), 0)

@@ -11,6 +11,7 @@ import torch
 
 from foundation.arguments import require_type, shown
 from foundation.errors import DataError
+from foundation.hardware import has_float64
 from foundation.randomness import derive_seed
 from stage2_prior.decoding.compiled import CompiledEngine
 from stage2_prior.decoding.engine import DecodingEngine, images_that_fit
@@ -112,7 +113,7 @@ def iterate_codes(
     labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
     engine = engine_for(prior)
     size = max_rows or images_that_fit(engine, 2 if np.any(scales_T[start:] != 1) else 1)
-    uniforms_BT = uniforms_BT.to(labels_B.device)
+    uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
     if known_BT is None:
         known_BT = torch.full((1, prior.n_codes), MASKED, device=labels_B.device).expand(len(labels_B), -1)
     while engine.batch_for(size) > size:
@@ -122,7 +123,7 @@ def iterate_codes(
         n_images = rows.stop - first
         last_again = [rows.stop - 1] * (engine.batch_for(n_images) - n_images)
         images = torch.tensor([*range(first, rows.stop), *last_again], device=labels_B.device)
-        labels, uniforms, known = labels_B[images], uniforms_BT[images], known_BT[images]
+        labels, uniforms, known = labels_B[images], uniforms_BT[images.to(uniforms_BT.device)], known_BT[images]
         batch = BatchDecoder(engine, labels, uniforms, sampling, scales_T, known, start)
         for position in range(start, prior.n_codes):
             step = DecodedCode(position, rows, batch.step(position)[:n_images].clone())
@@ -187,7 +188,8 @@ class BatchDecoder:
     Args:
         engine: computes the logits.
         labels_B: class numbers.
-        uniforms_BT: one uniform number per code, float64, on the engine's device.
+        uniforms_BT: one uniform number per code, float64, on the engine's device, or on the CPU if that one has no
+            float64: codes are then sampled on the CPU.
         sampling: temperature and filters.
         scales_T: of guidance, from ``guidance_scales``.
         known_BT: codes to keep, -1 where one is sampled.
@@ -213,7 +215,7 @@ class BatchDecoder:
         self._labels_B, self._scales = labels_B, scales_T.tolist()
         self._plan_rows(len(labels_B))
         filtered = bool(sampling.filters())
-        self._filters = filters_for(len(labels_B), engine.vocab_size, labels_B.device) if filtered else None
+        self._filters = filters_for(len(labels_B), engine.vocab_size, uniforms_BT.device) if filtered else None
 
     def _plan_rows(self, n_images: int) -> None:
         """Positions at which the unconditional rows join and leave."""
@@ -258,7 +260,9 @@ class BatchDecoder:
             self._rows.filled = joining.filled
 
     def _sample(self, t: int) -> None:
-        codes_B = sample_codes(self._logits(t), self._uniforms_BT[:, t], self._sampling, self._filters)
+        uniforms_B = self._uniforms_BT[:, t]
+        logits_BV = self._logits(t).to(uniforms_B.device)
+        codes_B = sample_codes(logits_BV, uniforms_B, self._sampling, self._filters).to(self._labels_B.device)
         if self._mixed[t]:
             codes_B = torch.where(self._unknown_BT[:, t], codes_B, self._codes_BT[:, t])
         self._codes_BT[:, t] = codes_B

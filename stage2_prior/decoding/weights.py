@@ -16,6 +16,7 @@ from torch import nn
 
 from stage2_prior.block import Block, GELUFeedForward, LayerNorm, RMSNorm
 from stage2_prior.cpu_kernels import EPSILON
+from stage2_prior.lora import merged
 from stage2_prior.prior import PriorModel
 
 _ROWS_HINT = 32
@@ -160,6 +161,7 @@ class InferenceWeights:
     """
 
     def __init__(self, prior: PriorModel, *, packed: bool = True) -> None:
+        prior = merged(prior)  # adapters would be left out
         self._form = prepare if packed else PlainLinear
         _, self.n_heads, self.d_model = prior.config.shape
         self.d_head, self.normalized_heads = prior.config.d_head, prior.config.qk_norm

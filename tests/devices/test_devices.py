@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model
 from support.tiny_run import TINY
 from torch import nn
@@ -84,6 +85,7 @@ def crossed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("far:0")))
         with far_device() as counts:
             yield counts
+        AcceleratorState._reset_state(reset_partial_state=True)  # its device is known no more
         return
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")

@@ -41,6 +41,53 @@ def test_free_memory_is_what_the_container_s_limit_leaves(tmp_path: Path, monkey
         assert hardware.free_memory() == expected
 
 
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of control groups without limits, on a machine of 8 cores."""
+    monkeypatch.setattr(hardware, "_GROUP", tmp_path)
+    monkeypatch.setattr(hardware, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    (tmp_path / "own").write_text("0::/user/job\n4:cpuset:/other\n2:cpu,cpuacct:/old/job\n")
+    for name in ("user/job", "cpu/old/job"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("folder", "quota"), [("", "2.5"), ("user", "3"), ("user/job", "3"), ("cpu/old", "2.1")])
+def test_a_quota_of_any_group_above_the_process_limits_the_cores(groups: Path, folder: str, quota: str) -> None:
+    assert hardware.usable_cores() == 8
+    microseconds = str(int(100_000 * float(quota)))
+    if folder.startswith("cpu"):
+        (groups / folder / "cpu.cfs_quota_us").write_text(f"{microseconds}\n")
+        (groups / folder / "cpu.cfs_period_us").write_text("100000\n")
+    else:
+        (groups / folder / "cpu.max").write_text(f"{microseconds} 100000\n")
+    assert hardware.usable_cores() == 3
+
+
+def test_no_limit_is_no_quota_and_a_small_one_leaves_a_core(groups: Path) -> None:
+    (groups / "cpu.max").write_text("max 100000\n")
+    (groups / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (groups / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert hardware.usable_cores() == 8
+    (groups / "cpu.max").write_text("20000 100000\n")
+    assert hardware.usable_cores() == 1
+
+
+def test_the_processes_of_a_training_share_the_cores(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_processes, expected in (("3", 2), ("8", 1), ("64", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", n_processes)
+        assert hardware.usable_cores() == expected
+
+
+@pytest.mark.parametrize("system", [windows, macos])
+def test_other_systems_count_their_processors(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with system():
+        assert hardware.usable_cores() == os.cpu_count()
+
+
 def test_a_quarter_of_the_memory_is_shared_by_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     alone = TokenAccess().memory_limit

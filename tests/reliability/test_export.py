@@ -192,7 +192,6 @@ def test_a_thousand_hostile_images_are_encoded_or_listed(tmp_path: Path, frozen:
         config = EncodeConfig(batch_size=16, images_per_shard=128)
         one = Export(frozen, {"train": source}, tmp_path / "codes", config, torch.device("cpu"))
         assert one.take_part(quiet=True)
-        one.close()
 
     assert in_child(work) == DONE
     entry = read_manifest(tmp_path / "codes")["splits"]["train"]

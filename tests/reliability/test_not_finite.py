@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_are_never_saved(place: str, tmp_path: Path,
             seed=1,
             checkpoints=tmp_path / "checkpoints",
             log=MetricsLog(tmp_path / "metrics.jsonl", "tokenizer"),
-            identity={},
+            identity=lambda steps: {},
         )
     assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     keep("a step that is not finite", **{"kinds of state never saved": 1})

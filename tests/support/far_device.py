@@ -1,11 +1,13 @@
 """A device in name only: it refuses what a GPU would refuse, and counts what a GPU would wait for.
 
 Its tensors lie in the CPU's memory, but an operation on tensors of both devices raises, as on a GPU. Each line of the
-project that moves a tensor across, or reads a value of one, is counted.
+project that moves a tensor across, or reads a value of one, is counted. With ``TESSERA_TEST_FAR_DEVICE=mps`` it has no
+float64, as Apple's GPUs have none.
 """
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -34,10 +36,15 @@ READS = (  # the CPU must know a value, or the shape of the result
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 MADE_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
 SOURCE = ROOT
+HAS_FLOAT64 = os.environ.get("TESSERA_TEST_FAR_DEVICE") != "mps"
 
 
 class _Module(_DummyBackendModule):
     """What torch wants to know of a device."""
+
+    def is_available(self) -> bool:
+        """Only inside ``far_device``, where tensors of it can be made."""
+        return _Dispatch.n_active > 0
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -63,6 +70,8 @@ class FarTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, near: torch.Tensor) -> FarTensor:
+        if not HAS_FLOAT64 and near.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"the device has no {near.dtype}")
         tensor = torch.Tensor._make_wrapper_subclass(
             cls, near.shape, strides=near.stride(), storage_offset=near.storage_offset(), dtype=near.dtype, device=FAR
         )
@@ -78,9 +87,19 @@ class FarTensor(torch.Tensor):
 
 
 class _Dispatch(TorchDispatchMode):
+    n_active = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.crossed: Counter[str] = Counter()
+
+    def __enter__(self) -> Any:
+        _Dispatch.n_active += 1
+        return super().__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        _Dispatch.n_active -= 1
+        super().__exit__(*exc)
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _compute(func, args, kwargs or {}, self.crossed)

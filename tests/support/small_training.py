@@ -87,7 +87,7 @@ def train(folder: Path, task: Regression, config: FitConfig = CONFIG) -> Regress
         seed=3,
         checkpoints=folder / "checkpoints",
         log=log,
-        identity={"recipe": "small"},
+        identity=lambda steps: {"recipe": "small"},
     )
     return task
 

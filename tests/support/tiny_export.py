@@ -82,10 +82,7 @@ def open_tiny(images: Path, tokenizer: Path, codes: Path, config: EncodeConfig =
 def tiny_export(images: Path, tokenizer: Path, codes: Path, config: EncodeConfig = CONFIG, **options: Any) -> bool:
     """Open the export and take part in it; ``options`` are those of ``Export.take_part``."""
     export = open_tiny(images, tokenizer, codes, config)
-    try:
-        return export.take_part(**{"quiet": True, **options})
-    finally:
-        export.close()
+    return export.take_part(**{"quiet": True, **options})
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -118,10 +115,7 @@ def logged_export(
         return shard
 
     export.encoder.encode = encode  # type: ignore[method-assign]
-    try:
-        return export.take_part(part, quiet=True)
-    finally:
-        export.close()
+    return export.take_part(part, quiet=True)
 
 
 def _note(folder: Path, line: str) -> None:

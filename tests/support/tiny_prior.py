@@ -89,7 +89,8 @@ def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
         "seed": 3,
         "checkpoints": folder / "checkpoints",
         "log": MetricsLog(folder / "metrics.jsonl", "prior", enabled=accelerator.is_main_process),
-        "identity": {"recipe": "tiny"},
+        "identity": lambda steps: {"recipe": "tiny"},
+        "optims": task.rates,
     }
     try:
         fit(task, examples, task.training.fit, accelerator, **options)

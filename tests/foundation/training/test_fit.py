@@ -81,7 +81,7 @@ def train(
         "seed": 3,
         "checkpoints": folder / "checkpoints",
         "log": log,
-        "identity": {"recipe": identity},
+        "identity": lambda steps: {"recipe": identity},
     }
     fit(task, examples, dataclasses.replace(CONFIG, **changes), Accelerator(cpu=True), **options)
     return task

@@ -51,7 +51,6 @@ def stop_after(export: Export, monkeypatch: pytest.MonkeyPatch, n_files: int) ->
     monkeypatch.setattr(export, "write", writing)
     with pytest.raises(Killed):
         export.take_part(quiet=True)
-    export.close()
 
 
 def encode_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:

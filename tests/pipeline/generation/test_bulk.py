@@ -118,7 +118,7 @@ def test_a_batch_killed_at_any_write_ends_like_one_that_was_not(
         return drawn[key] if key in drawn else drawn.setdefault(key, draw(*arguments, **options))
 
     monkeypatch.setattr(bulk, "draw_best", draw_once)
-    monkeypatch.setattr(bulk, "ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr(bulk, "map_in_threads", lambda function, items: list(map(function, items)))
     for name in names:
         monkeypatch.setattr(durable, name, stopping(name))
     expected, kills = contents(whole), 0
@@ -136,16 +136,6 @@ def test_a_batch_killed_at_any_write_ends_like_one_that_was_not(
         if count[0] < at[0]:
             break
     assert kills > 5
-
-
-class OneThread:
-    def __enter__(self) -> "OneThread":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    map = staticmethod(map)
 
 
 def test_a_folder_of_other_settings_is_refused_and_named(untrained: ImageGenerator, whole: Path, batch: Batch) -> None:

@@ -14,7 +14,8 @@ from foundation.images.config import Preprocess
 from foundation.training.log import read_metrics
 from pipeline.commands.runs import start_run
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.recipe import adopt_tokenizer, load_recipe, with_pretrained
+from pipeline.runs.named_models import with_named_models
+from pipeline.runs.recipe import adopt_tokenizer, load_recipe
 from pipeline.runs.recipe_files import built_in_recipes
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.config import Magvit2Networks
@@ -45,14 +46,14 @@ def test_a_recipe_that_names_a_tokenizer_gets_its_settings(folder: Path, tmp_pat
         "data": {"source": "y", "preprocess": {"height": 99}},
         "tokenizer": {"pretrained": str(folder), "model": {"base_width": 99}},
     }
-    found = with_pretrained(values)
+    found = with_named_models(values)
     assert found["tokenizer"]["model"] == to_dict(CONFIG) and found["data"]["preprocess"] == to_dict(PREPROCESS)
     assert found["data"]["source"] == "y" and found["name"] == "x"
     folder.rename(tmp_path / "moved")
-    assert with_pretrained(found) == found  # as the recipe of a run folder
+    assert with_named_models(found) == found  # as the recipe of a run folder
     with pytest.raises(ConfigError, match=r"tokenizer.pretrained(.|\n)*imported"):
-        with_pretrained({"tokenizer": {"pretrained": str(folder)}})
-    assert with_pretrained({"name": "x"}) == {"name": "x"}
+        with_named_models({"tokenizer": {"pretrained": str(folder)}})
+    assert with_named_models({"name": "x"}) == {"name": "x"}
 
 
 def test_the_tokenizer_is_copied_whole_or_refused(folder: Path, tmp_path: Path) -> None:

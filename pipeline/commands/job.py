@@ -1,0 +1,135 @@
+"""A run of the command line: its stages in order, with messages and the time of each part."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from foundation.training.log import read_metrics
+from pipeline.planning.budget import Fitted
+from pipeline.planning.fit_run import fit_run_prior
+from pipeline.planning.ledger import Ledger, time_rows
+from pipeline.planning.times import ENCODE, READ, REPORT, SAMPLE, START
+from pipeline.report.gallery import draw_run_gallery
+from pipeline.report.report import write_report
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.stages import Run
+
+
+@dataclass
+class Job:
+    """A run of the command line, with its messages and the time of its parts.
+
+    Attributes:
+        run: started.
+        ledger: times of its parts.
+        given: dotted names of fields that the user has set.
+        fitted: to its budget, in this process; None without one, or where the run had begun.
+    """
+
+    run: Run
+    ledger: Ledger
+    given: Collection[str] = ()
+    fitted: Fitted | None = None
+
+    def all(self) -> None:
+        """Everything, in order."""
+        began = time.perf_counter()
+        if self.run.recipe.codes is None or self.run.recipe.tokenizer.pretrained is not None:
+            self.train_tokenizer()
+        has_codes = self.run.recipe.codes is not None or self.run.recipe.tokenizer.model.is_discrete
+        if has_codes:
+            self.encode()
+            self.train_prior()
+            with self.ledger.part(SAMPLE):
+                self.run.sample()
+            with self.ledger.part(REPORT):
+                self._draw_gallery()
+        else:
+            self._say("no codes, prior or samples: the tokenizer's latent is continuous")
+        self.report()
+        self._say(f"done in {time.perf_counter() - began:.0f} s")
+        self._say_times()
+        self.say_where(has_codes=has_codes)
+
+    def _say_times(self) -> None:
+        """Print what each part was expected to take, and what it took."""
+        if self.ledger.expected:
+            self._say(f"  {'time':20} {'expected':>10} {'taken':>10}")
+            for part, expected, taken in time_rows(vars(self.ledger)):
+                self._say(f"  {part:20} {expected:>10} {taken:>10}")
+
+    def say_where(self, *, has_codes: bool = True) -> None:
+        """Print where the results are."""
+        folder = self.run.folder
+        self._say(f"  look at   {folder.report}")
+        if has_codes:
+            self._say(f"  samples   {folder.samples / 'grid.png'}")
+            latent = "" if folder.tokenizer.is_dir() else " --output-type latent"
+            self._say(f"  more      tessera sample {folder.root}{latent}")
+
+    def train_tokenizer(self) -> None:
+        """Stage 1."""
+        if not self.run.folder.tokenizer.exists() and self.run.recipe.tokenizer.pretrained is None:
+            with self.ledger.part(READ):
+                _ = self.run.images
+        with self.ledger.part("tokenizer"):
+            self.run.train_tokenizer()
+        self._say(f"tokenizer: {self.run.folder.tokenizer}{_last(self.run.folder, 'tokenizer')}")
+
+    def encode(self) -> None:
+        """Export."""
+        with self.ledger.part(ENCODE):
+            self.run.encode()
+        self._say(f"codes: {self.run.folder.codes}")
+
+    def train_prior(self) -> None:
+        """Stage 2; of a run with a budget, fitted to what is left of it."""
+        if self.fitted is not None and self.run.recipe.codes is None:
+            self._fit_prior(self.fitted)
+        with self.ledger.part("prior"):
+            self.run.train_prior()
+        self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")
+
+    def report(self) -> None:
+        """The report."""
+        if self.run.accelerator.is_main_process:
+            with self.ledger.part(REPORT):
+                write_report(self.run.folder)
+
+    def _fit_prior(self, fitted: Fitted) -> None:
+        began, before = time.perf_counter(), self.ledger.spent
+
+        def spent() -> float:
+            return before + time.perf_counter() - began
+
+        with self.ledger.part(START):
+            again = fit_run_prior(self.run, self.given, spent, fitted.speeds.tokenizer)
+        if again is not None:
+            self.run.claim_again()
+            steps = self.run.recipe.prior.training.fit.steps
+            self._say(f"prior: {steps:,} steps fit what is left of {self.run.recipe.budget}", *again.notes)
+
+    def _draw_gallery(self) -> None:
+        if self.run.accelerator.is_main_process:
+            draw_run_gallery(self.run.folder, self.run.recipe.seed, self.run.accelerator.device)
+
+    def _say(self, text: str, *notes: str) -> None:
+        self.run.accelerator.print("\n  note: ".join([text, *notes]), flush=True)
+
+
+def _last(folder: RunFolder, stage: str) -> str:
+    rows = read_metrics(folder.metrics, stage, "held_out")
+    if not rows:
+        return ""
+    row = {name: math.nan if value is None else value for name, value in rows[-1].items()}
+    if stage == "tokenizer":
+        use = f", {row['code_usage']:.1%} of the codes in use" if "code_usage" in row else ""
+        return f" (validation PSNR {row['psnr']:.2f} dB{use})"
+    return (
+        f" (validation {row['bits_per_code']:.3f} bits per code, {row['bits_per_image']:.1f} bits per image;"
+        f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
+        f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
+    )

@@ -1,0 +1,331 @@
+"""Fit a recipe to a wall-clock budget on this machine: sizes it leaves open, precision, batches, steps, cadence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from foundation.codes.spec import CodeSpec
+from foundation.config import Choice
+from foundation.config_fields import replaced
+from foundation.errors import ConfigError
+from pipeline.planning.measure import PriorSpeed, TokenizerSpeed, measure_prior, measure_tokenizer
+from pipeline.planning.sizes import MOST_PASSES, choose_prior, choose_tokenizer, prior_cost, tokenizer_flops
+from pipeline.planning.times import (
+    ENCODE,
+    EVALUATE_PRIOR,
+    EVALUATE_TOKENIZER,
+    FIRST_STAGE,
+    TRAIN_PRIOR,
+    TRAIN_TOKENIZER,
+    Counts,
+    Speeds,
+    n_views,
+    run_times,
+)
+from pipeline.runs.duration import Budget, duration
+from pipeline.runs.precision import settle_precision
+from pipeline.runs.recipe import Recipe
+from stage1_tokenizer.tokenizer import TokenizerModel
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_AIM = 0.96
+"""share of the budget that is planned: what is left is for what no measurement foresees"""
+_TOKENIZER_SHARE = 0.45
+"""of the time for training; see docs/RESULTS.md"""
+_EVALUATIONS, _MOST_EVALUATIONS = 0.05, 9
+"""share of a stage's time for evaluations, and most of them"""
+_CHECKPOINT_SECONDS = 60
+_FEWEST_STEPS = 20
+_MOST_TOKENIZER_PASSES = 400
+_ENCODE_SHARE = 0.12
+"""of the budget: where encoding mirror images takes more, they are left out"""
+_PROBED = 5e12
+"""FLOPs of trainings whose sizes are timed first: minutes on a laptop"""
+_AVERAGED = 0.08
+"""of the steps: horizon of the average of the weights"""
+_CADENCE = ("fit.steps", "fit.evaluate_every", "fit.checkpoint_every", "fit.log_every", "average_decay")
+_COUNTED = (
+    "warmup_steps",
+    "start_step",
+    "ramp_steps",
+    "until_step",
+    "zero_step",
+    "boost_steps",
+    "anneal_steps",
+    "temperature_steps",
+    "kl_warmup_steps",
+)
+"""fields that count optimizer steps and keep their share of them"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe that fits a budget.
+
+    Attributes:
+        recipe: with all choices in it.
+        times: expected seconds of each part, from here on.
+        speeds: measured.
+        counts: of the images.
+        spent: seconds of the budget that were gone.
+        notes: sentences on what limited the choices.
+    """
+
+    recipe: Recipe
+    times: dict[str, float]
+    speeds: Speeds
+    counts: Counts
+    spent: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Fitting:
+    """What is known when a recipe is fitted.
+
+    Attributes:
+        recipe: open.
+        budget: for the whole run.
+        given: dotted names of fields that the user has set; they are kept.
+        counts: of the images.
+        side: of the images, the shorter one in pixels, as they usually are; None if not known.
+        read: seconds to read an image.
+        spent: gives the seconds of the budget that are gone.
+        accelerator: devices and processes.
+    """
+
+    recipe: Recipe
+    budget: Budget
+    given: Collection[str]
+    counts: Counts
+    side: int | None
+    read: float
+    spent: Callable[[], float]
+    accelerator: Accelerator
+
+    def fit(self) -> Fitted:
+        """Choose everything that is open.
+
+        Raises:
+            ConfigError: the budget is too short; says how long it must be.
+        """
+        recipe = self._sized()
+        recipe, _ = settle_precision(recipe, self.accelerator.device)
+        trains = recipe.codes is None and recipe.tokenizer.pretrained is None
+        tokenizer = measure_tokenizer(recipe, self.accelerator) if recipe.codes is None else None
+        prior = None
+        if recipe.codes is not None or recipe.tokenizer.model.is_discrete:
+            prior = measure_prior(recipe, spec_of(recipe, self.counts.classes), self.accelerator)
+        speeds = Speeds(tokenizer, prior, self.read)
+        recipe = self._without_slow_views(recipe, speeds)
+        first, second, notes = self._shares(recipe, speeds, trains=trains)
+        if trains and tokenizer is not None:
+            recipe = self._with_steps(recipe, "tokenizer", first, tokenizer.step, tokenizer.score)
+        if prior is not None:
+            recipe = self._with_steps(recipe, "prior", second, prior.step, prior.score)
+        return Fitted(recipe, run_times(recipe, self.counts, speeds), speeds, self.counts, self.spent(), notes)
+
+    def fit_prior(self, spec: CodeSpec, tokenizer: TokenizerSpeed | None, done: Collection[str]) -> Fitted:
+        """Choose the prior's steps again, when the first stage is over: its real time is known then.
+
+        Args:
+            spec: of the run's codes.
+            tokenizer: speed that was measured.
+            done: parts of ``run_times`` that are over.
+        """
+        prior = measure_prior(self.recipe, spec, self.accelerator)
+        speeds = Speeds(tokenizer, prior, self.read)
+        times = run_times(self.recipe, self.counts, speeds)
+        rest = sum(value for name, value in times.items() if name not in (*done, TRAIN_PRIOR, EVALUATE_PRIOR))
+        left = self.budget.total * _AIM - self.spent() - rest
+        left, notes = self._within_passes(left, prior)
+        recipe = self._with_steps(self.recipe, "prior", left, prior.step, prior.score)
+        times = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in done}
+        return Fitted(recipe, times, speeds, self.counts, self.spent(), notes)
+
+    def _sized(self) -> Recipe:
+        """The recipe with the sizes that it leaves open."""
+        recipe, seconds = self.recipe, self.budget.total * _AIM - self.spent()
+        if "tokenizer" in recipe.open and self._is_open("tokenizer.model"):
+            fixed = not ("resolution" in recipe.open and self._is_open("data.preprocess"))
+            preprocess = recipe.data.preprocess
+            side = min(preprocess.height, preprocess.width) if fixed else self.side
+            rate = self._tokenizer_rate(recipe)
+            share = self.budget.first_stage or _TOKENIZER_SHARE * seconds
+            sizes = choose_tokenizer(rate * share, self.counts, preprocess.mode, side, fixed=fixed)
+            values: dict[str, Any] = {"tokenizer.model": sizes.model}
+            if not fixed:
+                values |= {"data.preprocess.height": sizes.side, "data.preprocess.width": sizes.side}
+            recipe = replaced(recipe, values)
+        if "prior" in recipe.open and self._is_open("prior.model"):
+            spec = spec_of(recipe, self.counts.classes)
+            rate = self._prior_rate(recipe, spec)
+            share = (1 - _TOKENIZER_SHARE) * seconds
+            model = choose_prior(rate * share, self.counts, n_views(recipe), spec, recipe.prior.model)
+            recipe = replaced(recipe, {"prior.model": model})
+        return recipe
+
+    def _is_open(self, section: str) -> bool:
+        """Whether the user has set nothing in a section."""
+        return not any(name == section or name.startswith(f"{section}.") for name in self.given)
+
+    def _tokenizer_rate(self, recipe: Recipe) -> float:
+        """FLOPs a second of a tokenizer's training, by a small network."""
+        preprocess = recipe.data.preprocess
+        small = choose_tokenizer(_PROBED, self.counts, preprocess.mode, None, fixed=False)
+        values = {
+            "tokenizer.model": small.model,
+            "data.preprocess.height": small.side,
+            "data.preprocess.width": small.side,
+        }
+        speed = measure_tokenizer(replaced(recipe, values), self.accelerator)
+        one = tokenizer_flops(small.model, preprocess.mode, small.side)
+        return 3 * one * recipe.tokenizer.training.fit.batch_size / speed.step
+
+    def _prior_rate(self, recipe: Recipe, spec: CodeSpec) -> float:
+        """FLOPs a second of a prior's training, by a small one."""
+        small = choose_prior(_PROBED, self.counts, 1, spec, recipe.prior.model)
+        speed = measure_prior(replaced(recipe, {"prior.model": small}), spec, self.accelerator)
+        return 3 * prior_cost(small, spec)[0] * recipe.prior.training.fit.batch_size / speed.step
+
+    def _without_slow_views(self, recipe: Recipe, speeds: Speeds) -> Recipe:
+        """Leave out mirror images where encoding them would take too much of the budget."""
+        slow = run_times(recipe, self.counts, speeds).get(ENCODE, 0.0) > _ENCODE_SHARE * self.budget.total
+        if slow and recipe.encode.flip and "encode.flip" not in self.given:
+            return replaced(recipe, {"encode.flip": False})
+        return recipe
+
+    def _shares(self, recipe: Recipe, speeds: Speeds, *, trains: bool) -> tuple[float, float, tuple[str, ...]]:
+        """Seconds for the training of each stage, evaluations included.
+
+        Raises:
+            ConfigError: too short a budget.
+        """
+        trained = (TRAIN_TOKENIZER, EVALUATE_TOKENIZER, TRAIN_PRIOR, EVALUATE_PRIOR)
+        rest = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in trained}
+        total = self.budget.total * _AIM - self.spent()
+        left = total - sum(rest.values())
+        first = left if speeds.prior is None else _TOKENIZER_SHARE * left if trains else 0.0
+        if self.budget.first_stage is not None and trains:
+            before = sum(value for name, value in rest.items() if name in FIRST_STAGE)
+            first = self.budget.first_stage * _AIM - self.spent() - before
+        self._require_time(min(first if trains else left, left - first if speeds.prior else left), rest, speeds)
+        if speeds.prior is None:
+            return first, 0.0, ()
+        second, notes = self._within_passes(left - first, speeds.prior)
+        if trains and self.budget.first_stage is None:
+            first = left - second
+        if trains and speeds.tokenizer is not None:
+            size = recipe.tokenizer.training.fit.batch_size
+            most = _MOST_TOKENIZER_PASSES * self.counts.train / size * speeds.tokenizer.step / (1 - _EVALUATIONS)
+            if first > most:
+                note = (
+                    f"the tokenizer stops after {_MOST_TOKENIZER_PASSES} passes over its images, before the budget ends"
+                )
+                first, notes = most, (*notes, note)
+        return first, second, notes
+
+    def _within_passes(self, seconds: float, prior: PriorSpeed) -> tuple[float, tuple[str, ...]]:
+        """At most the time of ``MOST_PASSES`` passes over the codes."""
+        stage = self.recipe.prior.training
+        steps = MOST_PASSES * self.counts.train * n_views(self.recipe) / stage.fit.batch_size
+        most = steps * prior.step / (1 - _EVALUATIONS)
+        if seconds <= most:
+            return seconds, ()
+        note = (
+            f"the prior stops after {MOST_PASSES} passes over its {self.counts.train:,} images: it would learn them by"
+            " heart; more images would help"
+        )
+        return most, (note,)
+
+    def _require_time(self, least: float, rest: Mapping[str, float], speeds: Speeds) -> None:
+        slowest = max(each.step for each in (speeds.tokenizer, speeds.prior) if each is not None)
+        needed = 10 * _FEWEST_STEPS * slowest
+        if least >= needed:
+            return
+        shortest = (self.spent() + sum(rest.values()) + 2 * needed / min(_TOKENIZER_SHARE, 1 - _TOKENIZER_SHARE)) / _AIM
+        parts = ", ".join(f"{name} {duration(value)}" for name, value in rest.items() if value > 0.05 * shortest)
+        raise ConfigError(
+            "is too short on this machine for this recipe and these images",
+            field="--budget",
+            found=duration(self.budget.total),
+            expected=f"{duration(shortest)} or more; besides training: {parts}",
+            fix="give more time, fewer images, a smaller model, or the recipe folder, which takes sizes that fit",
+        )
+
+    def _with_steps(self, recipe: Recipe, stage: str, seconds: float, step: float, score: float) -> Recipe:
+        """The recipe with steps and cadence of a stage for so much time."""
+        training = getattr(recipe, stage).training
+        evaluation = max(self.counts.validation * score, 1e-9)
+        n = int(max(2, min(_MOST_EVALUATIONS, _EVALUATIONS * seconds / evaluation)))
+        steps = max(_FEWEST_STEPS, int((seconds - n * evaluation) / step))
+        if f"{stage}.training.fit.steps" in self.given:
+            steps = training.fit.steps
+        values = {
+            "fit.steps": steps,
+            "fit.evaluate_every": -(-steps // (n - 1)),
+            "fit.checkpoint_every": max(1, min(steps, int(_CHECKPOINT_SECONDS / step))),
+            "fit.log_every": max(1, min(50, steps // 100)),
+        }
+        if training.average_decay > 0:
+            values["average_decay"] = round(1 - 1 / max(10.0, _AVERAGED * steps), 5)
+        values |= dict(_scaled(training, steps, training.fit.steps))
+        named = {f"{stage}.training.{name}": value for name, value in values.items()}
+        if stage == "tokenizer":
+            quantizer = recipe.tokenizer.model.quantizer
+            inside = dict(_scaled(quantizer, steps, training.fit.steps))
+            named |= {f"tokenizer.model.quantizer.{name}": value for name, value in inside.items()}
+        return replaced(recipe, {name: value for name, value in named.items() if name not in self.given})
+
+
+def spec_of(recipe: Recipe, n_classes: int) -> CodeSpec:
+    """What the recipe's codes will be, but for names of classes and the fingerprint."""
+    layout = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
+    return dataclasses.replace(layout, class_names=tuple(str(i) for i in range(n_classes)))
+
+
+def fittable(recipe: Recipe) -> list[str]:
+    """Dotted names of fields that a budget may choose; a run that exists keeps its own."""
+    names = ["encode.flip", "tokenizer.training.perceptual.precision"]
+    for stage in ("tokenizer", "prior"):
+        training = getattr(recipe, stage).training
+        fields = [*_CADENCE, "precision", *(name for name, _ in _scaled(training, 1, 1))]
+        names += [f"{stage}.training.{name}" for name in fields]
+    sections = {"resolution": ("data.preprocess.height", "data.preprocess.width"), "tokenizer": ("tokenizer.model",)}
+    for part in recipe.open:
+        names += sections.get(part, (f"{part}.model",))
+    if "tokenizer" not in recipe.open:
+        quantizer = recipe.tokenizer.model.quantizer
+        names += [f"tokenizer.model.quantizer.{name}" for name, _ in _scaled(quantizer, 1, 1)]
+    return names
+
+
+def adopt_fit(recipe: Recipe, saved: Recipe, given: Collection[str]) -> Recipe:
+    """The recipe with what its run has chosen, but for fields that the user sets."""
+    names = [
+        name for name in fittable(recipe) if not any(each == name or each.startswith(f"{name}.") for each in given)
+    ]
+    values = {}
+    for name in names:
+        try:
+            values[name] = attrgetter(name)(saved)
+        except AttributeError:  # another quantizer: the folder's recipe is compared later
+            continue
+    return replaced(recipe, values)
+
+
+def _scaled(config: Any, steps: int, before: int, where: str = "") -> Iterator[tuple[str, int]]:
+    """Fields that count optimizer steps, in proportion; a warm-up stays as long as it was, up to a twentieth."""
+    for each in dataclasses.fields(config):
+        name, value = f"{where}.{each.name}" if where else each.name, getattr(config, each.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, Choice):
+            yield from _scaled(value, steps, before, name)
+        elif each.name in _COUNTED and value:
+            least = min(value, steps // 20) if each.name == "warmup_steps" else 0
+            yield name, max(1, least, round(value * steps / before))

@@ -1,0 +1,172 @@
+"""A run's recipe, fitted to its budget before it starts, and again when stage 1 is over."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+import torch
+
+from foundation.codes.dataset import TokenDataset
+from foundation.errors import TesseraError
+from foundation.images.sources import ImageSource
+from pipeline.planning.budget import Fitted, Fitting, adopt_fit, spec_of
+from pipeline.planning.measure import TokenizerSpeed, measure_prior, measure_reading, measure_tokenizer
+from pipeline.planning.times import ENCODE, FIRST_STAGE, TRAIN_PRIOR, Counts, Speeds, run_times
+from pipeline.runs.duration import Budget, duration
+from pipeline.runs.images import open_run_sources
+from pipeline.runs.recipe import Recipe
+from pipeline.runs.stages import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_LOOKED_AT = 32
+
+
+def adopt_run(run: Run, given: Collection[str]) -> None:
+    """Give a run that has begun what its budget chose then, but for fields that the user sets."""
+    recipe = run.recipe
+    if recipe.budget is None or not run.folder.recipe.is_file():
+        return
+    saved = run.folder.load_recipe()
+    if saved.budget is None:
+        return
+    run.recipe = adopt_fit(recipe, saved, given)
+    if Budget.parse(recipe.budget) != Budget.parse(saved.budget):
+        fix = "more steps continue a stage, e.g. --prior.training.fit.steps"
+        run.accelerator.print(f"the run keeps what fits the budget that it began with, {saved.budget}; {fix}")
+
+
+def fit_run(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fitted | None:
+    """Fit a run that has not begun to its recipe's budget.
+
+    Every process calls it; process 0's choice counts.
+
+    Args:
+        run: not started; gets the fitted recipe.
+        given: dotted names of fields that the user has set.
+        spent: gives the seconds of the budget that are gone.
+
+    Returns:
+        what was chosen; None without a budget.
+
+    Raises:
+        ConfigError: too short a budget.
+        DataError: no images.
+    """
+    if run.recipe.budget is None:
+        return None
+    fitted = _fitting(run, given, spent).fit()
+    run.recipe = _of_process_0(fitted.recipe, run.accelerator)
+    return fitted
+
+
+def expect_run(run: Run) -> Fitted | None:
+    """What a run is expected to take, as its recipe is; every process calls it. None for codes of one's own.
+
+    Raises:
+        DataError: no images.
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    if recipe.codes is not None:
+        return None
+    counts, _, read = _images(run)
+    tokenizer = measure_tokenizer(recipe, accelerator)
+    spec = spec_of(recipe, counts.classes) if recipe.tokenizer.model.is_discrete else None
+    prior = None if spec is None else measure_prior(recipe, spec, accelerator)
+    speeds = Speeds(tokenizer, prior, read)
+    return Fitted(recipe, run_times(recipe, counts, speeds), speeds, counts, 0.0)
+
+
+def fit_run_prior(
+    run: Run, given: Collection[str], spent: Callable[[], float], tokenizer: TokenizerSpeed | None
+) -> Fitted | None:
+    """Fit the prior's steps again to what is left of the budget, unless the prior has begun.
+
+    Arguments and errors: see ``fit_run``.
+    """
+    folder, recipe = run.folder, run.recipe
+    if recipe.budget is None or folder.prior.exists() or _has_checkpoint(run) or tokenizer is None:
+        return None
+    spec = TokenDataset(folder.codes, "train", recipe.machine.tokens).spec
+    done = {*FIRST_STAGE, ENCODE}
+    fitted = _fitting(run, given, spent).fit_prior(spec, tokenizer, done)
+    run.recipe = _of_process_0(fitted.recipe, run.accelerator)
+    return fitted
+
+
+def _has_checkpoint(run: Run) -> bool:
+    checkpoints = run.folder.checkpoints("prior")
+    return checkpoints.is_dir() and any(checkpoints.glob("step-*"))
+
+
+def _fitting(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fitting:
+    recipe = run.recipe
+    assert recipe.budget is not None
+    counts, side, read = _images(run)
+    return Fitting(recipe, Budget.parse(recipe.budget), given, counts, side, read, spent, run.accelerator)
+
+
+def _images(run: Run) -> tuple[Counts, int | None, float]:
+    """Numbers of images, their usual shorter side, and seconds to read one."""
+    splits = open_run_sources(run.folder, run.recipe).splits
+    train, validation = splits["train"], splits["validation"]
+    classes = 0 if train.labels is None else len(train.class_names)
+    counts = Counts(len(train.ids), len(validation.ids), classes)
+    read = measure_reading(train, run.recipe.data.preprocess, os.cpu_count() or 1)
+    return counts, _usual_side(train), read
+
+
+def _usual_side(source: ImageSource) -> int | None:
+    """Median of the shorter sides of some images, in pixels; None if none can be read."""
+    sides = []
+    step = max(1, len(source.ids) // _LOOKED_AT)
+    for index in range(0, len(source.ids), step):
+        try:
+            sides.append(min(source.read(index).size))
+        except (TesseraError, OSError, ValueError):  # the scan will list it
+            continue
+    return int(statistics.median(sides)) if sides else None
+
+
+def _of_process_0(recipe: Recipe, accelerator: Accelerator) -> Recipe:
+    if accelerator.num_processes == 1:
+        return recipe
+    held = [recipe]
+    torch.distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def promise_text(fitted: Fitted) -> str:
+    """What was chosen and what is expected, as a table."""
+    recipe, speeds, times = fitted.recipe, fitted.speeds, fitted.times
+    rows = []
+    if speeds.tokenizer is not None:
+        rows += _tokenizer_rows(recipe, speeds.tokenizer)
+    if speeds.prior is not None and TRAIN_PRIOR in times:
+        fit, model = recipe.prior.training.fit, recipe.prior.model
+        passes = fit.steps * fit.batch_size / max(1, fitted.counts.train)
+        size = f"{model.shape.n_layers} blocks of width {model.shape.d_model}, dropout {model.dropout:g}"
+        rows.append(("prior", f"{size}, {recipe.prior.training.precision}"))
+        speed = f"{fit.batch_size / speeds.prior.step:,.0f} images/s"
+        rows.append(("", f"{fit.steps:,} steps of {fit.batch_size}, {passes:.1f} passes; {speed}"))
+    shown = ", ".join(f"{name} {duration(value)}" for name, value in times.items() if value >= 1)
+    rows.append(("expected", shown))
+    rows.append(("in all", duration(fitted.spent + sum(times.values()))))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, *(f"  note: {note}" for note in fitted.notes)])
+
+
+def _tokenizer_rows(recipe: Recipe, speed: TokenizerSpeed) -> list[tuple[str, str]]:
+    preprocess, stage = recipe.data.preprocess, recipe.tokenizer
+    stride, fit = stage.model.stride, stage.training.fit
+    codes = f"{preprocess.height // stride} x {preprocess.width // stride} codes"
+    rows = [("images", f"{preprocess.height} x {preprocess.width} pixels, {codes}")]
+    if stage.pretrained is None:
+        steps = f"{fit.steps:,} steps of {fit.batch_size}; {fit.batch_size / speed.step:,.0f} images/s"
+        rows.append(("tokenizer", f"{steps}, {stage.training.precision}"))
+    return rows

@@ -1,0 +1,175 @@
+"""Sizes of a recipe that leaves them open: resolution, tokenizer, codes, prior, dropout, from pictures and compute.
+
+Rules, with the compute of a stage in FLOPs of training (three forward passes):
+
+- Tokenizer: the widest network that still sees 40,000 images times the square root of (compute / 1.6e13), at the
+  highest resolution where one does. Width and images then grow together, as model and data should (Hoffmann et al.
+  2022, arXiv:2203.15556, section 3); docs/RESULTS.md has the trials behind the two numbers.
+- Resolution: at most that of the pictures, since more would only enlarge them.
+- Prior: the largest with at least ten codes of training per weight. The optimum for text is twenty (the same paper);
+  short trainings on images gain from larger models.
+- Passes over the pictures: up to 40. The value of repeated data decays, and is gone by about 40 passes (Muennighoff et
+  al. 2023, arXiv:2305.16264, section 5); dropout rises with them.
+- Codebook: FSQ's levels for 2^8 to 2^14 codes (Mentzer et al. 2023, arXiv:2309.15505, Table 1): at least 50 latents of
+  the pictures for each code, and more codes only where compute is large.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from foundation.codes.spec import CodeSpec
+from foundation.images.config import Preprocess
+from pipeline.planning.measure import flops
+from pipeline.planning.times import Counts
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.networks.config import VQGANNetworks
+from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.tokenizer import TokenizerModel
+from stage2_prior.config import PriorConfig
+
+MOST_PASSES = 40
+_IMAGES_SEEN, _AT_FLOPS = 40_000, 1.6e13
+_CODES_PER_WEIGHT = 10
+_LATENTS_PER_CODE = 50
+_MUCH_LARGER = 1.15
+"""pictures may be enlarged this much"""
+_RESOLUTIONS = ((32, 4, (1,)), (64, 4, (1, 2)), (128, 4, (1, 2)), (256, 4, (1, 2, 2)))
+"""side, patch size and width multipliers: 8 x 8 codes up to 64 pixels, 16 x 16 above"""
+_WIDTHS, _WIDE = (32, 48, 64, 96, 128, 192, 256), 128
+_LEVELS = ((8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))
+_LARGE_COMPUTE = (0.0, 0.0, 1e15, 1e18)
+"""FLOPs of the tokenizer's training from which on a codebook of ``_LEVELS`` pays"""
+_PRIORS = ((2, 4, 64), (3, 4, 96), (4, 4, 128), (5, 4, 192), (6, 4, 256), (8, 6, 384), (10, 8, 512), (12, 12, 768))
+"""blocks, heads and width"""
+_DROPOUTS = ((30, 0.3), (12, 0.2), (4, 0.1))
+"""passes over the pictures, and the dropout from there on"""
+
+
+@dataclass(frozen=True)
+class TokenizerSizes:
+    """A tokenizer's resolution and architecture.
+
+    Attributes:
+        side: of the images, in pixels.
+        model: the architecture.
+        flops: of a forward pass of one image.
+    """
+
+    side: int
+    model: TokenizerConfig
+    flops: float
+
+
+def choose_tokenizer(
+    budget_flops: float, counts: Counts, mode: str, side: int | None, *, fixed: bool
+) -> TokenizerSizes:
+    """The tokenizer for a compute budget.
+
+    Args:
+        budget_flops: of its whole training.
+        counts: of the pictures.
+        mode: RGB or L.
+        side: of the pictures, the shorter one in pixels, as they usually are; None sets no limit.
+        fixed: whether ``side`` is the resolution, a multiple of 8.
+    """
+    rungs = [each for each in _RESOLUTIONS if side is None or each[0] <= _MUCH_LARGER * side] or [_RESOLUTIONS[0]]
+    if fixed and side is not None:
+        rungs = [(side, *rungs[-1][1:])]
+    wanted = _IMAGES_SEEN * math.sqrt(budget_flops / _AT_FLOPS)
+    best: TokenizerSizes | None = None
+    for rung in rungs:
+        fitting = list(
+            itertools.takewhile(
+                lambda each: budget_flops >= 3 * each.flops * wanted, _tokenizers(*rung, counts, mode, budget_flops)
+            )
+        )
+        if not fitting:
+            break
+        best = fitting[-1]
+    return best or next(_tokenizers(*rungs[0], counts, mode, budget_flops))
+
+
+def _tokenizers(
+    side: int, patch_size: int, multipliers: tuple[int, ...], counts: Counts, mode: str, budget_flops: float
+) -> Iterator[TokenizerSizes]:
+    """Tokenizers of one resolution, the narrowest first."""
+    stride = patch_size * 2 ** (len(multipliers) - 1)
+    quantizer = FSQConfig(levels=_levels(counts.train * (side // stride) ** 2, budget_flops))
+    for width in _WIDTHS:
+        networks = VQGANNetworks(
+            patch_size=patch_size,
+            base_width=width,
+            width_multipliers=multipliers,
+            n_res_blocks=1 if width < _WIDE else 2,
+            norm_groups=8,
+            middle_attention=False,
+        )
+        model = TokenizerConfig(networks=networks, latent_channels=64, quantizer=quantizer)
+        yield TokenizerSizes(side, model, tokenizer_flops(model, mode, side))
+
+
+def _levels(n_latents: int, budget_flops: float) -> tuple[int, ...]:
+    fits = [
+        levels
+        for levels, pays in zip(_LEVELS, _LARGE_COMPUTE, strict=True)
+        if n_latents >= _LATENTS_PER_CODE * math.prod(levels) and budget_flops >= pays
+    ]
+    return fits[-1] if fits else _LEVELS[0]
+
+
+def choose_prior(
+    budget_flops: float, counts: Counts, n_views: int, spec: CodeSpec, open_one: PriorConfig
+) -> PriorConfig:
+    """The prior for a compute budget: its size, rotary base and dropout.
+
+    Args:
+        budget_flops: of its whole training.
+        counts: of the pictures.
+        n_views: stored views of a picture.
+        spec: of the codes.
+        open_one: of the recipe; all other settings are kept.
+    """
+    chosen, n_images = None, counts.train * n_views
+    for n_layers, n_heads, width in _PRIORS:
+        sizes = {"n_layers": n_layers, "n_heads": n_heads, "d_model": width, "size": None, "d_ff": None}
+        config = dataclasses.replace(open_one, **sizes)
+        cost, n_weights = prior_cost(config, spec)
+        seen = min(budget_flops / (3 * cost), MOST_PASSES * n_images)
+        if chosen is None or seen * spec.n_codes >= _CODES_PER_WEIGHT * n_weights:
+            chosen = dataclasses.replace(config, dropout=dropout_for(seen / max(1, n_images)))
+    assert chosen is not None
+    return chosen
+
+
+def dropout_for(n_passes: float) -> float:
+    """Dropout of a prior that sees its pictures so often."""
+    return next((dropout for passes, dropout in _DROPOUTS if n_passes >= passes), 0.0)
+
+
+@functools.cache
+def tokenizer_flops(model: TokenizerConfig, mode: str, side: int) -> float:
+    """FLOPs of encoder and decoder for one image."""
+    preprocess = Preprocess(height=side, width=side, mode=mode)  # type: ignore[arg-type]
+    tokenizer, grid = TokenizerModel(model, preprocess), side // model.stride
+    images, latents = (
+        torch.zeros(1, preprocess.n_channels, side, side),
+        torch.zeros(1, model.latent_channels, grid, grid),
+    )
+    return flops(lambda: (tokenizer.encoder(images), tokenizer.decoder(latents)))
+
+
+def prior_cost(config: PriorConfig, spec: CodeSpec) -> tuple[float, int]:
+    """FLOPs of a forward pass over the codes of one image; weights in the blocks."""
+    width, n_codes = config.shape.d_model, spec.n_codes
+    n_block = config.shape.n_layers * (4 * width**2 + 3 * width * config.feed_forward_width)
+    head = width * max(slot.codebook_size for slot in spec.slots)
+    attention = 4 * config.shape.n_layers * n_codes**2 * width
+    return 2.0 * n_codes * (n_block + head) + attention, n_block

@@ -86,7 +86,7 @@ def estimate(recipe: Recipe, accelerator: Accelerator, *, on: str | None = None,
         ConfigError: no such machine.
     """
     machine = None if on is None else named_machine(on)
-    process = 0 if machine else _process_bytes()
+    process = 0 if machine else process_bytes()
     if machine is None:
         recipe, _ = settle_precision(recipe, accelerator.device)
     kind: Kind = machine.kind if machine else "cpu" if accelerator.device.type == "cpu" else "gpu"
@@ -124,7 +124,7 @@ def estimate(recipe: Recipe, accelerator: Accelerator, *, on: str | None = None,
     return Estimate(groups, numbers)
 
 
-def _process_bytes() -> int:
+def process_bytes() -> int:
     """Resident memory of a process that has imported torch and built an optimizer, which imports more."""
     import psutil
 

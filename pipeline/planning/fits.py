@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +38,9 @@ def largest_micro_batch(recipe: Recipe, stage: Stage, kind: Kind, available: int
     The peak is affine in the micro-batch once activations dominate it, so two sizes are counted.
     """
     batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
-    recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": 4 * batch * n_processes})  # never a single pass
     small, large = (4, 8) if batch >= 8 else (1, 2)
+    several = max(batch, 4 * large) * n_processes  # examples: never a single pass
+    recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": several})
     counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
     slope = (counted[1] - counted[0]) / (large - small)
     return max(0, min(batch, int((available - counted[0]) / slope + small)))
@@ -112,7 +112,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
     """Bytes that a step takes at most, from one forward pass of one example: cheap, and several times too large."""
     training, preprocess = getattr(recipe, stage).training, recipe.data.preprocess
     batch = max(1, training.fit.batch_size // n_processes)
-    batch = min(batch, getattr(training, "micro_batch_size", None) or batch)
+    batch = min(batch, training.micro_batch_size or batch)
     with without_memory("gpu") as (trace, _), torch.no_grad():
         if stage == "tokenizer":
             model: Any = TokenizerModel(recipe.tokenizer.model, preprocess).train()
@@ -135,18 +135,17 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
 def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
     """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
     training = getattr(recipe, stage).training
-    fields = {each.name for each in dataclasses.fields(training)}
     micro = largest_micro_batch(recipe, stage, kind, available, n_processes=n_processes)
     fixes = []
-    size = f"{stage}.training." + ("micro_batch_size" if "micro_batch_size" in fields else "fit.batch_size")
+    size = f"{stage}.training.micro_batch_size"
     if micro:
         fixes.append(f"set {size} to {micro}")
-    if "checkpoint_blocks" in fields and not training.checkpoint_blocks:
+    if not training.checkpoint_blocks:
         less = replaced(recipe, {f"{stage}.training.checkpoint_blocks": True})
         checkpointed = largest_micro_batch(less, stage, kind, available, n_processes=n_processes)
         if checkpointed > micro:
             fixes.append(f"set {stage}.training.checkpoint_blocks to true and {size} to {checkpointed}")
-    own = getattr(training, "micro_batch_size", None) or training.fit.batch_size
+    own = training.micro_batch_size or training.fit.batch_size
     return ConfigError(
         f"a step of the {stage} does not fit the memory",
         field=size,

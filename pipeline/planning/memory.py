@@ -35,6 +35,8 @@ Stage = Literal["tokenizer", "prior"]
 Kind = Literal["cpu", "gpu"]
 STATE = ("weights", "gradients", "moments", "average")
 """parts that do not depend on the batch"""
+_COPIES = {"tokenizer": 3, "prior": 1}
+"""tensors of a batch's size that exist through all passes: images, reconstructions and their gradients; codes"""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,12 @@ def step_memory(
     recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
     training = getattr(recipe, stage).training
     batch = max(1, training.fit.batch_size // n_processes)
-    micro = min(batch, micro_batch or getattr(training, "micro_batch_size", None) or batch)
-    n_examples = min(batch, 2 * micro) if hasattr(training, "micro_batch_size") else micro
-    changes: dict[str, Any] = {"fit": replace(training.fit, batch_size=n_examples)}
-    if hasattr(training, "micro_batch_size"):
-        changes["micro_batch_size"] = micro
+    micro = min(batch, micro_batch or training.micro_batch_size or batch)
+    n_examples = min(batch, 2 * micro)
+    fit = replace(training.fit, batch_size=n_examples)
+    training = replace(training, fit=fit, micro_batch_size=micro, compile=False)
     with without_memory(kind) as (trace, device):
-        task = _TASKS[stage](recipe, replace(training, **changes), device, trace)
+        task = _TASKS[stage](recipe, training, device, trace)
         _name_state(task, trace, stage)
         trace.work.clear()
         trace.restart()
@@ -93,6 +94,7 @@ def step_memory(
             task.train_step(examples, step)
         del examples
         kept = {name: n for name, n in trace.largest.items() if name not in (*STATE, BACKWARD)}
+        trace.at_peak["batch"] += (batch - n_examples) * _COPIES[stage] * kept["batch"] // n_examples
         return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work))
 
 
@@ -141,7 +143,7 @@ def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trac
     with trace.naming("weights"):
         layout = code_layout(recipe)
         model = PriorModel(recipe.prior.model, layout)
-        task = PriorTask(model, replace(training, compile=False), None, _process(device))
+        task = PriorTask(model, training, None, _process(device))
     for name, module in model.named_children():
         if name != "blocks":
             trace.follow(module, "embeddings" if isinstance(module, nn.Embedding) or name == "dropout" else "head")
@@ -152,7 +154,8 @@ def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trac
 
 def _tokenizer_examples(task: TokenizerTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
     p = task.model.preprocess
-    return {"images": torch.zeros(n, p.n_channels, p.height, p.width, device=device)}, task.learner.n_steps - 1
+    images = torch.zeros(n, p.n_channels, p.height, p.width, device=device)
+    return {"images": images}, task.learner.n_steps - 1
 
 
 def _prior_examples(task: PriorTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:

@@ -171,7 +171,7 @@ _EXAMPLES: dict[str, Any] = {"tokenizer": _tokenizer_examples, "prior": _prior_e
 
 
 def code_layout(recipe: Recipe) -> Any:
-    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint."""
+    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint and classes."""
     with torch.device("meta"):
         return TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 BACKWARD = "backward pass"
-_VALUES = {torch.bool: True, torch.int64: 1, torch.int32: 1}
+_VALUES = {torch.bool: True, torch.int64: 0, torch.int32: 0}
 """what a step is answered that asks for a value: all is well"""
 _ANY = "_of_any"
 """marks the result of a question whether any value is bad"""

@@ -12,14 +12,14 @@ from pipeline.cli import main
 
 
 def test_estimate_says_what_the_prior_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The digits recipe's prior: 96 wide, 3 blocks, 192 codes, 10 classes; its parameters counted by hand."""
+    """The digits recipe's prior: 96 wide, 3 blocks, 192 codes; its parameters counted by hand."""
     path = tmp_path / "costs.json"
     assert main(["estimate", "digits", "--on", "h100", "--json", str(path)]) == 0
     lines = [re.split(r"  +", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     printed = {each[0]: each[-1] for each in lines}
     feed_forward, width = 256, 96
     block = 4 * width**2 + 3 * width * feed_forward + 2 * width + 2 * 24
-    n_parameters = 192 * width + 11 * width + 3 * block + width + 192 * width
+    n_parameters = 192 * width + width + 3 * block + width + 192 * width
     assert printed["prior parameters"].startswith(f"{n_parameters / 1e6:.2f} million")
     parts = json.loads(path.read_text())["memory"]["prior"]["parts"]
     assert parts["moments"] == 8 * n_parameters and parts["average"] == 4 * n_parameters

@@ -20,7 +20,7 @@ EXACT = {"tokenizer.training.precision": "float32", "prior.training.precision": 
 
 def wide(**more: object) -> Recipe:
     """A prior of which activations are most."""
-    model = {"d_model": 64, "n_layers": 4, "n_heads": 4}
+    model = {"d_model": 64, "n_layers": 2, "n_heads": 4}
     return load_recipe("digits", {**TINY, **EXACT, "prior.model": model, "prior.training.fit.batch_size": 512, **more})
 
 
@@ -33,8 +33,8 @@ def test_the_largest_micro_batch_fits_and_a_slightly_larger_one_does_not() -> No
 
 
 def test_what_cannot_fit_is_refused_with_a_way_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = 100 << 20
-    monkeypatch.setattr(fits, "device_memory", lambda device: room)
+    monkeypatch.setattr(fits, "device_memory", lambda device: 100 << 20)
+    monkeypatch.setattr(fits, "trained_stages", lambda recipe: ["prior"])
     with pytest.raises(ConfigError) as caught:
         require_fits(wide(), CPU)
     said = str(caught.value)
@@ -53,6 +53,7 @@ def test_what_may_not_fit_is_said_and_runs(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_where_not_even_one_example_fits_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "device_memory", lambda device: 1 << 20)
+    monkeypatch.setattr(fits, "largest_micro_batch", lambda *_, **__: 0)
     with pytest.raises(ConfigError, match="smaller model"):
         require_fits(wide(), CPU)
 

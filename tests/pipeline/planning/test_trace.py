@@ -55,3 +55,4 @@ def test_a_step_may_ask_for_values_and_gets_plausible_ones() -> None:
     with Trace():
         x = torch.empty(3, device="meta")
         assert float(x.sum()) == 1.0 and bool((x > 0).all()) and torch.equal(x, x)
+        assert not bool((x < 0).any()) and int((x < 0).sum()) == 0

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from foundation.config_fields import replaced
 from foundation.hardware import keep_freed_memory
 from pipeline.planning.estimate import process_bytes
-from pipeline.planning.fits import largest_micro_batch, needed
+from pipeline.planning.fits import needed, pass_memory
 from pipeline.planning.measure import measure_prior, measure_tokenizer
 from pipeline.planning.memory import STATE, Stage, code_layout, step_memory
 from pipeline.planning.trace import BACKWARD
@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[str, Stage, dict[str, Any]]] = {
     "imagenet-gpt-b, prior, a batch of 2": ("imagenet-gpt-b", "prior", {"prior.training.fit.batch_size": 2}),
 }
 QUICK = ("digits, tokenizer", "digits, prior", "cifar10, tokenizer")
-CARDS = (
+CARDS: tuple[tuple[str, Stage], ...] = (
     ("imagenet-vqgan-f16", "tokenizer"),
     ("imagenet-vq16", "tokenizer"),
     ("imagenet-gpt-b", "prior"),
@@ -135,13 +135,14 @@ def cards() -> list[dict[str, Any]]:
     found = []
     for name, stage in CARDS:
         recipe = load_recipe(name)
-        few, more = (step_memory(recipe, stage, "gpu", n).kept for n in (4, 8))  # type: ignore[arg-type]
+        few, more = (step_memory(recipe, stage, "gpu", n).kept for n in (4, 8))
         parts = {part: (more[part] - few[part]) / 4 for part in more if part not in (*STATE, BACKWARD, "batch")}
         fits = {}
         for checkpointed in (False, True):
             chosen = replaced(recipe, {f"{stage}.training.checkpoint_blocks": checkpointed})
+            memory = pass_memory(chosen, stage, "gpu")
             for size in SIZES_GB:
-                micro = largest_micro_batch(chosen, stage, "gpu", int(size * 1e9))  # type: ignore[arg-type]
+                micro = memory.largest(int(size * 1e9))
                 fits[f"{size} GB{', checkpoint_blocks' if checkpointed else ''}"] = micro
         found.append({"recipe": name, "stage": stage, "parts": parts, "fits": fits})
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,39 +33,39 @@ def needed(memory: StepMemory, kind: Kind) -> int:
     return int(state + factor * (memory.peak - state)) + libraries
 
 
-def largest_micro_batch(recipe: Recipe, stage: Stage, kind: Kind, available: int, *, n_processes: int = 1) -> int:
-    """The most examples of a forward pass that fit ``available`` bytes, up to the batch; 0 if not one fits.
+@dataclass(frozen=True)
+class PassMemory:
+    """Memory of a step as a function of the examples of a forward pass: affine once activations dominate it.
 
-    The peak is affine in the micro-batch once activations dominate it, so two sizes are counted.
+    Attributes:
+        constant: bytes.
+        of_one: bytes of one example.
+        batch: examples of a step, which no pass exceeds.
     """
+
+    constant: float
+    of_one: float
+    batch: int
+
+    def largest(self, available: int) -> int:
+        """The most examples of a forward pass that fit ``available`` bytes; 0 if not one fits."""
+        return max(0, min(self.batch, int((available - self.constant) / self.of_one)))
+
+
+def pass_memory(recipe: Recipe, stage: Stage, kind: Kind, *, n_processes: int = 1) -> PassMemory:
+    """Count steps of several passes of two sizes."""
     batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
     small, large = (4, 8) if batch >= 8 else (1, 2)
     several = max(batch, 4 * large) * n_processes  # examples: never a single pass
     recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": several})
     counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
-    slope = (counted[1] - counted[0]) / (large - small)
-    return max(0, min(batch, int((available - counted[0]) / slope + small)))
+    of_one = (counted[1] - counted[0]) / (large - small)
+    return PassMemory(counted[0] - of_one * small, of_one, batch)
 
 
-@dataclass(frozen=True)
-class Shortage:
-    """A stage that does not fit.
-
-    Attributes:
-        stage: which.
-        needed, available: bytes.
-        micro_batch: the largest that fits, 0 for none.
-        checkpointed: the largest with ``checkpoint_blocks``, 0 for none.
-    """
-
-    stage: Stage
-    needed: int
-    available: int
-    micro_batch: int
-    checkpointed: int
-
-
-def require_fits(recipe: Recipe, device: torch.device, *, n_processes: int = 1) -> None:
+def require_fits(
+    recipe: Recipe, device: torch.device, stages: Collection[str] = ("tokenizer", "prior"), *, n_processes: int = 1
+) -> None:
     """Refuse a recipe whose training exceeds the device's free memory by more than the estimate's error; else warn.
 
     A stage that obviously fits is not counted.
@@ -72,13 +73,14 @@ def require_fits(recipe: Recipe, device: torch.device, *, n_processes: int = 1) 
     Args:
         recipe: with its precisions resolved.
         device: where it trains.
+        stages: to look at, of those that the recipe trains.
         n_processes: that share each batch.
 
     Raises:
         ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.
     """
     available, kind = device_memory(device), "cpu" if device.type == "cpu" else "gpu"
-    for stage in trained_stages(recipe):
+    for stage in (each for each in trained_stages(recipe) if each in stages):
         if upper_bound(recipe, stage, n_processes) < available:
             continue
         total = needed(step_memory(recipe, stage, kind, n_processes=n_processes), kind)  # type: ignore[arg-type]
@@ -135,14 +137,14 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
 def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
     """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
     training = getattr(recipe, stage).training
-    micro = largest_micro_batch(recipe, stage, kind, available, n_processes=n_processes)
+    micro = pass_memory(recipe, stage, kind, n_processes=n_processes).largest(available)
     fixes = []
     size = f"{stage}.training.micro_batch_size"
     if micro:
         fixes.append(f"set {size} to {micro}")
     if not training.checkpoint_blocks:
         less = replaced(recipe, {f"{stage}.training.checkpoint_blocks": True})
-        checkpointed = largest_micro_batch(less, stage, kind, available, n_processes=n_processes)
+        checkpointed = pass_memory(less, stage, kind, n_processes=n_processes).largest(available)
         if checkpointed > micro:
             fixes.append(f"set {stage}.training.checkpoint_blocks to true and {size} to {checkpointed}")
     own = training.micro_batch_size or training.fit.batch_size

@@ -10,7 +10,7 @@ from support.tiny_run import TINY
 
 from foundation.errors import ConfigError
 from pipeline.planning import fits
-from pipeline.planning.fits import largest_micro_batch, needed, require_fits, trained_stages, upper_bound
+from pipeline.planning.fits import PassMemory, needed, pass_memory, require_fits, trained_stages, upper_bound
 from pipeline.planning.memory import step_memory
 from pipeline.runs.recipe import Recipe, load_recipe
 
@@ -26,7 +26,7 @@ def wide(**more: object) -> Recipe:
 
 def test_the_largest_micro_batch_fits_and_a_slightly_larger_one_does_not() -> None:
     recipe, room = wide(), 100 << 20
-    micro = largest_micro_batch(recipe, "prior", "cpu", room)
+    micro = pass_memory(recipe, "prior", "cpu").largest(room)
     assert 8 < micro < 512
     assert needed(step_memory(recipe, "prior", "cpu", micro), "cpu") <= 1.05 * room
     assert needed(step_memory(recipe, "prior", "cpu", int(1.2 * micro) + 1), "cpu") > room
@@ -34,14 +34,14 @@ def test_the_largest_micro_batch_fits_and_a_slightly_larger_one_does_not() -> No
 
 def test_what_cannot_fit_is_refused_with_a_way_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "device_memory", lambda device: 100 << 20)
-    monkeypatch.setattr(fits, "trained_stages", lambda recipe: ["prior"])
     with pytest.raises(ConfigError) as caught:
-        require_fits(wide(), CPU)
+        require_fits(wide(), CPU, ["prior"])
     said = str(caught.value)
     assert caught.value.field == "prior.training.micro_batch_size" and "512 examples" in said
     size = re.search(r"set prior.training.micro_batch_size to (\d+)", said)
     assert size is not None and "checkpoint_blocks" in said
-    require_fits(wide(**{"prior.training.micro_batch_size": int(0.9 * int(size[1]))}), CPU)
+    require_fits(wide(**{"prior.training.micro_batch_size": int(0.9 * int(size[1]))}), CPU, ["prior"])
+    require_fits(wide(), CPU, [])
 
 
 def test_what_may_not_fit_is_said_and_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_what_may_not_fit_is_said_and_runs(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_where_not_even_one_example_fits_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "device_memory", lambda device: 1 << 20)
-    monkeypatch.setattr(fits, "largest_micro_batch", lambda *_, **__: 0)
+    monkeypatch.setattr(fits, "pass_memory", lambda *_, **__: PassMemory(2.0**30, 1.0, 8))
     with pytest.raises(ConfigError, match="smaller model"):
         require_fits(wide(), CPU)
 

@@ -59,9 +59,10 @@ _STEPS = 3
 def recipe_of(row: str) -> Recipe:
     """The row's recipe, in float32."""
     name, _, values = ROWS[row]
-    exact = {f"{stage}.training.precision": "float32" for stage in ("tokenizer", "prior")}
-    overrides = {**exact, "tokenizer.training.perceptual.precision": "float32", **values}
-    return load_recipe(name, {**overrides, "tokenizer.training.perceptual.vgg_weights": RANDOM})
+    exact = {f"{part}.precision": "float32" for part in ("tokenizer.training", "prior.training")}
+    perceptual = {"precision": "float32", "vgg_weights": RANDOM}
+    exact |= {f"tokenizer.training.perceptual.{field}": value for field, value in perceptual.items()}
+    return replaced(load_recipe(name, values), exact)
 
 
 def promised(row: str) -> dict[str, float]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from foundation.config_fields import replaced
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, TesseraError, one_line
 from foundation.hardware import free_memory
 from pipeline.planning.memory import STATE, Kind, Stage, StepMemory, code_layout, step_memory, without_memory
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 
+T = TypeVar("T")
 _ON_TOP = {"cpu": (1.4, 40 << 20), "gpu": (1.1, 700 << 20)}
 """factor of activations and temporaries, for memory between blocks and inside of kernels; and bytes of the libraries.
 On a CPU measured, with glibc and oneDNN (docs/RESULTS.md); on a GPU assumed: the driver's context, cuDNN, cuBLAS"""
@@ -79,16 +80,32 @@ def require_fits(
     Raises:
         ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.
     """
-    available, kind = device_memory(device), "cpu" if device.type == "cpu" else "gpu"
+    available = device_memory(device)
+    kind: Kind = "cpu" if device.type == "cpu" else "gpu"
     for stage in (each for each in trained_stages(recipe) if each in stages):
-        if upper_bound(recipe, stage, n_processes) < available:
+        bound = if_countable(stage, lambda: upper_bound(recipe, stage, n_processes))  # noqa: B023
+        if bound is None or bound < available:
             continue
-        total = needed(step_memory(recipe, stage, kind, n_processes=n_processes), kind)  # type: ignore[arg-type]
+        counted = if_countable(stage, lambda: step_memory(recipe, stage, kind, n_processes=n_processes))  # noqa: B023
+        if counted is None:
+            continue
+        total = needed(counted, kind)
         if total > available * (1 + ERROR):
-            raise _refusal(recipe, stage, kind, total, available, n_processes)  # type: ignore[arg-type]
+            raise _refusal(recipe, stage, kind, total, available, n_processes)
         if total > available:
             what = f"a step of the {stage} takes about {gigabytes(total)}, and {gigabytes(available)} are free"
             print(f"memory: {what}: it may not fit", file=sys.stderr)
+
+
+def if_countable(stage: Stage, count: Callable[[], T]) -> T | None:
+    """What ``count`` returns; None, and a line on stderr, where a plugin's networks need tensors with values."""
+    try:
+        return count()
+    except TesseraError:
+        raise
+    except Exception as error:  # foreign code
+        print(f"memory: of the {stage} it is not known: {one_line(error)}", file=sys.stderr)
+        return None
 
 
 def trained_stages(recipe: Recipe) -> list[Stage]:

@@ -64,6 +64,17 @@ def test_what_obviously_fits_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
     require_fits(wide(), CPU)
 
 
+def test_networks_that_need_values_are_not_counted_and_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("needs values")
+
+    monkeypatch.setattr(fits, "upper_bound", fails)
+    require_fits(wide(), CPU, ["prior"])
+    assert "prior" in (said := capsys.readouterr().err) and "needs values" in said
+
+
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_the_bound_is_above_the_count(stage: fits.Stage) -> None:
     recipe = wide()

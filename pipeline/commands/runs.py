@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +47,7 @@ def run(
 
 def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
-    start_run(recipe, out, read_fields(fields, train_tokenizer)).train_tokenizer()
+    start_run(recipe, out, read_fields(fields, train_tokenizer), stages=("tokenizer",)).train_tokenizer()
 
 
 def train_prior(
@@ -77,7 +77,7 @@ def train_prior(
     if codes is None and given:
         name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
         raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
-    job = start_run(recipe, out, {**overrides, **given})
+    job = start_run(recipe, out, {**overrides, **given}, stages=("prior",))
     job.train_prior()
     if job.run.recipe.codes is not None:
         job.run.sample()
@@ -141,6 +141,7 @@ def start_run(
     overrides: Mapping[str, Any] | None = None,
     *,
     estimate_first: bool = False,
+    stages: Collection[str] = ("tokenizer", "prior"),
 ) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
 
@@ -151,6 +152,7 @@ def start_run(
         out: the run folder; None derives it.
         overrides: dotted name -> value.
         estimate_first: say what a new run without a budget is expected to take.
+        stages: that will be trained, and must fit the memory.
 
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
@@ -168,7 +170,8 @@ def start_run(
     ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
     is_new = not run.folder.recipe.is_file()
     fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if is_new else None
-    require_fits(run.recipe, run.accelerator.device, n_processes=run.accelerator.num_processes)
+    missing = [each for each in stages if not getattr(run.folder, each).exists()]
+    require_fits(run.recipe, run.accelerator.device, missing, n_processes=run.accelerator.num_processes)
     run.start()
     expected = expect_run(run) if is_new and fitted is None and estimate_first else fitted
     if expected is not None:

@@ -15,7 +15,7 @@ from torch import nn
 from foundation.errors import TesseraError
 from foundation.images.image_set import open_splits
 from pipeline.planning.computed import computed_prior, computed_tokenizer
-from pipeline.planning.fits import device_memory, gigabytes, needed, trained_stages
+from pipeline.planning.fits import device_memory, gigabytes, if_countable, needed, trained_stages
 from pipeline.planning.machines import SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, named_machine
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed, measure_prior, measure_reading, measure_tokenizer
 from pipeline.planning.memory import STATE, Kind, Stage, StepMemory, code_layout, step_memory, without_memory
@@ -86,12 +86,16 @@ def estimate(recipe: Recipe, accelerator: Accelerator, *, on: str | None = None,
         ConfigError: no such machine.
     """
     machine = None if on is None else named_machine(on)
-    process = 0 if machine else _process_bytes()
+    process = 0 if machine else process_bytes()
     if machine is None:
         recipe, _ = settle_precision(recipe, accelerator.device)
     kind: Kind = machine.kind if machine else "cpu" if accelerator.device.type == "cpu" else "gpu"
     found = _images(recipe, images)
-    steps = {stage: step_memory(recipe, stage, kind) for stage in trained_stages(recipe)}
+    counted = {
+        stage: if_countable(stage, lambda: step_memory(recipe, stage, kind))  # noqa: B023
+        for stage in trained_stages(recipe)
+    }
+    steps = {stage: memory for stage, memory in counted.items() if memory is not None}
     available = int(machine.memory * 1e9) if machine else device_memory(accelerator.device)
     tokenizer, prior = _speeds(recipe, accelerator, on)
     times = run_times(recipe, found.counts, Speeds(tokenizer, prior, found.read))
@@ -124,7 +128,7 @@ def estimate(recipe: Recipe, accelerator: Accelerator, *, on: str | None = None,
     return Estimate(groups, numbers)
 
 
-def _process_bytes() -> int:
+def process_bytes() -> int:
     """Resident memory of a process that has imported torch and built an optimizer, which imports more."""
     import psutil
 

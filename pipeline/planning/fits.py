@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from foundation.config_fields import replaced
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, TesseraError, one_line
 from foundation.hardware import free_memory
 from pipeline.planning.memory import STATE, Kind, Stage, StepMemory, code_layout, step_memory, without_memory
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 
+T = TypeVar("T")
 _ON_TOP = {"cpu": (1.4, 40 << 20), "gpu": (1.1, 700 << 20)}
 """factor of activations and temporaries, for memory between blocks and inside of kernels; and bytes of the libraries.
 On a CPU measured, with glibc and oneDNN (docs/RESULTS.md); on a GPU assumed: the driver's context, cuDNN, cuBLAS"""
@@ -33,38 +34,39 @@ def needed(memory: StepMemory, kind: Kind) -> int:
     return int(state + factor * (memory.peak - state)) + libraries
 
 
-def largest_micro_batch(recipe: Recipe, stage: Stage, kind: Kind, available: int, *, n_processes: int = 1) -> int:
-    """The most examples of a forward pass that fit ``available`` bytes, up to the batch; 0 if not one fits.
-
-    The peak is affine in the micro-batch once activations dominate it, so two sizes are counted.
-    """
-    batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
-    recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": 4 * batch * n_processes})  # never a single pass
-    small, large = (4, 8) if batch >= 8 else (1, 2)
-    counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
-    slope = (counted[1] - counted[0]) / (large - small)
-    return max(0, min(batch, int((available - counted[0]) / slope + small)))
-
-
 @dataclass(frozen=True)
-class Shortage:
-    """A stage that does not fit.
+class PassMemory:
+    """Memory of a step as a function of the examples of a forward pass: affine once activations dominate it.
 
     Attributes:
-        stage: which.
-        needed, available: bytes.
-        micro_batch: the largest that fits, 0 for none.
-        checkpointed: the largest with ``checkpoint_blocks``, 0 for none.
+        constant: bytes.
+        of_one: bytes of one example.
+        batch: examples of a step, which no pass exceeds.
     """
 
-    stage: Stage
-    needed: int
-    available: int
-    micro_batch: int
-    checkpointed: int
+    constant: float
+    of_one: float
+    batch: int
+
+    def largest(self, available: int) -> int:
+        """The most examples of a forward pass that fit ``available`` bytes; 0 if not one fits."""
+        return max(0, min(self.batch, int((available - self.constant) / self.of_one)))
 
 
-def require_fits(recipe: Recipe, device: torch.device, *, n_processes: int = 1) -> None:
+def pass_memory(recipe: Recipe, stage: Stage, kind: Kind, *, n_processes: int = 1) -> PassMemory:
+    """Count steps of several passes of two sizes."""
+    batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
+    small, large = (4, 8) if batch >= 8 else (1, 2)
+    several = max(batch, 4 * large) * n_processes  # examples: never a single pass
+    recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": several})
+    counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
+    of_one = (counted[1] - counted[0]) / (large - small)
+    return PassMemory(counted[0] - of_one * small, of_one, batch)
+
+
+def require_fits(
+    recipe: Recipe, device: torch.device, stages: Collection[str] = ("tokenizer", "prior"), *, n_processes: int = 1
+) -> None:
     """Refuse a recipe whose training exceeds the device's free memory by more than the estimate's error; else warn.
 
     A stage that obviously fits is not counted.
@@ -72,21 +74,38 @@ def require_fits(recipe: Recipe, device: torch.device, *, n_processes: int = 1) 
     Args:
         recipe: with its precisions resolved.
         device: where it trains.
+        stages: to look at, of those that the recipe trains.
         n_processes: that share each batch.
 
     Raises:
         ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.
     """
-    available, kind = device_memory(device), "cpu" if device.type == "cpu" else "gpu"
-    for stage in trained_stages(recipe):
-        if upper_bound(recipe, stage, n_processes) < available:
+    available = device_memory(device)
+    kind: Kind = "cpu" if device.type == "cpu" else "gpu"
+    for stage in (each for each in trained_stages(recipe) if each in stages):
+        bound = if_countable(stage, lambda: upper_bound(recipe, stage, n_processes))  # noqa: B023
+        if bound is None or bound < available:
             continue
-        total = needed(step_memory(recipe, stage, kind, n_processes=n_processes), kind)  # type: ignore[arg-type]
+        counted = if_countable(stage, lambda: step_memory(recipe, stage, kind, n_processes=n_processes))  # noqa: B023
+        if counted is None:
+            continue
+        total = needed(counted, kind)
         if total > available * (1 + ERROR):
-            raise _refusal(recipe, stage, kind, total, available, n_processes)  # type: ignore[arg-type]
+            raise _refusal(recipe, stage, kind, total, available, n_processes)
         if total > available:
             what = f"a step of the {stage} takes about {gigabytes(total)}, and {gigabytes(available)} are free"
             print(f"memory: {what}: it may not fit", file=sys.stderr)
+
+
+def if_countable(stage: Stage, count: Callable[[], T]) -> T | None:
+    """What ``count`` returns; None, and a line on stderr, where a plugin's networks need tensors with values."""
+    try:
+        return count()
+    except TesseraError:
+        raise
+    except Exception as error:  # foreign code
+        print(f"memory: of the {stage} it is not known: {one_line(error)}", file=sys.stderr)
+        return None
 
 
 def trained_stages(recipe: Recipe) -> list[Stage]:
@@ -112,7 +131,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
     """Bytes that a step takes at most, from one forward pass of one example: cheap, and several times too large."""
     training, preprocess = getattr(recipe, stage).training, recipe.data.preprocess
     batch = max(1, training.fit.batch_size // n_processes)
-    batch = min(batch, getattr(training, "micro_batch_size", None) or batch)
+    batch = min(batch, training.micro_batch_size or batch)
     with without_memory("gpu") as (trace, _), torch.no_grad():
         if stage == "tokenizer":
             model: Any = TokenizerModel(recipe.tokenizer.model, preprocess).train()
@@ -135,18 +154,17 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
 def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
     """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
     training = getattr(recipe, stage).training
-    fields = {each.name for each in dataclasses.fields(training)}
-    micro = largest_micro_batch(recipe, stage, kind, available, n_processes=n_processes)
+    micro = pass_memory(recipe, stage, kind, n_processes=n_processes).largest(available)
     fixes = []
-    size = f"{stage}.training." + ("micro_batch_size" if "micro_batch_size" in fields else "fit.batch_size")
+    size = f"{stage}.training.micro_batch_size"
     if micro:
         fixes.append(f"set {size} to {micro}")
-    if "checkpoint_blocks" in fields and not training.checkpoint_blocks:
+    if not training.checkpoint_blocks:
         less = replaced(recipe, {f"{stage}.training.checkpoint_blocks": True})
-        checkpointed = largest_micro_batch(less, stage, kind, available, n_processes=n_processes)
+        checkpointed = pass_memory(less, stage, kind, n_processes=n_processes).largest(available)
         if checkpointed > micro:
             fixes.append(f"set {stage}.training.checkpoint_blocks to true and {size} to {checkpointed}")
-    own = getattr(training, "micro_batch_size", None) or training.fit.batch_size
+    own = training.micro_batch_size or training.fit.batch_size
     return ConfigError(
         f"a step of the {stage} does not fit the memory",
         field=size,

@@ -68,6 +68,9 @@ class _Rules(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if func is F.dropout and args[0].is_meta:
             return _dropout(*args, **kwargs)
+        if func in _BACKWARD:  # recomputes forward passes, by these rules too
+            with self:
+                return _BACKWARD[func](*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -87,6 +90,33 @@ def _attention(
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
+
+
+def _backward(of: Any, gradients: Any = None, retain_graph: bool | None = None, **how: Any) -> None:
+    """torch.autograd.backward."""
+    given = how.get("gradient", how.get("grad_tensors", gradients))
+    _run(of, (), given, keep=bool(retain_graph), accumulate=True)
+
+
+def _gradients(of: Any, to: Any, **how: Any) -> tuple[torch.Tensor, ...]:
+    """torch.autograd.grad."""
+    return _run(of, to, how.get("grad_outputs"), keep=bool(how.get("retain_graph")), accumulate=False)
+
+
+def _run(of: Any, to: Any, given: Any, *, keep: bool, accumulate: bool) -> tuple[torch.Tensor, ...]:
+    """Torch's engine itself: its functions would ask the rules again, and run without them."""
+    engine: Callable[..., tuple[torch.Tensor, ...]] = torch.autograd.graph._engine_run_backward
+    of, to = (tuple(each) if isinstance(each, (tuple, list)) else (each,) for each in (of, to))
+    given = (given,) if isinstance(given, torch.Tensor) else given or [None] * len(of)
+    start = tuple(torch.ones_like(one) if value is None else value for one, value in zip(of, given, strict=True))
+    return engine(of, start, keep, False, to, allow_unreachable=accumulate, accumulate_grad=accumulate)
+
+
+_BACKWARD: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.backward: _backward,
+    torch.autograd.backward: _backward,
+    torch.autograd.grad: _gradients,
+}
 
 
 @contextlib.contextmanager

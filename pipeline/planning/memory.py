@@ -25,6 +25,7 @@ from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.quantizers import fsq
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 from stage2_prior.prior import PriorModel
@@ -34,6 +35,8 @@ Stage = Literal["tokenizer", "prior"]
 Kind = Literal["cpu", "gpu"]
 STATE = ("weights", "gradients", "moments", "average")
 """parts that do not depend on the batch"""
+_COPIES = {"tokenizer": 3, "prior": 1}
+"""tensors of a batch's size that exist through all passes: images, reconstructions and their gradients; codes"""
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,12 @@ def step_memory(
     recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
     training = getattr(recipe, stage).training
     batch = max(1, training.fit.batch_size // n_processes)
-    micro = min(batch, micro_batch or getattr(training, "micro_batch_size", None) or batch)
-    n_examples = min(batch, 2 * micro) if hasattr(training, "micro_batch_size") else micro
-    changes: dict[str, Any] = {"fit": replace(training.fit, batch_size=n_examples)}
-    if hasattr(training, "micro_batch_size"):
-        changes["micro_batch_size"] = micro
+    micro = min(batch, micro_batch or training.micro_batch_size or batch)
+    n_examples = min(batch, 2 * micro)
+    fit = replace(training.fit, batch_size=n_examples)
+    training = replace(training, fit=fit, micro_batch_size=micro, compile=False)
     with without_memory(kind) as (trace, device):
-        task = _TASKS[stage](recipe, replace(training, **changes), device, trace)
+        task = _TASKS[stage](recipe, training, device, trace)
         _name_state(task, trace, stage)
         trace.work.clear()
         trace.restart()
@@ -92,6 +94,7 @@ def step_memory(
             task.train_step(examples, step)
         del examples
         kept = {name: n for name, n in trace.largest.items() if name not in (*STATE, BACKWARD)}
+        trace.at_peak["batch"] += (batch - n_examples) * _COPIES[stage] * kept["batch"] // n_examples
         return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work))
 
 
@@ -112,6 +115,7 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
             stack.enter_context(as_on_gpu())
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(mock.patch.object(nn.Module, "to", lambda module, *_, **__: module))  # it is there already
+        stack.enter_context(mock.patch.object(fsq, "_columns", fsq._columns.__wrapped__))  # its cache outlives this
         stack.enter_context(torch.random.fork_rng(devices=[]))
         trace = stack.enter_context(Trace())
         stack.enter_context(torch.device(device))
@@ -139,7 +143,7 @@ def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trac
     with trace.naming("weights"):
         layout = code_layout(recipe)
         model = PriorModel(recipe.prior.model, layout)
-        task = PriorTask(model, replace(training, compile=False), None, _process(device))
+        task = PriorTask(model, training, None, _process(device))
     for name, module in model.named_children():
         if name != "blocks":
             trace.follow(module, "embeddings" if isinstance(module, nn.Embedding) or name == "dropout" else "head")
@@ -150,7 +154,8 @@ def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trac
 
 def _tokenizer_examples(task: TokenizerTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
     p = task.model.preprocess
-    return {"images": torch.zeros(n, p.n_channels, p.height, p.width, device=device)}, task.learner.n_steps - 1
+    images = torch.zeros(n, p.n_channels, p.height, p.width, device=device)
+    return {"images": images}, task.learner.n_steps - 1
 
 
 def _prior_examples(task: PriorTask, n: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
@@ -166,7 +171,7 @@ _EXAMPLES: dict[str, Any] = {"tokenizer": _tokenizer_examples, "prior": _prior_e
 
 
 def code_layout(recipe: Recipe) -> Any:
-    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint."""
+    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint and classes."""
     with torch.device("meta"):
         return TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
 
@@ -189,6 +194,7 @@ def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
             for each in group["params"]:
                 with trace.naming("moments"):
                     moments = {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
+                with trace.naming("weights"):
                     learner.optimizer.state[each] = {"step": torch.zeros(()), **moments}
                 each.register_post_accumulate_grad_hook(functools.partial(_name_gradient, trace))
 

@@ -19,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 BACKWARD = "backward pass"
-_VALUES = {torch.bool: True, torch.int64: 1, torch.int32: 1}
+_VALUES = {torch.bool: True, torch.int64: 0, torch.int32: 0}
+"""what a step is answered that asks for a value: all is well"""
+_ANY = "_of_any"
+"""marks the result of a question whether any value is bad"""
 
 
 class Work(NamedTuple):
@@ -103,15 +106,20 @@ class Trace(TorchDispatchMode):
         """Carry out an operation and count it."""
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            return _VALUES.get(args[0].dtype, 1.0)
+            return False if hasattr(args[0], _ANY) else _VALUES.get(args[0].dtype, 1.0)
         if func is torch.ops.aten.equal.default:
             return True
         out = func(*args, **kwargs)
         outputs = [each for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
+        if func.is_view or not outputs:
+            return out
+        if func._overloadpacket is torch.ops.aten.any:
+            setattr(outputs[0], _ANY, True)
+        given = {id(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
         for each in outputs:
-            self._hold(each)
-        if outputs and not func.is_view:
-            self._count(func, args, kwargs, out, outputs)
+            if id(each) not in given:
+                self._hold(each)
+        self._count(func, args, kwargs, out, outputs)
         return out
 
     def _hold(self, tensor: torch.Tensor) -> None:

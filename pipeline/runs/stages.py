@@ -31,7 +31,7 @@ from pipeline.generation.outputs import code_maps, grid_image
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
-from pipeline.runs.folder import RunFolder
+from pipeline.runs.folder import Extend, RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
@@ -82,7 +82,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
-        self._claim()
+        self._claim(extend.begin)
 
     def join(self) -> None:
         """Claim the folder for this recipe without a lock, to take part in its export.
@@ -95,10 +95,10 @@ class Run:
     def claim_again(self) -> None:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
-            self.folder.claim(self.recipe)
+            self.folder.claim(self.recipe, begin)
         self.accelerator.wait_for_everyone()
 
-    def _claim(self) -> None:
+    def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
         accelerator = self.accelerator
         if accelerator.is_main_process:
@@ -107,7 +107,7 @@ class Run:
             self.recipe, choices = settle_precision(self.recipe, accelerator.device)
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
-            self.folder.claim(self.recipe)
+            self.folder.claim(self.recipe, begin)
         accelerator.wait_for_everyone()
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 

@@ -17,7 +17,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from pipeline.runs.named_models import model_folder
-from stage1_tokenizer.parts import CODING, CodesOf, coding_sha256
+from stage1_tokenizer.parts import CODING, CodesOf
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 from stage2_prior.start import start_prior
@@ -98,7 +98,7 @@ def start_tokenizer(model: TokenizerModel, start: Start) -> Start:
     model.load_state_dict(source.state_dict())
     if not source.is_discrete or source.preprocess != model.preprocess:
         return start
-    return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, coding_sha256(source)))
+    return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, source.coding_sha256))
 
 
 def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]) -> Start:
@@ -140,7 +140,7 @@ def bind_codes(model: TokenizerModel, stage: TokenizerStage, start: Start, pixel
     """
     if not set(stage.freeze) >= CODING or start.codes_of is None:
         return
-    same = coding_sha256(model) == start.codes_of.coding_sha256
+    same = model.coding_sha256 == start.codes_of.coding_sha256
     if same and (start.source / "config.json").is_file():
         before = TokenizerModel.load(start.source).to(next(model.parameters()).device)
         images = to_unit_range(pixels_BYXC).to(next(model.parameters()).device)

@@ -95,7 +95,7 @@ class Run:
     def claim_again(self) -> None:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
-            self.folder.claim(self.recipe, begin)
+            self.folder.claim(self.recipe)
         self.accelerator.wait_for_everyone()
 
     def _claim(self, begin: Extend | None = None) -> None:
@@ -184,7 +184,7 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
-        how = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {
             "data": digest(determining(recipe.data)),

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]
 def keep_note(folder: RunFolder, stage: str, start: Start) -> None:
     """Note in the run folder what the stage starts from."""
     first = None if start.codes_of is None else dataclasses.asdict(start.codes_of)
-    values = {"from": str(start.source), "weights_sha256": start.weights_sha256}
+    values: dict[str, Any] = {"from": str(start.source), "weights_sha256": start.weights_sha256}
     values |= {"codes_of": first, "new_classes": start.new_classes}
     durable.replace_file(_note(folder, stage), json.dumps(values, indent=1).encode())
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from foundation.config import digest
 from foundation.config_fields import without_defaults
+from foundation.images.config import Preprocess
 from foundation.storage.serialization import tensors_sha256
-
-if TYPE_CHECKING:
-    from stage1_tokenizer.tokenizer import TokenizerModel
+from stage1_tokenizer.config import TokenizerConfig
 
 CODING = frozenset({"encoder", "codebook"})
 """parts that decide codes"""
@@ -46,31 +46,18 @@ def part_of(name: str) -> str:
     return "codebook" if name.startswith(("bottleneck.quantizer.", "bottleneck.coarse.quantizer.")) else "encoder"
 
 
-def freeze(model: TokenizerModel, parts: Collection[str]) -> None:
+def freeze(model: nn.Module, parts: Collection[str]) -> None:
     """Take parts out of training: no gradients; their buffers are left to the training task."""
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)
 
 
-def set_training(model: TokenizerModel, frozen: Collection[str]) -> None:
-    """Training mode for all parts but the frozen ones, which compute as in evaluation: no dropout, no relaxed codes.
-
-    A frozen codebook does so only beside a frozen encoder, which needs no gradient through it.
-    """
-    model.train("encoder" not in frozen)
-    model.decoder.train("decoder" not in frozen)
-    for quantizer in model.quantizers:
-        quantizer.train(not set(frozen) >= CODING)
-
-
-def coding_sha256(model: TokenizerModel) -> str:
+def coding_sha256(config: TokenizerConfig, preprocess: Preprocess, weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over what decides codes: settings, preprocess, and the weights of encoder and codebook."""
-    weights: Mapping[str, torch.Tensor] = model.state_dict()
-    coding = {name: value for name, value in weights.items() if part_of(name) in CODING}
     settings: dict[str, Any] = {
-        "config": without_defaults(model.config),
-        "preprocess": without_defaults(model.preprocess),
-        "weights": tensors_sha256(coding),
+        "config": without_defaults(config),
+        "preprocess": without_defaults(preprocess),
+        "weights": tensors_sha256({name: value for name, value in weights.items() if part_of(name) in CODING}),
     }
     return digest(settings)

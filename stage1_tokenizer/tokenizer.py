@@ -203,7 +203,7 @@ class TokenizerModel(nn.Module):
             ContractError: a continuous tokenizer has no codes.
         """
         first = self.codes_of
-        same = first is not None and first.coding_sha256 == coding_sha256(self)
+        same = first is not None and first.coding_sha256 == self.coding_sha256
         return dataclasses.replace(self.layout, fingerprint=first.fingerprint if first and same else self.fingerprint)
 
     @property
@@ -212,6 +212,11 @@ class TokenizerModel(nn.Module):
         config = from_dict(TokenizerConfig, to_dict(self.config))  # 0 in a float field becomes 0.0, as after loading
         settings = digest({"config": without_defaults(config), "preprocess": without_defaults(self.preprocess)})
         return hashlib.sha256(f"{settings}|{tensors_sha256(self.state_dict())}".encode()).hexdigest()
+
+    @property
+    def coding_sha256(self) -> str:
+        """SHA-256 over what decides the codes, all but the decoder."""
+        return coding_sha256(self.config, self.preprocess, self.state_dict())
 
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Tokenizer.from_pretrained`` open."""

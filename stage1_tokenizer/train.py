@@ -18,7 +18,7 @@ from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
-from stage1_tokenizer.parts import freeze, set_training
+from stage1_tokenizer.parts import CODING, freeze
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TokenizerTask:
         """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
         images = batch["images"]
         self.learner.wrapped.train()
-        set_training(self.model, self.frozen)
+        _set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
             quantizer.schedule(step)
         size = self.training.micro_batch_size
@@ -161,6 +161,17 @@ class TokenizerTask:
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, "codebook", purpose, step))
+
+
+def _set_training(model: TokenizerModel, frozen: Collection[str]) -> None:
+    """Training mode for all parts but the frozen ones, which compute as in evaluation: no dropout, no relaxed codes.
+
+    A frozen codebook does so only beside a frozen encoder, which needs no gradient through it.
+    """
+    model.train("encoder" not in frozen)
+    model.decoder.train("decoder" not in frozen)
+    for quantizer in model.quantizers:
+        quantizer.train(not set(frozen) >= CODING)
 
 
 def require_enough_data(model: TokenizerModel, n_images: int) -> None:

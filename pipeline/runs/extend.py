@@ -8,16 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foundation.errors import CheckpointError
 from foundation.storage import durable
+from pipeline.runs.folder import RunFolder
 
-if TYPE_CHECKING:
-    from pipeline.runs.folder import RunFolder
-
-LENGTHS = {f"{stage}.training.fit.steps": stage for stage in ("tokenizer", "prior")}
-"""field of a recipe => the stage whose length it is"""
 _DRAWN_FROM_PRIOR = ("samples", "gallery")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
-from pipeline.runs import extend
 from pipeline.runs.recipe import RELOCATABLE, Recipe, determining, load_recipe, recipe_text
+
+_LENGTHS = {f"{stage}.training.fit.steps": stage for stage in ("tokenizer", "prior")}
+"""field of a recipe => the stage whose length it is"""
 
 
 class _Below:
@@ -56,10 +59,13 @@ class RunFolder:
         """Checkpoints of ``tokenizer`` or ``prior``."""
         return self.root / "checkpoints" / stage
 
-    def claim(self, recipe: Recipe) -> None:
+    def claim(self, recipe: Recipe, extend: Extend | None = None) -> None:
         """Write the recipe into the folder, or compare it with the recipe of the parts that exist.
 
-        A stage that exists may go on to another number of steps.
+        Args:
+            recipe: the resolved recipe.
+            extend: called with (this folder, stage, old steps, new steps) where a stage that exists goes on to another
+                number of steps, before anything is written; None refuses that.
 
         Raises:
             CheckpointError: another recipe made a part; names the fields that differ. Or a stage cannot be extended.
@@ -68,7 +74,7 @@ class RunFolder:
         if self.recipe.exists():
             rows = differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
         begun = [row for row in rows if row[0].split(".")[0] in self._begun() and not _is_moved(*row)]
-        lengths = [row for row in begun if row[0] in extend.LENGTHS]
+        lengths = [row for row in begun if row[0] in _LENGTHS] if extend is not None else []
         wrong = [row for row in begun if row not in lengths]
         if wrong:
             shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
@@ -76,7 +82,8 @@ class RunFolder:
             fix = "give another --out"
             raise CheckpointError(what, field=str(self.root), fix=fix)
         for name, old, new in lengths:
-            extend.begin(self, extend.LENGTHS[name], old, new)
+            assert extend is not None
+            extend(self, _LENGTHS[name], old, new)
         if rows or not self.recipe.exists():
             durable.replace_file(self.recipe, recipe_text(recipe, self.root).encode())
 
@@ -113,6 +120,9 @@ class RunFolder:
             fix = "give the folder that tessera run printed, e.g. runs/digits"
             raise CheckpointError("is not a run folder", field=str(self.root), found=found, fix=fix)
         return load_recipe(str(self.recipe))
+
+
+Extend = Callable[[RunFolder, str, int, int], None]
 
 
 def _is_moved(name: str, one: object, other: object) -> bool:

@@ -31,7 +31,7 @@ from pipeline.generation.outputs import code_maps, grid_image
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
-from pipeline.runs.folder import RunFolder
+from pipeline.runs.folder import Extend, RunFolder
 from pipeline.runs.images import adopt_listing, differences_since, open_training_images
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
@@ -82,7 +82,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
-        self._claim()
+        self._claim(extend.begin)
 
     def join(self) -> None:
         """Claim the folder for this recipe without a lock, to take part in its export.
@@ -98,7 +98,7 @@ class Run:
             self.folder.claim(self.recipe)
         self.accelerator.wait_for_everyone()
 
-    def _claim(self) -> None:
+    def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
         accelerator = self.accelerator
         if accelerator.is_main_process:
@@ -107,7 +107,7 @@ class Run:
             self.recipe, choices = settle_precision(self.recipe, accelerator.device)
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
-            self.folder.claim(self.recipe)
+            self.folder.claim(self.recipe, begin)
         accelerator.wait_for_everyone()
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
@@ -184,7 +184,7 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
-        how = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {
             "data": digest(determining(recipe.data)),

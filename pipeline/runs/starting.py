@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from pipeline.runs.named_models import model_folder
-from stage1_tokenizer.parts import CODING, CodesOf, coding_sha256
+from stage1_tokenizer.parts import CODING, CodesOf
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 from stage2_prior.start import start_prior
@@ -98,7 +98,7 @@ def start_tokenizer(model: TokenizerModel, start: Start) -> Start:
     model.load_state_dict(source.state_dict())
     if not source.is_discrete or source.preprocess != model.preprocess:
         return start
-    return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, coding_sha256(source)))
+    return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, source.coding_sha256))
 
 
 def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]) -> Start:
@@ -121,7 +121,7 @@ def start_of_prior(model: PriorModel, start: Start, say: Callable[[str], object]
 def keep_note(folder: RunFolder, stage: str, start: Start) -> None:
     """Note in the run folder what the stage starts from."""
     first = None if start.codes_of is None else dataclasses.asdict(start.codes_of)
-    values = {"from": str(start.source), "weights_sha256": start.weights_sha256}
+    values: dict[str, Any] = {"from": str(start.source), "weights_sha256": start.weights_sha256}
     values |= {"codes_of": first, "new_classes": start.new_classes}
     durable.replace_file(_note(folder, stage), json.dumps(values, indent=1).encode())
 
@@ -140,7 +140,7 @@ def bind_codes(model: TokenizerModel, stage: TokenizerStage, start: Start, pixel
     """
     if not set(stage.freeze) >= CODING or start.codes_of is None:
         return
-    same = coding_sha256(model) == start.codes_of.coding_sha256
+    same = model.coding_sha256 == start.codes_of.coding_sha256
     if same and (start.source / "config.json").is_file():
         before = TokenizerModel.load(start.source).to(next(model.parameters()).device)
         images = to_unit_range(pixels_BYXC).to(next(model.parameters()).device)

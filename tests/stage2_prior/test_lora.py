@@ -15,10 +15,10 @@ from foundation.storage.serialization import load_tensors
 from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.config import OptimConfig
 from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining
-from stage2_prior.decoding.decode import sample_codes
+from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.lora import add_adapters, has_adapters, load_adapter, merged, save_adapter
 from stage2_prior.prior import PriorModel
-from stage2_prior.start import start_prior
 
 pytest.importorskip("peft")
 CODES = (CodeLevel(height=2, width=3, codebook_size=11),)
@@ -70,9 +70,12 @@ def test_merged_weights_compute_and_sample_the_same(tmp_path: Path) -> None:
     beside, whole = task.averaged(), task.exported()
     assert has_adapters(beside) and not has_adapters(whole) and whole is merged(whole)
     assert torch.allclose(logits(beside), logits(whole), atol=1e-5)
-    labels = torch.tensor([0, 1, 2])
-    drawn = [sample_codes(each, labels, seed=1) if False else None for each in (beside, whole)]
-    assert drawn[0] is drawn[1]
+    uniforms, labels = stream_uniforms([1, 2, 3], 6), torch.tensor([0, 1, 2])
+    codes = [
+        torch.stack([step.codes_B for step in iterate_codes(each.eval(), labels, uniforms, SamplingConfig())])
+        for each in (beside, whole, base())
+    ]
+    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
 
 
 def test_an_adapter_is_saved_as_peft_does_and_merges_again(tmp_path: Path) -> None:
@@ -105,8 +108,3 @@ def test_a_killed_training_of_adapters_ends_as_an_uninterrupted_one(tmp_path: Pa
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"down, gate_up, out, qkv"):
         add_adapters(base(), LoRAConfig(target=("query",)))
-
-
-def test_another_number_of_classes_starts_from_the_null_class() -> None:
-    new = PriorModel(CONFIG, spec(CODES, 5))
-    assert start_prior(new, base()) == ["class table: 2 of 5 rows are new and start as the null class: c3, c4"]

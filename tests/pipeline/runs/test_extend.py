@@ -55,21 +55,22 @@ def test_the_prior_of_a_finished_run_goes_on_and_what_it_drew_is_drawn_again(
 def test_a_kill_while_the_new_prior_replaces_the_old_one_is_made_good(
     run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    shutil.copytree(run_copy, tmp_path / "whole")
-    again(tmp_path / "whole", "train_prior", **MORE)
-    again(run_copy, "train_prior", **{"prior.training.fit.steps": 8})
+    folder, new = RunFolder(run_copy), tmp_path / "new"
+    shutil.copytree(run_copy / "prior", new)
+    (new / "config.json").write_text("{}")
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    folder = RunFolder(run_copy)
     extend.begin(folder, "prior", 6, 8)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(durable, moment, killed)
-        extend.publish(folder, "prior", lambda temporary: None, print)
-    again(run_copy, "train_prior", **{"prior.training.fit.steps": 8})
-    again(run_copy, "train_prior", **MORE)
-    assert (run_copy / "prior" / "config.json").is_file() and extend.is_final(folder, "prior")
+        extend.publish(folder, "prior", lambda temporary: durable.copy_files(new, temporary), print)
+    assert not extend.is_final(folder, "prior"), "the next start goes on"
+    assert any((run_copy / name / "config.json").is_file() for name in ("prior", "prior-new"))
+    extend.publish(folder, "prior", lambda temporary: durable.copy_files(new, temporary), print)
+    assert (folder.prior / "config.json").read_text() == "{}" and extend.is_final(folder, "prior")
+    assert not folder.samples.exists() and (run_copy / "samples-at-6-steps" / "grid.png").is_file()
 
 
 def test_a_tokenizer_with_codes_is_not_extended(run_copy: Path) -> None:

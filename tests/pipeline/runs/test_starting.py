@@ -19,6 +19,7 @@ from stage1_tokenizer.hub import Tokenizer
 from stage1_tokenizer.parts import part_of
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
+from stage2_prior.lora import load_adapter
 from stage2_prior.prior import PriorModel
 
 NO_MODEL = {name: value for name, value in TINY.items() if not name.endswith(".model")}
@@ -172,3 +173,21 @@ def test_a_prior_starts_from_another_and_resumes_bit_for_bit(
     with pytest.raises(CheckpointError, match="other weights than when this run began"):
         shutil.rmtree(tmp_path / "parts" / "prior")
         run(tmp_path / "parts", "train_prior", **{**settings, "prior.start_from": str(run_copy)})
+
+
+def test_adapters_of_a_run_are_saved_merged_and_apart(run_copy: Path, finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    shutil.rmtree(run_copy / "prior")
+    shutil.rmtree(run_copy / "checkpoints" / "prior")
+    shutil.copytree(finished_run / "prior", tmp_path / "start")
+    settings = {**NO_MODEL, "tokenizer.model": TINY["tokenizer.model"], "prior.start_from": str(tmp_path / "start")}
+    run(run_copy, "train_prior", **settings, **{"prior.lora.rank": 2, "prior.training.optim.learning_rate": 0.1})
+    first, last = PriorModel.load(finished_run / "prior"), PriorModel.load(run_copy / "prior")
+    assert torch.equal(first.head.weight, last.head.weight)
+    changed = load_adapter(first, run_copy / "prior" / "adapter").state_dict()
+    before = first.state_dict()
+    for name, value in last.state_dict().items():
+        assert torch.allclose(changed[name], value, atol=1e-6)
+        assert torch.equal(before[name], value) != name.endswith(
+            ("qkv.weight", "out.weight", "up.weight", "down.weight")
+        )

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from foundation.hardware import allowed_cores, usable_cores
 
 R = TypeVar("R")
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait in the commands, as environment variables; ``scripts/bench_threads.py`` compares choices.
 
 GNU's library, which torch uses on Linux, spins ``GOMP_SPINCOUNT`` times, then sleeps: most waits of a training end

@@ -169,7 +169,9 @@ def start_run(
 
     ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
     is_new = not run.folder.recipe.is_file()
-    fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if is_new else None
+    is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()  # a run's recipe has its choices made
+    fits = is_new and is_open
+    fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if fits else None
     missing = [each for each in stages if not getattr(run.folder, each).exists()]
     require_fits(run.recipe, run.accelerator.device, missing, n_processes=run.accelerator.num_processes)
     run.start()

@@ -13,7 +13,15 @@ from foundation.config import Choice
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed, measure_prior, measure_tokenizer
-from pipeline.planning.sizes import MOST_PASSES, batch_for, choose_prior, choose_tokenizer, prior_cost, tokenizer_flops
+from pipeline.planning.sizes import (
+    MOST_PASSES,
+    batch_for,
+    choose_prior,
+    choose_tokenizer,
+    prior_cost,
+    prior_learning_rate,
+    tokenizer_flops,
+)
 from pipeline.planning.times import (
     ENCODE,
     EVALUATE_PRIOR,
@@ -40,6 +48,8 @@ _TOKENIZER_SHARE = 0.45
 """of the time for training; see docs/RESULTS.md"""
 _EVALUATIONS, _MOST_EVALUATIONS = 0.05, 9
 """share of a stage's time for evaluations, and most of them"""
+_LAST_PARTS = 12.0
+"""seconds of sampling and report, about, when the prior's size is chosen"""
 _CHECKPOINT_SECONDS = 60
 _FEWEST_STEPS = 60
 """of a training that can be called one"""
@@ -49,7 +59,7 @@ _ENCODE_SHARE = 0.12
 _SIZES = {
     "resolution": ("data.preprocess.height", "data.preprocess.width"),
     "tokenizer": ("tokenizer.model", "tokenizer.training.fit.batch_size"),
-    "prior": ("prior.model", "prior.training.fit.batch_size"),
+    "prior": ("prior.model", "prior.training.fit.batch_size", "prior.training.optim.learning_rate"),
 }
 """fields of each part that a recipe can leave open"""
 _PROBED = 5e12
@@ -139,20 +149,23 @@ class Fitting:
         return Fitted(recipe, run_times(recipe, self.counts, speeds), speeds, self.counts, self.spent(), notes)
 
     def fit_prior(self, spec: CodeSpec, tokenizer: TokenizerSpeed | None, done: Collection[str]) -> Fitted:
-        """Choose the prior's steps again, when the first stage is over: its real time is known then.
+        """Choose the prior's steps, and its open sizes, when the first stage is over: its real time is known then.
 
         Args:
             spec: of the run's codes.
             tokenizer: speed that was measured.
             done: parts of ``run_times`` that are over.
         """
-        prior = measure_prior(self.recipe, spec, self.accelerator)
+        recipe = self.recipe
+        if "prior" in recipe.open:
+            recipe = self._sized_prior(recipe, spec, self.budget.total * _AIM - self.spent() - _LAST_PARTS)
+        prior = measure_prior(recipe, spec, self.accelerator)
         speeds = Speeds(tokenizer, prior, self.read)
-        times = run_times(self.recipe, self.counts, speeds)
+        times = run_times(recipe, self.counts, speeds)
         rest = sum(value for name, value in times.items() if name not in (*done, TRAIN_PRIOR, EVALUATE_PRIOR))
         left = self.budget.total * _AIM - self.spent() - rest
-        left, notes = self._within_passes(left, prior)
-        recipe = self._with_steps(self.recipe, "prior", left, prior.step, prior.score)
+        left, notes = self._within_passes(recipe, left, prior)
+        recipe = self._with_steps(recipe, "prior", left, prior.step, prior.score)
         times = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in done}
         return Fitted(recipe, times, speeds, self.counts, self.spent(), notes)
 
@@ -174,17 +187,23 @@ class Fitting:
             if not fixed:
                 values |= {"data.preprocess.height": sizes.side, "data.preprocess.width": sizes.side}
             recipe = replaced(recipe, values)
-        if "prior" in recipe.open and self._is_open("prior.model"):
-            spec = spec_of(recipe, self.counts.classes)
-            rate = self._prior_rate(recipe, spec)
-            share = (1 - _TOKENIZER_SHARE) * seconds
-            model = choose_prior(rate * share, self.counts, n_views(recipe), spec, recipe.prior.model)
-            values = {"prior.model": model}
-            if "prior.training.fit.batch_size" not in self.given:
-                seen = min(rate * share / (3 * prior_cost(model, spec)[0]), MOST_PASSES * self.counts.train)
-                values["prior.training.fit.batch_size"] = batch_for(seen)
-            recipe = replaced(recipe, values)
+        if "prior" in recipe.open:
+            recipe = self._sized_prior(recipe, spec_of(recipe, self.counts.classes), (1 - _TOKENIZER_SHARE) * seconds)
         return recipe
+
+    def _sized_prior(self, recipe: Recipe, spec: CodeSpec, seconds: float) -> Recipe:
+        """The recipe with a prior for so many seconds of training."""
+        if not self._is_open("prior.model"):
+            return recipe
+        budget = self._prior_rate(recipe, spec) * seconds
+        model = choose_prior(budget, self.counts, n_views(recipe), spec, recipe.prior.model)
+        seen = min(budget / (3 * prior_cost(model, spec)[0]), MOST_PASSES * self.counts.train * n_views(recipe))
+        values = {
+            "prior.model": model,
+            "prior.training.fit.batch_size": batch_for(seen),
+            "prior.training.optim.learning_rate": prior_learning_rate(model.shape.d_model),
+        }
+        return replaced(recipe, {name: value for name, value in values.items() if name not in self.given})
 
     def _is_open(self, section: str) -> bool:
         """Whether the user has set nothing in a section."""
@@ -233,7 +252,7 @@ class Fitting:
         self._require_time(min(first if trains else left, left - first if speeds.prior else left), rest, speeds)
         if speeds.prior is None:
             return first, 0.0, ()
-        second, notes = self._within_passes(left - first, speeds.prior)
+        second, notes = self._within_passes(recipe, left - first, speeds.prior)
         if trains and self.budget.first_stage is None:
             first = left - second
         if trains and speeds.tokenizer is not None:
@@ -246,10 +265,10 @@ class Fitting:
                 first, notes = most, (*notes, note)
         return first, second, notes
 
-    def _within_passes(self, seconds: float, prior: PriorSpeed) -> tuple[float, tuple[str, ...]]:
+    def _within_passes(self, recipe: Recipe, seconds: float, prior: PriorSpeed) -> tuple[float, tuple[str, ...]]:
         """At most the time of ``MOST_PASSES`` passes over the codes."""
-        stage = self.recipe.prior.training
-        steps = MOST_PASSES * self.counts.train * n_views(self.recipe) / stage.fit.batch_size
+        batch_size = recipe.prior.training.fit.batch_size
+        steps = MOST_PASSES * self.counts.train * n_views(recipe) / batch_size
         most = steps * prior.step / (1 - _EVALUATIONS)
         if seconds <= most:
             return seconds, ()

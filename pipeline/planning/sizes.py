@@ -12,8 +12,10 @@ Rules, with the compute of a stage in FLOPs of training (three forward passes):
   short trainings on images gain from larger models.
 - Passes over the pictures: up to 40. The value of repeated data decays, and is gone by about 40 passes (Muennighoff et
   al. 2023, arXiv:2305.16264, section 5); dropout rises with them.
-- Codebook: FSQ's levels for 2^8 to 2^14 codes (Mentzer et al. 2023, arXiv:2309.15505, Table 1): at least 50 latents of
-  the pictures for each code, and more codes only where compute is large.
+- Learning rate of the prior: 3e-3 up to a width of 128, then falling with the root of the width.
+- Codebook: 256 to 16,384 vectors of width 8 by moving averages: at least 50 latents of the pictures for each code, and
+  more than 1,024 codes only where compute is large. In a trial of 376 steps on pictograms they reconstructed 0.5 dB
+  better than FSQ with as many codes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pipeline.planning.measure import flops
 from pipeline.planning.times import Counts
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.config import VQGANNetworks
-from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 
@@ -45,12 +47,12 @@ _MUCH_LARGER = 1.15
 _RESOLUTIONS = ((32, 4, (1,)), (64, 4, (1, 2)), (128, 4, (1, 2)), (256, 4, (1, 2, 2)))
 """side, patch size and width multipliers: 8 x 8 codes up to 64 pixels, 16 x 16 above"""
 _WIDTHS, _WIDE = (32, 48, 64, 96, 128, 192, 256), 128
-_LEVELS = ((8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))
-_LARGE_COMPUTE = (0.0, 0.0, 1e15, 1e18)
-"""FLOPs of the tokenizer's training from which on a codebook of ``_LEVELS`` pays"""
+_CODEBOOKS = ((256, 0.0), (1024, 0.0), (4096, 1e15), (16_384, 1e18))
+"""codes, and FLOPs of the tokenizer's training from which on they pay"""
 _PRIORS = ((2, 4, 64), (3, 4, 96), (4, 4, 128), (5, 4, 192), (6, 4, 256), (8, 6, 384), (10, 8, 512), (12, 12, 768))
 """blocks, heads and width"""
-_BATCHES, _STEPS = (32, 64, 128, 256), 1500
+_BATCHES, _STEPS = (16, 32, 64, 128, 256), 1500
+_PRIOR_RATE, _UP_TO_WIDTH = 3e-3, 128
 _DROPOUTS = ((30, 0.3), (12, 0.2), (4, 0.1))
 """passes over the pictures, and the dropout from there on"""
 
@@ -112,7 +114,7 @@ def _tokenizers(
     """Tokenizers of one resolution, the narrowest first."""
     side, patch_size, multipliers = rung
     stride = patch_size * 2 ** (len(multipliers) - 1)
-    quantizer = FSQConfig(levels=_levels(counts.train * (side // stride) ** 2, budget_flops))
+    quantizer = VQConfig(codebook_size=_codebook_size(counts.train * (side // stride) ** 2, budget_flops), width=8)
     for width in _WIDTHS:
         networks = VQGANNetworks(
             patch_size=patch_size,
@@ -126,13 +128,9 @@ def _tokenizers(
         yield TokenizerSizes(side, model, tokenizer_flops(model, mode, side))
 
 
-def _levels(n_latents: int, budget_flops: float) -> tuple[int, ...]:
-    fits = [
-        levels
-        for levels, pays in zip(_LEVELS, _LARGE_COMPUTE, strict=True)
-        if n_latents >= _LATENTS_PER_CODE * math.prod(levels) and budget_flops >= pays
-    ]
-    return fits[-1] if fits else _LEVELS[0]
+def _codebook_size(n_latents: int, budget_flops: float) -> int:
+    fits = [size for size, pays in _CODEBOOKS if n_latents >= _LATENTS_PER_CODE * size and budget_flops >= pays]
+    return max(fits, default=_CODEBOOKS[0][0])
 
 
 def choose_prior(
@@ -161,6 +159,11 @@ def choose_prior(
 def batch_for(images_seen: float) -> int:
     """Images of a step in a training that sees so many, over all its steps: about 1,500 steps where they allow it."""
     return min(_BATCHES, key=lambda batch: abs(math.log(max(images_seen, 1.0) / _STEPS / batch)))
+
+
+def prior_learning_rate(width: int) -> float:
+    """Peak learning rate of AdamW for a prior of this width."""
+    return round(_PRIOR_RATE * math.sqrt(min(1.0, _UP_TO_WIDTH / width)), 5)
 
 
 def dropout_for(n_passes: float) -> float:

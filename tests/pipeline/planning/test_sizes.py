@@ -1,7 +1,6 @@
 """Rules for sizes that a recipe leaves open."""
 
 import dataclasses
-import math
 
 import pytest
 
@@ -16,7 +15,7 @@ from pipeline.planning.sizes import (
     tokenizer_flops,
 )
 from pipeline.planning.times import Counts
-from stage1_tokenizer.quantizers.config import FSQConfig
+from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 
@@ -51,11 +50,11 @@ def test_a_given_resolution_is_kept() -> None:
         assert sizes.side == side and side % sizes.model.stride == 0
 
 
-@pytest.mark.parametrize(("n_images", "n_codes"), [(300, 240), (5000, 1000)])
+@pytest.mark.parametrize(("n_images", "n_codes"), [(300, 256), (5000, 1024)])
 def test_few_pictures_get_few_codes(n_images: int, n_codes: int) -> None:
     counts = dataclasses.replace(MANY, train=n_images)
     quantizer = choose_tokenizer(1e13, counts, "RGB", 72).model.quantizer
-    assert isinstance(quantizer, FSQConfig) and math.prod(quantizer.levels) == n_codes
+    assert isinstance(quantizer, VQConfig) and quantizer.codebook_size == n_codes
 
 
 def test_few_pictures_get_a_small_prior_with_dropout() -> None:

@@ -1,10 +1,10 @@
 """Whether runs keep to their budgets: what each part was promised to take, and what it took.
 
-    python scripts/bench_budget.py RECIPE BUDGET... [--busy N] [--out FOLDER] [--quick] [--json FILE] [--FIELD VALUE ...]
+    python scripts/bench_budget.py RECIPE BUDGET... [--busy N] [--out FOLDER] [--quick] [--json FILE] [--FIELD VALUE]
 
-Runs ``tessera run RECIPE --budget BUDGET`` as a command of its own for each budget, beside ``--busy`` processes that keep
-a core busy each, and prints a table. The ratio of a row is budget / time taken: 1 is exact, above 1 too early. Fields of
-the recipe come last, e.g. ``--data.source.path pictures``. The runs stay in the folder, to look at.
+Runs ``tessera run RECIPE --budget BUDGET`` as a command of its own for each budget, beside ``--busy`` processes that
+keep a core busy each, and prints a table. The ratio of a row is budget / time taken: 1 is exact, above 1 too early.
+Fields of the recipe come last, e.g. ``--data.source.path pictures``. The runs stay in the folder, to look at.
 """
 
 from __future__ import annotations

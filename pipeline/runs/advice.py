@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.runs.recipe import Recipe
 
 PSNR_SPREAD = 2.5
-"""dB, standard deviation of PSNR from image to image: 2.6 at 20.3 dB on photographs with the folder recipe, 1.6 at
+"""dB, standard deviation of PSNR from image to image: 2.6 at 20.3 dB on pictograms with the folder recipe, 1.6 at
 26.3 dB on the digits after 300 steps"""
 _FEW_HELD_OUT = 50
 """held-out images; with fewer, two trainings that differ by 0.4 dB cannot be told apart"""
@@ -28,7 +28,7 @@ _MUCH_ENLARGED = 0.2
 _MANY_COPIES = 0.05
 """share of the training images"""
 _ALIKE_PSNR = 30.0
-"""dB of the mean image in place of every image; photographs and the digits have 11"""
+"""dB of the mean image in place of every image; pictograms and the digits have 11"""
 _HIGH_DROPOUT = 0.25
 _SHOWN = 4
 _LEAST_SIDE = 16

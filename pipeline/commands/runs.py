@@ -162,13 +162,14 @@ def start_run(
     run, given = prepared_run(recipe, out, overrides), given_fields(recipe, overrides or {})
 
     from pipeline.commands.job import Job
-    from pipeline.planning.fit_run import expect_run, fit_run, promise_text
+    from pipeline.planning.estimate import process_bytes
+    from pipeline.planning.fit_run import expect_run, fit_run, peak_memory, promise_text
     from pipeline.planning.fits import require_fits
     from pipeline.planning.ledger import Ledger
     from pipeline.planning.times import START
 
     ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
-    is_new = not run.folder.recipe.is_file()
+    process, is_new = process_bytes(), not run.folder.recipe.is_file()
     is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()  # a run's recipe has its choices made
     fits = is_new and is_open
     fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if fits else None
@@ -179,7 +180,8 @@ def start_run(
     if expected is not None:
         ledger.expect(expected.times)
         title = "expected" if fitted is None else f"budget {run.recipe.budget}"
-        run.accelerator.print(f"{title}:\n{promise_text(expected)}", flush=True)
+        memory = peak_memory(run.recipe, run.accelerator.device, process)
+        run.accelerator.print(f"{title}:\n{promise_text(expected, memory)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
     return Job(run, ledger, given, fitted)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,9 @@ from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
 from foundation.images.sources import ImageSource
 from pipeline.planning.budget import Fitted, Fitting, adopt_fit, spec_of
+from pipeline.planning.fits import gigabytes, if_countable, needed, trained_stages
 from pipeline.planning.measure import TokenizerSpeed, measure_prior, measure_reading, measure_tokenizer
+from pipeline.planning.memory import Kind, code_layout, step_memory
 from pipeline.planning.times import ENCODE, FIRST_STAGE, TRAIN_PRIOR, Counts, Speeds, run_times
 from pipeline.runs.duration import Budget, duration
 from pipeline.runs.images import open_run_sources
@@ -140,8 +143,25 @@ def _of_process_0(recipe: Recipe, accelerator: Accelerator) -> Recipe:
     return held[0]
 
 
-def promise_text(fitted: Fitted) -> str:
-    """What was chosen and what is expected, as a table."""
+def peak_memory(recipe: Recipe, device: torch.device, process: int) -> dict[str, int]:
+    """Bytes at the peak of the training of each stage; counted, not measured.
+
+    Args:
+        recipe: with its precisions resolved.
+        device: where it trains.
+        process: of the process before it has built anything; counts on a CPU.
+    """
+    kind: Kind = "cpu" if device.type == "cpu" else "gpu"
+    counted = {
+        stage: if_countable(stage, functools.partial(step_memory, recipe, stage, kind))
+        for stage in trained_stages(recipe)
+    }
+    base = process if kind == "cpu" else 0
+    return {stage: base + needed(each, kind) for stage, each in counted.items() if each is not None}
+
+
+def promise_text(fitted: Fitted, memory: Mapping[str, int]) -> str:
+    """What was chosen and what is expected, as a table; ``memory`` of each stage in bytes."""
     recipe, speeds, times = fitted.recipe, fitted.speeds, fitted.times
     rows = []
     if speeds.tokenizer is not None:
@@ -151,8 +171,11 @@ def promise_text(fitted: Fitted) -> str:
         passes = fit.steps * fit.batch_size / max(1, fitted.counts.train)
         size = f"{model.shape.n_layers} blocks of width {model.shape.d_model}, dropout {model.dropout:g}"
         rows.append(("prior", f"{size}, {recipe.prior.training.precision}"))
-        speed = f"{fit.batch_size / speeds.prior.step:,.0f} images/s"
+        images = fit.batch_size / speeds.prior.step
+        speed = f"{images:,.0f} images/s, {images * code_layout(recipe).n_codes:,.0f} tokens/s"
         rows.append(("", f"{fit.steps:,} steps of {fit.batch_size}, {passes:.1f} passes; {speed}"))
+    if memory:
+        rows.append(("memory", ", ".join(f"{stage} {gigabytes(n)}" for stage, n in memory.items())))
     shown = ", ".join(f"{name} {duration(value)}" for name, value in times.items() if value >= 1)
     rows.append(("expected", shown))
     rows.append(("in all", duration(fitted.spent + sum(times.values()))))

@@ -17,7 +17,7 @@ from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOu
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
-from pipeline.runs.recipe_files import built_in_recipes, given_fields
+from pipeline.runs.recipe_files import built_in_recipes, own_fields
 
 if TYPE_CHECKING:
     from pipeline.commands.job import Job
@@ -159,15 +159,17 @@ def start_run(
         CheckpointError: the folder belongs to another recipe, or another process works in it.
     """
     began = time.perf_counter()
-    run, given = prepared_run(recipe, out, overrides), given_fields(recipe, overrides or {})
+    run = prepared_run(recipe, out, overrides)
 
     from pipeline.commands.job import Job
+    from pipeline.planning.budget import kept_fields
     from pipeline.planning.estimate import process_bytes
     from pipeline.planning.fit_run import expect_run, fit_run, peak_memory, promise_text
     from pipeline.planning.fits import require_fits
     from pipeline.planning.ledger import Ledger
     from pipeline.planning.times import START
 
+    given = kept_fields(run.recipe, overrides or {}, own_fields(recipe))
     ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
     process, is_new = process_bytes(), not run.folder.recipe.is_file()
     is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()  # a run's recipe has its choices made
@@ -192,6 +194,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it.
     """
+    from pipeline.planning.budget import kept_fields
     from pipeline.planning.fit_run import adopt_run
     from pipeline.runs.own_codes import require_effect, run_of
 
@@ -202,7 +205,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
-    adopt_run(run, given_fields(recipe, given))
+    adopt_run(run, kept_fields(run.recipe, given, own_fields(recipe)))
     return run
 
 

@@ -252,13 +252,14 @@ class Fitting:
         self._require_time(min(first if trains else left, left - first if speeds.prior else left), rest, speeds)
         if speeds.prior is None:
             return first, 0.0, ()
+        if trains and speeds.tokenizer is not None and "tokenizer.training.fit.steps" in self.given:
+            first = min(left, recipe.tokenizer.training.fit.steps * speeds.tokenizer.step / (1 - _EVALUATIONS))
         second, notes = self._within_passes(recipe, left - first, speeds.prior)
         if trains and self.budget.first_stage is None:
             first = left - second
         if trains and speeds.tokenizer is not None:
-            size = recipe.tokenizer.training.fit.batch_size
-            most = _MOST_TOKENIZER_PASSES * self.counts.train / size * speeds.tokenizer.step / (1 - _EVALUATIONS)
-            if first > most:
+            most = self._most_steps(recipe, "tokenizer") * speeds.tokenizer.step / (1 - _EVALUATIONS)
+            if first > most and "tokenizer.training.fit.steps" not in self.given:
                 note = (
                     f"the tokenizer stops after {_MOST_TOKENIZER_PASSES} passes over its images, before the budget ends"
                 )
@@ -267,9 +268,9 @@ class Fitting:
 
     def _within_passes(self, recipe: Recipe, seconds: float, prior: PriorSpeed) -> tuple[float, tuple[str, ...]]:
         """At most the time of ``MOST_PASSES`` passes over the codes."""
-        batch_size = recipe.prior.training.fit.batch_size
-        steps = MOST_PASSES * self.counts.train * n_views(recipe) / batch_size
-        most = steps * prior.step / (1 - _EVALUATIONS)
+        if "prior.training.fit.steps" in self.given:
+            return min(seconds, recipe.prior.training.fit.steps * prior.step / (1 - _EVALUATIONS)), ()
+        most = self._most_steps(recipe, "prior") * prior.step / (1 - _EVALUATIONS)
         if seconds <= most:
             return seconds, ()
         note = (
@@ -277,6 +278,11 @@ class Fitting:
             " heart; more images would help"
         )
         return most, (note,)
+
+    def _most_steps(self, recipe: Recipe, stage: str) -> int:
+        """Steps of the most passes over the pictures that a stage may make."""
+        most, views = (MOST_PASSES, n_views(recipe)) if stage == "prior" else (_MOST_TOKENIZER_PASSES, 1)
+        return int(most * self.counts.train * views / getattr(recipe, stage).training.fit.batch_size)
 
     def _require_time(self, least: float, rest: Mapping[str, float], speeds: Speeds) -> None:
         slowest = max(each.step for each in (speeds.tokenizer, speeds.prior) if each is not None)
@@ -298,7 +304,8 @@ class Fitting:
         training = getattr(recipe, stage).training
         evaluation = max(self.counts.validation * score, 1e-9)
         n = int(max(2, min(_MOST_EVALUATIONS, _EVALUATIONS * seconds / evaluation)))
-        steps = max(_FEWEST_STEPS, int((seconds - n * evaluation) / step))
+        fitting = int((seconds - n * evaluation) / step)
+        steps = max(_FEWEST_STEPS, min(fitting, self._most_steps(recipe, stage)))
         if f"{stage}.training.fit.steps" in self.given:
             steps = training.fit.steps
         values: dict[str, Any] = {
@@ -326,17 +333,35 @@ def spec_of(recipe: Recipe, n_classes: int) -> CodeSpec:
 
 def fittable(recipe: Recipe) -> list[str]:
     """Dotted names of fields that a budget may choose; a run that exists keeps its own."""
-    names = ["encode.flip", "tokenizer.training.perceptual.precision"]
-    for stage in ("tokenizer", "prior"):
-        training = getattr(recipe, stage).training
-        fields = [*_CADENCE, "precision", *(name for name, _ in _scaled(training, 1, 1))]
-        names += [f"{stage}.training.{name}" for name in fields]
+    names = [*_timed(recipe), "encode.flip", "tokenizer.training.perceptual.precision"]
+    names += [f"{stage}.training.precision" for stage in ("tokenizer", "prior")]
     for part in recipe.open:
         names += _SIZES[part]
-    if "tokenizer" not in recipe.open:
-        quantizer = recipe.tokenizer.model.quantizer
-        names += [f"tokenizer.model.quantizer.{name}" for name, _ in _scaled(quantizer, 1, 1)]
+    if "tokenizer" in recipe.open:  # with all that is inside
+        names = [name for name in names if not name.startswith("tokenizer.model.")]
     return names
+
+
+def kept_fields(recipe: Recipe, overrides: Collection[str], own: Collection[str]) -> set[str]:
+    """Dotted names of fields that a budget leaves as they are.
+
+    Args:
+        recipe: with all fields.
+        overrides: names of fields on the command line.
+        own: names of fields in the user's own recipe file: a length or cadence there is what a budget replaces.
+    """
+    return {*overrides, *(set(own) - set(_timed(recipe)))}
+
+
+def _timed(recipe: Recipe) -> list[str]:
+    """Fields that say how long a training is, or count its steps."""
+    names = []
+    for stage in ("tokenizer", "prior"):
+        training = getattr(recipe, stage).training
+        fields = [*_CADENCE, *(name for name, _ in _scaled(training, 1, 1))]
+        names += [f"{stage}.training.{name}" for name in fields]
+    quantizer = recipe.tokenizer.model.quantizer
+    return names + [f"tokenizer.model.quantizer.{name}" for name, _ in _scaled(quantizer, 1, 1)]
 
 
 def adopt_fit(recipe: Recipe, saved: Recipe, given: Collection[str]) -> Recipe:

@@ -74,11 +74,10 @@ def read_recipe(recipe: str) -> RecipeValues:
     return _read_extended(_built_in_file(recipe, "recipe", "give a YAML file or a built-in name"))
 
 
-def given_fields(recipe: str, overrides: Mapping[str, Any]) -> set[str]:
-    """Dotted names of the fields that a user has set: in a recipe of their own and as overrides."""
+def own_fields(recipe: str) -> set[str]:
+    """Dotted names of the fields in a user's own recipe file; none of a built-in recipe or a run folder."""
     path = Path(expand(recipe, "recipe"))
-    own = {} if path.is_dir() else read_recipe(recipe).own
-    return {*overrides, *leaves(own)}
+    return set() if path.is_dir() else set(leaves(read_recipe(recipe).own))
 
 
 def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[str]:

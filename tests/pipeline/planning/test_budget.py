@@ -2,6 +2,7 @@
 
 import dataclasses
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from accelerate import Accelerator
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError
 from pipeline.planning import budget as budget_module
-from pipeline.planning.budget import Fitted, Fitting, adopt_fit, fittable
+from pipeline.planning.budget import Fitted, Fitting, adopt_fit, fittable, kept_fields
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
 from pipeline.planning.times import Counts
 from pipeline.runs.duration import Budget
 from pipeline.runs.recipe import Recipe, load_recipe
+from pipeline.runs.recipe_files import own_fields
 
 COUNTS = Counts(train=3600, validation=400, classes=10)
 FLOPS_A_SECOND = 5e10
@@ -72,6 +74,24 @@ def test_given_fields_are_kept() -> None:
     recipe = load_recipe("folder", overrides)
     fitted = fit(recipe, "20m", given=tuple(overrides)).recipe
     assert fitted.data.preprocess == recipe.data.preprocess and fitted.prior.training.fit.steps == 77
+
+
+def test_steps_of_ones_own_file_are_replaced_and_sizes_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: folder\nname: mine\nprior: {model: {d_model: 64}, training: {fit: {steps: 9}}}\n")
+    recipe = load_recipe(str(path))
+    kept = kept_fields(recipe, {"seed"}, own_fields(str(path)))
+    assert kept == {"seed", "extends", "name", "prior.model.d_model"} - {"extends"}
+    fitted = fit(recipe, "20m", given=tuple(kept)).recipe
+    assert fitted.prior.model == recipe.prior.model and fitted.prior.training.fit.steps > 9
+
+
+def test_time_that_given_steps_leave_goes_to_the_other_stage() -> None:
+    recipe = load_recipe("folder")
+    given = "prior.training.fit.steps"
+    few = fit(load_recipe("folder", {given: 100}), "20m", given=(given,))
+    steps = [each.tokenizer.training.fit.steps for each in (fit(recipe, "20m").recipe, few.recipe)]
+    assert steps[1] > 1.5 * steps[0] and few.recipe.prior.training.fit.steps == 100 and not few.notes
 
 
 def test_a_pair_of_times_is_for_the_two_stages() -> None:

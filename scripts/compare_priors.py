@@ -53,6 +53,7 @@ QUICK_STEPS = 30
 def row(name: str, source: RunFolder, out: Path, steps: int) -> dict[str, Any]:
     """Train one prior, or read what it reached before."""
     folder = _row_folder(source, out / name)
+    _require_steps(folder, steps)
     job = start_run(str(source.recipe), str(folder.root), overrides(name, steps))
     job.train_prior()
     job.run.release()
@@ -95,6 +96,13 @@ def _row_folder(source: RunFolder, root: Path) -> RunFolder:
                 "has other codes", field=str(root), found=found, expected=expected, fix="give another --out"
             )
     return folder
+
+
+def _require_steps(folder: RunFolder, steps: int) -> None:
+    """Refuse a row that was trained with another number of steps."""
+    trained = folder.load_recipe().prior.training.fit.steps if folder.prior.exists() else steps
+    what, field, fix = "differs from that of a row", "prior.training.fit.steps", "give another --out"
+    ConfigError.unless(trained == steps, what, field=field, found=steps, expected=trained, fix=fix)
 
 
 def steps_of(source: RunFolder, out: Path, minutes: float) -> int:

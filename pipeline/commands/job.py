@@ -72,11 +72,9 @@ class Job:
 
     def train_tokenizer(self) -> None:
         """Stage 1."""
-        if not self.run.folder.tokenizer.exists() and self.run.recipe.tokenizer.pretrained is None:
-            with self.ledger.part(READ):
-                _ = self.run.images
         with self.ledger.part("tokenizer"):
             self.run.train_tokenizer()
+        self.ledger.move("tokenizer", READ, self.run.reading_seconds)
         self._say(f"tokenizer: {self.run.folder.tokenizer}{_last(self.run.folder, 'tokenizer')}")
 
     def encode(self) -> None:

@@ -170,7 +170,8 @@ def start_run(
     from pipeline.planning.times import START
 
     given = kept_fields(run.recipe, overrides or {}, own_fields(recipe))
-    ledger = Ledger(run.folder.times if run.accelerator.is_main_process else None)
+    is_kept = run.accelerator.is_main_process and not run.folder.has_samples()
+    ledger = Ledger(run.folder.times if is_kept else None)
     process, is_new = process_bytes(), not run.folder.recipe.is_file()
     is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()  # a run's recipe has its choices made
     fits = is_new and is_open

@@ -199,7 +199,7 @@ def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
         try:
             speeds[size] = _images_per_second(tokenizer, size)
         except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or a plain one of MPS
-            if "out of memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                 raise
             break
         twice_as_long = 4 * size / speeds[size]  # two runs of the next size

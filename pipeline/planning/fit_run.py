@@ -22,6 +22,7 @@ from pipeline.runs.duration import Budget, duration
 from pipeline.runs.images import open_run_sources
 from pipeline.runs.recipe import Recipe
 from pipeline.runs.stages import Run
+from stage1_tokenizer.losses.vgg16 import locate_vgg16
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -115,6 +116,9 @@ def _fitting(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fi
 
 def _images(run: Run) -> tuple[Counts, int | None, float]:
     """Numbers of images, their usual shorter side, and seconds to read one."""
+    stage = run.recipe.tokenizer
+    if stage.pretrained is None and stage.training.perceptual.weight > 0:
+        locate_vgg16(stage.training.perceptual.vgg_weights)  # a missing file stops the run before data is read
     splits = open_run_sources(run.folder, run.recipe).splits
     train, validation = splits["train"], splits["validation"]
     classes = 0 if train.labels is None else len(train.class_names)

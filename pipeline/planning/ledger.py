@@ -63,6 +63,12 @@ class Ledger:
         self.taken[part] = self.taken.get(part, 0.0) + seconds
         self._save()
 
+    def move(self, part: str, other: str, seconds: float) -> None:
+        """Count some of what a part took as another part's."""
+        if seconds > 0:
+            self.taken[part] = self.taken.get(part, 0.0) - seconds
+            self.add(other, seconds)
+
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time a part, also one that is interrupted."""
@@ -85,7 +91,7 @@ class Ledger:
 def read_times(path: Path) -> dict[str, dict[str, float]]:
     """The content of a run's ``times.json``; empty without one, or where it is damaged: only times are lost."""
     try:
-        return read_json(path, ("expected", "taken"), fix="delete it")
+        return read_json(path, ("expected", "taken"), fix="move it away")
     except CheckpointError:
         return {}
 

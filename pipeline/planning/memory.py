@@ -189,7 +189,7 @@ def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
     for learner in learners:
         if learner.average.decay > 0:
             for average in learner.average.model.parameters():
-                trace.rename(average, "average")
+                trace.relabel(average, "average")
         for group in learner.optimizer.param_groups:
             for each in group["params"]:
                 with trace.naming("moments"):
@@ -201,4 +201,4 @@ def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
 
 def _name_gradient(trace: Trace, parameter: torch.Tensor) -> None:
     if parameter.grad is not None:
-        trace.rename(parameter.grad, "gradients")
+        trace.relabel(parameter.grad, "gradients")

@@ -92,7 +92,7 @@ class Trace(TorchDispatchMode):
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave, always_call=True)
 
-    def rename(self, tensor: torch.Tensor, part: str) -> None:
+    def relabel(self, tensor: torch.Tensor, part: str) -> None:
         """The tensor's storage belongs to another part from now on."""
         key = tensor.untyped_storage()._cdata
         held = self._held.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,8 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    reading_seconds: float = 0.0
+    """that listing and decoding the images took"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -130,7 +133,9 @@ class Run:
     @cached_property
     def images(self) -> dict[str, ImageSet]:
         """Training and validation images; unusable images are printed and listed in the run folder."""
+        began = time.perf_counter()
         images, listing, changes = open_training_images(self.folder, self.recipe)
+        self.reading_seconds = time.perf_counter() - began
         if self.accelerator.is_main_process:
             listing.save(self.folder.listing)
             durable.replace_file(self.folder.failures, _failures_text(images).encode())

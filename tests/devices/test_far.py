@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("kind", ["cuda", pytest.param("mps", marks=pytest.mark.slow)])
 def test_everything_runs_on_a_device_that_may_not_meet_the_cpu(kind: str) -> None:
     """With float64 and without.
 

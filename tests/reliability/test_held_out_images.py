@@ -19,7 +19,7 @@ from support.picture_runs import begin, picture
 
 from foundation.codes.dataset import TokenDataset
 from foundation.hardware import TokenAccess
-from pipeline.commands.runs import Job
+from pipeline.commands.job import Job
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import open_run_split
 

@@ -49,10 +49,10 @@ def delete_before_save(patch: Patch) -> None:
     """Room is made before there is something to put into it."""
     real = checkpoints._publish
 
-    def publish(path: Path, step: int, state: dict[str, Any]) -> None:
+    def publish(path: Path, step: int, state: dict[str, Any], length: int | None) -> None:
         for old in sorted(path.parent.glob("step-*"))[:-1]:
             durable.remove_folder(old)
-        real(path, step, state)
+        real(path, step, state, length)
 
     patch.setattr(checkpoints, "_publish", publish)
 

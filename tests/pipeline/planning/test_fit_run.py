@@ -33,7 +33,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "measure_tokenizer", lambda *arguments: SPEEDS[0])
         patch.setattr(budget, "measure_prior", lambda *arguments: SPEEDS[1])
-        start_run("digits", str(folder), SMALL).all()
+        job = start_run("digits", str(folder), SMALL)
+        job.all()
+        job.run.release()
     return RunFolder(folder)
 
 

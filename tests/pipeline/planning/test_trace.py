@@ -33,7 +33,7 @@ def test_parts_are_those_of_the_module_that_computes() -> None:
         assert +trace.live == {"other": 32 * 8 * 4, "first": 32 * 16 * 4, "second": 32 * 4 * 4}
         out.sum().backward()
         assert trace.largest[BACKWARD] > 0
-        trace.rename(hidden, "kept")
+        trace.relabel(hidden, "kept")
     assert trace.live["first"] == 0 and trace.live["kept"] == 32 * 16 * 4
 
 

@@ -1,6 +1,7 @@
 """Advice on small or poor data: a sentence with a figure and a way out for each, and no false alarms."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.commands.fields import read_fields
 from pipeline.commands.runs import run, start_run
 from pipeline.runs.advice import advice, advice_text, codes_per_image, facts_in, weights
 from pipeline.runs.images import mean_image_psnr
-from pipeline.runs.recipe import load_recipe
+from pipeline.runs.recipe import Recipe, load_recipe
 
 
 def found(n_train: int, n_validation: int, **others: Any) -> dict[str, Any]:
@@ -88,10 +89,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 }
 
 
+def folder(fields: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe folder with 16 x 16 codes, enough of them in a few hundred images."""
+    return load_recipe("folder", {"tokenizer.model.networks.width_multipliers": [1], **(fields or {})})
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_weakness_gets_a_sentence_with_its_figure_and_a_way_out(name: str) -> None:
     inventory, fields, fragments = CASES[name]
-    sentences = advice(load_recipe("folder", fields), inventory)
+    sentences = advice(folder(fields), inventory)
     assert any(all(part in each for part in fragments) for each in sentences), sentences
     if name not in ("a batch of everything",):
         assert len(sentences) == 1, "nothing else is wrong"
@@ -100,23 +106,23 @@ def test_each_weakness_gets_a_sentence_with_its_figure_and_a_way_out(name: str) 
 @pytest.mark.parametrize("name", CASES)
 def test_the_fields_that_advice_names_exist(name: str) -> None:
     inventory, fields, _ = CASES[name]
-    recipe = load_recipe("folder", fields)
+    recipe = folder(fields)
     for sentence in advice(recipe, inventory):
         for field, value in re.findall(r"--([a-z0-9_.]+) ?([0-9.,]+\d|\d|true|false)?", sentence):
             parts: Any = recipe
             for part in field.split("."):
                 parts = getattr(parts, part)
             if value:
-                load_recipe("folder", {**fields, **read_fields([f"--{field}", value.replace(",", "")], run)})
+                folder({**fields, **read_fields([f"--{field}", value.replace(",", "")], run)})
 
 
 def test_what_is_advised_is_not_advised_again() -> None:
     thumbnails = found(4000, 500, shapes=SHAPES_OF_THUMBNAILS)
-    smaller = load_recipe("folder", {"data.preprocess.height": 40, "data.preprocess.width": 40})
+    smaller = folder({"data.preprocess.height": 40, "data.preprocess.width": 40})
     shapes = {**SHAPES_OF_THUMBNAILS, "smaller": 600}
-    assert advice(load_recipe("folder"), thumbnails) and not advice(smaller, {**thumbnails, "shapes": shapes})
-    assert not advice(load_recipe("folder", {"prior.training.fit.steps": 2800}), found(450, 60))
-    unconditional = load_recipe("folder", {"prior.model.class_conditional": False})
+    assert advice(folder(), thumbnails) and not advice(smaller, {**thumbnails, "shapes": shapes})
+    assert not advice(folder({"prior.training.fit.steps": 2800}), found(450, 60))
+    unconditional = folder({"prior.model.class_conditional": False})
     assert not advice(unconditional, found(4000, 400, classes={"owl": 3}))
 
 
@@ -155,8 +161,8 @@ def test_before_a_scan_the_listing_alone_is_judged() -> None:
     planned = {"splits": {"planned": {"used": 120, "failed": 0}}, "classes": {"owl": 3, "fox": 117}, "shapes": None}
     facts = facts_in(planned, 0.1)
     assert facts is not None and (facts.n_train, facts.n_validation, facts.mean_psnr) == (108, 12, None)
-    assert any("owl 3" in each for each in advice(load_recipe("folder"), planned))
-    assert advice(load_recipe("folder"), {}) == [] and advice_text([]) == ""
+    assert any("owl 3" in each for each in advice(folder(), planned))
+    assert advice(folder(), {}) == [] and advice_text([]) == ""
 
 
 def test_codes_and_weights_are_those_of_the_models() -> None:

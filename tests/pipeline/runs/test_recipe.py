@@ -145,7 +145,7 @@ def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, photographs: Pa
             "tokenizer.training.adversarial.discriminator": {"width": 8, "n_layers": 2},
         }
     folder = RunFolder(tmp_path / "run")
-    start_run(name, str(folder.root), overrides).train_tokenizer()
+    start_run(name, str(folder.root), overrides, stages=("tokenizer",)).train_tokenizer()
     last = read_metrics(folder.metrics, "tokenizer", "held_out")[-1]
     assert last["step"] == 3 and last["psnr"] > 0
     rows = read_metrics(folder.metrics, "tokenizer", "train")

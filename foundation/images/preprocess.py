@@ -164,8 +164,10 @@ def to_unit_range(images_BYXC: np.ndarray) -> torch.Tensor:
         DataError: not such an array.
     """
     require_pixels("images_BYXC", images_BYXC, 4)
-    images = torch.from_numpy(np.ascontiguousarray(images_BYXC.transpose(0, 3, 1, 2)))
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
+    images = images_BYXC.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    images /= np.float32(127.5)  # by NumPy: OpenMP's threads of a second Python thread would slow down the first one's
+    images -= np.float32(1.0)
+    return torch.from_numpy(images)
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> np.ndarray:

@@ -1,10 +1,13 @@
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.tiny_run import ROOT
 
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, DatasetData, DigitsData, FolderData, Preprocess
@@ -292,3 +295,28 @@ def test_an_upright_image_of_the_right_mode_is_not_copied_and_its_pixels_stay():
     assert np.array_equal(preprocess(image), np.asarray(image))
     Preprocess(height=2, width=3)(image)[:] = 0
     assert image.tobytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+def test_reading_a_batch_in_a_thread_starts_no_threads_of_openmp() -> None:
+    """A second team of OpenMP's threads shares the cores with the training's own, and makes its waits slower."""
+    lines = (
+        "import os, threading, numpy as np, torch",
+        "from foundation.images.preprocess import to_unit_range",
+        "torch.set_num_threads(2)",
+        "torch.ones(1 << 20).mul_(2.0)",
+        "count, found = (lambda: len(os.listdir('/proc/self/task'))), []",
+        "def read():",
+        "    before = count()",
+        "    to_unit_range(np.zeros((64, 64, 64, 3), np.uint8))",
+        "    found.append(count() - before)",
+        "    torch.ones(1 << 20).mul_(2.0)",
+        "    found.append(count() - before)",
+        "thread = threading.Thread(target=read)",
+        "thread.start()",
+        "thread.join()",
+        "print(*found)",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "1"], f"torch in a thread would have started one: {done.stdout}{done.stderr}"

@@ -56,7 +56,7 @@ class Canary:
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
     """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does.
 
-    The codes are those of the CPU, wherever the tokenizer is, so that another device is compared with it.
+    The codes are computed on the CPU, wherever the tokenizer is, so that another device is compared with it.
     """
     if _device(tokenizer).type != "cpu":
         tokenizer = copy.deepcopy(tokenizer).cpu()

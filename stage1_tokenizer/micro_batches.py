@@ -46,7 +46,7 @@ class _Judged:
         images_BCYX: the reconstructions, detached.
         to_reconstruction: gradient of the reconstruction loss over the whole batch.
         to_adversarial: of the adversary's loss before its factor; None without it.
-        terms: detached scalars that add up to those of the whole batch; ``reconstruction`` is the loss.
+        terms: detached scalars that add up to the whole batch's; ``reconstruction`` is the loss.
     """
 
     images_BCYX: torch.Tensor
@@ -179,7 +179,7 @@ def _at_kernel(kernel: torch.Tensor, images_BCYX: torch.Tensor, judged: _Judged)
 
 
 def _require_independent_images(model: TokenizerModel, size: int) -> None:
-    """Refuse a model whose statistics of a part would not be those of the batch."""
+    """Refuse a model with statistics over the batch, which a part of it does not have."""
     for name, module in model.named_modules():
         found = f"{size}, and {name}, a {type(module).__name__}"
         expected, fix = "null where a norm's statistics are of a batch", "use GroupNorm, which sees each image alone"

@@ -194,7 +194,7 @@ class PriorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): few weights are trained, beside those of start_from."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): few weights are trained, on top of start_from."""
 
     rank: int = 8
     """columns of A and B; more can learn more"""

@@ -192,7 +192,7 @@ class Fitting:
         return recipe
 
     def _sized_prior(self, recipe: Recipe, spec: CodeSpec, seconds: float) -> Recipe:
-        """The recipe with a prior for so many seconds of training."""
+        """The recipe with a prior that fits a number of seconds of training."""
         if not self._is_open("prior.model"):
             return recipe
         budget = self._prior_rate(recipe, spec) * seconds

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,7 @@ def estimate(recipe: Recipe, accelerator: Accelerator, *, on: str | None = None,
     kind: Kind = machine.kind if machine else "cpu" if accelerator.device.type == "cpu" else "gpu"
     found = _images(recipe, images)
     counted = {
-        stage: if_countable(stage, lambda: step_memory(recipe, stage, kind))  # noqa: B023
-        for stage in trained_stages(recipe)
+        stage: if_countable(stage, partial(step_memory, recipe, stage, kind)) for stage in trained_stages(recipe)
     }
     steps = {stage: memory for stage, memory in counted.items() if memory is not None}
     available = int(machine.memory * 1e9) if machine else device_memory(accelerator.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 
 from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
+from foundation.hardware import usable_cores
 from foundation.images.sources import ImageSource
 from pipeline.planning.budget import Fitted, Fitting, adopt_fit, spec_of
 from pipeline.planning.fits import gigabytes, if_countable, needed, trained_stages
@@ -123,7 +123,7 @@ def _images(run: Run) -> tuple[Counts, int | None, float]:
     train, validation = splits["train"], splits["validation"]
     classes = 0 if train.labels is None else len(train.class_names)
     counts = Counts(len(train.ids), len(validation.ids), classes)
-    read = measure_reading(train, run.recipe.data.preprocess, os.cpu_count() or 1)
+    read = measure_reading(train, run.recipe.data.preprocess, usable_cores())
     return counts, _usual_side(train), read
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -83,10 +84,10 @@ def require_fits(
     available = device_memory(device)
     kind: Kind = "cpu" if device.type == "cpu" else "gpu"
     for stage in (each for each in trained_stages(recipe) if each in stages):
-        bound = if_countable(stage, lambda: upper_bound(recipe, stage, n_processes))  # noqa: B023
+        bound = if_countable(stage, partial(upper_bound, recipe, stage, n_processes))
         if bound is None or bound < available:
             continue
-        counted = if_countable(stage, lambda: step_memory(recipe, stage, kind, n_processes=n_processes))  # noqa: B023
+        counted = if_countable(stage, partial(step_memory, recipe, stage, kind, n_processes=n_processes))
         if counted is None:
             continue
         total = needed(counted, kind)

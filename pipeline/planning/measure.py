@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from foundation.codes.spec import CodeSpec
@@ -180,11 +179,6 @@ def flops(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work()
     return float(counter.get_total_flops())
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of weights."""
-    return sum(each.numel() for each in module.parameters())
 
 
 def _noise(preprocess: Preprocess, n: int, accelerator: Accelerator) -> torch.Tensor:

@@ -157,7 +157,7 @@ def choose_prior(
 
 
 def batch_for(images_seen: float) -> int:
-    """Images of a step in a training that sees so many, over all its steps: about 1,500 steps where they allow it."""
+    """Batch size of a training that sees ``images_seen`` images over all its steps: about 1,500 steps, if it can."""
     return min(_BATCHES, key=lambda batch: abs(math.log(max(images_seen, 1.0) / _STEPS / batch)))
 
 

@@ -37,7 +37,7 @@ class Start:
         source: folder of the model; it may be gone once the run has a checkpoint.
         weights_sha256: of its weights.
         codes_of: of a tokenizer: whose codes its are.
-        new_classes: of a prior: whether its classes differ from those of the codes.
+        new_classes: of a prior: whether its classes differ from the classes of the codes.
     """
 
     source: Path

@@ -77,7 +77,7 @@ def main() -> None:
         rows.append(bench(options.recipe, budget, fields, out / f"{i}-{budget}", options.busy))
         print(table(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

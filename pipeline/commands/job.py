@@ -7,9 +7,11 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from foundation.codes.dataset import TokenDataset
 from foundation.training.log import read_metrics
 from pipeline.planning.budget import Fitted
 from pipeline.planning.fit_run import fit_run_prior
+from pipeline.planning.fits import require_fits
 from pipeline.planning.ledger import Ledger, time_rows
 from pipeline.planning.times import ENCODE, READ, REPORT, SAMPLE, START
 from pipeline.report.gallery import draw_run_gallery
@@ -85,7 +87,9 @@ class Job:
 
     def train_prior(self) -> None:
         """Stage 2; of a run with a budget, fitted to what is left of it."""
-        if self.fitted is not None and self.run.recipe.codes is None:
+        if self.run.recipe.codes is not None:
+            self._require_prior_fits()
+        elif self.fitted is not None:
             self._fit_prior(self.fitted)
         with self.ledger.part("prior"):
             self.run.train_prior()
@@ -109,6 +113,19 @@ class Job:
             self.run.claim_again()
             steps = self.run.recipe.prior.training.fit.steps
             self._say(f"prior: {steps:,} steps fit what is left of {self.run.recipe.budget}", *again.notes)
+
+    def _require_prior_fits(self) -> None:
+        """Of codes of one's own, whose shape is known when they have been read.
+
+        Raises:
+            ConfigError: the training exceeds the free memory.
+        """
+        run = self.run
+        run.encode()
+        if not run.folder.prior.exists():
+            layout = TokenDataset(run.folder.codes, "train", run.recipe.machine.tokens).spec
+            processes = run.accelerator.num_processes
+            require_fits(run.recipe, run.accelerator.device, ["prior"], n_processes=processes, layout=layout)
 
     def _draw_gallery(self) -> None:
         if self.run.accelerator.is_main_process:

@@ -172,7 +172,8 @@ def start_run(
     given = kept_fields(run.recipe, overrides or {}, own_fields(recipe))
     is_kept = run.accelerator.is_main_process and not run.folder.has_samples()
     ledger = Ledger(run.folder.times if is_kept else None)
-    process, is_new = process_bytes(), not run.folder.recipe.is_file()
+    is_new = not run.folder.recipe.is_file()
+    process = process_bytes() if is_new else 0
     is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()  # a run's recipe has its choices made
     fits = is_new and is_open
     fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if fits else None

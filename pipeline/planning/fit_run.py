@@ -190,10 +190,24 @@ def promise_text(fitted: Fitted, memory: Mapping[str, int]) -> str:
 
 def _tokenizer_rows(recipe: Recipe, speed: TokenizerSpeed) -> list[tuple[str, str]]:
     preprocess, stage = recipe.data.preprocess, recipe.tokenizer
-    stride, fit = stage.model.stride, stage.training.fit
-    codes = f"{preprocess.height // stride} x {preprocess.width // stride} codes"
-    rows = [("images", f"{preprocess.height} x {preprocess.width} pixels, {codes}")]
+    model, fit = stage.model, stage.training.fit
+    rows = [("images", f"{preprocess.height} x {preprocess.width} pixels, {_grids(recipe)}")]
     if stage.pretrained is None:
-        steps = f"{fit.steps:,} steps of {fit.batch_size}; {fit.batch_size / speed.step:,.0f} images/s"
-        rows.append(("tokenizer", f"{steps}, {stage.training.precision}"))
+        width = getattr(model.networks, "base_width", None)
+        network = [] if width is None else [f"base width {width:,}"]
+        rows.append(("tokenizer", ", ".join([*network, stage.training.precision])))
+        rows.append(("", f"{fit.steps:,} steps of {fit.batch_size}; {fit.batch_size / speed.step:,.0f} images/s"))
     return rows
+
+
+def _grids(recipe: Recipe) -> str:
+    """The codes of an image: sides of each grid, codebook, and depth where it is more than one."""
+    preprocess, model = recipe.data.preprocess, recipe.tokenizer.model
+    if not model.is_discrete:
+        return f"{preprocess.height // model.stride} x {preprocess.width // model.stride} latents"
+    grids = []
+    for level in code_layout(recipe).levels:
+        sides = f"{level.height} x {level.width}" + (f" x {level.depth}" if level.depth > 1 else "")
+        sizes = [level.codebook_size] if isinstance(level.codebook_size, int) else level.codebook_size
+        grids.append(f"{sides} codes of {', '.join(f'{size:,}' for size in sizes)}")
+    return " and ".join(grids)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from foundation.codes.spec import CodeSpec
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError, TesseraError, one_line
 from foundation.hardware import free_memory
@@ -54,19 +55,27 @@ class PassMemory:
         return max(0, min(self.batch, int((available - self.constant) / self.of_one)))
 
 
-def pass_memory(recipe: Recipe, stage: Stage, kind: Kind, *, n_processes: int = 1) -> PassMemory:
-    """Count steps of several passes of two sizes."""
+def pass_memory(
+    recipe: Recipe, stage: Stage, kind: Kind, *, n_processes: int = 1, layout: CodeSpec | None = None
+) -> PassMemory:
+    """Count steps of several passes of two sizes; ``layout``: see ``step_memory``."""
     batch = max(1, getattr(recipe, stage).training.fit.batch_size // n_processes)
     small, large = (4, 8) if batch >= 8 else (1, 2)
     several = max(batch, 4 * large) * n_processes  # examples: never a single pass
     recipe = replaced(recipe, {f"{stage}.training.fit.batch_size": several})
-    counted = [needed(step_memory(recipe, stage, kind, n, n_processes=n_processes), kind) for n in (small, large)]
+    count = partial(step_memory, recipe, stage, kind, n_processes=n_processes, layout=layout)
+    counted = [needed(count(n), kind) for n in (small, large)]
     of_one = (counted[1] - counted[0]) / (large - small)
     return PassMemory(counted[0] - of_one * small, of_one, batch)
 
 
 def require_fits(
-    recipe: Recipe, device: torch.device, stages: Collection[str] = ("tokenizer", "prior"), *, n_processes: int = 1
+    recipe: Recipe,
+    device: torch.device,
+    stages: Collection[str] = ("tokenizer", "prior"),
+    *,
+    n_processes: int = 1,
+    layout: CodeSpec | None = None,
 ) -> None:
     """Refuse a recipe whose training exceeds the device's free memory by more than the estimate's error; else warn.
 
@@ -75,24 +84,26 @@ def require_fits(
     Args:
         recipe: with its precisions resolved.
         device: where it trains.
-        stages: to look at, of those that the recipe trains.
+        stages: to look at, of those that the recipe trains; the prior of codes of one's own, if ``layout`` is given.
         n_processes: that share each batch.
+        layout: of the codes; None takes those of the recipe's tokenizer.
 
     Raises:
         ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.
     """
     available = device_memory(device)
     kind: Kind = "cpu" if device.type == "cpu" else "gpu"
-    for stage in (each for each in trained_stages(recipe) if each in stages):
-        bound = if_countable(stage, partial(upper_bound, recipe, stage, n_processes))
+    trained: list[Stage] = trained_stages(recipe) if layout is None else ["prior"]
+    for stage in (each for each in trained if each in stages):
+        bound = if_countable(stage, partial(upper_bound, recipe, stage, n_processes, layout))
         if bound is None or bound < available:
             continue
-        counted = if_countable(stage, partial(step_memory, recipe, stage, kind, n_processes=n_processes))
+        counted = if_countable(stage, partial(step_memory, recipe, stage, kind, n_processes=n_processes, layout=layout))
         if counted is None:
             continue
         total = needed(counted, kind)
         if total > available * (1 + ERROR):
-            raise _refusal(recipe, stage, kind, total, available, n_processes)
+            raise _refusal(recipe, stage, kind, total, available, n_processes, layout)
         if total > available:
             what = f"a step of the {stage} takes about {gigabytes(total)}, and {gigabytes(available)} are free"
             print(f"memory: {what}: it may not fit", file=sys.stderr)
@@ -128,7 +139,7 @@ def device_memory(device: torch.device) -> int:
     return sys.maxsize
 
 
-def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
+def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1, layout: CodeSpec | None = None) -> int:
     """Bytes that a step takes at most, from one forward pass of one example: cheap, and several times too large."""
     training, preprocess = getattr(recipe, stage).training, recipe.data.preprocess
     batch = max(1, training.fit.batch_size // n_processes)
@@ -143,7 +154,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
             losses = training.perceptual.weight + training.adversarial.weight
             of_one = _PER_PIXEL * pixels if losses > 0 else 0
         else:
-            model = PriorModel(recipe.prior.model, code_layout(recipe))
+            model = PriorModel(recipe.prior.model, layout or code_layout(recipe))
             trace.work.clear()
             tokens, labels = (torch.empty(*shape, dtype=torch.int64) for shape in ((1, model.n_codes), (1,)))
             model.head(model.hidden(tokens, labels))
@@ -152,17 +163,20 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1) -> int:
     return 6 * weights + 2 * batch * (of_one + sum(each.n_bytes for each in trace.work)) + (1 << 30)
 
 
-def _refusal(recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int) -> ConfigError:
+def _refusal(
+    recipe: Recipe, stage: Stage, kind: Kind, total: int, available: int, n_processes: int, layout: CodeSpec | None
+) -> ConfigError:
     """What to say: the micro-batch that fits, the same with checkpointing, or smaller models."""
     training = getattr(recipe, stage).training
-    micro = pass_memory(recipe, stage, kind, n_processes=n_processes).largest(available)
+    count = partial(pass_memory, stage=stage, kind=kind, n_processes=n_processes, layout=layout)
+    micro = count(recipe).largest(available)
     fixes = []
     size = f"{stage}.training.micro_batch_size"
     if micro:
         fixes.append(f"set {size} to {micro}")
     if not training.checkpoint_blocks:
         less = replaced(recipe, {f"{stage}.training.checkpoint_blocks": True})
-        checkpointed = pass_memory(less, stage, kind, n_processes=n_processes).largest(available)
+        checkpointed = count(less).largest(available)
         if checkpointed > micro:
             fixes.append(f"set {stage}.training.checkpoint_blocks to true and {size} to {checkpointed}")
     own = training.micro_batch_size or training.fit.batch_size

@@ -4,9 +4,9 @@ Peaks are of dense products, with float32 sums, in 10^12 FLOPs a second. An oper
 share of the peak, or its bytes at a share of the bandwidth, whichever is longer, and never less than a kernel's start.
 Nothing here is measured.
 
-Sources, not yet compared figure by figure: the data sheets of NVIDIA's H100 (2023, SXM), H200 (2024), A100 (2021, SXM),
-L4, L40S (2023) and T4 (2019), and the white papers of the Ada (2022, RTX 4090) and GA102 architectures (2021, RTX
-3090). Where they give peaks with sparsity, half of them stands here. CPUs: cores x 2 units x 8 (AVX2) or 16 (AVX-512)
+Figures of NVIDIA's data sheets for H100 (2023, SXM), H200 (2024), A100 (2021, SXM), L4, L40S (2023) and T4 (2019), and
+of the white papers of the Ada (2022, RTX 4090) and GA102 architectures (2021, RTX 3090), compared with published copies
+of them. Where they give peaks with sparsity, half of them stands here. CPUs: cores x 2 units x 8 (AVX2) or 16 (AVX-512)
 numbers x 2 FLOPs x 3 GHz, and the bandwidth of two channels of DDR5-4800 or eight of DDR4-3200.
 """
 

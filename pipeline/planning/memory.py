@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from foundation.codes.spec import CodeSpec
 from foundation.config_fields import replaced
 from pipeline.planning.gpu_rules import as_on_gpu
 from pipeline.planning.trace import BACKWARD, Trace, Work
@@ -64,7 +65,13 @@ class StepMemory:
 
 
 def step_memory(
-    recipe: Recipe, stage: Stage, kind: Kind, micro_batch: int | None = None, *, n_processes: int = 1
+    recipe: Recipe,
+    stage: Stage,
+    kind: Kind,
+    micro_batch: int | None = None,
+    *,
+    n_processes: int = 1,
+    layout: CodeSpec | None = None,
 ) -> StepMemory:
     """Count a training step of one process.
 
@@ -75,6 +82,7 @@ def step_memory(
         micro_batch: examples of one forward pass; None takes the recipe's. Of a step of several passes two are counted,
             which have the step's peak.
         n_processes: that share a batch; each holds all weights.
+        layout: of the codes; None takes those of the recipe's tokenizer.
     """
     recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
     training = getattr(recipe, stage).training
@@ -84,7 +92,7 @@ def step_memory(
     fit = replace(training.fit, batch_size=n_examples)
     training = replace(training, fit=fit, micro_batch_size=micro, compile=False)
     with without_memory(kind) as (trace, device):
-        task = _TASKS[stage](recipe, training, device, trace)
+        task = _TASKS[stage](recipe, training, device, trace, layout)
         _name_state(task, trace, stage)
         trace.work.clear()
         trace.restart()
@@ -122,7 +130,9 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
         yield trace, device
 
 
-def _tokenizer_task(recipe: Recipe, training: Any, device: torch.device, trace: Trace) -> TokenizerTask:
+def _tokenizer_task(
+    recipe: Recipe, training: Any, device: torch.device, trace: Trace, _: CodeSpec | None
+) -> TokenizerTask:
     training = replace(training, perceptual=replace(training.perceptual, vgg_weights=RANDOM))
     where, preprocess = _process(device), recipe.data.preprocess
     with trace.naming("weights"):
@@ -139,10 +149,11 @@ def _tokenizer_task(recipe: Recipe, training: Any, device: torch.device, trace: 
     return task
 
 
-def _prior_task(recipe: Recipe, training: Any, device: torch.device, trace: Trace) -> PriorTask:
+def _prior_task(
+    recipe: Recipe, training: Any, device: torch.device, trace: Trace, layout: CodeSpec | None
+) -> PriorTask:
     with trace.naming("weights"):
-        layout = code_layout(recipe)
-        model = PriorModel(recipe.prior.model, layout)
+        model = PriorModel(recipe.prior.model, layout or code_layout(recipe))
         task = PriorTask(model, training, None, _process(device))
     for name, module in model.named_children():
         if name != "blocks":
@@ -170,8 +181,8 @@ _TASKS: dict[str, Any] = {"tokenizer": _tokenizer_task, "prior": _prior_task}
 _EXAMPLES: dict[str, Any] = {"tokenizer": _tokenizer_examples, "prior": _prior_examples}
 
 
-def code_layout(recipe: Recipe) -> Any:
-    """The ``CodeSpec`` of the codes that the recipe's tokenizer makes, without a fingerprint and classes."""
+def code_layout(recipe: Recipe) -> CodeSpec:
+    """Of the codes that the recipe's tokenizer makes, without a fingerprint and classes."""
     with torch.device("meta"):
         return TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
 

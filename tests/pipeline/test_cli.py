@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from support.forked import start_command
 from support.other_systems import windows
 from support.tiny_run import ROOT, TINY
 
@@ -268,20 +270,12 @@ def test_a_full_disk_stops_with_a_reason_and_the_run_continues_after(
         assert file_sha256(tmp_path / "run" / part) == file_sha256(finished_run / part)
 
 
-def start(folder: Path) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline.cli", "run", "digits", "--out", str(folder), *options(TINY)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(_threads())}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+def start(folder: Path) -> BaseProcess:
+    return start_command(["run", "digits", "--out", str(folder), *options(TINY)], folder.with_name("said"))
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists() and process.poll() is None:
+def wait_for(path: Path, process: BaseProcess) -> None:
+    while not path.exists() and process.is_alive():
         time.sleep(0.005)
 
 
@@ -289,13 +283,14 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_a_stop_signal_saves_at_the_step_boundary(tmp_path: Path, number: signal.Signals, finished_run: Path) -> None:
     process = start(tmp_path / "run")
     wait_for(tmp_path / "run" / "checkpoints" / "tokenizer" / "step-00000002", process)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=120)
-    if process.returncode:  # else it was done before the signal came
-        assert process.returncode == 128 + number, out.decode()
-        assert b"run the same command again" in out and b"Traceback" not in out
-    process = start(tmp_path / "run")
-    assert process.wait(timeout=120) == 0
+    assert process.pid is not None and process.is_alive()
+    os.kill(process.pid, number)
+    process.join(timeout=120)
+    if process.exitcode:  # else it was done before the signal came
+        out = (tmp_path / "said").read_text()
+        assert process.exitcode == 128 + number, out
+        assert "run the same command again" in out and "Traceback" not in out
+    assert main(["run", "digits", "--out", str(tmp_path / "run"), *options(TINY)]) == 0
     part = "prior/model.safetensors"
     assert file_sha256(tmp_path / "run" / part) == file_sha256(finished_run / part)
 
@@ -314,13 +309,13 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, finished_run: P
     for moment in moments:
         process = start(tmp_path / "run")
         wait_for(tmp_path / "run" / moment, process)
-        kills += process.poll() is None
+        kills += process.is_alive()
         process.kill()
-        process.communicate()
+        process.join()
     assert kills >= 4
     process = start(tmp_path / "run")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out.decode()
+    process.join(timeout=300)
+    assert process.exitcode == 0, (tmp_path / "said").read_text()
     for part in ("tokenizer", "codes", "prior", "samples"):
         files = [path for path in (finished_run / part).rglob("*") if path.is_file()]
         assert files

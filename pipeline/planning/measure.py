@@ -39,8 +39,10 @@ _FLOPS_OF_GPU = 2e13
 """of a timed step: about half a second"""
 _TIMED_STEPS, _ENOUGH = 3, 1.5
 """repetitions, and seconds after which one alone is enough"""
-_SCORED, _SAMPLED, _READ = 32, 8, 64
-"""images that are scored, sampled and read to find the time of one"""
+_SCORED, _SAMPLED = 32, 8
+"""images that are scored and sampled to find the time of one"""
+_PLACES, _NEIGHBOURS = 32, 32
+"""of a source that are read, and images in each"""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,12 @@ def _sample_seconds(prior: PriorModel, recipe: Recipe, accelerator: Accelerator)
 
 
 def measure_reading(source: ImageSource, preprocess: Preprocess, n_readers: int) -> float:
-    """Seconds to read and preprocess one image with ``n_readers`` threads; 0 for a source without readable images."""
-    chosen = np.unique(np.linspace(0, len(source.ids) - 1, min(_READ, len(source.ids))).astype(int))
+    """Seconds to read and preprocess one image with ``n_readers`` threads; 0 for a source without readable images.
+
+    Neighbours are read together, as a run reads them, in several places of the source; the first place warms up.
+    """
+    n_images = len(source.ids)
+    starts = np.unique(np.linspace(0, max(0, n_images - _NEIGHBOURS), min(_PLACES, n_images)).astype(int))
 
     def read(index: int) -> int:
         try:
@@ -169,9 +175,18 @@ def measure_reading(source: ImageSource, preprocess: Preprocess, n_readers: int)
         return 1
 
     with ThreadPoolExecutor(n_readers) as pool:
-        began = time.perf_counter()
-        n_read = sum(pool.map(read, (int(each) for each in chosen)))
-        return (time.perf_counter() - began) / n_read if n_read else 0.0
+
+        def place(start: int) -> int:
+            return sum(pool.map(read, range(start, min(start + _NEIGHBOURS, n_images))))
+
+        place(int(starts[0]))
+        began, taken, n_read = time.perf_counter(), 0.0, 0
+        for start in starts:
+            n_read += place(int(start))
+            taken = time.perf_counter() - began
+            if taken > _ENOUGH:
+                break
+        return taken / n_read if n_read else 0.0
 
 
 def flops(work: Callable[[], object]) -> float:

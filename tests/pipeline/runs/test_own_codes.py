@@ -20,6 +20,7 @@ from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.commands.runs import start_run
+from pipeline.planning import fits
 from pipeline.runs.folder import RunFolder
 
 Load = Callable[[str], Dataset]
@@ -213,3 +214,16 @@ def test_residual_codes_of_unequal_codebooks_train_and_draw(tmp_path: Path) -> N
     assert drawn.shape == (6, 4, 4, 2) and int(drawn[..., 0].max()) < 6 and int(drawn[..., 1].max()) < 9
     start_run("digits", str(tmp_path / "own"), {**SMALL, "codes.source": str(run)}).run.encode()
     assert TokenDataset(tmp_path / "own" / "codes").spec == TokenDataset(run / "codes").spec
+
+
+def test_a_prior_that_exceeds_the_memory_is_refused_when_its_codes_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "codes.npy", np.random.default_rng(0).integers(0, 30, (60, 6, 6)))
+    model = {"d_model": 64, "n_layers": 2, "n_heads": 4}
+    large = {"codes.source": str(tmp_path / "codes.npy"), "prior.model": model, "prior.training.fit.batch_size": 512}
+    job = start_run("digits", str(tmp_path / "run"), {**SMALL, **large})
+    monkeypatch.setattr(fits, "device_memory", lambda device: 100 << 20)
+    with pytest.raises(ConfigError, match=r"set prior.training.micro_batch_size to \d"):
+        job.train_prior()
+    job.run.release()

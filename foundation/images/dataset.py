@@ -31,6 +31,7 @@ class DatasetSource:
         ids: split and number of the row, or for rows of tar archives (webdataset) split, archive and key.
         fingerprint: changes with the files, or with the hub's revision, that the rows were read from.
         passed_over: files of the folder that belong to no split.
+        notes: sentences about the columns.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class DatasetSource:
             self._numbers = np.sort(permutation(len(table), "limit", split)[: config.limit])
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
+        self.notes = [] if labels is not None else _unused_classes(rows)
         if labels is not None:
             self._take_labels(_column(table, labels), rows, config, class_names)
         self.ids = _keys(table, split, self._numbers) or [f"{split}/{number:08d}" for number in self._numbers]
@@ -132,6 +134,16 @@ def _column(table: pa.Table, place: tuple[str, list[str]]) -> pa.ChunkedArray:
     top, inner = place
     column = table.column(top)
     return pc.struct_field(column, inner) if inner else column
+
+
+def _unused_classes(rows: Rows) -> list[str]:
+    """A sentence for each column that is declared to hold classes."""
+    declared = {name: class_label_names(feature) for name, feature in rows.features.items()}
+    return [
+        f"column {name} holds {len(classes)} classes, which are not used: --data.source.label-column {name} takes them"
+        for name, classes in declared.items()
+        if classes is not None
+    ]
 
 
 def _feature(rows: Rows, name: str) -> Any:

@@ -197,7 +197,7 @@ def found_in(
         counted = images["train"].shapes + images["validation"].shapes
         shapes = counted.summary(data.preprocess.height, data.preprocess.width)
         alike = {"copies": images["train"].n_copies, "mean_psnr": mean_image_psnr(images["train"])}
-    notes = [note for each in sources for note in getattr(each, "notes", ())]
+    notes = list(dict.fromkeys(note for each in sources for note in getattr(each, "notes", ())))
     classes = sources[0].class_names
     all_labels = np.concatenate(labels) if labels else None
     held = inventory(splits, all_labels, classes, passed_over, notes, shapes)

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,15 @@ def test_labels_outside_the_training_classes_are_named(tmp_path: Path) -> None:
     config = DatasetData(path=str(tmp_path / "images.parquet"), label_column="label")
     with pytest.raises(DataError, match=r"training split lacks(.|\n)*z"):
         DatasetSource(config, "train", ("a", "b"))
+
+
+def test_a_column_of_classes_that_is_not_used_is_named(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"image": Value("binary"), "kind": ClassLabel(names=["a", "b"])})
+    rows = Dataset.from_dict({"image": [png(1), png(2)], "kind": [0, 1]}, features=features)
+    rows.to_parquet(str(tmp_path / "images.parquet"))
+    config = DatasetData(path=str(tmp_path / "images.parquet"))
+    (note,) = DatasetSource(config, "train").notes
+    assert "column kind holds 2 classes" in note and "--data.source.label-column kind" in note
+    assert not DatasetSource(replace(config, label_column="kind"), "train").notes

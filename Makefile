@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/python scripts/judge_digits.py runs/digits
 
 test: check
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $${TEST_PROCESSES:-2} --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $${TEST_PROCESSES:-2} --dist loadfile -m "not slow and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """On a GPU everything comes out as on a CPU, up to rounding: ``pytest -m gpu``.
 
-Where there is none, ``test_far.py`` runs these tests on a device that exists in name only: whatever a GPU would refuse
-because it lies on the CPU, or would wait for, shows there.
+Where there is none, ``test_far.py`` and ``test_far_runs.py`` run these tests on a device that exists in name only:
+whatever a GPU would refuse because it lies on the CPU, or would wait for, shows there.
 """
 
 import copy

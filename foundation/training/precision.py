@@ -106,7 +106,7 @@ class Speeds:
             return "bf16 is not available here"
         ratio = self.float32 / self.bf16
         if 0.95 < ratio < 1.05:
-            return "bf16 is as fast here"
+            return "bf16 is about as fast here"
         return f"bf16 is {ratio:.1f} times as fast here" if ratio >= 1 else f"bf16 is {1 / ratio:.1f} times slower here"
 
 

@@ -172,7 +172,8 @@ class Fitting:
     def _sized(self) -> Recipe:
         """The recipe with the sizes that it leaves open."""
         recipe, seconds = self.recipe, self.budget.total * _AIM - self.spent()
-        if "tokenizer" in recipe.open and self._is_open("tokenizer.model"):
+        trains = recipe.tokenizer.pretrained is None
+        if trains and "tokenizer" in recipe.open and self._is_open("tokenizer.model"):
             fixed = not ("resolution" in recipe.open and self._is_open("data.preprocess"))
             preprocess = recipe.data.preprocess
             side = min(preprocess.height, preprocess.width) if fixed else self.side

@@ -86,7 +86,7 @@ def require_fits(
         device: where it trains.
         stages: to look at, of those that the recipe trains; the prior of codes of one's own, if ``layout`` is given.
         n_processes: that share each batch.
-        layout: of the codes; None takes those of the recipe's tokenizer.
+        layout: of the codes; None takes what the recipe's tokenizer makes.
 
     Raises:
         ConfigError: naming the field of the micro-batch, what is needed and free, and what fits.

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foundation.codes.spec import CodeSpec
 from foundation.images.config import Preprocess
 from foundation.images.sources import ImageSource
-from foundation.randomness import derive_seed
+from foundation.randomness import derive_seed, permutation
 from pipeline.encoding.encoder import full_precision
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.image_metrics import psnr, ssim
@@ -162,10 +162,11 @@ def _sample_seconds(prior: PriorModel, recipe: Recipe, accelerator: Accelerator)
 def measure_reading(source: ImageSource, preprocess: Preprocess, n_readers: int) -> float:
     """Seconds to read and preprocess one image with ``n_readers`` threads; 0 for a source without readable images.
 
-    Neighbours are read together, as a run reads them, in several places of the source; the first place warms up.
+    Neighbours are read together, as a run reads them, in several places in random order; the first place warms up.
     """
     n_images = len(source.ids)
     starts = np.unique(np.linspace(0, max(0, n_images - _NEIGHBOURS), min(_PLACES, n_images)).astype(int))
+    starts = starts[permutation(len(starts), "reading")]
 
     def read(index: int) -> int:
         try:
@@ -179,9 +180,10 @@ def measure_reading(source: ImageSource, preprocess: Preprocess, n_readers: int)
         def place(start: int) -> int:
             return sum(pool.map(read, range(start, min(start + _NEIGHBOURS, n_images))))
 
-        place(int(starts[0]))
+        for start in starts[:1]:
+            place(int(start))
         began, taken, n_read = time.perf_counter(), 0.0, 0
-        for start in starts:
+        for start in starts[1:] if len(starts) > 1 else starts:  # the first one's files are in memory now
             n_read += place(int(start))
             taken = time.perf_counter() - began
             if taken > _ENOUGH:

@@ -82,7 +82,7 @@ def step_memory(
         micro_batch: examples of one forward pass; None takes the recipe's. Of a step of several passes two are counted,
             which have the step's peak.
         n_processes: that share a batch; each holds all weights.
-        layout: of the codes; None takes those of the recipe's tokenizer.
+        layout: of the codes; None takes what the recipe's tokenizer makes.
     """
     recipe = replaced(recipe, _open_precisions(recipe, "bf16" if kind == "gpu" else "float32"))
     training = getattr(recipe, stage).training

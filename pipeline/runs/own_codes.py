@@ -31,13 +31,13 @@ def require_effect(overrides: Mapping[str, Any]) -> None:
         ConfigError: naming the first.
     """
     for name, value in overrides.items():
-        if name.split(".")[0] in ("data", "tokenizer", "encode") and name not in _KEPT:
+        if name.split(".")[0] in ("data", "tokenizer", "encode", "budget") and name not in _KEPT:
             what, fix = "has no effect: the codes are given", "leave it out, or leave --codes out"
             raise ConfigError(what, field=f"--{name.replace('_', '-')}", found=value, fix=fix)
 
 
 def on_own_codes(recipe: Recipe) -> Recipe:
-    """A recipe with the tokenizer of its codes, or without one; its images have no part in it.
+    """A recipe with the tokenizer of its codes, or without one; its images and budget have no part in it.
 
     Raises:
         ConfigError: the named folder holds no tokenizer.
@@ -52,7 +52,7 @@ def on_own_codes(recipe: Recipe) -> Recipe:
         tokenizer = {"pretrained": named, "model": to_dict(stage.model)}
         if place is not None:
             del tokenizer["model"]
-    values = {**to_dict(recipe), "data": data, "tokenizer": tokenizer}
+    values = {**to_dict(recipe), "data": data, "tokenizer": tokenizer, "budget": None}
     return from_dict(Recipe, with_named_models(values))
 
 

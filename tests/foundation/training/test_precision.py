@@ -42,6 +42,7 @@ def test_bf16_must_be_clearly_faster(float32: float, bf16: float, faster: str) -
 
 def test_speeds_are_said_in_words() -> None:
     assert Speeds(1.0, 2.5).text() == "bf16 is 2.5 times slower here"
+    assert Speeds(1.0, 1.02).text() == Speeds(1.0, 0.98).text() == "bf16 is about as fast here"
     assert Speeds(3.0, 1.0).text() == "bf16 is 3.0 times as fast here"
     assert Speeds(1.0, float("inf")).text() == "bf16 is not available here"
 

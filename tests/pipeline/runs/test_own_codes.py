@@ -227,3 +227,15 @@ def test_a_prior_that_exceeds_the_memory_is_refused_when_its_codes_are_known(
     with pytest.raises(ConfigError, match=r"set prior.training.micro_batch_size to \d"):
         job.train_prior()
     job.run.release()
+
+
+def test_a_prior_on_codes_takes_steps_not_a_budget(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SMALL, "codes.source": str(finished_run / "codes")}
+    job = start_run("folder", str(tmp_path / "run"), given)
+    assert job.fitted is None and job.run.recipe.budget is None
+    job.run.release()
+    line = ["train-prior", "digits", "--codes", str(finished_run / "codes"), "-o", str(tmp_path / "other")]
+    assert main([*line, "--budget", "5m"]) == 2
+    assert "--budget" in (said := capsys.readouterr().err) and "has no effect" in said

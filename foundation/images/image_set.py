@@ -98,6 +98,14 @@ class ImageSet:
             return self._pixels[indices]
         return np.stack(map_in_threads(self._decode, indices))
 
+    def readable(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels of those of some images that can be read, for evaluation.
+
+        Returns:
+            (K, Y, X, C) pixels, and (B,) bool: which of the B images they are, in order.
+        """
+        return self.pixels(indices), np.ones(len(indices), bool)
+
     def _decode(self, index: int) -> np.ndarray:
         with named(self.ids[index]):
             return self.preprocess(self._source.read(int(index)))

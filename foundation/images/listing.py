@@ -168,8 +168,8 @@ def _table(split: str, images: ListedImages) -> pa.Table:
 
 def _listed(table: pa.Table) -> ListedImages:
     ids = table["image_id"].to_pylist()
-    columns = (table[name].to_numpy().astype(kind) for name, kind in _COLUMNS.items())
-    return ListedImages(ids, _labels_in(table), *columns, _failures_in(table))
+    sizes, times, contents = (table[name].to_numpy().astype(kind) for name, kind in _COLUMNS.items())
+    return ListedImages(ids, _labels_in(table), sizes, times, contents, _failures_in(table))
 
 
 def _listed_of_format_1(table: pa.Table) -> ListedImages:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from foundation.codes.dataset import TokenDataset
@@ -222,6 +223,19 @@ def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, 
     tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
     return prior.nll(tokens, labels).cpu().double().numpy()
+
+
+@dataclass(frozen=True)
+class PreviewSamples:
+    """How samples are drawn and shown in training.
+
+    Attributes:
+        sampling: guidance, temperature and filters.
+        show: (B, T) int64 codes => a picture.
+    """
+
+    sampling: SamplingConfig
+    show: Callable[[torch.Tensor], Image.Image]
 
 
 @torch.no_grad()

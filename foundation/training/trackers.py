@@ -123,7 +123,8 @@ class RunTracker:
             tracker = WandBTracker(project, name=name, group=self._run_name, **place)
         else:
             quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-            tracker = TrackioTracker(_PROJECT, name=name, group=self._run_name, resume="allow", **quiet)
+            config = _flat(self._config)  # Trackio stores what it is given at the start
+            tracker = TrackioTracker(_PROJECT, name=name, group=self._run_name, resume="allow", config=config, **quiet)
         tracker.start()
         return tracker
 

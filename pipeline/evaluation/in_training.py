@@ -22,7 +22,7 @@ class ReconstructionFID:
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self._extractor, self.n_features = extractor, extractor.n_features
-        self.names = (f"rfid_{extractor.name}",)
+        self.names: tuple[str, ...] = (f"rfid_{extractor.name}",)
 
     def features(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] => (B, F) float32."""

@@ -67,7 +67,8 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
         times[TRAIN_TOKENIZER] += training.fit.steps * reading_of_a_step(recipe, counts, speeds.read)
         if stays_in_memory(recipe, counts):
             times[DECODE] = n_images * speeds.read
-        times[EVALUATE_TOKENIZER] = n_evaluations(training.fit) * counts.validation * tokenizer.score
+        evaluation = evaluation_seconds(training.fit, counts, tokenizer.score, tokenizer.score)
+        times[EVALUATE_TOKENIZER] = training.fit.n_evaluations * evaluation
     if prior is None:
         return {**times, REPORT: _REPORT}
     views = n_views(recipe)
@@ -76,8 +77,9 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
         times[ENCODE] = n_encoded * (tokenizer.encode + _LISTING) + n_images * speeds.read
     fit = recipe.prior.training.fit
     times[TRAIN_PRIOR] = fit.steps * prior.step
-    times[EVALUATE_PRIOR] = n_evaluations(fit) * counts.validation * prior.score
     decode = 0.0 if tokenizer is None else tokenizer.decode
+    evaluation = evaluation_seconds(fit, counts, prior.score, prior.sample + decode)
+    times[EVALUATE_PRIOR] = fit.n_evaluations * evaluation
     times[SAMPLE] = n_samples(recipe, counts) * (prior.sample + decode)
     drawn = 0.0 if recipe.codes is not None else _GALLERY * (prior.sample + decode)
     times[REPORT] = _REPORT + drawn + counts.validation * prior.score
@@ -95,9 +97,9 @@ def reading_of_a_step(recipe: Recipe, counts: Counts, read: float) -> float:
     return 0.0 if stays_in_memory(recipe, counts) else recipe.tokenizer.training.fit.batch_size * read
 
 
-def n_evaluations(fit: FitConfig) -> int:
-    """Evaluations of a stage: before the first step, every ``evaluate_every`` steps, and after the last."""
-    return -(-fit.steps // fit.evaluate_every) + 1
+def evaluation_seconds(fit: FitConfig, counts: Counts, score: float, preview: float) -> float:
+    """Seconds of one evaluation in training: ``score`` for each image that it takes, ``preview`` for each one shown."""
+    return fit.n_evaluated(counts.validation) * score + fit.preview_images * preview
 
 
 def n_views(recipe: Recipe) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from foundation.arguments import require_type
 from foundation.config import digest
 from foundation.errors import DataError
+from foundation.images.augment import augmented, random_view, shifted, view_draws
 from foundation.images.config import Augment, DataConfig, Preprocess
 from foundation.images.depth import require_white
 from foundation.images.failures import BadImage, Failure, failure_of, named
@@ -23,7 +24,6 @@ from foundation.images.inventory import Shapes
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.randomness import uniforms
 from foundation.threads import map_in_threads
 
 _SCAN_BLOCK = 1024
@@ -63,7 +63,8 @@ class ImageSet:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.class_names = source.class_names
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
-        fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
+        whole = self.augment.crop == "center"
+        fits = whole and len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
         pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
         self.shapes = Shapes()
         results = _scan(_Reading(source, preprocess, pixels, known_failures or {}, apart_from or {}, self.shapes), name)
@@ -77,6 +78,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether ``batch`` reads and decodes images, instead of taking pixels that are in memory."""
+        return self._pixels is None
 
     @property
     def content(self) -> str:
@@ -117,10 +123,17 @@ class ImageSet:
             indices, epochs: (B,) which images, and in which pass over the data (it keys the augmentation).
 
         Returns:
-            ``images`` (B, C, Y, X) float32 in [-1, 1].
+            ``images`` (B, Y, X, C) uint8.
         """
-        pixels_BYXC = augmented(self.pixels(indices), self.augment, indices, epochs, self.seed)
-        return {"images": to_unit_range(pixels_BYXC)}
+        draws = self.augment, indices, epochs, self.seed
+        if self._pixels is not None:
+            return {"images": torch.from_numpy(augmented(self._pixels[indices], *draws))}
+        views_BYXC = np.stack(map_in_threads(self._decode_view, indices, view_draws(*draws)))
+        return {"images": torch.from_numpy(shifted(views_BYXC, *draws))}
+
+    def _decode_view(self, index: int, draws_N: np.ndarray) -> np.ndarray:
+        with named(self.ids[index]):
+            return random_view(self.preprocess, self.augment, self._source.read(int(index)), draws_N)
 
     def images(self, indices: np.ndarray) -> torch.Tensor:
         """Unaugmented images, (B, C, Y, X) float32 in [-1, 1]."""
@@ -193,25 +206,6 @@ def scan_splits(
     )
     require_white([train.shapes.brightest, validation.shapes.brightest], preprocess.white_level)
     return train, validation
-
-
-def augmented(
-    pixels_BYXC: np.ndarray, augment: Augment, indices: np.ndarray, epochs: np.ndarray, seed: int
-) -> np.ndarray:
-    """Apply ``augment`` to (B, Y, X, C) pixels; each image's draw depends on (seed, epoch, index) alone."""
-    if augment.flip:
-        mirrored = uniforms(indices, epochs, seed, "flip") < 0.5
-        pixels_BYXC = np.where(mirrored[:, None, None, None], pixels_BYXC[:, :, ::-1], pixels_BYXC)
-    if augment.max_shift:
-        reach = augment.max_shift
-        padded = np.pad(pixels_BYXC, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-        height, width = pixels_BYXC.shape[1:3]
-        down, right = (
-            (uniforms(indices, epochs, seed, axis) * (2 * reach + 1)).astype(int) for axis in ("down", "right")
-        )
-        crops = zip(padded, down, right, strict=True)
-        pixels_BYXC = np.stack([image[y : y + height, x : x + width] for image, y, x in crops])
-    return pixels_BYXC
 
 
 def pixel_checksum(pixels: np.ndarray) -> int:

@@ -196,7 +196,8 @@ class Run:
             "the training images": images["train"].content,
             "the held-out images": images["validation"].content,
         }
-        self._fit("tokenizer", task, images["train"], identity, start, seed=recipe.seed, health=task.health)
+        how = {"seed": recipe.seed, "health": task.health, "workers": recipe.machine.workers}
+        self._fit("tokenizer", task, images["train"], identity, start, **how)
         tokenizer = task.exported()
         if start is not None:
             bind_codes(tokenizer, stage, start, self._canary_images())

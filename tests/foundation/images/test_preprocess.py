@@ -10,8 +10,8 @@ from PIL import Image
 from support.tiny_run import ROOT
 
 from foundation.errors import DataError
-from foundation.images.config import Augment, DataConfig, DatasetData, DigitsData, FolderData, Preprocess
-from foundation.images.image_set import ImageSet, augmented, open_image_sets
+from foundation.images.config import DataConfig, DatasetData, DigitsData, FolderData, Preprocess
+from foundation.images.image_set import ImageSet, open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
 from foundation.images.sources import FolderSource
 
@@ -171,20 +171,6 @@ def test_the_held_out_split_is_the_same_every_time_and_disjoint() -> None:
     assert len(train) + len(validation) == 1797 and 310 < len(validation) < 410
     assert not set(train.ids) & set(validation.ids)
     assert open_image_sets(config)[1].ids == validation.ids
-
-
-def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 6, 6, 1), np.uint8)
-    indices, epochs = np.arange(40), np.zeros(40, int)
-    augment = Augment(flip=True, max_shift=1)
-    whole = augmented(pixels, augment, indices, epochs, seed=1)
-    order = np.random.default_rng(1).permutation(40)
-    assert np.array_equal(augmented(pixels[order], augment, indices[order], epochs, seed=1), whole[order])
-    assert not np.array_equal(augmented(pixels, augment, indices, epochs + 1, seed=1), whole)
-    flipped = augmented(pixels, Augment(flip=True), indices, epochs, seed=1)
-    mirrored = (flipped == pixels[:, :, ::-1]).all(axis=(1, 2, 3))
-    same = (flipped == pixels).all(axis=(1, 2, 3))
-    assert (mirrored | same).all() and 8 < mirrored.sum() < 32
 
 
 def test_the_content_changes_with_every_pixel(mixed_folder: Path) -> None:

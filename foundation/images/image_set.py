@@ -128,8 +128,8 @@ class ImageSet:
         draws = self.augment, indices, epochs, self.seed
         if self._pixels is not None:
             return {"images": torch.from_numpy(augmented(self._pixels[indices], *draws))}
-        views_BYXC = np.stack(map_in_threads(self._decode_view, indices, view_draws(*draws)))
-        return {"images": torch.from_numpy(shifted(views_BYXC, *draws))}
+        views = map_in_threads(self._decode_view, indices, view_draws(*draws))
+        return {"images": torch.from_numpy(shifted(np.stack(views), *draws))}
 
     def _decode_view(self, index: int, draws_N: np.ndarray) -> np.ndarray:
         with named(self.ids[index]):

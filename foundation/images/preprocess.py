@@ -94,8 +94,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: with the reason, in plain words.
     """
-    known, found = isinstance(data, (bytes, bytearray, memoryview)), shown(data)
-    DataError.unless(known, "is not the content of a file", field="data", found=found, expected="bytes")
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise DataError("is not the content of a file", field="data", found=shown(data), expected="bytes")
     if not data:
         raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:

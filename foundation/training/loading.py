@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
@@ -20,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_sentinels
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,16 +27,18 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from foundation.errors import DataError
-from foundation.hardware import processes_on_this_machine, usable_cores
+from foundation.hardware import usable_cores
 from foundation.randomness import DataOrder
 from foundation.threads import use_one_thread
+from foundation.training.shared_batches import SharedBatches, Stored, pinned_copy, shared_batches
 from foundation.training.task import Examples, Order
 
 BATCHES_AHEAD = 2
 """for each worker process: one that it reads and one that waits"""
 MAX_DEATHS = 3
 """deaths of workers without a batch between them, after which reading gives up"""
-_SHARED_MEMORY = Path("/dev/shm")
+_FORKS = sys.platform.startswith("linux")
+_SLOW_WAY = "batches are too large for the memory that processes share, and take a slower way: fewer images in a batch"
 _SECONDS_TO_CLOSE = 5.0
 
 
@@ -130,7 +130,7 @@ class Loaded:
     """A batch as it is handed over.
 
     Attributes:
-        batch: tensors; arrays on the way from a worker where shared memory is too small.
+        batch: tensors; on the way from a worker ``Stored`` ones, or arrays where that cannot be.
         positions: (B,) int64.
         failures: images that were found unusable since the last batch of the same worker.
     """
@@ -164,7 +164,7 @@ class Steps(Dataset[Any]):
         self.examples, self.share, self.workers = examples, share, workers
         make = getattr(examples, "order", None)
         self.order: Order = DataOrder(len(examples), seed) if make is None else make(seed, share.batch_size)
-        self.room = _room_in_shared_memory() if workers else None
+        self.shared: SharedBatches | None = None
 
     def __getitem__(self, step: int) -> Loaded | _Raised:
         try:
@@ -174,18 +174,13 @@ class Steps(Dataset[Any]):
 
     def _load(self, step: int) -> Loaded:
         positions = self.share.positions(step)
-        batch = self.examples.batch(*self.order.at(positions))
+        batch: dict[str, Any] = self.examples.batch(*self.order.at(positions))
         take = getattr(self.examples, "take_failures", None)
-        if not self.fits(batch):
-            batch = {name: value.numpy() for name, value in batch.items()}  # through the pipe of the queue
-        return Loaded(batch, positions, [] if take is None else take())
-
-    def fits(self, batch: dict[str, torch.Tensor]) -> bool:
-        """Whether shared memory holds all batches of this size that are in flight at a time."""
-        if self.room is None:
-            return True
-        in_flight = self.workers * BATCHES_AHEAD + 2  # one is with the reading thread, one in training
-        return in_flight * sum(value.nbytes for value in batch.values()) <= self.room
+        failures = [] if take is None else take()
+        if self.workers and _FORKS:
+            stored = None if self.shared is None else self.shared.store(step, batch)
+            batch = stored or {name: value.numpy() for name, value in batch.items()}
+        return Loaded(batch, positions, failures)
 
 
 class _Reader:
@@ -208,11 +203,16 @@ class _Reader:
         if isinstance(item, _Raised):
             raise item.error from (_WorkerTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
         if any(isinstance(value, np.ndarray) for value in item.batch.values()):
-            self._say_once(_small_memory(self._steps))
-        pinned = device.type == "cuda"
-        return Loaded(
-            {name: _received(value, pinned) for name, value in item.batch.items()}, item.positions, item.failures
-        )
+            self._say_once(_SLOW_WAY)
+        received = {name: self._received(value, device.type == "cuda") for name, value in item.batch.items()}
+        return Loaded(received, item.positions, item.failures)
+
+    def _received(self, value: Any, pinned: bool) -> torch.Tensor:
+        if isinstance(value, Stored):
+            assert self._steps.shared is not None
+            return self._steps.shared.take(value, pinned=pinned)
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        return pinned_copy(tensor) if pinned else tensor
 
     def close(self) -> None:
         """End the workers, whatever they do."""
@@ -239,8 +239,8 @@ class _Reader:
         n, before = self._steps.workers, set(multiprocessing.active_children())
         of_workers: dict[str, Any] = {}
         if n:
-            context = "fork" if sys.platform.startswith("linux") else None
-            of_workers = {"prefetch_factor": BATCHES_AHEAD, "multiprocessing_context": context}
+            of_workers = {"prefetch_factor": BATCHES_AHEAD, "multiprocessing_context": "fork" if _FORKS else None}
+            self._steps.shared = shared_batches(n * BATCHES_AHEAD + 1)  # one is being copied
         loader: DataLoader[Any] = DataLoader(
             self._steps,
             batch_size=None,
@@ -291,16 +291,6 @@ def _use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)  # pinned memory belongs to the thread's current one
 
 
-def _received(value: Any, pinned: bool) -> torch.Tensor:
-    """A tensor, copied into pinned memory if asked for; by NumPy, which starts no threads."""
-    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-    if not pinned:
-        return tensor
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    np.copyto(copy.numpy(), tensor.numpy())
-    return copy
-
-
 def _prepare_worker(_: int) -> None:
     """Leave signals to the main process, end with it, and use one core."""
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # the main process saves a checkpoint, for which it needs batches
@@ -325,26 +315,13 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _room_in_shared_memory() -> int | None:
-    """Bytes of shared memory for this process's batches; None where nothing limits them but the memory."""
-    if not _SHARED_MEMORY.is_dir():
-        return None
-    return shutil.disk_usage(_SHARED_MEMORY).free // processes_on_this_machine()
-
-
-def _small_memory(steps: Steps) -> str:
-    found = f"{(steps.room or 0) / 2**20:,.0f} MiB of shared memory ({_SHARED_MEMORY}) are free for each process"
-    in_flight = f"too few for {steps.workers * BATCHES_AHEAD} batches in flight"
-    return f"{found}, {in_flight}: batches take a slower way; a container gets more with --shm-size or an emptyDir"
-
-
 def _end_text(code: int) -> str:
     """What a worker's exit code says."""
     if code >= 0:
         return f"ended with code {code}"
     reasons = {
         "SIGKILL": " (often because memory ran out)",
-        "SIGBUS": f" (often because {_SHARED_MEMORY} or a disk is full, or a mapped file was cut)",
+        "SIGBUS": " (often because memory ran out, or a mapped file was cut)",
     }
     name = signal.Signals(-code).name if -code in {each.value for each in signal.Signals} else f"signal {-code}"
     return f"was ended by {name}{reasons.get(name, '')}"

@@ -129,9 +129,9 @@ def test_a_nan_in_an_image_changes_nothing_and_is_counted() -> None:
     learner.train_step(batch, 0)
     model = {name: value.clone() for name, value in learner.model.state_dict().items()}
     average = {name: value.clone() for name, value in learner.exported().state_dict().items()}
-    images = to_unit_range(batch["images"])
-    images[3, 0, 2, 2] = torch.nan
-    metrics = learner.train_step({"images": images}, 1)
+    spoilt = to_unit_range(batch["images"])
+    spoilt[3, 0, 2, 2] = torch.nan
+    metrics = learner.train_step({"images": spoilt}, 1)
     assert metrics["skipped_steps"] == 1
     assert all(torch.equal(value, model[name]) for name, value in learner.model.state_dict().items())
     assert all(torch.equal(value, average[name]) for name, value in learner.exported().state_dict().items())

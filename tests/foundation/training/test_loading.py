@@ -1,5 +1,6 @@
 """Batches: the same whatever reads them, from any step on; dead workers, errors, signals, little shared memory."""
 
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -23,6 +24,7 @@ from foundation.images.image_set import ImageSet
 from foundation.images.sources import FolderSource
 from foundation.randomness import DataOrder
 from foundation.training import loading
+from foundation.training import shared_batches as loading_memory
 from foundation.training.loading import Share, Steps, n_workers, read_batches
 
 BATCH, END = 6, 9
@@ -224,19 +226,37 @@ def test_an_unreadable_image_is_named(photographs: ImageSet, tmp_path: Path) -> 
             read(photographs, workers=workers)
 
 
-def test_too_little_shared_memory_is_said_and_batches_stay_the_same(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+@pytest.mark.parametrize("how", ["the system refuses", "larger than a slot"])
+def test_batches_that_cannot_be_shared_take_another_way_and_stay_the_same(
+    how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     whole = read(Numbers())
-    monkeypatch.setattr(loading, "_room_in_shared_memory", lambda: 600)
-    assert equal(read(Numbers(), workers=1), whole)
-    assert capfd.readouterr().err.count("batches take a slower way") == 1
-    n_bytes = sum(value.nbytes for value in whole[0].values() if value.dtype != torch.int64) + BATCH * 8
-    for room, fits in ((4 * n_bytes, True), (4 * n_bytes - 1, False)):
-        steps = Steps(Numbers(), Share(BATCH), 3, workers=1)
-        steps.room = room
-        batch = {name: value for name, value in whole[0].items() if name != "positions"}
-        assert steps.fits(batch) == fits
+    if how == "larger than a slot":
+        monkeypatch.setattr(loading_memory, "BYTES_OF_A_SLOT", mmap.PAGESIZE)
+        assert equal(read(Numbers(), workers=2), whole) and not capfd.readouterr().err, "small ones are shared"
+        monkeypatch.setattr(loading_memory, "_ALIGNED", mmap.PAGESIZE)
+    else:
+        monkeypatch.setattr(loading_memory, "SharedBatches", refuse)
+    assert equal(read(Numbers(), workers=2), whole)
+    assert capfd.readouterr().err.count("take a slower way") == 1
+
+
+def refuse(n_slots: int) -> None:
+    raise OSError("no memory")
+
+
+def test_a_batch_of_any_kinds_of_tensors_comes_out_of_shared_memory_as_it_was() -> None:
+    shared = loading_memory.SharedBatches(3)
+    kinds = (torch.uint8, torch.uint16, torch.int64, torch.float32, torch.bfloat16, torch.bool)
+    for number in range(5):
+        batch = {str(kind): torch.arange(7 * number).reshape(7, number).to(kind) for kind in kinds}
+        batch["one number"] = torch.tensor(0.5)
+        batch["turned"] = torch.arange(12).reshape(3, 4).T
+        stored = shared.store(number, batch)
+        assert stored is not None
+        for name, value in batch.items():
+            taken = shared.take(stored[name], pinned=False)
+            assert taken.dtype == value.dtype and torch.equal(taken, value), name
 
 
 def test_workers_are_started_where_images_are_decoded(monkeypatch: pytest.MonkeyPatch, photographs: ImageSet) -> None:
@@ -249,7 +269,7 @@ def test_workers_are_started_where_images_are_decoded(monkeypatch: pytest.Monkey
 
 
 def test_what_workers_need_travels_to_other_systems(photographs: ImageSet) -> None:
-    steps = Steps(photographs, Share(BATCH), 3, workers=2)
+    steps = Steps(photographs, Share(BATCH), 3, workers=0)
     there = pickle.loads(pickle.dumps(steps))
     assert torch.equal(there[2].batch["images"], steps[2].batch["images"])
 

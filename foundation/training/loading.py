@@ -130,12 +130,12 @@ class Loaded:
     """A batch as it is handed over.
 
     Attributes:
-        batch: tensors; on the way from a worker ``Stored`` ones, or arrays where that cannot be.
+        batch: tensors; on the way from a worker ``Stored``, or arrays where that cannot be.
         positions: (B,) int64.
         failures: images that were found unusable since the last batch of the same worker.
     """
 
-    batch: dict[str, Any]
+    batch: Any
     positions: np.ndarray
     failures: list[Any]
 
@@ -174,7 +174,7 @@ class Steps(Dataset[Any]):
 
     def _load(self, step: int) -> Loaded:
         positions = self.share.positions(step)
-        batch: dict[str, Any] = self.examples.batch(*self.order.at(positions))
+        batch: Any = self.examples.batch(*self.order.at(positions))
         take = getattr(self.examples, "take_failures", None)
         failures = [] if take is None else take()
         if self.workers and _FORKS:
@@ -202,17 +202,16 @@ class _Reader:
         self._step, self._deaths = self._step + 1, 0
         if isinstance(item, _Raised):
             raise item.error from (_WorkerTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
-        if any(isinstance(value, np.ndarray) for value in item.batch.values()):
-            self._say_once(_SLOW_WAY)
-        received = {name: self._received(value, device.type == "cuda") for name, value in item.batch.items()}
-        return Loaded(received, item.positions, item.failures)
+        return Loaded(self._received(item.batch, device.type == "cuda"), item.positions, item.failures)
 
-    def _received(self, value: Any, pinned: bool) -> torch.Tensor:
-        if isinstance(value, Stored):
+    def _received(self, batch: Any, pinned: bool) -> dict[str, torch.Tensor]:
+        if isinstance(batch, Stored):
             assert self._steps.shared is not None
-            return self._steps.shared.take(value, pinned=pinned)
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        return pinned_copy(tensor) if pinned else tensor
+            return self._steps.shared.take(batch, pinned=pinned)
+        if any(isinstance(value, np.ndarray) for value in batch.values()):
+            self._say_once(_SLOW_WAY)
+        tensors = {name: torch.as_tensor(value) for name, value in batch.items()}
+        return {name: pinned_copy(value) for name, value in tensors.items()} if pinned else tensors
 
     def close(self) -> None:
         """End the workers, whatever they do."""

@@ -23,16 +23,14 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value, which old
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a tensor of a batch lies.
+class Place:
+    """Where a tensor lies.
 
     Attributes:
-        slot: of the batch.
         first: byte within the slot.
         shape, dtype: of the tensor.
     """
 
-    slot: int
     first: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -41,6 +39,14 @@ class Stored:
     def n_bytes(self) -> int:
         """Of the tensor."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A batch in shared memory: its number, and where its tensors are."""
+
+    number: int
+    places: dict[str, Place]
 
 
 class SharedBatches:
@@ -58,27 +64,41 @@ class SharedBatches:
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
         self._memory = mmap.mmap(-1, n_slots * BYTES_OF_A_SLOT, flags=flags)
 
-    def store(self, number: int, batch: dict[str, torch.Tensor]) -> dict[str, Stored] | None:
+    def store(self, number: int, batch: dict[str, torch.Tensor]) -> Stored | None:
         """Write batch ``number`` over the one ``n_slots`` before; None if it is larger than a slot."""
-        places, first = dict[str, Stored](), 0
+        stored, first = Stored(number, {}), _ALIGNED  # behind the number
         for name, value in batch.items():
-            places[name] = Stored(number % self.n_slots, first, tuple(value.shape), value.dtype)
+            stored.places[name] = Place(first, tuple(value.shape), value.dtype)
             first += -(-value.nbytes // _ALIGNED) * _ALIGNED
         if first > BYTES_OF_A_SLOT:
             return None
+        self._number_in(stored)[0] = number
         for name, value in batch.items():
-            np.copyto(self._bytes(places[name]), _bytes_of(value))
-        return places
+            np.copyto(self._bytes(stored, stored.places[name]), _bytes_of(value))
+        return stored
 
-    def take(self, stored: Stored, *, pinned: bool) -> torch.Tensor:
-        """A copy of a tensor, in pinned memory if asked for."""
-        value = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=pinned)
-        np.copyto(_bytes_of(value), self._bytes(stored))  # by NumPy, which starts no threads
-        return value
+    def take(self, stored: Stored, *, pinned: bool) -> dict[str, torch.Tensor]:
+        """A copy of a batch, in pinned memory if asked for.
 
-    def _bytes(self, stored: Stored) -> np.ndarray:
-        begin = stored.slot * BYTES_OF_A_SLOT + stored.first
-        return np.frombuffer(self._memory, np.uint8, stored.n_bytes, begin)
+        Raises:
+            RuntimeError: another batch was written over it.
+        """
+        batch = {}
+        for name, place in stored.places.items():
+            batch[name] = torch.empty(place.shape, dtype=place.dtype, pin_memory=pinned)
+            np.copyto(_bytes_of(batch[name]), self._bytes(stored, place))  # by NumPy, which starts no threads
+        found = int(self._number_in(stored)[0])
+        if found != stored.number:
+            raise RuntimeError(f"batch {found} was written over batch {stored.number} before that was taken")
+        return batch
+
+    def _number_in(self, stored: Stored) -> np.ndarray:
+        first = stored.number % self.n_slots * BYTES_OF_A_SLOT
+        return np.frombuffer(self._memory, np.int64, 1, first)
+
+    def _bytes(self, stored: Stored, place: Place) -> np.ndarray:
+        first = stored.number % self.n_slots * BYTES_OF_A_SLOT + place.first
+        return np.frombuffer(self._memory, np.uint8, place.n_bytes, first)
 
 
 def shared_batches(n_slots: int) -> SharedBatches | None:

@@ -254,9 +254,20 @@ def test_a_batch_of_any_kinds_of_tensors_comes_out_of_shared_memory_as_it_was() 
         batch["turned"] = torch.arange(12).reshape(3, 4).T
         stored = shared.store(number, batch)
         assert stored is not None
+        taken = shared.take(stored, pinned=False)
+        assert taken.keys() == batch.keys()
         for name, value in batch.items():
-            taken = shared.take(stored[name], pinned=False)
-            assert taken.dtype == value.dtype and torch.equal(taken, value), name
+            assert taken[name].dtype == value.dtype and torch.equal(taken[name], value), name
+
+
+def test_a_batch_that_was_written_over_is_not_taken_for_another() -> None:
+    shared = loading_memory.SharedBatches(2)
+    first, second = (shared.store(number, {"x": torch.tensor(number)}) for number in (0, 1))
+    assert first is not None and second is not None
+    shared.store(2, {"x": torch.tensor(2)})
+    assert shared.take(second, pinned=False)["x"] == 1
+    with pytest.raises(RuntimeError, match="batch 2 was written over batch 0"):
+        shared.take(first, pinned=False)
 
 
 def test_workers_are_started_where_images_are_decoded(monkeypatch: pytest.MonkeyPatch, photographs: ImageSet) -> None:

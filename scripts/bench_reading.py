@@ -36,7 +36,7 @@ from foundation.images.config import Augment, Preprocess
 from foundation.images.image_set import ImageSet
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import FolderSource
-from foundation.training.loading import Share, read_batches
+from foundation.training.loading import BatchShare, read_batches
 
 SIZE, SIDE = (500, 375), 256
 AUGMENT, PREPROCESS = Augment(crop="random_resized", flip=True), Preprocess(height=SIDE, width=SIDE)
@@ -136,7 +136,7 @@ class Read:
 
 def training_speed(images: ImageSet, batch_size: int, workers: int, seconds: float) -> Read:
     """Batches as they come, in the middle of reading: as many are in flight at the end as at the beginning."""
-    batches = read_batches(images, Share(batch_size), seed=0, start=0, end=10**6, workers=workers)
+    batches = read_batches(images, BatchShare(batch_size), seed=0, start=0, end=10**6, workers=workers)
     for _ in range(2 * workers):
         next(batches)
     began, on_core, n = time.perf_counter(), time.process_time(), 0
@@ -149,8 +149,8 @@ def training_speed(images: ImageSet, batch_size: int, workers: int, seconds: flo
 
 
 def waiting_share(images: ImageSet, batch_size: int, workers: int, steps: int) -> float:
-    """Share of its time that a consumer waits, after the first batches."""
-    batches = read_batches(images, Share(batch_size), seed=0, start=0, end=10**6, workers=workers)
+    """BatchShare of its time that a consumer waits, after the first batches."""
+    batches = read_batches(images, BatchShare(batch_size), seed=0, start=0, end=10**6, workers=workers)
     for _ in range(2):
         next(batches)
         time.sleep(STEP_SECONDS)

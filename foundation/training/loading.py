@@ -43,7 +43,7 @@ _SECONDS_TO_CLOSE = 5.0
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """The part of each global batch that one process trains on.
 
     Attributes:
@@ -77,7 +77,7 @@ def n_workers(examples: Examples, asked: int | None) -> int:
 
 def read_batches(
     examples: Examples,
-    share: Share,
+    share: BatchShare,
     *,
     seed: int,
     start: int,
@@ -160,7 +160,7 @@ class Steps(Dataset[Any]):
         workers: processes that will read, 0 for none.
     """
 
-    def __init__(self, examples: Examples, share: Share, seed: int, workers: int) -> None:
+    def __init__(self, examples: Examples, share: BatchShare, seed: int, workers: int) -> None:
         self.examples, self.share, self.workers = examples, share, workers
         make = getattr(examples, "order", None)
         self.order: Order = DataOrder(len(examples), seed) if make is None else make(seed, share.batch_size)

@@ -22,7 +22,7 @@ from foundation.codes.shards import Shard, read_shard, write_shard
 from foundation.errors import DataError, TesseraError
 from foundation.storage.serialization import join_state, split_state, tensors_sha256
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
-from foundation.training.loading import Share, read_batches
+from foundation.training.loading import BatchShare, read_batches
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 BATCH, STEPS = 12, 14
@@ -32,7 +32,7 @@ def seen(worlds: list[tuple[int, int]]) -> list[int]:
     """Samples in the order of the global batches, for (processes, steps) one after the other."""
     start, samples = 0, []
     for world, n_steps in worlds:
-        shares = [Share(BATCH, rank, world) for rank in range(world)]
+        shares = [BatchShare(BATCH, rank, world) for rank in range(world)]
         streams = [read_batches(Numbers(), each, seed=3, start=start, end=STEPS) for each in shares]
         for _ in range(n_steps):
             samples += [each for stream in streams for each in next(stream)["indices"].tolist()]

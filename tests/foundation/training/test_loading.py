@@ -25,7 +25,7 @@ from foundation.images.sources import FolderSource
 from foundation.randomness import DataOrder
 from foundation.training import loading
 from foundation.training import shared_batches as loading_memory
-from foundation.training.loading import Share, Steps, n_workers, read_batches
+from foundation.training.loading import BatchShare, Steps, n_workers, read_batches
 
 BATCH, END = 6, 9
 Batch = dict[str, torch.Tensor]
@@ -63,8 +63,10 @@ class WithFailures(Numbers):
         self.found += failures
 
 
-def read(examples: Any, start: int = 0, end: int = END, share: Share | None = None, workers: int | None = 0) -> list:
-    batches = read_batches(examples, share or Share(BATCH), seed=3, start=start, end=end, workers=workers)
+def read(
+    examples: Any, start: int = 0, end: int = END, share: BatchShare | None = None, workers: int | None = 0
+) -> list:
+    batches = read_batches(examples, share or BatchShare(BATCH), seed=3, start=start, end=end, workers=workers)
     return [{name: value.clone() for name, value in batch.items()} for batch in batches]
 
 
@@ -112,7 +114,7 @@ def test_batches_are_the_same_with_any_number_of_workers_from_any_step(photograp
 def test_one_process_two_and_one_again_read_the_same_samples() -> None:
     whole, start = read(Numbers()), 0
     for world, end in ((1, 3), (2, 7), (1, END)):
-        parts = [read(Numbers(), start, end, Share(BATCH, rank, world), workers=rank) for rank in range(world)]
+        parts = [read(Numbers(), start, end, BatchShare(BATCH, rank, world), workers=rank) for rank in range(world)]
         for step, batches in enumerate(zip(*parts, strict=True), start=start):
             joined = torch.cat([batch["indices"] for batch in batches])
             assert torch.equal(joined, whole[step]["indices"]), (world, step)
@@ -139,7 +141,7 @@ def test_an_order_of_the_examples_takes_the_place_of_the_plain_one() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_failures_come_beside_the_batch_that_found_them(workers: int) -> None:
     examples, expected = WithFailures(), []
-    batches = read_batches(examples, Share(BATCH), seed=3, start=0, end=END, workers=workers)
+    batches = read_batches(examples, BatchShare(BATCH), seed=3, start=0, end=END, workers=workers)
     for batch in batches:
         expected += [str(each) for each in batch["indices"].tolist() if each >= 20]
         assert [each.image_id for each in examples.found] == expected
@@ -172,7 +174,7 @@ def test_a_killed_worker_changes_no_batch_and_is_said_once(tmp_path: Path, capfd
 
 def test_a_worker_that_is_killed_from_outside_changes_no_batch() -> None:
     before, batches = children(), []
-    for batch in read_batches(Numbers(), Share(BATCH), seed=3, start=0, end=60, workers=1):
+    for batch in read_batches(Numbers(), BatchShare(BATCH), seed=3, start=0, end=60, workers=1):
         batches.append(batch)
         if len(batches) == 20:
             (worker,) = children() - before
@@ -219,11 +221,25 @@ def test_an_error_arrives_as_it_was_raised(workers: int, error: Exception, kind:
         assert "in fail" in str(caught.value.__cause__), "where it happened"
 
 
-def test_an_unreadable_image_is_named(photographs: ImageSet, tmp_path: Path) -> None:
-    (tmp_path / "4.jpg").write_bytes(b"no image")
+@pytest.mark.parametrize("cache_mib", [0, 100])
+def test_an_unreadable_image_is_replaced_and_listed_alike_by_all_readers(cache_mib: int, photographs: ImageSet) -> None:
+    folder = photographs._source.folder  # type: ignore[attr-defined]
+    (folder / "4.jpg").write_bytes(b"no image")
+    read_by = {}
+    for workers in (0, 1, 2):
+        images = ImageSet(FolderSource(str(folder)), photographs.preprocess, cache_mib=cache_mib, augment=Augment())
+        read_by[workers] = read(images, workers=workers)
+        assert [each.image_id for each in images.failures] == ["4.jpg"], workers
+    assert equal(read_by[0], read_by[1]) and equal(read_by[0], read_by[2])
+
+
+def test_too_many_unreadable_images_stop_the_training_and_are_named(photographs: ImageSet) -> None:
+    folder = photographs._source.folder  # type: ignore[attr-defined]
+    (folder / "4.jpg").write_bytes(b"no image")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"4\.jpg"):
-            read(photographs, workers=workers)
+        images = ImageSet(FolderSource(str(folder)), photographs.preprocess, max_failed_share=0.05, cache_mib=0)
+        with pytest.raises(DataError, match=r"max_failed_share(.|\n)*4\.jpg"):
+            read(images, workers=workers)
 
 
 @pytest.mark.parametrize("how", ["the system refuses", "larger than a slot"])
@@ -280,14 +296,14 @@ def test_workers_are_started_where_images_are_decoded(monkeypatch: pytest.Monkey
 
 
 def test_what_workers_need_travels_to_other_systems(photographs: ImageSet) -> None:
-    steps = Steps(photographs, Share(BATCH), 3, workers=0)
+    steps = Steps(photographs, BatchShare(BATCH), 3, workers=0)
     there = pickle.loads(pickle.dumps(steps))
     assert torch.equal(there[2].batch["images"], steps[2].batch["images"])
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
     with pytest.raises(DataError, match=r"batch_size(.|\n)*a multiple of 4"):
-        Share(BATCH, 0, 4)
+        BatchShare(BATCH, 0, 4)
 
 
 class Slow(Numbers):
@@ -302,7 +318,7 @@ def train_for_long(told: Any) -> None:
     """Reads without end with two workers, and tells their process ids."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    for batch in read_batches(Slow(), Share(2), seed=0, start=0, end=10**6, workers=2):
+    for batch in read_batches(Slow(), BatchShare(2), seed=0, start=0, end=10**6, workers=2):
         told.send(int(batch["pid"]))
 
 

@@ -9,6 +9,7 @@ import torch
 
 from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import to_unit_range
 from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
 from foundation.training.lengths import Rates
@@ -86,8 +87,13 @@ class TokenizerTask:
         return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
-        """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
+        """One step of the tokenizer, and of its adversary.
+
+        The batch's ``images`` are (B, Y, X, C) uint8, or (B, C, Y, X) floats in [-1, 1].
+        """
         images = batch["images"]
+        if not images.is_floating_point():
+            images = to_unit_range(images)
         self.learner.wrapped.train()
         _set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:

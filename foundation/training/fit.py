@@ -10,22 +10,21 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from foundation.errors import DataError, Interrupted, TrainingError
-from foundation.randomness import DataOrder, derive_seed
+from foundation.randomness import derive_seed
 from foundation.training.checkpoints import CheckpointManager, Identity, sound_step
 from foundation.training.config import FitConfig
 from foundation.training.evaluation import Evaluations, Health
 from foundation.training.lengths import Rates, Schedule
+from foundation.training.loading import BatchShare, read_batches
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import all_reduce_mean
@@ -54,6 +53,7 @@ def fit(
     health: Health = lambda rows: [],
     at_rest: Callable[[], None] = lambda: None,
     previews: Path | None = None,
+    workers: int | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -71,6 +71,7 @@ def fit(
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
         at_rest: called by every process after each evaluation and before each checkpoint.
         previews: folder of the pictures of evaluations; None draws none.
+        workers: processes that read examples; None takes one for each usable core where images are decoded, else none.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -87,7 +88,7 @@ def fit(
     evaluations = Evaluations(task, config, log, health, previews)
     manager.sound_until = evaluations.sound_until
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest)
+        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest, workers)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
     finally:
@@ -106,9 +107,18 @@ def _train(
     log: MetricsLog,
     evaluations: Evaluations,
     at_rest: Callable[[], None],
+    workers: int | None,
 ) -> None:
     """The steps from ``start`` to the end."""
-    batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
+    batches = read_batches(
+        examples,
+        BatchShare(config.batch_size, accelerator.process_index, accelerator.num_processes),
+        seed=seed,
+        start=start,
+        end=config.steps,
+        workers=workers,
+        device=accelerator.device,
+    )
     plateau_end = manager.schedule.plateau_end
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = _Clock()
@@ -197,28 +207,3 @@ def _advised(error: DivergedError, manager: CheckpointManager, log: MetricsLog) 
     what = f"training diverged: {str(error).splitlines()[0]}"
     fix = f"train with a lower rate in a new folder, which leaves this one as it is: {again}"
     return TrainingError(what, field=f"{log.stage}.training", found=found, expected=expected, fix=fix)
-
-
-def _batches(
-    examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
-) -> Generator[dict[str, torch.Tensor], None, None]:
-    """This process's share of each batch, read one step ahead in a thread."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if config.batch_size % world:
-        what, expected = "is not divisible by the number of processes", f"a multiple of {world}"
-        raise DataError(what, field="batch_size", found=config.batch_size, expected=expected)
-
-    def load(step: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        share = config.batch_size // world
-        first = step * config.batch_size + rank * share
-        positions = np.arange(first, first + share)
-        return examples.batch(*order.at(positions)), positions
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead: Future[tuple[dict[str, torch.Tensor], np.ndarray]] = reader.submit(load, start)
-        for step in range(start, config.steps):
-            batch, positions = ahead.result()
-            if step + 1 < config.steps:
-                ahead = reader.submit(load, step + 1)
-            moved = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            yield {**moved, "positions": torch.from_numpy(positions)}

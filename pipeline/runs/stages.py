@@ -220,6 +220,7 @@ class Run:
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
         how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
+        how["workers"] = recipe.machine.workers
         self._fit("tokenizer", task, images["train"], identity, start, **how)
         n_samples = stage.training.fit.steps * stage.training.fit.batch_size
         accelerator.print(f"images: {self.failed.account(n_samples)}")

@@ -74,7 +74,12 @@ CONFIG = FitConfig(steps=20, batch_size=7, evaluate_every=5, checkpoint_every=4,
 
 
 def train(
-    folder: Path, task: Regression, identity: str = "same", examples: Numbers = NUMBERS, **changes: int
+    folder: Path,
+    task: Regression,
+    identity: str = "same",
+    examples: Numbers = NUMBERS,
+    workers: int = 0,
+    **changes: int,
 ) -> Regression:
     log = MetricsLog(folder / "metrics.jsonl", "toy")
     options: dict[str, Any] = {
@@ -82,6 +87,7 @@ def train(
         "checkpoints": folder / "checkpoints",
         "log": log,
         "identity": lambda steps: {"recipe": identity},
+        "workers": workers,
     }
     fit(task, examples, dataclasses.replace(CONFIG, **changes), Accelerator(cpu=True), **options)
     return task
@@ -98,8 +104,8 @@ def test_a_stopped_run_ends_with_the_same_weights_and_log(tmp_path: Path) -> Non
     whole = train(tmp_path / "a", Regression())
     for stop_at in (1, 6, 7, 13, 19):
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "b", Regression(stop_at))
-    resumed = train(tmp_path / "b", Regression())
+            train(tmp_path / "b", Regression(stop_at), workers=stop_at % 3)
+    resumed = train(tmp_path / "b", Regression(), workers=2)
     for one, other in zip(whole.exported().parameters(), resumed.exported().parameters(), strict=True):
         assert torch.equal(one, other)
     assert lines(tmp_path / "a") == lines(tmp_path / "b")

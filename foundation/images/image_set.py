@@ -23,7 +23,8 @@ from foundation.images.inventory import Shapes
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.randomness import uniforms
+from foundation.images.windowed import shuffle_window, windowed_order
+from foundation.randomness import DataOrder, Order, uniforms
 from foundation.threads import map_in_threads
 
 _SCAN_BLOCK = 1024
@@ -42,6 +43,7 @@ class ImageSet:
         name: shown in the progress bar.
         known_failures: images that were unusable when a run began, by id; they stay unusable.
         apart_from: images whose pixels must not be in this set, e.g. the training images: checksum => id.
+        window: images that are shuffled together, see ``DataConfig.shuffle_window``.
 
     Attributes:
         checksums: (n_planned,) uint64 of each image's pixels, 0 if it failed.
@@ -59,7 +61,9 @@ class ImageSet:
         name: str = "images",
         known_failures: Mapping[str, Failure] | None = None,
         apart_from: Mapping[int, str] | None = None,
+        window: int | None = None,
     ) -> None:
+        self.window = window
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.class_names = source.class_names
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
@@ -122,6 +126,16 @@ class ImageSet:
         pixels_BYXC = augmented(self.pixels(indices), self.augment, indices, epochs, self.seed)
         return {"images": to_unit_range(pixels_BYXC)}
 
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``."""
+        return windowed_order(self._source, self.window, seed) or DataOrder(len(self), seed)
+
+    @property
+    def order_settings(self) -> tuple[object, ...]:
+        """What the order depends on beside the seed and the number of images: part of a training's identity."""
+        window = shuffle_window(self._source, self.window)
+        return () if window is None else (window, digest(np.asarray(self._source.groups).tolist()))
+
     def images(self, indices: np.ndarray) -> torch.Tensor:
         """Unaugmented images, (B, C, Y, X) float32 in [-1, 1]."""
         return to_unit_range(self.pixels(indices))
@@ -137,7 +151,9 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(*open_sources(config.source, config.max_megapixels * 10**6), config, known)
+    return split_sources(
+        *open_sources(config.source, config.max_megapixels * 10**6, config.remote_cache_gib), config, known
+    )
 
 
 def split_sources(
@@ -182,6 +198,7 @@ def scan_splits(
         seed=seed,
         name="train images",
         known_failures=known.get("train"),
+        window=config.shuffle_window,
     )
     validation = ImageSet(
         sources["validation"],

@@ -23,8 +23,11 @@ from foundation.errors import DataError, nearest
 from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
 from foundation.images.tables.files import LocalFiles, absolute, cache_folder, local_files
+from foundation.images.tables.row_groups import ParquetRows
+from foundation.images.tables.streamed import open_streamed
 from foundation.images.tables.text import read_text_table
 from foundation.paths import expand
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB, LocalFile
 
 _FIELD = "data.source.path"
 _IN_MEMORY_BYTES = 1 << 30
@@ -45,6 +48,7 @@ class Rows:
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
         passed_over: files of the folder of which there is no row.
+        streamed: the rows themselves, where they stay in their files; ``read`` is then for narrow columns.
     """
 
     schema: pa.Schema
@@ -55,6 +59,7 @@ class Rows:
     first_rows: np.ndarray | None = None
     root: Path | None = None
     passed_over: Sequence[Path] = ()
+    streamed: ParquetRows | None = None
 
     def folders_of(self, row: int) -> list[Path]:
         """Folders to which a path in this row may be relative: its file's, and the dataset's."""
@@ -64,13 +69,19 @@ class Rows:
         return list(dict.fromkeys(found))
 
 
-def open_rows(config: DatasetData, split: str) -> Rows:
+def open_rows(config: DatasetData, split: str, cache_gib: float = DEFAULT_CACHE_GIB) -> Rows:
     """Open a split.
+
+    Args:
+        config, split: which rows.
+        cache_gib: limit of the cache of streamed rows.
 
     Raises:
         DataError: naming the field: no such file or split, a file that is no table, files that are damaged, incomplete
             or of different columns.
     """
+    if config.streams:
+        return _open_streamed(config, split, cache_gib)
     path = Path(expand(config.path, "data.source.path"))
     if path.exists():
         DataError.unless(
@@ -85,6 +96,22 @@ def open_rows(config: DatasetData, split: str) -> Rows:
 
 
 _NO_HUB = "leave it out for local files"
+
+
+def _open_streamed(config: DatasetData, split: str, cache_gib: float) -> Rows:
+    rows, fingerprint, passed_over = open_streamed(config, split, cache_gib)
+    local = [each.path for each in rows.files if isinstance(each, LocalFile)]
+    return Rows(
+        schema=rows.schema,
+        features=_features(rows.schema),
+        read=rows.read,
+        fingerprint=fingerprint,
+        files=local,
+        first_rows=rows.first_rows if local else None,
+        root=local[0].parent if local else None,
+        passed_over=passed_over,
+        streamed=rows,
+    )
 
 
 def _open_files(files: LocalFiles, config: DatasetData, split: str) -> Rows:

@@ -126,10 +126,12 @@ class ArchiveSource:
         return decode_image(data, self._max_pixels)
 
     def ahead(self, indices: np.ndarray) -> None:
-        """Fetch the archives of some images in a thread, in this order; they will be read soon."""
-        if self.streamed is not None:
-            which = dict.fromkeys(self._archive_of(int(each)) for each in indices)
-            self._ahead.want([self._archives[i].local for i in which])
+        """Fetch the archives of some images in a thread, in this order; most of each will be read soon."""
+        which = dict.fromkeys(self._archive_of(int(each)) for each in indices)
+        remote = [each for i in which if isinstance(each := self._archives[i], RemoteFile)]
+        for each in remote:
+            each.expect()
+        self._ahead.want([each.prepare for each in remote])
 
     def _archive_of(self, index: int) -> int:
         return int(np.searchsorted(self.groups, index, side="right")) - 1

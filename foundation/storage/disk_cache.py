@@ -60,6 +60,9 @@ class DiskCache:
             DataError: it is larger than the cache.
             StorageError: the disk refused.
         """
+        return self._get(key, n_bytes, make, name, wait=True)
+
+    def _get(self, key: str, n_bytes: int, make: Callable[[Path], None], name: str, *, wait: bool) -> Path:
         found = self.find(key, name)
         if found is not None:
             return found
@@ -72,7 +75,7 @@ class DiskCache:
                 expected=f"at most {self.limit_bytes / 2**30:.3f} GiB",
                 fix="increase data.remote_cache_gib, or write smaller files",
             )
-        with self._locked(key):
+        with self._locked(key, wait=wait):
             found = self.find(key, name)
             if found is None:
                 durable.sweep(self.folder)
@@ -81,17 +84,24 @@ class DiskCache:
                 found = path
         return found
 
+    def prepare(self, key: str, n_bytes: int, make: Callable[[Path], None], name: str = "") -> None:
+        """As ``get``, but return at once where another process or thread is making the file."""
+        from filelock import Timeout
+
+        with contextlib.suppress(Timeout):
+            self._get(key, n_bytes, make, name, wait=False)
+
     def _path(self, key: str, name: str) -> Path:
         return self.folder / (f"{key}-{name[-_LONGEST_SUFFIX:]}" if name else key)[:MOST_NAME_BYTES]
 
     @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _locked(self, key: str, *, wait: bool = True) -> Iterator[None]:
         from filelock import FileLock
 
         path = self.folder / _LOCKS / key
         with durable.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        with FileLock(path, timeout=-1 if wait else 0):
             yield
 
     def _make_room(self, n_bytes: int) -> None:

@@ -7,6 +7,8 @@ which all processes of the machine map into memory; the cache is bounded, and it
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 import warnings
 from collections import OrderedDict
@@ -102,7 +104,7 @@ class ParquetRows:
         """A column of a row group, read into memory. Raises BadImage."""
         each = self._groups[group]
         try:
-            table = self._opened(each.file).read_row_group(each.number, columns=[column])
+            table = self._opened(each.file).read_row_group(each.number, columns=[column], use_threads=False)
         except RemoteError as error:
             raise BadImage(error.code, str(error)) from error
         except FileNotFoundError as error:
@@ -115,8 +117,11 @@ class ParquetRows:
             raise BadImage("unreadable", f"{self.files[each.file].shown} has other rows than its footer says")
         return table.column(0)
 
-    def unpack(self, group: int, column: str) -> Path:
-        """A file of the cache with a column of a row group, made if it is not there. Raises BadImage, StorageError."""
+    def unpack(self, group: int, column: str, *, wait: bool = True) -> None:
+        """Make the file of the cache with a column of a row group, if it is not there. Raises BadImage, StorageError.
+
+        Without ``wait``, it is left to another process that is making it.
+        """
         each = self._groups[group]
         about = self._footers[each.file].row_group(each.number)
         chunks = map(about.column, range(about.num_columns))
@@ -128,7 +133,8 @@ class ParquetRows:
             with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
 
-        return self._unpacked.get(self._name(group, column), int(1.2 * n_bytes) + 4096, make)
+        get = self._unpacked.get if wait else self._unpacked.prepare
+        get(self._name(group, column), int(1.2 * n_bytes) + 4096, make)
 
     def mapped(self, group: int, column: str) -> pa.ChunkedArray | None:
         """A column of a row group from the cache, mapped into memory; None if it is not there."""
@@ -151,7 +157,7 @@ class ParquetRows:
     def _opened(self, file: int) -> pq.ParquetFile:
         stored = self.files[file]
         source = stored.local() if isinstance(stored, LocalFile) else pa.PythonFile(Seekable(stored), "r")
-        return pq.ParquetFile(source, metadata=self._footers[file], pre_buffer=True)
+        return pq.ParquetFile(source, metadata=self._footers[file])
 
     def _footer(self, file: int) -> pq.FileMetaData:
         stored = self.files[file]
@@ -216,16 +222,18 @@ class RowGroupColumn:
         for name in inner:
             kind = kind.field(kind.get_field_index(name)).type
         self.type: pa.DataType = kind
+        self._ahead = ReadAhead()
         self._restart()
 
     def _restart(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Future[tuple[pa.ChunkedArray, int]]] = OrderedDict()
-        self._dropped: set[int] = set()
-        self._ahead = ReadAhead()
+        self._unpacks: set[int] = set()
+        """row groups that are unpacked when they are read: they were dropped from memory, or most of them is needed"""
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("_rows", "_top", "_inner", "type")}
+        return {name: getattr(self, name) for name in ("_rows", "_top", "_inner", "type", "_ahead")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -239,9 +247,10 @@ class RowGroupColumn:
         return self._group(group)[row - int(self._rows.groups[group])]
 
     def ahead(self, rows: np.ndarray) -> None:
-        """Unpack the row groups of some rows in a thread, in this order; they will be read soon."""
+        """Unpack the row groups of some rows in a thread, in this order; most of each will be read soon."""
         groups = dict.fromkeys(self._rows.group_of(int(row)) for row in rows)
-        self._ahead.want([lambda group=group: self._rows.unpack(group, self._top) for group in groups])  # type: ignore[misc]
+        self._unpacks.update(groups)
+        self._ahead.want([functools.partial(self._rows.unpack, each, self._top, wait=False) for each in groups])
 
     def samples(self, most: int) -> list[int]:
         """Some rows of the first, the middle and the last row group."""
@@ -254,6 +263,8 @@ class RowGroupColumn:
 
     def _group(self, group: int) -> pa.ChunkedArray:
         """A row group's cells; threads that ask for it at one time share one reading."""
+        if self._process != os.getpid():  # forked, maybe while a thread read
+            self._restart()
         with self._lock:
             waiting = self._kept.get(group)
             if waiting is not None:
@@ -275,7 +286,7 @@ class RowGroupColumn:
 
     def _load(self, group: int) -> tuple[pa.ChunkedArray, int]:
         column = self._rows.mapped(group, self._top)
-        if column is None and group in self._dropped:
+        if column is None and group in self._unpacks:
             column = self._unpacked(group)
         n_bytes = _MAPPED_BYTES
         if column is None:
@@ -299,5 +310,5 @@ class RowGroupColumn:
                 if used <= _MEMORY_BYTES or group == next(reversed(self._kept)):
                     break
                 del self._kept[group]
-                self._dropped.add(group)
+                self._unpacks.add(group)
                 used -= n_bytes

@@ -6,6 +6,7 @@ counts as some bytes, or when it is said to be needed soon, it is fetched whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -134,12 +135,20 @@ class RemoteFile:
         """A path of the whole file, fetched if it is not there."""
         return self._cache.get(self.key, self.size, lambda target: fetch(self.source, target), self.name)
 
+    def prepare(self) -> None:
+        """Fetch the whole file, unless it is there or another process fetches it."""
+        self._cache.prepare(self.key, self.size, lambda target: fetch(self.source, target), self.name)
+
+    def expect(self) -> None:
+        """Read the whole file from now on: most of it will be needed."""
+        self._asked = self.size
+
     def _whole(self, n_bytes: int) -> Path | None:
         """The whole file, if it is here or is worth fetching."""
         found = self._cache.find(self.key, self.name)
         if found is not None:
             return found
-        self._asked += n_bytes + _REQUEST_BYTES
+        self._asked += n_bytes + _REQUEST_BYTES  # may miss some of other threads, which does no harm
         worth = self._asked * _SHARE_IN_RANGES >= self.size
         if not worth or self.size > self._cache.limit_bytes or self._without_cache:
             return None
@@ -196,30 +205,35 @@ class Seekable(io.RawIOBase):
 class ReadAhead:
     """A thread that makes files ready before they are asked for; the last wish counts.
 
-    What fails here fails again, with its reason, where the file is read.
+    What fails here fails again, with its reason, where the file is read. In a process forked from this one it begins
+    with nothing.
     """
 
     def __init__(self) -> None:
-        self._wanted: queue.SimpleQueue[Sequence[Callable[[], object]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._begin()
 
     def __reduce__(self) -> tuple[type[ReadAhead], tuple[()]]:
         return ReadAhead, ()  # a thread does not travel to another process
 
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._wanted: queue.SimpleQueue[Sequence[Callable[[], object]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
     def want(self, steps: Sequence[Callable[[], object]]) -> None:
         """Do these steps next, in order, in place of those that have not begun."""
+        if self._process != os.getpid():
+            self._begin()
         self._wanted.put(steps)
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="read ahead", daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(self._wanted,), name="read ahead", daemon=True)
             self._thread.start()
 
-    def _work(self) -> None:
+    @staticmethod
+    def _work(wanted: queue.SimpleQueue[Sequence[Callable[[], object]]]) -> None:
         while True:
-            steps = self._wanted.get()
-            for step in steps:
-                try:
+            for step in wanted.get():
+                with contextlib.suppress(TesseraError, OSError):
                     step()
-                except (TesseraError, OSError):
-                    continue
-                if not self._wanted.empty():
+                if not wanted.empty():
                     break

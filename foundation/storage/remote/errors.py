@@ -44,9 +44,9 @@ def code_of(error: Exception) -> str:
             return _code_of_status(status)
     if any(isinstance(each, ShortRead) or may_pass(each) or _is_of_client(each) for each in chain):
         return "unavailable"
-    if any(isinstance(each, FileNotFoundError) for each in chain):
-        return "vanished"
-    return "forbidden" if any(isinstance(each, PermissionError) for each in chain) else "broken"
+    if any(isinstance(each, PermissionError) for each in chain):
+        return "forbidden"
+    return "vanished" if any(isinstance(each, FileNotFoundError) for each in chain) else "broken"
 
 
 def is_transient(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from tqdm import tqdm
 
 from foundation.config import digest
 from foundation.errors import DataError
@@ -35,7 +36,7 @@ from foundation.storage.remote.files import (
     ReadAhead,
     RemoteFile,
     StoredFile,
-    remote_cache,
+    stream_cache,
 )
 from foundation.storage.remote.objects import braces, list_objects
 from foundation.storage.retrying import retried
@@ -177,7 +178,7 @@ def _local(path: str, field: str) -> list[StoredFile]:
 
 
 def _remote(path: str, field: str, cache_gib: float) -> list[StoredFile]:
-    cache = remote_cache(cache_gib)
+    cache = stream_cache(cache_gib)
     return [RemoteFile(each, cache) for each in list_objects(path, ".tar", field)]
 
 
@@ -195,7 +196,14 @@ def _indexes(archives: Sequence[StoredFile], label_field: str | None) -> list[Ar
     kept = DiskCache(cache_root() / "archives", _INDEX_BYTES)
     first = os.getpid() % len(archives)
     numbers = [*range(first, len(archives)), *range(first)]
-    found = map_in_threads(lambda i: index_of(archives[i], label_field, kept), numbers)
+    with tqdm(total=len(archives), desc="indexing archives", delay=2, unit="file") as progress:
+
+        def index(i: int) -> ArchiveIndex:
+            found = index_of(archives[i], label_field, kept)
+            progress.update()
+            return found
+
+        found = map_in_threads(index, numbers)
     return [found[(i - first) % len(archives)] for i in range(len(archives))]
 
 

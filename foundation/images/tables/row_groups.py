@@ -29,7 +29,7 @@ from foundation.images.failures import BadImage
 from foundation.paths import cache_root
 from foundation.storage.disk_cache import DiskCache
 from foundation.storage.remote.errors import RemoteError
-from foundation.storage.remote.files import LocalFile, ReadAhead, RemoteFile, Seekable, StoredFile, remote_cache
+from foundation.storage.remote.files import LocalFile, ReadAhead, RemoteFile, Seekable, StoredFile, stream_cache
 from foundation.threads import map_in_threads
 
 _FIELD = "data.source.path"
@@ -69,7 +69,7 @@ class ParquetRows:
     def __init__(self, files: Sequence[StoredFile], cache_gib: float) -> None:
         self.files, self.is_remote = files, any(isinstance(each, RemoteFile) for each in files)
         self.keys = [each.key for each in files]
-        self._unpacked = remote_cache(cache_gib, "row-groups")
+        self._unpacked = stream_cache(cache_gib)
         footers = map_in_threads(self._footer, range(len(files)))
         self.schema: pa.Schema = footers[0].schema.to_arrow_schema()
         for file, each in zip(files, footers, strict=True):

@@ -12,7 +12,7 @@ from foundation.images.config import DatasetData
 from foundation.images.tables.files import local_files
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.paths import expand, is_remote, without_secrets
-from foundation.storage.remote.files import LocalFile, RemoteFile, StoredFile, remote_cache
+from foundation.storage.remote.files import LocalFile, RemoteFile, StoredFile, stream_cache
 from foundation.storage.remote.objects import described_objects, list_objects
 
 _FIELD = "data.source.path"
@@ -44,8 +44,8 @@ def open_streamed(config: DatasetData, split: str, cache_gib: float) -> tuple[Pa
         objects = list_objects(_pattern(config.path, config, split), ".parquet", _FIELD)
     else:
         objects = described_objects(_of_hub(config, split))
-    cache = remote_cache(cache_gib)
-    files: list[StoredFile] = [RemoteFile(each, cache) for each in objects]
+    cache = stream_cache(cache_gib)
+    files: list[StoredFile] = [RemoteFile(each, cache, in_ranges=True) for each in objects]
     return ParquetRows(files, cache_gib), digest([(each.name, each.size, each.version) for each in objects]), ()
 
 

@@ -111,10 +111,11 @@ class RemoteFile:
     Args:
         source: as it was listed.
         cache: where whole files are kept.
+        in_ranges: whether it is read in ranges, however much of it is asked for; what is read is kept elsewhere.
     """
 
-    def __init__(self, source: RemoteObject, cache: DiskCache) -> None:
-        self.source, self._cache, self._asked = source, cache, 0
+    def __init__(self, source: RemoteObject, cache: DiskCache, *, in_ranges: bool = False) -> None:
+        self.source, self._cache, self._in_ranges, self._asked = source, cache, in_ranges, 0
         self._without_cache = False
         self.name, self.size, self.key = source.name, source.size, source.key
         self.shown = without_secrets(source.address)
@@ -129,7 +130,10 @@ class RemoteFile:
                     return file.read(n_bytes)
             except FileNotFoundError:  # removed for another file since
                 continue
-        return read_range(self.source, start, n_bytes)
+        data, in_ranges = read_range(self.source, start, n_bytes)
+        if not in_ranges:
+            self.expect()
+        return data
 
     def local(self) -> Path:
         """A path of the whole file, fetched if it is not there."""
@@ -141,7 +145,7 @@ class RemoteFile:
 
     def expect(self) -> None:
         """Read the whole file from now on: most of it will be needed."""
-        self._asked = self.size
+        self._asked, self._in_ranges = self.size, False
 
     def _whole(self, n_bytes: int) -> Path | None:
         """The whole file, if it is here or is worth fetching."""
@@ -150,7 +154,7 @@ class RemoteFile:
             return found
         self._asked += n_bytes + _REQUEST_BYTES  # may miss some of other threads, which does no harm
         worth = self._asked * _SHARE_IN_RANGES >= self.size
-        if not worth or self.size > self._cache.limit_bytes or self._without_cache:
+        if not worth or self._in_ranges or self.size > self._cache.limit_bytes or self._without_cache:
             return None
         try:
             return self.local()
@@ -160,9 +164,9 @@ class RemoteFile:
             return None
 
 
-def remote_cache(limit_gib: float, kind: str = "files") -> DiskCache:
-    """The cache of this machine's user for remote files."""
-    return DiskCache(cache_root() / kind, int(limit_gib * 2**30))
+def stream_cache(limit_gib: float) -> DiskCache:
+    """The cache of this machine's user for streamed files and row groups."""
+    return DiskCache(cache_root() / "streamed", int(limit_gib * 2**30))
 
 
 class Seekable(io.RawIOBase):

@@ -14,17 +14,26 @@ from foundation.storage.retrying import LONG_PAUSES, retried
 
 BLOCK_BYTES = 1 << 23
 _AT_ONCE = 4
-_READ_BYTES = 1 << 20
 
 
-def read_range(source: RemoteObject, start: int, n_bytes: int) -> bytes:
+def read_range(source: RemoteObject, start: int, n_bytes: int) -> tuple[bytes, bool]:
     """Bytes ``start`` to ``start + n_bytes`` of a file, which must lie in it.
+
+    Returns:
+        The bytes, and whether the store sent no others: a web server that knows no ranges sends the whole file.
 
     Raises:
         RemoteError: they cannot be read, after several tries; or the file became shorter.
     """
-    answer = _answer(source, start, n_bytes)
-    return answer if len(answer) == n_bytes else answer[start : start + n_bytes]
+    blocks = [(start + first, n) for first, n in _blocks(n_bytes)] or [(start, 0)]
+    first = _answer(source, *blocks[0])
+    if len(first) != blocks[0][1]:
+        return first[start : start + n_bytes], False
+    if len(blocks) == 1:
+        return first, True
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
+        others = list(pool.map(lambda block: _answer(source, *block), blocks[1:]))
+    return b"".join((first, *others)), True
 
 
 def fetch(source: RemoteObject, target: Path) -> None:

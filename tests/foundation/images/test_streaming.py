@@ -45,7 +45,6 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of the test's own, no pauses between tries, and small blocks."""
     monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
-    monkeypatch.setattr(objects, "TIMEOUT_S", 0.5)
     monkeypatch.setattr(transfer, "BLOCK_BYTES", 4096)
 
 
@@ -97,7 +96,10 @@ def test_a_folder_in_a_store_is_listed_and_its_splits_are_found_by_name(sets: Pa
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_store_that_fails_loses_nothing_and_gives_nothing_twice(sets: Path, seed: int) -> None:
+def test_a_store_that_fails_loses_nothing_and_gives_nothing_twice(
+    sets: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "TIMEOUT_S", 0.5)
     expected = contents(opened(FolderData(path=str(sets / "folder"))))
     served = FaultyServer(dict(files_below(sets)), share=0.25, seed=seed)
     with serving(served) as address:
@@ -115,7 +117,10 @@ def test_a_web_server_without_ranges_sends_each_file_whole_and_once(sets: Path) 
     with serving(served) as address:
         source = opened(ArchiveData(path=f"{address}/tars/{TAR}", label_field="cls"))
         assert contents(source) == contents(opened(ArchiveData(path=str(sets / "tars"), label_field="cls")))
-    assert len(served.gets) == N_SHARDS
+        assert len(served.gets) == N_SHARDS
+        table = opened(DatasetData(path=f"{address}/tables/{TABLE}", label_column="label"))
+        assert contents(table) == contents(opened(DatasetData(path=str(sets / "tables"), label_column="label")))
+        assert len(served.gets) < N_SHARDS + 10
 
 
 def test_few_images_of_a_large_file_are_read_in_ranges_and_many_by_way_of_the_cache(
@@ -126,7 +131,7 @@ def test_few_images_of_a_large_file_are_read_in_ranges_and_many_by_way_of_the_ca
     served = FaultyServer(dict(files_below(sets)))
     with serving(served) as address:
         source = opened(ArchiveData(path=f"{address}/tars/train-0000.tar"))
-        whole = next(tmp_path.glob("cache/files/*train-0000.tar"))
+        whole = next(tmp_path.glob("cache/streamed/*train-0000.tar"))
         whole.unlink()
         served.gets.clear()
         first = source.read(0)
@@ -157,7 +162,7 @@ def test_a_file_that_is_replaced_or_removed_is_a_reason(sets: Path, tmp_path: Pa
     served = FaultyServer(files)
     with serving(served) as address:
         source = opened(ArchiveData(path=f"{address}/tars/{TAR}"))
-        for whole in tmp_path.glob("cache/files/*.tar"):
+        for whole in tmp_path.glob("cache/streamed/*.tar"):
             whole.unlink()
         served.files["tars/train-0000.tar"] = files["tars/train-0001.tar"]
         del served.files["tars/train-0001.tar"]
@@ -193,8 +198,8 @@ def test_a_streamed_table_reads_row_groups_on_demand_and_keeps_few(
     for i in np.random.default_rng(0).permutation(N_IMAGES):
         source.read(int(i))
     assert len(read) <= 2 * n_groups, "in any order, each is unpacked once"
-    assert len([*tmp_path.glob("cache/row-groups/*")]) <= n_groups + 1
-    for each in tmp_path.glob("cache/row-groups/*.arrow"):
+    assert len([*tmp_path.glob("cache/streamed/*")]) <= n_groups + 1
+    for each in tmp_path.glob("cache/streamed/*.arrow"):
         each.write_bytes(each.read_bytes()[:100])  # the machine crashed
     again = pickle.loads(pickle.dumps(source))
     assert np.array_equal(np.asarray(again.read(33)), np.asarray(source.read(33)))

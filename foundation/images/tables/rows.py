@@ -26,7 +26,7 @@ from foundation.images.tables.files import LocalFiles, absolute, cache_folder, l
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.images.tables.streamed import open_streamed
 from foundation.images.tables.text import read_text_table
-from foundation.paths import expand
+from foundation.paths import expand, is_remote
 from foundation.storage.remote.files import DEFAULT_CACHE_GIB, LocalFile
 
 _FIELD = "data.source.path"
@@ -80,22 +80,31 @@ def open_rows(config: DatasetData, split: str, cache_gib: float = DEFAULT_CACHE_
         DataError: naming the field: no such file or split, a file that is no table, files that are damaged, incomplete
             or of different columns.
     """
+    path = Path(expand(config.path, "data.source.path"))
+    is_there = not is_remote(config.path) and path.exists()
+    if is_there or is_remote(config.path):
+        _require_no_hub(config)
+    elif not _may_be_of_hub(path, config.path):
+        raise DataError("no such file or folder", field=_FIELD, found=config.path, fix="check the path")
     if config.streams:
         return _open_streamed(config, split, cache_gib)
-    path = Path(expand(config.path, "data.source.path"))
-    if path.exists():
-        DataError.unless(
-            config.revision is None, "is of the hub", field="data.source.revision", found=config.revision, fix=_NO_HUB
-        )
-        files = local_files(path, config, split)
-        return _open_files(files, config, split) if files.kind in _READERS else _open_by_library(config, split, files)
-    wrong = path.suffix and way_to_open(path)[0] != "a file"
-    if wrong or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or "\\" in config.path:
-        raise DataError("no such file or folder", field=_FIELD, found=config.path, fix="check the path")
-    return _open_by_library(config, split, None)
+    if not is_there:
+        return _open_by_library(config, split, None)
+    files = local_files(path, config, split)
+    return _open_files(files, config, split) if files.kind in _READERS else _open_by_library(config, split, files)
 
 
-_NO_HUB = "leave it out for local files"
+def _may_be_of_hub(path: Path, text: str) -> bool:
+    is_file = path.suffix and way_to_open(path)[0] != "a file"
+    return not (is_file or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text)
+
+
+def _require_no_hub(config: DatasetData) -> None:
+    """Refuse fields that act on names of the hub alone."""
+    found, fix = config.revision, "leave it out for files and addresses"
+    DataError.unless(found is None, "is of the hub", field="data.source.revision", found=found, fix=fix)
+    name = config.config_name if is_remote(config.path) else None
+    DataError.unless(name is None, "is of the hub", field="data.source.config_name", found=name, fix=fix)
 
 
 def _open_streamed(config: DatasetData, split: str, cache_gib: float) -> Rows:

@@ -244,6 +244,10 @@ def test_a_cache_that_does_not_hold_two_windows_is_refused(sets: Path) -> None:
         ({"path": "x.csv"}, "leave streaming out"),
         ({"path": "x.arrow"}, "leave streaming out"),
         ({"path": "memory://x/y.csv"}, "cannot be streamed"),
+        ({"path": "memory://x/y.parquet", "revision": "main"}, "revision: is of the hub"),
+        ({"path": "memory://x/y.parquet", "config_name": "a"}, "config_name: is of the hub"),
+        ({"path": "memory://x/y.parquet", "split": "test"}, "one split, train"),
+        ({"path": "nowhere.parquet"}, "no such file"),
     ],
 )
 def test_tables_without_access_by_row_are_refused_with_the_way_out(
@@ -253,7 +257,7 @@ def test_tables_without_access_by_row_are_refused_with_the_way_out(
     (tmp_path / "x.arrow").write_bytes(b"ARROW1")
     path = source["path"] if "://" in source["path"] else str(tmp_path / source["path"])
     with pytest.raises(DataError, match=message):
-        opened(DatasetData(path=path, streaming=True))
+        opened(DatasetData(**{**source, "path": path}, streaming=True))
 
 
 def test_a_secret_in_an_address_is_refused_and_not_shown() -> None:

@@ -79,9 +79,7 @@ def test_a_checksum_of_the_store_is_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "short", "cut", "refused", "silent"])
-def test_each_failure_that_passes_is_tried_again(
-    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_failure_that_passes_is_tried_again(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "TIMEOUT_S", 0.5)
     content = bytes(range(256)) * 12
     served = FaultyServer({"a.tar": content})

@@ -34,6 +34,8 @@ class ImageSource(Protocol):
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
 
+    # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``.
+
     def read(self, index: int) -> Image.Image:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
         ...
@@ -116,6 +118,8 @@ class SubsetSource:
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
         self.groups, self.streamed = chosen_groups(source, indices), getattr(source, "streamed", None)
+        stamps = getattr(source, "stamps", None)
+        self.stamps = None if stamps is None else stamps.some(indices)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""

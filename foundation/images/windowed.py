@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from foundation.config import digest
 from foundation.errors import ConfigError
 from foundation.randomness import WindowedOrder
 
@@ -88,6 +89,12 @@ def shuffle_window(source: Any, window: int | None) -> int | None:
     if getattr(source, "groups", None) is None:
         return None
     return window if window is not None or getattr(source, "streamed", None) is None else STREAMED_WINDOW
+
+
+def order_settings(source: Any, window: int | None) -> tuple[object, ...]:
+    """What a windowed order depends on beside the seed and the number of images; empty for another order."""
+    size = shuffle_window(source, window)
+    return () if size is None else (size, digest(source.groups.tolist()))
 
 
 def _require_room(streamed: Streamed, order: WindowedOrder, window: int) -> None:

@@ -1,6 +1,8 @@
 """The same images from a folder, tables and archives, on a disk and in a store that fails: each once an epoch."""
 
 import pickle
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from foundation.errors import ConfigError, DataError
 from foundation.images.config import ArchiveData, DataConfig, DatasetData, DataSource, FolderData, Preprocess
 from foundation.images.failures import BadImage
 from foundation.images.image_set import ImageSet, open_splits
+from foundation.images.listing import ListedImages, ListedSource
 from foundation.images.sources import ImageSource, open_sources
 from foundation.storage import retrying
 from foundation.storage.remote import objects, transfer
@@ -218,6 +221,21 @@ def test_a_limit_and_a_held_out_part_keep_the_groups(sets: Path) -> None:
                 shards = [name.split("/")[0] for name in names]
                 assert starts.tolist() == [i for i in range(len(names)) if i == 0 or shards[i] != shards[i - 1]]
             assert starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < len(names)
+
+
+def test_the_listing_of_a_run_keeps_the_groups_and_reads_ahead(sets: Path, tmp_path: Path) -> None:
+    source = opened(ArchiveData(path=f"{put_in_memory(sets, 'listed')}/tars"))
+    train = open_splits(DataConfig(source=ArchiveData(path=str(sets / "tars"))))["train"]
+    listed = ListedSource(ListedImages.of(train), (), [source])
+    assert np.array_equal(listed.groups, train.groups)  # type: ignore[arg-type,attr-defined]
+    images = ImageSet(listed, PREPROCESS, cache_mib=0, window=64)
+    for whole in tmp_path.glob("cache/streamed/*.tar"):
+        whole.unlink()
+    images.order(0, 16).at(np.arange(16))
+    until = time.monotonic() + 30
+    while len([*tmp_path.glob("cache/streamed/*.tar")]) < 2 and time.monotonic() < until:
+        threading.Event().wait(0.01)
+    assert len([*tmp_path.glob("cache/streamed/*.tar")]) >= 2, "archives come before an image is asked for"
 
 
 def test_the_window_is_said_or_follows_from_streaming(sets: Path) -> None:

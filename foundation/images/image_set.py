@@ -25,7 +25,8 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.scan import scan
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.randomness import uniforms
+from foundation.images.windowed import order_settings, windowed_order
+from foundation.randomness import DataOrder, Order, uniforms
 from foundation.threads import map_in_threads
 
 _TRIES = 1000
@@ -43,6 +44,7 @@ class ImageSet:
         seed: of the augmentation and of the images that replace unusable ones.
         max_failed_share: share of unusable images, 0 to 1, beyond which reading stops.
         known_failures: images that were unusable before, by id; they are not read.
+        window: images that are shuffled together, see ``DataConfig.shuffle_window``.
 
     Attributes:
         ids: names of the planned images.
@@ -59,7 +61,9 @@ class ImageSet:
         seed: int = 0,
         max_failed_share: float = 1.0,
         known_failures: Mapping[str, Failure] | None = None,
+        window: int | None = None,
     ) -> None:
+        self.window = window
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
@@ -155,6 +159,15 @@ class ImageSet:
             pixels_BYXC = np.stack(map_in_threads(self._decode_or_replace, indices))
         return {"images": torch.from_numpy(augmented(pixels_BYXC, *draws))}
 
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``."""
+        return windowed_order(self._source, self.window, seed) or DataOrder(len(self), seed)
+
+    @property
+    def order_settings(self) -> tuple[object, ...]:
+        """What the order depends on beside the seed and the number of images: part of a training's identity."""
+        return order_settings(self._source, self.window)
+
     def images(self, indices: np.ndarray) -> torch.Tensor:
         """Unaugmented images, (B, C, Y, X) float32 in [-1, 1].
 
@@ -225,7 +238,9 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(*open_sources(config.source, config.max_megapixels * 10**6), config, known)
+    return split_sources(
+        *open_sources(config.source, config.max_megapixels * 10**6, config.remote_cache_gib), config, known
+    )
 
 
 def split_sources(
@@ -270,6 +285,7 @@ def image_set(
         seed=seed,
         max_failed_share=data.max_failed_share,
         known_failures=known_failures,
+        window=data.shuffle_window,
     )
 
 

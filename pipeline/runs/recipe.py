@@ -36,6 +36,9 @@ from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
     "cache_mib",
+    "remote_cache_gib",
+    "shuffle_window",  # what it amounts to is in the identity, see ImageSet.order_settings
+    "streaming",
     "max_failed_share",
     "evaluate_every",
     "checkpoint_every",

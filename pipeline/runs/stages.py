@@ -254,13 +254,15 @@ class Run:
             if self.accelerator.is_main_process:
                 keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
-        config = recipe.training.fit
+        config, order = recipe.training.fit, getattr(examples, "order_settings", ())
 
         def identify(n_steps: int) -> dict[str, str]:
             of_stage = determining(recipe)
             of_stage["training"]["fit"]["steps"] = n_steps
             of_stage.pop("start_from", None)  # which weights they are counts, not where
-            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+            seed = {"seed": digest([self.recipe.seed, ORDER_VERSION, *order])}
+            window = {"the order of images (data.shuffle_window)": digest(order)} if order else {}
+            return {**seed, **window, stage: digest(of_stage), **identity}
 
         fit(
             task,

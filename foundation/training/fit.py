@@ -10,7 +10,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -52,6 +52,7 @@ def fit(
     identity: Identity,
     optims: Sequence[Rates] = (),
     health: Health = lambda rows: [],
+    at_rest: Callable[[], None] = lambda: None,
     previews: Path | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
@@ -68,6 +69,7 @@ def fit(
             identity are refused, but for the number of steps.
         optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
+        at_rest: called by every process after each evaluation and before each checkpoint.
         previews: folder of the pictures of evaluations; None draws none.
 
     Raises:
@@ -85,7 +87,7 @@ def fit(
     evaluations = Evaluations(task, config, log, health, previews)
     manager.sound_until = evaluations.sound_until
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations)
+        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
     finally:
@@ -103,6 +105,7 @@ def _train(
     start: int,
     log: MetricsLog,
     evaluations: Evaluations,
+    at_rest: Callable[[], None],
 ) -> None:
     """The steps from ``start`` to the end."""
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
@@ -113,6 +116,7 @@ def _train(
             if evaluations.is_due(step):
                 evaluations.run(step, bar)
                 manager.sound_until = evaluations.sound_until
+                at_rest()
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(clock.wait_for(batches), step)
             bar.update()
@@ -121,11 +125,13 @@ def _train(
             stopping = stop.agreed(accelerator)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
             if stopping or due:
+                at_rest()
                 manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
         final = evaluations.run(config.steps, bar)
         manager.sound_until = evaluations.sound_until
+        at_rest()
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final)

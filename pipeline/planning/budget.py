@@ -33,6 +33,7 @@ from pipeline.planning.times import (
     Speeds,
     evaluation_seconds,
     n_views,
+    reading_of_a_step,
     run_times,
 )
 from pipeline.runs.duration import Budget, duration
@@ -144,7 +145,8 @@ class Fitting:
         recipe = self._without_slow_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)
         if trains and tokenizer is not None:
-            recipe = self._with_steps(recipe, "tokenizer", first, tokenizer.step, (tokenizer.score, tokenizer.score))
+            step = tokenizer.step + reading_of_a_step(recipe, self.counts, self.read)
+            recipe = self._with_steps(recipe, "tokenizer", first, step, (tokenizer.score, tokenizer.score))
         if prior is not None:
             recipe = self._with_steps(recipe, "prior", second, prior.step, _scoring(prior, tokenizer))
         return Fitted(recipe, run_times(recipe, self.counts, speeds), speeds, self.counts, self.spent(), notes)

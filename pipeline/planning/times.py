@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foundation.images.scan import SAMPLED, SMALL_IMAGES
 from foundation.training.config import FitConfig
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
 from pipeline.runs.recipe import Recipe
 
 TRAIN_TOKENIZER, TRAIN_PRIOR = "training the tokenizer", "training the prior"
 EVALUATE_TOKENIZER, EVALUATE_PRIOR = "evaluating the tokenizer", "evaluating the prior"
-START, READ, ENCODE, SAMPLE, REPORT = "start", "reading the images", "encoding", "sampling", "gallery and report"
-FIRST_STAGE = (START, READ, TRAIN_TOKENIZER, EVALUATE_TOKENIZER)
+START, READ, ENCODE, SAMPLE, REPORT = "start", "listing the images", "encoding", "sampling", "gallery and report"
+DECODE = "decoding the images"
+FIRST_STAGE = (START, READ, DECODE, TRAIN_TOKENIZER, EVALUATE_TOKENIZER)
 """parts of stage 1; all others are of stage 2"""
 _START, _REPORT = 6.0, 6.0
 """imports, opening the folder; plots and page"""
 _GALLERY = 160
 """images of the report's gallery, about: six images, their completions, inpaintings, variations and other classes"""
+_PLANNED = 1e-5
+"""seconds for an image's name, class and part"""
 _LISTING = 2e-5
 """seconds for an image's row in the plan, the parquet files and the listing"""
 
@@ -55,11 +59,14 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
     tokenizer, prior = speeds.tokenizer, speeds.prior
     n_images = counts.train + counts.validation
     if recipe.codes is None:
-        times[READ] = n_images * speeds.read
+        times[READ] = n_images * _PLANNED + speeds.read * (n_images if n_images <= SMALL_IMAGES else 2 * SAMPLED)
     if recipe.codes is None and recipe.tokenizer.pretrained is None and tokenizer is not None:
         training = recipe.tokenizer.training
         starts = training.adversarial.start_step if training.adversarial.weight > 0 else 0
         times[TRAIN_TOKENIZER] = tokenizer.training(training.fit.steps, starts)
+        times[TRAIN_TOKENIZER] += training.fit.steps * reading_of_a_step(recipe, counts, speeds.read)
+        if stays_in_memory(recipe, counts):
+            times[DECODE] = n_images * speeds.read
         evaluation = evaluation_seconds(training.fit, counts, tokenizer.score, tokenizer.score)
         times[EVALUATE_TOKENIZER] = training.fit.n_evaluations * evaluation
     if prior is None:
@@ -77,6 +84,17 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
     drawn = 0.0 if recipe.codes is not None else _GALLERY * (prior.sample + decode)
     times[REPORT] = _REPORT + drawn + counts.validation * prior.score
     return times
+
+
+def stays_in_memory(recipe: Recipe, counts: Counts) -> bool:
+    """Whether the training images are decoded once, and then kept."""
+    size = recipe.data.preprocess
+    return counts.train * size.height * size.width * size.n_channels <= recipe.data.cache_mib << 20
+
+
+def reading_of_a_step(recipe: Recipe, counts: Counts, read: float) -> float:
+    """Seconds in which a step's images are decoded, where they are decoded at every use."""
+    return 0.0 if stays_in_memory(recipe, counts) else recipe.tokenizer.training.fit.batch_size * read
 
 
 def evaluation_seconds(fit: FitConfig, counts: Counts, score: float, preview: float) -> float:

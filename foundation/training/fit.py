@@ -72,6 +72,7 @@ def fit(
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
         CheckpointError: the checkpoints belong to another recipe or data.
+        StorageError: a checkpoint could not be saved; on every process, at a line of the log or the next save.
         DataError: no examples, or a batch size that the processes cannot share.
         TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any.
     """
@@ -83,7 +84,8 @@ def fit(
     log.forget_from(start)
     manager.sound_until = _sound_until(task, log)
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, health)
+        with manager:
+            _train(task, examples, config, accelerator, seed, manager, start, log, health)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
 
@@ -112,13 +114,16 @@ def _train(
             bar.update()
             if step % config.log_every == 0 or step == config.steps - 1:
                 log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
+                manager.report()
             stopping = stop.agreed(accelerator)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
             if stopping or due:
                 manager.save(step + 1)
             if stopping:
+                manager.wait()
                 raise Interrupted(stop.number)
         final = _evaluate(task, config.steps, log, health, bar, manager)
+        manager.wait()
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final)

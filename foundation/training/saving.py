@@ -70,17 +70,20 @@ class BackgroundSave:
     """One save at a time, in a thread of process 0; no process communicates in the thread.
 
     Every process calls every method but ``close`` at the same points of its work.
+
+    Attributes:
+        is_open: whether a save was begun of which processes do not know yet how it ended.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator, self._snapshot = accelerator, Snapshot()
         self._thread: ThreadPoolExecutor | None = None
         self._future: Future[None] | None = None
-        self._is_open = False
+        self.is_open = False
 
     def begin(self, state: Any, write: Callable[[Any], None]) -> None:
         """Copy ``state`` and have ``write`` called with the copy; the save before has been settled."""
-        self._is_open = True
+        self.is_open = True
         if not self._accelerator.is_main_process:
             return
         if self._thread is None:
@@ -94,7 +97,7 @@ class BackgroundSave:
         Raises:
             StorageError: it failed. Process 0 raises what its thread raised.
         """
-        if not self._is_open:
+        if not self.is_open:
             return
         future, status = self._future, _RUNNING
         if future is not None and (wait or future.done()):
@@ -102,7 +105,7 @@ class BackgroundSave:
         status = max(on_every_process(status, self._accelerator))
         if status == _RUNNING:
             return
-        self._is_open, self._future = False, None
+        self.is_open, self._future = False, None
         if future is not None:
             future.result()
         elif status == _FAILED:
@@ -111,7 +114,7 @@ class BackgroundSave:
 
     def close(self) -> BaseException | None:
         """Wait for the thread and end it; returns the error of a save that was not settled. Communicates with none."""
-        future, self._future, self._is_open = self._future, None, False
+        future, self._future, self.is_open = self._future, None, False
         error = None if future is None else future.exception()
         if self._thread is not None:
             self._thread.shutdown()

@@ -250,7 +250,8 @@ def open_images(path: Path, splits: Iterable[Mapping[str, Any]]) -> dict[str, Pl
 
 def first_duplicate(values: Column) -> str | None:
     """The first value that occurs a second time, None if all differ."""
-    hashes = np.sort(_hashes(values))
+    hashes = _hashes(values)
+    hashes.sort()
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: set[str] = set()
     for value in values if twice else ():

@@ -67,7 +67,8 @@ ELSEWHERE = (
     "tests/pipeline/runs/test_stages.py::test_another_recipe_is_refused_naming_the_fields",
 )
 """Tests in other folders; each name says what is promised."""
-CHECKPOINTS = """A save copies the state into the host's memory and training goes on; a thread of process 0 writes the copy.
+CHECKPOINTS = """\
+A save copies the state into the host's memory, and training goes on while a thread of process 0 writes the copy.
 
 1. The state is checked: one number that is not finite, on any process, and nothing is saved.
 2. It is copied into memory that is taken once and used again, on a GPU pinned and behind the work of the stream. There

@@ -238,3 +238,19 @@ def test_nothing_is_written_of_a_state_that_is_not_finite(tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match="model/"), manager(tmp_path, task) as saving:
         saving.save(1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_gpu_holds_what_was_there_when_it_was_asked_for() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    snapshot, state = Snapshot(), {"w": torch.ones(50_000_000, device="cuda"), "step": torch.tensor(3.0)}
+    for value in (1.0, 2.0):
+        state["w"].fill_(value)
+        copied = snapshot.take(state)
+        state["w"].fill_(9.0)
+        snapshot.wait()
+        assert copied["w"].is_pinned() and copied["w"].min() == copied["w"].max() == value and copied["step"] == 3
+    assert first_not_finite(state) is None
+    state["w"][-1] = torch.nan
+    assert first_not_finite(state) == "w"

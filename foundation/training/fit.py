@@ -76,6 +76,7 @@ def fit(
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
         CheckpointError: the checkpoints belong to another recipe or data.
+        StorageError: a checkpoint could not be saved; on every process, at a line of the log or the next save.
         DataError: no examples, or a batch size that the processes cannot share.
         TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any.
     """
@@ -88,7 +89,8 @@ def fit(
     evaluations = Evaluations(task, config, log, health, previews)
     manager.sound_until = evaluations.sound_until
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest, workers)
+        with manager:
+            _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest, workers)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
     finally:
@@ -132,16 +134,19 @@ def _train(
             bar.update()
             if step % config.log_every == 0 or step == config.steps - 1:
                 log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
+                manager.report()
             stopping = stop.agreed(accelerator)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
             if stopping or due:
                 at_rest()
                 manager.save(step + 1)
             if stopping:
+                manager.wait()
                 raise Interrupted(stop.number)
         final = evaluations.run(config.steps, bar)
         manager.sound_until = evaluations.sound_until
         at_rest()
+        manager.wait()
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final)

@@ -29,7 +29,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 PICTURE = "card.png"
 N_SHOWN, N_TIED = 8, 64
 _SMALLEST = 64  # smallest side of an image in the picture, pixels
-CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
+CONTENT = ["README.md", "card.png", "plan.json", "plan-*.parquet", "data/**", "tokenizer/**"]
 _MOST_CLASSES = 100  # rows in the table of classes
 
 

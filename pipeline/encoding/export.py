@@ -168,7 +168,7 @@ class Export:
         def plan_for(batch_size: int) -> ExportPlan:
             return make_plan(self.spec, self.sources, config, batch_size=batch_size, device=device.type)
 
-        write_plan(path, lambda: plan_for(size or fastest_batch_size(self.tokenizer)).to_json())
+        write_plan(path, lambda: plan_for(size or fastest_batch_size(self.tokenizer)).save_images(self.folder))
         there = ExportPlan.from_json(path)  # maybe of another process with another batch size
         wanted = plan_for(size or there.batch_size)
         require_same_plan(there, wanted, path)

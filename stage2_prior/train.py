@@ -8,7 +8,6 @@ section 3.2).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +147,6 @@ class PriorTask:
         The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
         processes have equally many.
         """
-        began = time.perf_counter()
         self.learner.wrapped.train()
         parts = self._parts(batch, step)
         metrics: Metrics = {}
@@ -161,10 +159,12 @@ class PriorTask:
                 for name, value in self._backward(part, share).items():
                     metrics[name] = metrics.get(name, 0.0) + share * value
         update = self.learner.take_step(metrics.pop("loss"), step)  # type: ignore[arg-type]
-        if update.taken:
-            self.learner.average.update(self.model, step)
-        n_tokens = batch["tokens"].numel() * self.accelerator.num_processes
-        return {**update.metrics, **metrics, "tokens_per_second": n_tokens / (time.perf_counter() - began)}
+        self.learner.follow(update.taken, step)
+        return {**update.metrics, **metrics}
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; see ``StepGuard``."""
+        self.learner.settle(metrics["skipped_steps"])
 
     def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""

@@ -19,6 +19,7 @@ from foundation.config import digest
 from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, load_state, save_state
+from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.lengths import Schedule
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import on_every_process
@@ -138,7 +139,7 @@ class CheckpointManager:
         """
         state = self.task.state_dict()
         self._require_finite(state)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         if self.accelerator.is_main_process:
             samples = step * self.batch_size
             schedule = self.schedule
@@ -153,7 +154,7 @@ class CheckpointManager:
                 stale=self._stale,
             )
             self._stale = []
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     def _require_finite(self, state: dict[str, Any]) -> None:
         """Save finite states only; all processes decide alike."""

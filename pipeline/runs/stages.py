@@ -23,6 +23,7 @@ from foundation.images.inventory import inventory_text
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
+from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from pipeline.encoding.export import totals
@@ -99,7 +100,7 @@ class Run:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
             self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
@@ -111,7 +112,7 @@ class Run:
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
             self.folder.claim(self.recipe, begin)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
     def release(self) -> None:
@@ -179,7 +180,7 @@ class Run:
             if accelerator.is_main_process:
                 adopt_listing(Path(stage.pretrained), self.folder)
                 adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
-            accelerator.wait_for_everyone()
+            wait_for_everyone(accelerator)
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
@@ -241,7 +242,7 @@ class Run:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
             extend.publish(self.folder, stage, save, self.accelerator.print)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
@@ -271,7 +272,7 @@ class Run:
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         return finished
 
     def train_prior(self) -> None:
@@ -288,7 +289,7 @@ class Run:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
             write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     @property
     def _has_tokenizer(self) -> bool:

@@ -235,6 +235,11 @@ def announce_device(device: str) -> None:
     print(f"device: {device}", file=sys.stderr)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for it: a GPU takes it out of pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """In float64, on its device, or on the CPU where its device lacks that type, as MPS does."""
     return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()

@@ -17,6 +17,7 @@ from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
+from foundation.hardware import send
 from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner, micro_batches
 from foundation.training.lengths import Rates
@@ -173,7 +174,7 @@ class PriorTask:
         share = 0.0 if order is None else order.share(step)
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
-            examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
+            examples["orders"] = send(orders_BT, self.accelerator.device)
         size = self.training.micro_batch_size
         columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]

@@ -219,17 +219,20 @@ class WeightAverage:
         Args:
             taken: whether the step was taken, decided on the device; None or a boolean that is known for yes.
         """
-        on_device = taken is not None and not reads_freely(taken.device)
+        decided = None if taken is None or reads_freely(taken.device) else taken
         if self.decay > 0:
             decay = min(self.decay, (1 + step) / (10 + step))
             averages, weights = (
                 [local_shard(each.detach()) for name, each in of.named_parameters() if name not in self._frozen]
                 for of in (self.model, model)
             )
-            share = (1.0 - decay) * taken if on_device else 1.0 - decay
-            torch._foreach_lerp_(averages, weights, [share] * len(weights) if on_device else share)
+            share = 1.0 - decay
+            if decided is None:
+                torch._foreach_lerp_(averages, weights, share)
+            else:
+                torch._foreach_lerp_(averages, weights, [share * decided] * len(weights))
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(torch.where(taken, theirs, mine) if on_device else theirs)
+            mine.copy_(theirs if decided is None else torch.where(decided, theirs, mine))
 
     def exported(self) -> nn.Module:
         """A plain module with the complete averaged weights; every process calls it.

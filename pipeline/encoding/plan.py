@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foundation.config import from_dict, require, to_dict
 from foundation.config_fields import added_later
 from foundation.errors import ContractError, DataError, way_out
 
 if TYPE_CHECKING:
+    from foundation.arithmetic import Arithmetic
     from foundation.codes.spec import CodeSpec
     from foundation.images.sources import ImageSource
 
@@ -38,12 +39,19 @@ class EncodeConfig:
     """store ten views of each training image: centre, four corners, and the mirror images of all"""
     corner_scale: float = added_later(1.1)
     """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
+    precision: Literal["float32", "tf32", "bf16"] = added_later("float32")  # type: ignore[assignment]
+    """arithmetic of the encoder; tf32 and bf16 are faster on GPUs and change some codes"""
+    max_code_changes: float = added_later(0.01)
+    """with tf32 or bf16: largest share of the codes of the tokenizer's stored images that may change, 0 to 1; more is
+    refused"""
 
     def __post_init__(self) -> None:
         sound = self.batch_size is None or self.batch_size > 0
         require(sound, "batch_size", self.batch_size, "a positive whole number, or null to measure")
         require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
         require(not (self.flip and self.ten_crop), "ten_crop", self.ten_crop, "false beside flip: it has the flip")
+        changes = self.max_code_changes
+        require(0 <= changes <= 1, "max_code_changes", changes, "a share from 0 to 1")
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
@@ -103,6 +111,7 @@ class ExportPlan:
         corner_scale: scale of the corner crops.
         batch_size: images in every batch; codes may depend on it.
         device: ``cpu`` or ``cuda``, the same for all processes; codes may depend on it.
+        precision: arithmetic of the encoder, the same for all processes; codes depend on it.
     """
 
     spec: CodeSpec
@@ -111,6 +120,7 @@ class ExportPlan:
     corner_scale: float
     batch_size: int
     device: str
+    precision: Arithmetic = "float32"
 
     @cached_property
     def shards(self) -> tuple[PlannedShard, ...]:
@@ -130,7 +140,7 @@ class ExportPlan:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of images, views and specification, without batch size and device."""
+        """SHA-256 of images, views and specification, without batch size, device and precision."""
         return _sha256(self._content())
 
     def _content(self) -> dict[str, Any]:
@@ -148,7 +158,7 @@ class ExportPlan:
 
     def to_json(self) -> bytes:
         """Content of ``plan.json``."""
-        how = {"batch_size": self.batch_size, "device": self.device}
+        how = {"batch_size": self.batch_size, "device": self.device, "precision": self.precision}
         plan = {"format": 1, "what": self._content(), "how": how}
         return json.dumps({**plan, "sha256": _sha256(plan)}, indent=None, sort_keys=True).encode()
 
@@ -196,6 +206,7 @@ def make_plan(
         corner_scale=config.corner_scale,
         batch_size=batch_size,
         device=device,
+        precision=config.precision,
     )
 
 
@@ -219,7 +230,7 @@ def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None
     require_same_codes(there.spec, wanted.spec, owner="the plan", other="this run")
     rows = [
         (name, getattr(there, name), getattr(wanted, name))
-        for name in ("images_per_shard", "corner_scale", "batch_size", "device")
+        for name in ("images_per_shard", "corner_scale", "batch_size", "device", "precision")
         if getattr(there, name) != getattr(wanted, name)
     ]
     for name in sorted({*there.splits, *wanted.splits}):

@@ -31,7 +31,6 @@ READS = {  # the CPU must know a value, or the shape of the result
     *("nonzero", "masked_select", "bincount", "one_hot", "histc"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
     *("multinomial", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq"),
-    *("_linalg_solve_ex", "linalg_inv_ex", "linalg_cholesky_ex", "linalg_lu_factor_ex", "linalg_ldl_factor_ex"),
 }
 """names of operations; those of linear algebra read whether they succeeded"""
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)

@@ -139,7 +139,7 @@ def test_who_measures_at_the_same_time_takes_what_the_first_wrote(
 ) -> None:
     config, inside = dataclasses.replace(CONFIG, batch_size=None), []
 
-    def measure(tokenizer: TokenizerModel) -> int:
+    def measure(tokenizer: TokenizerModel, **_: Any) -> int:
         if not inside:
             inside.append(True)
             assert open_tiny(*inputs, tmp_path / "codes", config).plan.batch_size == 6

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ VARIABLE = "TESSERA_PROCESS_TIMEOUT"
 _DEFAULT = 600.0
 _INTERVAL = 10.0
 _FIX = "see that process's own messages; run the same command again, which continues from the last checkpoint"
+_ENDED = b"ended|as it ended"
 _beating: dict[int, Heartbeat] = {}
 """the one of this process, by the identity of the process group"""
 
@@ -68,17 +70,30 @@ class Heartbeat:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Be silent from now on."""
+        """Say that this process ends, and be silent from now on."""
         self._over.set()
         self._thread.join(timeout=2.0)
+        with contextlib.suppress(RuntimeError):
+            self._own.set(f"heartbeat/{self.rank}", _ENDED.decode())
 
     def _beat(self) -> None:
-        n = 0
+        """Renew this process's key; say on stderr who is silent: NCCL ends a process without an error to catch."""
+        n, others, seen, said = 0, self._others, dict[int, tuple[bytes, float]](), set[int]()
         with contextlib.suppress(RuntimeError):  # the store is gone: its process has ended, the others will notice
             while not self._over.is_set():
                 self._own.set(f"heartbeat/{self.rank}", f"{n}|{self.doing}")
                 n += 1
+                for rank in set(_silent(self._own, others, self.timeout / 2, seen)) - said:
+                    said.add(rank)
+                    if seen[rank][0] == _ENDED:
+                        continue  # the others need not wait for it
+                    last = _place(seen[rank][0])
+                    print(f"process {rank} is silent, last heard {last}; here {self.doing}", file=sys.stderr)
                 self._over.wait(self.interval)
+
+    @property
+    def _others(self) -> list[int]:
+        return [each for each in range(self.n_processes) if each != self.rank]
 
     def wait_for_everyone(self) -> None:
         """Return once every process has called this equally often, however long living ones take.
@@ -106,25 +121,13 @@ class Heartbeat:
             return bool(self._store.check([key]))
         return True
 
-    def silent(self, ranks: list[int], longer_than: float) -> list[int]:
-        """Which of these processes have not renewed their key for so many seconds of this object's watching."""
-        found, now = [], time.monotonic()
-        for rank in ranks:
-            key = f"heartbeat/{rank}"
-            value = self._store.get(key) if self._store.check([key]) else b"0|at the start"
-            if rank not in self._seen or self._seen[rank][0] != value:
-                self._seen[rank] = value, now
-            elif now - self._seen[rank][1] > longer_than:
-                found.append(rank)
-        return found
-
     def _require_alive(self, ranks: list[int]) -> None:
-        silent = self.silent(ranks, self.timeout)
+        silent = _silent(self._store, ranks, self.timeout, self._seen)
         if silent:
             raise self._dead(silent, f"silent for {self.timeout:g} seconds")
 
     def _dead(self, ranks: list[int], found: str) -> TrainingError:
-        last = [self._seen[each][0].decode().partition("|")[2] for each in ranks if each in self._seen]
+        last = [_place(self._seen[each][0]) for each in ranks if each in self._seen]
         where = f", last heard {' and '.join(last)}" if last else ""
         names = " and ".join(f"process {each}" for each in ranks)
         what = f"{names} ended or hangs{where}; this is process {self.rank}, {self.doing}"
@@ -135,18 +138,43 @@ class Heartbeat:
 
         Watches the others for a few intervals.
         """
-        others, few = [each for each in range(self.n_processes) if each != self.rank], 2.5 * self.interval
+        others, few = self._others, 2.5 * self.interval
         reason = str(error).strip().splitlines()[0]
         self._seen.clear()
         until = time.monotonic() + 2 * few
         try:
             while time.monotonic() < until:
-                if silent := self.silent(others, few):
+                if silent := _silent(self._store, others, few, self._seen):
                     return self._dead(silent, reason)
                 time.sleep(self.interval / 4)
         except RuntimeError:
             return self._dead([0], reason)
         return None
+
+
+def _silent(store: Any, ranks: list[int], longer_than: float, seen: dict[int, tuple[bytes, float]]) -> list[int]:
+    """Which of these processes have ended, or not renewed their key for so many seconds of watching.
+
+    Args:
+        store: of the process group.
+        ranks: of the processes.
+        longer_than: seconds.
+        seen: rank => value of the key, and when it was first seen; brought up to date.
+    """
+    found, now = [], time.monotonic()
+    for rank in ranks:
+        key = f"heartbeat/{rank}"
+        value = store.get(key) if store.check([key]) else b""
+        if rank not in seen or seen[rank][0] != value:
+            seen[rank] = value, now
+        if value == _ENDED or now - seen[rank][1] > longer_than:
+            found.append(rank)
+    return found
+
+
+def _place(value: bytes) -> str:
+    """What a process was doing, from its key."""
+    return value.decode().partition("|")[2] or "never"
 
 
 def heartbeat(accelerator: Accelerator) -> Heartbeat | None:

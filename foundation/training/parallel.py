@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.hardware import announce_device, best_device, usable_device
-from foundation.training.heartbeat import process_timeout
+from foundation.training.heartbeat import heartbeat, process_timeout
 from foundation.training.precision import Settled
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def build_accelerator(device: str) -> Accelerator:
         getattr(torch, kind).set_device(int(index))
     if accelerator.is_main_process:
         announce_device(found)
+    heartbeat(accelerator)
     return accelerator
 
 

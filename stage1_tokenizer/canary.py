@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foundation.arithmetic import Arithmetic, arithmetic
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 

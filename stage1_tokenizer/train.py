@@ -10,7 +10,7 @@ import torch
 from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
 from foundation.randomness import derive_seed
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, compiles
 from foundation.training.lengths import Rates
 from foundation.training.optim import known_skipped, undone_unless
 from stage1_tokenizer.config import TokenizerTraining
@@ -64,7 +64,7 @@ class TokenizerTask:
         freeze(model, self.frozen)
         if training.checkpoint_blocks:
             recompute_blocks(model)
-        if training.compile:
+        if training.compile and compiles(accelerator, "tokenizer"):
             compile_blocks(model)
         self.learner = Learner(
             model,

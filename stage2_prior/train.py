@@ -19,7 +19,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.config import require
 from foundation.hardware import send
 from foundation.randomness import derive_seed, uniforms
-from foundation.training.learner import Learner, micro_batches
+from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
 from foundation.training.parallel import sharding_asked
 from stage2_prior.config import PriorConfig, PriorTraining
@@ -124,7 +124,7 @@ class PriorTask:
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator = accelerator
         model.gradient_checkpointing = training.checkpoint_blocks
-        if training.compile:
+        if training.compile and compiles(accelerator, "prior"):
             model.compile_blocks()
         self.learner = Learner(
             model,

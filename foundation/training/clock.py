@@ -28,10 +28,18 @@ class ModelWork:
     Attributes:
         flops: of one step of all processes: forward and backward products and convolutions, without recomputation.
         peak: FLOPs a second of one process's device, by its data sheet.
+        flops_before: of a step before ``start_step``, at which the adversary begins.
+        start_step: from 0.
     """
 
     flops: float
     peak: float
+    flops_before: float = 0.0
+    start_step: int = 0
+
+    def at(self, step: int) -> float:
+        """FLOPs of a step."""
+        return self.flops if step >= self.start_step else self.flops_before
 
 
 class Clock:
@@ -52,15 +60,16 @@ class Clock:
         self._restart()
 
     def _restart(self) -> None:
-        self._waited = self._spent = 0.0
+        self._waited = self._spent = self._flops = 0.0
         self._steps, self._done = 0, dict.fromkeys(_COUNTED.values(), 0)
 
-    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The next batch; a step begins."""
+    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
+        """The next batch; the step begins."""
         self._asked = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - self._asked
         self._steps += 1
+        self._flops += 0.0 if self.work is None else self.work.at(step)
         for name, rate in _COUNTED.items():
             if name in batch:
                 self._done[rate] += self.n_processes * (batch[name].numel() if name == "tokens" else len(batch[name]))
@@ -83,7 +92,7 @@ class Clock:
         found |= {rate: n / spent for rate, n in self._done.items() if n}
         if self.work is not None:
             available = self.work.peak * self.n_processes * spent
-            found["model_flops_utilization"] = self.work.flops * steps / available
+            found["model_flops_utilization"] = self._flops / available
         peak = peak_memory(self.device)
         self._shown = _shown(found, self._waited / spent)
         self._restart()

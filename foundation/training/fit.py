@@ -117,7 +117,7 @@ def _train(
             if pulse is not None:
                 pulse.doing = f"at step {step:,} of {log.stage}"
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
-            metrics = task.train_step(clock.wait_for(batches), step)
+            metrics = task.train_step(clock.wait_for(batches, step), step)
             bar.update()
             logging = step % config.log_every == 0 or step == config.steps - 1
             numbers = _averaged(metrics, accelerator) if logging else {}  # the one wait for the device

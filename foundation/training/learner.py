@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from foundation.hardware import missing_compiler
 from foundation.training.config import OptimConfig, Precision
 from foundation.training.optim import StepGuard, adamw, known_skipped, learning_rate, reads_freely
 from foundation.training.parallel import (
@@ -259,6 +261,14 @@ class WeightAverage:
 def micro_batches(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
     """The rows in as few parts of at most ``size`` as there can be, almost equally long; None takes all at once."""
     return rows.tensor_split(-(-len(rows) // (size or len(rows))))
+
+
+def compiles(accelerator: Accelerator, model: str) -> bool:
+    """Whether blocks can be compiled for the device; says why not, and that the model trains without."""
+    missing = missing_compiler(accelerator.device)
+    if missing is not None and accelerator.is_main_process:
+        print(f"{model}: not compiled, which is slower and changes nothing else: {missing}", file=sys.stderr)
+    return missing is None
 
 
 def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor], shared: Collection[str] = ()) -> M:

@@ -13,7 +13,6 @@ import torch
 import yaml
 from PIL import Image
 
-from foundation.arithmetic import arithmetic
 from foundation.codes.manifest import MANIFEST, open_split, read_manifest
 from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
@@ -23,6 +22,7 @@ from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
+from foundation.training.arithmetic import arithmetic
 from pipeline.encoding.encoder import near_tie_share
 from pipeline.encoding.plan import ExportPlan
 from stage1_tokenizer.tokenizer import TokenizerModel

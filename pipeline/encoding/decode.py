@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.arithmetic import arithmetic
 from foundation.codes.sources import CodeRows, open_codes
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import require
@@ -27,6 +26,7 @@ from foundation.images.preprocess import to_pil, to_uint8
 from foundation.paths import expand
 from foundation.storage import durable
 from foundation.threads import map_in_threads
+from foundation.training.arithmetic import arithmetic
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place

@@ -15,7 +15,6 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from foundation.arithmetic import Arithmetic, arithmetic
 from foundation.codes.shards import Shard
 from foundation.hardware import send
 from foundation.images.failures import Failure, failure_of
@@ -24,6 +23,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import view_pixels
 from foundation.threads import image_threads
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from stage1_tokenizer.tokenizer import TokenizerModel
 

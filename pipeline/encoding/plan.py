@@ -19,9 +19,9 @@ from foundation.config_fields import added_later
 from foundation.errors import ContractError, DataError, way_out
 
 if TYPE_CHECKING:
-    from foundation.arithmetic import Arithmetic
     from foundation.codes.spec import CodeSpec
     from foundation.images.sources import ImageSource
+    from foundation.training.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundation.arithmetic import arithmetic
 from foundation.codes.spec import CodeSpec
 from foundation.images.config import Preprocess
 from foundation.images.sources import ImageSource
 from foundation.randomness import derive_seed, permutation
+from foundation.training.arithmetic import arithmetic
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.losses.vgg16 import RANDOM

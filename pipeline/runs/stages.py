@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from foundation.images.image_set import ImageSet
 from foundation.images.inventory import inventory_text
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
+from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
 from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
@@ -48,13 +50,17 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from accelerate import Accelerator
 
+    from foundation.codes.spec import CodeSpec
     from foundation.training.task import Examples
 
 _SHOWN = 20
+
+
+WorkOf = Callable[[Recipe, Literal["tokenizer", "prior"], torch.device, "CodeSpec | None"], ModelWork | None]
 
 
 @dataclass
@@ -65,6 +71,8 @@ class Run:
     folder: RunFolder
     reading_seconds: float = 0.0
     """that listing and decoding the images took"""
+    work_of: WorkOf = lambda recipe, stage, device, spec: None
+    """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -205,7 +213,7 @@ class Run:
 
     def _fit(
         self,
-        stage: str,
+        stage: Literal["tokenizer", "prior"],
         task: TokenizerTask | PriorTask,
         examples: Examples,
         identity: dict[str, str],
@@ -235,6 +243,7 @@ class Run:
             log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
             identity=identify,
             optims=task.rates,
+            work=self.work_of(self.recipe, stage, self.accelerator.device, getattr(task.model, "spec", None)),
             **settings,
         )
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from support.tiny_export import CONFIG, make_images, make_tokenizer, open_tiny, sources_of, tiny_export
 
-from foundation.arithmetic import arithmetic
 from foundation.codes.dataset import ImageViews, TokenDataset
 from foundation.errors import ConfigError, ContractError, DataError
 from foundation.images.preprocess import to_unit_range
 from foundation.images.views import TEN_CROP, VIEWS, view_pixels
+from foundation.training.arithmetic import arithmetic
 from pipeline.encoding import export as export_module
 from pipeline.encoding.encoder import LARGEST, fastest_batch_size, near_tie_share
 from pipeline.encoding.export import Export

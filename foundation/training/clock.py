@@ -12,7 +12,7 @@ import torch
 
 TIMINGS = frozenset(
     {
-        *("seconds", "loading_seconds", "images_per_second", "tokens_per_second"),
+        *("seconds", "loading_seconds", "evaluate_seconds", "images_per_second", "tokens_per_second"),
         *("model_flops_utilization", "peak_memory_mib"),
     }
 )

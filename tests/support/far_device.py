@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 import foundation
@@ -146,7 +145,8 @@ def far_device() -> Iterator[Waits]:
 
 def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
     """Compute one operation on the CPU; refuse one that reads from both devices."""
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    near_args, near_kwargs = _mapped(lambda each: tensors.append(each) or _near(each), (args, kwargs))
     far = [each for each in tensors if isinstance(each, FarTensor)]
     _refuse_both(func, tensors, far)
     device = kwargs.get("device")
@@ -159,15 +159,14 @@ def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
         counts[_asked_by()] += 1
     elif far and _reads(func, args, kwargs):
         _Dispatch.waits[_asked_by()] += 1
-    near_args, near_kwargs = tree_map(_near, (args, kwargs))
     if device is not None:
         near_kwargs["device"] = torch.device("cpu")
     known = {id(each.near): each for each in far}
     with torch.inference_mode(False), torch._C._AutoDispatchBelowAutograd():
         found = func(*near_args, **near_kwargs)
         if not to_far:
-            return tree_map(lambda each: each.clone() if id(each) in known else each, found)
-        return tree_map(lambda each: known[id(each)] if id(each) in known else _far(each), found)
+            return _mapped(lambda each: each.clone() if id(each) in known else each, found)
+        return _mapped(lambda each: known[id(each)] if id(each) in known else FarTensor(each), found)
 
 
 def _refuse_both(func: Any, tensors: list[torch.Tensor], far: list[FarTensor]) -> None:
@@ -205,12 +204,19 @@ def _reads_index(indices: list[torch.Tensor | None]) -> bool:
     return any(each is not None and (not isinstance(each, FarTensor) or each.dtype == torch.bool) for each in indices)
 
 
-def _near(each: Any) -> Any:
+def _mapped(change: Callable[[torch.Tensor], Any], each: Any) -> Any:
+    """``each`` with its tensors changed; lists, tuples and dictionaries may hold them."""
+    if isinstance(each, torch.Tensor):
+        return change(each)
+    if isinstance(each, (list, tuple)):
+        return type(each)([_mapped(change, one) for one in each])
+    if isinstance(each, dict):
+        return {name: _mapped(change, one) for name, one in each.items()}
+    return each
+
+
+def _near(each: torch.Tensor) -> torch.Tensor:
     return each.near if isinstance(each, FarTensor) else each
-
-
-def _far(each: Any) -> Any:
-    return FarTensor(each) if isinstance(each, torch.Tensor) else each
 
 
 def _asked_by() -> str:

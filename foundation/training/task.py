@@ -50,6 +50,14 @@ class Task(Protocol):
         """
         ...
 
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; called at log lines with the metrics of the step.
+
+        Raises:
+            TrainingError: too many of them were not finite.
+        """
+        ...
+
     def evaluate(self) -> dict[str, float]:
         """Metrics over the validation set; every process calls it and gets the same ones."""
         ...

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from foundation.errors import CheckpointError, TrainingError
 from foundation.randomness import DataOrder
+from foundation.training.clock import TIMINGS
 from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.fit import fit
 from foundation.training.learner import Learner
@@ -57,6 +58,9 @@ class Regression:
     def evaluate(self) -> dict[str, float]:
         return {"score": float(next(self.learner.average.model.parameters()).sum())}
 
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        self.learner.settle(metrics["skipped_steps"])
+
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         return abs(metrics["score"]) < 1e6
 
@@ -95,7 +99,7 @@ def train(
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     rows = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
 def test_a_stopped_run_ends_with_the_same_weights_and_log(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -76,6 +77,34 @@ class Preprocess:
             prepared = ImageOps.fit(prepared, (width, height), method=method, centering=(0.5, 0.5))
         return self._pixels(prepared)
 
+    def region(
+        self,
+        prepared: Image.Image,
+        box: tuple[float, float, float, float],
+        height: int,
+        width: int,
+        *,
+        mirrored: bool = False,
+    ) -> np.ndarray:
+        """Resize a part of a prepared image to ``height`` x ``width``; nothing outside of it is resized.
+
+        Args:
+            prepared: see ``prepare``.
+            box: left, top, right and bottom of the part, in pixels of ``prepared``.
+            height, width: of the result.
+            mirrored: exchange left and right.
+
+        Returns:
+            (Y, X, C) uint8, read-only.
+        """
+        import numpy as np
+        from PIL import Image
+
+        resized = prepared.resize((width, height), Image.Resampling[self.resize.upper()], box=box)
+        if mirrored:
+            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(resized).reshape(height, width, self.n_channels)
+
     def crop_to_multiple(self, image: Image.Image, multiple: int) -> np.ndarray:
         """As a call, but crop each side to its largest multiple instead of resizing. Returns (Y, X, C) uint8.
 
@@ -104,9 +133,23 @@ class Augment:
     """mirror left and right half of the time"""
     max_shift: int = 0
     """move by up to this many pixels in each direction, edges repeated"""
+    crop: Literal["center", "random", "random_resized"] = added_later("center")
+    """part of an image that is trained on: center, as in validation; random, a window of the image resized to cover
+    height x width; random_resized, a part of random area and aspect ratio, resized"""
+    crop_fraction: tuple[float, float] = added_later((1.0, 1.0))
+    """for random: share of the covering image's sides that the window takes, least and most, above 0 up to 1"""
+    scale: tuple[float, float] = added_later((0.08, 1.0))
+    """for random_resized: share of the image's area, least and most, above 0 up to 1"""
+    ratio: tuple[float, float] = added_later((3 / 4, 4 / 3))
+    """for random_resized: width to height, as a multiple of that of the result, least and most"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "0 or more", "max_shift")
+        for name in ("crop_fraction", "scale"):
+            least, most = getattr(self, name)
+            require(0 < least <= most <= 1, name, (least, most), "two numbers in order, above 0 and at most 1")
+        require(0 < self.ratio[0] <= self.ratio[1] < math.inf, "ratio", self.ratio, "two positive numbers in order")
 
 
 def _require_paths(source: object, *names: str) -> None:

@@ -41,9 +41,9 @@ class PassedOverFiles:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
 
-    def add(self, kind: str, reason: str, example: str) -> None:
-        """Count one file."""
-        self._counts[kind, reason] += 1
+    def add(self, kind: str, reason: str, example: str, count: int = 1) -> None:
+        """Count one file, or several of which one is the example."""
+        self._counts[kind, reason] += count
         self._examples.setdefault((kind, reason), example)
 
     def rows(self) -> list[PassedOver]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import threading
 
@@ -28,6 +29,16 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "A
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _LARGE = threading.Lock()
 """held while a large image is decoded: one at a time is in memory"""
+
+
+def _renew_lock() -> None:
+    """In a forked process, where a thread of the other one may hold it forever."""
+    global _LARGE
+    _LARGE = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -83,8 +94,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: with the reason, in plain words.
     """
-    known, found = isinstance(data, (bytes, bytearray, memoryview)), shown(data)
-    DataError.unless(known, "is not the content of a file", field="data", found=found, expected="bytes")
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise DataError("is not the content of a file", field="data", found=shown(data), expected="bytes")
     if not data:
         raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -157,17 +168,28 @@ def require_pixels(field: str, value: object, n_axes: int) -> None:
         raise DataError("are not pixels", field=field, found=shown(value), expected=expected)
 
 
-def to_unit_range(images_BYXC: np.ndarray) -> torch.Tensor:
-    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1].
+def to_unit_range(images_BYXC: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1]; a tensor stays on its device, with the same bits there.
 
     Raises:
-        DataError: not such an array.
+        DataError: not such an array or tensor.
     """
+    if isinstance(images_BYXC, torch.Tensor):
+        return _tensor_to_unit_range(images_BYXC)
     require_pixels("images_BYXC", images_BYXC, 4)
     images = images_BYXC.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     images /= np.float32(127.5)  # by NumPy: OpenMP's threads of a second Python thread would slow down the first one's
     images -= np.float32(1.0)
     return torch.from_numpy(images)
+
+
+def _tensor_to_unit_range(images_BYXC: torch.Tensor) -> torch.Tensor:
+    sound = images_BYXC.dtype == torch.uint8 and images_BYXC.ndim == 4 and images_BYXC.shape[-1] in (1, 3)
+    found, expected = shown(images_BYXC), "a tensor (B, Y, X, 1 or 3) of uint8"
+    DataError.unless(sound, "are not pixels", field="images_BYXC", found=found, expected=expected)
+    images = images_BYXC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    half = torch.full((), 127.5, device=images.device)  # a number would become a product with 1 / 127.5 on a GPU
+    return images.div_(half).sub_(1.0)
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ A source does not decide which images are usable: ``image_set`` and the export d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,13 +18,18 @@ from foundation.images.config import ArchiveData, DatasetData, DataSource, Folde
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.windowed import chosen_groups
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB
 
 
 class ImageSource(Protocol):
     """Images that can be read one by one, in a fixed order."""
 
-    ids: list[str]
-    """stable names: a relative path or a key, never a position in a shuffled order"""
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable names: a relative path or a key, never a position in a shuffled order."""
+        ...
+
     labels: np.ndarray | None
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
@@ -35,12 +41,15 @@ class ImageSource(Protocol):
         ...
 
 
-def open_sources(config: DataSource, max_pixels: int = MAX_PIXELS) -> tuple[ImageSource, ImageSource | None]:
+def open_sources(
+    config: DataSource, max_pixels: int = MAX_PIXELS, cache_gib: float = DEFAULT_CACHE_GIB
+) -> tuple[ImageSource, ImageSource | None]:
     """The training source and, if the configuration names one, the validation source.
 
     Args:
         config: what to open.
         max_pixels: see ``decode_image``.
+        cache_gib: limit of what is kept of streamed data on the disk.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
@@ -48,17 +57,17 @@ def open_sources(config: DataSource, max_pixels: int = MAX_PIXELS) -> tuple[Imag
     if isinstance(config, FolderData):
         return _open_folders(config, max_pixels)
     if isinstance(config, ArchiveData):
-        return _open_archives(config, max_pixels)
+        return _open_archives(config, max_pixels, cache_gib)
     if isinstance(config, DatasetData):
-        train = DatasetSource(config, config.split, max_pixels=max_pixels)
+        train = DatasetSource(config, config.split, None, max_pixels, cache_gib)
         if config.validation_split is None:
             return train, None
-        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels)
+        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels, cache_gib)
     return DigitsSource(), None
 
 
-def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
-    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels}
+def _open_archives(config: ArchiveData, max_pixels: int, cache_gib: float) -> tuple[ImageSource, ImageSource | None]:
+    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels, "cache_gib": cache_gib}
     train = ArchiveSource(config.path, config.label_field, **how)
     if config.validation_path is None:
         return train, None
@@ -108,9 +117,14 @@ class SubsetSource:
         self.ids = [source.ids[i] for i in indices]
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
+        self.groups, self.streamed = chosen_groups(source, indices), getattr(source, "streamed", None)
         stamps = getattr(source, "stamps", None)
         self.stamps = None if stamps is None else stamps.some(indices)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Make some images of a streamed source ready in a thread."""
+        self._source.ahead(self._indices[indices])  # type: ignore[attr-defined]

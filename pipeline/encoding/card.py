@@ -22,7 +22,8 @@ from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
-from pipeline.encoding.encoder import full_precision, near_tie_share
+from foundation.training.arithmetic import arithmetic
+from pipeline.encoding.encoder import near_tie_share
 from pipeline.encoding.plan import ExportPlan
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -289,7 +290,7 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     """Encode a PNG file: images in the upper row, their decoded codes in the lower row."""
     device = next(tokenizer.parameters()).device
     grids = tokenizer.layout.grid(torch.from_numpy(codes_BT)).to(device)
-    with full_precision(device):
+    with arithmetic(device):
         decoded_BYXC = to_uint8(tokenizer.decode(grids))
     scale = max(1, _SMALLEST // max(pixels_BYXC.shape[1:3]))
     grid: Image.Image = image_grid(np.concatenate([pixels_BYXC, decoded_BYXC]), len(pixels_BYXC), scale=scale)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foundation.config import from_dict, require, to_dict
 from foundation.config_fields import added_later
@@ -23,6 +23,7 @@ from foundation.storage import durable
 if TYPE_CHECKING:
     from foundation.codes.spec import CodeSpec
     from foundation.images.sources import ImageSource
+    from foundation.training.arithmetic import Arithmetic
     from pipeline.encoding.planned_images import PlannedSplit
 
 
@@ -41,12 +42,19 @@ class EncodeConfig:
     """store ten views of each training image: centre, four corners, and the mirror images of all"""
     corner_scale: float = added_later(1.1)
     """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
+    precision: Literal["float32", "tf32", "bf16"] = added_later("float32")  # type: ignore[assignment]
+    """arithmetic of the encoder; tf32 and bf16 are faster on GPUs and change some codes"""
+    max_code_changes: float = added_later(0.01)
+    """with tf32 or bf16: largest share of the codes of the tokenizer's stored images that may change, 0 to 1; more is
+    refused"""
 
     def __post_init__(self) -> None:
         sound = self.batch_size is None or self.batch_size > 0
         require(sound, "batch_size", self.batch_size, "a positive whole number, or null to measure")
         require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
         require(not (self.flip and self.ten_crop), "ten_crop", self.ten_crop, "false beside flip: it has the flip")
+        changes = self.max_code_changes
+        require(0 <= changes <= 1, "max_code_changes", changes, "a share from 0 to 1")
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
@@ -92,6 +100,7 @@ class ExportPlan:
         batch_size: images in every batch; codes may depend on it.
         device: ``cpu`` or ``cuda``, the same for all processes; codes may depend on it.
         saved_identity: of a plan that was read; empty for one that was made.
+        precision: arithmetic of the encoder, the same for all processes; codes depend on it.
     """
 
     spec: CodeSpec
@@ -100,6 +109,7 @@ class ExportPlan:
     corner_scale: float
     batch_size: int
     device: str
+    precision: Arithmetic = "float32"
     saved_identity: str = ""
 
     @cached_property
@@ -120,7 +130,7 @@ class ExportPlan:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of images, views and specification, without batch size and device."""
+        """SHA-256 of images, views and specification, without batch size, device and precision."""
         if self.saved_identity:
             return self.saved_identity
         total = hashlib.sha256()
@@ -172,7 +182,8 @@ class ExportPlan:
             if not is_of_plan(path, self.identity):
                 raise  # else: another process was first
         what = {**self._settings(), "splits": splits, "images": path.name, "sha256": self.identity}
-        plan = {"format": 2, "what": what, "how": {"batch_size": self.batch_size, "device": self.device}}
+        how = {"batch_size": self.batch_size, "device": self.device, "precision": self.precision}
+        plan = {"format": 2, "what": what, "how": how}
         return json.dumps({**plan, "sha256": _sha256(plan)}, indent=1, sort_keys=True).encode()
 
     @classmethod
@@ -233,6 +244,7 @@ def make_plan(
         corner_scale=config.corner_scale,
         batch_size=batch_size,
         device=device,
+        precision=config.precision,
     )
 
 
@@ -256,7 +268,7 @@ def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None
     require_same_codes(there.spec, wanted.spec, owner="the plan", other="this run")
     rows = [
         (name, getattr(there, name), getattr(wanted, name))
-        for name in ("images_per_shard", "corner_scale", "batch_size", "device")
+        for name in ("images_per_shard", "corner_scale", "batch_size", "device", "precision")
         if getattr(there, name) != getattr(wanted, name)
     ]
     for name in sorted({*there.splits, *wanted.splits}) if there.identity != wanted.identity else ():

@@ -112,7 +112,9 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         CheckpointError: see ``run_listing``.
     """
     listing = run_listing(folder)
-    train, validation = open_sources(recipe.data.source, recipe.data.max_megapixels * 10**6)
+    train, validation = open_sources(
+        recipe.data.source, recipe.data.max_megapixels * 10**6, recipe.data.remote_cache_gib
+    )
     given = {"train": train, "validation": validation}
     if listing is None:
         known = Listing.load(folder.tokenizer_listing).known() if folder.tokenizer_listing.is_file() else None
@@ -143,9 +145,8 @@ def known_sources(listing: Listing, data: DataConfig) -> dict[str, ImageSource]:
     """The splits of a listing that was just compared with what is there: a folder is not listed again."""
     source, max_pixels = data.source, data.max_megapixels * 10**6
     if not isinstance(source, FolderData) or not all(map(is_a_path, itertools.chain(*listing.ids()))):
-        return listed_sources(
-            listing, dict(zip(("train", "validation"), open_sources(source, max_pixels), strict=True))
-        )
+        given = open_sources(source, max_pixels, data.remote_cache_gib)
+        return listed_sources(listing, dict(zip(("train", "validation"), given, strict=True)))
     paths = {"train": source.path, "validation": source.validation_path or source.path}
     how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels}
     there: dict[str, ImageSource] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from foundation.images.inventory import inventory_text
 from foundation.images.listing import Listing
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
+from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
+from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
@@ -58,7 +61,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from accelerate import Accelerator
     from PIL import Image
@@ -74,6 +77,9 @@ _COLUMNS = 8
 """pictures in a row of a preview"""
 
 
+WorkOf = Callable[[Recipe, Literal["tokenizer", "prior"], torch.device, CodeSpec | None], ModelWork | None]
+
+
 @dataclass
 class Run:
     """Execution of a recipe in its folder."""
@@ -84,6 +90,8 @@ class Run:
     """opens the rFID of evaluations in training; None measures none"""
     reading_seconds: float = 0.0
     """that listing the images took"""
+    work_of: WorkOf = lambda recipe, stage, device, spec: None
+    """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -121,7 +129,7 @@ class Run:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
             self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
@@ -133,7 +141,7 @@ class Run:
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
             self.folder.claim(self.recipe, begin)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
     def release(self) -> None:
@@ -161,7 +169,7 @@ class Run:
             opened, listing = list_images(self.folder, self.recipe)
             sources = opened.splits
             self._say_found(listing.inventory, opened.changes.sentence())
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         if not sources:
             sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
         images = training_images(self.recipe, sources, failed_images(self.folder))
@@ -205,7 +213,7 @@ class Run:
             if accelerator.is_main_process:
                 adopt_listing(Path(stage.pretrained), self.folder)
                 adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
-            accelerator.wait_for_everyone()
+            wait_for_everyone(accelerator)
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
@@ -220,6 +228,7 @@ class Run:
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
         how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
+        how["workers"] = recipe.machine.workers
         self._fit("tokenizer", task, images["train"], identity, start, **how)
         n_samples = stage.training.fit.steps * stage.training.fit.batch_size
         accelerator.print(f"images: {self.failed.account(n_samples)}")
@@ -240,7 +249,7 @@ class Run:
 
     def _fit(
         self,
-        stage: str,
+        stage: Literal["tokenizer", "prior"],
         task: TokenizerTask | PriorTask,
         examples: Examples,
         identity: dict[str, str],
@@ -253,13 +262,15 @@ class Run:
             if self.accelerator.is_main_process:
                 keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
-        config = recipe.training.fit
+        config, order = recipe.training.fit, getattr(examples, "order_settings", ())
 
         def identify(n_steps: int) -> dict[str, str]:
             of_stage = determining(recipe)
             of_stage["training"]["fit"]["steps"] = n_steps
             of_stage.pop("start_from", None)  # which weights they are counts, not where
-            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+            seed = {"seed": digest([self.recipe.seed, ORDER_VERSION, *order])}
+            window = {"the order of images (data.shuffle_window)": digest(order)} if order else {}
+            return {**seed, **window, stage: digest(of_stage), **identity}
 
         fit(
             task,
@@ -271,6 +282,7 @@ class Run:
             previews=self.folder.previews(stage),
             identity=identify,
             optims=task.rates,
+            work=self.work_of(self.recipe, stage, self.accelerator.device, getattr(task.model, "spec", None)),
             **settings,
         )
 
@@ -284,7 +296,7 @@ class Run:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
             extend.publish(self.folder, stage, save, self.accelerator.print)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
@@ -314,7 +326,7 @@ class Run:
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         return finished
 
     def train_prior(self) -> None:
@@ -331,7 +343,7 @@ class Run:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
             write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     @property
     def _has_tokenizer(self) -> bool:

@@ -21,10 +21,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes, retried
+from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes
 from foundation.images.kinds import kind_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.images.tables.pixel_numbers import image_of, white_of
+from foundation.images.tables.row_groups import RowGroupColumn
+from foundation.storage.retrying import retried
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _NPY = b"\x93NUMPY"
@@ -44,7 +46,7 @@ class Cells:
         white: value of white in cells of numbers; None if there are none.
     """
 
-    column: pa.ChunkedArray
+    column: pa.ChunkedArray | RowGroupColumn
     folders_of: Callable[[int], list[Path]]
     allow_download: bool = False
     max_pixels: int = MAX_PIXELS
@@ -114,7 +116,7 @@ class Cells:
 
 
 def open_cells(
-    column: pa.ChunkedArray,
+    column: pa.ChunkedArray | RowGroupColumn,
     folders_of: Callable[[int], list[Path]],
     *,
     field: str,
@@ -137,15 +139,17 @@ def open_cells(
     if not holds_images(column.type):
         expected = "bytes, paths, web addresses, data URIs, base64, numbers, or lists of one of them"
         raise DataError("holds no images", field=field, found=f"{name}: {column.type}", expected=expected)
-    rows = sorted(
-        {round(i * (len(column) - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if len(column) else ()
-    )
+    rows = column.samples(_N_LOOKED_AT) if isinstance(column, RowGroupColumn) else _at_equal_distances(len(column))
     arrays = [each for row in rows if (each := _numbers(column[row])) is not None]
     white = white_of(arrays, white_value, name) if arrays else None
     if white_value is not None and not arrays:
         what, fix = "has no effect: the cells hold no numbers", "leave it out; see data.preprocess.white_level"
         raise DataError(what, field="data.source.white_value", found=white_value, fix=fix)
     return Cells(column, folders_of, allow_download, max_pixels, white)
+
+
+def _at_equal_distances(n: int) -> list[int]:
+    return sorted({round(i * (n - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if n else ())
 
 
 def holds_images(kind: pa.DataType) -> bool:

@@ -77,11 +77,13 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failed = self._background.close()
-        if failed is not None and error is None:
-            raise failed
-        if failed is not None:
-            self.accelerator.print(f"the last checkpoint could not be saved: {failed}")
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            failed = self._background.close()
+            if failed is not None:
+                self.accelerator.print(f"the last checkpoint could not be saved: {failed}")
 
     def restore(self) -> int:
         """Load the newest sound checkpoint that this length can continue from; returns the steps done, 0 without one.

@@ -106,11 +106,14 @@ class BackgroundSave:
         if status == _RUNNING:
             return
         self.is_open, self._future = False, None
-        if future is not None:
-            future.result()
-        elif status == _FAILED:
-            what, fix = "process 0 could not save a checkpoint", "see its message"
-            raise StorageError(what, field="checkpoints", fix=fix)
+        try:
+            if future is not None:
+                future.result()
+            elif status == _FAILED:
+                what, fix = "process 0 could not save a checkpoint", "see its message"
+                raise StorageError(what, field="checkpoints", fix=fix)
+        finally:
+            del future  # whose error refers to this frame, and so to all that the callers hold
 
     def close(self) -> BaseException | None:
         """Wait for the thread and end it; returns the error of a save that was not settled. Communicates with none."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,31 @@ def test_an_error_of_the_thread_stops_the_training_at_a_line_of_the_log(
     assert task.steps[-1] < STEPS, "it does not train on to the end"
     assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     assert torch.equal(weights(train(tmp_path / "run", Regression())), whole)
+
+
+def test_an_error_of_the_thread_keeps_nothing_of_the_training_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock of the run folder, which ends with its owner, would outlive the run."""
+    monkeypatch.setattr(durable, "_write", refuse)
+
+    class Owner:
+        pass
+
+    def fail() -> weakref.ref:
+        owner = Owner()
+        try:
+            train(tmp_path, Regression(lambda *_, held=owner: None))
+        except StorageError:
+            return weakref.ref(owner)
+        raise AssertionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 def test_another_error_of_the_training_waits_for_the_save_and_names_its_failure(

@@ -13,8 +13,8 @@ from foundation.images.image_set import ImageSet
 from foundation.images.sources import open_sources
 from foundation.storage import retrying
 from foundation.storage.remote import objects
+from foundation.training.loading import BatchShare, read_batches
 
-loading = pytest.importorskip("foundation.training.loading", reason="batches are not read by workers yet")
 BATCH, STEPS, WINDOW = 20, 20, 64
 
 
@@ -31,8 +31,8 @@ def opened(source: DataSource) -> ImageSet:
 
 def batches(images: ImageSet, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0) -> list[np.ndarray]:
     """The pixels of each step from ``start`` on: two epochs in all."""
-    share = loading.Share(BATCH, rank, world)
-    read = loading.read_batches(images, share, seed=3, start=start, end=STEPS, workers=workers)
+    share = BatchShare(BATCH, rank, world)
+    read = read_batches(images, share, seed=3, start=start, end=STEPS, workers=workers)
     return [each["images"].numpy() for each in read]
 
 

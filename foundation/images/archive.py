@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes, retried
-from foundation.images.folder import SUFFIXES
+from foundation.images.folder import ARRAY_SUFFIXES, SUFFIXES
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
-from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.preprocess import MAX_PIXELS, decode_any
 from foundation.paths import expand
 
 _FIELD = "data.source.label_field"
@@ -59,6 +59,7 @@ class ArchiveSource:
         *,
         trust_classes: bool = False,
         max_pixels: int = MAX_PIXELS,
+        arrays: bool = False,
     ) -> None:
         """Index the archives.
 
@@ -68,16 +69,18 @@ class ArchiveSource:
             field: what error messages call ``path``.
             class_names: the classes of the training images, when these are others.
             trust_classes: see ``ArchiveData``.
-            max_pixels: see ``decode_image``.
+            max_pixels, arrays: see ``decode_any``.
 
         Raises:
             DataError: no archive, one that is damaged or compressed, no image, two images of one name, one without a
                 class, or classes that hardly are such.
         """
-        archives, self._max_pixels = _archives(path, field), max_pixels
+        archives, self._max_pixels, self._arrays = _archives(path, field), max_pixels, arrays
         self.passed_over = PassedOverFiles()
-        self._samples = [sample for each in archives for sample in _samples(each, label_field, self.passed_over)]
-        expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
+        endings = SUFFIXES | ARRAY_SUFFIXES if arrays else SUFFIXES
+        indexed = (_samples(each, label_field, self.passed_over, endings) for each in archives)
+        self._samples = list(itertools.chain.from_iterable(indexed))
+        expected = f"members ending in {', '.join(sorted(endings))}"
         DataError.unless(
             len(self._samples) > 0, "the archives hold no images", field=field, found=path, expected=expected
         )
@@ -98,7 +101,7 @@ class ArchiveSource:
             require_plausible_classes(classes, _FIELD, trusted=trust_classes or class_names is not None)
             self.labels, self.class_names = class_numbers(classes, class_names, _FIELD)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
@@ -115,7 +118,7 @@ class ArchiveSource:
             raise BadImage(code, f"the archive cannot be read: {error.strerror}") from error
         if len(data) < sample.size:
             raise BadImage("vanished", "the archive is shorter than when it was listed")
-        return decode_image(data, self._max_pixels)
+        return decode_any(data, self._max_pixels, arrays=self._arrays)
 
 
 def _bytes_of(archive: Path, offset: int, size: int) -> bytes:
@@ -150,10 +153,12 @@ def _way_out(names: list[str]) -> str:
     return f"for {kind}, {fix}" if kind else "--data.source.type folder reads images in folders"
 
 
-def _samples(archive: Path, label_field: str | None, passed_over: PassedOverFiles) -> Iterator[_Sample]:
+def _samples(
+    archive: Path, label_field: str | None, passed_over: PassedOverFiles, endings: Collection[str]
+) -> Iterator[_Sample]:
     seen: set[str] = set()
     for key, members in _by_key(archive, passed_over):
-        images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN_SUFFIXES)[:1]
+        images = _images_of(members, endings) or _images_of(members, FOREIGN_SUFFIXES)[:1]
         if not images:
             for ending, member in members.items():
                 kind = f".{ending.rpartition('.')[2].lower()}"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import (
     class_numbers,
     in_order,
@@ -22,13 +22,15 @@ from foundation.images.failures import read_plain_file
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.layout import classes_of
-from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.preprocess import MAX_PIXELS, decode_any
 from foundation.paths import expand
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
+ARRAY_SUFFIXES = {".npy"}
+"""endings of image files where arrays are wanted"""
 _LOOKS = 20
 """files of one ending that are looked into, before the others are taken for the same"""
 _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"
@@ -49,6 +51,7 @@ class FolderSource:
         trust_classes: bool = False,
         follow_links: bool = False,
         max_pixels: int = MAX_PIXELS,
+        arrays: bool = False,
     ) -> None:
         """List the folder.
 
@@ -60,7 +63,7 @@ class FolderSource:
             subfolders: whether their names are classes.
             trust_classes: take classes as they are, also if they look like something else.
             follow_links: read symbolic links to files and folders.
-            max_pixels: see ``decode_image``.
+            max_pixels, arrays: see ``decode_any``.
 
         Raises:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
@@ -68,8 +71,10 @@ class FolderSource:
         """
         self.folder = Path(expand(path, field))
         self.passed_over, self.notes = PassedOverFiles(), list[str]()
-        self._paths = image_files(self.folder, field, follow_links=follow_links, passed_over=self.passed_over)
-        self._follow_links, self._max_pixels = follow_links, max_pixels
+        self._paths = image_files(
+            self.folder, field, follow_links=follow_links, passed_over=self.passed_over, arrays=arrays
+        )
+        self._follow_links, self._max_pixels, self._arrays = follow_links, max_pixels, arrays
         self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
@@ -89,18 +94,23 @@ class FolderSource:
         require_plausible_classes(names, field, trusted=trust_classes or bool(class_names))
         self.labels, self.class_names = class_numbers(names, class_names, field)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
             BadImage: with the reason.
         """
         data = read_plain_file(self.folder / self._paths[index], follow_links=self._follow_links)
-        return decode_image(data, self._max_pixels)
+        return decode_any(data, self._max_pixels, arrays=self._arrays)
 
 
 def image_files(
-    folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
+    folder: Path,
+    field: str,
+    *,
+    follow_links: bool = False,
+    passed_over: PassedOverFiles | None = None,
+    arrays: bool = False,
 ) -> list[str]:
     """Relative paths of the image files below a folder, sorted; hidden files are left out.
 
@@ -109,6 +119,7 @@ def image_files(
         field: what error messages call it.
         follow_links: read symbolic links to files and folders; a folder is listed once.
         passed_over: counts the files that are left out.
+        arrays: whether .npy files are images.
 
     Raises:
         DataError: no such folder, a subfolder that cannot be listed, or no image.
@@ -118,7 +129,8 @@ def image_files(
         raise DataError(f"is {name}", field=field, found=str(folder), expected="a folder of images", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
     found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
-    passing = _Passing(follow_links)
+    suffixes = SUFFIXES | ARRAY_SUFFIXES if arrays else SUFFIXES
+    passing = _Passing(follow_links, suffixes)
     for root, folders, files in os.walk(folder, followlinks=follow_links, onerror=_not_listed):
         inside = Path(root).relative_to(folder)
         real = os.path.realpath(root)
@@ -140,7 +152,7 @@ def image_files(
             "the folder holds no image files",
             field=field,
             found=f"{folder}: {others}" if others else str(folder),
-            expected=f"files ending in {', '.join(sorted(SUFFIXES))}, or subfolders of them",
+            expected=f"files ending in {', '.join(sorted(suffixes))}, or subfolders of them",
         )
     return sorted(found)
 
@@ -159,8 +171,8 @@ def _is_listed(path: Path, inside: Path, left_out: PassedOverFiles, follow_links
 class _Passing:
     """Why a file is passed over. Files of an ending that is not an image's are looked into, the first ones of each."""
 
-    def __init__(self, follow_links: bool) -> None:
-        self._follow_links = follow_links
+    def __init__(self, follow_links: bool, suffixes: set[str]) -> None:
+        self._follow_links, self._suffixes = follow_links, suffixes
         self._unknown: Counter[str] = Counter()
 
     def reason(self, path: Path) -> tuple[str, str]:
@@ -170,7 +182,7 @@ class _Passing:
             return "hidden files", "names that begin with a dot"
         if path.is_symlink() and not self._follow_links:
             return "links", _LINK_REASON
-        if suffix in SUFFIXES:
+        if suffix in self._suffixes:
             return suffix, ""
         ending, kind = suffix or "without an ending", None
         if self._unknown[suffix] < _LOOKS:

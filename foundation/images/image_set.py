@@ -62,9 +62,9 @@ class ImageSet:
     ) -> None:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.class_names = source.class_names
-        shape = (preprocess.height, preprocess.width, preprocess.n_channels)
-        fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
-        pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
+        shape, kind = (preprocess.height, preprocess.width, preprocess.n_channels), np.dtype(preprocess.pixel_type)
+        fits = len(source.ids) * int(np.prod(shape)) * kind.itemsize <= cache_mib * 2**20
+        pixels = np.empty((len(source.ids), *shape), kind) if fits else None
         self.shapes = Shapes()
         results = _scan(_Reading(source, preprocess, pixels, known_failures or {}, apart_from or {}, self.shapes), name)
         self.failures = [each for each in results if isinstance(each, Failure)]
@@ -93,7 +93,7 @@ class ImageSet:
         return {int(each): name for each, name in zip(self.checksums, self.planned_ids, strict=True) if each}
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
+        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8, or uint16 with 16 bits."""
         if self._pixels is not None:
             return self._pixels[indices]
         return np.stack(map_in_threads(self._decode, indices))
@@ -137,7 +137,11 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(*open_sources(config.source, config.max_megapixels * 10**6), config, known)
+    return split_sources(
+        *open_sources(config.source, config.max_megapixels * 10**6, arrays=not config.preprocess.is_plain),
+        config,
+        known,
+    )
 
 
 def split_sources(
@@ -215,7 +219,7 @@ def augmented(
 
 
 def pixel_checksum(pixels: np.ndarray) -> int:
-    """64-bit checksum of uint8 pixels, above 0."""
+    """64-bit checksum of pixels, above 0."""
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest(), "little") or 1
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.failures import BadImage, Failure
 from foundation.images.sources import ImageSource
 from foundation.storage import durable
@@ -146,7 +146,7 @@ class ListedSource:
         listed = ListedImages([self.ids[i] for i in there], labels, self.checksums[there], self._listed.failures)
         return ListedSource(listed, self.class_names, self._sources)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:

@@ -13,6 +13,7 @@ from PIL import Image
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.archive import ArchiveSource
+from foundation.images.array_image import AnyImage
 from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
@@ -28,35 +29,37 @@ class ImageSource(Protocol):
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
         ...
 
 
-def open_sources(config: DataSource, max_pixels: int = MAX_PIXELS) -> tuple[ImageSource, ImageSource | None]:
+def open_sources(
+    config: DataSource, max_pixels: int = MAX_PIXELS, *, arrays: bool = False
+) -> tuple[ImageSource, ImageSource | None]:
     """The training source and, if the configuration names one, the validation source.
 
     Args:
         config: what to open.
-        max_pixels: see ``decode_image``.
+        max_pixels, arrays: see ``decode_any``.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
     """
     if isinstance(config, FolderData):
-        return _open_folders(config, max_pixels)
+        return _open_folders(config, max_pixels, arrays)
     if isinstance(config, ArchiveData):
-        return _open_archives(config, max_pixels)
+        return _open_archives(config, max_pixels, arrays)
     if isinstance(config, DatasetData):
-        train = DatasetSource(config, config.split, max_pixels=max_pixels)
+        train = DatasetSource(config, config.split, max_pixels=max_pixels, arrays=arrays)
         if config.validation_split is None:
             return train, None
-        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels)
+        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels, arrays)
     return DigitsSource(), None
 
 
-def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
-    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels}
+def _open_archives(config: ArchiveData, max_pixels: int, arrays: bool) -> tuple[ImageSource, ImageSource | None]:
+    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels, "arrays": arrays}
     train = ArchiveSource(config.path, config.label_field, **how)
     if config.validation_path is None:
         return train, None
@@ -64,9 +67,9 @@ def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, I
     return train, ArchiveSource(config.validation_path, config.label_field, field, classes, **how)
 
 
-def _open_folders(config: FolderData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
+def _open_folders(config: FolderData, max_pixels: int, arrays: bool) -> tuple[ImageSource, ImageSource | None]:
     how: dict[str, Any] = {name: getattr(config, name) for name in ("subfolders", "trust_classes", "follow_links")}
-    how["max_pixels"] = max_pixels
+    how |= {"max_pixels": max_pixels, "arrays": arrays}
     train, labels = FolderSource(config.path, labels=config.labels, **how), config.validation_labels
     if config.validation_path is None:
         require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
@@ -107,6 +110,6 @@ class SubsetSource:
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))

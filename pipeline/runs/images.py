@@ -109,7 +109,9 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         CheckpointError: see ``run_listing``.
     """
     listing = run_listing(folder)
-    train, validation = open_sources(recipe.data.source, recipe.data.max_megapixels * 10**6)
+    train, validation = open_sources(
+        recipe.data.source, recipe.data.max_megapixels * 10**6, arrays=not recipe.data.preprocess.is_plain
+    )
     given = {"train": train, "validation": validation}
     if listing is None:
         known = Listing.load(folder.tokenizer_listing).known() if folder.tokenizer_listing.is_file() else None

@@ -12,8 +12,10 @@ from tqdm import trange
 
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.config import require
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
-from stage1_tokenizer.image_metrics import psnr, ssim
+from foundation.images.preview import visible
+from stage1_tokenizer.image_metrics import channel_psnr, premultiplied, psnr, ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,7 +29,9 @@ class TokenizerScores:
     Attributes:
         n_images: size of the set.
         means: ``psnr`` (dB), ``ssim`` (at most 1), ``l1`` (of values in [-1, 1]) and, where it was asked for,
-            ``lpips``: means over images.
+            ``lpips``: means over images. Over all channels; in mode RGBA colours are multiplied by opacity, and there
+            are ``psnr_colour`` and ``psnr_alpha``; of more than 3 channels there is ``psnr_0`` and so on for each.
+            ``lpips`` is of the channels that are shown.
         usages: which codes occurred, how often: one for each codebook. Empty for a continuous tokenizer.
     """
 
@@ -97,7 +101,7 @@ def score_tokenizer(
             batch = images.images(order[start : start + batch_size]).to(device)
             codes = model.encode(batch)
             decoded = model.decode(codes).clamp(-1, 1)
-            for name, values_B in _scores(batch, decoded, lpips).items():
+            for name, values_B in scores_of(batch, decoded, model.preprocess, lpips).items():
                 totals[name] += float(values_B.cpu().double().sum())
             if model.is_discrete:
                 found = count_codes_by_slot(codes.flatten(1).cpu().numpy(), model.layout)
@@ -109,15 +113,26 @@ def score_tokenizer(
     return TokenizerScores(len(images), {name: total / len(images) for name, total in totals.items()}, usages)
 
 
-def _scores(images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, lpips: PairScore | None) -> dict[str, torch.Tensor]:
-    """Scores of each image, (B,)."""
+def scores_of(
+    images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, preprocess: Preprocess, lpips: PairScore | None = None
+) -> dict[str, torch.Tensor]:
+    """Scores of each image, (B,): see ``TokenizerScores.means``. Both arguments are in [-1, 1]."""
+    pair = images_BCYX, decoded_BCYX
+    if preprocess.mode == "RGBA":
+        images_BCYX, decoded_BCYX = premultiplied(images_BCYX), premultiplied(decoded_BCYX)
     scores = {
         "psnr": psnr(images_BCYX, decoded_BCYX),
         "ssim": ssim(images_BCYX, decoded_BCYX),
         "l1": (images_BCYX - decoded_BCYX).abs().flatten(1).mean(1),
     }
+    if preprocess.mode == "RGBA":
+        scores["psnr_colour"] = psnr(images_BCYX[:, :3], decoded_BCYX[:, :3])
+        scores["psnr_alpha"] = psnr(images_BCYX[:, 3:], decoded_BCYX[:, 3:])
+    elif preprocess.n_channels > 3:
+        each_BC = channel_psnr(images_BCYX, decoded_BCYX)
+        scores |= {f"psnr_{i}": each_BC[:, i] for i in range(preprocess.n_channels)}
     if lpips is not None:
-        scores["lpips"] = lpips(images_BCYX, decoded_BCYX)
+        scores["lpips"] = lpips(*(visible(each, preprocess) for each in pair))
     return scores
 
 

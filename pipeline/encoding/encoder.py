@@ -32,7 +32,7 @@ ENOUGH = 0.97
 _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 Decoded = np.ndarray | Failure | None
-"""(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
+"""(views, Y, X, C) pixels, a failure, or None for an image that is not wanted"""
 
 
 class ShardEncoder:
@@ -133,7 +133,7 @@ class ShardEncoder:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
         preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
-        pixels_BYXC = np.zeros(shape, np.uint8)
+        pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]

@@ -20,6 +20,7 @@ from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet
 from foundation.images.inventory import inventory_text
+from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
@@ -28,7 +29,7 @@ from foundation.training.parallel import build_accelerator, sharding_asked
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -245,8 +246,10 @@ class Run:
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
+        pixels_BYXC = self._canary_images()
+        tokenizer.stretch = find_stretch(pixels_BYXC, tokenizer.preprocess)
         tokenizer.save(temporary)
-        save_canary(tokenizer, self._canary_images(), temporary)
+        save_canary(tokenizer, pixels_BYXC, temporary)
 
     def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
@@ -357,8 +360,12 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        output = generator(labels, per_label, seed=seed, output_type="pil" if self._has_tokenizer else "latent")
-        pictures = output.images if self._has_tokenizer else code_maps(output.codes, generator.spec)
+        kind = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
+        output = generator(labels, per_label, seed=seed, output_type=kind)
+        if self._has_tokenizer:
+            pictures = pictures_of(output.images, generator.tokenizer.preview)
+        else:
+            pictures = code_maps(output.codes, generator.spec)
         n_columns = per_label if n_classes else max(1, round(per_label**0.5))
 
         def fill(temporary: Path) -> None:

@@ -173,8 +173,9 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
         for start in range(folder.start, folder.stop, decoder.batch_size):
             codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
             files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-            contents = map_in_threads(lambda image: file_content(image, preprocess), decoder.decode(codes_BT))
-            map_in_threads(durable.write_bytes, files, contents)
+            map_in_threads(
+                lambda image, path: _save(file_content(image, preprocess), path), decoder.decode(codes_BT), files
+            )
             done(len(codes_BT))
 
     try:
@@ -182,6 +183,13 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
     except StorageError:
         if not path.exists():
             raise  # else: another process was first, with the same
+
+
+def _save(content: bytes, path: Path) -> None:
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    durable.write_file(path, write)
 
 
 def find_tokenizer(codes: Path, named: str | None) -> Path:

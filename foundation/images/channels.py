@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from foundation.images.array_image import AnyImage, ArrayImage
-from foundation.images.depth import WHITE, deep_values, is_deep, require_all_bits
+from foundation.images.depth import WHITE, deep_values, is_deep, require_all_bits, require_white_applies
 from foundation.images.failures import BadImage
 from foundation.images.preprocess import to_mode
 
@@ -134,6 +134,7 @@ def _accepted(asked: Asked) -> tuple[int, ...]:
 def _of_pillow(image: Image.Image, asked: Asked) -> ArrayImage:
     if asked.bits > 8:
         require_all_bits(image)
+    require_white_applies(image, asked.white_level)
     if is_deep(image):
         values, white = deep_values(image, asked.white_level)
         return ArrayImage(values, white=white)

@@ -117,10 +117,7 @@ def to_8_bits(image: Image.Image, white_level: int | None) -> Image.Image:
     Raises:
         BadImage: a value above white, or a range that is not known.
     """
-    white = WHITE if white_level is None else white_level
-    if image.info.get(_CUT) and white != WHITE:
-        what = "has 16 bits a colour, of which only the upper 8 are read, so white_level cannot apply"
-        raise BadImage("pixel_format", what, fix="save it with 8 bits a colour")
+    require_white_applies(image, white_level)
     if image.mode in _NUMBERS and not is_deep(image):
         what = f"holds {_NUMBERS[image.mode]}, of which it is not known which is white"
         raise BadImage("pixel_format", what, fix="save it as an 8-bit or 16-bit image")
@@ -128,6 +125,17 @@ def to_8_bits(image: Image.Image, white_level: int | None) -> Image.Image:
         return image
     values, white = deep_values(image, white_level)
     return Image.fromarray(((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
+
+
+def require_white_applies(image: Image.Image, white_level: int | None) -> None:
+    """Refuse an image of which only the upper 8 of 16 bits are read, where white is another value than 65535.
+
+    Raises:
+        BadImage: such an image.
+    """
+    if image.info.get(_CUT) and white_level not in (None, WHITE):
+        what = "has 16 bits a colour, of which only the upper 8 are read, so white_level cannot apply"
+        raise BadImage("pixel_format", what, fix="save it with 8 bits a colour")
 
 
 def deep_values(image: Image.Image, white_level: int | None) -> tuple[np.ndarray, int]:

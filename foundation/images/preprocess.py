@@ -92,12 +92,12 @@ def decode_any(data: bytes, max_pixels: int = MAX_PIXELS, *, arrays: bool) -> An
         return decode_image(data, max_pixels)
     if data[: len(NPY)] == NPY:
         return ArrayImage(read_npy(data, max_pixels))
-    if data[:4] in MARKS:
-        with contextlib.suppress(BadImage):
-            if suits_pillow(_opened(data)):
-                return decode_image(data, max_pixels)
-        return read_tiff(data, max_pixels)
-    return decode_image(data, max_pixels)
+    is_tiff, suited = data[:4] in MARKS, False
+    with contextlib.suppress(
+        Exception
+    ):  # on hostile bytes a decoder raises any class: then tifffile says what is wrong
+        suited = is_tiff and suits_pillow(_opened(data))
+    return read_tiff(data, max_pixels) if is_tiff and not suited else decode_image(data, max_pixels)
 
 
 def read_npy(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

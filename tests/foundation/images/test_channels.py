@@ -106,6 +106,9 @@ def test_colours_that_pillow_cuts_to_eight_bits_are_refused_with_sixteen(code: s
     with pytest.raises(BadImage, match=r"Pillow reads only the upper 8(.|\n)*TIFF or .npy"):
         read(data, Preprocess(height=12, width=10, bits=16))
     assert read(data, Preprocess(height=12, width=10, mode="RGBA")).dtype == np.uint8
+    if code.startswith("RGB"):
+        with pytest.raises(BadImage, match="white_level cannot apply"):
+            read(data, Preprocess(height=12, width=10, mode="RGBA", white_level=4095))
     fine = b"P6 10 12 255\n" + DEEP[..., :3].astype(np.uint8).tobytes()
     assert read(fine, Preprocess(height=12, width=10, bits=16)).shape == (12, 10, 3)
 

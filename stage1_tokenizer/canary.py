@@ -24,6 +24,7 @@ from foundation.images.array_image import ArrayImage
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -120,6 +121,42 @@ def load_checked(folder: Path, device: torch.device) -> TokenizerModel:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         print(f"device: cpu for the codes, since on {device}: {reason}", file=sys.stderr)
     return tokenizer
+
+
+def require_few_changes(
+    tokenizer: TokenizerModel, folder: Path, precision: Arithmetic, max_share: float
+) -> tuple[float, int]:
+    """Encode the stored images in a lower precision, and compare with the codes that float32 gave.
+
+    Args:
+        tokenizer: of the folder, on its device.
+        folder: with the stored images.
+        precision: tf32 or bf16.
+        max_share: of the codes that may change, 0 to 1.
+
+    Returns:
+        the share of the codes that change, and of how many images.
+
+    Raises:
+        ContractError: more codes change, or the tokenizer was frozen without images.
+        CheckpointError: the file is damaged.
+    """
+    canary, field, fix = load_canary(folder), "encode.precision", "encode in float32"
+    if canary is None:
+        what, expected = "has no stored images to judge a lower precision by", "float32"
+        raise ContractError(what, field=str(folder), found=f"{field} {precision}", expected=expected, fix=fix)
+    with arithmetic(_device(tokenizer), precision):
+        codes = _encode(tokenizer, canary.pixels_BYXC)
+    share = float(_differing(canary.codes, codes).double().mean())
+    ContractError.unless(
+        share <= max_share,
+        "changes too many codes",
+        field=field,
+        found=f"{precision}: {share:.2%} of the codes of {len(codes)} stored images differ from float32's",
+        expected=f"at most {max_share:.2%} (encode.max_code_changes)",
+        fix=f"{fix}, or allow more if the prior may learn from them",
+    )
+    return share, len(codes)
 
 
 def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float = 0.2) -> None:

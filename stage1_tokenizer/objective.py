@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,12 +101,24 @@ class Objective:
         """The adversary if it takes part in optimizer step ``step``, from 0."""
         return self.adversary if self.adversary is not None and self.adversary.has_started(step) else None
 
-    def train_adversary(self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int) -> Metrics:
-        """One step of the discriminator, where there is one; returns its metrics."""
+    def train_adversary(
+        self,
+        images_BCYX: torch.Tensor,
+        reconstructions_BCYX: torch.Tensor,
+        step: int,
+        offered: torch.Tensor | None = None,
+    ) -> Metrics:
+        """One step of the discriminator, where there is one and the tokenizer's was taken; returns its metrics."""
         if self.adversary is None:
             return {}
         size = self.training.micro_batch_size
-        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step, size)
+        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step, size, offered)
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the discriminator's steps whose outcome waited on the device; see ``StepGuard``."""
+        n_skipped = metrics.get("discriminator_skipped_steps")
+        if self.adversary is not None and n_skipped is not None:
+            self.adversary.learner.settle(n_skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to continue; empty without an adversary."""

@@ -9,11 +9,14 @@ import torch
 
 from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import to_unit_range
 from foundation.randomness import derive_seed
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, compiles
 from foundation.training.lengths import Rates
+from foundation.training.optim import known_skipped, undone_unless
+from foundation.training.shares import Share
 from stage1_tokenizer.config import TokenizerTraining
-from stage1_tokenizer.evaluate import score_tokenizer
+from stage1_tokenizer.evaluate import SetDistance, reconstruction_picture, score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
@@ -23,6 +26,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
 
 _WORST_PSNR = 3.0  # dB
@@ -40,6 +44,7 @@ class TokenizerTask:
         seed: of the codebooks' initialisation and revival.
         frozen: parts that are not trained; see ``parts``.
         is_new: whether the model has random weights, so that the first batch places the codebooks.
+        distance: between the distributions of images and reconstructions, for ``evaluate``; None leaves it out.
 
     Raises:
         ConfigError: micro-batches, checkpointing or compilation of networks that cannot have it.
@@ -56,14 +61,15 @@ class TokenizerTask:
         seed: int,
         frozen: Collection[str] = (),
         is_new: bool = True,
+        distance: SetDistance | None = None,
     ) -> None:
         self.model, self.training, self.objective = model, training, objective
-        self.validation, self.seed = validation, seed
+        self.validation, self.distance, self.seed = validation, distance, seed
         self.frozen, self.is_new = frozenset(frozen), is_new
         freeze(model, self.frozen)
         if training.checkpoint_blocks:
             recompute_blocks(model)
-        if training.compile:
+        if training.compile and compiles(accelerator, "tokenizer"):
             compile_blocks(model)
         self.learner = Learner(
             model,
@@ -82,8 +88,13 @@ class TokenizerTask:
         return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
-        """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
+        """One step of the tokenizer, and of its adversary.
+
+        The batch's ``images`` are (B, Y, X, C) uint8 or uint16, or (B, C, Y, X) floats in [-1, 1].
+        """
         images = batch["images"]
+        if not images.is_floating_point():
+            images = to_unit_range(images)
         self.learner.wrapped.train()
         _set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
@@ -95,10 +106,10 @@ class TokenizerTask:
         in_parts = size is not None and size < len(images)
         passed = self.micro_batches.backward(images, step) if in_parts else self._backward(images, step)
         update = self.learner.take_step(passed.loss, step)
-        self._move_on(step, taken=update.taken)
+        self._move_on(step, update.taken)
         metrics = dict(passed.metrics)
-        if update.taken:
-            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step)
+        if not known_skipped(update.taken):
+            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step, update.taken)
         return {**update.metrics, **metrics}
 
     def _backward(self, images_BCYX: torch.Tensor, step: int) -> Pass:
@@ -110,20 +121,43 @@ class TokenizerTask:
         loss.backward()
         return Pass(loss.detach(), {**metrics, **to_log(output)}, output.images_BCYX.detach())
 
-    def _move_on(self, step: int, *, taken: bool) -> None:
+    def _move_on(self, step: int, taken: torch.Tensor) -> None:
         """Update codebooks and averages after a step that was taken; drop what is left of others."""
         for i, quantizer in enumerate(self.model.quantizers):
-            if taken and "codebook" not in self.frozen:
-                quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
-            else:
+            if known_skipped(taken) or "codebook" in self.frozen:
                 quantizer.forget()
-        if taken:
-            self.learner.average.update(self.model, step)
+                continue
+            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()]):
+                quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
+        self.learner.follow(taken, step)
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; see ``StepGuard``."""
+        self.learner.settle(metrics["skipped_steps"])
+        self.objective.settle(metrics)
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR, SSIM, code usage and perplexity of the averaged weights over the validation set."""
+        """Reconstruction and code usage of the averaged weights over the validation set, or ``evaluate_images`` of it.
+
+        LPIPS is measured by the objective's network, in its precision, unless its weights are random.
+        """
         assert self.validation is not None, "built without images to evaluate on"
-        return score_tokenizer(self.exported(), self.validation).metrics()
+        lpips = self.objective.lpips
+        return score_tokenizer(
+            self.exported(),
+            self.validation,
+            limit=self.training.fit.evaluate_images,
+            share=Share.of_processes(self.learner.accelerator.device),
+            lpips=None if lpips is None or lpips.is_random else lpips,
+            distance=self.distance,
+        ).metrics()
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """Validation images above their reconstructions, on the main process."""
+        assert self.validation is not None, "built without images to evaluate on"
+        if not self.learner.accelerator.is_main_process:
+            return None
+        return reconstruction_picture(self.exported(), self.validation, n_images)
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether reconstructions are better than noise: a grey image alone has a PSNR of 6 dB or more."""

@@ -1,19 +1,28 @@
-"""Likelihood of validation codes under a prior, beside uniform and unigram baselines."""
+"""Likelihood of validation codes under a prior, beside uniform and unigram baselines; pictures of samples.
+
+In training the codes are shared out over processes; see ``foundation.training.shares``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import trange
+from PIL import Image
+from tqdm import tqdm
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import CodeSlot, CodeSpec, code_positions
-from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.codes.usage import UsageCounter, summarize
 from foundation.errors import DataError
+from foundation.training.learner import copy_with
+from foundation.training.shares import Share, chosen_examples, read_ahead
+from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 
@@ -142,45 +151,69 @@ class PriorScores:
 
 
 @torch.no_grad()
-def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int = 256) -> PriorScores:
+def score_prior(
+    prior: PriorModel,
+    validation: TokenDataset,
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+    share: Share | None = None,
+    arithmetic: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> PriorScores:
     """Negative log-likelihood of every validation code, given its image's class where the prior uses classes.
 
-    One pass in batches: memory does not grow with the number of images. Dropout is off.
+    One pass in batches, of which the next one is read while one is scored: memory grows by a number for each image, and
+    by one for each position and batch. Dropout is off.
 
     Args:
-        prior: as it is.
+        prior: as it is; equal on every process.
         validation: the codes, possibly memory-mapped.
-        batch_size: images at a time.
+        batch_size: images at a time, whatever the number of processes.
+        limit: most rows to score, see ``chosen_examples``; None scores all.
+        share: of several processes, each of which calls this and gets the scores of all; None scores all here.
+        arithmetic: the context of each forward pass, such as the autocast of training.
 
     Raises:
         DataError: there are no codes, or they do not fit the prior's.
     """
-    n_images, spec = len(validation.codes_NT), prior.spec
-    if n_images == 0:
+    spec, share = prior.spec, share or Share()
+    if len(validation.codes_NT) == 0:
         raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
-    labels_N = validation.labels_N if spec.class_names else None
-    device, n_named = prior.head.weight.device, 0 if labels_N is None else len(spec.class_names)
-    nats_T, nats_L, images_L = np.zeros(spec.n_codes), np.zeros(n_named), np.zeros(n_named, np.int64)
-    usages: list[CodeUsage] = []
+    chosen_N = chosen_examples(len(validation.codes_NT), limit)
+    labels = validation.labels_N if spec.class_names else None
+    labels_N = None if labels is None else np.asarray(labels)[chosen_N]
+    chunks, n_chunks = share.chunks(len(chosen_N), batch_size), -(-len(chosen_N) // batch_size)
+    nats_CT, nats_N = np.zeros((n_chunks, spec.n_codes)), np.zeros(len(chosen_N))
+    counter, device = UsageCounter(spec), prior.head.weight.device
+
+    def read(chunk: slice) -> np.ndarray:
+        return np.asarray(validation.codes_NT[chosen_N[chunk]])
+
     was_training = prior.training
     prior.eval()
     try:
-        for start in trange(0, n_images, batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
-            codes_BT = np.asarray(validation.codes_NT[start : start + batch_size])
-            found = count_codes_by_slot(codes_BT, spec)
-            usages = [a + b for a, b in zip(usages, found, strict=True)] if usages else found
-            labels_B = None if labels_N is None else np.asarray(labels_N[start : start + batch_size])
-            nats_BT = _nats(prior, codes_BT, labels_B, device)
-            nats_T += nats_BT.sum(0)
-            if labels_B is not None:
-                nats_L += np.bincount(labels_B, nats_BT.sum(1), minlength=n_named)
-                images_L += np.bincount(labels_B, minlength=n_named)
+        with tqdm(total=len(chunks), desc="scoring the prior", unit="batch", delay=2, leave=False) as progress:
+            for chunk, codes_BT in read_ahead(read, chunks):
+                counter.add(codes_BT)
+                with arithmetic():
+                    nats_BT = _nats(prior, codes_BT, None if labels_N is None else labels_N[chunk], device)
+                nats_CT[chunk.start // batch_size], nats_N[chunk] = nats_BT.sum(0), nats_BT.sum(1)
+                progress.update()
     finally:
         prior.train(was_training)
+    nats_T = share.joined(nats_CT).sum(0) / len(chosen_N)
+    classes = () if labels_N is None else _by_class(spec, labels_N, share.joined(nats_N))
+    return PriorScores(spec, len(chosen_N), nats_T, classes, summarize(counter.usages(share)).entropy_bits)
+
+
+def _by_class(spec: CodeSpec, labels_N: np.ndarray, nats_N: np.ndarray) -> tuple[ClassScore, ...]:
+    """Scores of the classes that occur, from each image's nats."""
+    n_named = len(spec.class_names)
+    nats_L = np.bincount(labels_N, nats_N, minlength=n_named)
+    images_L = np.bincount(labels_N, minlength=n_named)
     bits_L = nats_L / (np.maximum(images_L, 1) * spec.n_codes * math.log(2))
-    rows = zip(spec.class_names[:n_named], images_L.tolist(), bits_L.tolist(), strict=True)
-    classes = tuple(ClassScore(*row) for row in rows if row[1])
-    return PriorScores(spec, n_images, nats_T / n_images, classes, summarize(usages).entropy_bits)
+    rows = zip(spec.class_names, images_L.tolist(), bits_L.tolist(), strict=True)
+    return tuple(ClassScore(*row) for row in rows if row[1])
 
 
 def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, device: torch.device) -> np.ndarray:
@@ -190,3 +223,42 @@ def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, 
     tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
     return prior.nll(tokens, labels).cpu().double().numpy()
+
+
+@dataclass(frozen=True)
+class PreviewSamples:
+    """How samples are drawn and shown in training.
+
+    Attributes:
+        sampling: guidance, temperature and filters.
+        show: (B, T) int64 codes => a picture.
+    """
+
+    sampling: SamplingConfig
+    show: Callable[[torch.Tensor], Image.Image]
+
+
+@torch.no_grad()
+def sample_preview(prior: PriorModel, n_images: int, sampling: SamplingConfig, seed: int) -> torch.Tensor:
+    """Codes of some images, the same for equal weights and arguments, whatever has been computed before.
+
+    Classes are spread evenly. torch's random state stays as it is, and the engine's copy of the weights is let go.
+
+    Args:
+        prior: in evaluation mode.
+        n_images: how many.
+        sampling: guidance, temperature and filters.
+        seed: image i has the stream of ``seed + i``.
+
+    Returns:
+        (B, T) int64 on the prior's device.
+    """
+    shell = copy_with(prior.within_codebook(), lambda each: each)
+    n_classes, device = prior.n_classes, prior.head.weight.device
+    spread = np.linspace(0, n_classes - 1, n_images).round() if n_classes else np.full(n_images, prior.null_class)
+    labels_B = torch.from_numpy(spread.astype(np.int64)).to(device)
+    codes_BT = torch.empty((n_images, prior.n_codes), dtype=torch.int64, device=device)
+    uniforms_BT = stream_uniforms(range(seed, seed + n_images), prior.n_codes)
+    for step in iterate_codes(shell, labels_B, uniforms_BT, sampling):
+        codes_BT[step.rows, step.position] = step.codes_B
+    return codes_BT

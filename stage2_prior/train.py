@@ -8,7 +8,6 @@ section 3.2).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,21 @@ from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
+from foundation.hardware import send
 from foundation.randomness import derive_seed, uniforms
-from foundation.training.learner import Learner, micro_batches
+from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
 from foundation.training.parallel import sharding_asked
+from foundation.training.shares import Share
 from stage2_prior.config import PriorConfig, PriorTraining
-from stage2_prior.evaluate import score_prior
+from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
 from stage2_prior.head_loss import head_loss
 from stage2_prior.lora import has_adapters, merged
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
 Metrics = dict[str, torch.Tensor | float]
 
@@ -101,6 +103,7 @@ class PriorTask:
         validation: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of dropout after the first forward pass of a step, and of random orders.
+        samples: how ``preview`` samples and shows codes; None where it shows none.
 
     Raises:
         ConfigError: training in random order for a model that is not aware of its target.
@@ -114,6 +117,7 @@ class PriorTask:
         accelerator: Accelerator,
         *,
         seed: int = 0,
+        samples: PreviewSamples | None = None,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
         sharded, fix = (
@@ -122,9 +126,9 @@ class PriorTask:
         )
         require(not sharded, "prior.lora", "adapters", "null where FSDP shards the weights", fix)
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
-        self.accelerator = accelerator
+        self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks
-        if training.compile:
+        if training.compile and compiles(accelerator, "prior"):
             model.compile_blocks()
         self.learner = Learner(
             model,
@@ -136,6 +140,9 @@ class PriorTask:
             objective=PriorLoss(model, training.z_loss),
             blocks=list(model.blocks),
         )
+        average = self.learner.average.model
+        if training.compile and isinstance(average, PriorModel):
+            average.compile_blocks()  # a copy of compiled blocks is not compiled
 
     @property
     def rates(self) -> tuple[Rates, ...]:
@@ -148,7 +155,6 @@ class PriorTask:
         The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
         processes have equally many.
         """
-        began = time.perf_counter()
         self.learner.wrapped.train()
         parts = self._parts(batch, step)
         metrics: Metrics = {}
@@ -161,10 +167,12 @@ class PriorTask:
                 for name, value in self._backward(part, share).items():
                     metrics[name] = metrics.get(name, 0.0) + share * value
         update = self.learner.take_step(metrics.pop("loss"), step)  # type: ignore[arg-type]
-        if update.taken:
-            self.learner.average.update(self.model, step)
-        n_tokens = batch["tokens"].numel() * self.accelerator.num_processes
-        return {**update.metrics, **metrics, "tokens_per_second": n_tokens / (time.perf_counter() - began)}
+        self.learner.follow(update.taken, step)
+        return {**update.metrics, **metrics}
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; see ``StepGuard``."""
+        self.learner.settle(metrics["skipped_steps"])
 
     def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
@@ -173,7 +181,7 @@ class PriorTask:
         share = 0.0 if order is None else order.share(step)
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
-            examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
+            examples["orders"] = send(orders_BT, self.accelerator.device)
         size = self.training.micro_batch_size
         columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]
@@ -186,9 +194,23 @@ class PriorTask:
         return {"loss": loss.detach(), **metrics}
 
     def evaluate(self) -> dict[str, float]:
-        """Validation likelihood of the averaged weights."""
+        """Validation likelihood of the averaged weights, in the precision of training, of ``evaluate_images`` rows."""
         assert self.validation is not None, "built without codes to evaluate on"
-        return score_prior(self.exported(), self.validation).metrics()
+        return score_prior(
+            self.exported(),
+            self.validation,
+            limit=self.training.fit.evaluate_images,
+            share=Share.of_processes(self.accelerator.device),
+            arithmetic=self.learner.autocast,
+        ).metrics()
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """Samples of the averaged weights, on the main process; None where codes cannot be shown."""
+        prior = self.exported()
+        if self.samples is None or not self.accelerator.is_main_process:
+            return None
+        seed = derive_seed(self.seed, "preview") % 2**31
+        return self.samples.show(sample_preview(prior, n_images, self.samples.sampling, seed))
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether codes need no more than twice the bits that uniform ones would need."""

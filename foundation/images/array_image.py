@@ -37,6 +37,10 @@ class ArrayImage:
             shape = shape[:axis] + shape[axis + 1 :]
         return shape[1], shape[0]
 
+    def tobytes(self) -> bytes:
+        """The numbers as bytes, in the order of the array."""
+        return self.values.tobytes()
+
     @property
     def width(self) -> int:
         """Columns."""

@@ -5,6 +5,7 @@ RGB and grey of 8 bits stay Pillow images; everything else passes through here, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,17 +77,30 @@ class Levels:
         Each channel is resized in float32 and rounded once. Colours with opacity are resized multiplied by it, so that
         hidden colours do not bleed into visible ones; the colour of a pixel that is transparent becomes 0.
         """
-        if self.has_alpha:
-            return self._cover_with_alpha(size, method)
-        n = self.values_YXC.shape[2]
-        return np.stack([self._rounded(_fitted(self._channel(i), size, method)) for i in range(n)], -1)
+        if size == self.size:
+            return self._resized(None)
+        return self._resized(lambda image: ImageOps.fit(image, size, method=method, centering=(0.5, 0.5)))
 
-    def _cover_with_alpha(self, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+    def region(
+        self, box: tuple[float, float, float, float], size: tuple[int, int], method: Image.Resampling
+    ) -> np.ndarray:
+        """Resize a part, (left, top, right, bottom) in pixels, to (width, height). Returns (Y, X, C) levels."""
+        return self._resized(lambda image: image.resize(size, method, box=box))
+
+    def _resized(self, resize: Callable[[Image.Image], Image.Image] | None) -> np.ndarray:
+        """Each channel resized; None keeps the size."""
+
+        def made(channel_YX: np.ndarray) -> np.ndarray:
+            return channel_YX if resize is None else np.asarray(resize(Image.fromarray(channel_YX)))
+
+        if not self.has_alpha:
+            return np.stack([self._rounded(made(self._channel(i))) for i in range(self.values_YXC.shape[2])], -1)
         opacity, colours = self._channel(_ALPHA), [self._channel(i) for i in range(_ALPHA)]
-        alpha = self._rounded(_fitted(opacity, size, method))
-        if size != self.size:
-            covered = np.maximum(_fitted(opacity, size, method), 0.5)
-            colours = [_fitted(each * opacity / self.top, size, method) * self.top / covered for each in colours]
+        covered = made(opacity)
+        alpha = self._rounded(covered)
+        if resize is not None:
+            share = np.maximum(covered, 0.5) / self.top
+            colours = [made(each * opacity / self.top) / share for each in colours]
         visible = [np.where(alpha > 0, self._rounded(each), 0) for each in colours]
         return np.stack([*visible, alpha], -1).astype(alpha.dtype)
 
@@ -100,13 +114,6 @@ class Levels:
 
     def _rounded(self, levels: np.ndarray) -> np.ndarray:
         return np.rint(levels.clip(0, self.top)).astype(np.uint8 if self.top == 255 else np.uint16)
-
-
-def _fitted(channel_YX: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
-    if (channel_YX.shape[1], channel_YX.shape[0]) == size:
-        return channel_YX
-    fitted = ImageOps.fit(Image.fromarray(channel_YX), size, method=method, centering=(0.5, 0.5))
-    return np.asarray(fitted)
 
 
 def to_levels(image: AnyImage | np.ndarray, asked: Asked) -> Levels:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
-from foundation.paths import PathOrName, PathText
+from foundation.paths import PathOrName, PathText, is_remote, require_no_secret
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +144,37 @@ class Preprocess:
             prepared = ImageOps.fit(prepared, (width, height), method=method, centering=(0.5, 0.5))
         return self._pixels(prepared)
 
+    def region(
+        self,
+        prepared: Image.Image | Levels,
+        box: tuple[float, float, float, float],
+        height: int,
+        width: int,
+        *,
+        mirrored: bool = False,
+    ) -> np.ndarray:
+        """Resize a part of a prepared image to ``height`` x ``width``; nothing outside of it is resized.
+
+        Args:
+            prepared: see ``prepare``.
+            box: left, top, right and bottom of the part, in pixels of ``prepared``.
+            height, width: of the result.
+            mirrored: exchange left and right.
+
+        Returns:
+            (Y, X, C) pixels, read-only.
+        """
+        import numpy as np
+        from PIL import Image
+
+        if not isinstance(prepared, Image.Image):
+            pixels = prepared.region(box, (width, height), Image.Resampling[self.resize.upper()])
+            return pixels[:, ::-1] if mirrored else pixels
+        resized = prepared.resize((width, height), Image.Resampling[self.resize.upper()], box=box)
+        if mirrored:
+            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(resized).reshape(height, width, self.n_channels)
+
     def crop_to_multiple(self, image: AnyImage | np.ndarray, multiple: int) -> np.ndarray:
         """As a call, but crop each side to its largest multiple instead of resizing. Returns (Y, X, C) pixels.
 
@@ -178,16 +209,32 @@ class Augment:
     """mirror left and right half of the time"""
     max_shift: int = 0
     """move by up to this many pixels in each direction, edges repeated"""
+    crop: Literal["center", "random", "random_resized"] = added_later("center")
+    """part of an image that is trained on: center, as in validation; random, a window of the image resized to cover
+    height x width; random_resized, a part of random area and aspect ratio, resized"""
+    crop_fraction: tuple[float, float] = added_later((1.0, 1.0))
+    """for random: share of the covering image's sides that the window takes, least and most, above 0 up to 1"""
+    scale: tuple[float, float] = added_later((0.08, 1.0))
+    """for random_resized: share of the image's area, least and most, above 0 up to 1"""
+    ratio: tuple[float, float] = added_later((3 / 4, 4 / 3))
+    """for random_resized: width to height, as a multiple of that of the result, least and most"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "0 or more", "max_shift")
+        for name in ("crop_fraction", "scale"):
+            least, most = getattr(self, name)
+            require(0 < least <= most <= 1, name, (least, most), "two numbers in order, above 0 and at most 1")
+        require(0 < self.ratio[0] <= self.ratio[1] < math.inf, "ratio", self.ratio, "two positive numbers in order")
 
 
 def _require_paths(source: object, *names: str) -> None:
     """Check types, and refuse an empty path, which would mean the working directory."""
     check_types(source)
     for name in names:
-        require(getattr(source, name) != "", name, '""', "a path; . for the working directory")
+        value = getattr(source, name)
+        require(value != "", name, '""', "a path; . for the working directory")
+        require_no_secret(value or "", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +265,13 @@ class FolderData(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveData(Choice):
-    """Tar archives of images as the webdataset package lays them out, on a local disk; for archives on the hub use
-    type dataset.
-    """
+    """Tar archives of images as the webdataset package lays them out, on a local disk or in a store."""
 
     type_name: ClassVar[str] = "archives"
 
     path: PathText
-    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
+    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar or s3://bucket/train-{0000..0099}.tar;
+    s3://, gs://, hf:// and https:// are read by way of a cache"""
     validation_path: PathText | None = None
     """the same, for validation; null takes a share of the first"""
     label_field: str | None = None
@@ -242,13 +288,14 @@ class ArchiveData(Choice):
 class DatasetData(Choice):
     """A table of images: a parquet, Arrow, CSV or JSON file, a folder of them, a folder of ``save_to_disk``, a clone
     of a hub dataset, or any name that ``datasets.load_dataset`` opens. Cells hold images as bytes, paths, numbers,
-    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache.
+    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache, unless
+    they are streamed.
     """
 
     type_name: ClassVar[str] = "dataset"
 
     path: PathOrName
-    """file, folder, or dataset name on the hub"""
+    """file, folder, dataset name on the hub, or address of parquet files (s3://, gs://, hf://, https://)"""
     config_name: str | None = None
     """the dataset's configuration, where it has several"""
     split: str = "train"
@@ -269,6 +316,13 @@ class DatasetData(Choice):
     """fetch images of which a cell holds a web address, whenever they are read; img2dataset fetches them once"""
     white_value: float | None = added_later(None)
     """value of white where cells hold numbers: 1, 255, 4095, ...; null takes 255 or 1 if the numbers leave no doubt"""
+    streaming: bool = added_later(False)
+    """read rows from their parquet files when they are needed and copy nothing; files in a store always are streamed"""
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows stay in their files."""
+        return self.streaming or is_remote(self.path)
 
     def __post_init__(self) -> None:
         _require_paths(self, "path")
@@ -287,6 +341,9 @@ class DigitsData(Choice):
 DataSource = FolderData | ArchiveData | DatasetData | DigitsData
 
 
+Identity = Literal["auto", "files", "content"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how they are split and read."""
@@ -302,12 +359,23 @@ class DataConfig:
     """stop if more than this share of the images is unusable, between 0 and 1"""
     cache_mib: int = 4096
     """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+    identity: Identity = added_later("auto")
+    """what tells whether images are the ones that a run began with: files, their names and sizes; content, also their
+    pixels, for which every image is decoded once as the run begins, and copies of training images are not held out;
+    auto, content for at most 16,384 images and 64 MiB of pixels"""
     max_megapixels: int = added_later(64)
     """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
     half, a quarter or an eighth of its sides"""
+    shuffle_window: int | None = added_later(None)
+    """images that are shuffled together, of archives and streamed tables, whose archives or row groups are shuffled
+    too; null shuffles the whole set on a local disk, and 16,384 images of streamed data"""
+    remote_cache_gib: float = added_later(64.0)
+    """largest size on the disk of what is kept of streamed data, GiB; TESSERA_CACHE names the folder"""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")
-        require_range(self, "above 0", "max_megapixels")
+        require_range(self, "above 0", "max_megapixels", "remote_cache_gib")
+        window = self.shuffle_window
+        require(window is None or window > 0, "shuffle_window", window, "a positive number of images, or null")

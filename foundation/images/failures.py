@@ -10,13 +10,12 @@ import contextlib
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from foundation.errors import DataError
+from foundation.storage.retrying import retried
 
 FAILURE_CODES = {
     "unreadable": "empty, damaged, truncated, or not an image of a known format",
@@ -25,7 +24,7 @@ FAILURE_CODES = {
     "vanished": "listed when the images were planned, and no longer there",
     "forbidden": "the permission to read it is missing",
     "not_a_file": "a pipe, device, socket, folder or symbolic link",
-    "changed": "has other pixels than when the run began",
+    "changed": "is not the image that the run began with",
     "duplicate": "held out, with the pixels of a training image",
     "unavailable": "the storage or the network did not deliver it",
     "missing": "named by the data, and not there",
@@ -37,14 +36,6 @@ _KINDS = {
     **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
     **dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device"),
 }
-_MAY_PASS = {
-    getattr(errno, name)
-    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "ECONNRESET", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN")
-    if hasattr(errno, name)
-}
-_PAUSES = (0.1, 0.5, 2.0)
-"""seconds before each new try"""
-T = TypeVar("T")
 
 
 class BadImage(DataError):
@@ -86,7 +77,7 @@ def failure_of(image_id: str, error: Exception) -> Failure:
 
 @contextlib.contextmanager
 def named(image_id: str) -> Iterator[None]:
-    """Let an image's failure name the image; for reading outside of a scan, which lists failures.
+    """Let an image's failure name the image; for reading that lists no failures.
 
     Raises:
         DataError: what happened to which image, and what to do.
@@ -94,7 +85,7 @@ def named(image_id: str) -> Iterator[None]:
     try:
         yield
     except (DataError, OSError) as error:
-        fix = "make it readable again and resume; the images were read once when the run began"
+        fix = "make it readable again"
         raise DataError(f"cannot be read: {failure_of(image_id, error).reason}", field=image_id, fix=fix) from error
 
 
@@ -112,22 +103,6 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
         return retried(lambda: _read_plain_file(path, follow_links))
     except OSError as error:
         raise (BadImage("not_a_file", "is a folder") if path.is_dir() else _refused(error)) from error
-
-
-def retried(read: Callable[[], T]) -> T:
-    """What ``read`` returns; tried again a few times after an error of the storage that may pass.
-
-    Raises:
-        OSError: the last of them, or one that does not pass.
-    """
-    for pause in _PAUSES:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in _MAY_PASS and not isinstance(error, TimeoutError):
-                raise
-            time.sleep(pause)
-    return read()
 
 
 def _read_plain_file(path: Path, follow_links: bool) -> bytes:

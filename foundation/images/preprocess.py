@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import struct
 import threading
 
@@ -35,6 +36,16 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "A
 _KNOWN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _LARGE = threading.Lock()
 """held while a large image is decoded: one at a time is in memory"""
+
+
+def _renew_lock() -> None:
+    """In a forked process, where a thread of the other one may hold it forever."""
+    global _LARGE
+    _LARGE = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -131,8 +142,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: with the reason, in plain words.
     """
-    known, found = isinstance(data, (bytes, bytearray, memoryview)), shown(data)
-    DataError.unless(known, "is not the content of a file", field="data", found=found, expected="bytes")
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise DataError("is not the content of a file", field="data", found=shown(data), expected="bytes")
     if not data:
         raise BadImage("unreadable", "the file is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -217,18 +228,33 @@ def require_picture(field: str, value: object, n_axes: int) -> None:
         raise DataError("are not pixels", field=field, found=shown(value), expected=expected)
 
 
-def to_unit_range(images_BYXC: np.ndarray) -> torch.Tensor:
+def to_unit_range(images_BYXC: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(B, Y, X, C) uint8 or uint16 => (B, C, Y, X) float32 in [-1, 1]: 0 becomes -1, 255 or 65535 becomes 1.
 
+    A tensor stays on its device, with the same bits there.
+
     Raises:
-        DataError: not such an array.
+        DataError: not such an array or tensor.
     """
+    if isinstance(images_BYXC, torch.Tensor):
+        return _tensor_to_unit_range(images_BYXC)
     require_pixels("images_BYXC", images_BYXC, 4)
     half = 127.5 if images_BYXC.dtype == np.uint8 else 32_767.5
     images = images_BYXC.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     images /= np.float32(half)  # by NumPy: OpenMP's threads of a second Python thread would slow down the first one's
     images -= np.float32(1.0)
     return torch.from_numpy(images)
+
+
+def _tensor_to_unit_range(images_BYXC: torch.Tensor) -> torch.Tensor:
+    known = images_BYXC.dtype in (torch.uint8, torch.uint16)
+    sound = known and images_BYXC.ndim == 4 and 0 < images_BYXC.shape[-1] <= MOST_CHANNELS
+    found, expected = shown(images_BYXC), "a tensor (B, Y, X, C) of uint8 or uint16"
+    DataError.unless(sound, "are not pixels", field="images_BYXC", found=found, expected=expected)
+    images = images_BYXC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    level = 127.5 if images_BYXC.dtype == torch.uint8 else 32_767.5
+    half = torch.full((), level, device=images.device)  # a number would become a product with 1 / 127.5 on a GPU
+    return images.div_(half).sub_(1.0)
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ A source does not decide which images are usable: ``image_set`` and the export d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,16 +19,23 @@ from foundation.images.config import ArchiveData, DatasetData, DataSource, Folde
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.windowed import chosen_groups
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB
 
 
 class ImageSource(Protocol):
     """Images that can be read one by one, in a fixed order."""
 
-    ids: list[str]
-    """stable names: a relative path or a key, never a position in a shuffled order"""
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable names: a relative path or a key, never a position in a shuffled order."""
+        ...
+
     labels: np.ndarray | None
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
+
+    # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``.
 
     def read(self, index: int) -> AnyImage:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
@@ -35,13 +43,18 @@ class ImageSource(Protocol):
 
 
 def open_sources(
-    config: DataSource, max_pixels: int = MAX_PIXELS, *, arrays: bool = False
+    config: DataSource,
+    max_pixels: int = MAX_PIXELS,
+    cache_gib: float = DEFAULT_CACHE_GIB,
+    *,
+    arrays: bool = False,
 ) -> tuple[ImageSource, ImageSource | None]:
     """The training source and, if the configuration names one, the validation source.
 
     Args:
         config: what to open.
         max_pixels, arrays: see ``decode_any``.
+        cache_gib: limit of what is kept of streamed data on the disk.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
@@ -49,17 +62,21 @@ def open_sources(
     if isinstance(config, FolderData):
         return _open_folders(config, max_pixels, arrays)
     if isinstance(config, ArchiveData):
-        return _open_archives(config, max_pixels, arrays)
+        return _open_archives(config, max_pixels, cache_gib, arrays)
     if isinstance(config, DatasetData):
-        train = DatasetSource(config, config.split, max_pixels=max_pixels, arrays=arrays)
+        train = DatasetSource(config, config.split, None, max_pixels, cache_gib, arrays=arrays)
         if config.validation_split is None:
             return train, None
-        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels, arrays)
+        names = train.class_names
+        return train, DatasetSource(config, config.validation_split, names, max_pixels, cache_gib, arrays=arrays)
     return DigitsSource(), None
 
 
-def _open_archives(config: ArchiveData, max_pixels: int, arrays: bool) -> tuple[ImageSource, ImageSource | None]:
-    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels, "arrays": arrays}
+def _open_archives(
+    config: ArchiveData, max_pixels: int, cache_gib: float, arrays: bool
+) -> tuple[ImageSource, ImageSource | None]:
+    how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels}
+    how |= {"cache_gib": cache_gib, "arrays": arrays}
     train = ArchiveSource(config.path, config.label_field, **how)
     if config.validation_path is None:
         return train, None
@@ -109,7 +126,14 @@ class SubsetSource:
         self.ids = [source.ids[i] for i in indices]
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
+        self.groups, self.streamed = chosen_groups(source, indices), getattr(source, "streamed", None)
+        stamps = getattr(source, "stamps", None)
+        self.stamps = None if stamps is None else stamps.some(indices)
 
     def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Make some images of a streamed source ready in a thread."""
+        self._source.ahead(self._indices[indices])  # type: ignore[attr-defined]

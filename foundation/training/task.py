@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Order(Protocol):
+    """The order of examples: an endless sequence that can be read at any position."""
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs) of the samples at ``positions`` (B,); each result depends on its position alone."""
+        ...
+
 
 class Examples(Protocol):
-    """Training data that can be read at any position."""
+    """Training data that can be read at any position.
+
+    It may also have ``order(seed, batch_size) -> Order``, instead of a ``DataOrder`` of all examples;
+    ``decodes: bool``, whether ``batch`` takes so long that worker processes pay; and ``take_failures() -> list`` and
+    ``add_failures(list)``: the first hands over what could not be read since its last call, in the process that read,
+    the second records it in the process that trains. All of it is pickled where worker processes do not start by fork.
+    """
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
-        """The examples ``indices``, each in its pass ``epochs`` over the data; read in a thread."""
+        """The examples ``indices``, each in its pass ``epochs`` over the data; called in a thread or a worker
+        process.
+        """
         ...
 
 
@@ -31,8 +50,24 @@ class Task(Protocol):
         """
         ...
 
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; called at log lines with the metrics of the step.
+
+        Raises:
+            TrainingError: too many of them were not finite.
+        """
+        ...
+
     def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole validation set."""
+        """Metrics over the validation set; every process calls it and gets the same ones."""
+        ...
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """A picture of what the model does now, of at most ``n_images`` images: the same for equal weights.
+
+        Every process calls it; the main process's result counts, and others may return None. It changes no random state
+        that training uses.
+        """
         ...
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:

@@ -23,14 +23,15 @@ from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
-from pipeline.encoding.encoder import full_precision, near_tie_share
+from foundation.training.arithmetic import arithmetic
+from pipeline.encoding.encoder import near_tie_share
 from pipeline.encoding.plan import ExportPlan
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PICTURE = "card.png"
 N_SHOWN, N_TIED = 8, 64
 _SMALLEST = 64  # smallest side of an image in the picture, pixels
-CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
+CONTENT = ["README.md", "card.png", "plan.json", "plan-*.parquet", "data/**", "tokenizer/**"]
 _MOST_CLASSES = 100  # rows in the table of classes
 
 
@@ -295,7 +296,7 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     """Encode a PNG file: images in the upper row, their decoded codes in the lower row."""
     device = next(tokenizer.parameters()).device
     grids = tokenizer.layout.grid(torch.from_numpy(codes_BT)).to(device)
-    with full_precision(device):
+    with arithmetic(device):
         decoded_BYXC = tokenizer.preview.of_images(tokenizer.decode(grids))
     scale = max(1, _SMALLEST // max(pixels_BYXC.shape[1:3]))
     shown = np.concatenate([tokenizer.preview(pixels_BYXC), decoded_BYXC])

@@ -27,8 +27,8 @@ from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
 from foundation.storage import durable
 from foundation.threads import map_in_threads
+from foundation.training.arithmetic import arithmetic
 from foundation.training.stop_signal import StopSignal
-from pipeline.encoding.encoder import full_precision
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
@@ -124,7 +124,7 @@ class Decoder:
         """
         padded_BT = np.concatenate([codes_BT, np.repeat(codes_BT[:1], self.batch_size - len(codes_BT), axis=0)])
         grids = self.tokenizer.layout.grid(torch.from_numpy(padded_BT.astype(np.int64)))
-        with full_precision(self._device):
+        with arithmetic(self._device):
             images_BCYX = self.tokenizer.decode(grids.to(self._device))
             return to_pixels(images_BCYX, self.tokenizer.preprocess.bits)[: len(codes_BT)]
 

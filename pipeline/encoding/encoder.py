@@ -1,4 +1,4 @@
-"""Encoding of the images of one parquet file with the frozen tokenizer, in full float32 precision.
+"""Encoding of the images of one parquet file with the frozen tokenizer, in the plan's precision.
 
 Every image keeps its position in its batch, and all batches have one shape, measured once on this machine and then
 fixed: codes depend neither on failures of other images, nor on the process, nor on retries.
@@ -11,18 +11,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 import torch
 
 from foundation.codes.shards import Shard
+from foundation.hardware import send
 from foundation.images.failures import Failure, failure_of
-from foundation.images.image_set import pixel_checksum, require_unchanged
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import view_pixels
 from foundation.threads import image_threads
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -33,6 +33,8 @@ _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 Decoded = np.ndarray | Failure | None
 """(views, Y, X, C) pixels, a failure, or None for an image that is not wanted"""
+Reading = deque[tuple[list[int], list["Future[Decoded]"]]]
+"""image numbers of batches that are being read, and their images"""
 
 
 class ShardEncoder:
@@ -41,12 +43,21 @@ class ShardEncoder:
     Args:
         tokenizer: frozen, on its device.
         sources: images of each split.
-        plan: views and batch size.
+        plan: views, batch size and precision.
+        following: the file that is likely to be encoded after one; its first images are read while the last ones of
+            that are encoded. None for none.
     """
 
-    def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
-        self.tokenizer, self.sources, self.plan = tokenizer, sources, plan
+    def __init__(
+        self,
+        tokenizer: TokenizerModel,
+        sources: Mapping[str, ImageSource],
+        plan: ExportPlan,
+        following: Callable[[PlannedShard], PlannedShard | None] = lambda planned: None,
+    ) -> None:
+        self.tokenizer, self.sources, self.plan, self.following = tokenizer, sources, plan, following
         self._device = next(tokenizer.parameters()).device
+        self._ahead: tuple[str, Reading] = ("", deque())
 
     def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
         """Encode all images of a file; ``done`` receives the number of images just encoded."""
@@ -99,21 +110,49 @@ class ShardEncoder:
         self, planned: PlannedShard, wanted: Collection[int]
     ) -> Generator[tuple[list[int], list[Decoded]], None, None]:
         """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
-        waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
-        size = self.plan.batch_size
+        waiting = self._read_ahead(planned, wanted)
+        follower: Iterator[list[int]] = iter(())
         try:
-            for start in range(planned.start, planned.stop, size):
-                numbers = list(range(start, min(start + size, planned.stop)))
-                if any(n in wanted for n in numbers):
-                    futures = [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
-                    waiting.append((numbers, futures))
+            for numbers in list(self._numbers(planned, wanted))[len(waiting) :]:
+                waiting.append(self._start(planned, numbers, wanted))
                 if len(waiting) > _AHEAD:
                     yield _results(*waiting.popleft())
+            following = self.following(planned) if len(wanted) == planned.n_images else None
+            if following is not None:
+                all_of_it = range(following.start, following.stop)
+                follower, self._ahead = self._numbers(following, all_of_it), (following.name, deque())
             while waiting:
+                if following is not None and (after := next(follower, [])):
+                    self._ahead[1].append(self._start(following, after, all_of_it))
                 yield _results(*waiting.popleft())
         finally:  # also where the caller stops early
-            for future in (each for _, futures in waiting for each in futures):
-                future.cancel()
+            _cancel(waiting)
+
+    def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
+        """Image numbers of each batch of a file with a wanted image."""
+        size = self.plan.batch_size
+        for start in range(planned.start, planned.stop, size):
+            numbers = list(range(start, min(start + size, planned.stop)))
+            if any(n in wanted for n in numbers):
+                yield numbers
+
+    def _start(
+        self, planned: PlannedShard, numbers: list[int], wanted: Collection[int]
+    ) -> tuple[list[int], list[Future[Decoded]]]:
+        return numbers, [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
+
+    def _read_ahead(self, planned: PlannedShard, wanted: Collection[int]) -> Reading:
+        """The batches of a file that are being read already; those of another file are given up."""
+        (name, reading), self._ahead = self._ahead, ("", deque())
+        if name == planned.name and len(wanted) == planned.n_images:
+            return reading
+        _cancel(reading)
+        return deque()
+
+    def close(self) -> None:
+        """Give up what is being read ahead."""
+        _cancel(self._ahead[1])
+        self._ahead = ("", deque())
 
     def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
         if not wanted:
@@ -121,11 +160,7 @@ class ShardEncoder:
         source = self.sources[planned.split]
         try:
             image = source.read(number)
-            pixels_VYXC = view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
-            checksums = getattr(source, "checksums", None)
-            if checksums is not None:
-                require_unchanged(pixel_checksum(pixels_VYXC[0]), int(checksums[number]))
-            return pixels_VYXC
+            return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
         except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
             return failure_of(source.ids[number], error)
 
@@ -137,34 +172,27 @@ class ShardEncoder:
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
-        with full_precision(self._device):
-            codes = self.tokenizer.encode(to_unit_range(pixels_BYXC).to(self._device))
+        with arithmetic(self._device, self.plan.precision):
+            codes = self.tokenizer.encode(_on_device(pixels_BYXC, self._device))
         return codes.flatten(1)[: len(decoded)].cpu().numpy()
+
+
+def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, Y, X, C) pixels => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
+    if device.type == "cpu":
+        return to_unit_range(pixels_BYXC)
+    images = send(torch.from_numpy(pixels_BYXC), device).permute(0, 3, 1, 2)
+    half = 127.5 if pixels_BYXC.dtype == np.uint8 else 32_767.5
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1.0)
+
+
+def _cancel(reading: Reading) -> None:
+    for future in (each for _, futures in reading for each in futures):
+        future.cancel()
 
 
 def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[int], list[Decoded]]:
     return numbers, [each.result() for each in futures]
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Disable autocast, TensorFloat32, bfloat16 products and the choice of algorithms by speed."""
-    cudnn = torch.backends.cudnn
-    conv: Any = getattr(cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix old and new names
-    owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
-    before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
-    _set(("highest", False, True, exact), owner, name)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _set(before, owner, name)
-
-
-def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
-    products, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, convolutions = settings
-    torch.set_float32_matmul_precision(products)
-    setattr(owner, name, convolutions)
 
 
 @torch.no_grad()
@@ -178,7 +206,7 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         images_BCYX: in [-1, 1], on the same device.
         margin: relative change.
     """
-    with full_precision(images_BCYX.device):
+    with arithmetic(images_BCYX.device):
         features = tokenizer.features(images_BCYX)
         codes = tokenizer.bottleneck.encode(features)
         signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
@@ -186,18 +214,20 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         return float((tokenizer.bottleneck.encode(features + change) != codes).cpu().double().mean())
 
 
-def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
+def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0, precision: Arithmetic = "float32") -> int:
     """Measure batch sizes 1, 2, 4, ... and return the smallest one of about the best speed.
 
     Args:
         tokenizer: on the device of the export.
         seconds: approximate limit of the measurement.
+        precision: of the export.
     """
     speeds: dict[int, float] = {}
     began, size = time.perf_counter(), 1
     while size <= LARGEST:
         try:
-            speeds[size] = _images_per_second(tokenizer, size)
+            with arithmetic(next(tokenizer.parameters()).device, precision):
+                speeds[size] = _images_per_second(tokenizer, size)
         except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or a plain one of MPS
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                 raise

@@ -15,14 +15,12 @@ from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
 from foundation.hardware import TokenAccess, usable_device
 from foundation.images.inventory import inventory_rows
-from foundation.images.listing import Listing
 from foundation.images.preprocess import GRID_GAP
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
 from pipeline.encoding.own_codes import SOURCE
 from pipeline.evaluation.prior import kept_evaluation
-from pipeline.evaluation.reconstruction import originals_above_reconstructions
 from pipeline.planning.ledger import read_times, time_rows
 from pipeline.report.gallery import gallery_section
 from pipeline.report.plots import (
@@ -38,9 +36,10 @@ from pipeline.report.plots import (
 )
 from pipeline.runs.advice import advice
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import differences_since
+from pipeline.runs.images import differences_since, inventory_of
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
+from stage1_tokenizer.evaluate import originals_above_reconstructions
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _SAMPLES_FIX = "move that folder away and run tessera run again, which samples again"
@@ -174,7 +173,7 @@ def _figures_table(
     folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
 ) -> str:
     validation = [usage for name, usage in usages.items() if name.startswith("validation")]
-    total, n_entries = summarize(validation), sum(len(usage.counts_V) for usage in validation)
+    total, n_entries = summarize(validation), sum(usage.codebook_size for usage in validation)
     tokenizer, prior = _validation(folder, "tokenizer"), _validation(folder, "prior")
     if not prior:
         return "<p>There are no metrics in the run folder.</p>"
@@ -224,7 +223,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
-    found = Listing.load(folder.listing).inventory if folder.listing.is_file() else {}
+    found = inventory_of(folder)
     recipe = folder.load_recipe()
     differences = differences_since(folder, recipe)
     said = [*(inventory_rows(found) if found else ()), *(("advice", each) for each in advice(recipe, found))]

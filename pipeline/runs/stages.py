@@ -5,27 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
-from foundation.codes.spec import require_same_codes
+from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
-from foundation.images.image_set import ImageSet
+from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
+from foundation.images.listing import Listing
 from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
+from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
+from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
+from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
@@ -33,8 +38,16 @@ from pipeline.generation.outputs import code_maps, grid_image, picture_type, pic
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
+from pipeline.runs.failed_images import FailedImages, failed_images
 from pipeline.runs.folder import Extend, RunFolder
-from pipeline.runs.images import adopt_listing, differences_since, open_training_images
+from pipeline.runs.images import (
+    adopt_listing,
+    differences_since,
+    identities,
+    known_sources,
+    list_images,
+    training_images,
+)
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
 from pipeline.runs.starting import Start, bind_codes, find_start, keep_note, start_of_prior, start_tokenizer
@@ -43,18 +56,29 @@ from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data
 from stage2_prior.data import CodeExamples
+from stage2_prior.evaluate import PreviewSamples
 from stage2_prior.lora import ADAPTER, add_adapters, merged, save_adapter
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from accelerate import Accelerator
+    from PIL import Image
 
+    from foundation.images.sources import ImageSource
     from foundation.training.task import Examples
+    from stage1_tokenizer.evaluate import SetDistance
 
-_SHOWN = 20
+    OpenRFID = Callable[[Recipe, int, torch.device], tuple[SetDistance | None, str]]
+    """a recipe, how many images are evaluated, the device => the distance, and what to say about it"""
+
+_COLUMNS = 8
+"""pictures in a row of a preview"""
+
+
+WorkOf = Callable[[Recipe, Literal["tokenizer", "prior"], torch.device, CodeSpec | None], ModelWork | None]
 
 
 @dataclass
@@ -63,8 +87,12 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    open_rfid: OpenRFID | None = None
+    """opens the rFID of evaluations in training; None measures none"""
     reading_seconds: float = 0.0
-    """that listing and decoding the images took"""
+    """that listing the images took"""
+    work_of: WorkOf = lambda recipe, stage, device, spec: None
+    """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -72,7 +100,7 @@ class Run:
 
         Raises:
             CheckpointError: the folder belongs to another recipe, or another process holds the lock.
-            ConfigError: a batch size is no multiple of the number of processes.
+            ConfigError: a batch size is no multiple of the number of processes, or a tracker cannot work here.
         """
         for stage in ("tokenizer", "prior"):
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
@@ -83,6 +111,8 @@ class Run:
             if not extend.is_final(self.folder, stage):
                 find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
         sharding_asked(self.accelerator)  # refuses impossible sharding before any work
+        if self.recipe.machine.track is not None:
+            require_tracker(self.recipe.machine.track)
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
@@ -100,7 +130,7 @@ class Run:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
             self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
@@ -112,7 +142,7 @@ class Run:
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
             self.folder.claim(self.recipe, begin)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
     def release(self) -> None:
@@ -133,20 +163,24 @@ class Run:
 
     @cached_property
     def images(self) -> dict[str, ImageSet]:
-        """Training and validation images; unusable images are printed and listed in the run folder."""
+        """Training and validation images. The first process lists them; the others read its list."""
         began = time.perf_counter()
-        images, listing, changes = open_training_images(self.folder, self.recipe)
-        self.reading_seconds = time.perf_counter() - began
+        sources: Mapping[str, ImageSource] = {}
         if self.accelerator.is_main_process:
-            listing.save(self.folder.listing)
-            durable.replace_file(self.folder.failures, _failures_text(images).encode())
-            self._say_found(listing.inventory, changes.sentence())
-            failures = [failure for each in images.values() for failure in each.failures]
-            for failure in failures[:_SHOWN]:
-                print(f"  unusable: {failure.image_id}: {failure.reason}")
-            if len(failures) > _SHOWN:
-                print(f"  ... and {len(failures) - _SHOWN:,} more, in {self.folder.failures}")
+            opened, listing = list_images(self.folder, self.recipe)
+            sources = opened.splits
+            self._say_found(listing.inventory, opened.changes.sentence())
+        wait_for_everyone(self.accelerator)
+        if not sources:
+            sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
+        images = training_images(self.recipe, sources, failed_images(self.folder))
+        self.reading_seconds = time.perf_counter() - began
         return images
+
+    @cached_property
+    def failed(self) -> FailedImages:
+        """The list of the run's unusable images."""
+        return FailedImages(self.folder, self.images, self.accelerator)
 
     def compare(self) -> None:
         """Say once in what the images that are there now differ from the run's."""
@@ -180,7 +214,7 @@ class Run:
             if accelerator.is_main_process:
                 adopt_listing(Path(stage.pretrained), self.folder)
                 adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
-            accelerator.wait_for_everyone()
+            wait_for_everyone(accelerator)
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
@@ -190,22 +224,35 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
+        if not model.preprocess.is_plain:
+            model.stretch = find_stretch(self._canary_images(), model.preprocess)
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        how["distance"] = self._rfid(len(images["validation"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
-        identity = {
-            "data": digest(determining(recipe.data)),
-            "the training images": images["train"].content,
-            "the held-out images": images["validation"].content,
-        }
-        self._fit("tokenizer", task, images["train"], identity, start, seed=recipe.seed, health=task.health)
+        identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
+        how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
+        how["workers"] = recipe.machine.workers
+        self._fit("tokenizer", task, images["train"], identity, start, **how)
+        n_samples = stage.training.fit.steps * stage.training.fit.batch_size
+        accelerator.print(f"images: {self.failed.account(n_samples)}")
         tokenizer = task.exported()
         if start is not None:
             bind_codes(tokenizer, stage, start, self._canary_images())
         self._publish("tokenizer", lambda temporary: self._save_tokenizer(tokenizer, temporary))
 
+    def _rfid(self, n_images: int) -> SetDistance | None:
+        """RFID of evaluations in training, where it can be measured; says so if it cannot."""
+        if self.open_rfid is None:
+            return None
+        n_images = self.recipe.tokenizer.training.fit.n_evaluated(n_images)
+        distance, note = self.open_rfid(self.recipe, n_images, self.accelerator.device)
+        if note:
+            self.accelerator.print(note, flush=True)
+        return distance
+
     def _fit(
         self,
-        stage: str,
+        stage: Literal["tokenizer", "prior"],
         task: TokenizerTask | PriorTask,
         examples: Examples,
         identity: dict[str, str],
@@ -218,13 +265,15 @@ class Run:
             if self.accelerator.is_main_process:
                 keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
-        config = recipe.training.fit
+        config, order = recipe.training.fit, getattr(examples, "order_settings", ())
 
         def identify(n_steps: int) -> dict[str, str]:
             of_stage = determining(recipe)
             of_stage["training"]["fit"]["steps"] = n_steps
             of_stage.pop("start_from", None)  # which weights they are counts, not where
-            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+            seed = {"seed": digest([self.recipe.seed, ORDER_VERSION, *order])}
+            window = {"the order of images (data.shuffle_window)": digest(order)} if order else {}
+            return {**seed, **window, stage: digest(of_stage), **identity}
 
         fit(
             task,
@@ -232,28 +281,34 @@ class Run:
             config,
             self.accelerator,
             checkpoints=self.folder.checkpoints(stage),
-            log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
+            log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process, tracker=self._tracker(stage)),
+            previews=self.folder.previews(stage),
             identity=identify,
             optims=task.rates,
+            work=self.work_of(self.recipe, stage, self.accelerator.device, getattr(task.model, "spec", None)),
             **settings,
         )
+
+    def _tracker(self, stage: str) -> RunTracker | None:
+        name = self.recipe.machine.track
+        if name is None or not self.accelerator.is_main_process:
+            return None
+        return RunTracker(name, self.folder.tracking, self.folder.root.resolve().name, stage, to_dict(self.recipe))
 
     def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
             extend.publish(self.folder, stage, save, self.accelerator.print)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
-        pixels_BYXC = self._canary_images()
-        tokenizer.stretch = find_stretch(pixels_BYXC, tokenizer.preprocess)
         tokenizer.save(temporary)
-        save_canary(tokenizer, pixels_BYXC, temporary)
+        save_canary(tokenizer, self._canary_images(), temporary)
 
     def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
-        return validation.pixels(np.arange(min(N_IMAGES, len(validation))))
+        return first_readable(validation, N_IMAGES)
 
     def encode(self, job: ExportJob | None = None) -> bool:
         """Take part in the export of the codes of all images.
@@ -274,7 +329,7 @@ class Run:
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         return finished
 
     def train_prior(self) -> None:
@@ -291,7 +346,7 @@ class Run:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
             write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     @property
     def _has_tokenizer(self) -> bool:
@@ -310,9 +365,12 @@ class Run:
         accelerator = self.accelerator
         access = recipe.machine.tokens
         codes = {split: TokenDataset(self.folder.codes, split, access) for split in ("train", "validation")}
-        if self._has_tokenizer:
-            spec = TokenizerModel.load(self.folder.tokenizer).spec
-            require_same_codes(spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
+        tokenizer = TokenizerModel.load(self.folder.tokenizer) if self._has_tokenizer else None
+        if tokenizer is not None:
+            owner, other = "the run's tokenizer", "the token dataset"
+            require_same_codes(tokenizer.spec, codes["train"].spec, owner=owner, other=other)
+            tokenizer.to(accelerator.device)
+        samples = PreviewSamples(recipe.samples.sampling, lambda codes_BT: _picture(codes_BT, model.spec, tokenizer))
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         start = find_start(self.folder, "prior", stage.start_from)
@@ -321,7 +379,7 @@ class Run:
             if stage.lora is not None:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
-        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed, samples=samples)
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
             accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")
@@ -377,7 +435,12 @@ class Run:
         durable.publish_folder(self.folder.samples, fill)
 
 
-def _failures_text(images: dict[str, ImageSet]) -> str:
-    """List unusable images, one JSON object per line."""
-    rows = [{"split": name, **to_dict(each)} for name, split in images.items() for each in split.failures]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel | None) -> Image.Image:
+    """Sampled images side by side; codes, a colour each, where their tokenizer is not known."""
+    codes = spec.grid(codes_BT)
+    if tokenizer is None:
+        pictures = code_maps(codes, spec)
+    else:  # one by one: a decoder's memory grows with the images that it decodes at once
+        decoded = (tokenizer.decode(each[None]) for each in codes)
+        pictures = [image for each in decoded for image in pictures_of(each, tokenizer.preview)]
+    return grid_image(pictures, min(_COLUMNS, len(pictures)))

@@ -20,10 +20,12 @@ import pyarrow.compute as pc
 
 from foundation.errors import DataError
 from foundation.images.array_image import AnyImage, ArrayImage
-from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes, retried
+from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes
 from foundation.images.kinds import kind_of
 from foundation.images.preprocess import MAX_PIXELS, NPY, decode_any, read_npy
 from foundation.images.tables.pixel_numbers import image_of, white_of
+from foundation.images.tables.row_groups import RowGroupColumn
+from foundation.storage.retrying import retried
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _N_LOOKED_AT = 64
@@ -43,7 +45,7 @@ class Cells:
         arrays: whether cells of numbers are arrays of any channels, of which ``Preprocess`` knows what is white.
     """
 
-    column: pa.ChunkedArray
+    column: pa.ChunkedArray | RowGroupColumn
     folders_of: Callable[[int], list[Path]]
     allow_download: bool = False
     max_pixels: int = MAX_PIXELS
@@ -114,7 +116,7 @@ class Cells:
 
 
 def open_cells(
-    column: pa.ChunkedArray,
+    column: pa.ChunkedArray | RowGroupColumn,
     folders_of: Callable[[int], list[Path]],
     *,
     field: str,
@@ -139,19 +141,21 @@ def open_cells(
         expected = "bytes, paths, web addresses, data URIs, base64, numbers, or lists of one of them"
         raise DataError("holds no images", field=field, found=f"{name}: {column.type}", expected=expected)
     if arrays:
-        field, fix = "data.source.white_value", "--data.preprocess.white_level, or value_range"
         what = "has no effect on arrays that keep their channels and bits"
-        DataError.unless(white_value is None, what, field=field, found=white_value, fix=fix)
+        fix = "--data.preprocess.white_level, or value_range"
+        DataError.unless(white_value is None, what, field="data.source.white_value", found=white_value, fix=fix)
         return Cells(column, folders_of, allow_download, max_pixels, arrays=True)
-    rows = sorted(
-        {round(i * (len(column) - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if len(column) else ()
-    )
+    rows = column.samples(_N_LOOKED_AT) if isinstance(column, RowGroupColumn) else _at_equal_distances(len(column))
     numbers = [each for row in rows if (each := _numbers(column[row])) is not None]
     white = white_of(numbers, white_value, name) if numbers else None
     if white_value is not None and not numbers:
         what, fix = "has no effect: the cells hold no numbers", "leave it out; see data.preprocess.white_level"
         raise DataError(what, field="data.source.white_value", found=white_value, fix=fix)
     return Cells(column, folders_of, allow_download, max_pixels, white)
+
+
+def _at_equal_distances(n: int) -> list[int]:
+    return sorted({round(i * (n - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if n else ())
 
 
 def holds_images(kind: pa.DataType) -> bool:

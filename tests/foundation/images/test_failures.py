@@ -7,7 +7,7 @@ from support.other_systems import windows
 
 from foundation.errors import DataError
 from foundation.images import failures
-from foundation.images.failures import BadImage, named, read_plain_file, retried
+from foundation.images.failures import BadImage, named, read_plain_file
 
 
 def refused(path: Path) -> str:
@@ -44,38 +44,10 @@ def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path, mon
     assert refused(tmp_path / "a") == "too_large"
 
 
-class Storage:
-    """Fails a few times before it delivers."""
-
-    def __init__(self, error: OSError, n: int) -> None:
-        self.error, self.n, self.calls = error, n, 0
-
-    def read(self) -> str:
-        self.calls += 1
-        if self.calls <= self.n:
-            raise self.error
-        return "data"
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), OSError(errno.ESTALE, "x"), TimeoutError("slow")])
-def test_an_error_that_may_pass_is_tried_again(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
-    assert retried(Storage(error, 3).read) == "data"
-    with pytest.raises(OSError, match=r"x|slow"):
-        retried(Storage(error, 4).read)
-
-
-def test_an_error_that_does_not_pass_is_not_tried_again() -> None:
-    storage = Storage(FileNotFoundError(errno.ENOENT, "x"), 9)
-    with pytest.raises(FileNotFoundError):
-        retried(storage.read)
-    assert storage.calls == 1
-
-
 @pytest.mark.parametrize("error", [BadImage("vanished", "is gone"), OSError(errno.EIO, "broken")])
-def test_a_failure_outside_of_a_scan_names_the_image(error: Exception) -> None:
+def test_a_failure_that_is_not_listed_names_the_image(error: Exception) -> None:
     with (
-        pytest.raises(DataError, match=r"cats/1.png: cannot be read: .*(gone|broken)(.|\n)*resume"),
+        pytest.raises(DataError, match=r"cats/1.png: cannot be read: .*(gone|broken)(.|\n)*readable again"),
         named("cats/1.png"),
     ):
         raise error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.image_sets import met
 
 from foundation.errors import ConfigError, DataError
 from foundation.images import failures
@@ -17,6 +18,7 @@ from foundation.images.folder import FolderSource
 from foundation.images.image_set import ImageSet, open_splits
 from foundation.images.preprocess import decode_image
 from foundation.images.sources import open_sources
+from foundation.storage import retrying
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_what_is_no_plain_file_is_named_and_nobody_waits_for_it(flat: Path, monk
     (flat / "c.png").unlink()
     (flat / "deep" / "d.png").unlink()
     (flat / "deep" / "d.png").mkdir()
-    images = ImageSet(source, Preprocess(height=4, width=4))
+    images = met(ImageSet(source, Preprocess(height=4, width=4), max_failed_share=1))
     assert [(each.image_id, each.code) for each in images.failures] == [
         ("a.png", "not_a_file"),
         ("b.png", "not_a_file"),
@@ -122,7 +124,7 @@ def test_what_the_system_refuses_has_a_code(flat: Path, monkeypatch: pytest.Monk
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(failures.os, "open", refuse)
-    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
     with pytest.raises(BadImage) as refused:
         read_plain_file(flat / "a.png")
     assert refused.value.code == code

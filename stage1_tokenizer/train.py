@@ -90,7 +90,7 @@ class TokenizerTask:
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary.
 
-        The batch's ``images`` are (B, Y, X, C) uint8, or (B, C, Y, X) floats in [-1, 1].
+        The batch's ``images`` are (B, Y, X, C) uint8 or uint16, or (B, C, Y, X) floats in [-1, 1].
         """
         images = batch["images"]
         if not images.is_floating_point():

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
@@ -46,10 +46,13 @@ class DatasetSource:
         class_names: tuple[str, ...] | None = None,
         max_pixels: int = MAX_PIXELS,
         cache_gib: float = DEFAULT_CACHE_GIB,
+        *,
+        arrays: bool = False,
     ) -> None:
         """Open a split; ``class_names`` are the classes of the training split, when this is another one.
 
-        ``cache_gib`` limits the cache of streamed rows, in GiB.
+        ``cache_gib`` limits the cache of streamed rows, in GiB. With ``arrays`` (see ``decode_any``), cells of numbers
+        are read as they are, without ``white_value``.
 
         Raises:
             DataError: nothing to open, no such split or column, a column that holds no images or no classes.
@@ -87,9 +90,10 @@ class DatasetSource:
             white_value=config.white_value,
             allow_download=config.allow_download,
             max_pixels=max_pixels,
+            arrays=arrays,
         )
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:

@@ -67,10 +67,10 @@ class ImageSet:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
-        shape = (preprocess.height, preprocess.width, preprocess.n_channels)
+        shape, kind = (preprocess.height, preprocess.width, preprocess.n_channels), np.dtype(preprocess.pixel_type)
         whole = self.augment.crop == "center"  # another crop needs the original
-        self.in_memory = whole and len(self.ids) * int(np.prod(shape)) <= cache_mib * 2**20
-        self._pixels = np.empty((len(self.ids), *shape), np.uint8) if self.in_memory else None
+        self.in_memory = whole and len(self.ids) * int(np.prod(shape)) * kind.itemsize <= cache_mib * 2**20
+        self._pixels = np.empty((len(self.ids), *shape), kind) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
         self._failures = dict(known_failures or {})
         self._found = deque[Failure]()  # no lock: a forked worker would keep one that a thread holds
@@ -112,7 +112,7 @@ class ImageSet:
         require_usable(self.failures, len(self), self._max_failed_share)
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8.
+        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8, or uint16 with 16 bits.
 
         Raises:
             DataError: an image cannot be read; names it.
@@ -124,7 +124,7 @@ class ImageSet:
         """The pixels of those of some images that can be read, for evaluation; the others are listed.
 
         Returns:
-            (K, Y, X, C) uint8 pixels, and (B,) bool: which of the B images they are, in order.
+            (K, Y, X, C) pixels, and (B,) bool: which of the B images they are, in order.
 
         Raises:
             DataError: see ``add_failures``.
@@ -135,7 +135,7 @@ class ImageSet:
         found = map_in_threads(self._decode, indices)
         kept = [each for each in found if each is not None]
         height, width, channels = self.preprocess.height, self.preprocess.width, self.preprocess.n_channels
-        pixels = np.stack(kept) if kept else np.empty((0, height, width, channels), np.uint8)
+        pixels = np.stack(kept) if kept else np.empty((0, height, width, channels), self.preprocess.pixel_type)
         return pixels, np.array([each is not None for each in found], bool)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
@@ -145,7 +145,7 @@ class ImageSet:
             indices, epochs: (B,) which images, and in which pass over the data (it keys the augmentation).
 
         Returns:
-            ``images`` (B, Y, X, C) uint8.
+            ``images`` (B, Y, X, C) uint8, or uint16 with 16 bits.
 
         Raises:
             DataError: see ``add_failures``.
@@ -238,9 +238,9 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(
-        *open_sources(config.source, config.max_megapixels * 10**6, config.remote_cache_gib), config, known
-    )
+    arrays = not config.preprocess.is_plain
+    sources = open_sources(config.source, config.max_megapixels * 10**6, config.remote_cache_gib, arrays=arrays)
+    return split_sources(*sources, config, known)
 
 
 def split_sources(
@@ -290,7 +290,7 @@ def image_set(
 
 
 def first_readable(images: ImageSet, n: int) -> np.ndarray:
-    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C) uint8."""
+    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C)."""
     found: list[np.ndarray] = []
     for start in range(0, len(images), n):
         pixels_KYXC, _ = images.readable(np.arange(start, min(start + n, len(images))))

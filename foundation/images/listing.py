@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.failures import BadImage, Failure
 from foundation.images.scan import content_of
 from foundation.images.sources import ImageSource
@@ -248,7 +248,7 @@ class ListedSource:
     def _some(self, wanted_N: np.ndarray) -> ListedSource:
         return self if wanted_N.all() else ListedSource(self.listed.some(wanted_N), self.class_names, self._sources)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:

@@ -18,7 +18,8 @@ from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest
 from foundation.errors import hub_refusals
-from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
@@ -71,10 +72,15 @@ def _origin(spec: CodeSpec, decodes: bool) -> str:
         return "The tokenizer that made the codes is not known, so they cannot be decoded to images."
     preprocess = spec.preprocess
     place = ", and decodes them, is in `tokenizer/`;" if decodes else " is not in this folder;"
-    return f"""Images were {preprocess.height} x {preprocess.width} pixels ({preprocess.mode}), so \
+    return f"""Images were {preprocess.height} x {preprocess.width} pixels ({_channels(preprocess)}), so \
 {spec.stride} x {spec.stride} pixels
 became one {_unit(spec)}. The tokenizer that made the codes{place} its fingerprint is
 `{spec.fingerprint[:16]}...`."""
+
+
+def _channels(preprocess: Preprocess) -> str:
+    mode = f"{preprocess.n_channels} channels" if preprocess.mode == "channels" else preprocess.mode
+    return mode if preprocess.bits == 8 else f"{mode}, {preprocess.bits} bits"
 
 
 def _header(manifest: Mapping[str, Any]) -> str:
@@ -261,7 +267,7 @@ def publish_card(
 
 
 def _sample(source: ImageSource, tokenizer: TokenizerModel, most: int) -> tuple[np.ndarray, list[int]]:
-    """Read up to ``most`` evenly spread images, (B, Y, X, C) uint8, and their numbers, without unreadable images."""
+    """Read up to ``most`` evenly spread images, (B, Y, X, C) pixels, and their numbers, without unreadable images."""
     pixels, numbers = [], []
     for number in np.unique(np.linspace(0, len(source.ids) - 1, most).round().astype(int)).tolist():
         try:
@@ -269,7 +275,7 @@ def _sample(source: ImageSource, tokenizer: TokenizerModel, most: int) -> tuple[
         except Exception:  # listed among the failures
             continue
         numbers.append(number)
-    return np.array(pixels, np.uint8), numbers
+    return np.array(pixels, tokenizer.preprocess.pixel_type), numbers
 
 
 def _stored_codes(folder: Path, plan: ExportPlan, split: str, numbers: list[int]) -> dict[int, np.ndarray]:
@@ -291,9 +297,10 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     device = next(tokenizer.parameters()).device
     grids = tokenizer.layout.grid(torch.from_numpy(codes_BT)).to(device)
     with arithmetic(device):
-        decoded_BYXC = to_uint8(tokenizer.decode(grids))
+        decoded_BYXC = tokenizer.preview.of_images(tokenizer.decode(grids))
     scale = max(1, _SMALLEST // max(pixels_BYXC.shape[1:3]))
-    grid: Image.Image = image_grid(np.concatenate([pixels_BYXC, decoded_BYXC]), len(pixels_BYXC), scale=scale)
+    shown = np.concatenate([tokenizer.preview(pixels_BYXC), decoded_BYXC])
+    grid: Image.Image = image_grid(shown, len(pixels_BYXC), scale=scale)
     content = io.BytesIO()
     grid.save(content, "PNG")
     return content.getvalue()

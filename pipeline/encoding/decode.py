@@ -22,7 +22,8 @@ from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import require
 from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError
 from foundation.hardware import usable_device
-from foundation.images.preprocess import to_pil, to_uint8
+from foundation.images.image_bytes import file_content, file_ending
+from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
 from foundation.storage import durable
 from foundation.threads import map_in_threads
@@ -116,7 +117,7 @@ class Decoder:
 
     @torch.no_grad()
     def decode(self, codes_BT: np.ndarray) -> np.ndarray:
-        """(B, T) codes, B at most ``batch_size`` => (B, Y, X, C) uint8.
+        """(B, T) codes, B at most ``batch_size`` => (B, Y, X, C) pixels.
 
         Raises:
             DataError: a code outside the codebook.
@@ -124,7 +125,8 @@ class Decoder:
         padded_BT = np.concatenate([codes_BT, np.repeat(codes_BT[:1], self.batch_size - len(codes_BT), axis=0)])
         grids = self.tokenizer.layout.grid(torch.from_numpy(padded_BT.astype(np.int64)))
         with arithmetic(self._device):
-            return to_uint8(self.tokenizer.decode(grids.to(self._device)))[: len(codes_BT)]
+            images_BCYX = self.tokenizer.decode(grids.to(self._device))
+            return to_pixels(images_BCYX, self.tokenizer.preprocess.bits)[: len(codes_BT)]
 
 
 def _plan(several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -> dict[str, Any]:
@@ -164,13 +166,16 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
 
     def fill(temporary: Path) -> None:
         codes, about = _read(folder.rows, folder.start, folder.stop)
-        names = [f"{row:08d}.png" for row in range(folder.start, folder.stop)]
+        preprocess = decoder.tokenizer.preprocess
+        names = [f"{row:08d}{file_ending(preprocess)}" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
         for start in range(folder.start, folder.stop, decoder.batch_size):
             codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
             files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-            map_in_threads(_save, decoder.decode(codes_BT), files)
+            map_in_threads(
+                lambda image, path: _save(file_content(image, preprocess), path), decoder.decode(codes_BT), files
+            )
             done(len(codes_BT))
 
     try:
@@ -180,8 +185,11 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
             raise  # else: another process was first, with the same
 
 
-def _save(image_YXC: np.ndarray, path: Path) -> None:
-    durable.write_file(path, lambda target: to_pil(image_YXC).save(target, "PNG"))
+def _save(content: bytes, path: Path) -> None:
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    durable.write_file(path, write)
 
 
 def find_tokenizer(codes: Path, named: str | None) -> Path:

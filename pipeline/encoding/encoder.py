@@ -32,7 +32,7 @@ ENOUGH = 0.97
 _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 Decoded = np.ndarray | Failure | None
-"""(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
+"""(views, Y, X, C) pixels, a failure, or None for an image that is not wanted"""
 Reading = deque[tuple[list[int], list["Future[Decoded]"]]]
 """image numbers of batches that are being read, and their images"""
 
@@ -168,7 +168,7 @@ class ShardEncoder:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
         preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
-        pixels_BYXC = np.zeros(shape, np.uint8)
+        pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
@@ -178,11 +178,12 @@ class ShardEncoder:
 
 
 def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
+    """(B, Y, X, C) pixels => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
     if device.type == "cpu":
         return to_unit_range(pixels_BYXC)
     images = send(torch.from_numpy(pixels_BYXC), device).permute(0, 3, 1, 2)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    half = 127.5 if pixels_BYXC.dtype == np.uint8 else 32_767.5
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1.0)
 
 
 def _cancel(reading: Reading) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from foundation.arguments import as_paths, require_type
 from foundation.errors import DataError
-from foundation.images.preprocess import decode_image, to_unit_range
+from foundation.images.preprocess import decode_any, to_unit_range
 from foundation.images.scan import content_of
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, is_codes, pixels_of, read_codes
@@ -116,8 +116,9 @@ def score_files(
     scored: list[ScoredImage] = []
 
     def read(path: Path) -> tuple[int, np.ndarray]:
-        image = decode_image(path.read_bytes())
-        return content_of(image), pipe.tokenizer.preprocess(image)
+        preprocess = pipe.tokenizer.preprocess
+        image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
+        return content_of(image), preprocess(image)
 
     files = readable(paths, read, failed, desc="scoring")
     while batch := list(islice(files, batch_size)):

@@ -112,8 +112,9 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         CheckpointError: see ``run_listing``.
     """
     listing = run_listing(folder)
+    data = recipe.data
     train, validation = open_sources(
-        recipe.data.source, recipe.data.max_megapixels * 10**6, recipe.data.remote_cache_gib
+        data.source, data.max_megapixels * 10**6, data.remote_cache_gib, arrays=not data.preprocess.is_plain
     )
     given = {"train": train, "validation": validation}
     if listing is None:
@@ -143,12 +144,12 @@ def listed_sources(listing: Listing, given: Mapping[str, ImageSource | None]) ->
 
 def known_sources(listing: Listing, data: DataConfig) -> dict[str, ImageSource]:
     """The splits of a listing that was just compared with what is there: a folder is not listed again."""
-    source, max_pixels = data.source, data.max_megapixels * 10**6
+    source, max_pixels, arrays = data.source, data.max_megapixels * 10**6, not data.preprocess.is_plain
     if not isinstance(source, FolderData) or not all(map(is_a_path, itertools.chain(*listing.ids()))):
-        given = open_sources(source, max_pixels, data.remote_cache_gib)
+        given = open_sources(source, max_pixels, data.remote_cache_gib, arrays=arrays)
         return listed_sources(listing, dict(zip(("train", "validation"), given, strict=True)))
     paths = {"train": source.path, "validation": source.validation_path or source.path}
-    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels}
+    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels, "arrays": arrays}
     there: dict[str, ImageSource] = {
         name: FolderFiles(Path(expand(paths[name], "data.source")), each.ids, each.labels, listing.class_names, **how)
         for name, each in listing.splits.items()

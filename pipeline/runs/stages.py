@@ -22,6 +22,7 @@ from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
 from foundation.images.listing import Listing
+from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.clock import ModelWork
@@ -33,7 +34,7 @@ from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, to_output_type
+from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -223,6 +224,8 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
+        if not model.preprocess.is_plain:
+            model.stretch = find_stretch(self._canary_images(), model.preprocess)
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         how["distance"] = self._rfid(len(images["validation"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
@@ -415,8 +418,12 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        output = generator(labels, per_label, seed=seed, output_type="pil" if self._has_tokenizer else "latent")
-        pictures = output.images if self._has_tokenizer else code_maps(output.codes, generator.spec)
+        kind = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
+        output = generator(labels, per_label, seed=seed, output_type=kind)
+        if self._has_tokenizer:
+            pictures = pictures_of(output.images, generator.tokenizer.preview)
+        else:
+            pictures = code_maps(output.codes, generator.spec)
         n_columns = per_label if n_classes else max(1, round(per_label**0.5))
 
         def fill(temporary: Path) -> None:
@@ -434,5 +441,6 @@ def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel |
     if tokenizer is None:
         pictures = code_maps(codes, spec)
     else:  # one by one: a decoder's memory grows with the images that it decodes at once
-        pictures = [image for each in codes for image in to_output_type(tokenizer.decode(each[None]), "pil")]
+        decoded = (tokenizer.decode(each[None]) for each in codes)
+        pictures = [image for each in decoded for image in pictures_of(each, tokenizer.preview)]
     return grid_image(pictures, min(_COLUMNS, len(pictures)))

@@ -22,6 +22,7 @@ from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_l
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.parts import CODING, freeze
+from stage1_tokenizer.quantizers.base import Quantizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class TokenizerTask:
             if known_skipped(taken) or "codebook" in self.frozen:
                 quantizer.forget()
                 continue
-            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()]):
+            moves = type(quantizer).update is not Quantizer.update
+            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()] if moves else []):
                 quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
         self.learner.follow(taken, step)
 

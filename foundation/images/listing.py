@@ -227,10 +227,6 @@ class ListedSource:
         there = [(None, i) if self._where is None else self._where[i] for i in indices]
         self._sources[0].ahead(np.array([each[1] for each in there if each is not None], np.int64))  # type: ignore[attr-defined]
 
-    def gone(self) -> list[str]:
-        """Names of the images that are no longer there."""
-        return [name for name, found in zip(self.ids, self._where or (), strict=False) if found is None]
-
     def present(self) -> ListedSource:
         """The images that are still there."""
         return self if self._where is None else self._some(np.array([each is not None for each in self._where], bool))

@@ -33,6 +33,8 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
 
 Split = Literal["validation", "train"]
+_GONE = "belongs to the run and is no longer there"
+_RESIZED = "has another size in bytes than when it was listed"
 
 
 @dataclass(frozen=True)
@@ -199,25 +201,29 @@ def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]
     return dataclasses.replace(opened, listing=listing, splits=listed_sources(listing, opened.given)), listing
 
 
-def training_images(recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit) -> dict[str, ImageSet]:
+def training_images(
+    recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit, since: Changes | None = None
+) -> dict[str, ImageSet]:
     """Training and validation images of stage 1.
 
     Args:
         recipe: of the run.
         sources: the splits of its listing.
         failed: images that are known to be unusable.
+        since: what differs from the listing, as far as it is known.
 
     Raises:
         DataError: too many are unusable.
     """
+    lost = {} if since is None else {name: Failure(name, _GONE, "vanished") for name in since.gone}
+    lost |= {} if since is None else {name: Failure(name, _RESIZED, "changed") for name in since.resized}
     augment = {"train": recipe.tokenizer.training.augment}
     images = {}
     for name, source in sources.items():
         source = source.without_copies() if isinstance(source, ListedSource) else source
         images[name] = image_set(source, recipe.data, augment=augment.get(name), seed=recipe.seed)
-        gone = source.gone() if isinstance(source, ListedSource) else ()
-        vanished = [Failure(each, "belongs to the run and is no longer there", "vanished") for each in gone]
-        images[name].add_failures([*failed.get(name, {}).values(), *vanished])
+        here = [lost[each] for each in source.ids if each in lost] if lost else []
+        images[name].add_failures([*failed.get(name, {}).values(), *here])
     return images
 
 

@@ -21,7 +21,7 @@ from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
-from foundation.images.listing import Listing
+from foundation.images.listing import Changes, Listing
 from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
@@ -166,14 +166,15 @@ class Run:
         """Training and validation images. The first process lists them; the others read its list."""
         began = time.perf_counter()
         sources: Mapping[str, ImageSource] = {}
+        since: Changes | None = None
         if self.accelerator.is_main_process:
             opened, listing = list_images(self.folder, self.recipe)
-            sources = opened.splits
+            sources, since = opened.splits, opened.changes
             self._say_found(listing.inventory, opened.changes.sentence())
         wait_for_everyone(self.accelerator)
         if not sources:
             sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
-        images = training_images(self.recipe, sources, failed_images(self.folder))
+        images = training_images(self.recipe, sources, failed_images(self.folder), since)
         self.reading_seconds = time.perf_counter() - began
         return images
 

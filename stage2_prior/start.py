@@ -9,7 +9,7 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
 _SHAPE = ("d_model", "n_layers", "n_heads", "feed_forward_width", "block")
-_OF_PLACES = ("place_embedding.weight", "target_embedding.weight")
+_OF_PLACES = ("place_embedding.weight", "target_embedding.weight", "grid_embedding.weight")
 _HEX = 64  # digits of a fingerprint; codes whose tokenizer is not known have another text
 _SHOWN = 5
 
@@ -78,6 +78,8 @@ def _codes(model: PriorModel, source: PriorModel, kept: dict[str, torch.Tensor])
     for name in of_codes:
         kept.pop(name, None)
     shapes, their_shapes = ([level.shape for level in spec.levels] for spec in (ours, theirs))
+    if ours.n_grids > 1 or theirs.n_grids > 1:
+        shapes, their_shapes = ([*spec.grids] for spec in (ours, theirs))
     if shapes != their_shapes:
         for name in _OF_PLACES:
             kept.pop(name, None)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
+from foundation.images.shapes import Shape, bucket_of, equal_shapes, propose_shapes
 from foundation.paths import PathOrName, PathText
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from PIL import Image
+
+
+_MOST_SHAPES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,9 @@ class Preprocess:
     white_level: int | None = added_later(None)
     """value of white in images of more than 8 bits whose files do not say it, in 256..65535, e.g. 4095 for 12-bit data
     in 16-bit files; null means 65535, and refuses images that would then all be nearly black"""
+    shapes: tuple[Shape, ...] = added_later(())
+    """further shapes beside height x width, each [height, width] in pixels with as many pixels, e.g. [[64, 48]] beside
+    48 x 64: an image takes the shape nearest to its aspect ratio"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -41,6 +52,37 @@ class Preprocess:
         white = self.white_level
         require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
+        if self.shapes:
+            self._require_shapes()
+
+    def _require_shapes(self) -> None:
+        """Refuse shapes of another area: all images have the same number of codes."""
+        n_pixels, first = self.height * self.width, f"{self.height} x {self.width}"
+        multiple = math.gcd(*(side for shape in self.all_shapes for side in shape))
+        for i, (height, width) in enumerate(self.shapes):
+            if min(height, width) < 1 or height * width != n_pixels:
+                others = [
+                    each for each in equal_shapes(self.height, self.width, multiple) if each != self.all_shapes[0]
+                ]
+                like = f", such as {_listed(others)}" if others else ""
+                expected = f"{n_pixels:,} pixels, as {first}{like}"
+                fix = f"take shapes of one area, e.g. {_listed(propose_shapes(n_pixels, multiple))}"
+                require(False, f"shapes[{i}]", f"{height} x {width}", expected, fix)
+        again = [each for i, each in enumerate(self.all_shapes) if each in self.all_shapes[:i]]
+        require(not again, "shapes", _listed(again), "shapes that differ from each other and from height x width")
+        require(len(self.all_shapes) <= _MOST_SHAPES, "shapes", len(self.shapes), f"up to {_MOST_SHAPES - 1} of them")
+
+    @property
+    def all_shapes(self) -> tuple[Shape, ...]:
+        """(height, width) of every shape, ``height`` x ``width`` first."""
+        return ((self.height, self.width), *self.shapes)
+
+    def of_shape(self, index: int) -> Preprocess:
+        """The same for images of one shape, by its index in ``all_shapes``."""
+        if not self.shapes:
+            return self
+        height, width = self.all_shapes[index]
+        return dataclasses.replace(self, height=height, width=width, shapes=())
 
     @property
     def n_channels(self) -> int:
@@ -48,8 +90,18 @@ class Preprocess:
         return 3 if self.mode == "RGB" else 1
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8."""
-        return self.cover(self.prepare(image), self.height, self.width)
+        """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8.
+
+        With several shapes, (Y, X) is the one nearest to the image's aspect ratio.
+        """
+        prepared = self.prepare(image)
+        return self.cover(prepared, *self.all_shapes[self.shape_of(prepared.size)])
+
+    def shape_of(self, size: tuple[int, int]) -> int:
+        """Index in ``all_shapes`` of the shape that an upright image of this (width, height) takes."""
+        if not self.shapes:
+            return 0
+        return bucket_of(size, self.all_shapes)
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Orient, flatten onto the background, convert; keep every pixel.
@@ -94,6 +146,10 @@ class Preprocess:
         import numpy as np
 
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.n_channels)
+
+
+def _listed(shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{height} x {width}" for height, width in shapes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Encoding of the images of one parquet file with the frozen tokenizer, in full float32 precision.
 
-Every image keeps its position in its batch, and all batches have one shape, measured once on this machine and then
-fixed: codes depend neither on failures of other images, nor on the process, nor on retries.
+Every image keeps its position in its batch, and all batches have one size, measured once on this machine and then
+fixed: codes depend neither on failures of other images, nor on the process, nor on retries. Where images have several
+shapes, a batch holds the next images of one shape in the file; rows keep the order of the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from foundation.codes.shards import Shard
+from foundation.images.buckets import grouped
+from foundation.images.config import Preprocess
 from foundation.images.failures import Failure, failure_of
 from foundation.images.image_set import pixel_checksum, require_unchanged
 from foundation.images.preprocess import to_unit_range
@@ -74,8 +77,9 @@ class ShardEncoder:
                 failed = {n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)}
                 failures.update(failed)
                 columns = [numbers[i] - planned.start for i in good]
+                preprocess = self._preprocess(planned, numbers[0])
                 for row in range(len(planned.views)) if good else ():
-                    codes_VNT[row, columns] = self._codes(decoded, row)[good]
+                    codes_VNT[row, columns] = self._codes(decoded, row, preprocess)[good]
                 done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
@@ -93,17 +97,30 @@ class ShardEncoder:
             failures=[failures[n] for n in sorted(failures)],
             planned=planned.n_images,
             plan=self.plan.identity,
+            grids=None if split.grids is None else np.tile([split.grids[n] for n in good], len(planned.views)),
         )
+
+    def _preprocess(self, planned: PlannedShard, number: int) -> Preprocess:
+        """How an image becomes pixels, in its shape."""
+        grids = self.plan.splits[planned.split].grids
+        return self.tokenizer.preprocess if grids is None else self.tokenizer.preprocess.of_shape(grids[number])
+
+    def _numbers(self, planned: PlannedShard) -> Iterator[list[int]]:
+        """Image numbers of each batch of a file: shape by shape, in the order of the plan."""
+        size, grids = self.plan.batch_size, self.plan.splits[planned.split].grids
+        images = np.arange(planned.start, planned.stop)
+        parts = [images] if grids is None else [images[at] for _, at in grouped(np.array(grids)[images])]
+        for part in parts:
+            for start in range(0, len(part), size):
+                yield part[start : start + size].tolist()
 
     def _batches(
         self, planned: PlannedShard, wanted: Collection[int]
     ) -> Generator[tuple[list[int], list[Decoded]], None, None]:
         """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
         waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
-        size = self.plan.batch_size
         try:
-            for start in range(planned.start, planned.stop, size):
-                numbers = list(range(start, min(start + size, planned.stop)))
+            for numbers in self._numbers(planned):
                 if any(n in wanted for n in numbers):
                     futures = [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
                     waiting.append((numbers, futures))
@@ -121,7 +138,8 @@ class ShardEncoder:
         source = self.sources[planned.split]
         try:
             image = source.read(number)
-            pixels_VYXC = view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
+            preprocess = self._preprocess(planned, number)
+            pixels_VYXC = view_pixels(preprocess, image, planned.views, self.plan.corner_scale)
             checksums = getattr(source, "checksums", None)
             if checksums is not None:
                 require_unchanged(pixel_checksum(pixels_VYXC[0]), int(checksums[number]))
@@ -129,9 +147,8 @@ class ShardEncoder:
         except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
             return failure_of(source.ids[number], error)
 
-    def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
+    def _codes(self, decoded: list[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
-        preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
         pixels_BYXC = np.zeros(shape, np.uint8)
         for i, each in enumerate(decoded):

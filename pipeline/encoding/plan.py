@@ -58,11 +58,13 @@ class PlannedSplit:
         image_ids: in the order of the source.
         labels: class numbers, or None.
         views: indices into ``foundation.images.views.VIEWS``.
+        grids: index of each image's shape in ``Preprocess.all_shapes``; None where there is one.
     """
 
     image_ids: tuple[str, ...]
     labels: tuple[int, ...] | None
     views: tuple[int, ...]
+    grids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class ExportPlan:
     def _content(self) -> dict[str, Any]:
         splits = [
             {"name": name, "image_ids": each.image_ids, "labels": each.labels, "views": each.views}
+            | ({} if each.grids is None else {"grids": each.grids})
             for name, each in self.splits.items()
         ]
         return {
@@ -188,7 +191,7 @@ def make_plan(
         if twice:
             raise DataError("two images have one id", field=f"split {name}", found=twice[0])
         labels = None if source.labels is None else tuple(int(label) for label in source.labels)
-        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config, name))
+        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config, name), _grids_of(source, spec))
     return ExportPlan(
         spec=spec,
         splits=splits,
@@ -197,6 +200,16 @@ def make_plan(
         batch_size=batch_size,
         device=device,
     )
+
+
+def _grids_of(source: ImageSource, spec: CodeSpec) -> tuple[int, ...] | None:
+    """The shape of each image: as the source has listed it, else by its header; None where there is one shape."""
+    if spec.n_grids == 1:
+        return None
+    from foundation.images.buckets import buckets_of
+
+    listed = getattr(source, "buckets", None)
+    return tuple((buckets_of(source, spec.preprocess.all_shapes) if listed is None else listed).tolist())
 
 
 def views_of(config: EncodeConfig, split: str) -> tuple[int, ...]:
@@ -246,12 +259,18 @@ def _differing(name: str, there: PlannedSplit | None, wanted: PlannedSplit | Non
             first = next(i for i, (one, other) in pairs if one != other)
         one, other = (each and each[first] for each in (there.labels, wanted.labels))
         return [(f"label of {there.image_ids[first]} ({name})", one, other)]
+    if there.grids != wanted.grids:
+        pairs = enumerate(zip(there.grids or (), wanted.grids or (), strict=False))
+        first = next((i for i, (one, other) in pairs if one != other), 0)
+        one, other = (each and each[first] for each in (there.grids, wanted.grids))
+        return [(f"shape of {there.image_ids[first]} ({name})", one, other)]
     return []
 
 
 def _saved_split(saved: Mapping[str, Any]) -> PlannedSplit:
     labels = None if saved["labels"] is None else tuple(saved["labels"])
-    return PlannedSplit(tuple(saved["image_ids"]), labels, tuple(saved["views"]))
+    grids = tuple(saved["grids"]) if "grids" in saved else None
+    return PlannedSplit(tuple(saved["image_ids"]), labels, tuple(saved["views"]), grids)
 
 
 def _some(image_ids: tuple[str, ...], only_here: list[str]) -> str:

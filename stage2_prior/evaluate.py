@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,19 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class GridScore:
+    """Likelihood of the images of one shape.
+
+    Attributes:
+        n_images: how many there were, 1 or more.
+        nats_T: (T,) float64, as of ``PriorScores``.
+    """
+
+    n_images: int
+    nats_T: np.ndarray
+
+
+@dataclass(frozen=True)
 class PriorScores:
     """Validation likelihood.
 
@@ -44,6 +57,7 @@ class PriorScores:
             unconditional prior, which does not see them.
         unigram_bits: entropy of the validation codes' own frequencies in each slot, bits per code on average over all
             codes: the best that code frequencies of each slot, and nothing else, can reach.
+        grids: where images have several shapes, the likelihood of those of each grid that occurs, by its number.
     """
 
     spec: CodeSpec
@@ -51,6 +65,7 @@ class PriorScores:
     nats_T: np.ndarray
     classes: tuple[ClassScore, ...]
     unigram_bits: float
+    grids: Mapping[int, GridScore] = field(default_factory=dict)
 
     @property
     def nats_per_slot(self) -> tuple[float, ...]:
@@ -95,11 +110,14 @@ class PriorScores:
         return self.bits_per_image / (preprocess.height * preprocess.width * preprocess.n_channels)
 
     def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
-        """Each slot with the (H, W) mean bits of its codes at each position of the grid."""
-        slot_T = code_positions(self.spec).slot_T
-        shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.spec.slots]
-        bits_T = self.nats_T / math.log(2)
-        return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(self.spec.slots)]
+        """Each slot with the (H, W) mean bits of its codes at each position of the grid.
+
+        Where images have several shapes, the slots of each grid that occurs.
+        """
+        if not self.grids:
+            return _by_place(self.nats_T, self.spec)
+        of_grids = (_by_place(each.nats_T, self.spec.of_grid(grid)) for grid, each in self.grids.items())
+        return [row for rows in of_grids for row in rows]
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log; of the classes only the two extremes, by number."""
@@ -111,6 +129,7 @@ class PriorScores:
             "uniform_nats_per_code": self.uniform_nats,
             "unigram_bits_per_code": self.unigram_bits,
             **self._bits_per_slot(),
+            **self._bits_per_grid(),
             **self._extreme_classes(),
         }
 
@@ -120,6 +139,10 @@ class PriorScores:
             return {}
         pairs = zip(self.spec.slots, self.nats_per_slot, strict=True)
         return {f"bits_per_code_level{slot.level}_depth{slot.depth}": nats / math.log(2) for slot, nats in pairs}
+
+    def _bits_per_grid(self) -> dict[str, float]:
+        """``bits_per_code_grid0`` and so on; none where images have one shape."""
+        return {f"bits_per_code_grid{i}": float(each.nats_T.mean()) / math.log(2) for i, each in self.grids.items()}
 
     def _extreme_classes(self) -> dict[str, float]:
         if len(self.classes) < 2:
@@ -159,7 +182,10 @@ def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int 
     if n_images == 0:
         raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
     labels_N = validation.labels_N if spec.class_names else None
-    device, n_named = prior.head.weight.device, 0 if labels_N is None else len(spec.class_names)
+    grids_N, nats_GT, images_G = None, np.zeros((spec.n_grids, spec.n_codes)), np.zeros(spec.n_grids, np.int64)
+    if spec.n_grids > 1:
+        grids_N = validation.grids_N
+    n_named = 0 if labels_N is None else len(spec.class_names)
     nats_T, nats_L, images_L = np.zeros(spec.n_codes), np.zeros(n_named), np.zeros(n_named, np.int64)
     usages: list[CodeUsage] = []
     was_training = prior.training
@@ -170,8 +196,12 @@ def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int 
             found = count_codes_by_slot(codes_BT, spec)
             usages = [a + b for a, b in zip(usages, found, strict=True)] if usages else found
             labels_B = None if labels_N is None else np.asarray(labels_N[start : start + batch_size])
-            nats_BT = _nats(prior, codes_BT, labels_B, device)
+            grids_B = None if grids_N is None else np.asarray(grids_N[start : start + batch_size]).astype(np.int64)
+            nats_BT = _nats(prior, codes_BT, labels_B, grids_B)
             nats_T += nats_BT.sum(0)
+            if grids_B is not None:
+                np.add.at(nats_GT, grids_B, nats_BT)
+                images_G += np.bincount(grids_B, minlength=len(images_G))
             if labels_B is not None:
                 nats_L += np.bincount(labels_B, nats_BT.sum(1), minlength=n_named)
                 images_L += np.bincount(labels_B, minlength=n_named)
@@ -180,13 +210,25 @@ def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int 
     bits_L = nats_L / (np.maximum(images_L, 1) * spec.n_codes * math.log(2))
     rows = zip(spec.class_names[:n_named], images_L.tolist(), bits_L.tolist(), strict=True)
     classes = tuple(ClassScore(*row) for row in rows if row[1])
-    return PriorScores(spec, n_images, nats_T / n_images, classes, summarize(usages).entropy_bits)
+    grids = {i: GridScore(n, nats_GT[i] / n) for i, n in enumerate(images_G.tolist()) if n}
+    return PriorScores(spec, n_images, nats_T / n_images, classes, summarize(usages).entropy_bits, grids)
 
 
-def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, device: torch.device) -> np.ndarray:
+def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.ndarray]]:
+    """Each slot of images of one shape with (H, W) bits."""
+    slot_T, bits_T = code_positions(spec).slot_T, nats_T / math.log(2)
+    shapes = [(spec.levels[slot.level].height, spec.levels[slot.level].width) for slot in spec.slots]
+    return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(spec.slots)]
+
+
+def _nats(
+    prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, grids_B: np.ndarray | None
+) -> np.ndarray:
     """(B, T) float64."""
     if labels_B is None or not prior.n_classes:
         labels_B = np.full(len(codes_BT), prior.null_class)
+    device = prior.head.weight.device
     tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
-    return prior.nll(tokens, labels).cpu().double().numpy()
+    grids = None if grids_B is None else torch.from_numpy(grids_B).to(device)
+    return prior.nll(tokens, labels, grids).cpu().double().numpy()

@@ -150,8 +150,8 @@ class PriorTask:
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
 
-        Where there are several grids, (B,) ``grids`` says which one an image has. The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
-        processes have equally many.
+        Where there are several grids, (B,) ``grids`` says which one an image has. The loss is the mean over the global
+        batch: each pass counts by its share of this process's examples, and all processes have equally many.
         """
         began = time.perf_counter()
         self.learner.wrapped.train()
@@ -173,7 +173,9 @@ class PriorTask:
 
     def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
-        examples = {name: batch[name] for name in ("tokens", "labels", "grids") if name in batch}
+        examples: dict[str, torch.Tensor] = {
+            name: batch[name] for name in ("tokens", "labels", "grids") if name in batch
+        }
         order = self.training.random_order
         share = 0.0 if order is None else order.share(step)
         if share > 0:

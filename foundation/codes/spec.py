@@ -141,7 +141,7 @@ class CodeSpec:
     def find_grid(self, sides: Sequence[int]) -> int | None:
         """The grid with these (rows, columns) or (rows, columns, depth); None if there is none."""
         depth = self.levels[-1].depth
-        shapes = [(*each, depth) if depth > 1 else each for each in self.grids]
+        shapes: list[tuple[int, ...]] = [(*each, depth) if depth > 1 else each for each in self.grids]
         return shapes.index(tuple(sides)) if tuple(sides) in shapes and len(self.levels) == 1 else None
 
     @property

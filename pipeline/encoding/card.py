@@ -218,11 +218,11 @@ def _sides(level: CodeLevel, separator: str) -> str:
 def _row_layout(spec: CodeSpec) -> str:
     """Layout of ``codes``: levels, and depth of each position."""
     if spec.n_grids > 1:
-        rows = [f"{i}. {_grid(spec.of_grid(i).levels[0])}" for i in range(spec.n_grids)]
-        listed = "\n".join(["", *rows]).replace("\n", "\n- `grid` ")
-        return f"""Each row is one view of one image. Images have {spec.n_grids} shapes; `grid` says which grid of codes is
-flattened into `codes`:
-{listed}
+        grids = "\n".join(f"- `grid` {i}: {_grid(spec.of_grid(i).levels[0])}" for i in range(spec.n_grids))
+        return f"""Each row is one view of one image. Images have {spec.n_grids} shapes, of one number of codes; `grid`
+says which grid is flattened into `codes`:
+
+{grids}
 """
     if len(spec.levels) == 1:
         return f"Each row is one view of one image as a grid of {_grid(spec.levels[0])}, flattened into `codes`."

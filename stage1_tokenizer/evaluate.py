@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import trange
+from tqdm import tqdm
 
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.config import require
+from foundation.images.buckets import batches_of_one_shape
 from foundation.images.image_set import ImageSet
 from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -91,10 +92,9 @@ def score_tokenizer(
     was_training = model.training
     model.eval()
     try:
-        for start in trange(
-            0, len(images), batch_size, desc="scoring the tokenizer", unit="batch", delay=2, leave=False
-        ):
-            batch = images.images(order[start : start + batch_size]).to(device)
+        batches = list(batches_of_one_shape(images.buckets, order, batch_size))
+        for rows in tqdm(batches, desc="scoring the tokenizer", unit="batch", delay=2, leave=False):
+            batch = images.images(rows).to(device)
             codes = model.encode(batch)
             decoded = model.decode(codes).clamp(-1, 1)
             for name, values_B in _scores(batch, decoded, lpips).items():

@@ -199,6 +199,8 @@ class PriorModel(nn.Module):
             DataError: a grid that does not exist, or another number of grids than images.
         """
         device, n_images = self.head.weight.device, len(codes)
+        if self.n_grids == 1 and (grids_B is None or (isinstance(grids_B, int) and grids_B == 0)):
+            return None
         if grids_B is None:
             grids_B = self.spec.find_grid(getattr(codes, "shape", ())[1:]) or 0
         whole = isinstance(grids_B, int)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -140,13 +140,15 @@ class BucketedOrder:
         return images[chosen], passes
 
 
-def counts_of(buckets_N: np.ndarray, n_shapes: int) -> list[int]:
-    """Images of each shape."""
-    return np.bincount(buckets_N, minlength=n_shapes).tolist()
-
-
 def grouped(buckets_B: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Each bucket that occurs, with the places where it does."""
     order = np.argsort(buckets_B, kind="stable")
     parts = itertools.groupby(order.tolist(), key=lambda i: int(buckets_B[i]))
     return [(bucket, np.array(list(places))) for bucket, places in parts]
+
+
+def batches_of_one_shape(buckets_N: np.ndarray | None, order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Examples in an order, cut into batches of one shape, shape by shape; None is one shape for all."""
+    parts = [order] if buckets_N is None else [order[places] for _, places in grouped(buckets_N[order])]
+    for part in parts:
+        yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))

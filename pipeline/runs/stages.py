@@ -18,6 +18,7 @@ from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import require_same_codes
 from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
+from foundation.images.buckets import batches_of_one_shape
 from foundation.images.image_set import ImageSet
 from foundation.images.inventory import inventory_text
 from foundation.randomness import ORDER_VERSION, derive_seed
@@ -28,7 +29,7 @@ from foundation.training.parallel import build_accelerator, sharding_asked
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image
+from pipeline.generation.outputs import code_maps, grid_image, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -250,7 +251,7 @@ class Run:
 
     def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
-        return validation.pixels(np.arange(min(N_IMAGES, len(validation))))
+        return validation.pixels(next(batches_of_one_shape(validation.buckets, np.arange(len(validation)), N_IMAGES)))
 
     def encode(self, job: ExportJob | None = None) -> bool:
         """Take part in the export of the codes of all images.
@@ -287,7 +288,9 @@ class Run:
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
-            write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
+            counts = tuple(read_manifest(self.folder.codes)["splits"]["train"].get("grids", ()))
+            how: dict[str, Any] = {"has_tokenizer": self._has_tokenizer, "grid_counts": counts}
+            write_recipe_index(self.folder.root, sampling, dropout, **how)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -341,7 +344,7 @@ class Run:
         self._publish("prior", save)
 
     def sample(self) -> None:
-        """Sample the run's grid: a row per class, or a square without classes."""
+        """Sample the run's grid: a row per class, or a square without classes; one below the other for each shape."""
         accelerator = self.accelerator
         if not accelerator.is_main_process or self.folder.has_samples():
             return
@@ -357,15 +360,22 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        output = generator(labels, per_label, seed=seed, output_type="pil" if self._has_tokenizer else "latent")
-        pictures = output.images if self._has_tokenizer else code_maps(output.codes, generator.spec)
-        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
+        how: dict[str, Any] = {"seed": seed, "output_type": "pil" if self._has_tokenizer else "latent"}
+        outputs = [generator(labels, per_label, aspect=grid, **how) for grid in range(len(generator.shapes))]
+        several, n_columns = len(outputs) > 1, per_label if n_classes else max(1, round(per_label**0.5))
+        pictures = [each.images if self._has_tokenizer else code_maps(each.codes, generator.spec) for each in outputs]
+        picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
+        codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
 
         def fill(temporary: Path) -> None:
-            grid_image(pictures, n_columns).save(temporary / "grid.png")
-            np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
-            about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
-            durable.write_bytes(temporary / "samples.json", json.dumps(about).encode())
+            picture.save(temporary / "grid.png")
+            np.save(temporary / "codes.npy", torch.cat(codes).cpu().numpy(), allow_pickle=False)
+            about = {"labels": outputs[0].labels, "seeds": outputs[0].seeds, "columns": n_columns}
+            shapes = [
+                {"shape": shape, "rows": rows} for shape, rows in zip(generator.shapes, bounds, strict=True) if several
+            ]
+            content = {**about, **({"shapes": shapes} if several else {})}
+            durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
 
         durable.publish_folder(self.folder.samples, fill)
 

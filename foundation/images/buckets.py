@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from foundation.images.shapes import Shape, bucket_of
 from foundation.images.sources import ImageSource
@@ -39,6 +39,8 @@ def size_of(image: Image.Image) -> tuple[int, int]:
     they are stored, and is still turned upright when it is read.
     """
     width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size has the orientation in it, by Pillow's version
+        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
     try:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # on a damaged block Pillow raises any class; reading the image says so

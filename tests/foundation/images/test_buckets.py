@@ -1,0 +1,84 @@
+"""Shapes by headers, and an order whose batches hold one shape."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped, upright_size
+from foundation.images.sources import FolderSource
+
+BUCKETS = np.array([0] * 10 + [1] * 23 + [2] * 3)[np.random.default_rng(0).permutation(36)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 36, 50])
+def test_batches_hold_one_shape_and_every_image_comes_once_in_each_pass_over_its_bucket(batch_size: int) -> None:
+    order = BucketedOrder(BUCKETS, 0, batch_size)
+    n = (60 if batch_size > 4 else 8) * 36 // batch_size * batch_size
+    indices, passes = order.at(np.arange(n))
+    for start in range(0, n, batch_size):
+        assert len(set(BUCKETS[indices[start : start + batch_size]].tolist())) == 1
+    times = Counter(zip(indices.tolist(), passes.tolist(), strict=True))
+    assert set(times.values()) == {1}, "never twice in one pass"
+    for image in range(36):
+        seen = sorted(p for i, p in times if i == image)
+        assert seen == list(range(len(seen))), "and in no pass left out"
+    shares = np.bincount(BUCKETS[indices]) / n
+    assert np.allclose(shares, np.array([10, 23, 3]) / 36, atol=3 * batch_size / n), "in proportion to its bucket"
+
+
+def test_the_order_is_a_function_of_seed_and_position() -> None:
+    order, positions = BucketedOrder(BUCKETS, 0, 4), np.arange(400)
+    indices, passes = order.at(positions)
+    shuffled = np.random.default_rng(1).permutation(400)
+    again = BucketedOrder(BUCKETS, 0, 4).at(shuffled)
+    assert np.array_equal(again[0], indices[shuffled]) and np.array_equal(again[1], passes[shuffled])
+    assert not np.array_equal(BucketedOrder(BUCKETS, 1, 4).at(positions)[0], indices)
+    kinds = BUCKETS[indices[::4]]
+    assert (kinds[1:] != kinds[:-1]).sum() > 20, "shapes are mixed, not one after the other"
+
+
+def test_epochs_hold_the_batches_that_a_pass_completes() -> None:
+    order = BucketedOrder(BUCKETS, 0, 4)
+    epochs = np.array([order.epoch_of(batch) for batch in range(180)])
+    assert (np.diff(epochs) >= 0).all()
+    for epoch, n_batches in Counter(epochs.tolist()).items():
+        if epoch < epochs[-1]:
+            assert n_batches == sum((epoch + 1) * n // 4 - epoch * n // 4 for n in (10, 23, 3))
+
+
+def test_one_bucket_is_a_shuffle_of_all_images() -> None:
+    indices, _ = BucketedOrder(np.zeros(12, np.int8), 3, 4).at(np.arange(12))
+    assert sorted(indices.tolist()) == list(range(12))
+
+
+def test_sizes_come_from_headers_after_the_orientation(tmp_path: Path) -> None:
+    rotated = Image.new("RGB", (30, 20))
+    exif = rotated.getexif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "b.png", "c.webp", "d.tif"):
+        rotated.save(tmp_path / name, exif=exif)
+        assert upright_size(str(tmp_path / name)) == (20, 30), name
+    rotated.save(tmp_path / "e.png")
+    content = (tmp_path / "e.png").read_bytes()
+    assert upright_size(content[:60]) == (30, 20), "the head of a file is enough"
+    assert upright_size(content) == (30, 20)
+
+
+def test_a_file_that_is_no_image_takes_the_first_shape(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    Image.new("RGB", (20, 30)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    source = FolderSource(str(tmp_path))
+    assert buckets_of(source, ((8, 12), (12, 8))).tolist() == [0, 1, 0]
+
+
+def test_images_are_cut_into_batches_of_one_shape() -> None:
+    order = np.random.default_rng(0).permutation(36)
+    batches = list(batches_of_one_shape(BUCKETS, order, 8))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(36))
+    assert all(len(set(BUCKETS[each].tolist())) == 1 and len(each) <= 8 for each in batches)
+    assert [len(each) for each in batches_of_one_shape(None, order, 16)] == [16, 16, 4]
+    assert [bucket for bucket, _ in grouped(np.array([2, 0, 2]))] == [0, 2]

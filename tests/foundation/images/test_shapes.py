@@ -12,7 +12,15 @@ SHAPES = ((48, 64), (64, 48), (32, 96))
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((640, 480), 0), ((480, 640), 1), ((3000, 1000), 2), ((500, 500), 0), ((1, 900), 1), ((200, 100), 0), ((201, 100), 2)],
+    [
+        ((640, 480), 0),
+        ((480, 640), 1),
+        ((3000, 1000), 2),
+        ((500, 500), 0),
+        ((1, 900), 1),
+        ((200, 100), 0),
+        ((201, 100), 2),
+    ],
 )
 def test_an_image_takes_the_shape_nearest_in_log_ratio_and_the_first_of_equally_near_ones(size, expected) -> None:
     assert bucket_of(size, SHAPES) == expected, "2:1 is exactly between 4:3 and 3:1"
@@ -30,7 +38,17 @@ def test_shapes_of_one_area_have_it_and_are_multiples() -> None:
 
 @pytest.mark.parametrize(
     ("aspect", "expected"),
-    [("4:3", 0), ("8:6", 0), ("3:4", 1), ("portrait", 1), ("Landscape", 0), ("64x48", 1), ((32, 96), 2), (2, 2), ("3:1", 2)],
+    [
+        ("4:3", 0),
+        ("8:6", 0),
+        ("3:4", 1),
+        ("portrait", 1),
+        ("Landscape", 0),
+        ("64x48", 1),
+        ((32, 96), 2),
+        (2, 2),
+        ("3:1", 2),
+    ],
 )
 def test_a_shape_is_found_by_ratio_word_sides_or_number(aspect, expected) -> None:
     assert find_shape(aspect, SHAPES) == expected

@@ -57,7 +57,7 @@ def test_height_and_width_of_a_shape_name_it(shaped: ImageGenerator) -> None:
     assert torch.equal(named, shaped("a", aspect="portrait", seed=1).codes)
     larger = shaped("a", aspect="portrait", height=14, width=10, seed=1, output_type="pt")
     assert larger.images.shape == (1, 1, 14, 10), "the window is the shape's"
-    with pytest.raises(ConfigError, match="height(.|\n)*12 to"):
+    with pytest.raises(ConfigError, match=r"height(.|\n)*12 to"):
         shaped("a", aspect="portrait", height=8)
 
 
@@ -104,7 +104,7 @@ def test_edits_keep_the_shape_of_the_picture(shaped: ImageGenerator) -> None:
 
 
 def test_pictures_of_several_shapes_are_no_one_batch(shaped: ImageGenerator) -> None:
-    with pytest.raises(DataError, match="several shapes(.|\n)*call once for each shape"):
+    with pytest.raises(DataError, match=r"several shapes(.|\n)*call once for each shape"):
         shaped.vary([picture(100, 150), picture(150, 100)], 0.5)
 
 
@@ -119,7 +119,7 @@ def test_images_between_two_have_the_shape_of_the_first(shaped: ImageGenerator) 
     between = shaped.interpolate(picture(100, 150), picture(150, 100), steps=3)
     assert [each.size for each in between.images] == [(8, 12)] * 3
     assert shaped.interpolate(1, 2, "a", steps=3, aspect="portrait").codes.shape == (3, 6, 4)
-    with pytest.raises(ConfigError, match="aspect(.|\n)*no effect between two images"):
+    with pytest.raises(ConfigError, match=r"aspect(.|\n)*no effect between two images"):
         shaped.interpolate(picture(100, 150), picture(150, 100), aspect=1)
 
 

@@ -269,6 +269,9 @@ class DigitsData(Choice):
 DataSource = FolderData | ArchiveData | DatasetData | DigitsData
 
 
+Identity = Literal["auto", "files", "content"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how they are split and read."""
@@ -284,6 +287,10 @@ class DataConfig:
     """stop if more than this share of the images is unusable, between 0 and 1"""
     cache_mib: int = 4096
     """keep the pixels in memory when they need at most this many MiB, else decode on demand"""
+    identity: Identity = added_later("auto")
+    """what tells whether images are the ones that a run began with: files, their names and sizes; content, also their
+    pixels, for which every image is decoded once as the run begins, and copies of training images are not held out;
+    auto, content for at most 65,536 images and 256 MiB of pixels"""
     max_megapixels: int = added_later(64)
     """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
     half, a quarter or an eighth of its sides"""

@@ -25,7 +25,7 @@ FAILURE_CODES = {
     "vanished": "listed when the images were planned, and no longer there",
     "forbidden": "the permission to read it is missing",
     "not_a_file": "a pipe, device, socket, folder or symbolic link",
-    "changed": "has other pixels than when the run began",
+    "changed": "is not the image that the run began with",
     "duplicate": "held out, with the pixels of a training image",
     "unavailable": "the storage or the network did not deliver it",
     "missing": "named by the data, and not there",
@@ -86,7 +86,7 @@ def failure_of(image_id: str, error: Exception) -> Failure:
 
 @contextlib.contextmanager
 def named(image_id: str) -> Iterator[None]:
-    """Let an image's failure name the image; for reading outside of a scan, which lists failures.
+    """Let an image's failure name the image; for reading that lists no failures.
 
     Raises:
         DataError: what happened to which image, and what to do.
@@ -94,7 +94,7 @@ def named(image_id: str) -> Iterator[None]:
     try:
         yield
     except (DataError, OSError) as error:
-        fix = "make it readable again and resume; the images were read once when the run began"
+        fix = "make it readable again"
         raise DataError(f"cannot be read: {failure_of(image_id, error).reason}", field=image_id, fix=fix) from error
 
 

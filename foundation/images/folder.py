@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +36,84 @@ _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
-class FolderSource:
-    """Image files below a folder, sorted by relative path."""
+@dataclass(frozen=True)
+class Stamps:
+    """What a file system says of files without reading them.
+
+    Attributes:
+        sizes: (n,) int64 bytes.
+        times: (n,) int64 nanoseconds of the last change.
+    """
+
+    sizes: np.ndarray
+    times: np.ndarray
+
+    def some(self, indices: np.ndarray) -> Stamps:
+        """The stamps of some files, in the order given."""
+        return Stamps(self.sizes[indices], self.times[indices])
+
+
+class FolderFiles:
+    """Images below a folder whose relative paths are known: nothing is listed.
+
+    Args:
+        folder: where they are.
+        ids: their names; a name is its file's path below the folder.
+        labels: (n,) class numbers, or None.
+        class_names: by class number.
+        follow_links: read symbolic links.
+        max_pixels: see ``decode_image``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ids: list[str],
+        labels: np.ndarray | None,
+        class_names: tuple[str, ...],
+        *,
+        follow_links: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.folder, self.ids, self.labels, self.class_names = folder, ids, labels, class_names
+        self._follow_links, self._max_pixels = follow_links, max_pixels
+
+    def data(self, index: int) -> bytes:
+        """The file of the image ``ids[index]``.
+
+        Raises:
+            BadImage: with the reason.
+        """
+        return read_plain_file(self.folder / self._path(index), follow_links=self._follow_links)
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The image that a file holds.
+
+        Raises:
+            BadImage: with the reason.
+        """
+        return decode_image(data, self._max_pixels)
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded image ``ids[index]``.
+
+        Raises:
+            BadImage: with the reason.
+        """
+        return self.decode(self.data(index))
+
+    def _path(self, index: int) -> str:
+        return self.ids[index]
+
+
+class FolderSource(FolderFiles):
+    """Image files below a folder, sorted by relative path.
+
+    Attributes:
+        stamps: sizes and times of the files, as they were listed.
+        passed_over: files that are not read.
+        notes: sentences about the structure.
+    """
 
     def __init__(
         self,
@@ -66,21 +143,17 @@ class FolderSource:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
                 look like splits; a list that leaves an image out.
         """
-        self.folder = Path(expand(path, field))
+        folder = Path(expand(path, field))
         self.passed_over, self.notes = PassedOverFiles(), list[str]()
-        self._paths = image_files(self.folder, field, follow_links=follow_links, passed_over=self.passed_over)
-        self._follow_links, self._max_pixels = follow_links, max_pixels
-        self.ids = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in self._paths]
-        self.labels: np.ndarray | None = None
-        self.class_names: tuple[str, ...] = ()
+        self._paths, self.stamps = listed_files(folder, field, follow_links=follow_links, passed_over=self.passed_over)
+        ids = [_name(path) for path in self._paths]
+        super().__init__(folder, ids, None, (), follow_links=follow_links, max_pixels=max_pixels)
         names: list[str] | None = None
         if labels is not None:
             field = field.replace("path", "labels")
-            names = listed_classes(Path(expand(labels, field)), self.ids, field)
+            names = listed_classes(Path(expand(labels, field)), ids, field)
         elif subfolders == "classes":
-            names, self.notes = classes_of(
-                self.ids, path.rstrip("/"), field, trusted=trust_classes or bool(class_names)
-            )
+            names, self.notes = classes_of(ids, path.rstrip("/"), field, trusted=trust_classes or bool(class_names))
         if names is None:
             require_same_classes(class_names, (), field)
             return
@@ -89,20 +162,31 @@ class FolderSource:
         require_plausible_classes(names, field, trusted=trust_classes or bool(class_names))
         self.labels, self.class_names = class_numbers(names, class_names, field)
 
-    def read(self, index: int) -> Image.Image:
-        """The decoded image ``ids[index]``.
+    def _path(self, index: int) -> str:
+        return self._paths[index]
 
-        Raises:
-            BadImage: with the reason.
-        """
-        data = read_plain_file(self.folder / self._paths[index], follow_links=self._follow_links)
-        return decode_image(data, self._max_pixels)
+
+def _name(path: str) -> str:
+    """A path as text: bytes that are no UTF-8 are written as escapes."""
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_a_path(name: str) -> bool:
+    """Whether an image's name is its path, without escapes."""
+    return "\\" not in name
 
 
 def image_files(
     folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
 ) -> list[str]:
-    """Relative paths of the image files below a folder, sorted; hidden files are left out.
+    """Relative paths of the image files below a folder, see ``listed_files``."""
+    return listed_files(folder, field, follow_links=follow_links, passed_over=passed_over)[0]
+
+
+def listed_files(
+    folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
+) -> tuple[list[str], Stamps]:
+    """Relative paths of the image files below a folder, sorted, with their stamps; hidden files are left out.
 
     Args:
         folder: where to look.
@@ -117,43 +201,73 @@ def image_files(
         name, fix = way_to_open(folder)
         raise DataError(f"is {name}", field=field, found=str(folder), expected="a folder of images", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
-    found, left_out, seen = list[str](), PassedOverFiles() if passed_over is None else passed_over, set[str]()
-    passing = _Passing(follow_links)
-    for root, folders, files in os.walk(folder, followlinks=follow_links, onerror=_not_listed):
-        inside = Path(root).relative_to(folder)
-        real = os.path.realpath(root)
-        if real in seen:
-            left_out.add("folder links", "a link to a folder that is listed already", inside.as_posix())
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [each for each in folders if _is_listed(Path(root, each), inside, left_out, follow_links)]
-        for name in files:
-            kind, reason = passing.reason(Path(root, name))
-            if reason:
-                left_out.add(kind, reason, (inside / name).as_posix())
-            else:
-                found.append((inside / name).as_posix())
-    if not found:
-        others = "; ".join(f"{each.count:,} {each.kind} ({each.reason})" for each in left_out.rows()[:5])
+    walk = _Walk(follow_links, PassedOverFiles() if passed_over is None else passed_over)
+    walk.enter(str(folder), "")
+    if not walk.found:
+        others = "; ".join(f"{each.count:,} {each.kind} ({each.reason})" for each in walk.left_out.rows()[:5])
         raise DataError(
             "the folder holds no image files",
             field=field,
             found=f"{folder}: {others}" if others else str(folder),
             expected=f"files ending in {', '.join(sorted(SUFFIXES))}, or subfolders of them",
         )
-    return sorted(found)
+    walk.found.sort()
+    paths, sizes, times = zip(*walk.found, strict=True)
+    return list(paths), Stamps(np.array(sizes, np.int64), np.array(times, np.int64))
 
 
-def _is_listed(path: Path, inside: Path, left_out: PassedOverFiles, follow_links: bool) -> bool:
+class _Walk:
+    """Lists folders; one system call a folder and one a file."""
+
+    def __init__(self, follow_links: bool, left_out: PassedOverFiles) -> None:
+        self.found, self.left_out = list[tuple[str, int, int]](), left_out
+        self._follow_links, self._seen = follow_links, set[str]()
+        self._passing = _Passing(follow_links)
+
+    def enter(self, top: str, inside: str) -> None:
+        """List a folder and all below it; ``inside`` is its path below the first one."""
+        folders = [(top, inside)]
+        while folders:
+            path, inside = folders.pop()
+            if self._follow_links:
+                real = os.path.realpath(path)
+                if real in self._seen:
+                    self.left_out.add("folder links", "a link to a folder that is listed already", inside)
+                    continue
+                self._seen.add(real)
+            try:
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        self._look_at(entry, f"{inside}/{entry.name}" if inside else entry.name, folders)
+            except OSError as error:
+                _not_listed(error)
+
+    def _look_at(self, entry: os.DirEntry[str], inside: str, folders: list[tuple[str, str]]) -> None:
+        if entry.is_dir():
+            if _is_listed(entry, inside, self.left_out, self._follow_links):
+                folders.append((entry.path, inside))
+            return
+        kind, reason = self._passing.reason(entry)
+        if reason:
+            self.left_out.add(kind, reason, inside)
+            return
+        try:
+            status = entry.stat(follow_symlinks=self._follow_links)
+        except OSError:  # gone since, or a link to nothing: reading it will say so
+            self.found.append((inside, 0, 0))
+            return
+        self.found.append((inside, status.st_size, status.st_mtime_ns))
+
+
+def _is_listed(entry: os.DirEntry[str], inside: str, left_out: PassedOverFiles, follow_links: bool) -> bool:
     """Whether a subfolder is listed; otherwise it is counted as left out, except hidden ones."""
-    if path.is_symlink() and not follow_links:
-        left_out.add("folder links", _LINK_REASON, (inside / path.name).as_posix())
+    if entry.is_symlink() and not follow_links:
+        left_out.add("folder links", _LINK_REASON, inside)
         return False
-    if path.name in _SYSTEM_FOLDERS:
-        left_out.add("system folders", "thumbnails or deleted files of the system", (inside / path.name).as_posix())
+    if entry.name in _SYSTEM_FOLDERS:
+        left_out.add("system folders", "thumbnails or deleted files of the system", inside)
         return False
-    return not path.name.startswith(".")
+    return not entry.name.startswith(".")
 
 
 class _Passing:
@@ -163,18 +277,18 @@ class _Passing:
         self._follow_links = follow_links
         self._unknown: Counter[str] = Counter()
 
-    def reason(self, path: Path) -> tuple[str, str]:
+    def reason(self, entry: os.DirEntry[str]) -> tuple[str, str]:
         """Kind of a file and the reason why it is passed over; "" for an image file."""
-        suffix = path.suffix.lower()
-        if path.name.startswith("."):
+        if entry.name.startswith("."):
             return "hidden files", "names that begin with a dot"
-        if path.is_symlink() and not self._follow_links:
+        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+        if entry.is_symlink() and not self._follow_links:
             return "links", _LINK_REASON
         if suffix in SUFFIXES:
             return suffix, ""
         ending, kind = suffix or "without an ending", None
         if self._unknown[suffix] < _LOOKS:
-            kind = kind_of(_head(path))
+            kind = kind_of(_head(Path(entry.path)))
             self._unknown[suffix] += kind is None
         if kind is None:
             foreign = "pictures of a format that is not read: convert them to PNG or JPEG"

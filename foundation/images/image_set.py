@@ -1,51 +1,47 @@
-"""Sets of usable images: scanned once, read in batches.
+"""Sets of images that are decoded when they are used.
 
-A scan decodes every image and lists each failure with its reason: planned = usable + failed.
+An image that cannot be used is found when it is met: it is listed once, with its reason, and never read again in the
+run. A training example gets another image instead, which depends on the seed and the image alone, so the examples do
+not depend on the process, the worker or the moment. planned = used + failed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from foundation.arguments import require_type
-from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.config import Augment, DataConfig, Preprocess
-from foundation.images.depth import require_white
-from foundation.images.failures import BadImage, Failure, failure_of, named
-from foundation.images.inventory import Shapes
+from foundation.images.failures import Failure, failure_of, named
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
 from foundation.randomness import uniforms
 from foundation.threads import map_in_threads
 
-_SCAN_BLOCK = 1024
+_TRIES = 1000
+"""images tried in place of one that is unusable"""
 
 
 class ImageSet:
-    """Usable images of one split.
+    """Images of one split.
 
     Args:
-        source: where they are read from. If it has ``checksums`` (see ``ListedSource``), an image with other pixels is
-            a failure.
+        source: where they are read from.
         preprocess: how they become pixels.
-        cache_mib: memory for decoded pixels.
+        cache_mib: memory for decoded pixels; a set that needs more is decoded at every use.
         augment: applied by ``batch`` when given.
-        seed: of the augmentation.
-        name: shown in the progress bar.
-        known_failures: images that were unusable when a run began, by id; they stay unusable.
-        apart_from: images whose pixels must not be in this set, e.g. the training images: checksum => id.
+        seed: of the augmentation and of the images that replace unusable ones.
+        max_failed_share: share of unusable images, 0 to 1, beyond which reading stops.
+        known_failures: images that were unusable before, by id; they are not read.
 
     Attributes:
-        checksums: (n_planned,) uint64 of each image's pixels, 0 if it failed.
-        shapes: sizes and modes of the decoded images.
+        ids: names of the planned images.
+        labels: (n,) class numbers, or None.
     """
 
     def __init__(
@@ -56,59 +52,76 @@ class ImageSet:
         cache_mib: int = 4096,
         augment: Augment | None = None,
         seed: int = 0,
-        name: str = "images",
+        max_failed_share: float = 1.0,
         known_failures: Mapping[str, Failure] | None = None,
-        apart_from: Mapping[int, str] | None = None,
     ) -> None:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
-        self.class_names = source.class_names
+        self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
+        self._source, self._max_failed_share = source, max_failed_share
         shape = (preprocess.height, preprocess.width, preprocess.n_channels)
-        fits = len(source.ids) * int(np.prod(shape)) <= cache_mib * 2**20
-        pixels = np.empty((len(source.ids), *shape), np.uint8) if fits else None
-        self.shapes = Shapes()
-        results = _scan(_Reading(source, preprocess, pixels, known_failures or {}, apart_from or {}, self.shapes), name)
-        self.failures = [each for each in results if isinstance(each, Failure)]
-        self.checksums = np.array([each if isinstance(each, int) else 0 for each in results], np.uint64)
-        self.n_planned, self.planned_ids, self.planned_labels = len(source.ids), source.ids, source.labels
-        good = np.flatnonzero([isinstance(each, int) for each in results])
-        self._source = SubsetSource(source, good)
-        self.ids, self.labels = self._source.ids, self._source.labels
-        self._pixels = pixels if pixels is None or len(good) == len(pixels) else pixels[good]
+        self.in_memory = len(self.ids) * int(np.prod(shape)) <= cache_mib * 2**20
+        self._pixels = np.empty((len(self.ids), *shape), np.uint8) if self.in_memory else None
+        self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
+        self._failures = dict(known_failures or {})
+        self._found = list[Failure]()
+        self._listing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def content(self) -> str:
-        """Hash of the usable images: their ids and their pixels as they were when the set was opened."""
-        return digest([self.ids, self.checksums[self.checksums > 0].tolist()])
+    def failures(self) -> list[Failure]:
+        """The images that are known to be unusable."""
+        return list(self._failures.values())
 
     @property
-    def n_copies(self) -> int:
-        """How many usable images have the pixels of another one that comes before."""
-        return len(self) - len(self.by_checksum())
+    def n_usable(self) -> int:
+        """How many of the images are not known to be unusable."""
+        return len(self) - len(self._failures)
 
-    def by_checksum(self) -> dict[int, str]:
-        """Ids of the usable images by the checksum of their pixels."""
-        return {int(each): name for each, name in zip(self.checksums, self.planned_ids, strict=True) if each}
+    def take_failures(self) -> list[Failure]:
+        """The failures found since the last call: what a worker process hands to the main process."""
+        with self._listing:
+            found, self._found = self._found, []
+        return found
+
+    def add_failures(self, failures: Iterable[Failure]) -> None:
+        """Note failures that were found elsewhere; each image is listed once.
+
+        Raises:
+            DataError: more than ``max_failed_share`` are unusable; names the first ones.
+        """
+        with self._listing:
+            for each in failures:
+                self._failures.setdefault(each.image_id, each)
+        require_usable(self.failures, len(self), self._max_failed_share)
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8."""
-        if self._pixels is not None:
-            return self._pixels[indices]
-        return np.stack(map_in_threads(self._decode, indices))
+        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8.
+
+        Raises:
+            DataError: an image cannot be read; names it.
+        """
+        known = self._known(indices)
+        return np.stack(map_in_threads(self._decode_or_raise, indices)) if known is None else known
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of those of some images that can be read, for evaluation.
+        """The pixels of those of some images that can be read, for evaluation; the others are listed.
 
         Returns:
-            (K, Y, X, C) pixels, and (B,) bool: which of the B images they are, in order.
-        """
-        return self.pixels(indices), np.ones(len(indices), bool)
+            (K, Y, X, C) uint8 pixels, and (B,) bool: which of the B images they are, in order.
 
-    def _decode(self, index: int) -> np.ndarray:
-        with named(self.ids[index]):
-            return self.preprocess(self._source.read(int(index)))
+        Raises:
+            DataError: see ``add_failures``.
+        """
+        known = self._known(indices)
+        if known is not None:
+            return known, np.ones(len(indices), bool)
+        found = map_in_threads(self._decode, indices)
+        kept = [each for each in found if each is not None]
+        height, width, channels = self.preprocess.height, self.preprocess.width, self.preprocess.n_channels
+        pixels = np.stack(kept) if kept else np.empty((0, height, width, channels), np.uint8)
+        return pixels, np.array([each is not None for each in found], bool)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
         """Training examples.
@@ -118,13 +131,69 @@ class ImageSet:
 
         Returns:
             ``images`` (B, C, Y, X) float32 in [-1, 1].
+
+        Raises:
+            DataError: see ``add_failures``.
         """
-        pixels_BYXC = augmented(self.pixels(indices), self.augment, indices, epochs, self.seed)
-        return {"images": to_unit_range(pixels_BYXC)}
+        pixels_BYXC = self._known(indices)
+        if pixels_BYXC is None:
+            pixels_BYXC = np.stack(map_in_threads(self._decode_or_replace, indices))
+        return {"images": to_unit_range(augmented(pixels_BYXC, self.augment, indices, epochs, self.seed))}
 
     def images(self, indices: np.ndarray) -> torch.Tensor:
-        """Unaugmented images, (B, C, Y, X) float32 in [-1, 1]."""
+        """Unaugmented images, (B, C, Y, X) float32 in [-1, 1].
+
+        Raises:
+            DataError: an image cannot be read; names it.
+        """
         return to_unit_range(self.pixels(indices))
+
+    def _known(self, indices: np.ndarray) -> np.ndarray | None:
+        """Pixels of images that are all in memory, else None."""
+        if self._pixels is None or not self._is_decoded[indices].all():
+            return None
+        return self._pixels[indices]
+
+    def _decode_or_replace(self, index: int) -> np.ndarray:
+        """Pixels of an image, or of the first usable one of a sequence that depends on the seed and the image."""
+        tried = int(index)
+        for attempt in range(_TRIES):
+            pixels = self._decode(tried)
+            if pixels is not None:
+                return pixels
+            drawn = uniforms(np.array([index]), np.array([attempt]), self.seed, "replacement")
+            tried = int(drawn[0] * len(self))
+        found = f"{_TRIES:,} images one after another"
+        raise DataError("no image can be read", field="data.source", found=found, fix="check the storage")
+
+    def _decode(self, index: int) -> np.ndarray | None:
+        """Pixels of an image, None if it is unusable: it is listed then."""
+        name = self.ids[index]
+        if name in self._failures and self._failures[name].code != "unavailable":  # which may pass
+            return None
+        try:
+            return self._pixels_of(int(index))
+        except Exception as error:  # on hostile bytes a decoder raises any class
+            self._note(failure_of(name, error))
+            return None
+
+    def _decode_or_raise(self, index: int) -> np.ndarray:
+        with named(self.ids[index]):
+            return self._pixels_of(int(index))
+
+    def _pixels_of(self, index: int) -> np.ndarray:
+        if self._pixels is None:
+            return self.preprocess(self._source.read(index))
+        if not self._is_decoded[index]:
+            self._pixels[index] = self.preprocess(self._source.read(index))
+            self._is_decoded[index] = True
+        return self._pixels[index]
+
+    def _note(self, failure: Failure) -> None:
+        with self._listing:
+            if failure.image_id not in self._failures:
+                self._found.append(failure)
+        self.add_failures([failure])
 
 
 def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> dict[str, ImageSource]:
@@ -151,48 +220,50 @@ def split_sources(
 
 
 def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """The training and validation images of a data configuration; the images of a run: ``open_run_images``.
+    """The training and validation images of a data configuration; the images of a run: ``open_training_images``.
 
     Raises:
-        DataError: nothing to read, or more unusable images than ``max_failed_share`` allows.
+        DataError: nothing to read.
     """
     require_type("config", config, DataConfig)
     require_type("augment", augment, (Augment, type(None)))
-    sets = scan_splits(open_splits(config), config, augment=augment, seed=seed)
-    for each in sets:
-        require_usable(each, config.max_failed_share)
-    return sets
+    sources = open_splits(config)
+    augments = {"train": augment, "validation": None}
+    train, validation = (image_set(sources[name], config, augment=each, seed=seed) for name, each in augments.items())
+    return train, validation
 
 
-def scan_splits(
-    sources: Mapping[str, ImageSource],
-    config: DataConfig,
+def image_set(
+    source: ImageSource,
+    data: DataConfig,
     *,
     augment: Augment | None = None,
     seed: int = 0,
-    known_failures: Mapping[str, Mapping[str, Failure]] | None = None,
-) -> tuple[ImageSet, ImageSet]:
-    """The usable images of ``train`` and ``validation``; a held-out copy of a training image is unusable."""
-    preprocess, cache, known = config.preprocess, config.cache_mib, known_failures or {}
-    train = ImageSet(
-        sources["train"],
-        preprocess,
-        cache_mib=cache,
+    known_failures: Mapping[str, Failure] | None = None,
+) -> ImageSet:
+    """The images of a source, as a data configuration wants them read."""
+    return ImageSet(
+        source,
+        data.preprocess,
+        cache_mib=data.cache_mib,
         augment=augment,
         seed=seed,
-        name="train images",
-        known_failures=known.get("train"),
+        max_failed_share=data.max_failed_share,
+        known_failures=known_failures,
     )
-    validation = ImageSet(
-        sources["validation"],
-        preprocess,
-        cache_mib=cache,
-        name="validation images",
-        known_failures=known.get("validation"),
-        apart_from=train.by_checksum(),
-    )
-    require_white([train.shapes.brightest, validation.shapes.brightest], preprocess.white_level)
-    return train, validation
+
+
+def first_readable(images: ImageSet, n: int) -> np.ndarray:
+    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C) uint8."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(images), n):
+        pixels_KYXC, _ = images.readable(np.arange(start, min(start + n, len(images))))
+        found.extend(pixels_KYXC)
+        if len(found) >= n:
+            break
+    if not found:
+        raise DataError("no image can be read", field="data.source", found=f"{len(images):,} images, none readable")
+    return np.stack(found[:n])
 
 
 def augmented(
@@ -214,95 +285,19 @@ def augmented(
     return pixels_BYXC
 
 
-def pixel_checksum(pixels: np.ndarray) -> int:
-    """64-bit checksum of uint8 pixels, above 0."""
-    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest(), "little") or 1
-
-
-class _Reading:
-    """Reads one image of a scan: its checksum, or the reason why it cannot be used."""
-
-    def __init__(
-        self,
-        source: ImageSource,
-        preprocess: Preprocess,
-        pixels: np.ndarray | None,
-        known_failures: Mapping[str, Failure],
-        apart_from: Mapping[int, str],
-        shapes: Shapes,
-    ) -> None:
-        self.source, self._preprocess, self._pixels = source, preprocess, pixels
-        self._known_failures, self._apart_from, self._shapes = known_failures, apart_from, shapes
-        self._expected = getattr(source, "checksums", None)
-        self._counting = threading.Lock()
-
-    def __call__(self, index: int) -> Failure | int:
-        name = self.source.ids[index]
-        if name in self._known_failures:
-            return self._known_failures[name]
-        try:
-            return self._read(index)
-        except Exception as error:  # on hostile bytes a decoder raises any class
-            return failure_of(name, error)
-
-    def _read(self, index: int) -> int:
-        image = self.source.read(index)
-        with self._counting:
-            self._shapes.add(image)
-        decoded = self._preprocess(image)
-        checksum = pixel_checksum(decoded)
-        if self._expected is not None:
-            require_unchanged(checksum, int(self._expected[index]))
-        if checksum in self._apart_from:
-            raise BadImage("duplicate", f"has the pixels of the training image {self._apart_from[checksum]}")
-        if self._pixels is not None:
-            self._pixels[index] = decoded
-        return checksum
-
-
-def require_unchanged(found: int, expected: int) -> None:
-    """Refuse an image whose pixels are not the ones that a run began with.
-
-    Raises:
-        BadImage: the checksums differ; ``expected`` 0 is not known, and accepts any.
-    """
-    if expected not in (0, found):
-        raise BadImage("changed", "has other pixels than when the run began")
-
-
-def _scan(reading: _Reading, name: str) -> list[Failure | int]:
-    """Decode every image once. Returns, for each, a checksum of its pixels or its failure."""
-    results: list[Failure | int] = []
-    n = len(reading.source.ids)
-    with tqdm(total=n, desc=f"reading {name}", delay=2, unit="img") as progress:
-        for start in range(0, n, _SCAN_BLOCK):  # in blocks: a future per image would cost gigabytes for millions
-            block = map_in_threads(reading, range(start, min(start + _SCAN_BLOCK, n)))
-            results += block
-            progress.update(len(block))
-    return results
-
-
-def require_usable(images: ImageSet, max_failed_share: float) -> None:
-    """Refuse a set of which too many images cannot be used; copies of training images do not count.
+def require_usable(failures: list[Failure], n_planned: int, max_failed_share: float) -> None:
+    """Refuse a set of which too many images cannot be used.
 
     Raises:
         DataError: how many, and the first of them.
     """
-    n_failed = sum(each.code != "duplicate" for each in images.failures)
-    if len(images) and n_failed <= max_failed_share * images.n_planned:
+    if len(failures) <= max_failed_share * n_planned and (not n_planned or len(failures) < n_planned):
         return
-    shown = "\n".join(f"    {each.image_id}: {each.reason}" for each in images.failures[:10])
-    if not n_failed:
-        raise DataError(
-            "every held-out image has the pixels of a training image",
-            field="data.source",
-            found=f"{images.n_planned} copies, the first of them:\n{shown}",
-            fix="give other images for validation, or move the copies away",
-        )
+    shown = "\n".join(f"    {each.image_id}: {each.reason}" for each in failures[:10])
     raise DataError(
         "too many images cannot be used",
         field="data.max_failed_share",
-        found=f"{len(images.failures)} of {images.n_planned} failed, the first of them:\n{shown}",
+        found=f"{len(failures)} of {n_planned} failed, the first of them:\n{shown}",
         expected=f"at most a share of {max_failed_share}",
         fix="repair them or move them away, or increase data.max_failed_share",
     )

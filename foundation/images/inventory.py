@@ -53,7 +53,7 @@ class PassedOverFiles:
 
 @dataclass
 class Shapes:
-    """Sizes and modes of decoded images, counted while a set is scanned.
+    """Sizes and modes of images, counted while a source is scanned.
 
     Attributes:
         modes: Pillow's modes, e.g. ``RGB``, with the number of images.
@@ -70,6 +70,12 @@ class Shapes:
         self.modes[image.mode] += 1
         self.sizes[image.size] += 1
         self.brightest = _larger(self.brightest, brightest(image))
+
+    def merge(self, other: Shapes) -> None:
+        """Add the counts of another one."""
+        self.modes.update(other.modes)
+        self.sizes.update(other.sizes)
+        self.brightest = _larger(self.brightest, other.brightest)
 
     def __add__(self, other: Shapes) -> Shapes:
         largest = _larger(self.brightest, other.brightest)

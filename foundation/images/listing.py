@@ -1,4 +1,4 @@
-"""Listing of a run's images: which ids are trained on and which are held out, with labels and checksums of pixels.
+"""Listing of a run's images: which ids are trained on and which are held out, with labels, sizes and hashes.
 
 A run writes its listing once. Later stages take the images of the listing, whatever was added or removed since, so an
 image that was trained on is never evaluated as held out.
@@ -6,24 +6,29 @@ image that was trained on is never evaluated as held out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.failures import BadImage, Failure
+from foundation.images.scan import content_of
 from foundation.images.sources import ImageSource
 from foundation.storage import durable
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = b"tessera"
+_COLUMNS = {"size": np.int64, "time": np.int64, "content": np.uint64}
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,62 @@ class ListedImages:
     Attributes:
         ids: names of the planned images.
         labels: (n,) class numbers, or None.
-        checksums: (n,) uint64 of the preprocessed pixels; 0 for an image that failed or was not decoded.
-        failures: images that could not be used, by id.
+        sizes: (n,) int64 bytes of their files; 0 where a source has no file for each image.
+        times: (n,) int64 nanoseconds of the files' last change, 0 as above.
+        contents: (n,) uint64 hashes of the images, 0 where they are not known; see ``scan.content_of``.
+        failures: images that could not be used when they were listed, by id.
+        identity: tells these images from others: a hash of ids, sizes and contents.
     """
 
     ids: list[str]
     labels: np.ndarray | None
-    checksums: np.ndarray
+    sizes: np.ndarray
+    times: np.ndarray
+    contents: np.ndarray
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.identity:
+            object.__setattr__(self, "identity", _identity(self))
+
+    @classmethod
+    def of(cls, source: ImageSource, contents: np.ndarray | None = None) -> ListedImages:
+        """The images of a source, of which ``contents`` may be known."""
+        n, stamps = len(source.ids), getattr(source, "stamps", None)
+        zeros = np.zeros(n, np.int64)
+        sizes, times = (zeros, zeros) if stamps is None else (stamps.sizes, stamps.times)
+        return cls(
+            list(source.ids), source.labels, sizes, times, np.zeros(n, np.uint64) if contents is None else contents
+        )
+
+    @classmethod
+    def named(cls, ids: list[str], labels: np.ndarray | None) -> ListedImages:
+        """Images of which no more is known than their names and labels."""
+        zeros = np.zeros(len(ids), np.int64)
+        return cls(ids, labels, zeros, zeros, zeros.astype(np.uint64))
+
+    def some(self, wanted_N: np.ndarray) -> ListedImages:
+        """Those of which ``wanted_N`` (n,) is True."""
+        there = np.flatnonzero(wanted_N)
+        labels = None if self.labels is None else self.labels[there]
+        columns = (self.sizes[there], self.times[there], self.contents[there])
+        return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures)
+
+    def without_copies(self) -> ListedImages:
+        """The images that have not the pixels of a training image."""
+        failures = (self.failures.get(name) for name in self.ids) if self.failures else ()
+        copies = np.array([each is not None and each.code == "duplicate" for each in failures], bool)
+        return self.some(~copies) if copies.any() else self
+
+
+def _identity(images: ListedImages) -> str:
+    hashed = hashlib.sha256()
+    for name in images.ids:
+        hashed.update(name.encode("utf-8", "surrogatepass") + b"\0")
+    hashed.update(np.ascontiguousarray(images.sizes, "<i8").tobytes())
+    hashed.update(np.ascontiguousarray(images.contents, "<u8").tobytes())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -56,6 +109,10 @@ class Listing:
     splits: Mapping[str, ListedImages]
     class_names: tuple[str, ...]
     inventory: Mapping[str, Any] = field(default_factory=dict)
+
+    def ids(self) -> list[list[str]]:
+        """Names of the images, split by split."""
+        return [each.ids for each in self.splits.values()]
 
     def known(self) -> dict[str, bool]:
         """For each id: whether the image is held out; an id of both parts was trained on."""
@@ -80,8 +137,9 @@ class Listing:
         try:
             table = pq.read_table(path)
             about = json.loads(table.schema.metadata[_KEY])
-            split = np.array(table["split"].to_pylist(), object)
-            splits = {name: _listed(table.filter(pa.array(split == name))) for name in ("train", "validation")}
+            read = _listed if about["format"] == _FORMAT else _listed_of_format_1
+            parts = {name: table.filter(pc.equal(table["split"], name)) for name in ("train", "validation")}
+            splits = {name: read(each) for name, each in parts.items()}
             return cls(splits, tuple(about["class_names"]), about["inventory"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             fix = "restore this file from a copy: without it, the run does not know which images it was trained on"
@@ -89,74 +147,117 @@ class Listing:
 
 
 def _table(split: str, images: ListedImages) -> pa.Table:
-    failures = [images.failures.get(name) for name in images.ids]
-    labels = [None] * len(images.ids) if images.labels is None else images.labels.tolist()
+    n, failures = len(images.ids), images.failures
+    failed = [failures.get(name) for name in images.ids] if failures else None
     columns = {
         "image_id": pa.array(images.ids, pa.string()),
-        "split": pa.array([split] * len(images.ids), pa.string()),
-        "label": pa.array(labels, pa.int32()),
-        "checksum": pa.array(images.checksums, pa.uint64()),
-        "failure": pa.array([each and each.code for each in failures], pa.string()),
-        "reason": pa.array([each and each.reason for each in failures], pa.string()),
+        "split": pa.repeat(pa.scalar(split), n),
+        "label": pa.nulls(n, pa.int32()) if images.labels is None else pa.array(images.labels, pa.int32()),
+        "size": pa.array(images.sizes, pa.int64()),
+        "time": pa.array(images.times, pa.int64()),
+        "content": pa.array(images.contents, pa.uint64()),
+        "failure": pa.array([each and each.code for each in failed], pa.string())
+        if failed
+        else pa.nulls(n, pa.string()),
+        "reason": pa.array([each and each.reason for each in failed], pa.string())
+        if failed
+        else pa.nulls(n, pa.string()),
     }
     return pa.table(columns)
 
 
 def _listed(table: pa.Table) -> ListedImages:
-    ids, codes, reasons = (table[name].to_pylist() for name in ("image_id", "failure", "reason"))
-    labelled = table["label"].null_count == 0 and len(ids) > 0
-    failures = {
-        name: Failure(name, reason, code) for name, code, reason in zip(ids, codes, reasons, strict=True) if code
-    }
-    labels = table["label"].to_numpy().astype(np.int64) if labelled else None
-    return ListedImages(ids, labels, table["checksum"].to_numpy().astype(np.uint64), failures)
+    ids = table["image_id"].to_pylist()
+    columns = (table[name].to_numpy().astype(kind) for name, kind in _COLUMNS.items())
+    return ListedImages(ids, _labels_in(table), *columns, _failures_in(table))
+
+
+def _listed_of_format_1(table: pa.Table) -> ListedImages:
+    """Images of an earlier version, which decoded all as the run began and trained without the failed ones."""
+    checksums = table["checksum"].to_numpy().astype(np.uint64)
+    failures = _failures_in(table)
+    good = table.filter(pc.is_null(table["failure"]))
+    ids, zeros = good["image_id"].to_pylist(), np.zeros(len(good), np.int64)
+    identity = digest([ids, checksums[checksums > 0].tolist()])
+    return ListedImages(ids, _labels_in(good), zeros, zeros, zeros.astype(np.uint64), failures, identity)
+
+
+def _labels_in(table: pa.Table) -> np.ndarray | None:
+    labelled = table["label"].null_count == 0 and len(table) > 0
+    return table["label"].to_numpy().astype(np.int64) if labelled else None
+
+
+def _failures_in(table: pa.Table) -> dict[str, Failure]:
+    failed = table.filter(pc.is_valid(table["failure"]))
+    rows = zip(*(failed[name].to_pylist() for name in ("image_id", "reason", "failure")), strict=True)
+    return {row[0]: Failure(*row) for row in rows}
 
 
 class ListedSource:
     """The images of one split of a listing, read from the sources that are there now.
 
     Args:
-        listed: ids, labels and checksums.
+        listed: the images.
         class_names: of the listing.
         sources: where the images may be; an id is read from the first source that has it.
-
-    Attributes:
-        checksums: (n,) uint64, see ``ListedImages``.
     """
 
     def __init__(self, listed: ListedImages, class_names: tuple[str, ...], sources: Sequence[ImageSource]) -> None:
-        self._listed, self._sources = listed, sources
-        self.ids, self.labels, self.checksums = listed.ids, listed.labels, listed.checksums
-        self.class_names = class_names
-        where = {name: (source, i) for source in reversed(sources) for i, name in enumerate(source.ids)}
-        self._where = [where.get(name) for name in self.ids]
+        self.listed, self._sources, self.class_names = listed, sources, class_names
+        self.ids, self.labels = listed.ids, listed.labels
+        if len(sources) == 1 and sources[0].ids is listed.ids:
+            self._where: list[tuple[ImageSource, int] | None] | None = None
+        else:
+            where = {name: (source, i) for source in reversed(sources) for i, name in enumerate(source.ids)}
+            self._where = [where.get(name) for name in self.ids]
+
+    def gone(self) -> list[str]:
+        """Names of the images that are no longer there."""
+        return [name for name, found in zip(self.ids, self._where or (), strict=False) if found is None]
 
     def present(self) -> ListedSource:
         """The images that are still there."""
-        return self._some([found is not None for found in self._where])
+        return self if self._where is None else self._some(np.array([each is not None for each in self._where], bool))
 
     def without_copies(self) -> ListedSource:
         """The images without held-out copies of training images."""
-        failures = (self._listed.failures.get(name) for name in self.ids)
-        return self._some([failure is None or failure.code != "duplicate" for failure in failures])
+        listed = self.listed.without_copies()
+        return self if listed is self.listed else ListedSource(listed, self.class_names, self._sources)
 
-    def _some(self, wanted_N: list[bool]) -> ListedSource:
-        there = np.flatnonzero(wanted_N)
-        labels = None if self.labels is None else self.labels[there]
-        listed = ListedImages([self.ids[i] for i in there], labels, self.checksums[there], self._listed.failures)
+    def marked(self, failures: Mapping[str, Failure]) -> ListedSource:
+        """The same images with other failures."""
+        listed = replace(self.listed, failures=failures, identity=self.listed.identity)
         return ListedSource(listed, self.class_names, self._sources)
+
+    def _some(self, wanted_N: np.ndarray) -> ListedSource:
+        return self if wanted_N.all() else ListedSource(self.listed.some(wanted_N), self.class_names, self._sources)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``.
 
         Raises:
-            BadImage: with the reason, also if the image is gone.
+            BadImage: with the reason, also if the image is gone, or is another one than was listed.
         """
-        found = self._where[index]
+        found = (self._sources[0], index) if self._where is None else self._where[index]
         if found is None:
             raise BadImage("vanished", "belongs to the run and is no longer there")
         source, i = found
-        return source.read(i)
+        read: Any = getattr(source, "data", None)
+        if read is None:
+            image = source.read(i)
+        else:
+            data, size = read(i), int(self.listed.sizes[index])
+            if size not in (0, len(data)):
+                raise _changed(f"has {len(data):,} bytes, and had {size:,} when it was listed")
+            image = source.decode(data)  # type: ignore[attr-defined]
+        content = int(self.listed.contents[index])
+        if content and content_of(image) != content:
+            raise _changed("has other pixels than when the run began")
+        return image
+
+
+def _changed(what: str) -> BadImage:
+    return BadImage("changed", what)
 
 
 @dataclass(frozen=True)
@@ -167,16 +268,21 @@ class Changes:
         new: not in the run.
         gone: of the run, no longer there.
         relabelled: of another class now; the run keeps the class it began with.
+        touched: written again since with as many bytes; used, unless their pixels are known to differ.
+        resized: of another size in bytes now; they are left out.
         rewritten: the ids are the same, and the files that hold the images are not.
     """
 
     new: list[str]
     gone: list[str]
     relabelled: list[str]
+    touched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     rewritten: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.relabelled or self.rewritten)
+        lists = (self.new, self.gone, self.relabelled, self.touched, self.resized)
+        return self.rewritten or any(lists)
 
     def sentence(self) -> str:
         """The differences in one sentence."""
@@ -184,6 +290,8 @@ class Changes:
             (self.new, "{n} new image{s} {are} not in this run"),
             (self.gone, "{n} of its images {are} gone"),
             (self.relabelled, "{n} of its images {have} another class now, and keep{s1} the former one"),
+            (self.resized, "{n} of its images {have} another size in bytes now, and {are} left out"),
+            (self.touched, "{n} of its images {have} a later time and the former size, and {are} used"),
         ]
         text = "; ".join(_phrase(form, names) for names, form in parts if names)
         rewritten = "the files that hold them were written again: images that changed are left out"
@@ -208,7 +316,23 @@ def changes(listing: Listing, sources: Mapping[str, ImageSource | None]) -> Chan
         found.gone.extend(each for images in listed for each in images.ids if each not in now)
         for images in listed:
             found.relabelled.extend(_relabelled(images, listing.class_names, source))
+            _compare_stamps(images, source, found)
     return found
+
+
+def _compare_stamps(images: ListedImages, source: ImageSource, found: Changes) -> None:
+    stamps = getattr(source, "stamps", None)
+    if stamps is None or not images.times.any():
+        return
+    place = {name: i for i, name in enumerate(source.ids)}
+    pairs = [(i, place[name]) for i, name in enumerate(images.ids) if name in place]
+    if not pairs:
+        return
+    then, now = np.array(pairs).T
+    resized = images.sizes[then] != stamps.sizes[now]
+    touched = ~resized & (images.times[then] != stamps.times[now]) & (images.contents[then] == 0)
+    found.resized.extend(images.ids[i] for i in then[resized])
+    found.touched.extend(images.ids[i] for i in then[touched])
 
 
 def _relabelled(images: ListedImages, class_names: tuple[str, ...], source: ImageSource) -> list[str]:

@@ -28,6 +28,8 @@ class ImageSource(Protocol):
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
 
+    # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``.
+
     def read(self, index: int) -> Image.Image:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
         ...
@@ -106,6 +108,8 @@ class SubsetSource:
         self.ids = [source.ids[i] for i in indices]
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
+        stamps = getattr(source, "stamps", None)
+        self.stamps = None if stamps is None else stamps.some(indices)
 
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""

@@ -53,6 +53,7 @@ def fit(
     identity: Identity,
     optims: Sequence[Rates] = (),
     health: Health = lambda rows: [],
+    at_rest: Callable[[], None] = lambda: None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -68,6 +69,7 @@ def fit(
             identity are refused, but for the number of steps.
         optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
+        at_rest: called by every process after each evaluation and before each checkpoint.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -83,7 +85,7 @@ def fit(
     log.forget_from(start)
     manager.sound_until = _sound_until(task, log)
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, health)
+        _train(task, examples, config, accelerator, seed, manager, start, log, health, at_rest)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
 
@@ -98,6 +100,7 @@ def _train(
     start: int,
     log: MetricsLog,
     health: Health,
+    at_rest: Callable[[], None],
 ) -> None:
     """The steps from ``start`` to the end."""
     batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
@@ -107,6 +110,7 @@ def _train(
         for step in range(start, config.steps):
             if step % config.evaluate_every == 0:
                 _evaluate(task, step, log, health, bar, manager)
+                at_rest()
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(clock.wait_for(batches), step)
             bar.update()
@@ -115,10 +119,12 @@ def _train(
             stopping = stop.agreed(accelerator)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
             if stopping or due:
+                at_rest()
                 manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
         final = _evaluate(task, config.steps, log, health, bar, manager)
+        at_rest()
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final)

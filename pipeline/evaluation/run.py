@@ -116,12 +116,12 @@ def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: Split, device:
     images, changes = open_run_split(folder, recipe, split)
     if changes:
         print(f"images: {changes.sentence()}")
+    extractor = features and features.to(device)
+    evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance)
     for failure in images.failures[:10]:
         print(f"  left out: {failure.image_id}: {failure.reason}")
     if len(images.failures) > 10:
         print(f"  ... and {len(images.failures) - 10:,} more")
-    extractor = features and features.to(device)
-    evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance)
     print(evaluation.table())
     path = folder.root / "evaluation" / f"tokenizer-{split}-{judges.extractor}.json"
     about = {"metrics": evaluation.metrics(), "notes": evaluation.notes}

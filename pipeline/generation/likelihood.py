@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +16,12 @@ from foundation.arguments import as_paths, require_type
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
-from foundation.images.image_set import pixel_checksum
-from foundation.images.preprocess import to_unit_range
+from foundation.images.preprocess import decode_image, to_unit_range
+from foundation.images.scan import content_of
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, grid_of, is_codes, pixels_of, read_codes
 from pipeline.generation.requests import count, require_choice, require_one_or_all
-from pipeline.image_files import read_pixels, readable
+from pipeline.image_files import readable
 
 Unit = Literal["bits", "nats"]
 _MOST_AT_ONCE = 1 << 20
@@ -131,7 +130,7 @@ def score_files(
         paths: of files.
         class_label: of all of them; None for no class.
         batch_size: images at a time: memory does not grow with the number of files.
-        trained_on: checksums of the training images' pixels, if they are known.
+        trained_on: hashes of the training images (``scan.content_of``), if they are known.
 
     Returns:
         The readable ones, and a line for each other file.
@@ -140,16 +139,20 @@ def score_files(
     batch_size, paths = min(count("batch_size", batch_size), _MOST_AT_ONCE), as_paths(paths, "paths")
     failed: list[str] = []
     scored: list[ScoredImage] = []
-    read = partial(read_pixels, pipe.tokenizer, keep_size=False)
+
+    def read(path: Path) -> tuple[int, np.ndarray]:
+        image = decode_image(path.read_bytes())
+        return content_of(image), pipe.tokenizer.preprocess(image)
+
     files = readable(paths, read, failed, desc="scoring")
     while batch := list(islice(files, batch_size)):
-        shapes = [pixels_1YXC.shape[1:3] for _, pixels_1YXC in batch]
+        shapes = [pixels_YXC.shape[:2] for _, (_, pixels_YXC) in batch]
         log2_B = torch.empty(len(batch), dtype=torch.float64)
         for shape in sorted(set(shapes)):
             rows = [i for i, each in enumerate(shapes) if each == shape]
-            pixels_BYXC = np.concatenate([batch[i][1] for i in rows])
+            pixels_BYXC = np.stack([batch[i][1][1] for i in rows])
             log2_B[rows] = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
-        for (path, pixels), bits in zip(batch, (-log2_B).tolist(), strict=True):
-            seen = None if trained_on is None else pixel_checksum(pixels[0]) in trained_on
+        for (path, (content, _)), bits in zip(batch, (-log2_B).tolist(), strict=True):
+            seen = None if trained_on is None else content in trained_on
             scored.append(ScoredImage(str(path), bits, bits / pipe.spec.n_codes, seen))
     return sorted(scored, key=lambda each: -each.bits), failed

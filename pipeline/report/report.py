@@ -15,7 +15,6 @@ from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
 from foundation.hardware import TokenAccess, usable_device
 from foundation.images.inventory import inventory_rows
-from foundation.images.listing import Listing
 from foundation.images.preprocess import GRID_GAP
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
@@ -38,7 +37,7 @@ from pipeline.report.plots import (
 )
 from pipeline.runs.advice import advice
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import differences_since
+from pipeline.runs.images import differences_since, inventory_of
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -236,7 +235,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _data(folder: RunFolder) -> str:
     manifest = read_manifest(folder.codes)
-    found = Listing.load(folder.listing).inventory if folder.listing.is_file() else {}
+    found = inventory_of(folder)
     recipe = folder.load_recipe()
     differences = differences_since(folder, recipe)
     said = [*(inventory_rows(found) if found else ()), *(("advice", each) for each in advice(recipe, found))]

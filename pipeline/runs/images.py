@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,21 +12,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from foundation.config import digest
 from foundation.errors import CheckpointError, DataError, TesseraError
-from foundation.images.config import Augment, DataConfig
+from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.depth import require_white
 from foundation.images.failures import Failure
-from foundation.images.image_set import ImageSet, require_usable, scan_splits, split_sources
-from foundation.images.inventory import PassedOver, inventory
+from foundation.images.folder import FolderFiles, is_a_path
+from foundation.images.image_set import ImageSet, image_set, split_sources
+from foundation.images.inventory import PassedOver, Shapes, inventory
 from foundation.images.listing import Changes, ListedImages, ListedSource, Listing, changes
+from foundation.images.scan import sample_of, scan
 from foundation.images.sources import ImageSource, open_sources
+from foundation.paths import expand
 from foundation.storage import durable
 from pipeline.encoding.export import PLAN
 from pipeline.encoding.plan import ExportPlan
+from pipeline.runs.failed_images import FailuresBySplit, failed_images
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
 
 Split = Literal["validation", "train"]
-_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,9 @@ def _has_begun(folder: RunFolder) -> bool:
 
 
 def listing_of_plan(plan: ExportPlan, found: Mapping[str, Any]) -> Listing:
-    """The listing that a plan of an export amounts to; checksums are not known."""
+    """The listing that a plan of an export amounts to; sizes and hashes are not known."""
     splits = {
-        name: ListedImages(
-            list(each.image_ids),
-            None if each.labels is None else np.array(each.labels, np.int64),
-            np.zeros(len(each.image_ids), np.uint64),
-        )
+        name: ListedImages.named(list(each.image_ids), None if each.labels is None else np.array(each.labels, np.int64))
         for name, each in plan.splits.items()
     }
     return Listing(splits, plan.spec.class_names, found)
@@ -120,13 +122,36 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         what, fix = "holds none of the run's images", "correct the path, or use these images in a new run"
         found = f"{len(now):,} other images, e.g. {there[0].ids[0]}"
         raise DataError(what, field="data.source", found=found, expected=f"the images in {folder.listing}", fix=fix)
-    splits: dict[str, ImageSource] = {
-        name: ListedSource(each, listing.class_names, [given[name] or train]) for name, each in listing.splits.items()
-    }
     since = changes(listing, given)
     before = listing.inventory.get("fingerprints")
     rewritten = before is not None and before != fingerprints(there)
-    return RunSources(given, listing, splits, dataclasses.replace(since, rewritten=rewritten and not since))
+    since = dataclasses.replace(since, rewritten=rewritten and not since)
+    return RunSources(given, listing, listed_sources(listing, given), since)
+
+
+def listed_sources(listing: Listing, given: Mapping[str, ImageSource | None]) -> dict[str, ImageSource]:
+    """The splits of a listing, read from the sources that are there now."""
+    return {
+        name: ListedSource(each, listing.class_names, [source])
+        for name, each in listing.splits.items()
+        if (source := given[name] or given["train"]) is not None
+    }
+
+
+def known_sources(listing: Listing, data: DataConfig) -> dict[str, ImageSource]:
+    """The splits of a listing that was just compared with what is there: a folder is not listed again."""
+    source, max_pixels = data.source, data.max_megapixels * 10**6
+    if not isinstance(source, FolderData) or not all(map(is_a_path, itertools.chain(*listing.ids()))):
+        return listed_sources(
+            listing, dict(zip(("train", "validation"), open_sources(source, max_pixels), strict=True))
+        )
+    paths = {"train": source.path, "validation": source.validation_path or source.path}
+    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels}
+    there: dict[str, ImageSource] = {
+        name: FolderFiles(Path(expand(paths[name], "data.source")), each.ids, each.labels, listing.class_names, **how)
+        for name, each in listing.splits.items()
+    }
+    return listed_sources(listing, there)
 
 
 def fingerprints(sources: Sequence[ImageSource]) -> list[str]:
@@ -145,129 +170,200 @@ def differences_since(folder: RunFolder, recipe: Recipe) -> str:
     return found.sentence()
 
 
-def open_training_images(folder: RunFolder, recipe: Recipe) -> tuple[dict[str, ImageSet], Listing, Changes]:
-    """Training and validation images of stage 1, and their listing: the run's own, or that of a run that begins now.
+def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]:
+    """The listing of a run that continues, or of one that begins now, which is written then; for one process.
+
+    No image is decoded but those that ``scan`` looks at.
 
     Raises:
-        DataError: too many unusable images; or a run in progress of which an image is gone or changed.
+        DataError: nothing to read, or nothing to hold out; too many of the run's images are gone.
+        CheckpointError: see ``run_listing``.
     """
     opened = open_run_sources(folder, recipe)
-    train, validation = scan_splits(
-        opened.splits,
-        recipe.data,
-        augment=recipe.tokenizer.training.augment,
-        seed=recipe.seed,
-        known_failures=opened.known_failures,
-    )
-    images = {"train": train, "validation": validation}
-    listing = opened.listing
-    if listing is not None:
-        _require_complete(images, listing)
-    for each in images.values():
-        require_usable(each, recipe.data.max_failed_share)
-    if listing is None:
-        found = found_in(opened.given, images, recipe.data)
-        listing = Listing({name: _listed(each) for name, each in images.items()}, train.class_names, found)
-    return images, listing, opened.changes
+    if opened.listing is not None:
+        return opened, opened.listing
+    data = recipe.data
+    scans = {name: scan(source, data.identity, f"{name} images") for name, source in opened.splits.items()}
+    shapes = scans["train"].shapes + scans["validation"].shapes
+    require_white([shapes.brightest], data.preprocess.white_level)
+    splits = {name: ListedImages.of(source, scans[name].contents) for name, source in opened.splits.items()}
+    trained = {**trained_on(folder, None), **contents_by_id(splits["train"])}
+    splits["validation"] = without_trained(splits["validation"], trained)
+    found = found_in(opened.given, splits, data, shapes)
+    found["mean_psnr"] = mean_image_psnr(opened.splits["train"], data.preprocess)
+    listing = Listing(splits, opened.splits["train"].class_names, found)
+    listing.save(folder.listing)
+    return dataclasses.replace(opened, listing=listing, splits=listed_sources(listing, opened.given)), listing
 
 
-def _listed(images: ImageSet) -> ListedImages:
-    failures = {each.image_id: each for each in images.failures}
-    return ListedImages(list(images.planned_ids), images.planned_labels, images.checksums, failures)
+def training_images(recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit) -> dict[str, ImageSet]:
+    """Training and validation images of stage 1.
+
+    Args:
+        recipe: of the run.
+        sources: the splits of its listing.
+        failed: images that are known to be unusable.
+
+    Raises:
+        DataError: too many are unusable.
+    """
+    augment = {"train": recipe.tokenizer.training.augment}
+    images = {}
+    for name, source in sources.items():
+        source = source.without_copies() if isinstance(source, ListedSource) else source
+        images[name] = image_set(source, recipe.data, augment=augment.get(name), seed=recipe.seed)
+        gone = source.gone() if isinstance(source, ListedSource) else ()
+        vanished = [Failure(each, "belongs to the run and is no longer there", "vanished") for each in gone]
+        images[name].add_failures([*failed.get(name, {}).values(), *vanished])
+    return images
+
+
+def identities(listing: Listing) -> dict[str, str]:
+    """What tells a run's images from others, for its checkpoints: ids, sizes, and pixels as far as they are known.
+
+    Of images without files of their own, such as rows of a table, it is the fingerprint of the files that hold them.
+    """
+    names = {"train": "the training images", "validation": "the held-out images"}
+    of_files = listing.inventory.get("fingerprints") or []
+    found = {}
+    for split, name in names.items():
+        images = listing.splits[split]
+        found[name] = images.identity
+        if of_files and not images.contents.any() and not images.sizes.any():
+            found[name] = digest([images.identity, of_files])
+    return found
+
+
+def contents_by_id(images: ListedImages) -> dict[int, str]:
+    """Ids by the hash of the image, of images whose hash is known."""
+    return {int(content): images.ids[i] for i in np.flatnonzero(images.contents) for content in [images.contents[i]]}
+
+
+def without_trained(held_out: ListedImages, trained: Mapping[int, str]) -> ListedImages:
+    """Held-out images, of which copies of training images are marked as failed.
+
+    Raises:
+        DataError: every one is such a copy.
+    """
+    pairs = zip(held_out.ids, held_out.contents.tolist(), strict=True) if trained else ()
+    copies = {name: trained[content] for name, content in pairs if content in trained}
+    if copies and len(copies) == len(held_out.ids):
+        shown = "".join(f"\n    {name}: has the pixels of {other}" for name, other in list(copies.items())[:10])
+        raise DataError(
+            "every held-out image has the pixels of a training image",
+            field="data.source",
+            found=f"{len(copies)} copies, the first of them:{shown}",
+            fix="give other images for validation, or move the copies away",
+        )
+    failures = {
+        name: Failure(name, f"has the pixels of the training image {other}", "duplicate")
+        for name, other in copies.items()
+    }
+    return dataclasses.replace(held_out, failures=failures) if failures else held_out
 
 
 def found_in(
-    given: Mapping[str, ImageSource | None], images: Mapping[str, ImageSet] | None, data: DataConfig
+    given: Mapping[str, ImageSource | None],
+    listed: Mapping[str, ListedImages] | None,
+    data: DataConfig,
+    shapes: Shapes | None = None,
 ) -> dict[str, Any]:
-    """The inventory of a run's sources; without ``images``, nothing was decoded yet."""
+    """The inventory of a run's sources.
+
+    Args:
+        given: the sources.
+        listed: the splits of the run's listing; None before there is one.
+        data: how images are read.
+        shapes: of the images that a scan has read.
+    """
     sources = [each for each in given.values() if each is not None]
     labels = [each.labels for each in sources if each.labels is not None]
     passed_over = [row for each in sources if hasattr(each, "passed_over") for row in each.passed_over.rows()]
-    splits, shapes = {"planned": {"used": sum(len(each.ids) for each in sources), "failed": 0}}, None
+    splits = {"planned": {"used": sum(len(each.ids) for each in sources), "failed": 0}}
     alike: dict[str, Any] = {}
-    if images is not None:
-        copies = {name: [each for each in s.failures if each.code == "duplicate"] for name, s in images.items()}
-        splits = {
-            name: {"used": len(each), "failed": len(each.failures) - len(copies[name])} for name, each in images.items()
-        }
-        if found := copies["validation"]:
-            passed_over.append(
-                PassedOver("copies", "held out, with a training image's pixels", len(found), found[0].image_id)
-            )
-        counted = images["train"].shapes + images["validation"].shapes
-        shapes = counted.summary(data.preprocess.height, data.preprocess.width)
-        alike = {"copies": images["train"].n_copies, "mean_psnr": mean_image_psnr(images["train"])}
+    if listed is not None:
+        copies = list(listed["validation"].failures.values())
+        counts = {name: len(each.without_copies().ids) for name, each in listed.items()}
+        splits = {name: {"used": n, "failed": 0} for name, n in counts.items()}
+        if copies:
+            what = "held out, with a training image's pixels"
+            passed_over.append(PassedOver("copies", what, len(copies), copies[0].image_id))
+        known = listed["train"].contents[listed["train"].contents > 0]
+        alike = {"copies": len(known) - len(np.unique(known))}
     notes = list(dict.fromkeys(note for each in sources for note in getattr(each, "notes", ())))
-    classes = sources[0].class_names
     all_labels = np.concatenate(labels) if labels else None
-    held = inventory(splits, all_labels, classes, passed_over, notes, shapes)
+    size = data.preprocess.height, data.preprocess.width
+    found = None if shapes is None else shapes.summary(*size)
+    held = inventory(splits, all_labels, sources[0].class_names, passed_over, notes, found)
     return {**held, **alike, "fingerprints": fingerprints(sources)}
 
 
-def mean_image_psnr(images: ImageSet) -> float:
-    """PSNR in dB of the mean of some images in place of each of them; at most 99."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).round().astype(int))
-    pixels_BYXC = images.pixels(chosen).astype(np.float32)
-    error = float(np.square(pixels_BYXC - pixels_BYXC.mean(0)).mean())
+def inventory_of(folder: RunFolder) -> dict[str, Any]:
+    """The inventory of a run's images with the unusable ones that were met so far; empty without a listing."""
+    if not folder.listing.is_file():
+        return {}
+    listing, failed = Listing.load(folder.listing), failed_images(folder)
+    found = dict(listing.inventory)
+    planned = {name: len(each.without_copies().ids) for name, each in listing.splits.items()}
+    if set(found.get("splits", ())) == set(planned):
+        met = {name: sum(each.code != "duplicate" for each in failed[name].values()) for name in planned}
+        found["splits"] = {name: {"used": n - met[name], "failed": met[name]} for name, n in planned.items()}
+    return found
+
+
+def mean_image_psnr(source: ImageSource, preprocess: Preprocess) -> float | None:
+    """PSNR in dB of the mean of a sample of images in place of each of them, at most 99; None if none can be read."""
+    pixels_KYXC, _ = ImageSet(source, preprocess, cache_mib=0).readable(np.array(sample_of(len(source.ids))))
+    if not len(pixels_KYXC):
+        return None
+    values = pixels_KYXC.astype(np.float32)
+    error = float(np.square(values - values.mean(0)).mean())
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 
-def _require_complete(images: Mapping[str, ImageSet], listing: Listing) -> None:
-    """Refuse to continue a training of which an image is gone, changed or unreadable."""
-    for split, each in images.items():
-        before = listing.splits[split].failures
-        lost = [failure for failure in each.failures if failure.image_id not in before]
-        if lost:
-            shown = "".join(f"\n    {failure.image_id}: {failure.reason}" for failure in lost[:10])
-            raise DataError(
-                "images of a training in progress are gone or changed",
-                field="data.source",
-                found=f"{len(lost):,} of the {split} images, the first:{shown}",
-                fix="restore them, or start a new run with another --out",
-            )
-
-
 def open_run_split(folder: RunFolder, recipe: Recipe, split: Split) -> tuple[ImageSet, Changes]:
-    """The usable images of one split of a run, for evaluation.
+    """The images of one split of a run, for evaluation; those that are gone are left out.
 
-    A held-out image is left out if its pixels were trained on, or are others than when the run began.
+    A held-out image is unusable if its pixels were trained on, as far as that is known, or if it is another one than
+    when the run began.
 
     Returns:
         The images, and what differs from the listing.
 
     Raises:
-        DataError: too many of them cannot be used.
+        DataError: nothing to read.
         CheckpointError: see ``run_listing``.
     """
     opened = open_run_sources(folder, recipe)
     source = opened.splits[split]
     if isinstance(source, ListedSource):
         source = source.present()
-    images = ImageSet(
-        source,
-        recipe.data.preprocess,
-        cache_mib=recipe.data.cache_mib,
-        augment=Augment(),
-        seed=recipe.seed,
-        name=f"{split} images",
-        known_failures=opened.known_failures.get(split),
-        apart_from=trained_on(folder, opened.listing) if split == "validation" else None,
-    )
-    require_usable(images, recipe.data.max_failed_share)
-    return images, opened.changes
+    failed = {**opened.known_failures.get(split, {}), **failed_images(folder).get(split, {})}
+    if split == "validation":
+        source = _never_trained_on(source, folder, opened, recipe)
+    return image_set(source, recipe.data, seed=recipe.seed, known_failures=failed), opened.changes
+
+
+def _never_trained_on(source: ImageSource, folder: RunFolder, opened: RunSources, recipe: Recipe) -> ImageSource:
+    """Held-out images without copies of what a given tokenizer was trained on."""
+    if not isinstance(source, ListedSource):
+        listed = ListedImages.of(source)
+        source = ListedSource(listed, source.class_names, [source])
+    trained = trained_on(folder, opened.listing)
+    if trained and not source.listed.contents.any():
+        contents = scan(source, recipe.data.identity, "validation images").contents
+        if contents is not None:
+            marked = without_trained(dataclasses.replace(source.listed, contents=contents), trained)
+            source = source.marked(marked.failures)
+    return source.without_copies()
 
 
 def trained_on(folder: RunFolder, listing: Listing | None) -> dict[int, str]:
-    """Checksums of pixels that a run's tokenizer was trained on, each with an id."""
+    """Hashes of images that a run's tokenizer was trained on, each with an id; see ``scan.content_of``."""
     listings = [] if listing is None else [listing]
     if folder.tokenizer_listing.is_file():
         listings.append(Listing.load(folder.tokenizer_listing))
-    return {
-        int(checksum): name
-        for each in listings
-        for name, checksum in zip(each.splits["train"].ids, each.splits["train"].checksums, strict=True)
-        if checksum
-    }
+    return {content: name for each in listings for content, name in contents_by_id(each.splits["train"]).items()}
 
 
 def adopt_listing(source: Path, folder: RunFolder) -> None:

@@ -16,11 +16,11 @@ import torch
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import require_same_codes
-from foundation.config import digest, require, to_dict
+from foundation.config import digest, require
 from foundation.errors import CheckpointError, ContractError
-from foundation.images.buckets import batches_of_one_shape
-from foundation.images.image_set import ImageSet
+from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
+from foundation.images.listing import Listing
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.fit import fit
@@ -33,8 +33,16 @@ from pipeline.generation.outputs import code_maps, grid_image, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
+from pipeline.runs.failed_images import FailedImages, failed_images
 from pipeline.runs.folder import Extend, RunFolder
-from pipeline.runs.images import adopt_listing, differences_since, open_training_images
+from pipeline.runs.images import (
+    adopt_listing,
+    differences_since,
+    identities,
+    known_sources,
+    list_images,
+    training_images,
+)
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
 from pipeline.runs.starting import Start, bind_codes, find_start, keep_note, start_of_prior, start_tokenizer
@@ -52,9 +60,8 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from foundation.images.sources import ImageSource
     from foundation.training.task import Examples
-
-_SHOWN = 20
 
 
 @dataclass
@@ -64,7 +71,7 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     reading_seconds: float = 0.0
-    """that listing and decoding the images took"""
+    """that listing the images took"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -133,20 +140,24 @@ class Run:
 
     @cached_property
     def images(self) -> dict[str, ImageSet]:
-        """Training and validation images; unusable images are printed and listed in the run folder."""
+        """Training and validation images. The first process lists them; the others read its list."""
         began = time.perf_counter()
-        images, listing, changes = open_training_images(self.folder, self.recipe)
-        self.reading_seconds = time.perf_counter() - began
+        sources: Mapping[str, ImageSource] = {}
         if self.accelerator.is_main_process:
-            listing.save(self.folder.listing)
-            durable.replace_file(self.folder.failures, _failures_text(images).encode())
-            self._say_found(listing.inventory, changes.sentence())
-            failures = [failure for each in images.values() for failure in each.failures]
-            for failure in failures[:_SHOWN]:
-                print(f"  unusable: {failure.image_id}: {failure.reason}")
-            if len(failures) > _SHOWN:
-                print(f"  ... and {len(failures) - _SHOWN:,} more, in {self.folder.failures}")
+            opened, listing = list_images(self.folder, self.recipe)
+            sources = opened.splits
+            self._say_found(listing.inventory, opened.changes.sentence())
+        self.accelerator.wait_for_everyone()
+        if not sources:
+            sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
+        images = training_images(self.recipe, sources, failed_images(self.folder))
+        self.reading_seconds = time.perf_counter() - began
         return images
+
+    @cached_property
+    def failed(self) -> FailedImages:
+        """The list of the run's unusable images."""
+        return FailedImages(self.folder, self.images, self.accelerator)
 
     def compare(self) -> None:
         """Say once in what the images that are there now differ from the run's."""
@@ -192,12 +203,11 @@ class Run:
             require_enough_data(model, len(images["train"]))
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
-        identity = {
-            "data": digest(determining(recipe.data)),
-            "the training images": images["train"].content,
-            "the held-out images": images["validation"].content,
-        }
-        self._fit("tokenizer", task, images["train"], identity, start, seed=recipe.seed, health=task.health)
+        identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
+        how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
+        self._fit("tokenizer", task, images["train"], identity, start, **how)
+        n_samples = stage.training.fit.steps * stage.training.fit.batch_size
+        accelerator.print(f"images: {self.failed.account(n_samples)}")
         tokenizer = task.exported()
         if start is not None:
             bind_codes(tokenizer, stage, start, self._canary_images())
@@ -251,7 +261,7 @@ class Run:
 
     def _canary_images(self) -> np.ndarray:
         validation = self.images["validation"]
-        return validation.pixels(next(batches_of_one_shape(validation.buckets, np.arange(len(validation)), N_IMAGES)))
+        return first_readable(validation, N_IMAGES)
 
     def encode(self, job: ExportJob | None = None) -> bool:
         """Take part in the export of the codes of all images.
@@ -363,7 +373,10 @@ class Run:
         how: dict[str, Any] = {"seed": seed, "output_type": "pil" if self._has_tokenizer else "latent"}
         outputs = [generator(labels, per_label, aspect=grid, **how) for grid in range(len(generator.shapes))]
         several, n_columns = len(outputs) > 1, per_label if n_classes else max(1, round(per_label**0.5))
-        pictures = [each.images if self._has_tokenizer else code_maps(each.codes, generator.spec) for each in outputs]
+        pictures = [
+            each.images if self._has_tokenizer else code_maps(each.codes, generator.spec.of_grid(grid))
+            for grid, each in enumerate(outputs)
+        ]
         picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
         codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
 
@@ -378,9 +391,3 @@ class Run:
             durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
 
         durable.publish_folder(self.folder.samples, fill)
-
-
-def _failures_text(images: dict[str, ImageSet]) -> str:
-    """List unusable images, one JSON object per line."""
-    rows = [{"split": name, **to_dict(each)} for name, split in images.items() for each in split.failures]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

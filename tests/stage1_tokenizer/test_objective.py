@@ -115,7 +115,7 @@ def test_missing_vgg_weights_stop_it_before_any_data_is_read(
     def read(*arguments: object, **options: object) -> None:
         raise AssertionError("data was read first")
 
-    monkeypatch.setattr("pipeline.runs.stages.open_training_images", read)
+    monkeypatch.setattr("pipeline.runs.stages.list_images", read)
     with pytest.raises(ConfigError, match="TESSERA_VGG16"):
         job.train_tokenizer()
 

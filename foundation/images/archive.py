@@ -25,6 +25,7 @@ from foundation.errors import DataError, nearest
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes, retried
 from foundation.images.folder import SUFFIXES
+from foundation.images.headers import upright_size
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.preprocess import MAX_PIXELS, decode_image
@@ -34,6 +35,7 @@ _FIELD = "data.source.label_field"
 _MAX_NAME_BYTES = 4096
 _MAX_JSON_BYTES = 1 << 24
 _TAIL_BLOCK = 1 << 20
+_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,19 @@ class ArchiveSource:
         if len(data) < sample.size:
             raise BadImage("vanished", "the archive is shorter than when it was listed")
         return decode_image(data, self._max_pixels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from the head of its member.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        sample = self._samples[index]
+        head = _bytes_of(sample.archive, sample.offset, min(sample.size, _HEADER_BYTES))
+        try:
+            return upright_size(head)
+        except OSError:  # a header that is longer, such as one with a preview in it
+            return upright_size(_bytes_of(sample.archive, sample.offset, sample.size))
 
 
 def _bytes_of(archive: Path, offset: int, size: int) -> bytes:

@@ -2,67 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
 
+from foundation.images.headers import image_size
 from foundation.images.shapes import Shape, bucket_of
 from foundation.images.sources import ImageSource
 from foundation.randomness import permuted
 from foundation.threads import map_in_threads
 
 _BLOCK = 4096
-_SWAPPED = (5, 6, 7, 8)
-"""EXIF orientations that exchange rows and columns"""
 
 
-def upright_size(data: bytes | str) -> tuple[int, int]:
-    """(width, height) of an image file after its EXIF orientation, from the header; no pixel is decoded.
+def buckets_of(source: ImageSource, shapes: Sequence[Shape]) -> np.ndarray | None:
+    """The shape of each image of a source: as the source has listed it in ``buckets``, else by the header.
 
     Args:
-        data: the file's content, or its path.
-
-    Raises:
-        OSError: no image file that Pillow can open.
-    """
-    with Image.open(data if isinstance(data, str) else io.BytesIO(data)) as image:
-        return size_of(image)
-
-
-def size_of(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an open image after its EXIF orientation; it is not decoded.
-
-    An orientation that a PNG file holds behind its pixels is not seen: the image then takes the shape of its pixels as
-    they are stored, and is still turned upright when it is read.
-    """
-    width, height = image.size
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size has the orientation in it, by Pillow's version
-        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-    try:
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # on a damaged block Pillow raises any class; reading the image says so
-        orientation = 1
-    return (height, width) if orientation in _SWAPPED else (width, height)
-
-
-def buckets_of(source: ImageSource, shapes: Sequence[Shape]) -> np.ndarray:
-    """The shape of each image of a source, read from the headers in threads.
-
-    Args:
-        source: with ``size(index)``, (width, height) of the upright image, or else images are decoded.
+        source: see ``image_size``.
         shapes: (height, width) each.
 
     Returns:
-        (N,) uint8. An image that cannot be opened takes the first shape; reading it says what is wrong.
+        (N,) uint8; None for one shape. An image that cannot be opened takes the first shape; reading it says what is
+        wrong.
     """
-    size = getattr(source, "size", None)
+    listed = getattr(source, "buckets", None)
+    if len(shapes) == 1 or listed is not None:
+        return listed
 
     def of_image(index: int) -> int:
         try:
-            return bucket_of(size(index) if size is not None else size_of(source.read(index)), shapes)
+            return bucket_of(image_size(source, index), shapes)
         except Exception:  # on hostile bytes a reader raises any class
             return 0
 

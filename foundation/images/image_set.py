@@ -15,12 +15,13 @@ import torch
 
 from foundation.arguments import require_type
 from foundation.errors import DataError
+from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of
 from foundation.images.config import Augment, DataConfig, Preprocess
 from foundation.images.failures import Failure, failure_of, named
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.randomness import uniforms
+from foundation.randomness import DataOrder, uniforms
 from foundation.threads import map_in_threads
 
 _TRIES = 1000
@@ -42,6 +43,8 @@ class ImageSet:
     Attributes:
         ids: names of the planned images.
         labels: (n,) class numbers, or None.
+        buckets: (n,) uint8 index of each image's shape in ``preprocess.all_shapes``; None where there is one. Images
+            that are read together have one shape.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class ImageSet:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
-        shape = (preprocess.height, preprocess.width, preprocess.n_channels)
-        self.in_memory = len(self.ids) * int(np.prod(shape)) <= cache_mib * 2**20
-        self._pixels = np.empty((len(self.ids), *shape), np.uint8) if self.in_memory else None
+        self.buckets = buckets_of(source, preprocess.all_shapes)
+        n_values = preprocess.height * preprocess.width * preprocess.n_channels  # of every shape
+        self.in_memory = len(self.ids) * n_values <= cache_mib * 2**20
+        self._pixels = np.empty((len(self.ids), n_values), np.uint8) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
         self._failures = dict(known_failures or {})
         self._found = list[Failure]()
@@ -119,8 +123,7 @@ class ImageSet:
             return known, np.ones(len(indices), bool)
         found = map_in_threads(self._decode, indices)
         kept = [each for each in found if each is not None]
-        height, width, channels = self.preprocess.height, self.preprocess.width, self.preprocess.n_channels
-        pixels = np.stack(kept) if kept else np.empty((0, height, width, channels), np.uint8)
+        pixels = np.stack(kept) if kept else np.empty((0, *self._shape(indices)), np.uint8)
         return pixels, np.array([each is not None for each in found], bool)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
@@ -140,6 +143,10 @@ class ImageSet:
             pixels_BYXC = np.stack(map_in_threads(self._decode_or_replace, indices))
         return {"images": to_unit_range(augmented(pixels_BYXC, self.augment, indices, epochs, self.seed))}
 
+    def order(self, seed: int, batch_size: int) -> DataOrder | BucketedOrder:
+        """The order in which a training reads the images; of several shapes, each batch has one."""
+        return DataOrder(len(self), seed) if self.buckets is None else BucketedOrder(self.buckets, seed, batch_size)
+
     def images(self, indices: np.ndarray) -> torch.Tensor:
         """Unaugmented images, (B, C, Y, X) float32 in [-1, 1].
 
@@ -152,17 +159,35 @@ class ImageSet:
         """Pixels of images that are all in memory, else None."""
         if self._pixels is None or not self._is_decoded[indices].all():
             return None
-        return self._pixels[indices]
+        return self._pixels[indices].reshape(len(indices), *self._shape(indices))
+
+    def _shape(self, indices: np.ndarray) -> tuple[int, int, int]:
+        """(Y, X, C) of images that are read together.
+
+        Raises:
+            DataError: they have several shapes.
+        """
+        buckets = np.zeros(1, np.uint8) if self.buckets is None or not len(indices) else self.buckets[indices]
+        what, n, fix = "images of several shapes are no one batch", len(np.unique(buckets)), "read each shape alone"
+        DataError.unless(n == 1, what, field="images", found=f"{n} shapes", expected="one", fix=fix)
+        return (*self.preprocess.all_shapes[int(buckets[0])], self.preprocess.n_channels)
+
+    def _preprocess_of(self, index: int) -> Preprocess:
+        return self.preprocess if self.buckets is None else self.preprocess.of_shape(int(self.buckets[index]))
 
     def _decode_or_replace(self, index: int) -> np.ndarray:
-        """Pixels of an image, or of the first usable one of a sequence that depends on the seed and the image."""
-        tried = int(index)
+        """Pixels of an image, or of the first usable one of a sequence of images of its shape, which depends on the
+        seed and the image.
+        """
+        tried, alike = int(index), None
         for attempt in range(_TRIES):
             pixels = self._decode(tried)
             if pixels is not None:
                 return pixels
             drawn = uniforms(np.array([index]), np.array([attempt]), self.seed, "replacement")
-            tried = int(drawn[0] * len(self))
+            if alike is None and self.buckets is not None:
+                alike = np.flatnonzero(self.buckets == self.buckets[index])
+            tried = int(drawn[0] * len(self)) if alike is None else int(alike[int(drawn[0] * len(alike))])
         found = f"{_TRIES:,} images one after another"
         raise DataError("no image can be read", field="data.source", found=found, fix="check the storage")
 
@@ -182,12 +207,13 @@ class ImageSet:
             return self._pixels_of(int(index))
 
     def _pixels_of(self, index: int) -> np.ndarray:
+        preprocess = self._preprocess_of(index)
         if self._pixels is None:
-            return self.preprocess(self._source.read(index))
+            return preprocess(self._source.read(index))
         if not self._is_decoded[index]:
-            self._pixels[index] = self.preprocess(self._source.read(index))
+            self._pixels[index] = preprocess(self._source.read(index)).reshape(-1)
             self._is_decoded[index] = True
-        return self._pixels[index]
+        return self._pixels[index].reshape(preprocess.height, preprocess.width, preprocess.n_channels)
 
     def _note(self, failure: Failure) -> None:
         with self._listing:
@@ -254,10 +280,15 @@ def image_set(
 
 
 def first_readable(images: ImageSet, n: int) -> np.ndarray:
-    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C) uint8."""
+    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C) uint8.
+
+    Of several shapes, those of the first shape that has any.
+    """
     found: list[np.ndarray] = []
-    for start in range(0, len(images), n):
-        pixels_KYXC, _ = images.readable(np.arange(start, min(start + n, len(images))))
+    for rows in batches_of_one_shape(images.buckets, np.arange(len(images)), n):
+        pixels_KYXC, _ = images.readable(rows)
+        if found and pixels_KYXC.shape[1:] != found[0].shape:
+            break
         found.extend(pixels_KYXC)
         if len(found) >= n:
             break

@@ -16,6 +16,7 @@ from foundation.images.archive import ArchiveSource
 from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
+from foundation.images.headers import image_size
 from foundation.images.preprocess import MAX_PIXELS
 
 
@@ -114,3 +115,7 @@ class SubsetSource:
     def read(self, index: int) -> Image.Image:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``; see ``image_size``."""
+        return image_size(self._source, int(self._indices[index]))

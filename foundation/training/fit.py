@@ -103,7 +103,8 @@ def _train(
     at_rest: Callable[[], None],
 ) -> None:
     """The steps from ``start`` to the end."""
-    batches = _batches(examples, DataOrder(len(examples), seed), config, accelerator, start)
+    order = getattr(examples, "order", lambda seed, batch_size: DataOrder(len(examples), seed))
+    batches = _batches(examples, order(seed, config.batch_size), config, accelerator, start)
     plateau_end = manager.schedule.plateau_end
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = _Clock()

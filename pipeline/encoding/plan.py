@@ -204,12 +204,10 @@ def make_plan(
 
 def _grids_of(source: ImageSource, spec: CodeSpec) -> tuple[int, ...] | None:
     """The shape of each image: as the source has listed it, else by its header; None where there is one shape."""
-    if spec.n_grids == 1:
-        return None
     from foundation.images.buckets import buckets_of
 
-    listed = getattr(source, "buckets", None)
-    return tuple((buckets_of(source, spec.preprocess.all_shapes) if listed is None else listed).tolist())
+    buckets = buckets_of(source, spec.preprocess.all_shapes)
+    return None if buckets is None else tuple(buckets.tolist())
 
 
 def views_of(config: EncodeConfig, split: str) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from foundation.arguments import as_codes, as_images, shown
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
-from foundation.images.buckets import size_of
 from foundation.images.config import Preprocess
+from foundation.images.headers import size_of
 from foundation.images.preprocess import to_unit_range
 from foundation.images.shapes import shapes_text
 from pipeline.generation.outputs import decode_batch

@@ -22,6 +22,7 @@ from PIL import Image
 
 from foundation.errors import DataError
 from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes, retried
+from foundation.images.headers import size_of, upright_size
 from foundation.images.kinds import kind_of
 from foundation.images.preprocess import MAX_PIXELS, decode_image
 from foundation.images.tables.pixel_numbers import image_of, white_of
@@ -56,6 +57,20 @@ class Cells:
         Raises:
             BadImage: with the reason.
         """
+        value = self._value(row)
+        return image_of(value, self.white) if isinstance(value, np.ndarray) else decode_image(value, self.max_pixels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(width, height) of the upright image of a row, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        value = self._value(row)
+        return size_of(image_of(value, self.white)) if isinstance(value, np.ndarray) else upright_size(value)
+
+    def _value(self, row: int) -> Any:
+        """A file's bytes, or an array of numbers."""
         value = content(self.column[row])
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -63,11 +78,7 @@ class Cells:
                 raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
         if isinstance(value, str):
             value = self._file(value, row)
-        if isinstance(value, bytes) and value.startswith(_NPY):
-            value = _npy(value)
-        if isinstance(value, np.ndarray):
-            return image_of(value, self.white)
-        return decode_image(value, self.max_pixels)
+        return _npy(value) if isinstance(value, bytes) and value.startswith(_NPY) else value
 
     def _file(self, text: str, row: int) -> bytes:
         """The file that a text is, or that it names."""

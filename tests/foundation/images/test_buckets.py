@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped, upright_size
+from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped
+from foundation.images.headers import upright_size
 from foundation.images.sources import FolderSource
 
 BUCKETS = np.array([0] * 10 + [1] * 23 + [2] * 3)[np.random.default_rng(0).permutation(36)]

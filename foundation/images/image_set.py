@@ -157,9 +157,10 @@ class ImageSet:
 
     def _known(self, indices: np.ndarray) -> np.ndarray | None:
         """Pixels of images that are all in memory, else None."""
+        shape = self._shape(indices)
         if self._pixels is None or not self._is_decoded[indices].all():
             return None
-        return self._pixels[indices].reshape(len(indices), *self._shape(indices))
+        return self._pixels[indices].reshape(len(indices), *shape)
 
     def _shape(self, indices: np.ndarray) -> tuple[int, int, int]:
         """(Y, X, C) of images that are read together.

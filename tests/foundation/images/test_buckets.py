@@ -1,15 +1,25 @@
 """Shapes by headers, and an order whose batches hold one shape."""
 
+import io
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.several_shapes import make_pictures
 
+from foundation.errors import DataError
+from foundation.images.archive import ArchiveSource
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped
-from foundation.images.headers import upright_size
-from foundation.images.sources import FolderSource
+from foundation.images.config import DatasetData, Preprocess
+from foundation.images.dataset import DatasetSource
+from foundation.images.headers import image_size, upright_size
+from foundation.images.image_set import ImageSet, first_readable
+from foundation.images.sources import FolderSource, SubsetSource
 
 BUCKETS = np.array([0] * 10 + [1] * 23 + [2] * 3)[np.random.default_rng(0).permutation(36)]
 
@@ -83,3 +93,40 @@ def test_images_are_cut_into_batches_of_one_shape() -> None:
     assert all(len(set(BUCKETS[each].tolist())) == 1 and len(each) <= 8 for each in batches)
     assert [len(each) for each in batches_of_one_shape(None, order, 16)] == [16, 16, 4]
     assert [bucket for bucket, _ in grouped(np.array([2, 0, 2]))] == [0, 2]
+
+
+def test_every_kind_of_source_gives_sizes_without_decoding(tmp_path: Path) -> None:
+    files = []
+    for size in ((30, 20), (20, 30)):
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "JPEG")
+        files.append(buffer.getvalue()[:-6])  # the last pixels are missing
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i, content in enumerate(files):
+            (tmp_path / f"{i}.jpg").write_bytes(content)
+            archive.add(tmp_path / f"{i}.jpg", f"{i}.jpg")
+    pq.write_table(pa.table({"image": pa.array(files, pa.binary())}), tmp_path / "a.parquet")
+    table = DatasetSource(DatasetData(path=str(tmp_path / "a.parquet"), image_column="image"), "train")
+    for source in (ArchiveSource(str(tmp_path / "a.tar"), None), table, FolderSource(str(tmp_path))):
+        subset = SubsetSource(source, np.array([1]))
+        assert [image_size(source, i) for i in (0, 1)] == [(30, 20), (20, 30)]
+        assert image_size(subset, 0) == (20, 30)
+
+
+def test_an_image_set_reads_batches_of_one_shape_and_replaces_an_image_by_one_of_its_shape(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 6)
+    for name in ("000", "002"):
+        (tmp_path / "ant" / f"{name}.png").write_bytes((tmp_path / "ant" / f"{name}.png").read_bytes()[:80])
+    preprocess = Preprocess(height=8, width=12, shapes=((12, 8),))
+    for cache_mib in (0, 64):
+        images = ImageSet(FolderSource(str(tmp_path)), preprocess, cache_mib=cache_mib, max_failed_share=0.5)
+        assert np.bincount(images.buckets).tolist() == [12, 12]
+        order = images.order(0, 4)
+        for _ in range(2):
+            for start in range(0, 48, 4):
+                batch = images.batch(*order.at(np.arange(start, start + 4)))["images"]
+                assert sorted(batch.shape) == [3, 4, 8, 12], "channels first or last"
+        assert len(images.failures) == 2
+        with pytest.raises(DataError, match="several shapes"):
+            images.readable(np.arange(4))
+        assert len(first_readable(images, 5)) == 5

@@ -162,6 +162,9 @@ class TokenizerTraining:
     """keep only the inputs of blocks in a forward pass and compute the rest again: less memory, a third more time"""
     compile: bool = added_later(False)  # type: ignore[assignment]
     """compile the levels of encoder and decoder with torch.compile; the first step then takes a minute or more"""
+    evaluate_rfid: Literal["auto", "always", "never"] = added_later("auto")  # type: ignore[assignment]
+    """rFID in each evaluation, where InceptionV3's weights are on this machine: auto measures it on a GPU, where it is
+    quick"""
 
     def __post_init__(self) -> None:
         micro = self.micro_batch_size

@@ -12,8 +12,9 @@ from foundation.images.image_set import ImageSet
 from foundation.randomness import derive_seed
 from foundation.training.learner import Learner
 from foundation.training.lengths import Rates
+from foundation.training.shares import Share
 from stage1_tokenizer.config import TokenizerTraining
-from stage1_tokenizer.evaluate import score_tokenizer
+from stage1_tokenizer.evaluate import SetDistance, reconstruction_picture, score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
@@ -23,6 +24,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
 
 _WORST_PSNR = 3.0  # dB
@@ -40,6 +42,7 @@ class TokenizerTask:
         seed: of the codebooks' initialisation and revival.
         frozen: parts that are not trained; see ``parts``.
         is_new: whether the model has random weights, so that the first batch places the codebooks.
+        distance: between the distributions of images and reconstructions, for ``evaluate``; None leaves it out.
 
     Raises:
         ConfigError: micro-batches, checkpointing or compilation of networks that cannot have it.
@@ -56,9 +59,10 @@ class TokenizerTask:
         seed: int,
         frozen: Collection[str] = (),
         is_new: bool = True,
+        distance: SetDistance | None = None,
     ) -> None:
         self.model, self.training, self.objective = model, training, objective
-        self.validation, self.seed = validation, seed
+        self.validation, self.distance, self.seed = validation, distance, seed
         self.frozen, self.is_new = frozenset(frozen), is_new
         freeze(model, self.frozen)
         if training.checkpoint_blocks:
@@ -121,9 +125,27 @@ class TokenizerTask:
             self.learner.average.update(self.model, step)
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR, SSIM, code usage and perplexity of the averaged weights over the validation set."""
+        """Reconstruction and code usage of the averaged weights over the validation set, or ``evaluate_images`` of it.
+
+        LPIPS is measured by the objective's network, in its precision, unless its weights are random.
+        """
         assert self.validation is not None, "built without images to evaluate on"
-        return score_tokenizer(self.exported(), self.validation).metrics()
+        lpips = self.objective.lpips
+        return score_tokenizer(
+            self.exported(),
+            self.validation,
+            limit=self.training.fit.evaluate_images,
+            share=Share.of_processes(self.learner.accelerator.device),
+            lpips=None if lpips is None or lpips.is_random else lpips,
+            distance=self.distance,
+        ).metrics()
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """Validation images above their reconstructions, on the main process."""
+        assert self.validation is not None, "built without images to evaluate on"
+        if not self.learner.accelerator.is_main_process:
+            return None
+        return reconstruction_picture(self.exported(), self.validation, n_images)
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether reconstructions are better than noise: a grey image alone has a PSNR of 6 dB or more."""

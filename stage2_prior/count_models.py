@@ -131,8 +131,7 @@ class UnigramModel:
     def __init__(self, spec: CodeSpec, usages: list[CodeUsage]) -> None:
         self.spec = spec
         self._slot_T = code_positions(spec).slot_T
-        counts = [each.counts_V for each in usages]
-        self._bits = [-np.log2(_unigram(Seen(each, each.sum()), len(each))) for each in counts]
+        self._usages = usages
 
     @classmethod
     def fit(cls, codes_NT: np.ndarray, spec: CodeSpec) -> UnigramModel:
@@ -142,18 +141,17 @@ class UnigramModel:
             DataError: no codes, or codes that do not fit ``spec``.
         """
         _require_rows(codes_NT)
-        usages = [CodeUsage(np.zeros(slot.codebook_size, np.int64)) for slot in spec.slots]
-        for start in range(0, len(codes_NT), _ROWS_AT_A_TIME):
-            rows = np.asarray(codes_NT[start : start + _ROWS_AT_A_TIME])
-            usages = [a + b for a, b in zip(usages, count_codes_by_slot(rows, spec), strict=True)]
-        return cls(spec, usages)
+        return cls(spec, count_codes_by_slot(codes_NT, spec))
 
     def bits(self, codes_BT: np.ndarray) -> np.ndarray:
         """(B, T) codes => (B, T) float64: -log2 p of each."""
         require_codes(codes_BT, self.spec)
         bits_BT = np.empty(codes_BT.shape)
-        for i, bits_V in enumerate(self._bits):
-            bits_BT[:, self._slot_T == i] = bits_V[codes_BT[:, self._slot_T == i]]
+        for i, usage in enumerate(self._usages):
+            codes_BN = codes_BT[:, self._slot_T == i]
+            counts = SparseCounts(usage.codes_U, usage.counts_U).look_up(codes_BN.reshape(-1))
+            of_code = _unigram(Seen(counts, np.asarray(usage.n_codes)), usage.codebook_size)
+            bits_BT[:, self._slot_T == i] = -np.log2(of_code).reshape(codes_BN.shape)
         return bits_BT
 
 

@@ -1,19 +1,29 @@
-"""Likelihood of validation codes under a prior, beside uniform and unigram baselines."""
+"""Likelihood of validation codes under a prior, beside uniform and unigram baselines; pictures of samples.
+
+In training the codes are shared out over processes; see ``foundation.training.shares``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm import trange
+from PIL import Image
+from tqdm import tqdm
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import CodeSlot, CodeSpec, code_positions
-from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
+from foundation.codes.usage import UsageCounter, summarize
 from foundation.errors import DataError
+from foundation.images.buckets import grouped
+from foundation.training.learner import copy_with
+from foundation.training.shares import Share, chosen_examples, read_ahead
+from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 
@@ -165,53 +175,82 @@ class PriorScores:
 
 
 @torch.no_grad()
-def score_prior(prior: PriorModel, validation: TokenDataset, *, batch_size: int = 256) -> PriorScores:
+def score_prior(
+    prior: PriorModel,
+    validation: TokenDataset,
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+    share: Share | None = None,
+    arithmetic: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> PriorScores:
     """Negative log-likelihood of every validation code, given its image's class where the prior uses classes.
 
-    One pass in batches: memory does not grow with the number of images. Dropout is off.
+    One pass in batches, of which the next one is read while one is scored: memory grows by a number for each image, and
+    by one for each position and batch. Dropout is off.
 
     Args:
-        prior: as it is.
+        prior: as it is; equal on every process.
         validation: the codes, possibly memory-mapped.
-        batch_size: images at a time.
+        batch_size: images at a time, whatever the number of processes.
+        limit: most rows to score, see ``chosen_examples``; None scores all.
+        share: of several processes, each of which calls this and gets the scores of all; None scores all here.
+        arithmetic: the context of each forward pass, such as the autocast of training.
 
     Raises:
         DataError: there are no codes, or they do not fit the prior's.
     """
-    n_images, spec = len(validation.codes_NT), prior.spec
-    if n_images == 0:
+    spec, share = prior.spec, share or Share()
+    if len(validation.codes_NT) == 0:
         raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
-    labels_N = validation.labels_N if spec.class_names else None
-    grids_N, nats_GT, images_G = None, np.zeros((spec.n_grids, spec.n_codes)), np.zeros(spec.n_grids, np.int64)
-    if spec.n_grids > 1:
-        grids_N = validation.grids_N
-    n_named = 0 if labels_N is None else len(spec.class_names)
-    nats_T, nats_L, images_L = np.zeros(spec.n_codes), np.zeros(n_named), np.zeros(n_named, np.int64)
-    usages: list[CodeUsage] = []
+    chosen_N = chosen_examples(len(validation.codes_NT), limit)
+    labels = validation.labels_N if spec.class_names else None
+    labels_N = None if labels is None else np.asarray(labels)[chosen_N]
+    chunks, n_chunks = share.chunks(len(chosen_N), batch_size), -(-len(chosen_N) // batch_size)
+    nats_CGT, nats_N = np.zeros((n_chunks, spec.n_grids, spec.n_codes)), np.zeros(len(chosen_N))
+    grids_N, counter = _grids_of(validation, spec, chosen_N), UsageCounter(spec)
+
+    def read(chunk: slice) -> np.ndarray:
+        return np.asarray(validation.codes_NT[chosen_N[chunk]])
+
     was_training = prior.training
     prior.eval()
     try:
-        for start in trange(0, n_images, batch_size, desc="scoring the prior", unit="batch", delay=2, leave=False):
-            codes_BT = np.asarray(validation.codes_NT[start : start + batch_size])
-            found = count_codes_by_slot(codes_BT, spec)
-            usages = [a + b for a, b in zip(usages, found, strict=True)] if usages else found
-            labels_B = None if labels_N is None else np.asarray(labels_N[start : start + batch_size])
-            grids_B = None if grids_N is None else np.asarray(grids_N[start : start + batch_size]).astype(np.int64)
-            nats_BT = _nats(prior, codes_BT, labels_B, grids_B)
-            nats_T += nats_BT.sum(0)
-            if grids_B is not None:
-                np.add.at(nats_GT, grids_B, nats_BT)
-                images_G += np.bincount(grids_B, minlength=len(images_G))
-            if labels_B is not None:
-                nats_L += np.bincount(labels_B, nats_BT.sum(1), minlength=n_named)
-                images_L += np.bincount(labels_B, minlength=n_named)
+        with tqdm(total=len(chunks), desc="scoring the prior", unit="batch", delay=2, leave=False) as progress:
+            for chunk, codes_BT in read_ahead(read, chunks):
+                counter.add(codes_BT)
+                with arithmetic():
+                    labels_B = None if labels_N is None else labels_N[chunk]
+                    nats_BT = _nats(prior, codes_BT, labels_B, grids_N[chunk] if spec.n_grids > 1 else None)
+                nats_N[chunk] = nats_BT.sum(1)
+                for grid, rows in grouped(grids_N[chunk]):
+                    nats_CGT[chunk.start // batch_size, grid] = nats_BT[rows].sum(0)
+                progress.update()
     finally:
         prior.train(was_training)
+    nats_GT, n_images = share.joined(nats_CGT).sum(0), len(chosen_N)
+    classes = () if labels_N is None else _by_class(spec, labels_N, share.joined(nats_N))
+    occurring = grouped(grids_N) if spec.n_grids > 1 else []
+    grids = {grid: GridScore(len(rows), nats_GT[grid] / len(rows)) for grid, rows in occurring}
+    bits = summarize(counter.usages(share)).entropy_bits
+    return PriorScores(spec, n_images, nats_GT.sum(0) / n_images, classes, bits, grids)
+
+
+def _grids_of(codes: TokenDataset, spec: CodeSpec, chosen_N: np.ndarray) -> np.ndarray:
+    """The grid of each chosen row, (N,) int64; 0 where images have one shape."""
+    if spec.n_grids == 1 or codes.grids_N is None:
+        return np.zeros(len(chosen_N), np.int64)
+    return np.asarray(codes.grids_N)[chosen_N].astype(np.int64)
+
+
+def _by_class(spec: CodeSpec, labels_N: np.ndarray, nats_N: np.ndarray) -> tuple[ClassScore, ...]:
+    """Scores of the classes that occur, from each image's nats."""
+    n_named = len(spec.class_names)
+    nats_L = np.bincount(labels_N, nats_N, minlength=n_named)
+    images_L = np.bincount(labels_N, minlength=n_named)
     bits_L = nats_L / (np.maximum(images_L, 1) * spec.n_codes * math.log(2))
-    rows = zip(spec.class_names[:n_named], images_L.tolist(), bits_L.tolist(), strict=True)
-    classes = tuple(ClassScore(*row) for row in rows if row[1])
-    grids = {i: GridScore(n, nats_GT[i] / n) for i, n in enumerate(images_G.tolist()) if n}
-    return PriorScores(spec, n_images, nats_T / n_images, classes, summarize(usages).entropy_bits, grids)
+    rows = zip(spec.class_names, images_L.tolist(), bits_L.tolist(), strict=True)
+    return tuple(ClassScore(*row) for row in rows if row[1])
 
 
 def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.ndarray]]:
@@ -232,3 +271,42 @@ def _nats(
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
     grids = None if grids_B is None else torch.from_numpy(grids_B).to(device)
     return prior.nll(tokens, labels, grids).cpu().double().numpy()
+
+
+@dataclass(frozen=True)
+class PreviewSamples:
+    """How samples are drawn and shown in training.
+
+    Attributes:
+        sampling: guidance, temperature and filters.
+        show: (B, T) int64 codes => a picture.
+    """
+
+    sampling: SamplingConfig
+    show: Callable[[torch.Tensor], Image.Image]
+
+
+@torch.no_grad()
+def sample_preview(prior: PriorModel, n_images: int, sampling: SamplingConfig, seed: int) -> torch.Tensor:
+    """Codes of some images, the same for equal weights and arguments, whatever has been computed before.
+
+    Classes are spread evenly. torch's random state stays as it is, and the engine's copy of the weights is let go.
+
+    Args:
+        prior: in evaluation mode.
+        n_images: how many.
+        sampling: guidance, temperature and filters.
+        seed: image i has the stream of ``seed + i``.
+
+    Returns:
+        (B, T) int64 on the prior's device.
+    """
+    shell = copy_with(prior.within_codebook(), lambda each: each)
+    n_classes, device = prior.n_classes, prior.head.weight.device
+    spread = np.linspace(0, n_classes - 1, n_images).round() if n_classes else np.full(n_images, prior.null_class)
+    labels_B = torch.from_numpy(spread.astype(np.int64)).to(device)
+    codes_BT = torch.empty((n_images, prior.n_codes), dtype=torch.int64, device=device)
+    uniforms_BT = stream_uniforms(range(seed, seed + n_images), prior.n_codes)
+    for step in iterate_codes(shell, labels_B, uniforms_BT, sampling):
+        codes_BT[step.rows, step.position] = step.codes_B
+    return codes_BT

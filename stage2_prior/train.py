@@ -22,14 +22,16 @@ from foundation.randomness import derive_seed, uniforms
 from foundation.training.learner import Learner, micro_batches
 from foundation.training.lengths import Rates
 from foundation.training.parallel import sharding_asked
+from foundation.training.shares import Share
 from stage2_prior.config import PriorConfig, PriorTraining
-from stage2_prior.evaluate import score_prior
+from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
 from stage2_prior.head_loss import head_loss
 from stage2_prior.lora import has_adapters, merged
 from stage2_prior.prior import PriorModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
 Metrics = dict[str, torch.Tensor | float]
 
@@ -106,6 +108,7 @@ class PriorTask:
         validation: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of dropout after the first forward pass of a step, and of random orders.
+        samples: how ``preview`` samples and shows codes; None where it shows none.
 
     Raises:
         ConfigError: training in random order for a model that is not aware of its target.
@@ -119,6 +122,7 @@ class PriorTask:
         accelerator: Accelerator,
         *,
         seed: int = 0,
+        samples: PreviewSamples | None = None,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
         sharded, fix = (
@@ -127,7 +131,7 @@ class PriorTask:
         )
         require(not sharded, "prior.lora", "adapters", "null where FSDP shards the weights", fix)
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
-        self.accelerator = accelerator
+        self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks
         if training.compile:
             model.compile_blocks()
@@ -141,6 +145,9 @@ class PriorTask:
             objective=PriorLoss(model, training.z_loss),
             blocks=list(model.blocks),
         )
+        average = self.learner.average.model
+        if training.compile and isinstance(average, PriorModel):
+            average.compile_blocks()  # a copy of compiled blocks is not compiled
 
     @property
     def rates(self) -> tuple[Rates, ...]:
@@ -193,9 +200,23 @@ class PriorTask:
         return {"loss": loss.detach(), **metrics}
 
     def evaluate(self) -> dict[str, float]:
-        """Validation likelihood of the averaged weights."""
+        """Validation likelihood of the averaged weights, in the precision of training, of ``evaluate_images`` rows."""
         assert self.validation is not None, "built without codes to evaluate on"
-        return score_prior(self.exported(), self.validation).metrics()
+        return score_prior(
+            self.exported(),
+            self.validation,
+            limit=self.training.fit.evaluate_images,
+            share=Share.of_processes(self.accelerator.device),
+            arithmetic=self.learner.autocast,
+        ).metrics()
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """Samples of the averaged weights, on the main process; None where codes cannot be shown."""
+        prior = self.exported()
+        if self.samples is None or not self.accelerator.is_main_process:
+            return None
+        seed = derive_seed(self.seed, "preview") % 2**31
+        return self.samples.show(sample_preview(prior, n_images, self.samples.sampling, seed))
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether codes need no more than twice the bits that uniform ones would need."""

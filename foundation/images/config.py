@@ -290,7 +290,7 @@ class DataConfig:
     identity: Identity = added_later("auto")
     """what tells whether images are the ones that a run began with: files, their names and sizes; content, also their
     pixels, for which every image is decoded once as the run begins, and copies of training images are not held out;
-    auto, content for at most 65,536 images and 256 MiB of pixels"""
+    auto, content for at most 16,384 images and 64 MiB of pixels"""
     max_megapixels: int = added_later(64)
     """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
     half, a quarter or an eighth of its sides"""

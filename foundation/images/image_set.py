@@ -17,8 +17,10 @@ from foundation.arguments import require_type
 from foundation.errors import DataError
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of
 from foundation.images.config import Augment, DataConfig, Preprocess
+from foundation.images.depth import require_white
 from foundation.images.failures import Failure, failure_of, named
 from foundation.images.preprocess import to_unit_range
+from foundation.images.scan import scan
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
 from foundation.randomness import DataOrder, uniforms
@@ -75,8 +77,8 @@ class ImageSet:
 
     @property
     def failures(self) -> list[Failure]:
-        """The images that are known to be unusable."""
-        return list(self._failures.values())
+        """The images that are known to be unusable, by name."""
+        return sorted(self._failures.values(), key=lambda each: each.image_id)
 
     @property
     def n_usable(self) -> int:
@@ -250,11 +252,12 @@ def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed:
     """The training and validation images of a data configuration; the images of a run: ``open_training_images``.
 
     Raises:
-        DataError: nothing to read.
+        DataError: nothing to read, or images of 16 bits that would be nearly black.
     """
     require_type("config", config, DataConfig)
     require_type("augment", augment, (Augment, type(None)))
     sources = open_splits(config)
+    require_white([scan(each, "files").shapes.brightest for each in sources.values()], config.preprocess.white_level)
     augments = {"train": augment, "validation": None}
     train, validation = (image_set(sources[name], config, augment=each, seed=seed) for name, each in augments.items())
     return train, validation
@@ -323,7 +326,7 @@ def require_usable(failures: list[Failure], n_planned: int, max_failed_share: fl
     Raises:
         DataError: how many, and the first of them.
     """
-    if len(failures) <= max_failed_share * n_planned and (not n_planned or len(failures) < n_planned):
+    if len(failures) <= max_failed_share * n_planned:
         return
     shown = "\n".join(f"    {each.image_id}: {each.reason}" for each in failures[:10])
     raise DataError(

@@ -19,9 +19,9 @@ from foundation.images.inventory import Shapes
 from foundation.images.sources import ImageSource
 from foundation.threads import map_in_threads
 
-SAMPLE = 64
-_SMALL_BYTES = 256 * 2**20
-_SMALL_IMAGES = 65_536
+SAMPLED = 64
+SMALL_IMAGES = 16_384
+_SMALL_BYTES = 64 * 2**20
 _BLOCK = 1024
 
 
@@ -44,7 +44,7 @@ def scan(source: ImageSource, identity: Identity = "auto", name: str = "images")
     Args:
         source: what to look at.
         identity: ``content`` reads every image, ``files`` a sample; ``auto`` reads every image of a set of at most
-            65,536 images and 256 MiB of pixels.
+            16,384 images and 64 MiB of pixels.
         name: of the images, in the progress bar.
     """
     n_images, sample = len(source.ids), Shapes()
@@ -62,7 +62,7 @@ def scan(source: ImageSource, identity: Identity = "auto", name: str = "images")
 
 def sample_of(n_images: int) -> list[int]:
     """Up to 64 images, evenly spread."""
-    return np.unique(np.linspace(0, n_images - 1, min(SAMPLE, n_images)).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, n_images - 1, min(SAMPLED, n_images)).round().astype(int)).tolist()
 
 
 def content_of(image: Image.Image) -> int:
@@ -78,7 +78,7 @@ def _reads_all(identity: Identity, n_images: int, sample: Shapes) -> bool:
     pixels = sum(width * height * count for (width, height), count in sample.sizes.items())
     mean = pixels / max(1, sample.sizes.total())
     channels = 3 if any(mode not in ("1", "L", "P", "I;16") for mode in sample.modes) else 1
-    return n_images <= _SMALL_IMAGES and n_images * mean * channels <= _SMALL_BYTES
+    return n_images <= SMALL_IMAGES and n_images * mean * channels <= _SMALL_BYTES
 
 
 def _look(source: ImageSource, indices: Iterable[int], shapes: Shapes) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from foundation.config import require, require_range
+from foundation.config_fields import added_later
 
 Precision = Literal["auto", "float32", "bf16"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,29 @@ class FitConfig:
     """how many checkpoints stay on disk; at least two do"""
     log_every: int = 10
     """optimizer steps between lines of training metrics"""
+    evaluate_images: int | None = added_later(None)
+    """most validation images, or rows of codes, of an evaluation in training: a fixed random choice; null takes all.
+    tessera evaluate takes all in any case"""
+    evaluate_at_start: bool = added_later(True)  # type: ignore[assignment]
+    """evaluate before the first step too"""
+    preview_images: int = added_later(8)  # type: ignore[assignment]
+    """images in the picture of each evaluation: reconstructions of the tokenizer, samples of the prior; 0 draws none"""
 
     def __post_init__(self) -> None:
-        require_range(self, "above 0", *(each.name for each in dataclasses.fields(self)))
+        lengths = ("steps", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every")
+        require_range(self, "above 0", *lengths)
+        require_range(self, "0 or more", "preview_images")
+        limit = self.evaluate_images
+        require(limit is None or limit > 0, "evaluate_images", limit, "a positive whole number, or null")
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of a training: every ``evaluate_every`` steps, and after the last."""
+        return -(-self.steps // self.evaluate_every) + self.evaluate_at_start
+
+    def n_evaluated(self, n_images: int) -> int:
+        """How many of ``n_images`` validation images an evaluation takes."""
+        return n_images if self.evaluate_images is None else min(n_images, self.evaluate_images)
 
 
 @dataclass(frozen=True, kw_only=True)

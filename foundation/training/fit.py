@@ -10,7 +10,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,7 @@ from foundation.errors import DataError, Interrupted, TrainingError
 from foundation.randomness import DataOrder, derive_seed
 from foundation.training.checkpoints import CheckpointManager, Identity, sound_step
 from foundation.training.config import FitConfig
+from foundation.training.evaluation import Evaluations, Health
 from foundation.training.lengths import Rates, Schedule
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.optim import DivergedError
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 _SAFE_RATE, _LOWER = 1e-3, 0.3
 """of what the advice after a divergence names: at most this learning rate, and this share of the one that was used"""
-Health = Callable[[list[dict[str, Any]]], list[str]]
-"""warnings about a stage, given its metrics so far"""
 
 
 def fit(
@@ -54,6 +53,7 @@ def fit(
     optims: Sequence[Rates] = (),
     health: Health = lambda rows: [],
     at_rest: Callable[[], None] = lambda: None,
+    previews: Path | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -70,6 +70,7 @@ def fit(
         optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
         at_rest: called by every process after each evaluation and before each checkpoint.
+        previews: folder of the pictures of evaluations; None draws none.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
@@ -83,11 +84,15 @@ def fit(
     manager = CheckpointManager(task, checkpoints, identity, schedule, accelerator, config.batch_size, n_kept)
     start = manager.restore()
     log.forget_from(start)
-    manager.sound_until = _sound_until(task, log)
+    evaluations = Evaluations(task, config, log, health, previews)
+    manager.sound_until = evaluations.sound_until
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, health, at_rest)
+        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
+    finally:
+        log.close()
+    accelerator.print(evaluations.share_text(), flush=True)
 
 
 def _train(
@@ -99,7 +104,7 @@ def _train(
     manager: CheckpointManager,
     start: int,
     log: MetricsLog,
-    health: Health,
+    evaluations: Evaluations,
     at_rest: Callable[[], None],
 ) -> None:
     """The steps from ``start`` to the end."""
@@ -109,8 +114,9 @@ def _train(
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
         clock = _Clock()
         for step in range(start, config.steps):
-            if step % config.evaluate_every == 0:
-                _evaluate(task, step, log, health, bar, manager)
+            if evaluations.is_due(step):
+                evaluations.run(step, bar)
+                manager.sound_until = evaluations.sound_until
                 at_rest()
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
             metrics = task.train_step(clock.wait_for(batches), step)
@@ -124,7 +130,8 @@ def _train(
                 manager.save(step + 1)
             if stopping:
                 raise Interrupted(stop.number)
-        final = _evaluate(task, config.steps, log, health, bar, manager)
+        final = evaluations.run(config.steps, bar)
+        manager.sound_until = evaluations.sound_until
         at_rest()
         if stop.agreed(accelerator):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
@@ -163,36 +170,6 @@ def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator
     place = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")  # MPS has no float64
     values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=place)
     return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
-
-
-def _evaluate(
-    task: Task, step: int, log: MetricsLog, health: Health, progress: tqdm[Any], manager: CheckpointManager
-) -> dict[str, float]:
-    metrics = task.evaluate()
-    if _is_sound(task, metrics):
-        manager.sound_until = step
-    log.write("held_out", step, metrics)
-    progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
-    for sentence in health(read_metrics(log.path, log.stage)) if log.enabled else ():
-        log.warn(step, sentence)
-        progress.write(f"warning, {log.stage} step {step}: {sentence}")
-    return metrics
-
-
-def _is_sound(task: Task, metrics: Mapping[str, float | None]) -> bool:
-    known = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-    return len(known) == len(metrics) and task.is_sound(known)
-
-
-def _sound_until(task: Task, log: MetricsLog) -> int:
-    """The last evaluation in the log that was sound, -1 without one."""
-    kept = {"stage", "kind", "step"}
-    rows = [(row["step"], {k: v for k, v in row.items() if k not in kept}) for row in _evaluations(log)]
-    return max((step for step, metrics in rows if _is_sound(task, metrics)), default=-1)
-
-
-def _evaluations(log: MetricsLog) -> list[dict[str, Any]]:
-    return read_metrics(log.path, log.stage, "held_out")
 
 
 def _require_useful(metrics: dict[str, float]) -> None:

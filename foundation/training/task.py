@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Examples(Protocol):
@@ -32,7 +35,15 @@ class Task(Protocol):
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole validation set."""
+        """Metrics over the validation set; every process calls it and gets the same ones."""
+        ...
+
+    def preview(self, n_images: int) -> Image.Image | None:
+        """A picture of what the model does now, of at most ``n_images`` images: the same for equal weights.
+
+        Every process calls it; the main process's result counts, and others may return None. It changes no random state
+        that training uses.
+        """
         ...
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:

@@ -15,6 +15,7 @@ from foundation.config import convert, members
 from foundation.config_fields import attribute_docs
 from foundation.errors import ConfigError, DataError
 from foundation.paths import expand
+from foundation.training.config import TrackerName
 from foundation.yaml_text import Text
 from pipeline.generation.options import SETTINGS, Speed
 from pipeline.output_files import Outputs, output_at
@@ -71,6 +72,10 @@ def out_option(help: str) -> Any:
     return Parameter(name=("--out", "-o"), converter=read_path, help=help)
 
 
+Track = Annotated[
+    TrackerName | None,
+    Parameter(help="also show metrics and pictures in tensorboard, wandb or trackio; as --machine.track"),
+]
 RunOut = Annotated[str | None, out_option("the run folder; default runs/NAME, or the run folder that RECIPE is")]
 
 

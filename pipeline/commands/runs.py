@@ -13,7 +13,7 @@ from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut, output_file, read_path
+from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut, Track, output_file, read_path
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: RecipeName, /, *fields: Fields, budget: str | None = None, out: RunOut = None, print_recipe: bool = False
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    budget: str | None = None,
+    out: RunOut = None,
+    track: Track = None,
+    print_recipe: bool = False,
 ) -> None:
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
@@ -36,7 +42,7 @@ def run(
             and what the recipe leaves open are chosen to fit
         print_recipe: print the resolved recipe and stop
     """
-    overrides = read_fields(fields, run)
+    overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget
     if print_recipe:
@@ -45,9 +51,10 @@ def run(
         start_run(recipe, out, overrides, estimate_first=True).all()
 
 
-def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None) -> None:
+def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None, track: Track = None) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
-    start_run(recipe, out, read_fields(fields, train_tokenizer), stages=("tokenizer",)).train_tokenizer()
+    overrides = _tracked(read_fields(fields, train_tokenizer), track)
+    start_run(recipe, out, overrides, stages=("tokenizer",)).train_tokenizer()
 
 
 def train_prior(
@@ -59,6 +66,7 @@ def train_prior(
     grid: str | None = None,
     codebook_size: int | None = None,
     out: RunOut = None,
+    track: Track = None,
 ) -> None:
     """Train the prior, stage 2, on the run's codes, or on codes of your own (--codes): then also samples and report.
 
@@ -71,7 +79,7 @@ def train_prior(
         grid: with --codes without a tokenizer: HxW, or HxWxD, of flat rows; default a square
         codebook_size: with --codes without a tokenizer: number of codes; default the largest plus one
     """
-    overrides = read_fields(fields, train_prior)
+    overrides = _tracked(read_fields(fields, train_prior), track)
     own = {"source": codes, "tokenizer": tokenizer, "grid": grid, "codebook_size": codebook_size}
     given = {f"codes.{name}": value for name, value in own.items() if value is not None}
     if codes is None and given:
@@ -83,6 +91,11 @@ def train_prior(
         job.run.sample()
         job.report()
         job.say_where()
+
+
+def _tracked(overrides: dict[str, Any], track: str | None) -> dict[str, Any]:
+    """The fields of the recipe that were given, with the tracker that ``--track`` names."""
+    return overrides if track is None else {**overrides, "machine.track": track}
 
 
 def estimate(
@@ -196,6 +209,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it.
     """
+    from pipeline.evaluation.in_training import open_rfid
     from pipeline.planning.budget import kept_fields
     from pipeline.planning.fit_run import adopt_run
     from pipeline.runs.own_codes import require_effect, run_of
@@ -207,6 +221,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
         folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
+    run.open_rfid = open_rfid
     adopt_run(run, kept_fields(run.recipe, given, own_fields(recipe)))
     return run
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from foundation.arguments import as_paths, require_type
@@ -62,13 +61,3 @@ def reconstruct_files(
 def side_by_side(pixels_BYXC: np.ndarray) -> Image.Image:
     """Arrange images in one row; enlarge small ones."""
     return image_grid(pixels_BYXC, len(pixels_BYXC), scale=max(1, 128 // max(pixels_BYXC.shape[1:3])))
-
-
-@torch.no_grad()
-def originals_above_reconstructions(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray) -> Image.Image:
-    """Arrange images in the upper row, reconstructions in the lower row."""
-    device = next(tokenizer.parameters()).device
-    images = to_unit_range(pixels_BYXC).to(device)
-    decoded = to_uint8(tokenizer.decode(tokenizer.encode(images)))
-    scale = max(1, 48 // max(pixels_BYXC.shape[1:3]))
-    return image_grid(np.concatenate([pixels_BYXC, decoded]), len(pixels_BYXC), scale=scale)

@@ -123,7 +123,7 @@ def _distance_rows(distances: SetDistances) -> list[tuple[str, str, str]]:
 
 
 def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
-    total, sizes = summarize(list(usages)), [len(each.counts_V) for each in usages]
+    total, sizes = summarize(usages), [each.codebook_size for each in usages]
     rows = [
         ("code usage", f"{total.share_used:.1%}", f"of {' + '.join(f'{size:,}' for size in sizes)} codes"),
         ("perplexity", f"{total.perplexity:,.1f}", f"of at most {max(sizes):,}"),

@@ -31,7 +31,9 @@ from pipeline.planning.times import (
     TRAIN_TOKENIZER,
     Counts,
     Speeds,
+    evaluation_seconds,
     n_views,
+    reading_of_a_step,
     run_times,
 )
 from pipeline.runs.duration import Budget, duration
@@ -143,9 +145,10 @@ class Fitting:
         recipe = self._without_slow_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)
         if trains and tokenizer is not None:
-            recipe = self._with_steps(recipe, "tokenizer", first, tokenizer.step, tokenizer.score)
+            step = tokenizer.step + reading_of_a_step(recipe, self.counts, self.read)
+            recipe = self._with_steps(recipe, "tokenizer", first, step, (tokenizer.score, tokenizer.score))
         if prior is not None:
-            recipe = self._with_steps(recipe, "prior", second, prior.step, prior.score)
+            recipe = self._with_steps(recipe, "prior", second, prior.step, _scoring(prior, tokenizer))
         return Fitted(recipe, run_times(recipe, self.counts, speeds), speeds, self.counts, self.spent(), notes)
 
     def fit_prior(self, spec: CodeSpec, tokenizer: TokenizerSpeed | None, done: Collection[str]) -> Fitted:
@@ -165,7 +168,7 @@ class Fitting:
         rest = sum(value for name, value in times.items() if name not in (*done, TRAIN_PRIOR, EVALUATE_PRIOR))
         left = self.budget.total * _AIM - self.spent() - rest
         left, notes = self._within_passes(recipe, left, prior)
-        recipe = self._with_steps(recipe, "prior", left, prior.step, prior.score)
+        recipe = self._with_steps(recipe, "prior", left, prior.step, _scoring(prior, tokenizer))
         times = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in done}
         return Fitted(recipe, times, speeds, self.counts, self.spent(), notes)
 
@@ -302,10 +305,12 @@ class Fitting:
             fix="give more time, fewer images, a smaller model, or the recipe folder, which takes sizes that fit",
         )
 
-    def _with_steps(self, recipe: Recipe, stage: str, seconds: float, step: float, score: float) -> Recipe:
-        """The recipe with steps and cadence of a stage for so much time."""
+    def _with_steps(
+        self, recipe: Recipe, stage: str, seconds: float, step: float, scoring: tuple[float, float]
+    ) -> Recipe:
+        """The recipe with steps and cadence of a stage for so much time; ``scoring``: see ``evaluation_seconds``."""
         training = getattr(recipe, stage).training
-        evaluation = max(self.counts.validation * score, 1e-9)
+        evaluation = max(evaluation_seconds(training.fit, self.counts, *scoring), 1e-9)
         n = int(max(2, min(_MOST_EVALUATIONS, _EVALUATIONS * seconds / evaluation)))
         fitting = int((seconds - n * evaluation) / step)
         steps = max(_FEWEST_STEPS, min(fitting, self._most_steps(recipe, stage)))
@@ -332,6 +337,11 @@ def spec_of(recipe: Recipe, n_classes: int) -> CodeSpec:
     """What the recipe's codes will be, but for names of classes and the fingerprint."""
     layout = TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
     return dataclasses.replace(layout, class_names=tuple(str(i) for i in range(n_classes)))
+
+
+def _scoring(prior: PriorSpeed, tokenizer: TokenizerSpeed | None) -> tuple[float, float]:
+    """Seconds to score the codes of an image, and to sample an image for a preview."""
+    return prior.score, prior.sample + (0.0 if tokenizer is None else tokenizer.decode)
 
 
 def fittable(recipe: Recipe) -> list[str]:

@@ -11,6 +11,7 @@ from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, read_json
 from pipeline.planning.times import (
+    DECODE,
     ENCODE,
     EVALUATE_PRIOR,
     EVALUATE_TOKENIZER,
@@ -26,7 +27,7 @@ from pipeline.runs.duration import duration
 PARTS = {
     START: (START,),
     READ: (READ,),
-    "tokenizer": (TRAIN_TOKENIZER, EVALUATE_TOKENIZER),
+    "tokenizer": (DECODE, TRAIN_TOKENIZER, EVALUATE_TOKENIZER),
     ENCODE: (ENCODE,),
     "prior": (TRAIN_PRIOR, EVALUATE_PRIOR),
     SAMPLE: (SAMPLE,),

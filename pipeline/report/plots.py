@@ -89,8 +89,9 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
                 axis.set_axis_off()
                 continue
             counts = usages[name]
-            ordered = np.sort(counts.counts_V)[::-1] / max(1, counts.counts_V.sum())
+            ordered = np.sort(counts.counts_U)[::-1] / max(1, counts.n_codes)
             axis.fill_between(np.arange(len(ordered)), ordered, step="mid")
+            axis.set_xlim(right=counts.codebook_size)
             title = f"{name}: {counts.share_used:.1%} used, perplexity {counts.perplexity:,.0f}"
             axis.set(title=title, xlabel="codes, most frequent first", ylabel="share of all codes", yscale="log")
         figures += plot(figure, "; ".join(names[start : start + 2]))

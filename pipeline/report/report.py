@@ -21,7 +21,6 @@ from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
 from pipeline.encoding.own_codes import SOURCE
 from pipeline.evaluation.prior import kept_evaluation
-from pipeline.evaluation.reconstruction import originals_above_reconstructions
 from pipeline.planning.ledger import read_times, time_rows
 from pipeline.report.gallery import gallery_section
 from pipeline.report.plots import (
@@ -40,6 +39,7 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import differences_since, inventory_of
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.canary import load_canary
+from stage1_tokenizer.evaluate import originals_above_reconstructions
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _SAMPLES_FIX = "move that folder away and run tessera run again, which samples again"
@@ -185,7 +185,7 @@ def _figures_table(
     folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
 ) -> str:
     validation = [usage for name, usage in usages.items() if name.startswith("validation")]
-    total, n_entries = summarize(validation), sum(len(usage.counts_V) for usage in validation)
+    total, n_entries = summarize(validation), sum(usage.codebook_size for usage in validation)
     tokenizer, prior = _validation(folder, "tokenizer"), _validation(folder, "prior")
     if not prior:
         return "<p>There are no metrics in the run folder.</p>"

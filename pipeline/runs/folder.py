@@ -52,12 +52,18 @@ class RunFolder:
     """unusable images, one JSON object per line"""
     report = _Below("report.html")
     """report"""
+    tracking = _Below("tracking")
+    """ids and files of trackers"""
     times = _Below("times.json")
     """seconds of each part, expected and taken"""
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of ``tokenizer`` or ``prior``."""
         return self.root / "checkpoints" / stage
+
+    def previews(self, stage: str) -> Path:
+        """Pictures of the evaluations of ``tokenizer`` or ``prior``."""
+        return self.root / "previews" / stage
 
     def claim(self, recipe: Recipe, extend: Extend | None = None) -> None:
         """Write the recipe into the folder, or compare it with the recipe of the parts that exist.
@@ -94,7 +100,8 @@ class RunFolder:
     def sweep(self) -> None:
         """Remove temporary files of crashed processes; requires the run's lock."""
         splits = (self.codes / "data").glob("*")
-        for folder in (self.root, self.checkpoints("tokenizer"), self.checkpoints("prior"), self.codes, *splits):
+        stages = [place(stage) for place in (self.checkpoints, self.previews) for stage in ("tokenizer", "prior")]
+        for folder in (self.root, *stages, self.tracking, self.codes, *splits):
             durable.sweep(folder)
 
     def _begun(self) -> set[str]:

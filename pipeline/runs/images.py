@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.config import digest
 from foundation.errors import CheckpointError, DataError, TesseraError
 from foundation.images.buckets import batches_of_one_shape, buckets_of
@@ -311,6 +312,9 @@ def inventory_of(folder: RunFolder) -> dict[str, Any]:
     if not folder.listing.is_file():
         return {}
     listing, failed = Listing.load(folder.listing), failed_images(folder)
+    if (folder.codes / MANIFEST).is_file():  # the export meets every image
+        for name, entry in read_manifest(folder.codes)["splits"].items():
+            failed[name].update({each["image_id"]: Failure(**each) for each in entry["failures"]})
     found = dict(listing.inventory)
     planned = {name: len(each.without_copies().ids) for name, each in listing.splits.items()}
     if set(found.get("splits", ())) == set(planned):

@@ -24,6 +24,7 @@ from foundation.images.config import DataConfig, Preprocess
 from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from foundation.storage.names import is_portable
+from foundation.training.config import TrackerName
 from pipeline.encoding.plan import EncodeConfig
 from pipeline.runs.duration import Budget
 from pipeline.runs.explicit import require_agreement, require_effect
@@ -40,6 +41,10 @@ _CADENCE = {
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "evaluate_images",
+    "evaluate_at_start",
+    "preview_images",
+    "evaluate_rfid",
     "micro_batch_size",
     "checkpoint_blocks",
     "compile",
@@ -132,6 +137,8 @@ class Machine:
     """auto, cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one, and the run says which"""
     tokens: TokenAccess = field(default_factory=TokenAccess)
     """how token datasets are read: in memory, or from the disk where they are larger"""
+    track: TrackerName | None = added_later(None)
+    """show metrics and pictures of the training in tensorboard, wandb or trackio too; null shows them nowhere else"""
 
     def __post_init__(self) -> None:
         sound = isinstance(self.device, str) and re.fullmatch(r"[a-z]+(:[0-9]+)?", self.device) is not None

@@ -15,8 +15,8 @@ import torch
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
-from foundation.codes.spec import require_same_codes
-from foundation.config import digest, require
+from foundation.codes.spec import CodeSpec, require_same_codes
+from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
@@ -26,10 +26,11 @@ from foundation.storage import durable
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
+from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, stacked
+from pipeline.generation.outputs import code_maps, grid_image, stacked, to_output_type
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -51,6 +52,7 @@ from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask, require_enough_data
 from stage2_prior.data import CodeExamples
+from stage2_prior.evaluate import PreviewSamples
 from stage2_prior.lora import ADAPTER, add_adapters, merged, save_adapter
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
@@ -59,9 +61,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from accelerate import Accelerator
+    from PIL import Image
 
     from foundation.images.sources import ImageSource
     from foundation.training.task import Examples
+    from stage1_tokenizer.evaluate import SetDistance
+
+    OpenRFID = Callable[[Recipe, int, torch.device], tuple[SetDistance | None, str]]
+    """a recipe, how many images are evaluated, the device => the distance, and what to say about it"""
+
+_COLUMNS = 8
+"""pictures in a row of a preview"""
 
 
 @dataclass
@@ -70,6 +80,8 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    open_rfid: OpenRFID | None = None
+    """opens the rFID of evaluations in training; None measures none"""
     reading_seconds: float = 0.0
     """that listing the images took"""
     _compared: bool = False
@@ -79,7 +91,7 @@ class Run:
 
         Raises:
             CheckpointError: the folder belongs to another recipe, or another process holds the lock.
-            ConfigError: a batch size is no multiple of the number of processes.
+            ConfigError: a batch size is no multiple of the number of processes, or a tracker cannot work here.
         """
         for stage in ("tokenizer", "prior"):
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
@@ -90,6 +102,8 @@ class Run:
             if not extend.is_final(self.folder, stage):
                 find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
         sharding_asked(self.accelerator)  # refuses impossible sharding before any work
+        if self.recipe.machine.track is not None:
+            require_tracker(self.recipe.machine.track)
         if self.accelerator.is_main_process:
             self._lock()
             self.folder.sweep()
@@ -202,6 +216,7 @@ class Run:
         if start is None:
             require_enough_data(model, len(images["train"]))
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
+        how["distance"] = self._rfid(len(images["validation"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
         how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
@@ -212,6 +227,16 @@ class Run:
         if start is not None:
             bind_codes(tokenizer, stage, start, self._canary_images())
         self._publish("tokenizer", lambda temporary: self._save_tokenizer(tokenizer, temporary))
+
+    def _rfid(self, n_images: int) -> SetDistance | None:
+        """RFID of evaluations in training, where it can be measured; says so if it cannot."""
+        if self.open_rfid is None:
+            return None
+        n_images = self.recipe.tokenizer.training.fit.n_evaluated(n_images)
+        distance, note = self.open_rfid(self.recipe, n_images, self.accelerator.device)
+        if note:
+            self.accelerator.print(note, flush=True)
+        return distance
 
     def _fit(
         self,
@@ -242,11 +267,18 @@ class Run:
             config,
             self.accelerator,
             checkpoints=self.folder.checkpoints(stage),
-            log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process),
+            log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process, tracker=self._tracker(stage)),
+            previews=self.folder.previews(stage),
             identity=identify,
             optims=task.rates,
             **settings,
         )
+
+    def _tracker(self, stage: str) -> RunTracker | None:
+        name = self.recipe.machine.track
+        if name is None or not self.accelerator.is_main_process:
+            return None
+        return RunTracker(name, self.folder.tracking, self.folder.root.resolve().name, stage, to_dict(self.recipe))
 
     def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
@@ -320,9 +352,12 @@ class Run:
         accelerator = self.accelerator
         access = recipe.machine.tokens
         codes = {split: TokenDataset(self.folder.codes, split, access) for split in ("train", "validation")}
-        if self._has_tokenizer:
-            spec = TokenizerModel.load(self.folder.tokenizer).spec
-            require_same_codes(spec, codes["train"].spec, owner="the run's tokenizer", other="the token dataset")
+        tokenizer = TokenizerModel.load(self.folder.tokenizer) if self._has_tokenizer else None
+        if tokenizer is not None:
+            owner, other = "the run's tokenizer", "the token dataset"
+            require_same_codes(tokenizer.spec, codes["train"].spec, owner=owner, other=other)
+            tokenizer.to(accelerator.device)
+        samples = PreviewSamples(recipe.samples.sampling, lambda codes_BT: _picture(codes_BT, model.spec, tokenizer))
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         start = find_start(self.folder, "prior", stage.start_from)
@@ -331,7 +366,7 @@ class Run:
             if stage.lora is not None:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
-        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed)
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed, samples=samples)
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
             accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")
@@ -391,3 +426,13 @@ class Run:
             durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
 
         durable.publish_folder(self.folder.samples, fill)
+
+
+def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel | None) -> Image.Image:
+    """Sampled images side by side; codes, a colour each, where their tokenizer is not known."""
+    codes = spec.grid(codes_BT)
+    if tokenizer is None:
+        pictures = code_maps(codes, spec)
+    else:  # one by one: a decoder's memory grows with the images that it decodes at once
+        pictures = [image for each in codes for image in to_output_type(tokenizer.decode(each[None]), "pil")]
+    return grid_image(pictures, min(_COLUMNS, len(pictures)))

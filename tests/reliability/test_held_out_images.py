@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.image_sets import usable
 from support.picture_runs import begin, picture
 
 from foundation.codes.dataset import TokenDataset
@@ -157,7 +158,7 @@ def play(home: Path, cache: Path, seed: int) -> None:
             job = begin(home / "run", pictures.folder, **lenient)
             in_turn(job, getattr(job, stage))
         images, _ = open_run_split(folder, folder.load_recipe(), "validation")
-        held_out = {pictures.number[name] for name in images.ids}
+        held_out = {pictures.number[name] for name in usable(images)}
         assert held_out and not held_out & trained, f"after {stage}"
         evaluations += len(held_out)
     assert evaluations > 4

@@ -21,7 +21,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
 
 N_CLASSES, N_IMAGES, STEPS, BATCH = 3, 37, 20, 8
-TIMINGS = {"seconds", "loading_seconds", "tokens_per_second"}
+TIMINGS = {"seconds", "loading_seconds", "evaluate_seconds", "tokens_per_second"}
 EVERYTHING: dict[str, Any] = {
     "micro_batch_size": 3,
     "checkpoint_blocks": True,
@@ -82,7 +82,7 @@ def fit_config() -> FitConfig:
     return FitConfig(steps=STEPS, batch_size=BATCH, evaluate_every=5, checkpoint_every=3, log_every=1)
 
 
-def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
+def train(folder: Path, task: TinyTask, accelerator: Accelerator, previews: Path | None = None) -> TinyTask:
     """Run ``fit`` in a folder, from its newest checkpoint on, to the end or to the task's ``stop_at``."""
     examples = CodeExamples(dataset(), N_CLASSES, label_dropout=task.training.label_dropout, seed=5)
     options: dict[str, Any] = {
@@ -91,6 +91,7 @@ def train(folder: Path, task: TinyTask, accelerator: Accelerator) -> TinyTask:
         "log": MetricsLog(folder / "metrics.jsonl", "prior", enabled=accelerator.is_main_process),
         "identity": lambda steps: {"recipe": "tiny"},
         "optims": task.rates,
+        "previews": previews,
     }
     try:
         fit(task, examples, task.training.fit, accelerator, **options)

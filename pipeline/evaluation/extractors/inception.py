@@ -79,12 +79,28 @@ def _weights(path: str | None) -> tuple[dict[str, torch.Tensor], bool]:
     return tensors, durable.file_sha256(file).startswith(PUBLISHED_SHA256_PREFIX)
 
 
-def _cached_or_downloaded() -> Path:
+def cached_weights() -> Path | None:
+    """The weight file where torch-fidelity keeps it; None if it is not there.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    file = _cache_file()
+    return file if file.is_file() else None
+
+
+def _cache_file() -> Path:
     _require_package()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+
+
+def _cached_or_downloaded() -> Path:
+    file = _cache_file()
     if not file.is_file():
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
         _require_writable(file.parent)
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=PUBLISHED_SHA256_PREFIX)

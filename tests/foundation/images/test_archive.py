@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.image_sets import met
 
 from foundation.errors import DataError
 from foundation.images.archive import ArchiveSource
@@ -74,8 +75,8 @@ def test_archives_are_split_and_read_like_any_source(shards: Path) -> None:
 def test_a_bad_image_in_an_archive_is_one_bad_image(tmp_path: Path) -> None:
     whole = png(1)
     path = write(tmp_path / "a.tar", [("1.png", whole), ("2.png", b""), ("3.jpg", b"<html>"), ("4.png", whole[:40])])
-    images = ImageSet(ArchiveSource(str(path), None), Preprocess(height=6, width=6))
-    assert len(images) == 1 and [each.image_id for each in images.failures] == ["a.tar/2", "a.tar/3", "a.tar/4"]
+    images = met(ImageSet(ArchiveSource(str(path), None), Preprocess(height=6, width=6)))
+    assert images.n_usable == 1 and [each.image_id for each in images.failures] == ["a.tar/2", "a.tar/3", "a.tar/4"]
 
 
 def test_every_truncation_of_an_archive_is_noticed(shards: Path, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_pictures_of_other_formats_are_listed_and_other_members_are_counted(tmp_
         ("README", b""),
     ]
     source = ArchiveSource(str(write(tmp_path / "a.tar", members)), None)
-    images = ImageSet(source, Preprocess(height=6, width=6))
+    images = met(ImageSet(source, Preprocess(height=6, width=6)))
     assert [each.image_id for each in images.failures] == ["a.tar/2"] and "HEIC" in images.failures[0].reason
     assert [(each.kind, each.count, each.example) for each in source.passed_over.rows()] == [
         (".txt", 1, "a.tar/4.txt"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
+from support.image_sets import met, usable
 from support.image_tables import encoded
 
 from foundation.errors import ConfigError, DataError
@@ -143,7 +144,8 @@ def test_the_limit_is_a_field_of_the_data(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("L", (1100, 1000), i).save(tmp_path / f"{i}.png")
     source = FolderData(path=str(tmp_path))
+    train, _ = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=8, width=8), max_megapixels=1))
     with pytest.raises(DataError, match=r"at most 1,000,000 pixels"):
-        open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=8, width=8), max_megapixels=1))
+        met(train)
     train, _ = open_image_sets(DataConfig(source=source, preprocess=Preprocess(height=8, width=8), max_megapixels=2))
-    assert len(train) == 2
+    assert usable(train) == train.ids and len(train) == 2

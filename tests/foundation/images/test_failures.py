@@ -73,9 +73,9 @@ def test_an_error_that_does_not_pass_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("error", [BadImage("vanished", "is gone"), OSError(errno.EIO, "broken")])
-def test_a_failure_outside_of_a_scan_names_the_image(error: Exception) -> None:
+def test_a_failure_that_is_not_listed_names_the_image(error: Exception) -> None:
     with (
-        pytest.raises(DataError, match=r"cats/1.png: cannot be read: .*(gone|broken)(.|\n)*resume"),
+        pytest.raises(DataError, match=r"cats/1.png: cannot be read: .*(gone|broken)(.|\n)*readable again"),
         named("cats/1.png"),
     ):
         raise error

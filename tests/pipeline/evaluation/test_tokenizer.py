@@ -114,8 +114,8 @@ def test_continuous_latents_have_no_usage_and_each_depth_has_its_own(
     config = from_dict(TokenizerConfig, {**ARCHITECTURE, "quantizer": quantizer})
     model = TokenizerModel(config, digits.preprocess).eval()
     found = evaluate_tokenizer(model, digits, extractor=build_extractor(SmallConfig()))
-    assert [len(usage.counts_V) for usage in found.scores.usages] == sizes
-    assert all(usage.counts_V.sum() == 150 * 4 * 4 for usage in found.scores.usages)
+    assert [usage.codebook_size for usage in found.scores.usages] == sizes
+    assert all(usage.n_codes == 150 * 4 * 4 for usage in found.scores.usages)
     assert ("code_usage" in found.metrics()) == ("perplexity" in found.table()) == bool(sizes)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foundation.codes.usage import CodeUsage
+from foundation.codes.usage import count_codes
 from pipeline.report.plots import (
     adversary_plot,
     class_plot,
@@ -54,7 +54,7 @@ def test_an_adversary_is_plotted_only_where_there_is_one() -> None:
 
 def test_codebooks_are_plotted_two_in_a_figure() -> None:
     usages = {
-        name: CodeUsage(np.array([3, 1, 0, 0])) for name in ("train", "validation, depth 1", "validation, depth 2")
+        name: count_codes(np.array([0, 0, 0, 1]), 4) for name in ("train", "validation, depth 1", "validation, depth 2")
     }
     page = usage_plot(usages)
     assert len(figures(page)) == 2 and "train; validation, depth 1" in page

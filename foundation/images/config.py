@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
+from foundation.images.shapes import Shape, bucket_of, equal_shapes, propose_shapes
 from foundation.paths import PathOrName, PathText, is_remote, require_no_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from PIL import Image
 
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from foundation.images.channels import Levels
 
 _MOST_CHANNELS = 64
+
+
+_MOST_SHAPES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,9 @@ class Preprocess:
     preview_channels: tuple[int, ...] | None = added_later(None)
     """three channels, from 0, that are shown as red, green and blue, or one shown as grey, in mode channels; null shows
     the first three, and the first of two"""
+    shapes: tuple[Shape, ...] = added_later(())
+    """further shapes beside height x width, each [height, width] in pixels with as many pixels, e.g. [[64, 48]] beside
+    48 x 64: an image takes the shape nearest to its aspect ratio"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -61,6 +71,37 @@ class Preprocess:
         white = self.white_level
         require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
+        if self.shapes:
+            self._require_shapes()
+
+    def _require_shapes(self) -> None:
+        """Refuse shapes of another area: all images have the same number of codes."""
+        n_pixels, first = self.height * self.width, f"{self.height} x {self.width}"
+        multiple = math.gcd(*(side for shape in self.all_shapes for side in shape))
+        for i, (height, width) in enumerate(self.shapes):
+            if min(height, width) < 1 or height * width != n_pixels:
+                others = [
+                    each for each in equal_shapes(self.height, self.width, multiple) if each != self.all_shapes[0]
+                ]
+                like = f", such as {_listed(others)}" if others else ""
+                expected = f"{n_pixels:,} pixels, as {first}{like}"
+                fix = f"take shapes of one area, e.g. {_listed(propose_shapes(n_pixels, multiple))}"
+                require(False, f"shapes[{i}]", f"{height} x {width}", expected, fix)
+        again = [each for i, each in enumerate(self.all_shapes) if each in self.all_shapes[:i]]
+        require(not again, "shapes", _listed(again), "shapes that differ from each other and from height x width")
+        require(len(self.all_shapes) <= _MOST_SHAPES, "shapes", len(self.shapes), f"up to {_MOST_SHAPES - 1} of them")
+
+    @property
+    def all_shapes(self) -> tuple[Shape, ...]:
+        """(height, width) of every shape, ``height`` x ``width`` first."""
+        return ((self.height, self.width), *self.shapes)
+
+    def of_shape(self, index: int) -> Preprocess:
+        """The same for images of one shape, by its index in ``all_shapes``."""
+        if not self.shapes:
+            return self
+        height, width = self.all_shapes[index]
+        return dataclasses.replace(self, height=height, width=width, shapes=())
 
     def _check_channels(self) -> None:
         many, n, shown = self.mode == "channels", self.channels, self.preview_channels
@@ -107,8 +148,16 @@ class Preprocess:
         Returns:
             (Y, X, C) uint8, or uint16 with 16 ``bits``. In mode RGBA nothing is flattened: the colours of partly
             transparent pixels are kept, and a transparent pixel is 0 in all channels.
+            With several shapes, (Y, X) is the one nearest to the image's aspect ratio.
         """
-        return self.cover(self.prepare(image), self.height, self.width)
+        prepared = self.prepare(image)
+        return self.cover(prepared, *self.all_shapes[self.shape_of(prepared.size)])
+
+    def shape_of(self, size: tuple[int, int]) -> int:
+        """Index in ``all_shapes`` of the shape that an upright image of this (width, height) takes."""
+        if not self.shapes:
+            return 0
+        return bucket_of(size, self.all_shapes)
 
     def prepare(self, image: AnyImage | np.ndarray) -> Image.Image | Levels:
         """Orient, flatten onto the background, convert; keep every pixel.
@@ -199,6 +248,10 @@ class Preprocess:
         import numpy as np
 
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self.n_channels)
+
+
+def _listed(shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{height} x {width}" for height, width in shapes)
 
 
 @dataclass(frozen=True, kw_only=True)

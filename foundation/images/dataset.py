@@ -115,6 +115,14 @@ class DatasetSource:
             self.groups = starts[starts < len(self._numbers)]
             self.streamed = Streamed(streamed.n_bytes, streamed.cache_bytes)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        return self._cells.size(int(self._numbers[index]))
+
     def _take_labels(
         self, column: pa.ChunkedArray, rows: Rows, config: DatasetData, class_names: tuple[str, ...] | None
     ) -> None:

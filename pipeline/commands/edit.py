@@ -151,6 +151,7 @@ def edit_to_folder(
     import numpy as np
     import torch
 
+    from foundation.images.buckets import batches_of_one_shape
     from foundation.images.image_bytes import file_ending
     from foundation.images.preprocess import to_pil, to_unit_range
     from pipeline.generation.inputs import kept_pixels
@@ -171,19 +172,21 @@ def edit_to_folder(
     n = edit.num_images
     stems = [f"{i:04d}-{file_name(Path(name).stem)}" for i, name in enumerate(names)]
     settings = {"command": f"edit {default}", **about, **_settings(edit, seed), **identity_of(generator)}
-    settings["images"] = hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()
+    settings["images"] = hashlib.sha256(b"".join(each.tobytes() for each in pixels)).hexdigest()
     files = [f"{stem}-{kind}.png" for stem in stems for kind in ("all", *range(n))]
     files += [f"{stem}-{i}.npy" for stem in stems for i in range(n) if file_ending(preview.preprocess) == ".npy"]
     outputs = output_folder(out, default, settings, files)
     seeds = seeds_of(seed, len(names) * n)
     options = {**edit.sampling.given(), "class_labels": edit.class_label, "num_images": n, "best_of": edit.best_of}
-    for first in range(0, len(names), _BATCH):
-        batch_BYXC = np.stack(pixels[first : first + _BATCH])
-        own = seeds[first * n :][: len(batch_BYXC) * n]
+    shapes = generator.shapes
+    grids = np.array([shapes.index(each.shape[:2]) for each in pixels])
+    for batch in batches_of_one_shape(grids, np.arange(len(names)), _BATCH):
+        batch_BYXC = np.stack([pixels[i] for i in batch])
+        own = [seed for i in batch for seed in seeds[i * n : (i + 1) * n]]
         output = edits(generator, to_unit_range(batch_BYXC), seed=own, output_type=picture_type(preview), **options)
-        shown = [] if region is None else [kept_pixels(batch_BYXC, region(generator.spec).numpy())]
-        for i, name in enumerate(names[first : first + _BATCH]):
-            stem = stems[first + i]
+        spec = generator.spec.of_grid(int(grids[batch[0]]))
+        shown = [] if region is None else [kept_pixels(batch_BYXC, region(spec).numpy())]
+        for i, (name, stem) in enumerate((names[at], stems[at]) for at in batch):
             given = [to_pil(preview(each[i : i + 1])[0]) for each in (batch_BYXC, *shown)]
             _write(outputs, stem, given, output.images[i * n : (i + 1) * n], preview)
             print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")

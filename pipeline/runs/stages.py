@@ -34,7 +34,7 @@ from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of
+from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -346,7 +346,9 @@ class Run:
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
-            write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
+            counts = tuple(read_manifest(self.folder.codes)["splits"]["train"].get("grids", ()))
+            how: dict[str, Any] = {"has_tokenizer": self._has_tokenizer, "grid_counts": counts}
+            write_recipe_index(self.folder.root, sampling, dropout, **how)
         wait_for_everyone(self.accelerator)
 
     @property
@@ -403,7 +405,7 @@ class Run:
         self._publish("prior", save)
 
     def sample(self) -> None:
-        """Sample the run's grid: a row per class, or a square without classes."""
+        """Sample the run's grid: a row per class, or a square without classes; one below the other for each shape."""
         accelerator = self.accelerator
         if not accelerator.is_main_process or self.folder.has_samples():
             return
@@ -420,18 +422,27 @@ class Run:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
         kind = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
-        output = generator(labels, per_label, seed=seed, output_type=kind)
-        if self._has_tokenizer:
-            pictures = pictures_of(output.images, generator.tokenizer.preview)
-        else:
-            pictures = code_maps(output.codes, generator.spec)
-        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
+        how: dict[str, Any] = {"seed": seed, "output_type": kind}
+        outputs = [generator(labels, per_label, aspect=grid, **how) for grid in range(len(generator.shapes))]
+        several, n_columns = len(outputs) > 1, per_label if n_classes else max(1, round(per_label**0.5))
+        pictures = [
+            pictures_of(each.images, generator.tokenizer.preview)
+            if self._has_tokenizer
+            else code_maps(each.codes, generator.spec.of_grid(grid))
+            for grid, each in enumerate(outputs)
+        ]
+        picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
+        codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
 
         def fill(temporary: Path) -> None:
-            grid_image(pictures, n_columns).save(temporary / "grid.png")
-            np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
-            about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
-            durable.write_bytes(temporary / "samples.json", json.dumps(about).encode())
+            picture.save(temporary / "grid.png")
+            np.save(temporary / "codes.npy", torch.cat(codes).cpu().numpy(), allow_pickle=False)
+            about = {"labels": outputs[0].labels, "seeds": outputs[0].seeds, "columns": n_columns}
+            shapes = [
+                {"shape": shape, "rows": rows} for shape, rows in zip(generator.shapes, bounds, strict=True) if several
+            ]
+            content = {**about, **({"shapes": shapes} if several else {})}
+            durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
 
         durable.publish_folder(self.folder.samples, fill)
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from foundation.errors import DataError
 from foundation.images.array_image import AnyImage, ArrayImage
 from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes
+from foundation.images.headers import size_of, upright_size
 from foundation.images.kinds import kind_of
 from foundation.images.preprocess import MAX_PIXELS, NPY, decode_any, read_npy
 from foundation.images.tables.pixel_numbers import image_of, white_of
@@ -58,6 +59,24 @@ class Cells:
         Raises:
             BadImage: with the reason.
         """
+        value = self._value(row)
+        if isinstance(value, np.ndarray):
+            return ArrayImage(value) if self.arrays else image_of(value, self.white)
+        return decode_any(value, self.max_pixels, arrays=self.arrays)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(width, height) of the upright image of a row, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        value = self._value(row)
+        if isinstance(value, np.ndarray):
+            return ArrayImage(value).size if self.arrays else size_of(image_of(value, self.white))
+        return upright_size(value)
+
+    def _value(self, row: int) -> Any:
+        """A file's bytes, or an array of numbers."""
         value = content(self.column[row])
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -66,10 +85,8 @@ class Cells:
         if isinstance(value, str):
             value = self._file(value, row)
         if isinstance(value, bytes) and value.startswith(NPY):
-            value = read_npy(value, self.max_pixels)
-        if isinstance(value, np.ndarray):
-            return ArrayImage(value) if self.arrays else image_of(value, self.white)
-        return decode_any(value, self.max_pixels, arrays=self.arrays)
+            return read_npy(value, self.max_pixels)
+        return value
 
     def _file(self, text: str, row: int) -> bytes:
         """The file that a text is, or that it names."""

@@ -88,6 +88,6 @@ def test_shapes_that_cannot_work_are_refused_before_anything_is_read(tmp_path: P
     with pytest.raises(ConfigError, match=r"shapes\[0\](.|\n)*multiple of 2(.|\n)*shapes such as 8 x 18, 12 x 12"):
         start_run("digits", str(tmp_path / "a"), overrides={**QUICK, **odd, **source}).all()
     model = {**QUICK["tokenizer.model"], "coarse_halvings": 1}
-    with pytest.raises(ConfigError, match="shapes(.|\n)*a tokenizer of one grid"):
+    with pytest.raises(ConfigError, match=r"shapes(.|\n)*a tokenizer of one grid"):
         shaped = {"data.preprocess": {"height": 16, "width": 24, "shapes": [[24, 16]]}, "tokenizer.model": model}
         start_run("digits", str(tmp_path / "b"), overrides={**QUICK, **shaped, **source}).all()

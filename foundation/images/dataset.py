@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from foundation.errors import DataError
 from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
-from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.source_config import DatasetData
 from foundation.images.tables.cells import holds_images, open_cells
 from foundation.images.tables.label_columns import class_label_names, names_of, numbers_of
 from foundation.images.tables.row_groups import ParquetRows

@@ -12,9 +12,10 @@ from support.image_sets import met, usable
 from support.tiny_run import ROOT
 
 from foundation.errors import DataError
-from foundation.images.config import DataConfig, DatasetData, DigitsData, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.image_set import ImageSet, open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.source_config import DatasetData, DigitsData, FolderData
 from foundation.images.sources import FolderSource
 
 

@@ -2,7 +2,7 @@
 
 A recipe is trained for some steps, with its batches, its number of validation images and its previews; the share is
 that of all its steps and evaluations at the median time of each. Recipes whose images are not part of a package train
-on noise of the recipe's size, with twice as many images as an evaluation takes.
+on noise of the recipe's size, of which half, and enough for an evaluation, are held out.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pipeline.commands.runs import start_run
 from pipeline.runs.recipe import load_recipe
 
 RECIPES = ("digits", "cifar10", "pictures", "folder")
-_FEWEST = 80
-"""images in a folder of noise"""
+_FEWEST = 40
+"""held-out images of a folder of noise"""
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def measure(name: str, steps: int) -> list[dict[str, Any]]:
             lengths = {"steps": steps, "evaluate_every": max(1, steps // 3), "log_every": 1, "checkpoint_every": steps}
             overrides |= {f"{stage}.training.fit.{field}": value for field, value in lengths.items()}
         if recipe.data.source.type_name != "digits":
-            n_images = 2 * max(_FEWEST // 2, *(each.evaluate_images or 0 for each in fits.values()))
+            n_images = int(2.3 * max(_FEWEST, *(each.evaluate_images or 0 for each in fits.values())))
             paint(Path(temporary, "images"), n_images, recipe.data.preprocess)
             source = {"type": "folder", "path": str(Path(temporary, "images"))}
             overrides |= {"data.source": source, "data.validation_share": 0.5}

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from foundation.errors import CheckpointError, ContractError
+from foundation.images.array_image import ArrayImage
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
@@ -42,7 +43,7 @@ class Canary:
     """Stored images and codes.
 
     Attributes:
-        pixels_BYXC: (B, Y, X, C) uint8.
+        pixels_BYXC: (B, Y, X, C) uint8 or uint16.
         codes: as the tokenizer encoded them; latents of a continuous one.
         stable: which of the codes no rounding error changes.
         psnr_B: of the images decoded from their codes, in dB; None beside tokenizers frozen by an earlier version.
@@ -55,7 +56,7 @@ class Canary:
 
 
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
-    """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does.
+    """Store up to 16 images, (B, Y, X, C) pixels, with their codes; small crops of them; and what preprocessing does.
 
     The codes are computed on the CPU, wherever the tokenizer is, so that another device is compared with it.
     """
@@ -197,8 +198,11 @@ def source_images(preprocess: Preprocess) -> np.ndarray:
 
 
 def preprocessed(sources_BYXC: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """What ``source_images`` become, (B, Y, X, C) uint8."""
-    return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
+    """What ``source_images`` become, (B, Y, X, C) pixels; in mode channels, with their channels in turn."""
+    if preprocess.mode != "channels":
+        return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
+    turn = np.arange(preprocess.n_channels) % sources_BYXC.shape[-1]
+    return np.stack([preprocess(ArrayImage(each[..., turn], channel_axis=2)) for each in sources_BYXC])
 
 
 def _record(tokenizer: TokenizerModel, pixels: np.ndarray, prefix: str) -> dict[str, torch.Tensor]:
@@ -232,7 +236,10 @@ def _is_canary(tensors: dict[str, torch.Tensor], prefix: str) -> bool:
         return False
     stable, psnr_B = tensors.get(f"{prefix}stable", codes), tensors.get(f"{prefix}psnr", pixels)
     return (
-        pixels.ndim == 4 and pixels.dtype == torch.uint8 and stable.shape == codes.shape and len(psnr_B) == len(codes)
+        pixels.ndim == 4
+        and pixels.dtype in (torch.uint8, torch.uint16)
+        and stable.shape == codes.shape
+        and len(psnr_B) == len(codes)
     )
 
 
@@ -248,13 +255,14 @@ def _require_same_preprocess(tokenizer: TokenizerModel, tensors: dict[str, torch
     expected = tensors["source_pixels"].numpy().astype(int)
     found = preprocessed(tensors["sources"].numpy(), tokenizer.preprocess).astype(int)
     same_shape = found.shape == expected.shape
-    differing = float((abs(found - expected) > _GREY_LEVELS).mean()) if same_shape else 1.0
+    most = _GREY_LEVELS * tokenizer.preprocess.top_level // 255
+    differing = float((abs(found - expected) > most).mean()) if same_shape else 1.0
     ContractError.unless(
         differing <= TOLERANCE,
         "images become other pixels than when the tokenizer was frozen",
         field=str(folder),
         found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
-        expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
+        expected=f"at most {TOLERANCE:.1%}, by more than {most} of {tokenizer.preprocess.top_level}",
         fix="copy the folder again; if that changes nothing, this version of Pillow resizes differently: report it",
     )
 

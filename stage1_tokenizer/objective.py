@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from foundation.config import require
 from foundation.images.config import Preprocess
+from foundation.images.preview import visible
 from foundation.training.precision import settled
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.losses.adversary import Adversary
@@ -44,7 +45,7 @@ class Objective:
     def __init__(
         self, training: TokenizerTraining, preprocess: Preprocess, accelerator: Accelerator, *, seed: int
     ) -> None:
-        self.training = training
+        self.training, self._preprocess = training, preprocess
         self.lpips: LPIPS | None = None
         self.adversary: Adversary | None = None
         if training.perceptual.weight > 0:
@@ -90,7 +91,8 @@ class Objective:
         loss = training.pixel_weight * pixel
         metrics: Metrics = {"loss_pixel": pixel.detach()}
         if self.lpips is not None:
-            perceptual = self.lpips(images_BCYX, reconstructions_BCYX).mean()
+            seen = (visible(each, self._preprocess) for each in (images_BCYX, reconstructions_BCYX))
+            perceptual = self.lpips(*seen).mean()
             metrics["loss_perceptual"] = perceptual.detach()
             loss = loss + training.perceptual.weight * perceptual
         return loss, metrics

@@ -22,6 +22,7 @@ from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_l
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.parts import CODING, freeze
+from stage1_tokenizer.quantizers.base import Quantizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class TokenizerTask:
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary.
 
-        The batch's ``images`` are (B, Y, X, C) uint8, or (B, C, Y, X) floats in [-1, 1].
+        The batch's ``images`` are (B, Y, X, C) uint8 or uint16, or (B, C, Y, X) floats in [-1, 1].
         """
         images = batch["images"]
         if not images.is_floating_point():
@@ -127,7 +128,8 @@ class TokenizerTask:
             if known_skipped(taken) or "codebook" in self.frozen:
                 quantizer.forget()
                 continue
-            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()]):
+            moves = type(quantizer).update is not Quantizer.update
+            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()] if moves else []):
                 quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
         self.learner.follow(taken, step)
 

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from tqdm import tqdm
 
 from foundation.config import digest
 from foundation.errors import DataError
 from foundation.images.archive_index import LABEL_FIELD, ArchiveIndex, index_of
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_tidy
 from foundation.images.failures import BadImage, require_sane_bytes
-from foundation.images.folder import SUFFIXES
+from foundation.images.folder import SUFFIXES, suffixes_of
+from foundation.images.headers import upright_size
 from foundation.images.ids import Ids
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import way_to_open
-from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.preprocess import MAX_PIXELS, decode_any
 from foundation.images.windowed import Streamed
 from foundation.paths import cache_root, expand, is_remote, without_secrets
 from foundation.storage.disk_cache import DiskCache
@@ -43,6 +44,7 @@ from foundation.storage.retrying import retried
 from foundation.threads import map_in_threads
 
 _INDEX_BYTES = 1 << 34
+_HEADER_BYTES = 1 << 16
 
 
 class ArchiveSource:
@@ -63,6 +65,7 @@ class ArchiveSource:
         trust_classes: bool = False,
         max_pixels: int = MAX_PIXELS,
         cache_gib: float = DEFAULT_CACHE_GIB,
+        arrays: bool = False,
     ) -> None:
         """Open the archives' indexes, or build them.
 
@@ -72,23 +75,23 @@ class ArchiveSource:
             field: what error messages call ``path``.
             class_names: the classes of the training images, when these are others.
             trust_classes: see ``ArchiveData``.
-            max_pixels: see ``decode_image``.
+            max_pixels, arrays: see ``decode_any``.
             cache_gib: size of the cache of archives that are in a store.
 
         Raises:
             DataError: no archive, one that is damaged or compressed, no image, two images of one name, one without a
                 class, or classes that hardly are such.
         """
-        self._max_pixels = max_pixels
+        self._max_pixels, self._arrays = max_pixels, arrays
         archives = _remote(path, field, cache_gib) if is_remote(path) else _local(path, field)
         _require_own_names(archives, field)
-        indexes = _indexes(archives, label_field)
+        indexes = _indexes(archives, label_field, arrays)
         self.passed_over, self.notes = _passed_over(indexes), _notes(indexes)
         n_bytes = sum(each.size for each in archives)
         self.streamed = Streamed(n_bytes, int(cache_gib * 2**30)) if is_remote(path) else None
         self.fingerprint = digest([[a.name, a.size, i.digest] for a, i in zip(archives, indexes, strict=True)])
         used = [i for i, each in enumerate(indexes) if len(each.keys)]
-        expected = f"members ending in {', '.join(sorted(SUFFIXES))}"
+        expected = f"members ending in {', '.join(sorted(suffixes_of(arrays=arrays)))}"
         shown = without_secrets(path)
         DataError.unless(len(used) > 0, "the archives hold no images", field=field, found=shown, expected=expected)
         self._archives = [archives[i] for i in used]
@@ -105,14 +108,32 @@ class ArchiveSource:
             self.labels, self.class_names = class_numbers(classes, class_names, LABEL_FIELD)
         self._ahead = ReadAhead()
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
             BadImage: with the reason.
         """
-        size, archive = int(self._sizes[index]), self._archives[self._archive_of(index)]
+        size = int(self._sizes[index])
         require_sane_bytes(size)
+        return decode_any(self._bytes(index, size), self._max_pixels, arrays=self._arrays)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from the head of its member.
+
+        Raises:
+            BadImage: it cannot be read.
+            OSError: it cannot be opened.
+        """
+        size = int(self._sizes[index])
+        try:
+            return upright_size(self._bytes(index, min(size, _HEADER_BYTES)))
+        except OSError:  # a header that is longer, such as one with a preview in it
+            return upright_size(self._bytes(index, size))
+
+    def _bytes(self, index: int, size: int) -> bytes:
+        """The first ``size`` bytes of a member."""
+        archive = self._archives[self._archive_of(index)]
         try:
             data = retried(lambda: archive.read(int(self._offsets[index]), size))
         except RemoteError as error:
@@ -124,7 +145,7 @@ class ArchiveSource:
             raise BadImage(code, f"the archive cannot be read: {error.strerror}") from error
         if len(data) < size:
             raise BadImage("vanished", "the archive is shorter than when it was listed")
-        return decode_image(data, self._max_pixels)
+        return data
 
     def ahead(self, indices: np.ndarray) -> None:
         """Fetch the archives of some images in a thread, in this order; most of each will be read soon."""
@@ -191,7 +212,7 @@ def _require_own_names(archives: Sequence[StoredFile], field: str) -> None:
         seen.add(each.name)
 
 
-def _indexes(archives: Sequence[StoredFile], label_field: str | None) -> list[ArchiveIndex]:
+def _indexes(archives: Sequence[StoredFile], label_field: str | None, arrays: bool) -> list[ArchiveIndex]:
     """The index of each archive; processes that begin together begin with different ones."""
     kept = DiskCache(cache_root() / "archives", _INDEX_BYTES)
     first = os.getpid() % len(archives)
@@ -199,7 +220,7 @@ def _indexes(archives: Sequence[StoredFile], label_field: str | None) -> list[Ar
     with tqdm(total=len(archives), desc="indexing archives", delay=2, unit="file") as progress:
 
         def index(i: int) -> ArchiveIndex:
-            found = index_of(archives[i], label_field, kept)
+            found = index_of(archives[i], label_field, kept, arrays=arrays)
             progress.update()
             return found
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from foundation.config import digest
 from foundation.errors import DataError, StorageError, nearest
-from foundation.images.folder import SUFFIXES
+from foundation.images.folder import suffixes_of
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of
 from foundation.storage.disk_cache import DiskCache
@@ -61,19 +61,20 @@ class ArchiveIndex:
     is_kept: bool = True
 
 
-def index_of(archive: StoredFile, label_field: str | None, kept: DiskCache) -> ArchiveIndex:
+def index_of(archive: StoredFile, label_field: str | None, kept: DiskCache, *, arrays: bool = False) -> ArchiveIndex:
     """The index of an archive, from its file or built now.
 
     Args:
         archive: the tar file.
         label_field: see ``ArchiveData``.
         kept: folder of the files.
+        arrays: whether .npy members are images.
 
     Raises:
         DataError: the archive is damaged or compressed, two images have one name, or a class cannot be read.
         RemoteError: it cannot be fetched.
     """
-    key = digest([_FORMAT, archive.key, archive.name, label_field])[:32]
+    key = digest([_FORMAT, archive.key, archive.name, label_field, *(["arrays"] if arrays else [])])[:32]
     found = kept.find(key)
     index = None if found is None else _load(found)
     if index is not None:
@@ -83,7 +84,7 @@ def index_of(archive: StoredFile, label_field: str | None, kept: DiskCache) -> A
     made: list[bytes] = []
 
     def make(target: Path) -> None:
-        made.append(_build(archive, label_field))
+        made.append(_build(archive, label_field, arrays))
         target.write_bytes(made[0])
 
     try:
@@ -92,7 +93,7 @@ def index_of(archive: StoredFile, label_field: str | None, kept: DiskCache) -> A
         index = None
     if index is not None:
         return index
-    return _parsed(pa.py_buffer(made[0] if made else _build(archive, label_field)), is_kept=False)
+    return _parsed(pa.py_buffer(made[0] if made else _build(archive, label_field, arrays)), is_kept=False)
 
 
 def _load(path: Path) -> ArchiveIndex | None:
@@ -119,11 +120,11 @@ def _parsed(content: pa.Buffer, *, is_kept: bool) -> ArchiveIndex:
     return ArchiveIndex(*arrays, about["passed_over"], about["digest"], is_kept)
 
 
-def _build(archive: StoredFile, label_field: str | None) -> bytes:
+def _build(archive: StoredFile, label_field: str | None, arrays: bool) -> bytes:
     passed_over = PassedOverFiles()
     while True:
         try:
-            rows = list(_Reader(archive, archive.local(), passed_over).samples(label_field))
+            rows = list(_Reader(archive, archive.local(), passed_over, suffixes_of(arrays=arrays)).samples(label_field))
             break
         except FileNotFoundError:  # removed from the cache for another file since
             continue
@@ -146,9 +147,13 @@ class _Reader:
         archive: how messages name it.
         path: of the whole archive.
         passed_over: counts members that belong to no image.
+        suffixes: endings of images.
     """
 
-    def __init__(self, archive: StoredFile, path: Path, passed_over: PassedOverFiles) -> None:
+    def __init__(
+        self, archive: StoredFile, path: Path, passed_over: PassedOverFiles, suffixes: Collection[str]
+    ) -> None:
+        self._suffixes = suffixes
         self._name, self._shown, self._path, self._passed_over = archive.name, archive.shown, path, passed_over
 
     _file: BinaryIO
@@ -161,7 +166,7 @@ class _Reader:
     def _samples(self, label_field: str | None) -> Iterator[tuple[str, int, int, str | None]]:
         seen: set[str] = set()
         for key, members in self._by_key():
-            images = _images_of(members, SUFFIXES) or _images_of(members, FOREIGN_SUFFIXES)[:1]
+            images = _images_of(members, self._suffixes) or _images_of(members, FOREIGN_SUFFIXES)[:1]
             if not images:
                 for ending, member in members.items():
                     kind = f".{ending.rpartition('.')[2].lower()}"

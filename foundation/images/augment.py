@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image
 
+from foundation.images.array_image import AnyImage
 from foundation.images.config import Augment, Preprocess
 from foundation.randomness import uniforms
 
@@ -38,7 +38,7 @@ def view_draws(augment: Augment, indices: np.ndarray, epochs: np.ndarray, seed: 
     return np.stack([uniforms(indices, epochs, seed, *key) for key in keys], axis=1)
 
 
-def random_view(preprocess: Preprocess, augment: Augment, image: Image.Image, draws_N: np.ndarray) -> np.ndarray:
+def random_view(preprocess: Preprocess, augment: Augment, image: AnyImage, draws_N: np.ndarray) -> np.ndarray:
     """Crop a decoded image, resize the crop and mirror it half of the time.
 
     Args:
@@ -48,7 +48,7 @@ def random_view(preprocess: Preprocess, augment: Augment, image: Image.Image, dr
         draws_N: a row of ``view_draws``.
 
     Returns:
-        (Y, X, C) uint8.
+        (Y, X, C) pixels.
 
     Raises:
         DataError: damaged EXIF data, or a pixel format without a defined range.

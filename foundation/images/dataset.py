@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
@@ -46,10 +46,13 @@ class DatasetSource:
         class_names: tuple[str, ...] | None = None,
         max_pixels: int = MAX_PIXELS,
         cache_gib: float = DEFAULT_CACHE_GIB,
+        *,
+        arrays: bool = False,
     ) -> None:
         """Open a split; ``class_names`` are the classes of the training split, when this is another one.
 
-        ``cache_gib`` limits the cache of streamed rows, in GiB.
+        ``cache_gib`` limits the cache of streamed rows, in GiB. With ``arrays`` (see ``decode_any``), cells of numbers
+        are read as they are, without ``white_value``.
 
         Raises:
             DataError: nothing to open, no such split or column, a column that holds no images or no classes.
@@ -87,9 +90,10 @@ class DatasetSource:
             white_value=config.white_value,
             allow_download=config.allow_download,
             max_pixels=max_pixels,
+            arrays=arrays,
         )
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
@@ -110,6 +114,14 @@ class DatasetSource:
             starts = np.unique(np.searchsorted(self._numbers, streamed.groups))
             self.groups = starts[starts < len(self._numbers)]
             self.streamed = Streamed(streamed.n_bytes, streamed.cache_bytes)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        return self._cells.size(int(self._numbers[index]))
 
     def _take_labels(
         self, column: pa.ChunkedArray, rows: Rows, config: DatasetData, class_names: tuple[str, ...] | None

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.failures import BadImage, Failure
 from foundation.images.scan import content_of
 from foundation.images.sources import ImageSource
@@ -43,7 +43,8 @@ class ListedImages:
         times: (n,) int64 nanoseconds of the files' last change, 0 as above.
         contents: (n,) uint64 hashes of the images, 0 where they are not known; see ``scan.content_of``.
         failures: images that could not be used when they were listed, by id.
-        identity: tells these images from others: a hash of ids, sizes and contents.
+        identity: tells these images from others: a hash of ids, sizes, contents and buckets.
+        buckets: (n,) uint8 index of each image's shape in ``Preprocess.all_shapes``; None where there is one.
     """
 
     ids: list[str]
@@ -53,33 +54,36 @@ class ListedImages:
     contents: np.ndarray
     failures: Mapping[str, Failure] = field(default_factory=dict)
     identity: str = ""
+    buckets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.identity:
             object.__setattr__(self, "identity", _identity(self))
 
     @classmethod
-    def of(cls, source: ImageSource, contents: np.ndarray | None = None) -> ListedImages:
+    def of(
+        cls, source: ImageSource, contents: np.ndarray | None = None, buckets: np.ndarray | None = None
+    ) -> ListedImages:
         """The images of a source, of which ``contents`` may be known."""
         n, stamps = len(source.ids), getattr(source, "stamps", None)
         zeros = np.zeros(n, np.int64)
         sizes, times = (zeros, zeros) if stamps is None else (stamps.sizes, stamps.times)
-        return cls(
-            list(source.ids), source.labels, sizes, times, np.zeros(n, np.uint64) if contents is None else contents
-        )
+        contents = np.zeros(n, np.uint64) if contents is None else contents
+        return cls(list(source.ids), source.labels, sizes, times, contents, buckets=buckets)
 
     @classmethod
-    def named(cls, ids: list[str], labels: np.ndarray | None) -> ListedImages:
-        """Images of which no more is known than their names and labels."""
+    def named(cls, ids: list[str], labels: np.ndarray | None, buckets: np.ndarray | None = None) -> ListedImages:
+        """Images of which no more is known than their names, labels and shapes."""
         zeros = np.zeros(len(ids), np.int64)
-        return cls(ids, labels, zeros, zeros, zeros.astype(np.uint64))
+        return cls(ids, labels, zeros, zeros, zeros.astype(np.uint64), buckets=buckets)
 
     def some(self, wanted_N: np.ndarray) -> ListedImages:
         """Those of which ``wanted_N`` (n,) is True."""
         there = np.flatnonzero(wanted_N)
         labels = None if self.labels is None else self.labels[there]
         columns = (self.sizes[there], self.times[there], self.contents[there])
-        return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures)
+        buckets = None if self.buckets is None else self.buckets[there]
+        return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures, buckets=buckets)
 
     def without_copies(self) -> ListedImages:
         """The images that have not the pixels of a training image."""
@@ -94,6 +98,8 @@ def _identity(images: ListedImages) -> str:
         hashed.update(name.encode("utf-8", "surrogatepass") + b"\0")
     hashed.update(np.ascontiguousarray(images.sizes, "<i8").tobytes())
     hashed.update(np.ascontiguousarray(images.contents, "<u8").tobytes())
+    if images.buckets is not None:
+        hashed.update(np.ascontiguousarray(images.buckets, "u1").tobytes())
     return hashed.hexdigest()
 
 
@@ -164,13 +170,16 @@ def _table(split: str, images: ListedImages) -> pa.Table:
         if failed
         else pa.nulls(n, pa.string()),
     }
+    if images.buckets is not None:
+        columns["grid"] = pa.array(images.buckets, pa.uint8())
     return pa.table(columns)
 
 
 def _listed(table: pa.Table) -> ListedImages:
     ids = table["image_id"].to_pylist()
     sizes, times, contents = (table[name].to_numpy().astype(kind) for name, kind in _COLUMNS.items())
-    return ListedImages(ids, _labels_in(table), sizes, times, contents, _failures_in(table))
+    buckets = table["grid"].to_numpy() if "grid" in table.column_names else None
+    return ListedImages(ids, _labels_in(table), sizes, times, contents, _failures_in(table), buckets=buckets)
 
 
 def _listed_of_format_1(table: pa.Table) -> ListedImages:
@@ -201,11 +210,14 @@ class ListedSource:
         listed: the images.
         class_names: of the listing.
         sources: where the images may be; an id is read from the first source that has it.
+
+    Attributes:
+        buckets: (n,) see ``ListedImages``.
     """
 
     def __init__(self, listed: ListedImages, class_names: tuple[str, ...], sources: Sequence[ImageSource]) -> None:
         self.listed, self._sources, self.class_names = listed, sources, class_names
-        self.ids, self.labels = listed.ids, listed.labels
+        self.ids, self.labels, self.buckets = listed.ids, listed.labels, listed.buckets
         if len(sources) == 1 and sources[0].ids is listed.ids:
             self._where: list[tuple[ImageSource, int] | None] | None = None
         else:
@@ -227,10 +239,6 @@ class ListedSource:
         there = [(None, i) if self._where is None else self._where[i] for i in indices]
         self._sources[0].ahead(np.array([each[1] for each in there if each is not None], np.int64))  # type: ignore[attr-defined]
 
-    def gone(self) -> list[str]:
-        """Names of the images that are no longer there."""
-        return [name for name, found in zip(self.ids, self._where or (), strict=False) if found is None]
-
     def present(self) -> ListedSource:
         """The images that are still there."""
         return self if self._where is None else self._some(np.array([each is not None for each in self._where], bool))
@@ -248,7 +256,7 @@ class ListedSource:
     def _some(self, wanted_N: np.ndarray) -> ListedSource:
         return self if wanted_N.all() else ListedSource(self.listed.some(wanted_N), self.class_names, self._sources)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:

@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 from foundation.errors import DataError
 from foundation.hardware import usable_cores
-from foundation.randomness import DataOrder
+from foundation.randomness import DataOrder, Order
 from foundation.threads import use_one_thread
 from foundation.training.shared_batches import SharedBatches, Stored, pinned_copy, shared_batches
-from foundation.training.task import Examples, Order
+from foundation.training.task import Examples
 
 BATCHES_AHEAD = 2
 """for each worker process: one that it reads and one that waits"""

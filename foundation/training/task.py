@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class Order(Protocol):
-    """The order of examples: an endless sequence that can be read at any position."""
-
-    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(indices, epochs) of the samples at ``positions`` (B,); each result depends on its position alone."""
-        ...
-
-
 class Examples(Protocol):
     """Training data that can be read at any position.
 

@@ -1,7 +1,8 @@
 """Encoding of the images of one parquet file with the frozen tokenizer, in the plan's precision.
 
-Every image keeps its position in its batch, and all batches have one shape, measured once on this machine and then
-fixed: codes depend neither on failures of other images, nor on the process, nor on retries.
+Every image keeps its position in its batch, and all batches have one size, measured once on this machine and then
+fixed: codes depend neither on failures of other images, nor on the process, nor on retries. Where images have several
+shapes, a batch holds the next images of one shape in the file; rows keep the order of the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 
 from foundation.codes.shards import Shard
 from foundation.hardware import send
+from foundation.images.buckets import grouped
+from foundation.images.config import Preprocess
 from foundation.images.failures import Failure, failure_of
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
@@ -24,6 +27,7 @@ from foundation.images.views import view_pixels
 from foundation.threads import image_threads
 from foundation.training.arithmetic import Arithmetic, arithmetic
 from pipeline.encoding.plan import ExportPlan, PlannedShard
+from pipeline.encoding.planned_images import Column
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 LARGEST = 512
@@ -32,7 +36,7 @@ ENOUGH = 0.97
 _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 Decoded = np.ndarray | Failure | None
-"""(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
+"""(views, Y, X, C) pixels, a failure, or None for an image that is not wanted"""
 Reading = deque[tuple[list[int], list["Future[Decoded]"]]]
 """image numbers of batches that are being read, and their images"""
 
@@ -85,8 +89,9 @@ class ShardEncoder:
                 failed = {n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)}
                 failures.update(failed)
                 columns = [numbers[i] - planned.start for i in good]
+                preprocess = self._preprocess(planned, numbers[0])
                 for row in range(len(planned.views)) if good else ():
-                    codes_VNT[row, columns] = self._codes(decoded, row)[good]
+                    codes_VNT[row, columns] = self._codes(decoded, row, preprocess)[good]
                 done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
@@ -104,7 +109,13 @@ class ShardEncoder:
             failures=[failures[n] for n in sorted(failures)],
             planned=planned.n_images,
             plan=self.plan.identity,
+            grids=None if split.grids is None else np.tile([split.grids[n] for n in good], len(planned.views)),
         )
+
+    def _preprocess(self, planned: PlannedShard, number: int) -> Preprocess:
+        """How an image becomes pixels, in its shape."""
+        grids = self.plan.splits[planned.split].grids
+        return self.tokenizer.preprocess if grids is None else self.tokenizer.preprocess.of_shape(grids[number])
 
     def _batches(
         self, planned: PlannedShard, wanted: Collection[int]
@@ -129,12 +140,15 @@ class ShardEncoder:
             _cancel(waiting)
 
     def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
-        """Image numbers of each batch of a file with a wanted image."""
-        size = self.plan.batch_size
-        for start in range(planned.start, planned.stop, size):
-            numbers = list(range(start, min(start + size, planned.stop)))
-            if any(n in wanted for n in numbers):
-                yield numbers
+        """Image numbers of each batch of a file with a wanted image: shape by shape, in the order of the plan."""
+        size, grids = self.plan.batch_size, self.plan.splits[planned.split].grids
+        images = np.arange(planned.start, planned.stop)
+        parts = [images] if grids is None else [images[at] for _, at in grouped(_part(grids, planned))]
+        for part in parts:
+            for start in range(0, len(part), size):
+                numbers = part[start : start + size].tolist()
+                if any(n in wanted for n in numbers):
+                    yield numbers
 
     def _start(
         self, planned: PlannedShard, numbers: list[int], wanted: Collection[int]
@@ -160,15 +174,15 @@ class ShardEncoder:
         source = self.sources[planned.split]
         try:
             image = source.read(number)
-            return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
+            preprocess = self._preprocess(planned, number)
+            return view_pixels(preprocess, image, planned.views, self.plan.corner_scale)
         except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
             return failure_of(source.ids[number], error)
 
-    def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
+    def _codes(self, decoded: list[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
-        preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
-        pixels_BYXC = np.zeros(shape, np.uint8)
+        pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
@@ -177,12 +191,18 @@ class ShardEncoder:
         return codes.flatten(1)[: len(decoded)].cpu().numpy()
 
 
+def _part(column: Column, planned: PlannedShard) -> np.ndarray:
+    """The values of a column for the images of a file."""
+    return np.array(column[planned.start : planned.stop])
+
+
 def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(B, Y, X, C) uint8 => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
+    """(B, Y, X, C) pixels => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
     if device.type == "cpu":
         return to_unit_range(pixels_BYXC)
     images = send(torch.from_numpy(pixels_BYXC), device).permute(0, 3, 1, 2)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    half = 127.5 if pixels_BYXC.dtype == np.uint8 else 32_767.5
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1.0)
 
 
 def _cancel(reading: Reading) -> None:

@@ -1,8 +1,8 @@
 """Bulk sampling to files, resumable, by one process or several: image i is a function of (seed, i) and its label.
 
 Images are sampled and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
-the bit however the work is interrupted and shared. They are stored as a png file each or as parquet files, of which
-each appears whole or not at all.
+the bit however the work is interrupted and shared. A group has one shape. Images are stored as a png file each or as
+parquet files, of which each appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from tqdm import tqdm
 from foundation.arguments import as_path, require_type, shown
 from foundation.codes.spec import CodeSpec
 from foundation.config import check_types, require, to_dict
+from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError
-from foundation.images.preprocess import to_pil, to_uint8
+from foundation.images.image_bytes import file_content, file_ending
+from foundation.images.preprocess import to_pixels
 from foundation.storage import durable
 from foundation.storage.names import is_temporary
 from foundation.storage.serialization import tensors_sha256
@@ -40,7 +42,7 @@ Format = Literal["png", "parquet"]
 PLAN = "generation.json"
 _MAX_SEED, _MOST_IMAGES = 2**62, 10**8
 _STREAM_RULE = "derived from (seed, i), not seed + i"
-_NAME = re.compile(r"(\d{8})(?:-.*)?\.png", re.DOTALL)
+_NAME = re.compile(r"(\d{8})(?:-.*)?\.(?:png|npy)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,25 @@ class DrawnImages:
 
     Attributes:
         images: their numbers, consecutive.
-        pixels_BYXC: uint8.
+        pixels: (Y, X, C) of each, uint8 or uint16.
         codes_BT: int64.
         labels: class numbers.
         seeds: that of each image's random stream.
+        grids: shape of each, an index into the generator's shapes.
     """
 
     images: range
-    pixels_BYXC: np.ndarray
+    pixels: Sequence[np.ndarray]
     codes_BT: np.ndarray
     labels: Sequence[int]
     seeds: Sequence[int]
+    grids: Sequence[int]
 
 
 class PngFiles:
     """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there.
+
+    Images that PNG cannot hold in full are .npy files.
 
     Args:
         root: of the samples.
@@ -73,6 +79,7 @@ class PngFiles:
 
     def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
         self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
+        self._preprocess, self._ending = spec.preprocess, file_ending(spec.preprocess)
         self._numbers = self._there()
 
     def has(self, images: range) -> bool:
@@ -81,9 +88,12 @@ class PngFiles:
 
     def write(self, drawn: DrawnImages) -> None:
         """Write the images of one job that are not there yet."""
-        rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
+        rows = zip(drawn.images, drawn.pixels, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
-        map_in_threads(lambda row: durable.replace_file(self._path(row[0], row[2]), png_bytes(row[1])), missing)
+        map_in_threads(
+            lambda row: durable.replace_file(self._path(row[0], row[2]), file_content(row[1], self._preprocess)),
+            missing,
+        )
         self._numbers.update(drawn.images)
 
     def n_missing(self, count: int) -> int:
@@ -110,7 +120,7 @@ class PngFiles:
         Raises:
             ConfigError: a png file of something else, which would count as a sample.
         """
-        files = [path for path in self.folder.glob("*.png") if not is_temporary(path)]
+        files = [path for path in self.folder.glob(f"*{self._ending}") if not is_temporary(path)]
         numbers = {path: _NAME.fullmatch(path.name) for path in files}
         foreign = sorted(path for path, number in numbers.items() if number is None)
         if foreign:
@@ -120,11 +130,13 @@ class PngFiles:
 
     def _path(self, number: int, label: int) -> Path:
         name = f"-{file_name(self._names[label])}" if self._labelled else ""
-        return self.folder / f"{number:08d}{name}.png"
+        return self.folder / f"{number:08d}{name}{self._ending}"
 
 
 class ParquetFiles:
-    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes.
+    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes, grid.
+
+    Images that PNG cannot hold in full are .npy files in the cells, which ``--data.source.type dataset`` reads.
 
     Args and methods as of ``PngFiles``.
     """
@@ -141,12 +153,15 @@ class ParquetFiles:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        bytes_B = [png_bytes(pixels) for pixels in drawn.pixels_BYXC]
-        names = [f"{i:08d}.png" for i in drawn.images]
+        preprocess = self._spec.preprocess
+        bytes_B = [file_content(pixels, preprocess) for pixels in drawn.pixels]
+        names = [f"{i:08d}{file_ending(preprocess)}" for i in drawn.images]
         columns: dict[str, Any] = {"image": [{"bytes": b, "path": p} for b, p in zip(bytes_B, names, strict=True)]}
         if self._labelled:
             columns["label"] = list(drawn.labels)
         columns |= {"seed": list(drawn.seeds), "codes": list(drawn.codes_BT)}
+        if self._spec.n_grids > 1:
+            columns["grid"] = list(drawn.grids)
         table = pa.table(columns, schema=self._features().arrow_schema)
         path = self._path(drawn.images[0])
         durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
@@ -166,18 +181,13 @@ class ParquetFiles:
     def _features(self) -> Any:
         from datasets import ClassLabel, Features, Image, List, Value
 
-        fields: dict[str, Any] = {"image": Image()}
+        array = {"bytes": Value("binary"), "path": Value("string")}
+        fields: dict[str, Any] = {"image": Image() if self._spec.preprocess.fits_png else array}
         if self._labelled:
             fields["label"] = ClassLabel(names=list(self._spec.class_names))
         codes = List(Value("int32"), length=self._spec.n_codes)
-        return Features({**fields, "seed": Value("int64"), "codes": codes})
-
-
-def png_bytes(pixels_YXC: np.ndarray) -> bytes:
-    """(Y, X, 1 or 3) uint8 => a png file's content."""
-    buffer = io.BytesIO()
-    to_pil(pixels_YXC).save(buffer, format="PNG")
-    return buffer.getvalue()
+        grid = {"grid": Value("int8")} if self._spec.n_grids > 1 else {}
+        return Features({**fields, "seed": Value("int64"), "codes": codes, **grid})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +206,9 @@ class Batch:
     """images sampled together; what a crash loses of png files"""
     images_per_file: int = 1024
     """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
+    grid: int | None = added_later(None)
+    """of a generator of several shapes, the one of all images, an index into its shapes; null mixes the shapes in the
+    proportions of the training images, each batch_size images of one shape"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -266,6 +279,8 @@ def generate_to_folder(
     require_type("generator", generator, BaseGenerator)
     require_type("batch", batch, Batch)
     labels, last = batch.labels, generator.prior.null_class
+    grid, n_grids = batch.grid, generator.spec.n_grids
+    require(grid is None or 0 <= grid < n_grids, "grid", shown(grid), f"0..{n_grids - 1}, or null")
     known = len(labels) > 0 and 0 <= min(labels) <= max(labels) <= last
     require(known, "labels", shown(labels), f"class numbers, 0..{last - 1}, or {last} for no class")
     settings = generator.settings(options or {})
@@ -274,7 +289,9 @@ def generate_to_folder(
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
     sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
     _require_new(folder)
-    claim_folder(folder / PLAN, {**to_dict(batch), **sampled, **weights})
+    if batch.grid is None and generator.grid_counts:
+        sampled["grid_counts"] = list(generator.grid_counts)
+    claim_folder(folder / PLAN, {**without_defaults(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
@@ -302,7 +319,7 @@ def _require_new(folder: Path) -> None:
     Raises:
         ConfigError: naming one of them.
     """
-    images = [path for path in (folder / "images").glob("*.png") if _NAME.fullmatch(path.name)]
+    images = [path for path in (folder / "images").glob("*.*") if _NAME.fullmatch(path.name)]
     there = sorted([*images, *(folder / "data").glob("part-*.parquet"), *folder.glob("metadata.csv")])
     if there and not (folder / PLAN).exists():  # in this order: another process may have begun in between
         problem, found = "holds files of something else", f"{len(there)}, e.g. {there[0]}"
@@ -315,13 +332,33 @@ def _images(batch: Batch, job: int) -> range:
 
 def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
     """The images of a job, group by group."""
-    pixels, codes = [], []
+    pixels: list[np.ndarray] = []
+    codes, grids = [], list[int]()
     labels = [batch.labels[i % len(batch.labels)] for i in images]
     seeds = [image_seed(batch.seed, i) for i in images]
     for start in range(0, len(images), batch.batch_size):
         group = slice(start, start + batch.batch_size)
-        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling)
+        number = images[start] // batch.batch_size
+        grid = grid_of_group(number, generator.grid_counts) if batch.grid is None else batch.grid
+        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling, grid=grid)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        pixels.append(to_uint8(generator.decode(generator.spec.grid(codes_BT))))
+        pixels += list(to_pixels(generator.decode(generator.spec.grid(codes_BT, grid)), generator.spec.preprocess.bits))
         codes.append(codes_BT.cpu().numpy())
-    return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
+        grids += [grid] * len(codes_BT)
+    return DrawnImages(images, pixels, np.concatenate(codes), labels, seeds, grids)
+
+
+def grid_of_group(group: int, counts: Sequence[int]) -> int:
+    """The shape of the images of a group, of which the first g have the proportions of ``counts`` as nearly as can be.
+
+    Args:
+        group: its number, from 0.
+        counts: of each shape, in whose proportions groups are given to shapes; empty for one shape.
+    """
+    if not counts:
+        return 0
+    shares, given, chosen = np.array(counts) / sum(counts), np.zeros(len(counts)), 0
+    for each in range(group + 1):
+        chosen = int(np.argmax(shares * (each + 1) - given))  # what lacks most
+        given[chosen] += 1
+    return chosen

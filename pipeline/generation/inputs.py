@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,9 @@ from foundation.arguments import as_codes, as_images, shown
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
+from foundation.images.headers import size_of
 from foundation.images.preprocess import to_unit_range
+from foundation.images.shapes import shapes_text
 from pipeline.generation.outputs import decode_batch
 from pipeline.generation.requests import require_one_or_all, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -34,6 +35,38 @@ class Given(NamedTuple):
 
     codes_BP: torch.Tensor
     images_BCYX: torch.Tensor | None
+
+
+def grid_of(images: Any, spec: CodeSpec) -> int:
+    """The grid of given images or codes, an index into ``CodeSpec.grids``: their shape, or that of pictures' aspect.
+
+    Codes whose shape says nothing, and what is no image at all, are taken for the first: reading them says what is
+    wrong.
+
+    Raises:
+        DataError: pictures that take several shapes, which are no one batch.
+    """
+    if spec.n_grids == 1:
+        return 0
+    if is_codes(images):
+        return _grid_of_codes(tuple(images.shape), spec)
+    if isinstance(images, torch.Tensor):
+        sides = tuple(images.shape[-2:])
+        return spec.preprocess.all_shapes.index(sides) if sides in spec.preprocess.all_shapes else 0
+    several = list(images) if isinstance(images, (list, tuple)) else [images]
+    sizes = [size_of(each) for each in several if isinstance(each, Image.Image)]
+    grids = sorted({spec.preprocess.shape_of(size) for size in sizes if min(size)})
+    found, fix = shapes_text([spec.preprocess.all_shapes[grid] for grid in grids]), "call once for each shape"
+    problem, expected = "take several shapes, which are no one batch", "pictures of one aspect ratio"
+    DataError.unless(len(grids) < 2, problem, field="images", found=found, expected=expected, fix=fix)
+    return grids[0] if grids else 0
+
+
+def _grid_of_codes(shape: tuple[int, ...], spec: CodeSpec) -> int:
+    """By rows and columns; of the first rows alone, by the columns."""
+    whole = spec.find_grid(shape[1:])
+    columns = [grid for grid, (_, width) in enumerate(spec.grids) if len(shape) > 2 and width == shape[2]]
+    return whole if whole is not None else columns[0] if columns else 0
 
 
 def is_codes(images: Any) -> bool:
@@ -67,7 +100,9 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
 
 
 def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.ndarray]:
-    """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) uint8.
+    """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) pixels.
+
+    Of other channels and bits than RGB and grey of 8 bits, a list may hold arrays too, (Y, X, C).
 
     Raises:
         DataError: another type, shape or range.
@@ -87,7 +122,8 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
         DataError.unless(bool(largest <= 1), "are not in [-1, 1]", field="images", found=found, expected=expected_range)
         return images
     several: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-    right = bool(several) and all(isinstance(each, Image.Image) for each in several)
+    kinds = (Image.Image,) if preprocess.is_plain else (Image.Image, np.ndarray)
+    right = bool(several) and all(isinstance(each, kinds) for each in several)
     types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
     arrays = any(isinstance(each, np.ndarray) for each in several)
     way = (
@@ -212,7 +248,8 @@ def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
         DataError: another type, shape or range, or nothing to sample.
     """
     if isinstance(mask, Image.Image):
-        preprocess = dataclasses.replace(spec.preprocess, mode="L", resize="nearest")
+        asked = spec.preprocess
+        preprocess = Preprocess(height=asked.height, width=asked.width, crop=asked.crop, mode="L", resize="nearest")
         white = preprocess(mask.convert("L"))[..., 0] >= 128
         return _some(torch.from_numpy(white).unsqueeze(0))
     try:
@@ -245,8 +282,9 @@ def grown(mask_BYX: torch.Tensor, n_pixels: int) -> torch.Tensor:
 
 
 def kept_pixels(pixels_BYXC: np.ndarray, mask_BYX: np.ndarray) -> np.ndarray:
-    """Images with what a mask covers in grey, (B, Y, X, C) uint8."""
-    return np.where(mask_BYX[..., None], np.uint8(128), pixels_BYXC)
+    """Images with what a mask covers in middle grey, (B, Y, X, C) pixels."""
+    middle = np.array((np.iinfo(pixels_BYXC.dtype).max + 1) // 2, pixels_BYXC.dtype)
+    return np.where(mask_BYX[..., None], middle, pixels_BYXC)
 
 
 def _some(mask_BYX: torch.Tensor) -> torch.Tensor:

@@ -177,14 +177,17 @@ class Fitting:
         recipe, seconds = self.recipe, self.budget.total * _AIM - self.spent()
         trains = recipe.tokenizer.pretrained is None
         if trains and "tokenizer" in recipe.open and self._is_open("tokenizer.model"):
-            fixed = not ("resolution" in recipe.open and self._is_open("data.preprocess"))
             preprocess = recipe.data.preprocess
+            open_size = "resolution" in recipe.open and self._is_open("data.preprocess") and not preprocess.shapes
+            fixed = not open_size
             side = min(preprocess.height, preprocess.width) if fixed else self.side
             rate = self._tokenizer_rate(recipe)
             share = self.budget.first_stage or _TOKENIZER_SHARE * seconds
             n_encoded = self.counts.train * n_views(recipe) + self.counts.validation
             most = 2 * _ENCODE_SHARE * self.budget.total * rate / n_encoded  # the encoder is about half
-            sizes = choose_tokenizer(rate * share, self.counts, preprocess.mode, side, fixed=fixed, most_flops=most)
+            sizes = choose_tokenizer(
+                rate * share, self.counts, preprocess.n_channels, side, fixed=fixed, most_flops=most
+            )
             values: dict[str, Any] = {"tokenizer.model": sizes.model}
             if "tokenizer.training.fit.batch_size" not in self.given:
                 values["tokenizer.training.fit.batch_size"] = batch_for(rate * share / (3 * sizes.flops))
@@ -216,14 +219,15 @@ class Fitting:
     def _tokenizer_rate(self, recipe: Recipe) -> float:
         """FLOPs a second of a tokenizer's training, by a small network."""
         preprocess = recipe.data.preprocess
-        small = choose_tokenizer(_PROBED, self.counts, preprocess.mode, None)
+        small = choose_tokenizer(_PROBED, self.counts, preprocess.n_channels, None)
         values = {
             "tokenizer.model": small.model,
             "data.preprocess.height": small.side,
             "data.preprocess.width": small.side,
+            "data.preprocess.shapes": (),
         }
         speed = measure_tokenizer(replaced(recipe, values), self.accelerator)
-        one = tokenizer_flops(small.model, preprocess.mode, small.side)
+        one = tokenizer_flops(small.model, preprocess.n_channels, small.side)
         return 3 * one * recipe.tokenizer.training.fit.batch_size / speed.step
 
     def _prior_rate(self, recipe: Recipe, spec: CodeSpec) -> float:

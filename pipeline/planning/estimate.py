@@ -266,7 +266,7 @@ def _memory_rows(memory: StepMemory, kind: Kind, available: int, process: int) -
 def _held(recipe: Recipe, counts: Counts) -> dict[str, int]:
     """Bytes of images and codes that stay in the host's memory."""
     p, limit = recipe.data.preprocess, recipe.data.cache_mib << 20
-    splits = [n * p.height * p.width * p.n_channels for n in (counts.train, counts.validation)]
+    splits = [n * p.height * p.width * p.n_channels * p.bits // 8 for n in (counts.train, counts.validation)]
     held = {"decoded images (data.cache_mib)": sum(n for n in splits if n <= limit)}
     if recipe.tokenizer.model.is_discrete:
         codes = _code_bytes(recipe, counts)

@@ -15,6 +15,7 @@ import numpy as np
 from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.config import digest
 from foundation.errors import CheckpointError, DataError, TesseraError
+from foundation.images.buckets import batches_of_one_shape, buckets_of
 from foundation.images.config import DataConfig, FolderData, Preprocess
 from foundation.images.depth import require_white
 from foundation.images.failures import Failure
@@ -23,7 +24,7 @@ from foundation.images.image_set import ImageSet, image_set, split_sources
 from foundation.images.inventory import PassedOver, Shapes, inventory
 from foundation.images.listing import Changes, ListedImages, ListedSource, Listing, changes
 from foundation.images.scan import sample_of, scan
-from foundation.images.sources import ImageSource, open_sources
+from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.paths import expand
 from foundation.storage import durable
 from pipeline.encoding.export import PLAN
@@ -33,6 +34,8 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
 
 Split = Literal["validation", "train"]
+_GONE = "belongs to the run and is no longer there"
+_RESIZED = "has another size in bytes than when it was listed"
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,11 @@ def _has_begun(folder: RunFolder) -> bool:
 def listing_of_plan(plan: ExportPlan, found: Mapping[str, Any]) -> Listing:
     """The listing that a plan of an export amounts to; sizes and hashes are not known."""
     splits = {
-        name: ListedImages.named(list(each.image_ids), None if each.labels is None else np.array(each.labels, np.int64))
+        name: ListedImages.named(
+            list(each.image_ids),
+            None if each.labels is None else np.array(each.labels, np.int64),
+            None if each.grids is None else np.array(each.grids, np.uint8),
+        )
         for name, each in plan.splits.items()
     }
     return Listing(splits, plan.spec.class_names, found)
@@ -112,8 +119,9 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         CheckpointError: see ``run_listing``.
     """
     listing = run_listing(folder)
+    data = recipe.data
     train, validation = open_sources(
-        recipe.data.source, recipe.data.max_megapixels * 10**6, recipe.data.remote_cache_gib
+        data.source, data.max_megapixels * 10**6, data.remote_cache_gib, arrays=not data.preprocess.is_plain
     )
     given = {"train": train, "validation": validation}
     if listing is None:
@@ -143,12 +151,12 @@ def listed_sources(listing: Listing, given: Mapping[str, ImageSource | None]) ->
 
 def known_sources(listing: Listing, data: DataConfig) -> dict[str, ImageSource]:
     """The splits of a listing that was just compared with what is there: a folder is not listed again."""
-    source, max_pixels = data.source, data.max_megapixels * 10**6
+    source, max_pixels, arrays = data.source, data.max_megapixels * 10**6, not data.preprocess.is_plain
     if not isinstance(source, FolderData) or not all(map(is_a_path, itertools.chain(*listing.ids()))):
-        given = open_sources(source, max_pixels, data.remote_cache_gib)
+        given = open_sources(source, max_pixels, data.remote_cache_gib, arrays=arrays)
         return listed_sources(listing, dict(zip(("train", "validation"), given, strict=True)))
     paths = {"train": source.path, "validation": source.validation_path or source.path}
-    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels}
+    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels, "arrays": arrays}
     there: dict[str, ImageSource] = {
         name: FolderFiles(Path(expand(paths[name], "data.source")), each.ids, each.labels, listing.class_names, **how)
         for name, each in listing.splits.items()
@@ -188,7 +196,10 @@ def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]
     scans = {name: scan(source, data.identity, f"{name} images") for name, source in opened.splits.items()}
     shapes = scans["train"].shapes + scans["validation"].shapes
     require_white([shapes.brightest], data.preprocess.white_level)
-    splits = {name: ListedImages.of(source, scans[name].contents) for name, source in opened.splits.items()}
+    splits = {
+        name: ListedImages.of(source, scans[name].contents, buckets_of(source, data.preprocess.all_shapes))
+        for name, source in opened.splits.items()
+    }
     trained = {**trained_on(folder, None), **contents_by_id(splits["train"])}
     splits["validation"] = without_trained(splits["validation"], trained)
     found = found_in(opened.given, splits, data, shapes)
@@ -198,25 +209,29 @@ def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]
     return dataclasses.replace(opened, listing=listing, splits=listed_sources(listing, opened.given)), listing
 
 
-def training_images(recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit) -> dict[str, ImageSet]:
+def training_images(
+    recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit, since: Changes | None = None
+) -> dict[str, ImageSet]:
     """Training and validation images of stage 1.
 
     Args:
         recipe: of the run.
         sources: the splits of its listing.
         failed: images that are known to be unusable.
+        since: what differs from the listing, as far as it is known.
 
     Raises:
         DataError: too many are unusable.
     """
+    lost = {} if since is None else {name: Failure(name, _GONE, "vanished") for name in since.gone}
+    lost |= {} if since is None else {name: Failure(name, _RESIZED, "changed") for name in since.resized}
     augment = {"train": recipe.tokenizer.training.augment}
     images = {}
     for name, source in sources.items():
         source = source.without_copies() if isinstance(source, ListedSource) else source
         images[name] = image_set(source, recipe.data, augment=augment.get(name), seed=recipe.seed)
-        gone = source.gone() if isinstance(source, ListedSource) else ()
-        vanished = [Failure(each, "belongs to the run and is no longer there", "vanished") for each in gone]
-        images[name].add_failures([*failed.get(name, {}).values(), *vanished])
+        here = [lost[each] for each in source.ids if each in lost] if lost else []
+        images[name].add_failures([*failed.get(name, {}).values(), *here])
     return images
 
 
@@ -317,12 +332,20 @@ def inventory_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def mean_image_psnr(source: ImageSource, preprocess: Preprocess) -> float | None:
-    """PSNR in dB of the mean of a sample of images in place of each of them, at most 99; None if none can be read."""
-    pixels_KYXC, _ = ImageSet(source, preprocess, cache_mib=0).readable(np.array(sample_of(len(source.ids))))
-    if not len(pixels_KYXC):
+    """PSNR in dB of the mean of a sample of images in place of each of them, at most 99; None if none can be read.
+
+    Of several shapes, each image has the mean of its own.
+    """
+    images = ImageSet(SubsetSource(source, np.array(sample_of(len(source.ids)))), preprocess, cache_mib=0)
+    errors: list[np.ndarray] = []
+    for rows in batches_of_one_shape(images.buckets, np.arange(len(images)), len(images)):
+        pixels_KYXC, _ = images.readable(rows)
+        if len(pixels_KYXC):
+            values = pixels_KYXC.astype(np.float32)
+            errors.append(np.square(values - values.mean(0)))
+    if not errors:
         return None
-    values = pixels_KYXC.astype(np.float32)
-    error = float(np.square(values - values.mean(0)).mean())
+    error = float(np.concatenate([each.reshape(len(each), -1) for each in errors]).mean())
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 

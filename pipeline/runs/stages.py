@@ -21,7 +21,8 @@ from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
-from foundation.images.listing import Listing
+from foundation.images.listing import Changes, Listing
+from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.clock import ModelWork
@@ -33,7 +34,7 @@ from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, to_output_type
+from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -165,14 +166,15 @@ class Run:
         """Training and validation images. The first process lists them; the others read its list."""
         began = time.perf_counter()
         sources: Mapping[str, ImageSource] = {}
+        since: Changes | None = None
         if self.accelerator.is_main_process:
             opened, listing = list_images(self.folder, self.recipe)
-            sources = opened.splits
+            sources, since = opened.splits, opened.changes
             self._say_found(listing.inventory, opened.changes.sentence())
         wait_for_everyone(self.accelerator)
         if not sources:
             sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
-        images = training_images(self.recipe, sources, failed_images(self.folder))
+        images = training_images(self.recipe, sources, failed_images(self.folder), since)
         self.reading_seconds = time.perf_counter() - began
         return images
 
@@ -223,6 +225,8 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
+        if not model.preprocess.is_plain:
+            model.stretch = find_stretch(self._canary_images(), model.preprocess)
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         how["distance"] = self._rfid(len(images["validation"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
@@ -342,7 +346,9 @@ class Run:
         if self.accelerator.is_main_process:
             dropout = self.recipe.prior.training.label_dropout
             sampling = self.recipe.samples.sampling
-            write_recipe_index(self.folder.root, sampling, dropout, has_tokenizer=self._has_tokenizer)
+            counts = tuple(read_manifest(self.folder.codes)["splits"]["train"].get("grids", ()))
+            how: dict[str, Any] = {"has_tokenizer": self._has_tokenizer, "grid_counts": counts}
+            write_recipe_index(self.folder.root, sampling, dropout, **how)
         wait_for_everyone(self.accelerator)
 
     @property
@@ -399,7 +405,7 @@ class Run:
         self._publish("prior", save)
 
     def sample(self) -> None:
-        """Sample the run's grid: a row per class, or a square without classes."""
+        """Sample the run's grid: a row per class, or a square without classes; one below the other for each shape."""
         accelerator = self.accelerator
         if not accelerator.is_main_process or self.folder.has_samples():
             return
@@ -415,15 +421,28 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        output = generator(labels, per_label, seed=seed, output_type="pil" if self._has_tokenizer else "latent")
-        pictures = output.images if self._has_tokenizer else code_maps(output.codes, generator.spec)
-        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
+        kind = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
+        how: dict[str, Any] = {"seed": seed, "output_type": kind}
+        outputs = [generator(labels, per_label, aspect=grid, **how) for grid in range(len(generator.shapes))]
+        several, n_columns = len(outputs) > 1, per_label if n_classes else max(1, round(per_label**0.5))
+        pictures = [
+            pictures_of(each.images, generator.tokenizer.preview)
+            if self._has_tokenizer
+            else code_maps(each.codes, generator.spec.of_grid(grid))
+            for grid, each in enumerate(outputs)
+        ]
+        picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
+        codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
 
         def fill(temporary: Path) -> None:
-            grid_image(pictures, n_columns).save(temporary / "grid.png")
-            np.save(temporary / "codes.npy", output.codes.cpu().numpy(), allow_pickle=False)
-            about = {"labels": output.labels, "seeds": output.seeds, "columns": n_columns}
-            durable.write_bytes(temporary / "samples.json", json.dumps(about).encode())
+            picture.save(temporary / "grid.png")
+            np.save(temporary / "codes.npy", torch.cat(codes).cpu().numpy(), allow_pickle=False)
+            about = {"labels": outputs[0].labels, "seeds": outputs[0].seeds, "columns": n_columns}
+            shapes = [
+                {"shape": shape, "rows": rows} for shape, rows in zip(generator.shapes, bounds, strict=True) if several
+            ]
+            content = {**about, **({"shapes": shapes} if several else {})}
+            durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
 
         durable.publish_folder(self.folder.samples, fill)
 
@@ -434,5 +453,6 @@ def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel |
     if tokenizer is None:
         pictures = code_maps(codes, spec)
     else:  # one by one: a decoder's memory grows with the images that it decodes at once
-        pictures = [image for each in codes for image in to_output_type(tokenizer.decode(each[None]), "pil")]
+        decoded = (tokenizer.decode(each[None]) for each in codes)
+        pictures = [image for each in decoded for image in pictures_of(each, tokenizer.preview)]
     return grid_image(pictures, min(_COLUMNS, len(pictures)))

@@ -115,7 +115,7 @@ def test_the_adaptive_weight_is_taken_at_the_decoders_last_layer() -> None:
             seen.append(last_layer)
             return (reconstructions - images).square().mean(), {}
 
-        def train_adversary(self, images, reconstructions, step):
+        def train_adversary(self, images, reconstructions, step, offered):
             return {}
 
     learner.objective = Objective()

@@ -125,6 +125,8 @@ class _Makers(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.tolist and isinstance(args[0], FarTensor):
             return args[0].cpu().tolist()
+        if func is torch.Tensor.__deepcopy__ and isinstance(args[0], FarTensor) and args[0].is_leaf:
+            return args[1].setdefault(id(args[0]), FarTensor(args[0].near.clone()))
         if func in MADE_FROM_NUMBERS:
             source = args[0] if func is torch.Tensor.new_tensor else None
             device = kwargs.pop("device", None) or (None if source is None else source.device)

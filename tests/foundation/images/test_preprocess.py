@@ -39,7 +39,7 @@ def test_pixels_get_the_same_bits_by_numpy_and_on_a_device() -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(6).reshape(2, 16, 16, 3)
     by_numpy, on_device = to_unit_range(pixels), to_unit_range(torch.from_numpy(pixels))
     assert torch.equal(by_numpy, on_device) and on_device.is_contiguous() and on_device.dtype == torch.float32
-    for wrong in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8, 2, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()):
+    for wrong in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8, 65, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()):
         with pytest.raises(DataError, match="images_BYXC"):
             to_unit_range(wrong)
 

@@ -109,7 +109,7 @@ def as_images(
 
     Args:
         images: a tensor or NumPy array of any floating point type, (B, C, Y, X).
-        n_channels: C, 3 or 1.
+        n_channels: C.
         field: the argument's name.
         dtype: of the result.
         device: where arrays are put, and where tensors must be; None takes any.

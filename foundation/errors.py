@@ -36,11 +36,21 @@ class TesseraError(ValueError):
         super().__init__("\n".join([what if field is None else f"{field}: {what}", *lines]))
         self.field = field
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)  # as it is: classes take other arguments than a message
+
     @classmethod
     def unless(cls, condition: bool, what: str, **details: Any) -> None:
         """Raise this error, with the arguments that it takes, unless ``condition`` holds."""
         if not condition:
             raise cls(what, **details)
+
+
+def _again(cls: type[TesseraError], args: tuple[Any, ...], state: dict[str, Any]) -> TesseraError:
+    """An error in another process."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(TesseraError):

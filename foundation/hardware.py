@@ -11,6 +11,7 @@ import functools
 import importlib
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,22 @@ def usable_device(name: str, field: str = "--device", *, announce: bool = True) 
 def announce_device(device: str) -> None:
     """Say on stderr which device is used, once in a process."""
     print(f"device: {device}", file=sys.stderr)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What ``torch.compile`` lacks to make programs for a device, in words; None if nothing."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed, or does not know this GPU"
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name = os.environ.get("CXX") or usual
+    return None if shutil.which(name) else f"there is no C++ compiler {name} (the variable CXX names another)"
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for it: a GPU takes it out of pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:

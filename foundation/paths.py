@@ -1,13 +1,16 @@
 """Paths in recipes: what ``~`` means, and what a relative path in a file is relative to.
 
 A field of type ``PathText`` is always a path. One of type ``PathOrName`` may also be a name on the hub: it is a path if
-it begins with ``.``, ``/`` or ``~``, or if something is there.
+it begins with ``.``, ``/`` or ``~``, or if something is there. Either may be an address such as ``s3://bucket/a.tar``,
+which is no path and stays as it is.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +31,10 @@ class PathMark:
     words: tuple[str, ...] = ()
 
 
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+_IN_TEXT = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+://)(?:[^\s/@'\"]*@)?([^\s?'\",)\]}]*)(\?[^\s'\",)\]}]*)?")
+_SECRETS = re.compile(r"signature|token|password|secret|credential|api_?key|^sig$|^key$|awsaccesskeyid", re.IGNORECASE)
+CACHE_VARIABLE = "TESSERA_CACHE"
 PathText = Annotated[str, PathMark()]
 PathOrName = Annotated[str, PathMark(or_name=True)]
 
@@ -50,6 +57,44 @@ def expand(path: str | os.PathLike[str], field: str) -> str:
     except RuntimeError as error:
         fix = f"write the path out, or ./{text} for a name that begins with ~"
         raise ConfigError("names no home folder", field=field, found=text, fix=fix) from error
+
+
+def is_remote(path: str) -> bool:
+    """Whether it is an address, such as ``s3://bucket/train-*.tar``, and no path."""
+    return _ADDRESS.match(path) is not None
+
+
+def without_secrets(text: str) -> str:
+    """A text in which addresses have neither a user, a password nor a query."""
+    return _IN_TEXT.sub(r"\1\2", text)
+
+
+def require_no_secret(address: str, field: str) -> None:
+    """Refuse an address with a password or a signature: it would be written into recipes, and expires.
+
+    Raises:
+        ConfigError: names the field, not the secret.
+    """
+    if not is_remote(address):
+        return
+    parts = urllib.parse.urlsplit(address)
+    names = [name for name, _ in urllib.parse.parse_qsl(parts.query) if _SECRETS.search(name)]
+    if ":" in parts.netloc.rpartition("@")[0] or names:
+        raise ConfigError(
+            f"holds {f'the secret {names[0]}' if names else 'a password'}, which would be written into the recipe",
+            field=field,
+            found=without_secrets(address),
+            fix="give the address without it; credentials come from the store's own variables, e.g. AWS_ACCESS_KEY_ID, "
+            "GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN",
+        )
+
+
+def cache_root() -> Path:
+    """Folder of what can be made again: ``TESSERA_CACHE``, else ``tessera`` below the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tessera"
 
 
 def is_there(path: str) -> bool:
@@ -78,7 +123,7 @@ def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
         ConfigError: it is not beside the file, but in the working directory.
     """
     path = expand(path, field)
-    if not path or Path(path).is_absolute() or path in mark.words:
+    if not path or Path(path).is_absolute() or path in mark.words or is_remote(path):
         return path
     joined = from_root(folder / path)
     if is_there(joined):
@@ -97,7 +142,9 @@ def beside(path: str, folder: Path, mark: PathMark, field: str) -> str:
 
 
 def absolute(path: str, mark: PathMark) -> str:
-    """A path from the root; a name or word stays as it is."""
+    """A path from the root; a name, word or address stays as it is."""
+    if is_remote(path):
+        return path
     is_name = mark.or_name and not path.startswith(".") and not is_there(path)
     return path if not path or path in mark.words or is_name else from_root(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Protocol
 
 import numpy as np
 
@@ -99,6 +100,14 @@ ORDER_VERSION = 2
 epoch"""
 
 
+class Order(Protocol):
+    """A sequence of examples without an end, at any position."""
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs) of the samples at ``positions`` (B,)."""
+        ...
+
+
 class DataOrder:
     """The order of examples as a pure function of (seed, epoch); a position is the number of samples consumed.
 
@@ -121,3 +130,89 @@ class DataOrder:
             within = positions[here] % self.n_examples
             indices[here] = permuted(within, self.n_examples, self.seed, "order", int(epoch))
         return indices, epochs
+
+
+_KEPT_EPOCHS = 2
+
+
+class WindowedOrder:
+    """An order that reads neighbours within a short time, for examples that lie in shards: also a pure function.
+
+    Every epoch is another permutation, in three steps: the groups are shuffled; the examples of a group take turns in
+    steps of one length, so that a window which holds a part of a group holds a sample of it; and examples are shuffled
+    within windows of consecutive positions. Each example comes once an epoch, and only the groups of one window are
+    needed at a time. Memory: a few numbers for each group.
+
+    Args:
+        starts_G: (G,) first index of each group, increasing from 0; a group ends where the next one starts.
+        n_examples: size of the data.
+        seed: of the shuffling.
+        window: largest number of examples that are shuffled together.
+
+    Source: shuffled shards with a shuffle buffer are those of the webdataset package (Aizman, Maltby and Breuel 2019);
+    a window in place of its buffer makes the order a function of the position.
+    """
+
+    def __init__(self, starts_G: np.ndarray, n_examples: int, seed: int, window: int) -> None:
+        self.n_examples, self.seed = n_examples, seed
+        self.starts_G = np.asarray(starts_G, np.int64)
+        self._sizes_G = np.diff(self.starts_G, append=n_examples)
+        self.n_windows = -(-n_examples // window)
+        self._edges = np.arange(self.n_windows + 1) * n_examples // self.n_windows
+        self._epochs: dict[int, _Laps] = {}
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs) of the samples at ``positions`` (B,) of the endless sequence."""
+        epochs, within = np.divmod(positions, self.n_examples)
+        windows = np.searchsorted(self._edges, within, side="right") - 1
+        indices = np.empty_like(positions)
+        for epoch, window in np.unique(np.stack([epochs, windows], 1), axis=0).tolist():
+            here = (epochs == epoch) & (windows == window)
+            first, end = self._edges[window], self._edges[window + 1]
+            shuffled = first + permuted(within[here] - first, int(end - first), self.seed, "window", epoch, window)
+            indices[here] = self._laps(epoch).indices(shuffled)
+        return indices, epochs
+
+    def window_of(self, position: int) -> tuple[int, int]:
+        """(epoch, window) of a position of the endless sequence."""
+        epoch, within = divmod(position, self.n_examples)
+        return epoch, int(np.searchsorted(self._edges, within, side="right")) - 1
+
+    def groups_of(self, epoch: int, window: int) -> np.ndarray:
+        """Numbers of the groups that a window needs, in the order of the epoch."""
+        return self._laps(epoch).groups(int(self._edges[window]), int(self._edges[window + 1]))
+
+    def _laps(self, epoch: int) -> _Laps:
+        if epoch not in self._epochs:
+            laps = _Laps(self.starts_G, self._sizes_G, (self.seed, "groups", epoch))
+            kept = list(self._epochs.items())[1 - _KEPT_EPOCHS :]
+            self._epochs = {**dict(kept), epoch: laps}  # replaced whole: several threads may ask
+        return self._epochs[epoch]
+
+
+class _Laps:
+    """One epoch's sequence of examples before windows are shuffled: position => index."""
+
+    def __init__(self, starts_G: np.ndarray, sizes_G: np.ndarray, key: tuple[int | str, ...]) -> None:
+        self._order = permutation(len(starts_G), *key)
+        self._starts, self._sizes = starts_G[self._order], sizes_G[self._order]
+        self._begins = np.cumsum(self._sizes) - self._sizes
+        draws = uniforms(self._order, np.zeros_like(self._order), *key, "steps")
+        self._steps = _coprime(self._sizes, 0.3 + 0.4 * draws)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        which = np.searchsorted(self._begins, positions, side="right") - 1
+        turn = (positions - self._begins[which]) * self._steps[which] % self._sizes[which]
+        return self._starts[which] + turn
+
+    def groups(self, first: int, end: int) -> np.ndarray:
+        low = int(np.searchsorted(self._begins, first, side="right")) - 1
+        return self._order[low : int(np.searchsorted(self._begins, end, side="left"))]
+
+
+def _coprime(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """For each size, the next number from ``shares`` of it on that has no divisor in common with it."""
+    steps = np.maximum(1, (shares * sizes).astype(np.int64))
+    while len(wrong := np.flatnonzero(np.gcd(steps, sizes) != 1)):
+        steps[wrong] += 1
+    return steps

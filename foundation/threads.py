@@ -25,6 +25,7 @@ while it spins, and a core that others want is soon free. The libraries of LLVM 
 alone, and sleep at once. Sources: libgomp's manual, section "Environment Variables"; OpenMP 5.2, section 21.1.5.
 """
 _HOW_THEY_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
+_in_one_thread = False
 _HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
@@ -60,12 +61,20 @@ def image_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
 
 
+def use_one_thread() -> None:
+    """Let ``map_in_threads`` of this process compute in the thread that calls it: other processes use other cores."""
+    global _in_one_thread
+    _in_one_thread = True
+
+
 def map_in_threads(function: Callable[..., R], *columns: Iterable[Any]) -> list[R]:
     """As ``map``, of columns of equal length, computed by the image threads.
 
     Raises:
         the first exception, in the order of the calls, once no call is running any more; the rest are not called.
     """
+    if _in_one_thread:
+        return [function(*each) for each in zip(*columns, strict=True)]
     futures = [image_threads().submit(function, *each) for each in zip(*columns, strict=True)]
     try:
         return [each.result() for each in futures]

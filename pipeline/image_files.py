@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from foundation.errors import DataError
+from foundation.images.config import Preprocess
 from foundation.images.folder import image_files
-from foundation.images.preprocess import decode_image
+from foundation.images.preprocess import decode_any
 from pipeline.output_files import overviews
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -45,7 +46,7 @@ def file_name(text: str) -> str:
 
 
 def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np.ndarray:
-    """Read an image file as input of a tokenizer, (1, Y, X, C) uint8.
+    """Read an image file as input of a tokenizer, (1, Y, X, C) pixels.
 
     Args:
         tokenizer: gives the preprocess.
@@ -55,13 +56,14 @@ def read_pixels(tokenizer: TokenizerModel, path: Path, *, keep_size: bool) -> np
     Raises:
         DataError: the file cannot be decoded, or is too small.
     """
-    image, preprocess = decode_image(path.read_bytes()), tokenizer.preprocess
+    preprocess = tokenizer.preprocess
+    image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
     pixels = preprocess.crop_to_multiple(image, tokenizer.config.side_multiple) if keep_size else preprocess(image)
     return pixels[None]
 
 
-def files_below(paths: list[str]) -> list[Path]:
-    """List the given image files and all image files below the given folders.
+def files_below(paths: list[str], preprocess: Preprocess | None = None) -> list[Path]:
+    """List the given image files and all image files below the given folders; with .npy files if they are wanted.
 
     Pictures of several images that commands wrote into a folder (``grid.png``) are passed over, and named on stderr.
 
@@ -71,7 +73,7 @@ def files_below(paths: list[str]) -> list[Path]:
     files: list[Path] = []
     for each in map(Path, paths):
         if each.is_dir():
-            files += _images_below(each)
+            files += _images_below(each, arrays=preprocess is not None and not preprocess.is_plain)
         elif each.is_file():
             files.append(each)
         else:
@@ -79,8 +81,8 @@ def files_below(paths: list[str]) -> list[Path]:
     return files
 
 
-def _images_below(folder: Path) -> list[Path]:
-    found = [folder / name for name in image_files(folder, "images")]
+def _images_below(folder: Path, *, arrays: bool) -> list[Path]:
+    found = [folder / name for name in image_files(folder, "images", arrays=arrays)]
     passed = {path.parent / name for path in found for name in overviews(path.parent)} if found else set()
     kept = [path for path in found if path not in passed]
     if len(kept) < len(found):

@@ -20,7 +20,10 @@ from foundation.errors import ConfigError
 from foundation.storage import durable
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
+
+    from foundation.images.preview import Preview
 
 RECORD = ".tessera-outputs.jsonl"
 _OVERVIEW = "overview"
@@ -94,6 +97,16 @@ class Outputs:
         with durable.writing(path):
             image.save(buffer)
         return self.write(name, buffer.getvalue(), overview=overview)
+
+    def write_pixels(self, stem: str, pixels_YXC: np.ndarray, preview: Preview) -> Path:
+        """Write an image in full: ``STEM.png``, or where PNG cannot hold it ``STEM.npy`` and a preview ``STEM.png``."""
+        from foundation.images.image_bytes import file_content, file_ending
+        from foundation.images.preprocess import to_pil
+
+        ending = file_ending(preview.preprocess)
+        if ending != ".png":
+            self.write_image(f"{stem}.png", to_pil(preview(pixels_YXC[None])[0]), overview=True)
+        return self.write(f"{stem}{ending}", file_content(pixels_YXC, preview.preprocess))
 
     def _require_ours(self, path: Path, entry: dict[str, Any] | None) -> None:
         known = entry is not None and path.is_file() and entry.get("sha256") == durable.file_sha256(path)

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 
 from foundation.config_fields import replaced
 from foundation.hardware import keep_freed_memory
+from foundation.training.saving import Snapshot
 from pipeline.planning.estimate import process_bytes
 from pipeline.planning.fits import needed, pass_memory
 from pipeline.planning.measure import measure_prior, measure_tokenizer
@@ -79,7 +80,7 @@ def promised(row: str) -> dict[str, float]:
 
 
 def measured(row: str) -> dict[str, float]:
-    """Peak resident memory of this process after some steps, and the mean seconds of those after the first."""
+    """Peak memory of this process after some steps and a copy for a checkpoint; mean seconds of later steps."""
     recipe, (_, stage, _) = recipe_of(row), ROWS[row]
     keep_freed_memory()
     accelerator, training = Accelerator(cpu=True), getattr(recipe, stage).training
@@ -97,6 +98,8 @@ def measured(row: str) -> dict[str, float]:
         tokens, labels = torch.zeros(n, prior.n_codes, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
         examples = {"tokens": tokens, "labels": labels, "positions": torch.arange(n)}
     task.train_step(examples, step)
+    snapshot = Snapshot()
+    snapshot.take(task.state_dict())  # as a training holds one from its first checkpoint on
     began = time.perf_counter()
     for _ in range(_STEPS):
         task.train_step(examples, step)

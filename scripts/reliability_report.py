@@ -56,6 +56,10 @@ ELSEWHERE = (
     "tests/pipeline/test_cli.py::test_a_full_disk_stops_with_a_reason_and_the_run_continues_after",
     "tests/reliability/test_random_kills.py::test_five_random_kills_change_nothing",
     "tests/foundation/training/test_fit.py::test_a_stopped_run_ends_with_the_same_weights_and_log",
+    "tests/foundation/training/test_saving.py::test_a_checkpoint_holds_the_state_of_its_step_while_training_goes_on",
+    "tests/foundation/training/test_saving.py::test_a_stop_signal_waits_until_the_checkpoint_is_on_disk",
+    "tests/foundation/training/test_saving.py::test_an_error_of_the_thread_stops_the_training_at_a_line_of_the_log",
+    "tests/foundation/training/test_saving.py::test_two_processes_save_beside_training_fail_alike_and_go_on",
     "tests/stage2_prior/test_train_processes.py::test_the_number_of_processes_may_change_in_the_middle_of_an_epoch",
     "tests/foundation/training/test_learner.py::test_learning_rates_and_gradients_do_not_depend_on_the_number_of_processes",
     "tests/stage1_tokenizer/quantizers/test_vq.py::test_two_processes_with_other_data_hold_the_same_codebook",
@@ -63,6 +67,19 @@ ELSEWHERE = (
     "tests/pipeline/runs/test_stages.py::test_another_recipe_is_refused_naming_the_fields",
 )
 """Tests in other folders; each name says what is promised."""
+CHECKPOINTS = """\
+A save copies the state into the host's memory, and training goes on while a thread of process 0 writes the copy.
+
+1. The state is checked: one number that is not finite, on any process, and nothing is saved.
+2. It is copied into memory that is taken once and used again, on a GPU pinned and behind the work of the stream. There
+   is one copy at a time, of the size of a checkpoint; `tessera estimate` counts it on a CPU. Under FSDP process 0 also
+   holds the joined weights while it copies.
+3. The thread writes into a temporary folder, hashes the bytes as it writes them, flushes, reads everything back once
+   and compares, renames, and only then removes older checkpoints. It runs with a lower priority on Linux.
+4. What this process has verified counts as sound in a rotation while inode, size and time of its files are unchanged;
+   anything else is read again. Restoring always reads and compares everything.
+5. The next save, the end of a training, a stop signal and any error wait for the thread. Its own error, such as a full
+   disk, stops all processes at the next line of the log or the next save, whichever comes first."""
 GAPS = (
     "A disk that confirms a flush and loses the data in a power cut cannot be told from one that does not; files are "
     "read back through the system's cache, not from the medium.",
@@ -170,6 +187,7 @@ def report(results: Results) -> str:
         lines.append(f"| {sentence} | {_found(results.kept.get(promise))} | {_tests(results.kept.get(promise))} |")
     lines += ["", "## Kept by tests elsewhere", "", "| Promise | Test |", "|---|---|"]
     lines += [f"| {_promise(test)} | `{test}` |" for test in ELSEWHERE]
+    lines += ["", "## How a checkpoint is saved", "", CHECKPOINTS]
     lines += ["", "## Known gaps", "", *(f"- {gap}" for gap in (*GAPS, *_sentences(results.awaited)))]
     return "\n".join(lines) + "\n"
 

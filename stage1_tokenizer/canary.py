@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 
 from foundation.errors import CheckpointError, ContractError
+from foundation.images.array_image import ArrayImage
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import to_unit_range
 from foundation.storage.serialization import load_tensors, write_tensors
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from stage1_tokenizer.image_metrics import psnr
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -41,7 +43,7 @@ class Canary:
     """Stored images and codes.
 
     Attributes:
-        pixels_BYXC: (B, Y, X, C) uint8.
+        pixels_BYXC: (B, Y, X, C) uint8 or uint16.
         codes: as the tokenizer encoded them; latents of a continuous one.
         stable: which of the codes no rounding error changes.
         psnr_B: of the images decoded from their codes, in dB; None beside tokenizers frozen by an earlier version.
@@ -54,7 +56,7 @@ class Canary:
 
 
 def save_canary(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, folder: Path) -> None:
-    """Store up to 16 images, (B, Y, X, C) uint8, with their codes; small crops of them; and what preprocessing does.
+    """Store up to 16 images, (B, Y, X, C) pixels, with their codes; small crops of them; and what preprocessing does.
 
     The codes are computed on the CPU, wherever the tokenizer is, so that another device is compared with it.
     """
@@ -121,6 +123,42 @@ def load_checked(folder: Path, device: torch.device) -> TokenizerModel:
     return tokenizer
 
 
+def require_few_changes(
+    tokenizer: TokenizerModel, folder: Path, precision: Arithmetic, max_share: float
+) -> tuple[float, int]:
+    """Encode the stored images in a lower precision, and compare with the codes that float32 gave.
+
+    Args:
+        tokenizer: of the folder, on its device.
+        folder: with the stored images.
+        precision: tf32 or bf16.
+        max_share: of the codes that may change, 0 to 1.
+
+    Returns:
+        the share of the codes that change, and of how many images.
+
+    Raises:
+        ContractError: more codes change, or the tokenizer was frozen without images.
+        CheckpointError: the file is damaged.
+    """
+    canary, field, fix = load_canary(folder), "encode.precision", "encode in float32"
+    if canary is None:
+        what, expected = "has no stored images to judge a lower precision by", "float32"
+        raise ContractError(what, field=str(folder), found=f"{field} {precision}", expected=expected, fix=fix)
+    with arithmetic(_device(tokenizer), precision):
+        codes = _encode(tokenizer, canary.pixels_BYXC)
+    share = float(_differing(canary.codes, codes).double().mean())
+    ContractError.unless(
+        share <= max_share,
+        "changes too many codes",
+        field=field,
+        found=f"{precision}: {share:.2%} of the codes of {len(codes)} stored images differ from float32's",
+        expected=f"at most {max_share:.2%} (encode.max_code_changes)",
+        fix=f"{fix}, or allow more if the prior may learn from them",
+    )
+    return share, len(codes)
+
+
 def check_canary_quickly(tokenizer: TokenizerModel, folder: Path, seconds: float = 0.2) -> None:
     """``check_canary`` on small crops, one after the other until the time is up; one at least.
 
@@ -160,8 +198,11 @@ def source_images(preprocess: Preprocess) -> np.ndarray:
 
 
 def preprocessed(sources_BYXC: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """What ``source_images`` become, (B, Y, X, C) uint8."""
-    return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
+    """What ``source_images`` become, (B, Y, X, C) pixels; in mode channels, with their channels in turn."""
+    if preprocess.mode != "channels":
+        return np.stack([preprocess(Image.fromarray(each)) for each in sources_BYXC])
+    turn = np.arange(preprocess.n_channels) % sources_BYXC.shape[-1]
+    return np.stack([preprocess(ArrayImage(each[..., turn], channel_axis=2)) for each in sources_BYXC])
 
 
 def _record(tokenizer: TokenizerModel, pixels: np.ndarray, prefix: str) -> dict[str, torch.Tensor]:
@@ -195,7 +236,10 @@ def _is_canary(tensors: dict[str, torch.Tensor], prefix: str) -> bool:
         return False
     stable, psnr_B = tensors.get(f"{prefix}stable", codes), tensors.get(f"{prefix}psnr", pixels)
     return (
-        pixels.ndim == 4 and pixels.dtype == torch.uint8 and stable.shape == codes.shape and len(psnr_B) == len(codes)
+        pixels.ndim == 4
+        and pixels.dtype in (torch.uint8, torch.uint16)
+        and stable.shape == codes.shape
+        and len(psnr_B) == len(codes)
     )
 
 
@@ -211,13 +255,14 @@ def _require_same_preprocess(tokenizer: TokenizerModel, tensors: dict[str, torch
     expected = tensors["source_pixels"].numpy().astype(int)
     found = preprocessed(tensors["sources"].numpy(), tokenizer.preprocess).astype(int)
     same_shape = found.shape == expected.shape
-    differing = float((abs(found - expected) > _GREY_LEVELS).mean()) if same_shape else 1.0
+    most = _GREY_LEVELS * tokenizer.preprocess.top_level // 255
+    differing = float((abs(found - expected) > most).mean()) if same_shape else 1.0
     ContractError.unless(
         differing <= TOLERANCE,
         "images become other pixels than when the tokenizer was frozen",
         field=str(folder),
         found=f"{differing:.1%} of the pixel values of {len(expected)} stored images differ",
-        expected=f"at most {TOLERANCE:.1%}, by more than {_GREY_LEVELS} of 255",
+        expected=f"at most {TOLERANCE:.1%}, by more than {most} of {tokenizer.preprocess.top_level}",
         fix="copy the folder again; if that changes nothing, this version of Pillow resizes differently: report it",
     )
 

@@ -18,10 +18,12 @@ from foundation.codes.usage import CodeUsage, UsageCounter, summarize
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.buckets import batches_of_one_shape
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
-from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.preprocess import image_grid, to_unit_range
+from foundation.images.preview import visible
 from foundation.training.shares import Share, chosen_examples, read_ahead
-from stage1_tokenizer.image_metrics import psnr, ssim
+from stage1_tokenizer.image_metrics import channel_psnr, premultiplied, psnr, ssim
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -57,7 +59,9 @@ class TokenizerScores:
     Attributes:
         n_images: images scored.
         means: ``psnr`` (dB), ``ssim`` (at most 1), ``l1`` (of values in [-1, 1]) and, where it was asked for,
-            ``lpips``: means over images.
+            ``lpips``: means over images. Over all channels; in mode RGBA colours are multiplied by opacity, and there
+            are ``psnr_colour`` and ``psnr_alpha``; of more than 3 channels there is ``psnr_0`` and so on for each.
+            ``lpips`` is of the channels that are shown.
         usages: which codes occurred, how often: one for each codebook. Empty for a continuous tokenizer.
         n_unreadable: images that could not be read and are left out.
         distances: between the set and its reconstructions, where they were asked for.
@@ -164,7 +168,7 @@ class _Tally:
         self, model: TokenizerModel, n_images: int, lpips: PairScore | None, distance: SetDistance | None
     ) -> None:
         self._model, self._lpips, self._distance = model, lpips, distance
-        self._names = ["psnr", "ssim", "l1"] + (["lpips"] if lpips is not None else [])
+        self._names = [*score_names(model.preprocess), *(["lpips"] if lpips is not None else [])]
         self._values_SN, self._kept_N = np.zeros((len(self._names), n_images)), np.zeros(n_images)
         self._counter = UsageCounter(model.layout) if model.is_discrete else None
         self._places: list[np.ndarray] = []
@@ -174,13 +178,15 @@ class _Tally:
         """Score some images, whose places in the order are given; returns them with their reconstructions."""
         codes = self._model.encode(batch_BCYX)
         decoded = self._model.decode(codes).clamp(-1, 1)
-        scores_SB = torch.stack([each.float() for each in _scores(batch_BCYX, decoded, self._lpips)])
+        scores = scores_of(batch_BCYX, decoded, self._model.preprocess, self._lpips)
+        scores_SB = torch.stack([scores[name].float() for name in self._names])
         self._values_SN[:, places_B] = scores_SB.cpu().double().numpy()
         self._kept_N[places_B] = 1
         if self._counter is not None:
             self._counter.add(codes.flatten(1).cpu().numpy())
         if self._distance is not None:
-            both = [self._distance.features(each).cpu().numpy() for each in (batch_BCYX, decoded)]
+            seen = [visible(each, self._model.preprocess) for each in (batch_BCYX, decoded)]
+            both = [self._distance.features(each).cpu().numpy() for each in seen]
             self._places.append(places_B)
             self._features.append(np.concatenate(both, 1))
         return batch_BCYX, decoded
@@ -212,11 +218,33 @@ class _Tally:
         return {name: share.decided(figures[name]) for name in distance.names}
 
 
-def _scores(images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, lpips: PairScore | None) -> list[torch.Tensor]:
-    """PSNR, SSIM, L1 and, if asked for, LPIPS of each image, (B,) each."""
+def score_names(preprocess: Preprocess) -> list[str]:
+    """Names of ``scores_of`` without ``lpips``."""
+    names = ["psnr", "ssim", "l1"]
+    if preprocess.mode == "RGBA":
+        return [*names, "psnr_colour", "psnr_alpha"]
+    many = range(preprocess.n_channels if preprocess.n_channels > 3 else 0)
+    return [*names, *(f"psnr_{i}" for i in many)]
+
+
+def scores_of(
+    images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, preprocess: Preprocess, lpips: PairScore | None = None
+) -> dict[str, torch.Tensor]:
+    """Scores of each image, (B,): see ``TokenizerScores.means``. Both arguments are in [-1, 1]."""
+    pair = images_BCYX, decoded_BCYX
+    if preprocess.mode == "RGBA":
+        images_BCYX, decoded_BCYX = premultiplied(images_BCYX), premultiplied(decoded_BCYX)
     l1_B = (images_BCYX - decoded_BCYX).abs().flatten(1).mean(1)
-    plain = [psnr(images_BCYX, decoded_BCYX), ssim(images_BCYX, decoded_BCYX), l1_B]
-    return plain if lpips is None else [*plain, lpips(images_BCYX, decoded_BCYX)]
+    scores = {"psnr": psnr(images_BCYX, decoded_BCYX), "ssim": ssim(images_BCYX, decoded_BCYX), "l1": l1_B}
+    if preprocess.mode == "RGBA":
+        scores["psnr_colour"] = psnr(images_BCYX[:, :3], decoded_BCYX[:, :3])
+        scores["psnr_alpha"] = psnr(images_BCYX[:, 3:], decoded_BCYX[:, 3:])
+    elif preprocess.n_channels > 3:
+        each_BC = channel_psnr(images_BCYX, decoded_BCYX)
+        scores |= {f"psnr_{i}": each_BC[:, i] for i in range(preprocess.n_channels)}
+    if lpips is not None:
+        scores["lpips"] = lpips(*(visible(each, preprocess) for each in pair))
+    return scores
 
 
 def _possible(usages: tuple[CodeUsage, ...]) -> float:
@@ -245,6 +273,7 @@ def reconstruction_picture(model: TokenizerModel, images: ImageSet, n_images: in
 def originals_above_reconstructions(model: TokenizerModel, pixels_BYXC: np.ndarray) -> Image.Image:
     """Arrange images in the upper row, reconstructions in the lower row."""
     images = to_unit_range(pixels_BYXC).to(next(model.parameters()).device)
-    decoded = to_uint8(model.decode(model.encode(images)))
+    decoded = model.preview.of_images(model.decode(model.encode(images)))
     scale = max(1, _SMALL // max(pixels_BYXC.shape[1:3]))
-    return image_grid(np.concatenate([pixels_BYXC, decoded]), len(pixels_BYXC), scale=scale)
+    shown = np.concatenate([model.preview(pixels_BYXC), decoded])
+    return image_grid(shown, len(pixels_BYXC), scale=scale)

@@ -30,6 +30,7 @@ class TokenizerHubConfig(PreTrainedConfig):
     preprocess: dict[str, Any] | None = None
     fingerprint: str | None = None
     codes_of: dict[str, Any] | None = None
+    preview: dict[str, Any] | None = None
     weights_sha256: str | None = None
 
 
@@ -39,7 +40,7 @@ class TokenizerOutput(ModelOutput):
 
     Attributes:
         loss: scalar, mean squared error of the reconstruction plus the sum of ``losses``.
-        reconstruction: (B, 3|1, Y, X), nominally in [-1, 1], not clamped.
+        reconstruction: (B, C, Y, X), nominally in [-1, 1], not clamped.
         codes: as ``TokenizerModel.encode`` returns them.
         latents: (B, C, H, W) float32, before quantization; of the fine grid where there are two.
         losses: the quantizers' terms by name, scalars, already weighted.
@@ -70,7 +71,7 @@ class Tokenizer(HubModel):
     def __init__(self, config: TokenizerHubConfig) -> None:
         super().__init__(config)
         self.model = TokenizerModel.from_settings(
-            {"tokenizer": config.tokenizer, "preprocess": config.preprocess, "codes_of": config.codes_of}
+            {name: getattr(config, name) for name in ("tokenizer", "preprocess", "codes_of", "preview")}
         )
         self.gradient_checkpointing = False
         self.post_init()
@@ -97,7 +98,7 @@ class Tokenizer(HubModel):
     def forward(
         self, images_BCYX: Any = None, return_dict: bool | None = None, **unknown: Any
     ) -> TokenizerOutput | tuple[torch.Tensor, ...]:
-        """(B, 3|1, Y, X) in [-1, 1] => reconstruction, codes, latents and losses; a tuple if not ``return_dict``.
+        """(B, C, Y, X) in [-1, 1] => reconstruction, codes, latents and losses; a tuple if not ``return_dict``.
 
         Raises:
             DataError: see ``TokenizerModel.features``.
@@ -113,11 +114,11 @@ class Tokenizer(HubModel):
         return output if as_dict else output.to_tuple()
 
     def encode(self, images_BCYX: Any) -> torch.Tensor:
-        """(B, 3|1, Y, X) in [-1, 1] => codes, see ``TokenizerModel``."""
+        """(B, C, Y, X) in [-1, 1] => codes, see ``TokenizerModel``."""
         return self.model.encode(images_BCYX)
 
     def decode(self, codes: Any, image_size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Codes => (B, 3|1, Y, X) images, see ``TokenizerModel``."""
+        """Codes => (B, C, Y, X) images, see ``TokenizerModel``."""
         return self.model.decode(codes, image_size)
 
     @property

@@ -1,4 +1,4 @@
-"""Image metrics: peak signal-to-noise ratio and structural similarity."""
+"""Image metrics: peak signal-to-noise ratio and structural similarity, over channels of any number and bits."""
 
 from __future__ import annotations
 
@@ -28,16 +28,32 @@ def psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch
     return (10 * torch.log10(4.0 / error.clamp_min(4e-10))).clamp_max(100.0)
 
 
+def channel_psnr(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
+    """``psnr`` of each channel alone, (B, C)."""
+    _require_comparable(images_BCYX, reconstructions_BCYX)
+    one, other = (each.flatten(0, 1)[:, None] for each in (images_BCYX, reconstructions_BCYX))
+    return psnr(one, other).view(images_BCYX.shape[:2])
+
+
+def premultiplied(images_BCYX: torch.Tensor) -> torch.Tensor:
+    """Colours with opacity, (B, 4, Y, X) in [-1, 1], with the colours multiplied by the opacity.
+
+    So the colour of a transparent pixel, which nobody sees, has no part in a metric.
+    """
+    colours, alpha = images_BCYX[:, :3].clamp(-1, 1), images_BCYX[:, 3:].clamp(-1, 1)
+    return torch.cat([(colours + 1) * (alpha + 1) / 2 - 1, alpha], 1)
+
+
 def ssim(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image, (B,) float32, 1 for equal images, about 0 for unrelated ones.
 
     Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", eq. 13: a Gaussian
     window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, weighted (biased) variances, averaged over the
-    positions where the window lies inside the image, then over channels (each of R, G and B alone). On a side shorter
+    positions where the window lies inside the image, then over channels (each alone). On a side shorter
     than 11 pixels the window is the largest odd size that fits, with the same sigma.
 
     Args:
-        images_BCYX: (B, 3|1, Y, X) in [-1, 1], so of range 2. Means count from black up, not from grey: the figures
+        images_BCYX: (B, C, Y, X) in [-1, 1], so of range 2. Means count from black up, not from grey: the figures
             are the same as for images in 0..255 with range 255.
         reconstructions_BCYX: the same shape; clamped to [-1, 1] first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from foundation.config import require
 from foundation.images.config import Preprocess
+from foundation.images.preview import visible
 from foundation.training.precision import settled
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.losses.adversary import Adversary
@@ -43,7 +45,7 @@ class Objective:
     def __init__(
         self, training: TokenizerTraining, preprocess: Preprocess, accelerator: Accelerator, *, seed: int
     ) -> None:
-        self.training = training
+        self.training, self._preprocess = training, preprocess
         self.lpips: LPIPS | None = None
         self.adversary: Adversary | None = None
         if training.perceptual.weight > 0:
@@ -89,7 +91,8 @@ class Objective:
         loss = training.pixel_weight * pixel
         metrics: Metrics = {"loss_pixel": pixel.detach()}
         if self.lpips is not None:
-            perceptual = self.lpips(images_BCYX, reconstructions_BCYX).mean()
+            seen = (visible(each, self._preprocess) for each in (images_BCYX, reconstructions_BCYX))
+            perceptual = self.lpips(*seen).mean()
             metrics["loss_perceptual"] = perceptual.detach()
             loss = loss + training.perceptual.weight * perceptual
         return loss, metrics
@@ -98,12 +101,24 @@ class Objective:
         """The adversary if it takes part in optimizer step ``step``, from 0."""
         return self.adversary if self.adversary is not None and self.adversary.has_started(step) else None
 
-    def train_adversary(self, images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor, step: int) -> Metrics:
-        """One step of the discriminator, where there is one; returns its metrics."""
+    def train_adversary(
+        self,
+        images_BCYX: torch.Tensor,
+        reconstructions_BCYX: torch.Tensor,
+        step: int,
+        offered: torch.Tensor | None = None,
+    ) -> Metrics:
+        """One step of the discriminator, where there is one and the tokenizer's was taken; returns its metrics."""
         if self.adversary is None:
             return {}
         size = self.training.micro_batch_size
-        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step, size)
+        return self.adversary.train_step(images_BCYX, reconstructions_BCYX.detach(), step, size, offered)
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the discriminator's steps whose outcome waited on the device; see ``StepGuard``."""
+        n_skipped = metrics.get("discriminator_skipped_steps")
+        if self.adversary is not None and n_skipped is not None:
+            self.adversary.learner.settle(n_skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to continue; empty without an adversary."""

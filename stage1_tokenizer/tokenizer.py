@@ -20,6 +20,7 @@ from foundation.config import digest, from_dict, require, to_dict
 from foundation.config_fields import without_defaults
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
 from foundation.images.config import Preprocess
+from foundation.images.preview import Preview, Stretch
 from foundation.images.shapes import equal_shapes, propose_shapes
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, load_model_folder, load_weights, save_model_folder, tensors_sha256
@@ -57,6 +58,7 @@ class TokenizerModel(nn.Module):
 
     Attributes:
         codes_of: the tokenizer whose codes these are, if the decoder alone was trained since; else None.
+        stretch: which values previews of its images show as black and white; no part of the fingerprint.
     """
 
     def __init__(self, config: TokenizerConfig, preprocess: Preprocess) -> None:
@@ -66,6 +68,7 @@ class TokenizerModel(nn.Module):
         _require_divisible(config, preprocess)
         self.config, self.preprocess = config, preprocess
         self.codes_of: CodesOf | None = None
+        self.stretch = Stretch()
         self.encoder = config.networks.build_encoder(preprocess.n_channels, config.encoder_channels)
         self.bottleneck = build_bottleneck(config)
         self.decoder = config.networks.build_decoder(config.latent_channels, preprocess.n_channels)
@@ -79,7 +82,7 @@ class TokenizerModel(nn.Module):
         """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.
 
         Args:
-            images_BCYX: (B, 3|1, Y, X), a tensor on the model's device or a NumPy array, of any floating point type.
+            images_BCYX: (B, C, Y, X), a tensor on the model's device or a NumPy array, of any floating point type.
 
         Raises:
             DataError: another type, sides that are not multiples of the stride, or another number of channels.
@@ -90,7 +93,7 @@ class TokenizerModel(nn.Module):
         return features
 
     def as_images(self, images_BCYX: Any) -> torch.Tensor:
-        """Images as the encoder takes them: its type, its device, (B, 3|1, Y, X).
+        """Images as the encoder takes them: its type, its device, (B, C, Y, X).
 
         Raises:
             DataError: something else than a batch of images with this number of channels, or another device.
@@ -112,7 +115,7 @@ class TokenizerModel(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Any, image_size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Codes => pixels, (B, 3|1, Y, X), nominally in [-1, 1] but not clamped.
+        """Codes => pixels, (B, C, Y, X), nominally in [-1, 1] but not clamped.
 
         Args:
             codes: of any integer type, a tensor on the model's device or a NumPy array, such as ``TokenDataset.grids``,
@@ -160,6 +163,11 @@ class TokenizerModel(nn.Module):
                 what = "the first batch holds values that are not finite"
                 raise TrainingError(what, field=field, found=f"{n_bad:,} of them", expected="finite numbers", fix=fix)
         self.bottleneck.start(features, generator)
+
+    @property
+    def preview(self) -> Preview:
+        """Shows its images and reconstructions, whatever their channels and bits."""
+        return Preview(self.preprocess, self.stretch)
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
@@ -224,6 +232,8 @@ class TokenizerModel(nn.Module):
         settings = {"tokenizer": to_dict(self.config), "preprocess": to_dict(self.preprocess)}
         if self.codes_of is not None:
             settings["codes_of"] = to_dict(self.codes_of)
+        if self.stretch != Stretch():
+            settings["preview"] = to_dict(self.stretch)
         save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
         if self.is_discrete:
             spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
@@ -250,7 +260,8 @@ class TokenizerModel(nn.Module):
         """Build from the entries of a ``config.json``; weights are random."""
         config = from_dict(TokenizerConfig, settings["tokenizer"], "tokenizer")
         model = cls(config, from_dict(Preprocess, settings["preprocess"], "preprocess"))
-        first = settings.get("codes_of")
+        first, preview = settings.get("codes_of"), settings.get("preview")
+        model.stretch = Stretch() if preview is None else from_dict(Stretch, preview, "preview")
         model.codes_of = None if first is None else from_dict(CodesOf, first, "codes_of")
         return model
 

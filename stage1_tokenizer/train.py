@@ -9,9 +9,11 @@ import torch
 
 from foundation.errors import ConfigError
 from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import to_unit_range
 from foundation.randomness import derive_seed
-from foundation.training.learner import Learner
+from foundation.training.learner import Learner, compiles
 from foundation.training.lengths import Rates
+from foundation.training.optim import known_skipped, undone_unless
 from foundation.training.shares import Share
 from stage1_tokenizer.config import TokenizerTraining
 from stage1_tokenizer.evaluate import SetDistance, reconstruction_picture, score_tokenizer
@@ -20,6 +22,7 @@ from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_l
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Metrics, Objective
 from stage1_tokenizer.parts import CODING, freeze
+from stage1_tokenizer.quantizers.base import Quantizer
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class TokenizerTask:
         freeze(model, self.frozen)
         if training.checkpoint_blocks:
             recompute_blocks(model)
-        if training.compile:
+        if training.compile and compiles(accelerator, "tokenizer"):
             compile_blocks(model)
         self.learner = Learner(
             model,
@@ -86,8 +89,13 @@ class TokenizerTask:
         return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
-        """One step of the tokenizer, and of its adversary, on (B, C, Y, X) images."""
+        """One step of the tokenizer, and of its adversary.
+
+        The batch's ``images`` are (B, Y, X, C) uint8 or uint16, or (B, C, Y, X) floats in [-1, 1].
+        """
         images = batch["images"]
+        if not images.is_floating_point():
+            images = to_unit_range(images)
         self.learner.wrapped.train()
         _set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
@@ -99,10 +107,10 @@ class TokenizerTask:
         in_parts = size is not None and size < len(images)
         passed = self.micro_batches.backward(images, step) if in_parts else self._backward(images, step)
         update = self.learner.take_step(passed.loss, step)
-        self._move_on(step, taken=update.taken)
+        self._move_on(step, update.taken)
         metrics = dict(passed.metrics)
-        if update.taken:
-            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step)
+        if not known_skipped(update.taken):
+            metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step, update.taken)
         return {**update.metrics, **metrics}
 
     def _backward(self, images_BCYX: torch.Tensor, step: int) -> Pass:
@@ -114,15 +122,21 @@ class TokenizerTask:
         loss.backward()
         return Pass(loss.detach(), {**metrics, **to_log(output)}, output.images_BCYX.detach())
 
-    def _move_on(self, step: int, *, taken: bool) -> None:
+    def _move_on(self, step: int, taken: torch.Tensor) -> None:
         """Update codebooks and averages after a step that was taken; drop what is left of others."""
         for i, quantizer in enumerate(self.model.quantizers):
-            if taken and "codebook" not in self.frozen:
-                quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
-            else:
+            if known_skipped(taken) or "codebook" in self.frozen:
                 quantizer.forget()
-        if taken:
-            self.learner.average.update(self.model, step)
+                continue
+            moves = type(quantizer).update is not Quantizer.update
+            with undone_unless(taken, [*quantizer.parameters(), *quantizer.buffers()] if moves else []):
+                quantizer.update(step, self._generator(f"update {i}" if i else "update", step))
+        self.learner.follow(taken, step)
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; see ``StepGuard``."""
+        self.learner.settle(metrics["skipped_steps"])
+        self.objective.settle(metrics)
 
     def evaluate(self) -> dict[str, float]:
         """Reconstruction and code usage of the averaged weights over the validation set, or ``evaluate_images`` of it.

@@ -7,7 +7,7 @@ Eq. 15 (rotation by position); the split between two axes follows Heo et al. 202
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +131,10 @@ class PositionTables:
         offset_T = np.concatenate([[0], first_rows[positions.slot_T[:-1]]])
         self._table_4T = np.stack([np.arange(self.n_codes), offset_T, positions.slot_T, self.size_T])
         self._made: dict[torch.device, tuple[Positions, Rope | None]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PositionTables:
+        """Copies of a model share the tables, which nobody changes."""
+        return self
 
     def on(self, device: torch.device) -> Positions:
         """All T inputs of the first grid in raster order, on a device: shared tensors, to be read only."""

@@ -8,7 +8,6 @@ section 3.2).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,9 @@ from torch import nn
 
 from foundation.codes.dataset import TokenDataset
 from foundation.config import require
+from foundation.hardware import send
 from foundation.randomness import derive_seed, uniforms
-from foundation.training.learner import Learner, micro_batches
+from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
 from foundation.training.parallel import sharding_asked
 from foundation.training.shares import Share
@@ -133,7 +133,7 @@ class PriorTask:
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks
-        if training.compile:
+        if training.compile and compiles(accelerator, "prior"):
             model.compile_blocks()
         self.learner = Learner(
             model,
@@ -160,7 +160,6 @@ class PriorTask:
         Where there are several grids, (B,) ``grids`` says which one an image has. The loss is the mean over the global
         batch: each pass counts by its share of this process's examples, and all processes have equally many.
         """
-        began = time.perf_counter()
         self.learner.wrapped.train()
         parts = self._parts(batch, step)
         metrics: Metrics = {}
@@ -173,10 +172,12 @@ class PriorTask:
                 for name, value in self._backward(part, share).items():
                     metrics[name] = metrics.get(name, 0.0) + share * value
         update = self.learner.take_step(metrics.pop("loss"), step)  # type: ignore[arg-type]
-        if update.taken:
-            self.learner.average.update(self.model, step)
-        n_tokens = batch["tokens"].numel() * self.accelerator.num_processes
-        return {**update.metrics, **metrics, "tokens_per_second": n_tokens / (time.perf_counter() - began)}
+        self.learner.follow(update.taken, step)
+        return {**update.metrics, **metrics}
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; see ``StepGuard``."""
+        self.learner.settle(metrics["skipped_steps"])
 
     def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
@@ -187,7 +188,7 @@ class PriorTask:
         share = 0.0 if order is None else order.share(step)
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
-            examples["orders"] = orders_BT.to(self.accelerator.device, non_blocking=True)
+            examples["orders"] = send(orders_BT, self.accelerator.device)
         size = self.training.micro_batch_size
         columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from support.tiny_run import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "TESSERA_CACHE" not in os.environ:
+    os.environ["TESSERA_CACHE"] = tempfile.mkdtemp(prefix="tessera-cache-")
+    atexit.register(shutil.rmtree, os.environ["TESSERA_CACHE"], ignore_errors=True)
 os.environ.setdefault("TESSERA_PRECISION", "float32")  # no test depends on the processor
 
 

@@ -31,6 +31,8 @@ from foundation.storage.durable import file_sha256
 
 SPLITS = ("train", "validation", "val", "valid", "test")
 _STREAMED = TokenAccess(form="streamed", memory_limit_mib=256)
+_NO_CODES = re.compile(r"\.|plan-[0-9a-f]{16}\.parquet$")
+"""names of parquet files beside the codes of a token dataset: hidden ones, and the images of its plan"""
 _FORMS = "a token dataset, a run folder, a folder saved by datasets, .parquet, .npy or .npz"
 _WAYS = {
     ".jsonl": "datasets.load_dataset('json', data_files=FILE, split='train').to_parquet('codes.parquet')",
@@ -108,7 +110,7 @@ def _open(source: Path, field: str) -> list[CodeRows]:
         return _dataset_rows(inner)  # says so where it is not complete
     if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
         return _saved_rows(source)
-    files = [path for path in sorted(source.rglob("*.parquet")) if not path.name.startswith(".")]
+    files = [path for path in sorted(source.rglob("*.parquet")) if _NO_CODES.match(path.name) is None]
     if not files:
         raise DataError("holds no codes", field=field, found=f"the folder {source}", expected=_FORMS)
     return [_parquet_rows(paths, split, str(source)) for split, paths in _by_split(source, files).items()]

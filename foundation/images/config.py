@@ -11,7 +11,7 @@ from foundation.config import Choice, check_types, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import DataError
 from foundation.images.shapes import Shape, bucket_of, equal_shapes, propose_shapes
-from foundation.paths import PathOrName, PathText
+from foundation.paths import PathOrName, PathText, is_remote, require_no_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from foundation.images.array_image import AnyImage
+    from foundation.images.channels import Levels
 
+_MOST_CHANNELS = 64
 _MOST_SHAPES = 64
 
 
@@ -31,8 +34,8 @@ class Preprocess:
     """rows after resizing and cropping, in pixels"""
     width: int = 256
     """columns after resizing and cropping, in pixels"""
-    mode: Literal["RGB", "L"] = "RGB"
-    """colour (3 channels) or grey (1 channel)"""
+    mode: Literal["RGB", "L", "RGBA", "channels"] = "RGB"
+    """colour (3 channels), grey (1 channel), colour with opacity (4 channels), or any channels as they are"""
     resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """filter of the resize that makes the image cover height x width"""
     crop: Literal["center"] = "center"
@@ -45,10 +48,24 @@ class Preprocess:
     shapes: tuple[Shape, ...] = added_later(())
     """further shapes beside height x width, each [height, width] in pixels with as many pixels, e.g. [[64, 48]] beside
     48 x 64: an image takes the shape nearest to its aspect ratio"""
+    channels: int | None = added_later(None)
+    """number of channels for mode channels, from 1 to 64; every image must have it; null for other modes"""
+    bits: int = added_later(8)
+    """bits of a value of a channel: 8, or 16 to keep what 16-bit files hold"""
+    value_range: tuple[float, float] | None = added_later(None)
+    """the values of black and white in arrays and TIFF files of other numbers than uint8 and uint16, e.g. [0, 1]; null
+    refuses such images"""
+    channel_axis: Literal["auto", "first", "last"] = added_later("auto")  # type: ignore[assignment]
+    """which axis of an array holds the channels; auto takes the file's word, else the axis of that many, and refuses an
+    image of which two could be meant"""
+    preview_channels: tuple[int, ...] | None = added_later(None)
+    """three channels, from 0, that are shown as red, green and blue, or one shown as grey, in mode channels; null shows
+    the first three, and the first of two"""
 
     def __post_init__(self) -> None:
         check_types(self)
         require_range(self, "above 0", "height", "width")
+        self._check_channels()
         white = self.white_level
         require(white is None or 256 <= white <= 65_535, "white_level", white, "a value in 256..65535, or null")
         require(all(0 <= c <= 255 for c in self.background), "background", self.background, "three numbers in 0..255")
@@ -84,63 +101,144 @@ class Preprocess:
         height, width = self.all_shapes[index]
         return dataclasses.replace(self, height=height, width=width, shapes=())
 
+    def _check_channels(self) -> None:
+        many, n, shown = self.mode == "channels", self.channels, self.preview_channels
+        expected = "a whole number from 1 to 64" if many else "null, since only mode channels has a number"
+        require((n is not None and 1 <= n <= _MOST_CHANNELS) if many else n is None, "channels", n, expected)
+        require(self.bits in (8, 16), "bits", self.bits, "8 or 16")
+        low, high = self.value_range or (0.0, 1.0)
+        finite = all(math.isfinite(each) for each in (low, high))
+        require(finite and low < high, "value_range", self.value_range, "two numbers, the lower one first, or null")
+        plain = self.is_plain and self.value_range is not None
+        require(not plain, "value_range", self.value_range, "null for RGB and L of 8 bits, which are read from images")
+        inside = shown is None or (many and len(shown) in (1, 3) and all(0 <= each < (n or 0) for each in shown))
+        expected = "one or three numbers of channels, from 0, or null" if many else "null, except in mode channels"
+        require(inside, "preview_channels", shown, expected)
+
     @property
     def n_channels(self) -> int:
-        """Channels of the result: 3 for RGB, 1 for L."""
-        return 3 if self.mode == "RGB" else 1
+        """Channels of the result: 3 for RGB, 1 for L, 4 for RGBA, else ``channels``."""
+        return self.channels or {"RGB": 3, "L": 1, "RGBA": 4}[self.mode]
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Orient, flatten onto the background, convert, resize to cover, crop. Returns (Y, X, C) uint8.
+    @property
+    def is_plain(self) -> bool:
+        """Whether images become RGB or grey of 8 bits; else arrays and deep TIFF files are read too."""
+        return self.mode in ("RGB", "L") and self.bits == 8
 
-        With several shapes, (Y, X) is the one nearest to the image's aspect ratio.
+    @property
+    def fits_png(self) -> bool:
+        """Whether a PNG file, and a Pillow image, holds every channel and bit: grey, RGB, RGBA; of 16 bits grey."""
+        return self.n_channels == 1 or (self.bits == 8 and (self.n_channels == 3 or self.mode == "RGBA"))
+
+    @property
+    def top_level(self) -> int:
+        """The largest value of a pixel, which is white: 255 or 65535."""
+        return (1 << self.bits) - 1
+
+    @property
+    def pixel_type(self) -> Literal["uint8", "uint16"]:
+        """NumPy's name of the type of a pixel's values."""
+        return "uint8" if self.bits == 8 else "uint16"
+
+    def __call__(self, image: AnyImage | np.ndarray) -> np.ndarray:
+        """Orient, flatten onto the background, convert, resize to cover, crop.
+
+        Returns:
+            (Y, X, C) uint8, or uint16 with 16 ``bits``; with several shapes, (Y, X) is the one nearest to the image's
+            aspect ratio. In mode RGBA nothing is flattened: the colours of partly transparent pixels are kept, and a
+            transparent pixel is 0 in all channels.
         """
         prepared = self.prepare(image)
         return self.cover(prepared, *self.all_shapes[self.shape_of(prepared.size)])
 
     def shape_of(self, size: tuple[int, int]) -> int:
         """Index in ``all_shapes`` of the shape that an upright image of this (width, height) takes."""
-        if not self.shapes:
-            return 0
-        return bucket_of(size, self.all_shapes)
+        return bucket_of(size, self.all_shapes) if self.shapes else 0
 
-    def prepare(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: AnyImage | np.ndarray) -> Image.Image | Levels:
         """Orient, flatten onto the background, convert; keep every pixel.
 
         Raises:
-            DataError: not a Pillow image, or one without pixels, with damaged EXIF data, or in a pixel format without a
-                defined range.
+            DataError: not a Pillow image (for RGB and L of 8 bits), or one without pixels, with damaged EXIF data, or
+                in a pixel format without a defined range; an array of other axes, channels or values than declared.
         """
+        import numpy as np
         from PIL import Image
 
+        from foundation.images.array_image import ArrayImage
+        from foundation.images.channels import to_levels
         from foundation.images.preprocess import to_mode, upright
 
+        if not self.is_plain and isinstance(image, (ArrayImage, np.ndarray)):
+            return to_levels(image, self)
         if not isinstance(image, Image.Image) or not min(image.size):
             found = f"{image.width} x {image.height}" if isinstance(image, Image.Image) else type(image).__name__
             raise DataError("is not an image", field="image", found=found, expected="a Pillow image with pixels")
+        if not self.is_plain:
+            return to_levels(upright(image), self)
         return to_mode(upright(image), self.mode, self.background, self.white_level)
 
-    def cover(self, prepared: Image.Image, height: int, width: int) -> np.ndarray:
-        """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) uint8."""
+    def cover(self, prepared: Image.Image | Levels, height: int, width: int) -> np.ndarray:
+        """Resize to cover ``height`` x ``width`` and crop at the centre. Returns (Y, X, C) pixels."""
         from PIL import Image, ImageOps
 
+        if not isinstance(prepared, Image.Image):
+            return prepared.cover((width, height), Image.Resampling[self.resize.upper()])
         if prepared.size != (width, height):
             method = Image.Resampling[self.resize.upper()]
             prepared = ImageOps.fit(prepared, (width, height), method=method, centering=(0.5, 0.5))
         return self._pixels(prepared)
 
-    def crop_to_multiple(self, image: Image.Image, multiple: int) -> np.ndarray:
-        """As a call, but crop each side to its largest multiple instead of resizing. Returns (Y, X, C) uint8.
+    def region(
+        self,
+        prepared: Image.Image | Levels,
+        box: tuple[float, float, float, float],
+        height: int,
+        width: int,
+        *,
+        mirrored: bool = False,
+    ) -> np.ndarray:
+        """Resize a part of a prepared image to ``height`` x ``width``; nothing outside of it is resized.
+
+        Args:
+            prepared: see ``prepare``.
+            box: left, top, right and bottom of the part, in pixels of ``prepared``.
+            height, width: of the result.
+            mirrored: exchange left and right.
+
+        Returns:
+            (Y, X, C) pixels, read-only.
+        """
+        import numpy as np
+        from PIL import Image
+
+        if not isinstance(prepared, Image.Image):
+            pixels = prepared.region(box, (width, height), Image.Resampling[self.resize.upper()])
+            return pixels[:, ::-1] if mirrored else pixels
+        resized = prepared.resize((width, height), Image.Resampling[self.resize.upper()], box=box)
+        if mirrored:
+            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(resized).reshape(height, width, self.n_channels)
+
+    def crop_to_multiple(self, image: AnyImage | np.ndarray, multiple: int) -> np.ndarray:
+        """As a call, but crop each side to its largest multiple instead of resizing. Returns (Y, X, C) pixels.
 
         Raises:
             DataError: a side shorter than ``multiple``.
         """
-        image = self.prepare(image)
-        width, height = (side // multiple * multiple for side in image.size)
+        from PIL import Image
+
+        prepared = self.prepare(image)
+        columns, rows = prepared.size
+        width, height = (side // multiple * multiple for side in prepared.size)
         if not width or not height:
-            found = f"{image.width} x {image.height}"
+            found = f"{columns} x {rows}"
             raise DataError("the image is too small", found=found, expected=f"sides of at least {multiple}")
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return self._pixels(image.crop((left, top, left + width, top + height)))
+        left, top = (columns - width) // 2, (rows - height) // 2
+        box = (left, top, left + width, top + height)
+        if not isinstance(prepared, Image.Image):
+            return prepared.crop(*box).cover((width, height), Image.Resampling.NEAREST)
+        return self._pixels(prepared.crop(box))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         import numpy as np
@@ -160,16 +258,32 @@ class Augment:
     """mirror left and right half of the time"""
     max_shift: int = 0
     """move by up to this many pixels in each direction, edges repeated"""
+    crop: Literal["center", "random", "random_resized"] = added_later("center")
+    """part of an image that is trained on: center, as in validation; random, a window of the image resized to cover
+    height x width; random_resized, a part of random area and aspect ratio, resized"""
+    crop_fraction: tuple[float, float] = added_later((1.0, 1.0))
+    """for random: share of the covering image's sides that the window takes, least and most, above 0 up to 1"""
+    scale: tuple[float, float] = added_later((0.08, 1.0))
+    """for random_resized: share of the image's area, least and most, above 0 up to 1"""
+    ratio: tuple[float, float] = added_later((3 / 4, 4 / 3))
+    """for random_resized: width to height, as a multiple of that of the result, least and most"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require_range(self, "0 or more", "max_shift")
+        for name in ("crop_fraction", "scale"):
+            least, most = getattr(self, name)
+            require(0 < least <= most <= 1, name, (least, most), "two numbers in order, above 0 and at most 1")
+        require(0 < self.ratio[0] <= self.ratio[1] < math.inf, "ratio", self.ratio, "two positive numbers in order")
 
 
 def _require_paths(source: object, *names: str) -> None:
     """Check types, and refuse an empty path, which would mean the working directory."""
     check_types(source)
     for name in names:
-        require(getattr(source, name) != "", name, '""', "a path; . for the working directory")
+        value = getattr(source, name)
+        require(value != "", name, '""', "a path; . for the working directory")
+        require_no_secret(value or "", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +314,13 @@ class FolderData(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveData(Choice):
-    """Tar archives of images as the webdataset package lays them out, on a local disk; for archives on the hub use
-    type dataset.
-    """
+    """Tar archives of images as the webdataset package lays them out, on a local disk or in a store."""
 
     type_name: ClassVar[str] = "archives"
 
     path: PathText
-    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar"""
+    """a .tar file, a folder of them, or a pattern such as shards/train-*.tar or s3://bucket/train-{0000..0099}.tar;
+    s3://, gs://, hf:// and https:// are read by way of a cache"""
     validation_path: PathText | None = None
     """the same, for validation; null takes a share of the first"""
     label_field: str | None = None
@@ -224,13 +337,14 @@ class ArchiveData(Choice):
 class DatasetData(Choice):
     """A table of images: a parquet, Arrow, CSV or JSON file, a folder of them, a folder of ``save_to_disk``, a clone
     of a hub dataset, or any name that ``datasets.load_dataset`` opens. Cells hold images as bytes, paths, numbers,
-    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache.
+    base64 or data URIs. Large parquet files and what only the library opens are copied to the library's cache, unless
+    they are streamed.
     """
 
     type_name: ClassVar[str] = "dataset"
 
     path: PathOrName
-    """file, folder, or dataset name on the hub"""
+    """file, folder, dataset name on the hub, or address of parquet files (s3://, gs://, hf://, https://)"""
     config_name: str | None = None
     """the dataset's configuration, where it has several"""
     split: str = "train"
@@ -251,6 +365,13 @@ class DatasetData(Choice):
     """fetch images of which a cell holds a web address, whenever they are read; img2dataset fetches them once"""
     white_value: float | None = added_later(None)
     """value of white where cells hold numbers: 1, 255, 4095, ...; null takes 255 or 1 if the numbers leave no doubt"""
+    streaming: bool = added_later(False)
+    """read rows from their parquet files when they are needed and copy nothing; files in a store always are streamed"""
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows stay in their files."""
+        return self.streaming or is_remote(self.path)
 
     def __post_init__(self) -> None:
         _require_paths(self, "path")
@@ -294,9 +415,16 @@ class DataConfig:
     max_megapixels: int = added_later(64)
     """largest image that is decoded, in million pixels; a larger JPEG, up to four times 64 or this, is decoded at a
     half, a quarter or an eighth of its sides"""
+    shuffle_window: int | None = added_later(None)
+    """images that are shuffled together, of archives and streamed tables, whose archives or row groups are shuffled
+    too; null shuffles the whole set on a local disk, and 16,384 images of streamed data"""
+    remote_cache_gib: float = added_later(64.0)
+    """largest size on the disk of what is kept of streamed data, GiB; TESSERA_CACHE names the folder"""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         require_range(self, "from 0 to 1", "max_failed_share")
-        require_range(self, "above 0", "max_megapixels")
+        require_range(self, "above 0", "max_megapixels", "remote_cache_gib")
+        window = self.shuffle_window
+        require(window is None or window > 0, "shuffle_window", window, "a positive number of images, or null")

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
 from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.preprocess import MAX_PIXELS
 from foundation.images.tables.cells import holds_images, open_cells
 from foundation.images.tables.label_columns import class_label_names, names_of, numbers_of
+from foundation.images.tables.row_groups import ParquetRows
 from foundation.images.tables.rows import Rows, open_rows, pick
+from foundation.images.windowed import Streamed
 from foundation.randomness import permutation
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB
 
 _LABELS = "data.source.label_column"
 _ORIGIN = ("__key__", "__url__")
@@ -32,6 +35,8 @@ class DatasetSource:
         fingerprint: changes with the files, or with the hub's revision, that the rows were read from.
         passed_over: files of the folder that belong to no split.
         notes: sentences about the columns.
+        groups: (row groups,) index of the first image of each, of streamed rows; None otherwise.
+        streamed: what streamed rows need; None otherwise.
     """
 
     def __init__(
@@ -40,13 +45,19 @@ class DatasetSource:
         split: str,
         class_names: tuple[str, ...] | None = None,
         max_pixels: int = MAX_PIXELS,
+        cache_gib: float = DEFAULT_CACHE_GIB,
+        *,
+        arrays: bool = False,
     ) -> None:
         """Open a split; ``class_names`` are the classes of the training split, when this is another one.
+
+        ``cache_gib`` limits the cache of streamed rows, in GiB. With ``arrays`` (see ``decode_any``), cells of numbers
+        are read as they are, without ``white_value``.
 
         Raises:
             DataError: nothing to open, no such split or column, a column that holds no images or no classes.
         """
-        rows = open_rows(config, split)
+        rows = open_rows(config, split, cache_gib)
         self.fingerprint, self.passed_over = rows.fingerprint, PassedOverFiles()
         for path in rows.passed_over:
             self.passed_over.add(
@@ -54,30 +65,35 @@ class DatasetSource:
             )
         images = _pick_image(rows, config.image_column)
         labels = None if config.label_column is None else pick(rows, config.label_column, _LABELS)
-        wanted = [images[0], *(labels or ())[:1], *(_ORIGIN if set(_ORIGIN) <= set(rows.schema.names) else ())]
-        table = rows.read(list(dict.fromkeys(wanted)))
-        if len(table) == 0:
+        wanted = [*(labels or ())[:1], *(_ORIGIN if set(_ORIGIN) <= set(rows.schema.names) else ())]
+        wanted = wanted if rows.streamed else [images[0], *wanted]
+        table = rows.read(list(dict.fromkeys(wanted))) if wanted else pa.table({})
+        n_rows = rows.streamed.n_rows if rows.streamed else len(table)
+        if n_rows == 0:
             raise DataError("the split holds no rows", field="data.source.split", found=f"{config.path} [{split}]")
-        self._numbers = np.arange(len(table))
-        if config.limit is not None and config.limit < len(table):
-            self._numbers = np.sort(permutation(len(table), "limit", split)[: config.limit])
+        self._numbers = np.arange(n_rows)
+        if config.limit is not None and config.limit < n_rows:
+            self._numbers = np.sort(permutation(n_rows, "limit", split)[: config.limit])
         self.labels: np.ndarray | None = None
         self.class_names: tuple[str, ...] = ()
         self.notes = [] if labels is not None else _unused_classes(rows)
         if labels is not None:
             self._take_labels(_column(table, labels), rows, config, class_names)
         self.ids = _keys(table, split, self._numbers) or [f"{split}/{number:08d}" for number in self._numbers]
+        self._column = rows.streamed.column(*images) if rows.streamed else None
+        self._take_groups(rows.streamed)
         self._cells = open_cells(
-            _column(table, images),
+            self._column or _column(table, images),
             rows.folders_of,
             field="data.source.image_column",
             name=config.image_column,
             white_value=config.white_value,
             allow_download=config.allow_download,
             max_pixels=max_pixels,
+            arrays=arrays,
         )
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
@@ -92,6 +108,20 @@ class DatasetSource:
             BadImage, OSError: it cannot be opened.
         """
         return self._cells.size(int(self._numbers[index]))
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Make the row groups of some images ready in a thread, in this order; they will be read soon."""
+        if self._column is not None:
+            self._column.ahead(self._numbers[indices])
+
+    def _take_groups(self, streamed: ParquetRows | None) -> None:
+        """Where the row groups begin, in images, and what they need."""
+        self.groups: np.ndarray | None = None
+        self.streamed: Streamed | None = None
+        if streamed is not None:
+            starts = np.unique(np.searchsorted(self._numbers, streamed.groups))
+            self.groups = starts[starts < len(self._numbers)]
+            self.streamed = Streamed(streamed.n_bytes, streamed.cache_bytes)
 
     def _take_labels(
         self, column: pa.ChunkedArray, rows: Rows, config: DatasetData, class_names: tuple[str, ...] | None

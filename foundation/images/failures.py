@@ -10,13 +10,12 @@ import contextlib
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from foundation.errors import DataError
+from foundation.storage.retrying import retried
 
 FAILURE_CODES = {
     "unreadable": "empty, damaged, truncated, or not an image of a known format",
@@ -37,14 +36,6 @@ _KINDS = {
     **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
     **dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device"),
 }
-_MAY_PASS = {
-    getattr(errno, name)
-    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "ECONNRESET", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN")
-    if hasattr(errno, name)
-}
-_PAUSES = (0.1, 0.5, 2.0)
-"""seconds before each new try"""
-T = TypeVar("T")
 
 
 class BadImage(DataError):
@@ -112,22 +103,6 @@ def read_plain_file(path: Path, *, follow_links: bool = False) -> bytes:
         return retried(lambda: _read_plain_file(path, follow_links))
     except OSError as error:
         raise (BadImage("not_a_file", "is a folder") if path.is_dir() else _refused(error)) from error
-
-
-def retried(read: Callable[[], T]) -> T:
-    """What ``read`` returns; tried again a few times after an error of the storage that may pass.
-
-    Raises:
-        OSError: the last of them, or one that does not pass.
-    """
-    for pause in _PAUSES:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in _MAY_PASS and not isinstance(error, TimeoutError):
-                raise
-            time.sleep(pause)
-    return read()
 
 
 def _read_plain_file(path: Path, follow_links: bool) -> bytes:

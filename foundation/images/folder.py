@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.class_names import (
     class_numbers,
     in_order,
@@ -24,13 +24,15 @@ from foundation.images.headers import upright_size
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.layout import classes_of
-from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.preprocess import MAX_PIXELS, decode_any
 from foundation.paths import expand
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
+ARRAY_SUFFIXES = {".npy"}
+"""endings of image files where arrays are wanted"""
 _LOOKS = 20
 """files of one ending that are looked into, before the others are taken for the same"""
 _LINK_REASON = "symbolic links: follow them with --data.source.follow_links true"
@@ -63,7 +65,7 @@ class FolderFiles:
         labels: (n,) class numbers, or None.
         class_names: by class number.
         follow_links: read symbolic links.
-        max_pixels: see ``decode_image``.
+        max_pixels, arrays: see ``decode_any``.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class FolderFiles:
         *,
         follow_links: bool = False,
         max_pixels: int = MAX_PIXELS,
+        arrays: bool = False,
     ) -> None:
         self.folder, self.ids, self.labels, self.class_names = folder, ids, labels, class_names
-        self._follow_links, self._max_pixels = follow_links, max_pixels
+        self._follow_links, self._max_pixels, self._arrays = follow_links, max_pixels, arrays
 
     def data(self, index: int) -> bytes:
         """The file of the image ``ids[index]``.
@@ -87,15 +90,15 @@ class FolderFiles:
         """
         return read_plain_file(self.folder / self._path(index), follow_links=self._follow_links)
 
-    def decode(self, data: bytes) -> Image.Image:
+    def decode(self, data: bytes) -> AnyImage:
         """The image that a file holds.
 
         Raises:
             BadImage: with the reason.
         """
-        return decode_image(data, self._max_pixels)
+        return decode_any(data, self._max_pixels, arrays=self._arrays)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:
@@ -135,6 +138,7 @@ class FolderSource(FolderFiles):
         trust_classes: bool = False,
         follow_links: bool = False,
         max_pixels: int = MAX_PIXELS,
+        arrays: bool = False,
     ) -> None:
         """List the folder.
 
@@ -146,7 +150,7 @@ class FolderSource(FolderFiles):
             subfolders: whether their names are classes.
             trust_classes: take classes as they are, also if they look like something else.
             follow_links: read symbolic links to files and folders.
-            max_pixels: see ``decode_image``.
+            max_pixels, arrays: see ``decode_any``.
 
         Raises:
             DataError: a folder that is missing, empty or not readable; loose images beside classes; subfolders that
@@ -154,9 +158,10 @@ class FolderSource(FolderFiles):
         """
         folder = Path(expand(path, field))
         self.passed_over, self.notes = PassedOverFiles(), list[str]()
-        self._paths, self.stamps = listed_files(folder, field, follow_links=follow_links, passed_over=self.passed_over)
+        listed = listed_files(folder, field, follow_links=follow_links, passed_over=self.passed_over, arrays=arrays)
+        self._paths, self.stamps = listed
         ids = [_name(path) for path in self._paths]
-        super().__init__(folder, ids, None, (), follow_links=follow_links, max_pixels=max_pixels)
+        super().__init__(folder, ids, None, (), follow_links=follow_links, max_pixels=max_pixels, arrays=arrays)
         names: list[str] | None = None
         if labels is not None:
             field = field.replace("path", "labels")
@@ -185,15 +190,30 @@ def is_a_path(name: str) -> bool:
     return "\\" not in name
 
 
+def suffixes_of(*, arrays: bool) -> set[str]:
+    """Endings of image files, with those of arrays where they are wanted."""
+    return SUFFIXES | ARRAY_SUFFIXES if arrays else SUFFIXES
+
+
 def image_files(
-    folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
+    folder: Path,
+    field: str,
+    *,
+    follow_links: bool = False,
+    passed_over: PassedOverFiles | None = None,
+    arrays: bool = False,
 ) -> list[str]:
     """Relative paths of the image files below a folder, see ``listed_files``."""
-    return listed_files(folder, field, follow_links=follow_links, passed_over=passed_over)[0]
+    return listed_files(folder, field, follow_links=follow_links, passed_over=passed_over, arrays=arrays)[0]
 
 
 def listed_files(
-    folder: Path, field: str, *, follow_links: bool = False, passed_over: PassedOverFiles | None = None
+    folder: Path,
+    field: str,
+    *,
+    follow_links: bool = False,
+    passed_over: PassedOverFiles | None = None,
+    arrays: bool = False,
 ) -> tuple[list[str], Stamps]:
     """Relative paths of the image files below a folder, sorted, with their stamps; hidden files are left out.
 
@@ -202,6 +222,7 @@ def listed_files(
         field: what error messages call it.
         follow_links: read symbolic links to files and folders; a folder is listed once.
         passed_over: counts the files that are left out.
+        arrays: whether .npy files are images.
 
     Raises:
         DataError: no such folder, a subfolder that cannot be listed, or no image.
@@ -210,7 +231,8 @@ def listed_files(
         name, fix = way_to_open(folder)
         raise DataError(f"is {name}", field=field, found=str(folder), expected="a folder of images", fix=fix)
     DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
-    walk = _Walk(follow_links, PassedOverFiles() if passed_over is None else passed_over)
+    suffixes = suffixes_of(arrays=arrays)
+    walk = _Walk(follow_links, PassedOverFiles() if passed_over is None else passed_over, suffixes)
     walk.enter(str(folder), "")
     if not walk.found:
         others = "; ".join(f"{each.count:,} {each.kind} ({each.reason})" for each in walk.left_out.rows()[:5])
@@ -218,7 +240,7 @@ def listed_files(
             "the folder holds no image files",
             field=field,
             found=f"{folder}: {others}" if others else str(folder),
-            expected=f"files ending in {', '.join(sorted(SUFFIXES))}, or subfolders of them",
+            expected=f"files ending in {', '.join(sorted(suffixes))}, or subfolders of them",
         )
     walk.found.sort()
     paths, sizes, times = zip(*walk.found, strict=True)
@@ -228,10 +250,10 @@ def listed_files(
 class _Walk:
     """Lists folders; one system call a folder and one a file."""
 
-    def __init__(self, follow_links: bool, left_out: PassedOverFiles) -> None:
+    def __init__(self, follow_links: bool, left_out: PassedOverFiles, suffixes: set[str]) -> None:
         self.found, self.left_out = list[tuple[str, int, int]](), left_out
         self._follow_links, self._seen = follow_links, set[str]()
-        self._passing = _Passing(follow_links)
+        self._passing = _Passing(follow_links, suffixes)
 
     def enter(self, top: str, inside: str) -> None:
         """List a folder and all below it; ``inside`` is its path below the first one."""
@@ -282,8 +304,8 @@ def _is_listed(entry: os.DirEntry[str], inside: str, left_out: PassedOverFiles, 
 class _Passing:
     """Why a file is passed over. Files of an ending that is not an image's are looked into, the first ones of each."""
 
-    def __init__(self, follow_links: bool) -> None:
-        self._follow_links = follow_links
+    def __init__(self, follow_links: bool, suffixes: set[str]) -> None:
+        self._follow_links, self._suffixes = follow_links, suffixes
         self._unknown: Counter[str] = Counter()
 
     def reason(self, entry: os.DirEntry[str]) -> tuple[str, str]:
@@ -293,7 +315,7 @@ class _Passing:
         suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
         if entry.is_symlink() and not self._follow_links:
             return "links", _LINK_REASON
-        if suffix in SUFFIXES:
+        if suffix in self._suffixes:
             return suffix, ""
         ending, kind = suffix or "without an ending", None
         if self._unknown[suffix] < _LOOKS:

@@ -7,14 +7,17 @@ not depend on the process, the worker or the moment. planned = used + failed.
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from foundation.arguments import require_type
-from foundation.errors import DataError
+from foundation.errors import ConfigError, DataError
+from foundation.images.augment import augmented, random_view, shifted, view_draws
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of
 from foundation.images.config import Augment, DataConfig, Preprocess
 from foundation.images.depth import require_white
@@ -23,7 +26,8 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.scan import scan
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.randomness import DataOrder, uniforms
+from foundation.images.windowed import order_settings, shuffle_window, windowed_order
+from foundation.randomness import DataOrder, Order, uniforms
 from foundation.threads import map_in_threads
 
 _TRIES = 1000
@@ -41,6 +45,7 @@ class ImageSet:
         seed: of the augmentation and of the images that replace unusable ones.
         max_failed_share: share of unusable images, 0 to 1, beyond which reading stops.
         known_failures: images that were unusable before, by id; they are not read.
+        window: images that are shuffled together, see ``DataConfig.shuffle_window``.
 
     Attributes:
         ids: names of the planned images.
@@ -59,21 +64,32 @@ class ImageSet:
         seed: int = 0,
         max_failed_share: float = 1.0,
         known_failures: Mapping[str, Failure] | None = None,
+        window: int | None = None,
     ) -> None:
+        self.window = window
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
-        self.buckets = buckets_of(source, preprocess.all_shapes)
+        self.buckets, kind = buckets_of(source, preprocess.all_shapes), np.dtype(preprocess.pixel_type)
         n_values = preprocess.height * preprocess.width * preprocess.n_channels  # of every shape
-        self.in_memory = len(self.ids) * n_values <= cache_mib * 2**20
-        self._pixels = np.empty((len(self.ids), n_values), np.uint8) if self.in_memory else None
+        whole = self.augment.crop == "center"  # another crop needs the original
+        self.in_memory = whole and len(self.ids) * n_values * kind.itemsize <= cache_mib * 2**20
+        self._pixels = np.empty((len(self.ids), n_values), kind) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
         self._failures = dict(known_failures or {})
-        self._found = list[Failure]()
-        self._listing = threading.Lock()
+        self._found = deque[Failure]()  # no lock: a forked worker would keep one that a thread holds
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels in memory, which another process does not get."""
+        return {**self.__dict__, "in_memory": False, "_pixels": None, "_is_decoded": np.zeros(0, bool)}
+
+    @property
+    def decodes(self) -> bool:
+        """Whether ``batch`` decodes images each time."""
+        return not self.in_memory
 
     @property
     def failures(self) -> list[Failure]:
@@ -87,9 +103,7 @@ class ImageSet:
 
     def take_failures(self) -> list[Failure]:
         """The failures found since the last call: what a worker process hands to the main process."""
-        with self._listing:
-            found, self._found = self._found, []
-        return found
+        return [self._found.popleft() for _ in range(len(self._found))]
 
     def add_failures(self, failures: Iterable[Failure]) -> None:
         """Note failures that were found elsewhere; each image is listed once.
@@ -97,13 +111,12 @@ class ImageSet:
         Raises:
             DataError: more than ``max_failed_share`` are unusable; names the first ones.
         """
-        with self._listing:
-            for each in failures:
-                self._failures.setdefault(each.image_id, each)
+        for each in failures:
+            self._failures.setdefault(each.image_id, each)
         require_usable(self.failures, len(self), self._max_failed_share)
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8.
+        """Preprocessed, unaugmented pixels, (B, Y, X, C) uint8, or uint16 with 16 bits.
 
         Raises:
             DataError: an image cannot be read; names it.
@@ -115,7 +128,7 @@ class ImageSet:
         """The pixels of those of some images that can be read, for evaluation; the others are listed.
 
         Returns:
-            (K, Y, X, C) uint8 pixels, and (B,) bool: which of the B images they are, in order.
+            (K, Y, X, C) pixels, and (B,) bool: which of the B images they are, in order.
 
         Raises:
             DataError: see ``add_failures``.
@@ -125,7 +138,7 @@ class ImageSet:
             return known, np.ones(len(indices), bool)
         found = map_in_threads(self._decode, indices)
         kept = [each for each in found if each is not None]
-        pixels = np.stack(kept) if kept else np.empty((0, *self._shape(indices)), np.uint8)
+        pixels = np.stack(kept) if kept else np.empty((0, *self._shape(indices)), self.preprocess.pixel_type)
         return pixels, np.array([each is not None for each in found], bool)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
@@ -135,19 +148,39 @@ class ImageSet:
             indices, epochs: (B,) which images, and in which pass over the data (it keys the augmentation).
 
         Returns:
-            ``images`` (B, C, Y, X) float32 in [-1, 1].
+            ``images`` (B, Y, X, C) uint8, or uint16 with 16 bits.
 
         Raises:
             DataError: see ``add_failures``.
         """
+        draws = self.augment, indices, epochs, self.seed
+        if self.decodes:
+            views = map_in_threads(self._decode_or_replace, indices, view_draws(*draws))
+            return {"images": torch.from_numpy(shifted(np.stack(views), *draws))}
         pixels_BYXC = self._known(indices)
         if pixels_BYXC is None:
             pixels_BYXC = np.stack(map_in_threads(self._decode_or_replace, indices))
-        return {"images": to_unit_range(augmented(pixels_BYXC, self.augment, indices, epochs, self.seed))}
+        return {"images": torch.from_numpy(augmented(pixels_BYXC, *draws))}
 
-    def order(self, seed: int, batch_size: int) -> DataOrder | BucketedOrder:
-        """The order in which a training reads the images; of several shapes, each batch has one."""
-        return DataOrder(len(self), seed) if self.buckets is None else BucketedOrder(self.buckets, seed, batch_size)
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``.
+
+        Of several shapes, each batch has one: ``BucketedOrder``.
+
+        Raises:
+            ConfigError: a window for images of several shapes.
+        """
+        if self.buckets is not None:
+            alone, fix = shuffle_window(self._source, self.window) is None, "leave it out"
+            what, field = "cannot be used with several shapes", "data.shuffle_window"
+            ConfigError.unless(alone, what, field=field, found=self.window, fix=fix)
+            return BucketedOrder(self.buckets, seed, batch_size)
+        return windowed_order(self._source, self.window, seed) or DataOrder(len(self), seed)
+
+    @property
+    def order_settings(self) -> tuple[object, ...]:
+        """What the order depends on beside the seed and the number of images: part of a training's identity."""
+        return order_settings(self._source, self.window)
 
     def images(self, indices: np.ndarray) -> torch.Tensor:
         """Unaugmented images, (B, C, Y, X) float32 in [-1, 1].
@@ -178,13 +211,13 @@ class ImageSet:
     def _preprocess_of(self, index: int) -> Preprocess:
         return self.preprocess if self.buckets is None else self.preprocess.of_shape(int(self.buckets[index]))
 
-    def _decode_or_replace(self, index: int) -> np.ndarray:
+    def _decode_or_replace(self, index: int, draws_N: np.ndarray | None = None) -> np.ndarray:
         """Pixels of an image, or of the first usable one of a sequence of images of its shape, which depends on the
         seed and the image.
         """
         tried, alike = int(index), None
         for attempt in range(_TRIES):
-            pixels = self._decode(tried)
+            pixels = self._decode(tried, draws_N)
             if pixels is not None:
                 return pixels
             drawn = uniforms(np.array([index]), np.array([attempt]), self.seed, "replacement")
@@ -194,13 +227,13 @@ class ImageSet:
         found = f"{_TRIES:,} images one after another"
         raise DataError("no image can be read", field="data.source", found=found, fix="check the storage")
 
-    def _decode(self, index: int) -> np.ndarray | None:
-        """Pixels of an image, None if it is unusable: it is listed then."""
+    def _decode(self, index: int, draws_N: np.ndarray | None = None) -> np.ndarray | None:
+        """Pixels of an image, or of its view with these draws; None if it is unusable: it is listed then."""
         name = self.ids[index]
         if name in self._failures and self._failures[name].code != "unavailable":  # which may pass
             return None
         try:
-            return self._pixels_of(int(index))
+            return self._pixels_of(int(index), draws_N)
         except Exception as error:  # on hostile bytes a decoder raises any class
             self._note(failure_of(name, error))
             return None
@@ -209,19 +242,23 @@ class ImageSet:
         with named(self.ids[index]):
             return self._pixels_of(int(index))
 
-    def _pixels_of(self, index: int) -> np.ndarray:
+    def _pixels_of(self, index: int, draws_N: np.ndarray | None = None) -> np.ndarray:
         preprocess = self._preprocess_of(index)
+        if draws_N is not None:
+            return random_view(preprocess, self.augment, self._source.read(index), draws_N)
         if self._pixels is None:
             return preprocess(self._source.read(index))
-        if not self._is_decoded[index]:
-            self._pixels[index] = preprocess(self._source.read(index)).reshape(-1)
+        if self._is_decoded[index]:
+            return self._pixels[index].reshape(*self._shape(np.array([index])))
+        pixels_YXC = preprocess(self._source.read(index))
+        if get_worker_info() is None:  # a worker's memory is its own
+            self._pixels[index] = pixels_YXC.reshape(-1)
             self._is_decoded[index] = True
-        return self._pixels[index].reshape(preprocess.height, preprocess.width, preprocess.n_channels)
+        return pixels_YXC
 
     def _note(self, failure: Failure) -> None:
-        with self._listing:
-            if failure.image_id not in self._failures:
-                self._found.append(failure)
+        if failure.image_id not in self._failures:
+            self._found.append(failure)
         self.add_failures([failure])
 
 
@@ -235,7 +272,9 @@ def open_splits(config: DataConfig, known: Mapping[str, bool] | None = None) -> 
     Raises:
         DataError: nothing to read, or too few images to hold one out.
     """
-    return split_sources(*open_sources(config.source, config.max_megapixels * 10**6), config, known)
+    arrays = not config.preprocess.is_plain
+    sources = open_sources(config.source, config.max_megapixels * 10**6, config.remote_cache_gib, arrays=arrays)
+    return split_sources(*sources, config, known)
 
 
 def split_sources(
@@ -280,11 +319,12 @@ def image_set(
         seed=seed,
         max_failed_share=data.max_failed_share,
         known_failures=known_failures,
+        window=data.shuffle_window,
     )
 
 
 def first_readable(images: ImageSet, n: int) -> np.ndarray:
-    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C) uint8.
+    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C).
 
     Of several shapes, those of the first shape that has any.
     """
@@ -299,25 +339,6 @@ def first_readable(images: ImageSet, n: int) -> np.ndarray:
     if not found:
         raise DataError("no image can be read", field="data.source", found=f"{len(images):,} images, none readable")
     return np.stack(found[:n])
-
-
-def augmented(
-    pixels_BYXC: np.ndarray, augment: Augment, indices: np.ndarray, epochs: np.ndarray, seed: int
-) -> np.ndarray:
-    """Apply ``augment`` to (B, Y, X, C) pixels; each image's draw depends on (seed, epoch, index) alone."""
-    if augment.flip:
-        mirrored = uniforms(indices, epochs, seed, "flip") < 0.5
-        pixels_BYXC = np.where(mirrored[:, None, None, None], pixels_BYXC[:, :, ::-1], pixels_BYXC)
-    if augment.max_shift:
-        reach = augment.max_shift
-        padded = np.pad(pixels_BYXC, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-        height, width = pixels_BYXC.shape[1:3]
-        down, right = (
-            (uniforms(indices, epochs, seed, axis) * (2 * reach + 1)).astype(int) for axis in ("down", "right")
-        )
-        crops = zip(padded, down, right, strict=True)
-        pixels_BYXC = np.stack([image[y : y + height, x : x + width] for image, y, x in crops])
-    return pixels_BYXC
 
 
 def require_usable(failures: list[Failure], n_planned: int, max_failed_share: float) -> None:

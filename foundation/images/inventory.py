@@ -12,7 +12,7 @@ import numpy as np
 from foundation.images.depth import brightest
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from foundation.images.array_image import AnyImage
 
 _SHOWN = 8
 
@@ -41,9 +41,9 @@ class PassedOverFiles:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
 
-    def add(self, kind: str, reason: str, example: str) -> None:
-        """Count one file."""
-        self._counts[kind, reason] += 1
+    def add(self, kind: str, reason: str, example: str, count: int = 1) -> None:
+        """Count one file, or several of which one is the example."""
+        self._counts[kind, reason] += count
         self._examples.setdefault((kind, reason), example)
 
     def rows(self) -> list[PassedOver]:
@@ -56,7 +56,7 @@ class Shapes:
     """Sizes and modes of images, counted while a source is scanned.
 
     Attributes:
-        modes: Pillow's modes, e.g. ``RGB``, with the number of images.
+        modes: Pillow's modes, e.g. ``RGB``, or types of arrays, with the number of images.
         sizes: (width, height) in pixels, with the number of images.
         brightest: the largest ``depth.brightest``; None if no image has more than 8 bits.
     """
@@ -65,7 +65,7 @@ class Shapes:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     brightest: int | None = None
 
-    def add(self, image: Image.Image) -> None:
+    def add(self, image: AnyImage) -> None:
         """Count one image, as its file holds it."""
         self.modes[image.mode] += 1
         self.sizes[image.size] += 1

@@ -10,6 +10,8 @@ HEAD_BYTES = 1024
 _CONVERT = "convert it to PNG or JPEG"
 _RAW = "develop it to PNG, TIFF or JPEG"
 _FRAMES = "save the frames as PNG or JPEG"
+_TO_PARQUET = "write them to a parquet file with an image column"
+_ARRAYS = "--data.preprocess.mode channels or bits 16 reads a folder of .npy files with one image each"
 _PAGES = "save the pages as PNG or JPEG"
 
 
@@ -62,7 +64,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (128, b"DICM", Kind("DICOM", "convert it to a 16-bit PNG")),
     (0, b"SIMPLE  =", Kind("FITS", "convert it to a 16-bit PNG")),
     (0, b"\x89HDF\r\n\x1a\n", Kind("HDF5", "write its images to a parquet file, and use type dataset")),
-    (0, b"\x93NUMPY", Kind("a NumPy array", "write the arrays to a parquet file, and use type dataset")),
+    (0, b"\x93NUMPY", Kind("a NumPy array", _ARRAYS)),
     (0, b"PAR1", Kind("a parquet file", "use type dataset")),
     (0, b"ARROW1", Kind("an Arrow file", "use type dataset")),
     (0, b"PK\x03\x04", Kind("a zip archive", "unpack it")),
@@ -118,7 +120,8 @@ NOT_FOLDERS: dict[str, tuple[str, str]] = {
     ".tar": ("a tar archive", "--data.source.type archives reads it"),
     **dict.fromkeys((".zip", ".7z", ".rar"), ("a packed archive", "unpack it, and give the folder")),
     **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), ("a compressed file", "decompress it")),
-    **dict.fromkeys((".npy", ".npz"), ("NumPy arrays", "write them to a parquet file with an image column")),
+    ".npy": ("NumPy arrays", f"{_ARRAYS}; or {_TO_PARQUET}"),
+    ".npz": ("NumPy arrays", _TO_PARQUET),
     **dict.fromkeys((".h5", ".hdf5", ".mat"), ("an HDF5 file", "write its images to a parquet file or a folder")),
     ".tfrecord": ("a TFRecord file", "write its images to a parquet file or a folder"),
     **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), ("a pickle", "write its images to a parquet file or a folder")),

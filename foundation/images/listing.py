@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from foundation.config import digest
 from foundation.errors import DataError
+from foundation.images.array_image import AnyImage
 from foundation.images.failures import BadImage, Failure
 from foundation.images.scan import content_of
 from foundation.images.sources import ImageSource
+from foundation.images.windowed import chosen_groups
 from foundation.storage import durable
 
 _FORMAT = 2
@@ -222,10 +223,21 @@ class ListedSource:
         else:
             where = {name: (source, i) for source in reversed(sources) for i, name in enumerate(source.ids)}
             self._where = [where.get(name) for name in self.ids]
+        self.groups, self.streamed = self._groups(), getattr(sources[0], "streamed", None) if sources else None
 
-    def gone(self) -> list[str]:
-        """Names of the images that are no longer there."""
-        return [name for name, found in zip(self.ids, self._where or (), strict=False) if found is None]
+    def _groups(self) -> np.ndarray | None:
+        """Where another archive or row group begins; an image that is gone belongs to the group before it."""
+        if len(self._sources) != 1 or not self.ids:
+            return None
+        if self._where is None:
+            return getattr(self._sources[0], "groups", None)
+        there = np.array([-1 if found is None else found[1] for found in self._where])
+        return chosen_groups(self._sources[0], np.maximum.accumulate(np.maximum(there, 0)))
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Make some images of a streamed source ready in a thread."""
+        there = [(None, i) if self._where is None else self._where[i] for i in indices]
+        self._sources[0].ahead(np.array([each[1] for each in there if each is not None], np.int64))  # type: ignore[attr-defined]
 
     def present(self) -> ListedSource:
         """The images that are still there."""
@@ -244,7 +256,7 @@ class ListedSource:
     def _some(self, wanted_N: np.ndarray) -> ListedSource:
         return self if wanted_N.all() else ListedSource(self.listed.some(wanted_N), self.class_names, self._sources)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.
 
         Raises:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from foundation.images.array_image import AnyImage
 from foundation.images.config import Identity
 from foundation.images.inventory import Shapes
 from foundation.images.sources import ImageSource
@@ -65,7 +65,7 @@ def sample_of(n_images: int) -> list[int]:
     return np.unique(np.linspace(0, n_images - 1, min(SAMPLED, n_images)).round().astype(int)).tolist()
 
 
-def content_of(image: Image.Image) -> int:
+def content_of(image: AnyImage) -> int:
     """64-bit hash of a decoded image's pixels, above 0."""
     hashed = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=8)
     hashed.update(image.tobytes())

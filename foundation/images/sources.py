@@ -5,6 +5,7 @@ A source does not decide which images are usable: ``image_set`` and the export d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,53 +14,70 @@ from PIL import Image
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.archive import ArchiveSource
+from foundation.images.array_image import AnyImage
 from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
 from foundation.images.headers import image_size
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.windowed import chosen_groups
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB
 
 
 class ImageSource(Protocol):
     """Images that can be read one by one, in a fixed order."""
 
-    ids: list[str]
-    """stable names: a relative path or a key, never a position in a shuffled order"""
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable names: a relative path or a key, never a position in a shuffled order."""
+        ...
+
     labels: np.ndarray | None
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
 
     # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``.
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
         ...
 
 
-def open_sources(config: DataSource, max_pixels: int = MAX_PIXELS) -> tuple[ImageSource, ImageSource | None]:
+def open_sources(
+    config: DataSource,
+    max_pixels: int = MAX_PIXELS,
+    cache_gib: float = DEFAULT_CACHE_GIB,
+    *,
+    arrays: bool = False,
+) -> tuple[ImageSource, ImageSource | None]:
     """The training source and, if the configuration names one, the validation source.
 
     Args:
         config: what to open.
-        max_pixels: see ``decode_image``.
+        max_pixels, arrays: see ``decode_any``.
+        cache_gib: limit of what is kept of streamed data on the disk.
 
     Raises:
         DataError: a folder, file, split or column that does not exist, or no image at all.
     """
     if isinstance(config, FolderData):
-        return _open_folders(config, max_pixels)
+        return _open_folders(config, max_pixels, arrays)
     if isinstance(config, ArchiveData):
-        return _open_archives(config, max_pixels)
+        return _open_archives(config, max_pixels, cache_gib, arrays)
     if isinstance(config, DatasetData):
-        train = DatasetSource(config, config.split, max_pixels=max_pixels)
+        train = DatasetSource(config, config.split, None, max_pixels, cache_gib, arrays=arrays)
         if config.validation_split is None:
             return train, None
-        return train, DatasetSource(config, config.validation_split, train.class_names, max_pixels)
+        names = train.class_names
+        return train, DatasetSource(config, config.validation_split, names, max_pixels, cache_gib, arrays=arrays)
     return DigitsSource(), None
 
 
-def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
+def _open_archives(
+    config: ArchiveData, max_pixels: int, cache_gib: float, arrays: bool
+) -> tuple[ImageSource, ImageSource | None]:
     how: dict[str, Any] = {"trust_classes": config.trust_classes, "max_pixels": max_pixels}
+    how |= {"cache_gib": cache_gib, "arrays": arrays}
     train = ArchiveSource(config.path, config.label_field, **how)
     if config.validation_path is None:
         return train, None
@@ -67,9 +85,9 @@ def _open_archives(config: ArchiveData, max_pixels: int) -> tuple[ImageSource, I
     return train, ArchiveSource(config.validation_path, config.label_field, field, classes, **how)
 
 
-def _open_folders(config: FolderData, max_pixels: int) -> tuple[ImageSource, ImageSource | None]:
+def _open_folders(config: FolderData, max_pixels: int, arrays: bool) -> tuple[ImageSource, ImageSource | None]:
     how: dict[str, Any] = {name: getattr(config, name) for name in ("subfolders", "trust_classes", "follow_links")}
-    how["max_pixels"] = max_pixels
+    how |= {"max_pixels": max_pixels, "arrays": arrays}
     train, labels = FolderSource(config.path, labels=config.labels, **how), config.validation_labels
     if config.validation_path is None:
         require(labels is None, "data.source.validation_labels", labels, "null, since there is no validation_path")
@@ -109,13 +127,18 @@ class SubsetSource:
         self.ids = [source.ids[i] for i in indices]
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
+        self.groups, self.streamed = chosen_groups(source, indices), getattr(source, "streamed", None)
         stamps = getattr(source, "stamps", None)
         self.stamps = None if stamps is None else stamps.some(indices)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the upright image ``ids[index]``; see ``image_size``."""
         return image_size(self._source, int(self._indices[index]))
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Make some images of a streamed source ready in a thread."""
+        self._source.ahead(self._indices[indices])  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from foundation.images.array_image import AnyImage
 from foundation.images.config import Preprocess
 
 
@@ -49,7 +49,7 @@ CENTRE, FLIP, TEN_CROP = (0,), (0, 1), tuple(range(len(VIEWS)))
 
 
 def view_pixels(
-    preprocess: Preprocess, image: Image.Image, views: tuple[int, ...], corner_scale: float = 1.1
+    preprocess: Preprocess, image: AnyImage, views: tuple[int, ...], corner_scale: float = 1.1
 ) -> np.ndarray:
     """The pixels of some views of an image.
 
@@ -61,7 +61,7 @@ def view_pixels(
             the centre to that size.
 
     Returns:
-        (len(views), Y, X, C) uint8.
+        (len(views), Y, X, C) pixels, see ``Preprocess``.
 
     Raises:
         DataError: damaged EXIF data, or a pixel format without a defined range.

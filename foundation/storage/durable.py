@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from foundation.errors import StorageError, TesseraError
@@ -89,7 +89,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def publish_folder(path: Path, fill: Callable[[Path], None], verify: Callable[[Path], None] | None = None) -> None:
     """Create the folder ``path`` with what ``fill`` puts into a temporary one, all or nothing.
 
-    ``fill`` should write with ``write_file`` and ``write_bytes``.
+    ``fill`` should write with ``write_file``, ``write_blocks`` and ``write_bytes``.
 
     Raises:
         StorageError: the disk refused, or ``path`` exists.
@@ -187,6 +187,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     _write(path, write)
     if path.read_bytes() != content:
         raise lost(path)
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> str:
+    """Write blocks of bytes, one after the other, to a (temporary) path; the caller verifies the file.
+
+    Returns:
+        SHA-256 (hex) of the bytes, computed while they are written.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    total = hashlib.sha256()
+
+    def write(target: Path) -> None:
+        with open(target, "wb") as file:
+            for block in blocks:
+                total.update(block)
+                file.write(block)
+
+    with writing(path):
+        _write(path, write)
+    return total.hexdigest()
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from foundation.errors import CheckpointError, way_out
@@ -28,7 +27,16 @@ REPAIR = (
     "in a run folder: move this part away and run tessera run again, which makes it again; elsewhere: copy it again"
 )
 _TENSOR = "__tensor__"
-_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+_METADATA = "__metadata__"
+_BLOCK_BYTES = 8 << 20
+"""hashed and written at once"""
+_DTYPES = {
+    **{torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2"},
+    **{torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16"},
+    **{torch.bfloat16: "BF16", torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32"},
+    **{torch.complex64: "C64", torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64"},
+}
+"""names of the types in safetensors; a file holds the tensors of the last one first"""
 
 
 def json_text(values: Any, *, indent: int | None = None) -> bytes:
@@ -55,7 +63,8 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
 def split_state(state: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
     """Separate a nested state into a JSON tree and a flat dictionary of tensors.
 
-    Mappings keep their key types (``int`` keys are marked), sequences become lists.
+    Mappings keep their key types (``int`` keys are marked), sequences become lists. Tensors of the host that are
+    contiguous are not copied.
 
     Raises:
         CheckpointError: two tensors would get one name.
@@ -68,7 +77,7 @@ def _split(state: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(state, torch.Tensor):
         if prefix in tensors:
             raise CheckpointError("two parts of the state have one name", field=prefix, fix="rename one of them")
-        tensors[prefix] = state.detach().cpu().contiguous().clone()
+        tensors[prefix] = state.detach().cpu().contiguous()
         return {_TENSOR: prefix}
     if isinstance(state, dict):
         names = {key: f"#{key}" if isinstance(key, int) else str(key) for key in state}
@@ -91,15 +100,20 @@ def join_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tree
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state.json`` and ``state.safetensors`` into an existing folder.
+def save_state(folder: Path, state: dict[str, Any]) -> dict[str, str]:
+    """Write ``state.json`` and ``state.safetensors`` into an existing folder; the caller verifies the second.
+
+    Returns:
+        SHA-256 (hex) of each file's intended content, by name.
 
     Raises:
-        StorageError: the disk refused, or gave back something else.
+        StorageError: the disk refused.
     """
     tree, tensors = split_state(state)
-    durable.write_bytes(folder / "state.json", json_text(tree))
-    write_tensors(folder / "state.safetensors", tensors)
+    text = json_text(tree)
+    durable.write_bytes(folder / "state.json", text)
+    hashed = durable.write_blocks(folder / "state.safetensors", tensor_blocks(tensors))
+    return {"state.json": hashlib.sha256(text).hexdigest(), "state.safetensors": hashed}
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -116,43 +130,45 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors to a (temporary) path as safetensors, and compare the file with them.
+    """Write tensors to a (temporary) path as safetensors, and read the file back.
 
     Raises:
         StorageError: the disk refused, or gave back something else.
     """
-
-    def write(target: Path) -> None:
-        try:
-            save_file(tensors, target, metadata)
-        except SafetensorError as error:
-            number = _SYSTEM_ERROR.search(str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-    with durable.writing(path):
-        durable.write_file(path, write)
-    if not _holds(path, tensors):
+    hashed = durable.write_blocks(path, tensor_blocks(tensors, metadata))
+    if durable.file_sha256(path) != hashed:
         raise durable.lost(path)
 
 
-def _holds(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether a file has these tensors and no others, to the bit. Memory: one tensor."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys()) == tensors.keys() and all(
-                _same_bits(file.get_tensor(name), each) for name, each in tensors.items()
-            )
-    except (OSError, SafetensorError):
-        return False
+def tensor_blocks(
+    tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, those of ``safetensors.torch.save``, without a copy of contiguous host tensors.
 
+    The library's own writer gives no hash, which would cost another pass over the file. Format:
+    https://github.com/huggingface/safetensors#format
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    flat_one, flat_other = (each.detach().cpu().reshape(-1).view(torch.uint8) for each in (one, other))
-    return torch.equal(flat_one, flat_other)
+    Raises:
+        CheckpointError: a type of numbers that the format lacks.
+    """
+    for name, each in tensors.items():
+        fix = "convert it to float32 before it is saved"
+        CheckpointError.unless(each.dtype in _DTYPES, "cannot be saved", field=name, found=str(each.dtype), fix=fix)
+    order = list(_DTYPES)
+    names = sorted(sorted(tensors), key=lambda name: order.index(tensors[name].dtype), reverse=True)
+    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    end = 0
+    for name in names:
+        each = tensors[name]
+        start, end = end, end + each.numel() * each.element_size()
+        header[name] = {"dtype": _DTYPES[each.dtype], "shape": list(each.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(content), _BLOCK_BYTES):
+            yield content[start : start + _BLOCK_BYTES]
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

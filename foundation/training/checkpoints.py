@@ -1,4 +1,4 @@
-"""Checkpoints for resuming: one folder per step, complete or absent, verified before use.
+"""Checkpoints for resuming: one folder per step, complete or absent, verified before use, written beside training.
 
 Each holds ``state.safetensors``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of both and of itself.
 ``CheckpointManager`` saves a task in training and restores it, on any number of processes, with another length too.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from foundation.config import digest
 from foundation.errors import CheckpointError
@@ -22,6 +21,7 @@ from foundation.storage.serialization import json_text, load_state, save_state
 from foundation.training.lengths import Schedule
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import on_every_process
+from foundation.training.saving import BackgroundSave, first_not_finite, named_tensors
 from foundation.training.task import Task
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ _MANIFEST = "MANIFEST.json"
 _FILES = {"state.json", "state.safetensors"}
 _FORMAT = 2
 _MIN_KEPT = 2  # the newest may be damaged
+Stamps = dict[Path, list[tuple[int, int, int]]]
+"""folders that this process verified: inode, size and time of change of their files then"""
 Identity = Callable[[int], dict[str, str]]
 """number of steps => a hash of everything that determines a training's result, by name"""
 
 
 @dataclass
 class CheckpointManager:
-    """Saves a task to its checkpoints and restores it; every process calls both.
+    """Saves a task to its checkpoints and restores it; every process calls all methods.
+
+    As a context it ends when the last checkpoint is on disk, however the training ended.
 
     Attributes:
         task: what is trained.
@@ -62,6 +66,24 @@ class CheckpointManager:
     n_kept: int
     sound_until: int = -1
     _stale: list[int] = field(default_factory=list)
+    _verified: Stamps = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._background = BackgroundSave(self.accelerator)
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            failed = self._background.close()
+            if failed is not None:
+                self.accelerator.print(f"the last checkpoint could not be saved: {failed}")
 
     def restore(self) -> int:
         """Load the newest sound checkpoint that this length can continue from; returns the steps done, 0 without one.
@@ -131,33 +153,54 @@ class CheckpointManager:
         )
 
     def save(self, step: int) -> None:
-        """Publish a checkpoint after ``step`` steps; every process waits until it is there.
+        """Copy the state after ``step`` steps and publish it in a thread; a save before is on disk then.
 
         Raises:
             DivergedError: something in it is not finite; nothing is written then.
+            StorageError: the save before failed.
         """
+        self._background.settle(wait=True)
         state = self.task.state_dict()
         self._require_finite(state)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            samples = step * self.batch_size
-            schedule = self.schedule
-            content = {"identity": self.identity(schedule.n_steps), "samples_seen": samples, "task": state}
+        schedule, stale = self.schedule, self._stale
+        kept_too = (self.sound_until, schedule.plateau_end)
+        samples = step * self.batch_size
+        content = {"identity": self.identity(schedule.n_steps), "samples_seen": samples, "task": state}
+
+        def write(copied: dict[str, Any]) -> None:
             save_checkpoint(
                 self.checkpoints,
                 step,
-                content,
+                copied,
                 keep=self.n_kept,
-                and_until=(self.sound_until, schedule.plateau_end),
+                and_until=kept_too,
                 length=schedule.n_steps,
-                stale=self._stale,
+                stale=stale,
+                verified=self._verified,
             )
-            self._stale = []
-        self.accelerator.wait_for_everyone()
+
+        self._background.begin(content, write)
+        self._stale = []
+
+    def report(self) -> None:
+        """If the last save has ended, learn how.
+
+        Raises:
+            StorageError: it failed.
+        """
+        self._background.settle(wait=False)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk.
+
+        Raises:
+            StorageError: it could not be saved.
+        """
+        self._background.settle(wait=True)
 
     def _require_finite(self, state: dict[str, Any]) -> None:
         """Save finite states only; all processes decide alike."""
-        bad = next((name for name, value in named_tensors(state) if not _is_finite(value)), None)
+        bad = first_not_finite(state)
         if any(on_every_process(int(bad is not None), self.accelerator)):
             raise DivergedError(f"the weights are no longer finite ({bad or 'on another process'})")
 
@@ -188,6 +231,7 @@ def save_checkpoint(
     and_until: tuple[int, ...] = (),
     length: int | None = None,
     stale: Collection[int] = (),
+    verified: Stamps | None = None,
 ) -> Path:
     """Publish ``root/step-<step>``, then remove all but the newest ``keep`` verified ones, at least two.
 
@@ -199,11 +243,12 @@ def save_checkpoint(
         and_until: for each of these steps, the newest checkpoint of that step or before stays too.
         length: steps of the training.
         stale: steps of checkpoints that another length left, and that this training has abandoned: removed.
+        verified: what this process verified before, which is not read again while its files are unchanged; extended.
 
     Raises:
         StorageError: the disk is too full or refused; earlier checkpoints are untouched.
     """
-    path = root / f"step-{step:08d}"
+    path, verified = root / f"step-{step:08d}", {} if verified is None else verified
     if path.exists() and (step in stale or _why_broken(path, step) is not None):
         durable.remove_folder(path)
     if not path.exists():
@@ -211,7 +256,8 @@ def save_checkpoint(
     for each, other in _folders(root):
         if each in stale and each != step:
             durable.remove_folder(other)
-    _rotate(root, path, max(keep, _MIN_KEPT), and_until)
+    verified[path] = _stamps(path)
+    _rotate(root, max(keep, _MIN_KEPT), and_until, verified)
     return path
 
 
@@ -231,8 +277,7 @@ def _publish(path: Path, step: int, state: dict[str, Any], length: int | None) -
     durable.require_free_space(path.parent, int(1.1 * size) + 2**20, "a checkpoint")
 
     def fill(folder: Path) -> None:
-        save_state(folder, state)
-        files = {name: durable.file_sha256(folder / name) for name in sorted(_FILES)}
+        files = save_state(folder, state)
         manifest = {"format": _FORMAT, "step": step, "sha256": files, **({"length": length} if length else {})}
         durable.write_bytes(folder / _MANIFEST, json_text({"manifest": manifest, "sha256": digest(manifest)}))
 
@@ -277,15 +322,6 @@ def latest_checkpoint(
     return None
 
 
-def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """(path, tensor) of every tensor in a nested state."""
-    if isinstance(state, torch.Tensor):
-        yield name, state
-    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
-    for key, value in pairs:
-        yield from named_tensors(value, f"{name}/{key}" if name else str(key))
-
-
 def _folders(root: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every published checkpoint, newest first."""
     if not root.is_dir():
@@ -323,19 +359,27 @@ def _why_broken(path: Path, step: int) -> str | None:
     return None
 
 
-def _rotate(root: Path, newest: Path, keep: int, and_until: tuple[int, ...]) -> None:
-    """Remove what is older than ``keep`` verified checkpoints, of which ``newest`` is one.
+def _stamps(path: Path) -> list[tuple[int, int, int]]:
+    """Inode, size and time of change of the files of a checkpoint; empty if one is missing."""
+    try:
+        found = [(path / name).stat() for name in (_MANIFEST, *sorted(_FILES))]
+    except OSError:
+        return []
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
+
+
+def _rotate(root: Path, keep: int, and_until: tuple[int, ...], verified: Stamps) -> None:
+    """Remove what is older than ``keep`` verified checkpoints; ``verified`` ones are read again only if they changed.
 
     For each step in ``and_until`` the newest one of that step or before stays.
     """
     n_whole, wanted = 0, set(and_until)
     for step, path in _folders(root):
         for_these = {until for until in wanted if step <= until}
+        stamps = _stamps(path)
         if n_whole >= keep and not for_these:
             durable.remove_folder(path)
-        elif path == newest or _why_broken(path, step) is None:
+            verified.pop(path, None)
+        elif (stamps and verified.get(path) == stamps) or _why_broken(path, step) is None:
+            verified[path] = stamps
             n_whole, wanted = n_whole + 1, wanted - for_these
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

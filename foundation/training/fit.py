@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from foundation.errors import DataError, Interrupted, TrainingError
-from foundation.randomness import DataOrder, derive_seed
+from foundation.randomness import derive_seed
 from foundation.training.checkpoints import CheckpointManager, Identity, sound_step
+from foundation.training.clock import Clock, ModelWork
 from foundation.training.config import FitConfig
 from foundation.training.evaluation import Evaluations, Health
+from foundation.training.heartbeat import heartbeat, naming_the_dead
 from foundation.training.lengths import Rates, Schedule
+from foundation.training.loading import BatchShare, read_batches
 from foundation.training.log import MetricsLog, read_metrics
 from foundation.training.optim import DivergedError
 from foundation.training.parallel import all_reduce_mean
@@ -52,8 +52,10 @@ def fit(
     identity: Identity,
     optims: Sequence[Rates] = (),
     health: Health = lambda rows: [],
+    work: ModelWork | None = None,
     at_rest: Callable[[], None] = lambda: None,
     previews: Path | None = None,
+    workers: int | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
 
@@ -69,14 +71,18 @@ def fit(
             identity are refused, but for the number of steps.
         optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
+        work: what a step computes and the device could, for the share of the peak in the log; None leaves it out.
         at_rest: called by every process after each evaluation and before each checkpoint.
         previews: folder of the pictures of evaluations; None draws none.
+        workers: processes that read examples; None takes one for each usable core where images are decoded, else none.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT, with a checkpoint saved at the step boundary.
         CheckpointError: the checkpoints belong to another recipe or data.
+        StorageError: a checkpoint could not be saved; on every process, at a line of the log or the next save.
         DataError: no examples, or a batch size that the processes cannot share.
-        TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any.
+        TrainingError: the weights or the last metrics are not finite; names the last sound checkpoint, if any. Or
+            another process has ended or hangs; names it.
     """
     DataError.unless(len(examples) > 0, "there are no training examples", fix="check the data source")
     schedule = Schedule(config.steps, tuple(optims))
@@ -87,7 +93,8 @@ def fit(
     evaluations = Evaluations(task, config, log, health, previews)
     manager.sound_until = evaluations.sound_until
     try:
-        _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest)
+        with manager, naming_the_dead(accelerator):
+            _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest, work, workers)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
     finally:
@@ -106,57 +113,56 @@ def _train(
     log: MetricsLog,
     evaluations: Evaluations,
     at_rest: Callable[[], None],
+    work: ModelWork | None,
+    workers: int | None,
 ) -> None:
     """The steps from ``start`` to the end."""
-    order = getattr(examples, "order", lambda seed, batch_size: DataOrder(len(examples), seed))
-    batches = _batches(examples, order(seed, config.batch_size), config, accelerator, start)
+    batches = read_batches(
+        examples,
+        BatchShare(config.batch_size, accelerator.process_index, accelerator.num_processes),
+        seed=seed,
+        start=start,
+        end=config.steps,
+        workers=workers,
+        device=accelerator.device,
+    )
     plateau_end = manager.schedule.plateau_end
+    pulse = heartbeat(accelerator)
     with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
-        clock = _Clock()
+        clock = Clock(accelerator.num_processes, accelerator.device, work)
         for step in range(start, config.steps):
             if evaluations.is_due(step):
                 evaluations.run(step, bar)
                 manager.sound_until = evaluations.sound_until
                 at_rest()
+            if pulse is not None:
+                pulse.doing = f"at step {step:,} of {log.stage}"
             torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
-            metrics = task.train_step(clock.wait_for(batches), step)
+            metrics = task.train_step(clock.wait_for(batches, step), step)
             bar.update()
-            if step % config.log_every == 0 or step == config.steps - 1:
-                log.write("train", step, {**_averaged(metrics, accelerator), **clock.read()})
+            logging = step % config.log_every == 0 or step == config.steps - 1
+            numbers = _averaged(metrics, accelerator) if logging else {}  # the one wait for the device
+            clock.end_step()
+            if logging:
+                log.write("train", step, {**numbers, **clock.read()})
+                bar.set_postfix({**clock.shown(numbers)}, refresh=False)
+                task.settle(numbers)
+                manager.report()
             stopping = stop.agreed(accelerator)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
             if stopping or due:
                 at_rest()
                 manager.save(step + 1)
             if stopping:
+                manager.wait()
                 raise Interrupted(stop.number)
         final = evaluations.run(config.steps, bar)
         manager.sound_until = evaluations.sound_until
         at_rest()
-        if stop.agreed(accelerator):  # one that came during the last save or evaluation
+        manager.wait()
+        if stop.agreed(accelerator, last=True):  # one that came during the last save or evaluation
             raise Interrupted(stop.number)
         _require_useful(final)
-
-
-class _Clock:
-    """Seconds since the start, and seconds that steps waited for data."""
-
-    def __init__(self) -> None:
-        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-    def wait_for(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The next batch."""
-        asked = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - asked
-        self._steps += 1
-        return batch
-
-    def read(self) -> dict[str, float]:
-        """``seconds``, and ``loading_seconds``: the mean wait of the steps since the last reading."""
-        mean_wait = self._waited / max(1, self._steps)
-        self._waited, self._steps = 0.0, 0
-        return {"seconds": time.perf_counter() - self._began, "loading_seconds": mean_wait}
 
 
 def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
@@ -165,11 +171,15 @@ def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: A
 
 
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:
-    """The mean over processes of each metric."""
-    numbers = {name: float(value) for name, value in metrics.items()}
-    place = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")  # MPS has no float64
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=place)
-    return dict(zip(numbers, all_reduce_mean(values).tolist(), strict=True))
+    """The mean over processes of each tensor, and the numbers, which are equal on all; waits once for the device."""
+    tensors = {name: each.detach() for name, each in metrics.items() if isinstance(each, torch.Tensor)}
+    several = accelerator.num_processes > 1  # a sum over processes in float64, which MPS has not
+    dtype = torch.float64 if several else torch.float32
+    values: list[float] = []
+    if tensors:
+        values = all_reduce_mean(torch.stack([each.to(dtype) for each in tensors.values()])).tolist()
+    means = dict(zip(tensors, values, strict=True))
+    return {name: means[name] if name in means else float(value) for name, value in metrics.items()}
 
 
 def _require_useful(metrics: dict[str, float]) -> None:
@@ -198,28 +208,3 @@ def _advised(error: DivergedError, manager: CheckpointManager, log: MetricsLog) 
     what = f"training diverged: {str(error).splitlines()[0]}"
     fix = f"train with a lower rate in a new folder, which leaves this one as it is: {again}"
     return TrainingError(what, field=f"{log.stage}.training", found=found, expected=expected, fix=fix)
-
-
-def _batches(
-    examples: Examples, order: DataOrder, config: FitConfig, accelerator: Accelerator, start: int
-) -> Generator[dict[str, torch.Tensor], None, None]:
-    """This process's share of each batch, read one step ahead in a thread."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if config.batch_size % world:
-        what, expected = "is not divisible by the number of processes", f"a multiple of {world}"
-        raise DataError(what, field="batch_size", found=config.batch_size, expected=expected)
-
-    def load(step: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        share = config.batch_size // world
-        first = step * config.batch_size + rank * share
-        positions = np.arange(first, first + share)
-        return examples.batch(*order.at(positions)), positions
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead: Future[tuple[dict[str, torch.Tensor], np.ndarray]] = reader.submit(load, start)
-        for step in range(start, config.steps):
-            batch, positions = ahead.result()
-            if step + 1 < config.steps:
-                ahead = reader.submit(load, step + 1)
-            moved = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            yield {**moved, "positions": torch.from_numpy(positions)}

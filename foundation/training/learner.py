@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from foundation.hardware import missing_compiler
 from foundation.training.config import OptimConfig, Precision
-from foundation.training.optim import StepGuard, adamw, learning_rate
+from foundation.training.optim import StepGuard, adamw, known_skipped, learning_rate, reads_freely
 from foundation.training.parallel import (
     full_tensor,
     gathered,
@@ -42,11 +44,11 @@ class Update:
     """Result of a step.
 
     Attributes:
-        taken: False if the gradient was not finite: nothing changed then, on any process.
+        taken: a boolean on the device, false if the gradient was not finite: nothing changed then, on any process.
         metrics: scalars to log.
     """
 
-    taken: bool
+    taken: torch.Tensor
     metrics: dict[str, torch.Tensor | float]
 
 
@@ -89,7 +91,7 @@ class Learner:
         self.is_sharded = len(blocks) > 0 and sharding_asked(accelerator)
         if self.is_sharded:
             shell = copy_with(model, on_meta)
-            shard(root, blocks, accelerator)
+            shard(root, blocks, accelerator, self.precision)
             self.average, self.wrapped = WeightAverage(model, average_decay, shell), root
         else:
             root.to(accelerator.device)
@@ -111,15 +113,16 @@ class Learner:
         loss.backward()
         return self.take_step(loss.detach(), step)
 
-    def take_step(self, loss: torch.Tensor, step: int) -> Update:
-        """Clip the gradient and, if it is finite, take one optimizer step.
+    def take_step(self, loss: torch.Tensor, step: int, offered: torch.Tensor | None = None) -> Update:
+        """Clip the gradient and, if it is finite, take one optimizer step; on a GPU the CPU does not wait for it.
 
-        The gradient is that of all processes, so they decide alike. After a step that was taken the caller updates
-        ``average``, as the last change of the model.
+        The gradient is that of all processes, so they decide alike. Afterwards the caller moves the average with
+        ``follow``, as the last change of the model.
 
         Args:
             loss: for the log.
             step: optimizer step, from 0.
+            offered: see ``StepGuard.allows``.
 
         Raises:
             TrainingError: too many steps were not finite, see ``StepGuard``.
@@ -128,17 +131,32 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm or math.inf))
-        taken = self.guard.allows(norm)
-        if taken:
+        taken = self.guard.allows(norm, offered)
+        if not reads_freely(taken.device):
+            self.optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # the fused kernel looks at it
+        if not known_skipped(taken):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, torch.Tensor | float] = {
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": rate,
-            "skipped_steps": self.guard.n_skipped,
+            "skipped_steps": self.guard.skipped,
         }
         return Update(taken, metrics)
+
+    def follow(self, taken: torch.Tensor, step: int) -> None:
+        """Move the average after optimizer step ``step``, if it was taken."""
+        if not known_skipped(taken):
+            self.average.update(self.model, step, taken)
+
+    def settle(self, n_skipped: float) -> None:
+        """Count the steps whose outcome waited on the device, given the metric ``skipped_steps`` of the last one.
+
+        Raises:
+            TrainingError: too many were not finite, see ``StepGuard``.
+        """
+        self.guard.settle(n_skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimizer and guard; every process calls it, and the main process's is complete.
@@ -197,17 +215,26 @@ class WeightAverage:
             self.model = shell
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards ``model`` after optimizer step ``step`` (counted from 0)."""
+    def update(self, model: nn.Module, step: int, taken: torch.Tensor | None = None) -> None:
+        """Move the average towards ``model`` after optimizer step ``step`` (counted from 0).
+
+        Args:
+            taken: whether the step was taken, decided on the device; None or a boolean that is known for yes.
+        """
+        decided = None if taken is None or reads_freely(taken.device) else taken
         if self.decay > 0:
             decay = min(self.decay, (1 + step) / (10 + step))
             averages, weights = (
                 [local_shard(each.detach()) for name, each in of.named_parameters() if name not in self._frozen]
                 for of in (self.model, model)
             )
-            torch._foreach_lerp_(averages, weights, 1.0 - decay)
+            share = 1.0 - decay
+            if decided is None:
+                torch._foreach_lerp_(averages, weights, share)
+            else:
+                torch._foreach_lerp_(averages, weights, [share * decided] * len(weights))
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+            mine.copy_(theirs if decided is None else torch.where(decided, theirs, mine))
 
     def exported(self) -> nn.Module:
         """A plain module with the complete averaged weights; every process calls it.
@@ -234,6 +261,14 @@ class WeightAverage:
 def micro_batches(rows: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
     """The rows in as few parts of at most ``size`` as there can be, almost equally long; None takes all at once."""
     return rows.tensor_split(-(-len(rows) // (size or len(rows))))
+
+
+def compiles(accelerator: Accelerator, model: str) -> bool:
+    """Whether blocks can be compiled for the device; says why not, and that the model trains without."""
+    missing = missing_compiler(accelerator.device)
+    if missing is not None and accelerator.is_main_process:
+        print(f"{model}: not compiled, which is slower and changes nothing else: {missing}", file=sys.stderr)
+    return missing is None
 
 
 def copy_with(module: M, value: Callable[[torch.Tensor], torch.Tensor], shared: Collection[str] = ()) -> M:

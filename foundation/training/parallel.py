@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.hardware import announce_device, best_device, usable_device
+from foundation.training.heartbeat import heartbeat, process_timeout
+from foundation.training.precision import Settled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,10 +48,10 @@ def build_accelerator(device: str) -> Accelerator:
         name = usable_device(name, "machine.device", announce=False)
     kind, _, index = name.partition(":")
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # quantizers synchronise their own buffers
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the others wait while process 0 encodes
+    limit = InitProcessGroupKwargs(timeout=process_timeout())
     with _variable("ACCELERATE_TORCH_DEVICE", None if several or kind == "cpu" else name):
         try:
-            accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, patient])
+            accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, limit])
         except ValueError as error:  # of accelerate, whose state is the process's
             what, fix = f"cannot be used in this process: {error}", "start a new process"
             raise ConfigError(what, field="machine.device", found=device, fix=fix) from error
@@ -60,6 +61,7 @@ def build_accelerator(device: str) -> Accelerator:
         getattr(torch, kind).set_device(int(index))
     if accelerator.is_main_process:
         announce_device(found)
+    heartbeat(accelerator)
     return accelerator
 
 
@@ -97,27 +99,34 @@ def replicated(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The module to call in training: it averages gradients over all processes. The module itself for one process."""
     if accelerator.num_processes == 1:
         return module
-    options = {} if accelerator.ddp_handler is None else accelerator.ddp_handler.to_kwargs()
+    options = {} if accelerator.ddp_handler is None else dict(accelerator.ddp_handler.to_kwargs())
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch 2.13 renamed it
         options["forward_sync_buffers"] = options.pop("broadcast_buffers", True)
     ids = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     return DistributedDataParallel(module, device_ids=ids, **options)
 
 
-def shard(root: nn.Module, blocks: Sequence[nn.Module], accelerator: Accelerator) -> None:
+def shard(
+    root: nn.Module, blocks: Sequence[nn.Module], accelerator: Accelerator, precision: Settled = "float32"
+) -> None:
     """Leave each process its share of every parameter, in place; calls of ``root`` gather what they need.
+
+    In bf16 the blocks are gathered in bf16, half the bytes; shares, sums of gradients and the rest stay in float32, as
+    does what passes between blocks.
 
     Each of ``blocks`` is gathered and let go as a whole, everything else of ``root`` once per call. All processes hold
     the same weights before. Tags of parameters (``no_decay``) stay, names too.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     tags = {name: dict(parameter.__dict__) for name, parameter in root.named_parameters()}
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     again = _flag("FSDP_RESHARD_AFTER_FORWARD", default=True)
+    lower = torch.bfloat16 if precision == "bf16" else None
+    types = MixedPrecisionPolicy(lower, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=again)
+        fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=types)
     fully_shard(root, mesh=mesh)
     for name, parameter in root.named_parameters():
         parameter.__dict__.update(tags[name])

@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from foundation.training.parallel import on_every_process
+import torch
+from torch import distributed
+
+from foundation.training.heartbeat import process_timeout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,6 +31,8 @@ class StopSignal:
         self.number = 0
         self._first_at = 0.0
         self._previous: dict[int, Any] = {}
+        self._voters: Any = None
+        self._votes: deque[tuple[Any, torch.Tensor]] = deque()
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -50,9 +56,32 @@ class StopSignal:
     def _stop_for(self, number: int) -> None:
         self.number, self._first_at = number, time.monotonic()
 
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process received a signal; every process gets the same answer."""
-        number = max(on_every_process(self.number, accelerator))
+    def agreed(self, accelerator: Accelerator, *, last: bool = False) -> bool:
+        """Whether any process received a signal before the previous call; every process gets the same answer.
+
+        Nobody waits: the numbers are added up over CPUs while the step after computes. One process decides at once.
+
+        Args:
+            accelerator: devices and processes.
+            last: wait for the answer to this call too; for the last one.
+        """
+        number = self.number
+        if accelerator.num_processes > 1:
+            number = self._vote(0 if last else 1)
         if number and not self.number:
             self._stop_for(number)
-        return self.number != 0
+        return number != 0
+
+    def _vote(self, n_open: int) -> int:
+        """Add this process's number; the largest of all votes but the last ``n_open``, 0 for none."""
+        if self._voters is None:
+            self._voters = distributed.new_group(backend="gloo", timeout=process_timeout())
+        mine = torch.tensor(self.number)
+        work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, self._voters, async_op=True)
+        self._votes.append((work, mine))
+        number = 0
+        while len(self._votes) > (0 if number else n_open):  # after a signal every process empties the queue
+            work, vote = self._votes.popleft()
+            work.wait()
+            number = max(number, int(vote))
+        return number

@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 
 
 class Examples(Protocol):
-    """Training data that can be read at any position."""
+    """Training data that can be read at any position.
+
+    It may also have ``order(seed, batch_size) -> Order``, instead of a ``DataOrder`` of all examples;
+    ``decodes: bool``, whether ``batch`` takes so long that worker processes pay; and ``take_failures() -> list`` and
+    ``add_failures(list)``: the first hands over what could not be read since its last call, in the process that read,
+    the second records it in the process that trains. All of it is pickled where worker processes do not start by fork.
+    """
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
-        """The examples ``indices``, each in its pass ``epochs`` over the data; read in a thread."""
+        """The examples ``indices``, each in its pass ``epochs`` over the data; called in a thread or a worker
+        process.
+        """
         ...
 
 
@@ -31,6 +39,14 @@ class Task(Protocol):
 
         The batch is this process's share of the global one, with ``positions`` (B,) int64 on the CPU beside the
         examples: the index of each in the endless sequence of samples, independent of the number of processes.
+        """
+        ...
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Count the steps whose outcome waited on the device; called at log lines with the metrics of the step.
+
+        Raises:
+            TrainingError: too many of them were not finite.
         """
         ...
 

@@ -81,7 +81,8 @@ def export(
     if images is None:
         batch = check_images(tokenizer_folder(Path(run)), tokenizer)
     else:
-        found = [read_pixels(tokenizer, path, keep_size=False) for path in files_below(images)[:_CHECKED]]
+        paths = files_below(images, tokenizer.preprocess)[:_CHECKED]
+        found = [read_pixels(tokenizer, path, keep_size=False) for path in paths]
         batch = to_unit_range(np.concatenate(found))
     for each in export_tokenizer(tokenizer, batch, Path(out)):
         unit = "of the codes differ" if each.file.startswith("encoder") and tokenizer.is_discrete else "at most differ"

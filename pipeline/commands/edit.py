@@ -25,6 +25,7 @@ from pipeline.commands.options import (
 if TYPE_CHECKING:
     from PIL import Image
 
+    from foundation.images.preview import Preview
     from pipeline.generation.outputs import GeneratorOutput
     from pipeline.output_files import Outputs
 
@@ -151,14 +152,17 @@ def edit_to_folder(
     import torch
 
     from foundation.images.buckets import batches_of_one_shape
+    from foundation.images.image_bytes import file_ending
     from foundation.images.preprocess import to_pil, to_unit_range
     from pipeline.generation.inputs import kept_pixels
+    from pipeline.generation.outputs import picture_type
     from pipeline.generation.requests import seeds_of
     from pipeline.image_files import file_name, files_below, read_pixels, readable
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, edit.device, edit.speed)
-    paths = files_below(images)
+    preview = generator.tokenizer.preview
+    paths = files_below(images, preview.preprocess)
     failed: list[str] = []
     read = partial(read_pixels, generator.tokenizer, keep_size=False)
     found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
@@ -170,6 +174,7 @@ def edit_to_folder(
     settings = {"command": f"edit {default}", **about, **_settings(edit, seed), **identity_of(generator)}
     settings["images"] = hashlib.sha256(b"".join(each.tobytes() for each in pixels)).hexdigest()
     files = [f"{stem}-{kind}.png" for stem in stems for kind in ("all", *range(n))]
+    files += [f"{stem}-{i}.npy" for stem in stems for i in range(n) if file_ending(preview.preprocess) == ".npy"]
     outputs = output_folder(out, default, settings, files)
     seeds = seeds_of(seed, len(names) * n)
     options = {**edit.sampling.given(), "class_labels": edit.class_label, "num_images": n, "best_of": edit.best_of}
@@ -178,12 +183,12 @@ def edit_to_folder(
     for batch in batches_of_one_shape(grids, np.arange(len(names)), _BATCH):
         batch_BYXC = np.stack([pixels[i] for i in batch])
         own = [seed for i in batch for seed in seeds[i * n : (i + 1) * n]]
-        output = edits(generator, to_unit_range(batch_BYXC), seed=own, **options)
+        output = edits(generator, to_unit_range(batch_BYXC), seed=own, output_type=picture_type(preview), **options)
         spec = generator.spec.of_grid(int(grids[batch[0]]))
         shown = [] if region is None else [kept_pixels(batch_BYXC, region(spec).numpy())]
         for i, (name, stem) in enumerate((names[at], stems[at]) for at in batch):
-            given = [to_pil(each[i]) for each in (batch_BYXC, *shown)]
-            _write(outputs, stem, given, output.images[i * n : (i + 1) * n])
+            given = [to_pil(preview(each[i : i + 1])[0]) for each in (batch_BYXC, *shown)]
+            _write(outputs, stem, given, output.images[i * n : (i + 1) * n], preview)
             print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")
     print(f"{len(names)} images, {n} results each, in {outputs.folder} (seeds from {seed})")
 
@@ -208,9 +213,9 @@ def _settings(edit: Edit, seed: int) -> dict[str, Any]:
     return {**options, "sampling": edit.sampling.given()}
 
 
-def _write(outputs: Outputs, stem: str, given: list[Image.Image], results: list[Image.Image]) -> None:
-    from pipeline.generation.outputs import grid_image
+def _write(outputs: Outputs, stem: str, given: list[Image.Image], results: Any, preview: Preview) -> None:
+    from pipeline.generation.outputs import grid_image, pictures_of, write_images
 
-    for i, image in enumerate(results):
-        outputs.write_image(f"{stem}-{i}.png", image)
-    outputs.write_image(f"{stem}-all.png", grid_image([*given, *results], len(given) + len(results)), overview=True)
+    write_images(outputs, [f"{stem}-{i}" for i in range(len(results))], results, preview)
+    pictures = [*given, *pictures_of(results, preview)]
+    outputs.write_image(f"{stem}-all.png", grid_image(pictures, len(pictures)), overview=True)

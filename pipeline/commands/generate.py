@@ -97,7 +97,7 @@ def sample(
         outputs = output_folder(out, _NEW, settings, ["codes.npz"])
         _sample_codes(generator, outputs, labels, options, num_images_per_label)
     else:
-        outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "partial-*-row*.png"])
+        outputs = output_folder(out, _NEW, settings, ["grid.png"], ["*-seed*.png", "*-seed*.npy", "partial-*-row*.png"])
         _sample_few(generator, outputs, labels, options, picture, num_images_per_label)
 
 
@@ -110,22 +110,24 @@ def _sample_few(
     num_images_per_label: int,
 ) -> None:
     from foundation.images.shapes import shapes_text
-    from pipeline.generation.outputs import grid_image
+    from pipeline.generation.outputs import grid_image, picture_type, pictures_of, write_images
     from pipeline.image_files import file_name
 
-    folder = outputs.folder
+    folder, preview = outputs.folder, generator.tokenizer.preview
+    options = {**options, "output_type": picture_type(preview)}
 
     def write_rows(_: ImageGenerator, part: PartialImages) -> None:
-        for i, image in enumerate(part.to_pil(), start=part.images.start):
+        pictures = pictures_of(part.decode(picture_type(preview)), preview)
+        for i, image in enumerate(pictures, start=part.images.start):
             outputs.write_image(f"partial-{i:04d}-row{part.n_done:03d}.png", image, overview=True)
 
     output = generator(labels, num_images_per_label, callback_on_row=write_rows if picture.partial else None, **options)
     names, images = list(generator.labels), output.images
     per_row = num_images_per_label if num_images_per_label > 1 else max(1, round(len(images) ** 0.5))
-    for image, label, image_seed in zip(images, output.labels, output.seeds, strict=True):
-        prefix = "image" if label is None else file_name(names[label])
-        outputs.write_image(f"{prefix}-seed{image_seed}.png", image)
-    outputs.write_image("grid.png", grid_image(images, per_row), overview=True)
+    prefixes = ["image" if label is None else file_name(names[label]) for label in output.labels]
+    stems = [f"{prefix}-seed{each}" for prefix, each in zip(prefixes, output.seeds, strict=True)]
+    write_images(outputs, stems, images, preview)
+    outputs.write_image("grid.png", grid_image(pictures_of(images, preview), per_row), overview=True)
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
     if len(generator.shapes) > 1 and "aspect" not in options:
         print(f"shapes: {shapes_text(generator.shapes)}: --aspect chooses")
@@ -215,11 +217,14 @@ def interpolate(
         fix = "leave it out, or give two seeds"
         raise ConfigError("has no part between two images", field="--class-label", found=class_label, fix=fix)
     if between_seeds:
-        from pipeline.generation.outputs import grid_image
+        from pipeline.generation.outputs import grid_image, picture_type, pictures_of
         from pipeline.runs.models import open_generator
 
-        output = open_generator(run, device).interpolate(int(first), int(last), class_label, steps=steps)
-        strip, ends = grid_image(output.images, steps), f"seed {first} to seed {last}"
+        generator = open_generator(run, device)
+        preview = generator.tokenizer.preview
+        kind = picture_type(preview)
+        output = generator.interpolate(int(first), int(last), class_label, steps=steps, output_type=kind)
+        strip, ends = grid_image(pictures_of(output.images, preview), steps), f"seed {first} to seed {last}"
     else:
         strip, ends = _strip_between_images(run, first, last, steps, device), f"{first} to {last}"
     print(f"{steps} images from {ends} in {outputs.write_image(name, strip, overview=True)}")
@@ -228,7 +233,7 @@ def interpolate(
 def _strip_between_images(run: str, first: str, last: str, steps: int, device: str) -> Any:
     import torch
 
-    from foundation.images.preprocess import to_uint8, to_unit_range
+    from foundation.images.preprocess import to_unit_range
     from pipeline.evaluation.reconstruction import side_by_side
     from pipeline.generation.interpolation import images_between
     from pipeline.image_files import read_pixels
@@ -245,7 +250,8 @@ def _strip_between_images(run: str, first: str, last: str, steps: int, device: s
             raise DataError(f"cannot be used: {error}", field=name, fix="give another image file") from error
     place = next(tokenizer.parameters()).device
     start, end = (each.to(place) for each in ends)
-    return side_by_side(to_uint8(images_between(tokenizer, start, end, torch.linspace(0, 1, steps))))
+    between = images_between(tokenizer, start, end, torch.linspace(0, 1, steps))
+    return side_by_side(tokenizer.preview.of_images(between))
 
 
 def tune_guidance(

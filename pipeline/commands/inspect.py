@@ -44,14 +44,19 @@ def reconstruct(
     from pipeline.runs.models import open_tokenizer
 
     tokenizer = open_tokenizer(run, device)
-    paths = files_below(images)
+    paths = files_below(images, tokenizer.preprocess)
     stems = [file_name(path.stem) for path in paths]
     settings = {"command": "reconstruct", "keep_size": keep_size, "images": [str(path.resolve()) for path in paths]}
     settings |= {"tokenizer": tokenizer.fingerprint}
-    outputs = output_folder(out, "reconstructions", settings, patterns=[f"[0-9]*-{stem}.png" for stem in set(stems)])
+    ends = (".png", "-decoded.png", "-decoded.npy")
+    patterns = [f"[0-9]*-{stem}{end}" for stem in set(stems) for end in ends]
+    outputs = output_folder(out, "reconstructions", settings, patterns=patterns)
     done, failed = reconstruct_files(tokenizer, paths, keep_size=keep_size)
     for i, each in enumerate(done):
-        path = outputs.write_image(f"{i:04d}-{file_name(Path(each.image_id).stem)}.png", each.pair, overview=True)
+        stem = f"{i:04d}-{file_name(Path(each.image_id).stem)}"
+        path = outputs.write_image(f"{stem}.png", each.pair, overview=True)
+        if not tokenizer.preprocess.is_plain:
+            outputs.write_pixels(f"{stem}-decoded", each.pixels_YXC, tokenizer.preview)
         print(f"{each.psnr:6.2f} dB  {each.image_id}  ->  {path}")
     report_unusable(failed, done)
     print(f"mean PSNR {sum(each.psnr for each in done) / len(done):.2f} dB over {len(done)} images")
@@ -98,8 +103,8 @@ def score(
     path = None if out is None else output_file(out, (".csv", ".json"))
     about = {"command": "score", "run": str(Path(run).resolve()), "images": images, "class": class_label}
     outputs = None if path is None else output_at(path, about)
-    paths = files_below(images)
     generator = open_generator(run, device)
+    paths = files_below(images, generator.spec.preprocess)
     folder = RunFolder(Path(run))
     listing = run_listing(folder) if folder.recipe.is_file() else None
     seen = None if listing is None else trained_on(folder, listing) or None

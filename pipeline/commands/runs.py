@@ -176,6 +176,7 @@ def start_run(
 
     from pipeline.commands.job import Job
     from pipeline.planning.budget import kept_fields
+    from pipeline.planning.computed import model_work
     from pipeline.planning.estimate import process_bytes
     from pipeline.planning.fit_run import expect_run, fit_run, peak_memory, promise_text
     from pipeline.planning.fits import require_fits
@@ -200,6 +201,7 @@ def start_run(
         memory = peak_memory(run.recipe, run.accelerator.device, process)
         run.accelerator.print(f"{title}:\n{promise_text(expected, memory)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
+    run.work_of = model_work
     return Job(run, ledger, given, fitted)
 
 

@@ -19,18 +19,21 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest
 from foundation.errors import hub_refusals
 from foundation.images.buckets import grouped
-from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.config import Preprocess
+from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
-from pipeline.encoding.encoder import full_precision, near_tie_share
-from pipeline.encoding.plan import ExportPlan, PlannedSplit
+from foundation.training.arithmetic import arithmetic
+from pipeline.encoding.encoder import near_tie_share
+from pipeline.encoding.plan import ExportPlan
+from pipeline.encoding.planned_images import PlannedSplit
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PICTURE = "card.png"
 N_SHOWN, N_TIED = 8, 64
 _SMALLEST = 64  # smallest side of an image in the picture, pixels
-CONTENT = ["README.md", "card.png", "plan.json", "data/**", "tokenizer/**"]
+CONTENT = ["README.md", "card.png", "plan.json", "plan-*.parquet", "data/**", "tokenizer/**"]
 _MOST_CLASSES = 100  # rows in the table of classes
 
 
@@ -72,10 +75,15 @@ def _origin(spec: CodeSpec, decodes: bool) -> str:
     preprocess = spec.preprocess
     sizes = " or ".join(f"{height} x {width}" for height, width in preprocess.all_shapes)
     place = ", and decodes them, is in `tokenizer/`;" if decodes else " is not in this folder;"
-    return f"""Images were {sizes} pixels ({preprocess.mode}), so \
+    return f"""Images were {sizes} pixels ({_channels(preprocess)}), so \
 {spec.stride} x {spec.stride} pixels
 became one {_unit(spec)}. The tokenizer that made the codes{place} its fingerprint is
 `{spec.fingerprint[:16]}...`."""
+
+
+def _channels(preprocess: Preprocess) -> str:
+    mode = f"{preprocess.n_channels} channels" if preprocess.mode == "channels" else preprocess.mode
+    return mode if preprocess.bits == 8 else f"{mode}, {preprocess.bits} bits"
 
 
 def _header(manifest: Mapping[str, Any]) -> str:
@@ -280,11 +288,11 @@ def _sample(source: ImageSource, planned: PlannedSplit, tokenizer: TokenizerMode
     """Read up to ``N_TIED`` evenly spread images of the first shape that has any, without unreadable images.
 
     Returns:
-        (B, Y, X, C) uint8, and the images' numbers.
+        (B, Y, X, C) pixels, and the images' numbers.
     """
     pixels, numbers, images, preprocess = [], [], np.arange(len(source.ids)), tokenizer.preprocess
     if planned.grids is not None and len(images):
-        grid, images = grouped(np.array(planned.grids))[0]
+        grid, images = grouped(np.asarray(planned.grids))[0]
         preprocess = preprocess.of_shape(grid)
     for number in images[np.unique(np.linspace(0, len(images) - 1, N_TIED).round().astype(int))].tolist():
         try:
@@ -292,7 +300,7 @@ def _sample(source: ImageSource, planned: PlannedSplit, tokenizer: TokenizerMode
         except Exception:  # listed among the failures
             continue
         numbers.append(number)
-    return np.array(pixels, np.uint8), numbers
+    return np.array(pixels, tokenizer.preprocess.pixel_type), numbers
 
 
 def _stored_codes(folder: Path, plan: ExportPlan, split: str, numbers: list[int]) -> dict[int, np.ndarray]:
@@ -315,10 +323,11 @@ def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.nd
     spec = tokenizer.layout
     shape = spec.preprocess.all_shapes.index(pixels_BYXC.shape[1:3]) if spec.n_grids > 1 else 0
     grids = spec.grid(torch.from_numpy(codes_BT), shape).to(device)
-    with full_precision(device):
-        decoded_BYXC = to_uint8(tokenizer.decode(grids))
+    with arithmetic(device):
+        decoded_BYXC = tokenizer.preview.of_images(tokenizer.decode(grids))
     scale = max(1, _SMALLEST // max(pixels_BYXC.shape[1:3]))
-    grid: Image.Image = image_grid(np.concatenate([pixels_BYXC, decoded_BYXC]), len(pixels_BYXC), scale=scale)
+    shown = np.concatenate([tokenizer.preview(pixels_BYXC), decoded_BYXC])
+    grid: Image.Image = image_grid(shown, len(pixels_BYXC), scale=scale)
     content = io.BytesIO()
     grid.save(content, "PNG")
     return content.getvalue()

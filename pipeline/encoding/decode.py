@@ -24,12 +24,13 @@ from foundation.config import require
 from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError
 from foundation.hardware import usable_device
 from foundation.images.buckets import grouped
-from foundation.images.preprocess import to_pil, to_uint8
+from foundation.images.image_bytes import file_content, file_ending
+from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
 from foundation.storage import durable
 from foundation.threads import map_in_threads
+from foundation.training.arithmetic import arithmetic
 from foundation.training.stop_signal import StopSignal
-from pipeline.encoding.encoder import full_precision
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
 from pipeline.output_files import require_place
 from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
@@ -118,7 +119,7 @@ class Decoder:
 
     @torch.no_grad()
     def decode(self, codes_BT: np.ndarray, grid: int = 0) -> np.ndarray:
-        """(B, T) codes, B at most ``batch_size`` => (B, Y, X, C) uint8.
+        """(B, T) codes, B at most ``batch_size`` => (B, Y, X, C) pixels.
 
         Args:
             codes_BT: of images of one shape.
@@ -129,8 +130,9 @@ class Decoder:
         """
         padded_BT = np.concatenate([codes_BT, np.repeat(codes_BT[:1], self.batch_size - len(codes_BT), axis=0)])
         grids = self.tokenizer.layout.grid(torch.from_numpy(padded_BT.astype(np.int64)), grid)
-        with full_precision(self._device):
-            return to_uint8(self.tokenizer.decode(grids.to(self._device)))[: len(codes_BT)]
+        with arithmetic(self._device):
+            images_BCYX = self.tokenizer.decode(grids.to(self._device))
+            return to_pixels(images_BCYX, self.tokenizer.preprocess.bits)[: len(codes_BT)]
 
 
 def _plan(several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -> dict[str, Any]:
@@ -170,14 +172,19 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
 
     def fill(temporary: Path) -> None:
         codes, about, grids = _read(folder.rows, folder.start, folder.stop, decoder.tokenizer.layout)
-        names = [f"{row:08d}.png" for row in range(folder.start, folder.stop)]
+        preprocess = decoder.tokenizer.preprocess
+        names = [f"{row:08d}{file_ending(preprocess)}" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+        def save(image_YXC: np.ndarray, path: Path) -> None:
+            _save(file_content(image_YXC, preprocess), path)
+
         for grid, rows in grouped(grids):
             for start in range(0, len(rows), decoder.batch_size):
                 batch = rows[start : start + decoder.batch_size]
                 files = [temporary / names[row] for row in batch.tolist()]
-                map_in_threads(_save, decoder.decode(codes[batch], grid), files)
+                map_in_threads(save, decoder.decode(codes[batch], grid), files)
                 done(len(batch))
 
     try:
@@ -187,8 +194,11 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
             raise  # else: another process was first, with the same
 
 
-def _save(image_YXC: np.ndarray, path: Path) -> None:
-    durable.write_file(path, lambda target: to_pil(image_YXC).save(target, "PNG"))
+def _save(content: bytes, path: Path) -> None:
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    durable.write_file(path, write)
 
 
 def find_tokenizer(codes: Path, named: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""Encoding of the images of one parquet file with the frozen tokenizer, in full float32 precision.
+"""Encoding of the images of one parquet file with the frozen tokenizer, in the plan's precision.
 
 Every image keeps its position in its batch, and all batches have one size, measured once on this machine and then
 fixed: codes depend neither on failures of other images, nor on the process, nor on retries. Where images have several
@@ -12,19 +12,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 import torch
 
 from foundation.codes.shards import Shard
-from foundation.images.buckets import grouped
+from foundation.hardware import send
+from foundation.images.buckets import batches_of_one_shape
 from foundation.images.config import Preprocess
 from foundation.images.failures import Failure, failure_of
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import view_pixels
 from foundation.threads import image_threads
+from foundation.training.arithmetic import Arithmetic, arithmetic
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -34,7 +35,9 @@ ENOUGH = 0.97
 _SHORTEST = 0.2  # seconds of one measurement
 _AHEAD = 2  # batches read while one is encoded
 Decoded = np.ndarray | Failure | None
-"""(views, Y, X, C) uint8, a failure, or None for an image that is not wanted"""
+"""(views, Y, X, C) pixels, a failure, or None for an image that is not wanted"""
+Reading = deque[tuple[list[int], list["Future[Decoded]"]]]
+"""image numbers of batches that are being read, and their images"""
 
 
 class ShardEncoder:
@@ -43,12 +46,21 @@ class ShardEncoder:
     Args:
         tokenizer: frozen, on its device.
         sources: images of each split.
-        plan: views and batch size.
+        plan: views, batch size and precision.
+        following: the file that is likely to be encoded after one; its first images are read while the last ones of
+            that are encoded. None for none.
     """
 
-    def __init__(self, tokenizer: TokenizerModel, sources: Mapping[str, ImageSource], plan: ExportPlan) -> None:
-        self.tokenizer, self.sources, self.plan = tokenizer, sources, plan
+    def __init__(
+        self,
+        tokenizer: TokenizerModel,
+        sources: Mapping[str, ImageSource],
+        plan: ExportPlan,
+        following: Callable[[PlannedShard], PlannedShard | None] = lambda planned: None,
+    ) -> None:
+        self.tokenizer, self.sources, self.plan, self.following = tokenizer, sources, plan, following
         self._device = next(tokenizer.parameters()).device
+        self._ahead: tuple[str, Reading] = ("", deque())
 
     def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
         """Encode all images of a file; ``done`` receives the number of images just encoded."""
@@ -104,32 +116,54 @@ class ShardEncoder:
         grids = self.plan.splits[planned.split].grids
         return self.tokenizer.preprocess if grids is None else self.tokenizer.preprocess.of_shape(grids[number])
 
-    def _numbers(self, planned: PlannedShard) -> Iterator[list[int]]:
-        """Image numbers of each batch of a file: shape by shape, in the order of the plan."""
-        size, grids = self.plan.batch_size, self.plan.splits[planned.split].grids
-        images = np.arange(planned.start, planned.stop)
-        parts = [images] if grids is None else [images[at] for _, at in grouped(np.array(grids)[images])]
-        for part in parts:
-            for start in range(0, len(part), size):
-                yield part[start : start + size].tolist()
-
     def _batches(
         self, planned: PlannedShard, wanted: Collection[int]
     ) -> Generator[tuple[list[int], list[Decoded]], None, None]:
         """Yield image numbers and images of each batch with a wanted image; read the next batches meanwhile."""
-        waiting: deque[tuple[list[int], list[Future[Decoded]]]] = deque()
+        waiting = self._read_ahead(planned, wanted)
+        follower: Iterator[list[int]] = iter(())
         try:
-            for numbers in self._numbers(planned):
-                if any(n in wanted for n in numbers):
-                    futures = [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
-                    waiting.append((numbers, futures))
+            for numbers in list(self._numbers(planned, wanted))[len(waiting) :]:
+                waiting.append(self._start(planned, numbers, wanted))
                 if len(waiting) > _AHEAD:
                     yield _results(*waiting.popleft())
+            following = self.following(planned) if len(wanted) == planned.n_images else None
+            if following is not None:
+                all_of_it = range(following.start, following.stop)
+                follower, self._ahead = self._numbers(following, all_of_it), (following.name, deque())
             while waiting:
+                if following is not None and (after := next(follower, [])):
+                    self._ahead[1].append(self._start(following, after, all_of_it))
                 yield _results(*waiting.popleft())
         finally:  # also where the caller stops early
-            for future in (each for _, futures in waiting for each in futures):
-                future.cancel()
+            _cancel(waiting)
+
+    def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
+        """Image numbers of each batch of a file with a wanted image: shape by shape, in the order of the plan."""
+        grids = self.plan.splits[planned.split].grids
+        of_file = None if grids is None else np.array(grids[planned.start : planned.stop])
+        for places in batches_of_one_shape(of_file, np.arange(planned.n_images), self.plan.batch_size):
+            numbers = (places + planned.start).tolist()
+            if any(n in wanted for n in numbers):
+                yield numbers
+
+    def _start(
+        self, planned: PlannedShard, numbers: list[int], wanted: Collection[int]
+    ) -> tuple[list[int], list[Future[Decoded]]]:
+        return numbers, [image_threads().submit(self._read, planned, n, n in wanted) for n in numbers]
+
+    def _read_ahead(self, planned: PlannedShard, wanted: Collection[int]) -> Reading:
+        """The batches of a file that are being read already; those of another file are given up."""
+        (name, reading), self._ahead = self._ahead, ("", deque())
+        if name == planned.name and len(wanted) == planned.n_images:
+            return reading
+        _cancel(reading)
+        return deque()
+
+    def close(self) -> None:
+        """Give up what is being read ahead."""
+        _cancel(self._ahead[1])
+        self._ahead = ("", deque())
 
     def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
         if not wanted:
@@ -145,38 +179,31 @@ class ShardEncoder:
     def _codes(self, decoded: list[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
-        pixels_BYXC = np.zeros(shape, np.uint8)
+        pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
-        with full_precision(self._device):
-            codes = self.tokenizer.encode(to_unit_range(pixels_BYXC).to(self._device))
+        with arithmetic(self._device, self.plan.precision):
+            codes = self.tokenizer.encode(_on_device(pixels_BYXC, self._device))
         return codes.flatten(1)[: len(decoded)].cpu().numpy()
+
+
+def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, Y, X, C) pixels => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
+    if device.type == "cpu":
+        return to_unit_range(pixels_BYXC)
+    images = send(torch.from_numpy(pixels_BYXC), device).permute(0, 3, 1, 2)
+    half = 127.5 if pixels_BYXC.dtype == np.uint8 else 32_767.5
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1.0)
+
+
+def _cancel(reading: Reading) -> None:
+    for future in (each for _, futures in reading for each in futures):
+        future.cancel()
 
 
 def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[int], list[Decoded]]:
     return numbers, [each.result() for each in futures]
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Disable autocast, TensorFloat32, bfloat16 products and the choice of algorithms by speed."""
-    cudnn = torch.backends.cudnn
-    conv: Any = getattr(cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix old and new names
-    owner, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
-    before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic, getattr(owner, name)
-    _set(("highest", False, True, exact), owner, name)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _set(before, owner, name)
-
-
-def _set(settings: tuple[str, bool, bool, Any], owner: Any, name: str) -> None:
-    products, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, convolutions = settings
-    torch.set_float32_matmul_precision(products)
-    setattr(owner, name, convolutions)
 
 
 @torch.no_grad()
@@ -190,7 +217,7 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         images_BCYX: in [-1, 1], on the same device.
         margin: relative change.
     """
-    with full_precision(images_BCYX.device):
+    with arithmetic(images_BCYX.device):
         features = tokenizer.features(images_BCYX)
         codes = tokenizer.bottleneck.encode(features)
         signs = torch.randint(0, 2, features.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
@@ -198,18 +225,20 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         return float((tokenizer.bottleneck.encode(features + change) != codes).cpu().double().mean())
 
 
-def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0) -> int:
+def fastest_batch_size(tokenizer: TokenizerModel, seconds: float = 10.0, precision: Arithmetic = "float32") -> int:
     """Measure batch sizes 1, 2, 4, ... and return the smallest one of about the best speed.
 
     Args:
         tokenizer: on the device of the export.
         seconds: approximate limit of the measurement.
+        precision: of the export.
     """
     speeds: dict[int, float] = {}
     began, size = time.perf_counter(), 1
     while size <= LARGEST:
         try:
-            speeds[size] = _images_per_second(tokenizer, size)
+            with arithmetic(next(tokenizer.parameters()).device, precision):
+                speeds[size] = _images_per_second(tokenizer, size)
         except RuntimeError as error:  # torch.OutOfMemoryError of a GPU, or a plain one of MPS
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                 raise

@@ -8,8 +8,10 @@ image keeps its position in its batch, so the new file equals the file of a firs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +34,7 @@ from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
 from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
 from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
-from stage1_tokenizer.canary import load_checked
+from stage1_tokenizer.canary import load_checked, require_few_changes
 
 PLAN = "plan.json"
 LEASES = ".leases"
@@ -64,11 +66,12 @@ class Export:
         self.folder, self.tokenizer_folder, self.sources = folder, tokenizer_folder, dict(sources)
         self.tokenizer = load_checked(tokenizer_folder, device)
         device = next(self.tokenizer.parameters()).device  # the CPU, where the given one makes other codes
+        self._judge(config)
         classes = next(iter(self.sources.values())).class_names
         self.spec: CodeSpec = self.tokenizer.spec.with_classes(classes)
         self.plan = self._join(config, device)
         self.leases = Leases(folder / LEASES)
-        self.encoder = ShardEncoder(self.tokenizer, self.sources, self.plan)
+        self.encoder = ShardEncoder(self.tokenizer, self.sources, self.plan, self._following)
         _require_no_others(folder, self.plan)
         self._require_space()
 
@@ -128,10 +131,30 @@ class Export:
                 seen=lambda planned: done(planned.n_images),
                 idle=idle,
             )
-            if work.take_part(part, wait=wait):
+            with contextlib.closing(self.encoder):
+                left = work.take_part(part, wait=wait)
+            if left:
                 return False
             finishing = SharedWork([_Finish()], self.leases, self._is_finished, self._finish_or_fail, idle=idle)
             return not finishing.take_part(Part(), wait=wait)
+
+    def _following(self, planned: PlannedShard) -> PlannedShard | None:
+        """The next file of the plan that is not written: the one that this process is likely to encode next."""
+        later = self.shards[self.shards.index(planned) + 1 :]
+        return next((each for each in later if not self.is_written(each)), None)
+
+    def _judge(self, config: EncodeConfig) -> None:
+        """Say how many codes a lower precision changes; refuse too many."""
+        if config.precision == "float32":
+            return
+        folder, limit = self.tokenizer_folder, config.max_code_changes
+        share, n_images = require_few_changes(self.tokenizer, folder, config.precision, limit)
+        changes = f"{share:.2%} of the codes of {n_images} stored images differ from float32's"
+        print(f"encoding in {config.precision}: {changes}, at most {limit:.2%} may", file=sys.stderr)
+
+    def _lower_precision(self) -> dict[str, str]:
+        """For the manifest, which says nothing of float32."""
+        return {} if self.plan.precision == "float32" else {"precision": self.plan.precision}
 
     def finish(self) -> bool:
         """Verify every file against the plan, then write the tokenizer, the card and, last, the manifest.
@@ -154,7 +177,7 @@ class Export:
                 self.folder, self.spec, lambda path, shard: require_planned(path, shard, planned[path], self.plan)
             )
             publish_card(self.folder, self.tokenizer, self.sources, self.plan, manifest)
-            publish_manifest(self.folder, manifest)
+            publish_manifest(self.folder, {**manifest, **self._lower_precision()})
             if stamps == [_stamp(path) for path in planned]:
                 break
         self.leases.clear()
@@ -168,7 +191,11 @@ class Export:
         def plan_for(batch_size: int) -> ExportPlan:
             return make_plan(self.spec, self.sources, config, batch_size=batch_size, device=device.type)
 
-        write_plan(path, lambda: plan_for(size or fastest_batch_size(self.tokenizer)).to_json())
+        def first() -> bytes:
+            fastest = size or fastest_batch_size(self.tokenizer, precision=config.precision)
+            return plan_for(fastest).save_images(self.folder)
+
+        write_plan(path, first)
         there = ExportPlan.from_json(path)  # maybe of another process with another batch size
         wanted = plan_for(size or there.batch_size)
         require_same_plan(there, wanted, path)

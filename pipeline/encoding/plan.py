@@ -1,26 +1,30 @@
 """Plan of an export: the images, their order, views and files; written once.
 
 Images keep the order of their source. A file holds ``images_per_shard`` images of one split, the last file the rest.
+``plan.json`` has the settings, the counts and the name of a parquet file with the images, which is written before it
+and named by its content. Earlier versions wrote the images into ``plan.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foundation.config import from_dict, require, to_dict
 from foundation.config_fields import added_later
-from foundation.errors import ContractError, DataError, way_out
+from foundation.errors import ContractError, DataError, StorageError, way_out
+from foundation.storage import durable
 
 if TYPE_CHECKING:
     from foundation.codes.spec import CodeSpec
     from foundation.images.sources import ImageSource
+    from foundation.training.arithmetic import Arithmetic
+    from pipeline.encoding.planned_images import PlannedSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,33 +42,23 @@ class EncodeConfig:
     """store ten views of each training image: centre, four corners, and the mirror images of all"""
     corner_scale: float = added_later(1.1)
     """the corners are cut from the image resized to cover this many times height and width; 1 or more"""
+    precision: Literal["float32", "tf32", "bf16"] = added_later("float32")  # type: ignore[assignment]
+    """arithmetic of the encoder; tf32 and bf16 are faster on GPUs and change some codes"""
+    max_code_changes: float = added_later(0.01)
+    """with tf32 or bf16: largest share of the codes of the tokenizer's stored images that may change, 0 to 1; more is
+    refused"""
 
     def __post_init__(self) -> None:
         sound = self.batch_size is None or self.batch_size > 0
         require(sound, "batch_size", self.batch_size, "a positive whole number, or null to measure")
         require(self.images_per_shard > 0, "images_per_shard", self.images_per_shard, "a positive whole number")
         require(not (self.flip and self.ten_crop), "ten_crop", self.ten_crop, "false beside flip: it has the flip")
+        changes = self.max_code_changes
+        require(0 <= changes <= 1, "max_code_changes", changes, "a share from 0 to 1")
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
 REENCODE_FIX = "move the run's codes folder away to encode the present images"
-
-
-@dataclass(frozen=True)
-class PlannedSplit:
-    """The images of one split.
-
-    Attributes:
-        image_ids: in the order of the source.
-        labels: class numbers, or None.
-        views: indices into ``foundation.images.views.VIEWS``.
-        grids: index of each image's shape in ``Preprocess.all_shapes``; None where there is one.
-    """
-
-    image_ids: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    views: tuple[int, ...]
-    grids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +99,8 @@ class ExportPlan:
         corner_scale: scale of the corner crops.
         batch_size: images in every batch; codes may depend on it.
         device: ``cpu`` or ``cuda``, the same for all processes; codes may depend on it.
+        saved_identity: of a plan that was read; empty for one that was made.
+        precision: arithmetic of the encoder, the same for all processes; codes depend on it.
     """
 
     spec: CodeSpec
@@ -113,6 +109,8 @@ class ExportPlan:
     corner_scale: float
     batch_size: int
     device: str
+    precision: Arithmetic = "float32"
+    saved_identity: str = ""
 
     @cached_property
     def shards(self) -> tuple[PlannedShard, ...]:
@@ -132,35 +130,68 @@ class ExportPlan:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of images, views and specification, without batch size and device."""
-        return _sha256(self._content())
+        """SHA-256 of images, views and specification, without batch size, device and precision."""
+        if self.saved_identity:
+            return self.saved_identity
+        total = hashlib.sha256()
+        for part in self._json_parts():
+            total.update(part.encode())
+        return total.hexdigest()
 
-    def _content(self) -> dict[str, Any]:
-        splits = [
-            {"name": name, "image_ids": each.image_ids, "labels": each.labels, "views": each.views}
-            | ({} if each.grids is None else {"grids": each.grids})
-            for name, each in self.splits.items()
-        ]
+    def _settings(self) -> dict[str, Any]:
         return {
             "contract": self.spec.contract,
             "spec": to_dict(self.spec),
             "images_per_shard": self.images_per_shard,
             "corner_scale": self.corner_scale,
-            "splits": splits,
         }
 
-    def to_json(self) -> bytes:
-        """Content of ``plan.json``."""
-        how = {"batch_size": self.batch_size, "device": self.device}
-        plan = {"format": 1, "what": self._content(), "how": how}
-        return json.dumps({**plan, "sha256": _sha256(plan)}, indent=None, sort_keys=True).encode()
+    def _json_parts(self) -> Iterator[str]:
+        """All but batch size and device as JSON with sorted keys, in pieces: what earlier versions saved whole."""
+        yield json.dumps({**self._settings(), "splits": []}, sort_keys=True).removesuffix("]}")
+        for number, (name, split) in enumerate(self.splits.items()):
+            yield ", " if number else ""
+            yield from split.json_parts(name)
+        yield "]}"
+
+    def save_images(self, folder: Path) -> bytes:
+        """Write the file of images into ``folder``, unless it is there.
+
+        Returns:
+            content of ``plan.json``, to be written next: the plan is complete with it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        from pipeline.encoding.planned_images import described, is_of_plan, open_images, rows_together, write_images
+
+        path, splits = folder / f"plan-{self.identity[:16]}.parquet", described(self.splits)
+        rows = rows_together(self.images_per_shard)
+
+        def write(target: Path) -> None:
+            write_images(target, self.splits, rows, self.identity)
+
+        def verify(temporary: Path) -> None:
+            if replace(self, splits=open_images(temporary, splits), saved_identity="").identity != self.identity:
+                raise durable.lost(temporary)
+
+        try:
+            if not is_of_plan(path, self.identity):
+                durable.publish_file(path, write, verify)
+        except StorageError:
+            if not is_of_plan(path, self.identity):
+                raise  # else: another process was first
+        what = {**self._settings(), "splits": splits, "images": path.name, "sha256": self.identity}
+        how = {"batch_size": self.batch_size, "device": self.device, "precision": self.precision}
+        plan = {"format": 2, "what": what, "how": how}
+        return json.dumps({**plan, "sha256": _sha256(plan)}, indent=1, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, path: Path) -> ExportPlan:
-        """Read ``plan.json`` back.
+        """Read ``plan.json`` back; the images are read from their file when they are asked for.
 
         Raises:
-            DataError: it is damaged.
+            DataError: it is damaged, or the file of images is missing or another one.
         """
         from foundation.codes.spec import CodeSpec
 
@@ -170,11 +201,25 @@ class ExportPlan:
             if _sha256({name: saved[name] for name in ("format", "what", "how")}) != saved["sha256"]:
                 raise ValueError("it was changed after it was written")
             settings = {name: what[name] for name in ("images_per_shard", "corner_scale")}
-            splits = {each["name"]: _saved_split(each) for each in what["splits"]}
-            return cls(spec=from_dict(CodeSpec, what["spec"]), splits=splits, **settings, **how)
+            settings["saved_identity"] = what.get("sha256", "")
+            return cls(spec=from_dict(CodeSpec, what["spec"]), splits=_splits(path, saved), **settings, **how)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             fix = way_out(error, "move it away and run tessera encode again, which makes a new one")
             raise DataError(f"the plan is damaged: {error}", field=str(path), fix=fix) from error
+
+
+def _splits(path: Path, saved: Mapping[str, Any]) -> dict[str, PlannedSplit]:
+    """The images of a saved plan."""
+    from pipeline.encoding.planned_images import PlannedSplit, is_of_plan, open_images
+
+    what = saved["what"]
+    if saved["format"] == 1:
+        return {each["name"]: PlannedSplit.of(each, each["views"]) for each in what["splits"]}
+    images = path.parent / what["images"]
+    splits = open_images(images, what["splits"])
+    if not is_of_plan(images, what["sha256"]):
+        raise ValueError(f"{images.name} has the images of another plan")
+    return splits
 
 
 def make_plan(
@@ -185,13 +230,16 @@ def make_plan(
     Raises:
         DataError: two images of one split share an id.
     """
+    from foundation.images.buckets import buckets_of
+    from pipeline.encoding.planned_images import PlannedSplit, first_duplicate
+
     splits = {}
     for name, source in sources.items():
-        twice = [image_id for image_id, count in Counter(source.ids).items() if count > 1]
-        if twice:
-            raise DataError("two images have one id", field=f"split {name}", found=twice[0])
-        labels = None if source.labels is None else tuple(int(label) for label in source.labels)
-        splits[name] = PlannedSplit(tuple(source.ids), labels, views_of(config, name), _grids_of(source, spec))
+        grids = buckets_of(source, spec.preprocess.all_shapes)
+        images = {"image_ids": source.ids, "labels": source.labels, "grids": grids}
+        splits[name] = PlannedSplit.of(images, views_of(config, name))
+        twice = first_duplicate(splits[name].image_ids)
+        DataError.unless(twice is None, "two images have one id", field=f"split {name}", found=twice)
     return ExportPlan(
         spec=spec,
         splits=splits,
@@ -199,15 +247,8 @@ def make_plan(
         corner_scale=config.corner_scale,
         batch_size=batch_size,
         device=device,
+        precision=config.precision,
     )
-
-
-def _grids_of(source: ImageSource, spec: CodeSpec) -> tuple[int, ...] | None:
-    """The shape of each image: as the source has listed it, else by its header; None where there is one shape."""
-    from foundation.images.buckets import buckets_of
-
-    buckets = buckets_of(source, spec.preprocess.all_shapes)
-    return None if buckets is None else tuple(buckets.tolist())
 
 
 def views_of(config: EncodeConfig, split: str) -> tuple[int, ...]:
@@ -230,50 +271,19 @@ def require_same_plan(there: ExportPlan, wanted: ExportPlan, path: Path) -> None
     require_same_codes(there.spec, wanted.spec, owner="the plan", other="this run")
     rows = [
         (name, getattr(there, name), getattr(wanted, name))
-        for name in ("images_per_shard", "corner_scale", "batch_size", "device")
+        for name in ("images_per_shard", "corner_scale", "batch_size", "device", "precision")
         if getattr(there, name) != getattr(wanted, name)
     ]
-    for name in sorted({*there.splits, *wanted.splits}):
-        rows += _differing(name, there.splits.get(name), wanted.splits.get(name))
+    for name in sorted({*there.splits, *wanted.splits}) if there.identity != wanted.identity else ():
+        one, other = there.splits.get(name), wanted.splits.get(name)
+        if one is None or other is None:
+            rows.append((f"split {name}", one and "some", other and "some"))
+        else:
+            rows += one.differences(other, name)
     if rows:
         shown = "".join(f"\n    {name}: the plan has {one}, this run {other}" for name, one, other in rows)
         what = f"plans other images or labels, or other settings; differences:{shown}"
         raise ContractError(what, field=str(path), fix=f"restore the planned images and settings, or {REENCODE_FIX}")
-
-
-def _differing(name: str, there: PlannedSplit | None, wanted: PlannedSplit | None) -> list[tuple[str, object, object]]:
-    if there is None or wanted is None:
-        return [(f"split {name}", there and "some", wanted and "some")]
-    if there.views != wanted.views:
-        return [(f"views of {name}", there.views, wanted.views)]
-    if there.image_ids != wanted.image_ids:
-        gone = sorted(set(there.image_ids) - set(wanted.image_ids))
-        new = sorted(set(wanted.image_ids) - set(there.image_ids))
-        return [(f"images of {name}", _some(there.image_ids, gone), _some(wanted.image_ids, new))]
-    if there.labels != wanted.labels:
-        first = 0
-        if there.labels and wanted.labels:
-            pairs = enumerate(zip(there.labels, wanted.labels, strict=True))
-            first = next(i for i, (one, other) in pairs if one != other)
-        one, other = (each and each[first] for each in (there.labels, wanted.labels))
-        return [(f"label of {there.image_ids[first]} ({name})", one, other)]
-    if there.grids != wanted.grids:
-        pairs = enumerate(zip(there.grids or (), wanted.grids or (), strict=False))
-        first = next((i for i, (one, other) in pairs if one != other), 0)
-        one, other = (each and each[first] for each in (there.grids, wanted.grids))
-        return [(f"shape of {there.image_ids[first]} ({name})", one, other)]
-    return []
-
-
-def _saved_split(saved: Mapping[str, Any]) -> PlannedSplit:
-    labels = None if saved["labels"] is None else tuple(saved["labels"])
-    grids = tuple(saved["grids"]) if "grids" in saved else None
-    return PlannedSplit(tuple(saved["image_ids"]), labels, tuple(saved["views"]), grids)
-
-
-def _some(image_ids: tuple[str, ...], only_here: list[str]) -> str:
-    only = f", {len(only_here)} of them only in this plan, e.g. {', '.join(only_here[:3])}" if only_here else ""
-    return f"{len(image_ids):,}{only}"
 
 
 def _sha256(plan: Mapping[str, Any]) -> str:

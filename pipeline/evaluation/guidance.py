@@ -26,6 +26,7 @@ from foundation.errors import ConfigError
 from foundation.hardware import TokenAccess
 from foundation.images.buckets import batches_of_one_shape, grouped
 from foundation.images.image_set import ImageSet
+from foundation.images.preview import visible
 from foundation.randomness import derive_seed, permutation, uniforms
 from foundation.storage import durable
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
@@ -164,7 +165,8 @@ class SampleJudge:
         return np.array(class_draws(np.array(counts), self._n, seed))[permutation(self._n, "shapes to tune on", seed)]
 
     def _add(self, moments: FeatureMoments, images_BCYX: torch.Tensor) -> None:
-        moments.update(self._extractor(images_BCYX).cpu().numpy().astype(np.float64))
+        seen_BCYX = visible(images_BCYX, self._generator.spec.preprocess)
+        moments.update(self._extractor(seen_BCYX).cpu().numpy().astype(np.float64))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from foundation.arguments import as_paths, require_type
-from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.preprocess import image_grid, to_pixels, to_unit_range
 from pipeline.image_files import read_pixels, readable
-from stage1_tokenizer.image_metrics import psnr
+from stage1_tokenizer.evaluate import scores_of
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -22,13 +22,15 @@ class Reconstructed:
 
     Attributes:
         image_id: path of the image.
-        psnr: dB.
-        pair: image and reconstruction side by side.
+        psnr: dB, over all channels; see ``TokenizerScores``.
+        pair: image and reconstruction side by side, as they are shown.
+        pixels_YXC: the reconstruction in full, uint8 or uint16.
     """
 
     image_id: str
     psnr: float
     pair: Image.Image
+    pixels_YXC: np.ndarray
 
 
 def reconstruct_files(
@@ -53,8 +55,10 @@ def reconstruct_files(
     for path, pixels in readable(paths, read, failed, desc="reconstructing"):
         image = to_unit_range(pixels).to(device)
         decoded = tokenizer.decode(tokenizer.encode(image), (image.shape[-2], image.shape[-1]))
-        pair = np.concatenate([pixels, to_uint8(decoded)])
-        done.append(Reconstructed(str(path), float(psnr(image, decoded)), side_by_side(pair)))
+        result = to_pixels(decoded, tokenizer.preprocess.bits)
+        pair = side_by_side(tokenizer.preview(np.concatenate([pixels, result])))
+        psnr = float(scores_of(image, decoded.clamp(-1, 1), tokenizer.preprocess)["psnr"])
+        done.append(Reconstructed(str(path), psnr, pair, result[0]))
     return done, failed
 
 

@@ -9,7 +9,9 @@ import torch
 
 from foundation.codes.usage import CodeUsage, summarize
 from foundation.errors import DataError
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
+from foundation.images.preview import shown_channels, visible
 from pipeline.evaluation.distances import (
     SUBSET_SIZE,
     FeatureMoments,
@@ -55,12 +57,14 @@ class TokenizerEvaluation:
         scores: means over images, and code usage.
         distances: rFID and rKID; None without an extractor.
         lpips_description: variant of LPIPS, as text.
+        seen: what LPIPS and the extractor see of images of other channels than RGB and grey; None for these.
     """
 
     image_size: tuple[int, int]
     scores: TokenizerScores
     distances: SetDistances | None
     lpips_description: str | None = None
+    seen: str | None = None
 
     def metrics(self) -> dict[str, float]:
         """Log values; names of distances end with the extractor, e.g. ``rfid_inception``."""
@@ -81,6 +85,8 @@ class TokenizerEvaluation:
         notes = [f"of {n_images:,} images: {known if n_images == _PUBLISHED_N_IMAGES else other}"]
         if self.lpips_description is not None:
             notes.append(f"LPIPS: {self.lpips_description}")
+        if self.seen is not None and (self.distances is not None or self.lpips_description is not None):
+            notes.append(f"LPIPS, rFID, rKID: NOT COMPARABLE with published figures: of {self.seen}")
         if self.distances is None:
             return notes
         each = self.distances.extractor
@@ -96,11 +102,10 @@ class TokenizerEvaluation:
 
     def table(self) -> str:
         """Format metrics and notes as text."""
+        means = self.scores.means
         rows = [
-            (label, form.format(self.scores.means[key]), remark)
-            for key, label, form, remark in _ROWS
-            if key in self.scores.means
-        ]
+            (label, form.format(means[key]), remark) for key, label, form, remark in _ROWS if key in means
+        ] + _channel_rows(means)
         if self.distances is not None:
             rows += _distance_rows(self.distances)
         if self.scores.usages:
@@ -109,6 +114,14 @@ class TokenizerEvaluation:
         height, width = self.image_size
         title = f"Reconstruction of {self.scores.n_images:,} images of {height} x {width} pixels"
         return "\n".join([title, *lines, "Notes", *(f"- {note}" for note in self.notes)])
+
+
+def _channel_rows(means: dict[str, float]) -> list[tuple[str, str, str]]:
+    """PSNR of parts of images: colours and opacity, or each of more than three channels."""
+    rows = [("psnr_colour", "PSNR colour", "of colours multiplied by opacity"), ("psnr_alpha", "PSNR alpha", "opacity")]
+    numbers = sorted(int(name[5:]) for name in means if name.startswith("psnr_") and name[5:].isdigit())
+    rows += [(f"psnr_{i}", f"PSNR {i}", f"channel {i}") for i in numbers]
+    return [(label, f"{means[key]:.2f} dB", remark) for key, label, remark in rows if key in means]
 
 
 def _distance_rows(distances: SetDistances) -> list[tuple[str, str, str]]:
@@ -163,21 +176,30 @@ def evaluate_tokenizer(
     if len(images) < needed:
         raise DataError("too few images to evaluate", field="images", found=len(images), expected=f"{needed} or more")
     features = None if extractor is None else _FeatureTally(extractor, len(images))
+    preprocess = images.preprocess
 
     def watch(batch_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor) -> None:
         fix = "the weights are damaged or training diverged: take an earlier checkpoint"
         finite, field = bool(torch.isfinite(decoded_BCYX).all()), "the tokenizer's reconstructions"
         DataError.unless(finite, "are not finite", field=field, found="NaN or infinity", fix=fix)
         if features is not None:
-            features.update(batch_BCYX, decoded_BCYX)
+            features.update(visible(batch_BCYX, preprocess), visible(decoded_BCYX, preprocess))
 
     scores = score_tokenizer(model, images, batch_size=batch_size, lpips=lpips, watch=watch)
     return TokenizerEvaluation(
-        image_size=(images.preprocess.height, images.preprocess.width),
+        image_size=(preprocess.height, preprocess.width),
         scores=scores,
         distances=None if features is None else features.distances(),
         lpips_description=getattr(lpips, "description", None),
+        seen=_seen(preprocess),
     )
+
+
+def _seen(preprocess: Preprocess) -> str | None:
+    if preprocess.mode == "RGBA":
+        return "colours on middle grey"
+    shown = ", ".join(map(str, shown_channels(preprocess)))
+    return f"the shown channels {shown}" if preprocess.mode == "channels" else None
 
 
 class _FeatureTally:

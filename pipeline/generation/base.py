@@ -221,7 +221,7 @@ class BaseGenerator:
         """
         n_codes, best_of = n_codes or self.spec.n_codes, settings.best_of
         n_pixels = self.n_pixels * n_codes // self.spec.n_codes
-        per_value = {"pil": 1, "np": 4, "pt": 4, "latent": 0}[settings.output_type]
+        per_value = {"pil": self.spec.preprocess.bits // 8, "np": 4, "pt": 4, "latent": 0}[settings.output_type]
         n_values = n_pixels * self.spec.preprocess.n_channels
         needed = n_images * (best_of * n_codes * 32 + n_values * per_value + _PIL_BYTES)
         needed += n_pixels * BYTES_PER_PIXEL if per_value else 0
@@ -298,5 +298,5 @@ def output_of(
     """Codes in the tokenizer's layout => images of the requested type, with their labels and seeds."""
     images = codes
     if settings.output_type != "latent":
-        images = to_output_type(pipe.decode(codes, settings.batch_size), settings.output_type)
+        images = to_output_type(pipe.decode(codes, settings.batch_size), settings.output_type, pipe.tokenizer.preview)
     return GeneratorOutput(images, codes, pipe.without_null(labels), seeds)

@@ -25,7 +25,8 @@ from foundation.codes.spec import CodeSpec
 from foundation.config import check_types, require, to_dict
 from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError
-from foundation.images.preprocess import to_pil, to_uint8
+from foundation.images.image_bytes import file_content, file_ending
+from foundation.images.preprocess import to_pixels
 from foundation.storage import durable
 from foundation.storage.names import is_temporary
 from foundation.storage.serialization import tensors_sha256
@@ -41,7 +42,7 @@ Format = Literal["png", "parquet"]
 PLAN = "generation.json"
 _MAX_SEED, _MOST_IMAGES = 2**62, 10**8
 _STREAM_RULE = "derived from (seed, i), not seed + i"
-_NAME = re.compile(r"(\d{8})(?:-.*)?\.png", re.DOTALL)
+_NAME = re.compile(r"(\d{8})(?:-.*)?\.(?:png|npy)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DrawnImages:
 
     Attributes:
         images: their numbers, consecutive.
-        pixels: (Y, X, C) uint8 of each.
+        pixels: (Y, X, C) uint8 or uint16 of each.
         codes_BT: int64.
         labels: class numbers.
         seeds: that of each image's random stream.
@@ -68,6 +69,8 @@ class DrawnImages:
 class PngFiles:
     """``images/00000000-CLASS.png`` and so on; ``metadata.csv`` beside the folder once all are there.
 
+    Images that PNG cannot hold in full are .npy files.
+
     Args:
         root: of the samples.
         spec: of the codes; names the classes.
@@ -76,6 +79,7 @@ class PngFiles:
 
     def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
         self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
+        self._preprocess, self._ending = spec.preprocess, file_ending(spec.preprocess)
         self._numbers = self._there()
 
     def has(self, images: range) -> bool:
@@ -86,7 +90,10 @@ class PngFiles:
         """Write the images of one job that are not there yet."""
         rows = zip(drawn.images, drawn.pixels, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
-        map_in_threads(lambda row: durable.replace_file(self._path(row[0], row[2]), png_bytes(row[1])), missing)
+        map_in_threads(
+            lambda row: durable.replace_file(self._path(row[0], row[2]), file_content(row[1], self._preprocess)),
+            missing,
+        )
         self._numbers.update(drawn.images)
 
     def n_missing(self, count: int) -> int:
@@ -113,7 +120,7 @@ class PngFiles:
         Raises:
             ConfigError: a png file of something else, which would count as a sample.
         """
-        files = [path for path in self.folder.glob("*.png") if not is_temporary(path)]
+        files = [path for path in self.folder.glob(f"*{self._ending}") if not is_temporary(path)]
         numbers = {path: _NAME.fullmatch(path.name) for path in files}
         foreign = sorted(path for path, number in numbers.items() if number is None)
         if foreign:
@@ -123,11 +130,13 @@ class PngFiles:
 
     def _path(self, number: int, label: int) -> Path:
         name = f"-{file_name(self._names[label])}" if self._labelled else ""
-        return self.folder / f"{number:08d}{name}.png"
+        return self.folder / f"{number:08d}{name}{self._ending}"
 
 
 class ParquetFiles:
     """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes, grid.
+
+    Images that PNG cannot hold in full are .npy files in the cells, which ``--data.source.type dataset`` reads.
 
     Args and methods as of ``PngFiles``.
     """
@@ -144,8 +153,9 @@ class ParquetFiles:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        bytes_B = [png_bytes(pixels) for pixels in drawn.pixels]
-        names = [f"{i:08d}.png" for i in drawn.images]
+        preprocess = self._spec.preprocess
+        bytes_B = [file_content(pixels, preprocess) for pixels in drawn.pixels]
+        names = [f"{i:08d}{file_ending(preprocess)}" for i in drawn.images]
         columns: dict[str, Any] = {"image": [{"bytes": b, "path": p} for b, p in zip(bytes_B, names, strict=True)]}
         if self._labelled:
             columns["label"] = list(drawn.labels)
@@ -171,19 +181,13 @@ class ParquetFiles:
     def _features(self) -> Any:
         from datasets import ClassLabel, Features, Image, List, Value
 
-        fields: dict[str, Any] = {"image": Image()}
+        array = {"bytes": Value("binary"), "path": Value("string")}
+        fields: dict[str, Any] = {"image": Image() if self._spec.preprocess.fits_png else array}
         if self._labelled:
             fields["label"] = ClassLabel(names=list(self._spec.class_names))
         codes = List(Value("int32"), length=self._spec.n_codes)
         grid = {"grid": Value("int8")} if self._spec.n_grids > 1 else {}
         return Features({**fields, "seed": Value("int64"), "codes": codes, **grid})
-
-
-def png_bytes(pixels_YXC: np.ndarray) -> bytes:
-    """(Y, X, 1 or 3) uint8 => a png file's content."""
-    buffer = io.BytesIO()
-    to_pil(pixels_YXC).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +319,7 @@ def _require_new(folder: Path) -> None:
     Raises:
         ConfigError: naming one of them.
     """
-    images = [path for path in (folder / "images").glob("*.png") if _NAME.fullmatch(path.name)]
+    images = [path for path in (folder / "images").glob("*.*") if _NAME.fullmatch(path.name)]
     there = sorted([*images, *(folder / "data").glob("part-*.parquet"), *folder.glob("metadata.csv")])
     if there and not (folder / PLAN).exists():  # in this order: another process may have begun in between
         problem, found = "holds files of something else", f"{len(there)}, e.g. {there[0]}"
@@ -338,7 +342,8 @@ def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: D
         grid = grid_of_group(number, generator.grid_counts) if batch.grid is None else batch.grid
         request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling, grid=grid)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        pixels += list(to_uint8(generator.decode(generator.spec.grid(codes_BT, grid))))
+        decoded_BCYX = generator.decode(generator.spec.grid(codes_BT, grid))
+        pixels += list(to_pixels(decoded_BCYX, generator.spec.preprocess.bits))
         codes.append(codes_BT.cpu().numpy())
         grids += [grid] * len(codes_BT)
     return DrawnImages(images, pixels, np.concatenate(codes), labels, seeds, grids)

@@ -149,7 +149,7 @@ def inpaint(
     codes = spec.grid(codes_BT)
     before, weights = (each.repeat_interleave(whole(num_images), 0) for each in (given.images_BCYX, weights_B1YX))
     blended = before.lerp(pipe.decode(codes, settings.batch_size), weights)
-    pictures = to_output_type(blended, settings.output_type)
+    pictures = to_output_type(blended, settings.output_type, pipe.tokenizer.preview)
     return GeneratorOutput(pictures, codes, pipe.without_null(request.labels), seeds)
 
 

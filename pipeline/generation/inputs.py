@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -56,6 +55,8 @@ def grid_of(images: Any, spec: CodeSpec) -> int:
         return spec.preprocess.all_shapes.index(sides) if sides in spec.preprocess.all_shapes else 0
     several = list(images) if isinstance(images, (list, tuple)) else [images]
     sizes = [size_of(each) for each in several if isinstance(each, Image.Image)]
+    if not spec.preprocess.is_plain:
+        sizes += [spec.preprocess.prepare(each).size for each in several if isinstance(each, np.ndarray)]
     grids = sorted({spec.preprocess.shape_of(size) for size in sizes if min(size)})
     found, fix = shapes_text([spec.preprocess.all_shapes[grid] for grid in grids]), "call once for each shape"
     problem, expected = "take several shapes, which are no one batch", "pictures of one aspect ratio"
@@ -101,7 +102,9 @@ def read_codes(codes: Any, spec: CodeSpec) -> torch.Tensor:
 
 
 def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.ndarray]:
-    """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) uint8.
+    """Given images: a (B, C, Y, X) tensor in [-1, 1] as it is, or each Pillow image as (Y, X, C) pixels.
+
+    Of other channels and bits than RGB and grey of 8 bits, a list may hold arrays too, (Y, X, C).
 
     Raises:
         DataError: another type, shape or range.
@@ -121,7 +124,8 @@ def pixels_of(images: Images, preprocess: Preprocess) -> torch.Tensor | list[np.
         DataError.unless(bool(largest <= 1), "are not in [-1, 1]", field="images", found=found, expected=expected_range)
         return images
     several: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-    right = bool(several) and all(isinstance(each, Image.Image) for each in several)
+    kinds = (Image.Image,) if preprocess.is_plain else (Image.Image, np.ndarray)
+    right = bool(several) and all(isinstance(each, kinds) for each in several)
     types, known = [type(each).__name__ for each in several[:3]], "a Pillow image, a list, or a (B, C, Y, X) tensor"
     arrays = any(isinstance(each, np.ndarray) for each in several)
     way = (
@@ -246,7 +250,8 @@ def pixel_mask(mask: Any, spec: CodeSpec) -> torch.Tensor:
         DataError: another type, shape or range, or nothing to sample.
     """
     if isinstance(mask, Image.Image):
-        preprocess = dataclasses.replace(spec.preprocess, mode="L", resize="nearest")
+        asked = spec.preprocess
+        preprocess = Preprocess(height=asked.height, width=asked.width, crop=asked.crop, mode="L", resize="nearest")
         white = preprocess(mask.convert("L"))[..., 0] >= 128
         return _some(torch.from_numpy(white).unsqueeze(0))
     try:
@@ -279,8 +284,9 @@ def grown(mask_BYX: torch.Tensor, n_pixels: int) -> torch.Tensor:
 
 
 def kept_pixels(pixels_BYXC: np.ndarray, mask_BYX: np.ndarray) -> np.ndarray:
-    """Images with what a mask covers in grey, (B, Y, X, C) uint8."""
-    return np.where(mask_BYX[..., None], np.uint8(128), pixels_BYXC)
+    """Images with what a mask covers in middle grey, (B, Y, X, C) pixels."""
+    middle = np.array((np.iinfo(pixels_BYXC.dtype).max + 1) // 2, pixels_BYXC.dtype)
+    return np.where(mask_BYX[..., None], middle, pixels_BYXC)
 
 
 def _some(mask_BYX: torch.Tensor) -> torch.Tensor:

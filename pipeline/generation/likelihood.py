@@ -16,7 +16,7 @@ from foundation.arguments import as_paths, require_type
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
-from foundation.images.preprocess import decode_image, to_unit_range
+from foundation.images.preprocess import decode_any, to_unit_range
 from foundation.images.scan import content_of
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, grid_of, is_codes, pixels_of, read_codes
@@ -141,8 +141,9 @@ def score_files(
     scored: list[ScoredImage] = []
 
     def read(path: Path) -> tuple[int, np.ndarray]:
-        image = decode_image(path.read_bytes())
-        return content_of(image), pipe.tokenizer.preprocess(image)
+        preprocess = pipe.tokenizer.preprocess
+        image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
+        return content_of(image), preprocess(image)
 
     files = readable(paths, read, failed, desc="scoring")
     while batch := list(islice(files, batch_size)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from PIL import Image
 from foundation.arguments import shown
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
-from foundation.images.preprocess import GRID_GAP, image_grid, to_pil, to_uint8
+from foundation.images.preprocess import GRID_GAP, image_grid, to_pil, to_pixels
+from foundation.images.preview import Preview
+from pipeline.output_files import Outputs
 
 _DECODE_BYTES = 1 << 30
 BYTES_PER_PIXEL = 6 * 128 * 4
@@ -27,7 +29,8 @@ class GeneratorOutput:
 
     Attributes:
         images: a list of Pillow images ("pil"), (B, Y, X, C) float32 in [0, 1] ("np"), (B, C, Y, X) float32 in
-            [-1, 1] ("pt"), or the codes ("latent").
+            [-1, 1] ("pt"), or the codes ("latent"). Pillow images have mode L, RGB, RGBA or I;16 (grey of 16 bits); of
+            other channels and bits they are previews of 8 bits, and "np" (rounded to their bits) and "pt" hold all.
         codes: int64, as the tokenizer's: (B, H, W), (B, H, W, D) for depth D, or (B, T) for several levels.
         labels: the class number of each image, None for none.
         seeds: the seed of each image. The same call for one image with ``seed=seeds[i]`` and its label gives image i
@@ -50,12 +53,35 @@ def decode_batch(n_pixels: int) -> int:
     return min(_MOST_DECODED, max(1, _DECODE_BYTES // (n_pixels * BYTES_PER_PIXEL)))
 
 
-def to_output_type(images_BCYX: torch.Tensor, output_type: str) -> Any:
+def to_output_type(images_BCYX: torch.Tensor, output_type: str, preview: Preview) -> Any:
     """Images in [-1, 1] as "pil", "np" or "pt"; see ``GeneratorOutput.images``."""
     if output_type == "pt":
         return images_BCYX
-    pixels_BYXC = to_uint8(images_BCYX)
-    return pixels_BYXC.astype(np.float32) / 255 if output_type == "np" else [to_pil(each) for each in pixels_BYXC]
+    preprocess = preview.preprocess
+    pixels_BYXC = to_pixels(images_BCYX, preprocess.bits)
+    if output_type == "np":
+        return pixels_BYXC.astype(np.float32) / preprocess.top_level
+    return [to_pil(each) for each in (pixels_BYXC if preprocess.fits_png else preview(pixels_BYXC))]
+
+
+def picture_type(preview: Preview) -> Literal["pil", "pt"]:
+    """The output type of which ``pictures_of`` makes pictures and files hold all channels and bits."""
+    return "pil" if preview.preprocess.is_plain else "pt"
+
+
+def pictures_of(images: Any, preview: Preview) -> list[Image.Image]:
+    """What is shown of a call's images of ``picture_type``: Pillow images of 8 bits."""
+    return images if isinstance(images, list) else [to_pil(each) for each in preview.of_images(images)]
+
+
+def write_images(outputs: Outputs, stems: list[str], images: Any, preview: Preview) -> None:
+    """Write a call's images of ``picture_type``, each in full; see ``Outputs.write_pixels``."""
+    if isinstance(images, list):
+        for stem, image in zip(stems, images, strict=True):
+            outputs.write_image(f"{stem}.png", image)
+        return
+    for stem, pixels_YXC in zip(stems, to_pixels(images, preview.preprocess.bits), strict=True):
+        outputs.write_pixels(stem, pixels_YXC, preview)
 
 
 def code_maps(codes: torch.Tensor, spec: CodeSpec) -> list[Image.Image]:

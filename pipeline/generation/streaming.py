@@ -71,7 +71,9 @@ class PartialImages:
         codes = spec.grid(spec.join([*coarse, finest]))
         images_BCYX = self.generator.decode(codes)
         images_BCYX[:, :, self.n_done * spec.preprocess.height // self.n_rows :] = 0.0
-        return to_output_type(images_BCYX, "np" if output_type == "numpy" else output_type)
+        return to_output_type(
+            images_BCYX, "np" if output_type == "numpy" else output_type, self.generator.tokenizer.preview
+        )
 
 
 class RowWatcher:

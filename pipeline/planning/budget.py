@@ -185,7 +185,9 @@ class Fitting:
             share = self.budget.first_stage or _TOKENIZER_SHARE * seconds
             n_encoded = self.counts.train * n_views(recipe) + self.counts.validation
             most = 2 * _ENCODE_SHARE * self.budget.total * rate / n_encoded  # the encoder is about half
-            sizes = choose_tokenizer(rate * share, self.counts, preprocess.mode, side, fixed=fixed, most_flops=most)
+            sizes = choose_tokenizer(
+                rate * share, self.counts, preprocess.n_channels, side, fixed=fixed, most_flops=most
+            )
             values: dict[str, Any] = {"tokenizer.model": sizes.model}
             if "tokenizer.training.fit.batch_size" not in self.given:
                 values["tokenizer.training.fit.batch_size"] = batch_for(rate * share / (3 * sizes.flops))
@@ -217,7 +219,7 @@ class Fitting:
     def _tokenizer_rate(self, recipe: Recipe) -> float:
         """FLOPs a second of a tokenizer's training, by a small network."""
         preprocess = recipe.data.preprocess
-        small = choose_tokenizer(_PROBED, self.counts, preprocess.mode, None)
+        small = choose_tokenizer(_PROBED, self.counts, preprocess.n_channels, None)
         values = {
             "tokenizer.model": small.model,
             "data.preprocess.height": small.side,
@@ -225,7 +227,7 @@ class Fitting:
             "data.preprocess.shapes": (),
         }
         speed = measure_tokenizer(replaced(recipe, values), self.accelerator)
-        one = tokenizer_flops(small.model, preprocess.mode, small.side)
+        one = tokenizer_flops(small.model, preprocess.n_channels, small.side)
         return 3 * one * recipe.tokenizer.training.fit.batch_size / speed.step
 
     def _prior_rate(self, recipe: Recipe, spec: CodeSpec) -> float:

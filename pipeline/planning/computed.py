@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from foundation.codes.spec import CodeSpec
 from foundation.config_fields import replaced
-from pipeline.planning.machines import SHARE_OF_BANDWIDTH, NamedMachine, seconds
+from foundation.training.clock import ModelWork
+from pipeline.planning.machines import SHARE_OF_BANDWIDTH, NamedMachine, machine_of, seconds
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
 from pipeline.planning.memory import Stage, code_layout, step_memory, without_memory
 from pipeline.planning.trace import Trace
@@ -15,8 +17,8 @@ from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.prior import PriorModel
 
-_COUNTED, _SAMPLED = 32, 8
-"""images that are encoded or scored at once; images that are sampled at once"""
+_COUNTED, _SAMPLED, _STEPPED = 32, 8, 4
+"""images that are encoded or scored at once; that are sampled at once; of a step whose FLOPs are counted"""
 _KERNELS, _START = 12, 5e-6
 """kernels of a block for one code, and seconds to start one"""
 
@@ -48,6 +50,45 @@ def computed_prior(recipe: Recipe, machine: NamedMachine) -> PriorSpeed:
         n_bytes = sum(each.numel() * each.element_size() for each in prior.parameters())
     of_code = n_bytes / (SHARE_OF_BANDWIDTH * machine.bandwidth * 1e9) + _KERNELS * _START * len(prior.blocks)
     return PriorSpeed(step, score, of_code * prior.n_codes / _SAMPLED)
+
+
+def model_work(recipe: Recipe, stage: Stage, device: torch.device, layout: CodeSpec | None = None) -> ModelWork | None:
+    """FLOPs of a training step, counted without computing, and the peak of the device; None for one without a sheet.
+
+    Args:
+        recipe: with its precisions settled.
+        stage: of which training.
+        device: of the training.
+        layout: of the prior's codes; None takes what the recipe's tokenizer makes.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    machine = machine_of(name)
+    try:
+        return None if machine is None else step_work(recipe, stage, machine, layout)
+    except (NotImplementedError, RuntimeError):  # networks of a plugin that need real tensors
+        return None
+
+
+def step_work(recipe: Recipe, stage: Stage, machine: NamedMachine, layout: CodeSpec | None = None) -> ModelWork:
+    """``model_work`` on a named machine."""
+    training = getattr(recipe, stage).training
+    flops = _flops(recipe, stage, layout)
+    wide = machine.tf32 if stage == "tokenizer" else machine.float32  # convolutions take TF32 unless told otherwise
+    peak = 1e12 * (machine.bf16 or machine.float32 if training.precision == "bf16" else wide)
+    if stage == "prior" or training.adversarial.weight == 0:
+        return ModelWork(flops, peak)
+    before = _flops(replaced(recipe, {"tokenizer.training.adversarial.weight": 0.0}), stage, layout)
+    return ModelWork(flops, peak, before, training.adversarial.start_step)
+
+
+def _flops(recipe: Recipe, stage: Stage, layout: CodeSpec | None) -> float:
+    """Of a step of all processes, in one pass and without recomputation, in proportion to a small one."""
+    batch: int = getattr(recipe, stage).training.fit.batch_size
+    counted = min(batch, _STEPPED)
+    plain = {"fit.batch_size": counted, "micro_batch_size": None, "checkpoint_blocks": False}
+    small = replaced(recipe, {f"{stage}.training.{name}": value for name, value in plain.items()})
+    work = step_memory(small, stage, "gpu", layout=layout).work
+    return sum(each.flops for each in work) * batch / counted
 
 
 def _step(recipe: Recipe, stage: Stage, machine: NamedMachine) -> float:

@@ -252,8 +252,9 @@ def _memory_rows(memory: StepMemory, kind: Kind, available: int, process: int) -
     """Parts in the order of a step, then what kernels and the process take, then the sum beside what is there."""
     order = [*STATE, *(name for name in memory.at_peak if name not in (*STATE, BACKWARD)), BACKWARD]
     rows = [(name, gigabytes(memory.at_peak[name])) for name in order if memory.at_peak.get(name, 0) > 0]
-    total = needed(memory, kind)
-    rows.append(("kernels and allocator", gigabytes(total - memory.peak)))
+    total, copied = needed(memory, kind), memory.checkpoint if kind == "cpu" else 0
+    rows += [("copy for checkpoints", gigabytes(copied))] if copied else []
+    rows.append(("kernels and allocator", gigabytes(total - memory.peak - copied)))
     if kind == "cpu" and process:
         rows.append(("process with its libraries", gigabytes(process)))
         total += process
@@ -265,7 +266,7 @@ def _memory_rows(memory: StepMemory, kind: Kind, available: int, process: int) -
 def _held(recipe: Recipe, counts: Counts) -> dict[str, int]:
     """Bytes of images and codes that stay in the host's memory."""
     p, limit = recipe.data.preprocess, recipe.data.cache_mib << 20
-    splits = [n * p.height * p.width * p.n_channels for n in (counts.train, counts.validation)]
+    splits = [n * p.height * p.width * p.n_channels * p.bits // 8 for n in (counts.train, counts.validation)]
     held = {"decoded images (data.cache_mib)": sum(n for n in splits if n <= limit)}
     if recipe.tokenizer.model.is_discrete:
         codes = _code_bytes(recipe, counts)
@@ -294,10 +295,9 @@ def _disk(recipe: Recipe, counts: Counts, steps: Mapping[Stage, StepMemory]) -> 
     """Bytes of what a run writes: checkpoints at most, one more than are kept while a new one is written."""
     disk = {}
     for stage, memory in steps.items():
-        moments, average = (memory.at_peak.get(name, 0) for name in ("moments", "average"))
         kept = max(2, getattr(recipe, stage).training.fit.keep_checkpoints) + 1
-        disk[f"checkpoints of the {stage}, up to {kept}"] = kept * (moments * 3 // 2 + average)
-        disk[f"{stage}"] = moments // 2
+        disk[f"checkpoints of the {stage}, up to {kept}"] = kept * memory.checkpoint
+        disk[f"{stage}"] = memory.at_peak.get("moments", 0) // 2
     if recipe.tokenizer.model.is_discrete and recipe.codes is None:
         disk["codes, at most"] = _code_bytes(recipe, counts)
     return disk

@@ -30,10 +30,14 @@ _PER_PIXEL = 8192
 
 
 def needed(memory: StepMemory, kind: Kind) -> int:
-    """Bytes of a training step on the device, beyond what a process takes that has imported torch."""
+    """Bytes of a training step on the device, beyond what a process takes that has imported torch.
+
+    On a CPU with the copy of the state that a checkpoint is written from.
+    """
     factor, libraries = _ON_TOP[kind]
     state = sum(memory.at_peak.get(name, 0) for name in STATE)
-    return int(state + factor * (memory.peak - state)) + libraries
+    copied = memory.checkpoint if kind == "cpu" else 0
+    return int(state + factor * (memory.peak - state)) + libraries + copied
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def upper_bound(recipe: Recipe, stage: Stage, n_processes: int = 1, layout: Code
             model.head(model.hidden(tokens, labels))
             of_one = 0
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    return 6 * weights + 2 * batch * (of_one + sum(each.n_bytes for each in trace.work)) + (1 << 30)
+    return 10 * weights + 2 * batch * (of_one + sum(each.n_bytes for each in trace.work)) + (1 << 30)
 
 
 def _refusal(

@@ -12,6 +12,7 @@ numbers x 2 FLOPs x 3 GHz, and the bandwidth of two channels of DDR5-4800 or eig
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -77,6 +78,26 @@ def named_machine(name: str) -> NamedMachine:
             fix=nearest(name, MACHINES) or "leave out --on to measure on this machine",
         )
     return MACHINES[name]
+
+
+_NAMES = {
+    "h100": r"H100(?!.*PCIe)(?!.*NVL)",
+    "h200": r"H200(?!.*NVL)",
+    "a100-40": r"A100.*40GB",
+    "a100-80": r"A100.*80GB",
+    "l40s": r"L40S",
+    "l4": r"L4",
+    "rtx-4090": r"RTX 4090(?! D| Laptop)",
+    "rtx-3090": r"RTX 3090(?! Ti)",
+    "t4": r"T4",
+}
+"""how drivers call them; variants with other peaks are left out"""
+
+
+def machine_of(device_name: str) -> NamedMachine | None:
+    """The machine that a GPU's driver calls by this name; None for one whose data sheet is not here."""
+    found = (name for name, pattern in _NAMES.items() if re.search(rf"\b{pattern}\b", device_name))
+    return next((MACHINES[name] for name in found), None)
 
 
 def seconds(work: Iterable[Work], machine: NamedMachine) -> float:

@@ -20,7 +20,7 @@ from foundation.codes.spec import CodeSpec
 from foundation.images.config import Preprocess
 from foundation.images.sources import ImageSource
 from foundation.randomness import derive_seed, permutation
-from pipeline.encoding.encoder import full_precision
+from foundation.training.arithmetic import arithmetic
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.losses.vgg16 import RANDOM
@@ -106,7 +106,7 @@ def measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpee
         several = training.adversarial.weight > 0 and starts > 0
         before = _step_seconds(lambda n: step(n, 0), n_examples, most, accelerator) if several else seconds
         images = _noise(preprocess, min(_SCORED, most), accelerator)
-        with full_precision(accelerator.device), torch.no_grad():
+        with arithmetic(accelerator.device), torch.no_grad():
             exported = task.exported()
             codes = exported.encode(images)
             encode = _mean(lambda: exported.encode(images), accelerator) / len(images)

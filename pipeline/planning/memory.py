@@ -63,6 +63,12 @@ class StepMemory:
         """Bytes of all tensors when most of them existed."""
         return sum(self.at_peak.values())
 
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint: weights, moments and average."""
+        moments, average = (self.at_peak.get(name, 0) for name in ("moments", "average"))
+        return moments * 3 // 2 + average
+
 
 def step_memory(
     recipe: Recipe,

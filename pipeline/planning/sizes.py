@@ -75,7 +75,7 @@ class TokenizerSizes:
 def choose_tokenizer(
     budget_flops: float,
     counts: Counts,
-    mode: str,
+    n_channels: int,
     side: int | None,
     *,
     fixed: bool = False,
@@ -86,7 +86,7 @@ def choose_tokenizer(
     Args:
         budget_flops: of its whole training.
         counts: of the pictures.
-        mode: RGB or L.
+        n_channels: of an image.
         side: of the pictures, the shorter one in pixels, as they usually are; None sets no limit.
         fixed: whether ``side`` is the resolution, a multiple of 8.
         most_flops: of encoder and decoder for one image.
@@ -95,13 +95,13 @@ def choose_tokenizer(
     if fixed and side is not None:
         rungs = [(side, *rungs[-1][1:])]
     growth = math.sqrt(budget_flops / _AT_FLOPS)
-    best = next(_tokenizers(rungs[0], counts, mode, budget_flops))
+    best = next(_tokenizers(rungs[0], counts, n_channels, budget_flops))
     for rung in rungs:
-        narrowest = next(_tokenizers(rung, counts, mode, budget_flops))
+        narrowest = next(_tokenizers(rung, counts, n_channels, budget_flops))
         if budget_flops < 3 * narrowest.flops * _SEEN_AT_LEAST * growth or narrowest.flops > most_flops:
             break
         best = narrowest
-        for wider in _tokenizers(rung, counts, mode, budget_flops):
+        for wider in _tokenizers(rung, counts, n_channels, budget_flops):
             if budget_flops < 3 * wider.flops * _SEEN * growth or wider.flops > most_flops:
                 break
             best = wider
@@ -109,7 +109,7 @@ def choose_tokenizer(
 
 
 def _tokenizers(
-    rung: tuple[int, int, tuple[int, ...]], counts: Counts, mode: str, budget_flops: float
+    rung: tuple[int, int, tuple[int, ...]], counts: Counts, n_channels: int, budget_flops: float
 ) -> Iterator[TokenizerSizes]:
     """Tokenizers of one resolution, the narrowest first."""
     side, patch_size, multipliers = rung
@@ -125,7 +125,7 @@ def _tokenizers(
             middle_attention=False,
         )
         model = TokenizerConfig(networks=networks, latent_channels=64, quantizer=quantizer)
-        yield TokenizerSizes(side, model, tokenizer_flops(model, mode, side))
+        yield TokenizerSizes(side, model, tokenizer_flops(model, n_channels, side))
 
 
 def _codebook_size(n_latents: int, budget_flops: float) -> int:
@@ -172,9 +172,9 @@ def dropout_for(n_passes: float) -> float:
 
 
 @functools.cache
-def tokenizer_flops(model: TokenizerConfig, mode: str, side: int) -> float:
+def tokenizer_flops(model: TokenizerConfig, n_channels: int, side: int) -> float:
     """FLOPs of encoder and decoder for one image."""
-    preprocess = Preprocess(height=side, width=side, mode=mode)  # type: ignore[arg-type]
+    preprocess = Preprocess(height=side, width=side, mode="channels", channels=n_channels)
     tokenizer, grid = TokenizerModel(model, preprocess), side // model.stride
     images, latents = (
         torch.zeros(1, preprocess.n_channels, side, side),

@@ -89,6 +89,8 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
 def stays_in_memory(recipe: Recipe, counts: Counts) -> bool:
     """Whether the training images are decoded once, and then kept."""
     size = recipe.data.preprocess
+    if recipe.tokenizer.training.augment.crop != "center":  # such a crop needs the original
+        return False
     return counts.train * size.height * size.width * size.n_channels <= recipe.data.cache_mib << 20
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from foundation.codes.spec import CodeSpec
-from foundation.images.preprocess import image_grid, to_uint8, to_unit_range
+from foundation.images.preprocess import image_grid, to_unit_range
+from foundation.images.preview import Preview
 from foundation.randomness import derive_seed
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
@@ -86,7 +87,7 @@ def _completion(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     kept = kept_pixels(pixels, below_rows(0.5, _spec_of(generator, pixels)).numpy())
     guessed = ", of the class that it makes the likeliest" if generator.labels else ""
     caption = f"Validation images; the half that is given, which alone is encoded; three completions{guessed}."
-    return _rows(pixels, kept, output.images), caption
+    return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
 
 
 def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
@@ -97,14 +98,15 @@ def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, best_of=4, output_type="pt")
     kept = kept_pixels(pixels, pixel_mask(mask_HW, spec).numpy())
     caption = "Validation images; what is kept of them; three samples of the middle, each the best of four."
-    return _rows(pixels, kept, output.images), caption
+    return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
 
 
 def _variations(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     varied = [generator.vary(images, share, num_images=2, seed=seed, output_type="pt").images for share in _SHARES]
     each_BRCYX = torch.cat([part.unflatten(0, (len(pixels), 2)) for part in varied], 1)
     shares = ", ".join(f"{share:.1%}" for share in _SHARES)
-    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), f"Validation images; two samples of {shares} of their codes."
+    rows = _rows(generator.tokenizer.preview, pixels, None, each_BRCYX.flatten(0, 1))
+    return rows, f"Validation images; two samples of {shares} of their codes."
 
 
 def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
@@ -116,7 +118,7 @@ def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor
     caption = (
         f"Validation images; the 75% of their codes that fit another class worst, sampled again: {', '.join(classes)}."
     )
-    return _rows(pixels, None, each_BRCYX.flatten(0, 1)), caption
+    return _rows(generator.tokenizer.preview, pixels, None, each_BRCYX.flatten(0, 1)), caption
 
 
 def _spec_of(generator: ImageGenerator, pixels_BYXC: np.ndarray) -> CodeSpec:
@@ -124,10 +126,13 @@ def _spec_of(generator: ImageGenerator, pixels_BYXC: np.ndarray) -> CodeSpec:
     return generator.spec.of_grid(generator.shapes.index(pixels_BYXC.shape[1:3]))
 
 
-def _rows(pixels_BYXC: np.ndarray, kept_BYXC: np.ndarray | None, results: torch.Tensor) -> Image.Image:
+def _rows(
+    preview: Preview, pixels_BYXC: np.ndarray, kept_BYXC: np.ndarray | None, results: torch.Tensor
+) -> Image.Image:
     """A row for each image: itself, what is kept, its results, which are (B * R, C, Y, X)."""
-    results_BRYXC = to_uint8(results).reshape(len(pixels_BYXC), -1, *pixels_BYXC.shape[1:])
-    given = [each[:, None] for each in (pixels_BYXC, kept_BYXC) if each is not None]
+    given = [preview(each)[:, None] for each in (pixels_BYXC, kept_BYXC) if each is not None]
+    shape = given[0].shape[2:]
+    results_BRYXC = preview.of_images(results).reshape(len(pixels_BYXC), -1, *shape)
     rows_BRYXC = np.concatenate([*given, results_BRYXC], 1)
     scale = max(1, 48 // max(pixels_BYXC.shape[1:3]))
-    return image_grid(rows_BRYXC.reshape(-1, *pixels_BYXC.shape[1:]), rows_BRYXC.shape[1], scale=scale)
+    return image_grid(rows_BRYXC.reshape(-1, *shape), rows_BRYXC.shape[1], scale=scale)

@@ -195,7 +195,7 @@ def _figures_table(
     smaller = ""
     if spec.knows_images:
         values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
-        smaller = f"; {values * 8 / bits:,.1f}x smaller than pixels"
+        smaller = f"; {values * spec.preprocess.bits / bits:,.1f}x smaller than pixels"
     rows = [
         *(_reconstruction_rows(tokenizer) if tokenizer else []),  # a finished tokenizer was not trained here
         ("Codes in use, validation", f"{total.share_used:.1%} of {n_entries:,}"),

@@ -34,6 +34,8 @@ from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe
 
 Split = Literal["validation", "train"]
+_GONE = "belongs to the run and is no longer there"
+_RESIZED = "has another size in bytes than when it was listed"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def open_run_sources(folder: RunFolder, recipe: Recipe) -> RunSources:
         CheckpointError: see ``run_listing``.
     """
     listing = run_listing(folder)
-    train, validation = open_sources(recipe.data.source, recipe.data.max_megapixels * 10**6)
+    data = recipe.data
+    train, validation = open_sources(
+        data.source, data.max_megapixels * 10**6, data.remote_cache_gib, arrays=not data.preprocess.is_plain
+    )
     given = {"train": train, "validation": validation}
     if listing is None:
         known = Listing.load(folder.tokenizer_listing).known() if folder.tokenizer_listing.is_file() else None
@@ -146,13 +151,12 @@ def listed_sources(listing: Listing, given: Mapping[str, ImageSource | None]) ->
 
 def known_sources(listing: Listing, data: DataConfig) -> dict[str, ImageSource]:
     """The splits of a listing that was just compared with what is there: a folder is not listed again."""
-    source, max_pixels = data.source, data.max_megapixels * 10**6
+    source, max_pixels, arrays = data.source, data.max_megapixels * 10**6, not data.preprocess.is_plain
     if not isinstance(source, FolderData) or not all(map(is_a_path, itertools.chain(*listing.ids()))):
-        return listed_sources(
-            listing, dict(zip(("train", "validation"), open_sources(source, max_pixels), strict=True))
-        )
+        given = open_sources(source, max_pixels, data.remote_cache_gib, arrays=arrays)
+        return listed_sources(listing, dict(zip(("train", "validation"), given, strict=True)))
     paths = {"train": source.path, "validation": source.validation_path or source.path}
-    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels}
+    how: dict[str, Any] = {"follow_links": source.follow_links, "max_pixels": max_pixels, "arrays": arrays}
     there: dict[str, ImageSource] = {
         name: FolderFiles(Path(expand(paths[name], "data.source")), each.ids, each.labels, listing.class_names, **how)
         for name, each in listing.splits.items()
@@ -205,25 +209,29 @@ def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]
     return dataclasses.replace(opened, listing=listing, splits=listed_sources(listing, opened.given)), listing
 
 
-def training_images(recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit) -> dict[str, ImageSet]:
+def training_images(
+    recipe: Recipe, sources: Mapping[str, ImageSource], failed: FailuresBySplit, since: Changes | None = None
+) -> dict[str, ImageSet]:
     """Training and validation images of stage 1.
 
     Args:
         recipe: of the run.
         sources: the splits of its listing.
         failed: images that are known to be unusable.
+        since: what differs from the listing, as far as it is known.
 
     Raises:
         DataError: too many are unusable.
     """
+    lost = {} if since is None else {name: Failure(name, _GONE, "vanished") for name in since.gone}
+    lost |= {} if since is None else {name: Failure(name, _RESIZED, "changed") for name in since.resized}
     augment = {"train": recipe.tokenizer.training.augment}
     images = {}
     for name, source in sources.items():
         source = source.without_copies() if isinstance(source, ListedSource) else source
         images[name] = image_set(source, recipe.data, augment=augment.get(name), seed=recipe.seed)
-        gone = source.gone() if isinstance(source, ListedSource) else ()
-        vanished = [Failure(each, "belongs to the run and is no longer there", "vanished") for each in gone]
-        images[name].add_failures([*failed.get(name, {}).values(), *vanished])
+        here = [lost[each] for each in source.ids if each in lost] if lost else []
+        images[name].add_failures([*failed.get(name, {}).values(), *here])
     return images
 
 

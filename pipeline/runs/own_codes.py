@@ -14,6 +14,7 @@ from foundation.errors import ConfigError, TesseraError
 from foundation.images.config import DataConfig
 from foundation.images.image_set import ImageSet
 from foundation.paths import expand
+from foundation.training.heartbeat import wait_for_everyone
 from pipeline.encoding.own_codes import CodesImport, inner_tokenizer, require_own, require_unchanged
 from pipeline.runs.encode import ExportJob
 from pipeline.runs.folder import RunFolder
@@ -124,7 +125,7 @@ class CodesRun(Run):
                 self.accelerator.print(f"codes: {note}", flush=True)
             if self.job.tokenizer is None:
                 self.accelerator.print("codes: no tokenizer is known, so samples are codes, not pictures", flush=True)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         return True
 
     def train_prior(self) -> None:

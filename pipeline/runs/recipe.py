@@ -36,6 +36,9 @@ from stage2_prior.decoding.sampling import SamplingConfig
 
 _CADENCE = {
     "cache_mib",
+    "remote_cache_gib",
+    "shuffle_window",  # what it amounts to is in the identity, see ImageSet.order_settings
+    "streaming",
     "max_failed_share",
     "evaluate_every",
     "checkpoint_every",
@@ -137,12 +140,16 @@ class Machine:
     """auto, cpu, cuda, cuda:1, mps, ...; auto takes an accelerator if there is one, and the run says which"""
     tokens: TokenAccess = field(default_factory=TokenAccess)
     """how token datasets are read: in memory, or from the disk where they are larger"""
+    workers: int | None = added_later(None)
+    """processes that read and decode the images of each training process; 0 reads in threads; null takes one for each
+    core that a training process may use, and 0 where pixels are in memory or there is one core"""
     track: TrackerName | None = added_later(None)
     """show metrics and pictures of the training in tensorboard, wandb or trackio too; null shows them nowhere else"""
 
     def __post_init__(self) -> None:
         sound = isinstance(self.device, str) and re.fullmatch(r"[a-z]+(:[0-9]+)?", self.device) is not None
         require(sound, "device", self.device, "auto, cpu, cuda, cuda:1, mps ...")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more processes, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

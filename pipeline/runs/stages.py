@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,17 +21,20 @@ from foundation.config import digest, require, to_dict
 from foundation.errors import CheckpointError, ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
-from foundation.images.listing import Listing
+from foundation.images.listing import Changes, Listing
+from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
+from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
+from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, stacked, to_output_type
+from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -58,7 +62,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from accelerate import Accelerator
     from PIL import Image
@@ -74,6 +78,9 @@ _COLUMNS = 8
 """pictures in a row of a preview"""
 
 
+WorkOf = Callable[[Recipe, Literal["tokenizer", "prior"], torch.device, CodeSpec | None], ModelWork | None]
+
+
 @dataclass
 class Run:
     """Execution of a recipe in its folder."""
@@ -84,6 +91,8 @@ class Run:
     """opens the rFID of evaluations in training; None measures none"""
     reading_seconds: float = 0.0
     """that listing the images took"""
+    work_of: WorkOf = lambda recipe, stage, device, spec: None
+    """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
     def start(self) -> None:
@@ -121,7 +130,7 @@ class Run:
         """Write a recipe into the folder that has changed in a part that has not begun."""
         if self.accelerator.is_main_process:
             self.folder.claim(self.recipe)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     def _claim(self, begin: Extend | None = None) -> None:
         """Resolve the recipe's precision, or take what the run has chosen, and write the recipe into the folder."""
@@ -133,7 +142,7 @@ class Run:
             for sentence in choices:
                 accelerator.print(f"precision of {sentence}", flush=True)
             self.folder.claim(self.recipe, begin)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         self.recipe = adopt_precision(self.recipe, self.folder.load_recipe())
 
     def release(self) -> None:
@@ -157,14 +166,15 @@ class Run:
         """Training and validation images. The first process lists them; the others read its list."""
         began = time.perf_counter()
         sources: Mapping[str, ImageSource] = {}
+        since: Changes | None = None
         if self.accelerator.is_main_process:
             opened, listing = list_images(self.folder, self.recipe)
-            sources = opened.splits
+            sources, since = opened.splits, opened.changes
             self._say_found(listing.inventory, opened.changes.sentence())
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         if not sources:
             sources = known_sources(Listing.load(self.folder.listing), self.recipe.data)
-        images = training_images(self.recipe, sources, failed_images(self.folder))
+        images = training_images(self.recipe, sources, failed_images(self.folder), since)
         self.reading_seconds = time.perf_counter() - began
         return images
 
@@ -205,7 +215,7 @@ class Run:
             if accelerator.is_main_process:
                 adopt_listing(Path(stage.pretrained), self.folder)
                 adopt_tokenizer(Path(stage.pretrained), self.folder.tokenizer, stage.model, recipe.data.preprocess)
-            accelerator.wait_for_everyone()
+            wait_for_everyone(accelerator)
             return
         torch.manual_seed(derive_seed(recipe.seed, "tokenizer weights"))
         model = TokenizerModel(stage.model, recipe.data.preprocess)
@@ -215,11 +225,14 @@ class Run:
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))
+        if not model.preprocess.is_plain:
+            model.stretch = find_stretch(self._canary_images(), model.preprocess)
         how: dict[str, Any] = {"seed": recipe.seed, "frozen": stage.freeze, "is_new": start is None}
         how["distance"] = self._rfid(len(images["validation"]))
         task = TokenizerTask(model, stage.training, objective, images["validation"], accelerator, **how)
         identity = {"data": digest(determining(recipe.data)), **identities(Listing.load(self.folder.listing))}
         how = {"seed": recipe.seed, "health": task.health, "at_rest": self.failed.publish}
+        how["workers"] = recipe.machine.workers
         self._fit("tokenizer", task, images["train"], identity, start, **how)
         n_samples = stage.training.fit.steps * stage.training.fit.batch_size
         accelerator.print(f"images: {self.failed.account(n_samples)}")
@@ -240,7 +253,7 @@ class Run:
 
     def _fit(
         self,
-        stage: str,
+        stage: Literal["tokenizer", "prior"],
         task: TokenizerTask | PriorTask,
         examples: Examples,
         identity: dict[str, str],
@@ -253,13 +266,15 @@ class Run:
             if self.accelerator.is_main_process:
                 keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
-        config = recipe.training.fit
+        config, order = recipe.training.fit, getattr(examples, "order_settings", ())
 
         def identify(n_steps: int) -> dict[str, str]:
             of_stage = determining(recipe)
             of_stage["training"]["fit"]["steps"] = n_steps
             of_stage.pop("start_from", None)  # which weights they are counts, not where
-            return {"seed": digest([self.recipe.seed, ORDER_VERSION]), stage: digest(of_stage), **identity}
+            seed = {"seed": digest([self.recipe.seed, ORDER_VERSION, *order])}
+            window = {"the order of images (data.shuffle_window)": digest(order)} if order else {}
+            return {**seed, **window, stage: digest(of_stage), **identity}
 
         fit(
             task,
@@ -271,6 +286,7 @@ class Run:
             previews=self.folder.previews(stage),
             identity=identify,
             optims=task.rates,
+            work=self.work_of(self.recipe, stage, self.accelerator.device, getattr(task.model, "spec", None)),
             **settings,
         )
 
@@ -284,7 +300,7 @@ class Run:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
             extend.publish(self.folder, stage, save, self.accelerator.print)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
 
     def _save_tokenizer(self, tokenizer: TokenizerModel, temporary: Path) -> None:
@@ -314,7 +330,7 @@ class Run:
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
-        accelerator.wait_for_everyone()
+        wait_for_everyone(accelerator)
         return finished
 
     def train_prior(self) -> None:
@@ -333,7 +349,7 @@ class Run:
             counts = tuple(read_manifest(self.folder.codes)["splits"]["train"].get("grids", ()))
             how: dict[str, Any] = {"has_tokenizer": self._has_tokenizer, "grid_counts": counts}
             write_recipe_index(self.folder.root, sampling, dropout, **how)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator)
 
     @property
     def _has_tokenizer(self) -> bool:
@@ -405,14 +421,18 @@ class Run:
         else:
             labels, per_label = None, config.unconditional_images
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        how: dict[str, Any] = {"seed": seed, "output_type": "pil" if self._has_tokenizer else "latent"}
-        outputs = [generator(labels, per_label, aspect=grid, **how) for grid in range(len(generator.shapes))]
-        several, n_columns = len(outputs) > 1, per_label if n_classes else max(1, round(per_label**0.5))
+        kind: Any = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
+        n_shapes = len(generator.shapes)
+        outputs = [generator(labels, per_label, aspect=i, seed=seed, output_type=kind) for i in range(n_shapes)]
         pictures = [
-            each.images if self._has_tokenizer else code_maps(each.codes, generator.spec.of_grid(grid))
+            pictures_of(each.images, generator.tokenizer.preview)
+            if self._has_tokenizer
+            else code_maps(each.codes, generator.spec.of_grid(grid))
             for grid, each in enumerate(outputs)
         ]
+        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
         picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
+        several = n_shapes > 1
         codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
 
         def fill(temporary: Path) -> None:
@@ -434,5 +454,6 @@ def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel |
     if tokenizer is None:
         pictures = code_maps(codes, spec)
     else:  # one by one: a decoder's memory grows with the images that it decodes at once
-        pictures = [image for each in codes for image in to_output_type(tokenizer.decode(each[None]), "pil")]
+        decoded = (tokenizer.decode(each[None]) for each in codes)
+        pictures = [image for each in decoded for image in pictures_of(each, tokenizer.preview)]
     return grid_image(pictures, min(_COLUMNS, len(pictures)))

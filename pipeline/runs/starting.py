@@ -90,7 +90,8 @@ def start_tokenizer(model: TokenizerModel, start: Start) -> Start:
     source = TokenizerModel.load(start.source)
     rows = differences(source.config, model.config)
     if source.preprocess.n_channels != model.preprocess.n_channels:
-        rows.append(("data.preprocess.mode", source.preprocess.mode, model.preprocess.mode))
+        before, now = (f"{each.mode}, {each.n_channels} channels" for each in (source.preprocess, model.preprocess))
+        rows.append(("data.preprocess.mode", before, now))
     for name, expected, found in rows:
         what, fix = "is not that of the tokenizer to start from", "leave it out: it is taken from there"
         field = name if name.startswith("data.") else f"tokenizer.model.{name}"
@@ -133,7 +134,7 @@ def bind_codes(model: TokenizerModel, stage: TokenizerStage, start: Start, pixel
         model: trained.
         stage: how.
         start: what it started from.
-        pixels_BYXC: images to compare the codes of, uint8.
+        pixels_BYXC: images to compare the codes of, uint8 or uint16.
 
     Raises:
         ContractError: a frozen part has changed, or a code of these images.

@@ -20,6 +20,7 @@ from foundation.errors import DataError
 from foundation.randomness import derive_seed
 from foundation.training.config import Precision
 from foundation.training.learner import Learner, micro_batches
+from foundation.training.optim import known_skipped, undone_unless
 from foundation.training.parallel import all_reduce_mean
 from stage1_tokenizer.losses.config import AdversarialConfig
 from stage1_tokenizer.losses.discriminator import PatchDiscriminator, require_patches
@@ -144,11 +145,13 @@ class Adversary:
         reconstructions_BCYX: torch.Tensor,
         step: int,
         micro_batch_size: int | None = None,
+        offered: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | float]:
         """One step of the discriminator on (B, C, Y, X) images and their reconstructions, which are detached here.
 
         The loss is a mean over images, whose logits do not depend on each other: passes of ``micro_batch_size`` images
-        and as many reconstructions change it by rounding only.
+        and as many reconstructions change it by rounding only. Where ``offered``, a boolean on the device, turns out
+        false, nothing changes.
 
         Returns:
             Metrics; none before ``start_step``.
@@ -164,15 +167,17 @@ class Adversary:
         self.learner.wrapped.train()
         columns = (micro_batches(each, micro_batch_size) for each in (images_BCYX, reconstructions_BCYX))
         parts, seen = list(zip(*columns, strict=True)), []
-        for i, part in enumerate(parts):
-            with self.learner.accumulating(last=i == len(parts) - 1):
-                seen.append(self._backward(*part, share=len(part[0]) / len(images_BCYX)))
-            self.learner.wrapped.eval()  # spectral normalisation moves once in a step
+        with undone_unless(offered, self.learner.model.buffers()):
+            for i, part in enumerate(parts):
+                with self.learner.accumulating(last=i == len(parts) - 1):
+                    seen.append(self._backward(*part, share=len(part[0]) / len(images_BCYX)))
+                self.learner.wrapped.eval()  # spectral normalisation moves once in a step
         real, fake = (torch.cat(each) for each in zip(*seen, strict=True))
         loss, metrics = self._loss(real, fake)
-        update = self.learner.take_step(loss, step - self.config.start_step)
-        if update.taken:
-            self._follow(real, fake)
+        update = self.learner.take_step(loss, step - self.config.start_step, offered)
+        if not known_skipped(update.taken):
+            with undone_unless(update.taken, [self.mean_logits]):
+                self._follow(real, fake)
         names = ("gradient_norm", "learning_rate", "skipped_steps")
         return {**metrics, **{f"discriminator_{name}": update.metrics[name] for name in names}}
 

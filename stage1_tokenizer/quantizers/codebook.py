@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from foundation.hardware import send
+
 CPU_BLOCK = 1 << 20
 """Scores computed at a time on a CPU: 4 MiB of float32 stay in its cache."""
 GPU_BLOCK = 1 << 26
@@ -84,10 +86,10 @@ def draw_vectors(vectors_ND: torch.Tensor, n: int, generator: torch.Generator) -
     Beyond that each repetition gets a little noise: of two equal codes the second would never be chosen.
     """
     picks = [torch.randperm(len(vectors_ND), generator=generator) for _ in range(-(-n // len(vectors_ND)))]
-    chosen_ND = vectors_ND[torch.cat(picks)[:n].to(vectors_ND.device)]
+    chosen_ND = vectors_ND[send(torch.cat(picks)[:n], vectors_ND.device)]
     if n > len(vectors_ND):
         repeated_ND = chosen_ND[len(vectors_ND) :]
-        noise = torch.randn(repeated_ND.shape, generator=generator).to(chosen_ND.device)
+        noise = send(torch.randn(repeated_ND.shape, generator=generator), chosen_ND.device)
         repeated_ND += 0.01 * vectors_ND.std(0, correction=0).clamp_min(1e-6) * noise
     return chosen_ND
 

@@ -18,66 +18,42 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model
 from support.tiny_run import TINY
+from support.training_steps import (
+    GAN,
+    PERCEPTUAL,
+    PRIORS,
+    STEPS,
+    TOKENIZERS,
+    TRAININGS,
+    device_of_training,
+    images,
+    loop_waits,
+    prior_step,
+    tokenizer,
+    tokenizer_step,
+    tokenizer_task,
+)
 from torch import nn
 
 from foundation.codes.spec import CodeLevel
-from foundation.config import from_dict
-from foundation.images.config import Preprocess
+from foundation.errors import TrainingError
+from foundation.training.checkpoints import named_tensors
 from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.commands.runs import start_run
-from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.networks.blocks import fast_layout
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
-from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.tokenizer import TokenizerModel
-from stage1_tokenizer.train import TokenizerTask
-from stage2_prior.config import PriorTraining
 from stage2_prior.decoding.decode import engine_for, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorLoss, PriorTask
+from stage2_prior.train import PriorLoss
 
 FAR = "TESSERA_TEST_FAR_DEVICE" in os.environ
 if FAR:  # before autograd begins, which asks once what devices there are
     from support.far_device import far_device
 
 pytestmark = [] if FAR else [pytest.mark.gpu]
-PREPROCESS = Preprocess(height=16, width=24)
-SIZES = {"base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "latent_channels": 8, "norm_groups": 4}
-TOKENIZERS = {
-    "fsq": {"quantizer": {"type": "fsq", "levels": [4, 4, 3], "evenness": 0.1}},
-    "ema": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "revive_every": 3}},
-    "gradient": {
-        "quantizer": {
-            "type": "vq",
-            "codebook_size": 40,
-            "width": 4,
-            "learning": "gradient",
-            "normalize": True,
-            "entropy_weight": 0.1,
-        }
-    },
-    "rotation": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "rotation": True}},
-    "simvq": {
-        "quantizer": {
-            "type": "vq",
-            "codebook_size": 40,
-            "learning": "gradient",
-            "projection": True,
-            "revive_below": 0.0,
-        }
-    },
-    "lfq": {"quantizer": {"type": "lfq", "width": 5}},
-    "bsq": {"quantizer": {"type": "bsq", "width": 5}},
-    "residual": {"quantizer": {"type": "residual", "depth": 3, "codebook": {"codebook_size": 20, "width": 4}}},
-    "gumbel": {"quantizer": {"type": "gumbel", "codebook_size": 40}},
-    "ibq": {"quantizer": {"type": "ibq", "codebook_size": 40, "width": 4}},
-    "kl": {"quantizer": {"type": "kl", "width": 4}},
-    "two grids": {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 40, "width": 4}},
-}
 RANDOM = ("gumbel", "kl")  # draw in training, from each device's own generator
-THE_ONE_WAIT = "foundation/training/optim.py: if bool(torch.isfinite(gradient_norm)):"
 
 
 @pytest.fixture
@@ -112,15 +88,6 @@ def assert_near(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-3)
     assert float((one - other).norm()) <= tolerance * float(other.norm())
 
 
-def tokenizer(changes: dict[str, Any]) -> TokenizerModel:
-    torch.manual_seed(0)
-    return TokenizerModel(from_dict(TokenizerConfig, {**SIZES, "attention_levels": [1], **changes}), PREPROCESS)
-
-
-def images() -> torch.Tensor:
-    return torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
 @pytest.mark.skipif(not FAR, reason="of the device that is not there")
 def test_what_lies_on_two_devices_does_not_meet(device: torch.device, crossed: Counter[str]) -> None:
     here, there = torch.arange(3.0), torch.arange(3.0, device=device)
@@ -129,6 +96,66 @@ def test_what_lies_on_two_devices_does_not_meet(device: torch.device, crossed: C
         with pytest.raises(RuntimeError, match="same device"):
             refused()
     assert sum(crossed.values()) == 2, "tolist, cpu"
+
+
+READINGS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.any()),
+    "float": lambda x: float(x[0]),
+    "int": lambda x: int(x[0]),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "into a tensor of the CPU": lambda x: torch.empty(4).copy_(x),
+    "equal": lambda x: torch.equal(x, x),
+    "allclose": lambda x: torch.allclose(x, x),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 1),
+    "bincount": lambda x: torch.bincount(x.long()),
+    "unique": lambda x: x.unique(),
+    "unique_consecutive": lambda x: torch.unique_consecutive(x),
+    "masked_select": lambda x: x.masked_select(x > 1),
+    "a mask as index": lambda x: x[x > 1],
+    "an index of the CPU": lambda x: x[torch.tensor([1, 2])],
+    "repeat_interleave": lambda x: torch.repeat_interleave(x.long()),
+    "multinomial": lambda x: torch.multinomial(x + 1, 1),
+    "eigh": lambda x: torch.linalg.eigh(torch.outer(x, x)),
+    "inv": lambda x: torch.linalg.inv(torch.outer(x, x) + torch.eye(4, device=x.device)),
+    "a slice": lambda x: x[: x.long()[2]],
+    "new_tensor": lambda x: x.new_tensor([1.0]),
+    "to the device": lambda x: torch.ones(4).to(x.device),
+    "a backward pass that reads": lambda x: _Reads.apply(x.requires_grad_()).sum().backward(),
+}
+UNREAD = {
+    "numbers": lambda x: x.add_(1).mul_(torch.tensor(2.0)),
+    "a mask for one number": lambda x: x.masked_fill(x > 1, 0.0),
+    "where": lambda x: torch.where(x > 1, x, 0),
+    "an index": lambda x: x[torch.arange(2, device=x.device)],
+    "index_add": lambda x: x.index_add(0, torch.arange(4, device=x.device), x),
+    "repeat_interleave of a known size": lambda x: torch.repeat_interleave(x.long(), output_size=6),
+    "norms of gradients": lambda x: nn.utils.clip_grad_norm_([nn.Parameter(x)], 1.0),
+}
+
+
+class _Reads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * float(gradients[0].sum())
+
+
+@pytest.mark.skipif(not FAR, reason="of the device that is not there")
+def test_each_reading_is_counted_and_nothing_else(device: torch.device, crossed: Any) -> None:
+    for name, read in [*READINGS.items(), *UNREAD.items()]:
+        x = torch.arange(4.0, device=device)
+        crossed.clear()
+        read(x)
+        assert sum(crossed.values()) == (read in READINGS.values()), (name, dict(crossed))
+    crossed.clear()
+    torch.ones(4).to(device, non_blocking=True)
+    assert not crossed and sum(crossed.sent.values()) == 1
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -145,41 +172,61 @@ def test_a_tokenizer_computes_the_same_codes_images_and_gradients(kind: str, dev
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_tokenizer_trains_the_same_and_a_step_waits_once(
-    kind: str, device: torch.device, crossed: Counter[str]
-) -> None:
-    adversarial = {
-        "weight": 0.5,
-        "start_step": 1,
-        "ramp_steps": 2,
-        "lecam_weight": 0.1,
-        "discriminator": {"n_layers": 1, "width": 8},
-    }
-    training = from_dict(
-        TokenizerTraining,
-        {
-            "fit": {"steps": 4, "batch_size": 4},
-            "adversarial": adversarial,
-            "average_decay": 0.5,
-            "perceptual": {"weight": 0.1 if kind == "fsq" else 0.0, "vgg_weights": "random"},
-        },
-    )
+def test_a_tokenizer_trains_the_same_and_no_step_waits(kind: str, device: torch.device, crossed: Counter[str]) -> None:
+    settings = {"adversarial": GAN, "average_decay": 0.5, "perceptual": PERCEPTUAL if kind == "fsq" else {}}
     losses = []
     for place in (torch.device("cpu"), device):
-        accelerator = Accelerator(cpu=True) if place.type == "cpu" or FAR else Accelerator()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Accelerator, "device", property(lambda self, place=place: place))
-            objective = Objective(training, PREPROCESS, accelerator, seed=0)
-            task = TokenizerTask(tokenizer(TOKENIZERS[kind]), training, objective, None, accelerator, seed=0)
-            batch, rows = {"images": images().to(place)}, []
-            for step in range(4):
-                crossed.clear()
-                rows.append(task.train_step(batch, step))
-        last_step = dict(crossed)
+        with device_of_training(place) as accelerator:
+            take_step = tokenizer_step(kind, settings, accelerator)
+            rows = []
+            for step in range(STEPS):
+                rows.append(take_step(step))
+                if step == 0:  # which places codebooks
+                    crossed.clear()
+        waits = dict(crossed)
         losses.append([float(row["loss_pixel"]) for row in rows])
     assert np.allclose(losses[0], losses[1], rtol=0.2 if kind in RANDOM else 1e-2)
     if FAR:
-        assert last_step == {THE_ONE_WAIT: 2}, "its own gradient's norm and the discriminator's"
+        assert waits == {}
+
+
+@pytest.mark.skipif(not FAR, reason="counts waits")
+@pytest.mark.parametrize("name", TRAININGS)
+def test_no_kind_of_training_waits_in_a_step(name: str, device: torch.device, crossed: Counter[str]) -> None:
+    with device_of_training(device) as accelerator:
+        take_step = tokenizer_step("ema", TRAININGS[name], accelerator)
+        for step in range(3):
+            take_step(step)
+            if step == 0:
+                crossed.clear()
+    assert dict(crossed) == {}
+
+
+@pytest.mark.skipif(not FAR, reason="counts waits")
+def test_the_loop_waits_at_log_lines_alone_and_once(device: torch.device, crossed: Counter[str]) -> None:
+    steps = loop_waits(device, crossed, log_every=3)
+    assert [sum(each.values()) for each in steps[1:]] == [0, 0, 1, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.skipif(not FAR, reason="of the device that is not there")
+def test_steps_that_are_not_finite_change_nothing_and_stop_the_training_at_a_log_line(device: torch.device) -> None:
+    with device_of_training(device) as accelerator:
+        task = tokenizer_task("ema", {"adversarial": {**GAN, "start_step": 0}, "average_decay": 0.5}, accelerator)
+        good, bad = images().to(device), torch.full_like(images(), torch.nan).to(device)
+        for step in range(2):
+            metrics = task.train_step({"images": good.clone()}, step)
+        task.settle({name: float(value) for name, value in metrics.items()})
+        before = {name: value.cpu().clone() for name, value in named_tensors(task.state_dict())}
+        for step in range(2, 12):
+            metrics = task.train_step({"images": bad.clone()}, step)
+        numbers = {name: float(value) for name, value in metrics.items()}
+        assert numbers["skipped_steps"] == 10 and numbers["discriminator_skipped_steps"] == 0
+        with pytest.raises(TrainingError, match="10 steps in a row"):
+            task.settle(numbers)
+        after = dict(named_tensors(task.state_dict()))
+        assert before.keys() == after.keys()
+        moved = [name for name, value in before.items() if not torch.equal(value, after[name].cpu())]
+        assert moved == []
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -197,39 +244,34 @@ def test_a_prior_computes_the_same_loss_and_gradients(levels: tuple[CodeLevel, .
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_prior_trains_the_same_and_a_step_waits_once(
-    options: dict, device: torch.device, crossed: Counter[str]
-) -> None:
-    training = from_dict(PriorTraining, {"fit": {"steps": 4, "batch_size": 3}, "z_loss": 1e-3})
+def test_a_prior_trains_the_same_and_no_step_waits(options: dict, device: torch.device, crossed: Counter[str]) -> None:
     losses = []
     for place in (torch.device("cpu"), device):
-        accelerator = Accelerator(cpu=True) if place.type == "cpu" or FAR else Accelerator()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Accelerator, "device", property(lambda self, place=place: place))
-            task = PriorTask(model(LEVELS[-1], dropout=0.0, **options), training, None, accelerator)
-            tokens, labels = (each.to(place) for each in examples(task.model))
+        with device_of_training(place) as accelerator:
+            take_step = prior_step({"z_loss": 1e-3}, accelerator, options)
             rows = []
-            for step in range(4):
-                crossed.clear()
-                rows.append(task.train_step({"tokens": tokens, "labels": labels}, step))
-        last_step = dict(crossed)
+            for step in range(STEPS):
+                rows.append(take_step(step))
+                if step == 0:
+                    crossed.clear()
+        waits = dict(crossed)
         losses.append([float(row["nll"]) for row in rows])
     assert np.allclose(losses[0], losses[1], rtol=1e-3)
     if FAR:
-        assert last_step == {THE_ONE_WAIT: 1}
+        assert waits == {}
 
 
-@pytest.mark.skipif(not FAR, reason="counts what is sent")
-def test_a_step_in_random_order_waits_once_and_sends_the_order(device: torch.device, crossed: Counter[str]) -> None:
-    order = {"until_step": 8, "zero_step": 9}
-    training = from_dict(PriorTraining, {"fit": {"steps": 10, "batch_size": 3}, "random_order": order})
-    task = PriorTask(model(LEVELS[0], target_aware=True, dropout=0.0), training, None, Accelerator(cpu=True))
-    tokens, labels = (each.to(device) for each in examples(task.model))
-    for step in range(3):
-        crossed.clear()
-        task.train_step({"tokens": tokens, "labels": labels, "positions": torch.arange(3)}, step)
-    waits = {line: n for line, n in crossed.items() if "orders_BT.to(" not in line}
-    assert waits == {THE_ONE_WAIT: 1}
+@pytest.mark.skipif(not FAR, reason="counts waits")
+@pytest.mark.parametrize("name", PRIORS)
+def test_no_kind_of_training_of_a_prior_waits_in_a_step(name: str, device: torch.device, crossed: Any) -> None:
+    with device_of_training(device) as accelerator:
+        take_step = prior_step(PRIORS[name], accelerator)
+        for step in range(3):
+            take_step(step)
+            if step == 0:
+                crossed.clear()
+    assert dict(crossed) == {}
+    assert sum(crossed.sent.values()) == (2 if name == "random order" else 0), "the orders of two steps"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import yaml
 from support.forked import start_command
 from support.other_systems import windows
 from support.tiny_run import ROOT, TINY
@@ -356,6 +357,13 @@ def test_outputs_and_devices_that_cannot_be_used_are_refused(
     line = ("reconstruct", run, str(tmp_path / "bad.png"), "--out", str(tmp_path / "out"))
     assert "none of the images" in refused(capsys, *line)
     assert "no such file or folder" in refused(capsys, "reconstruct", run, "nowhere.png")
+
+
+def test_track_is_the_recipe_s_tracker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", "--print-recipe", "--track", "trackio"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["machine"]["track"] == "trackio"
+    assert main(["run", "digits", "--print-recipe", "--track", "aim"]) != 0
+    assert "tensorboard" in capsys.readouterr().err
 
 
 def test_print_recipe_needs_no_value(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

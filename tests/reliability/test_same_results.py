@@ -8,7 +8,6 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,9 @@ from support.token_folders import token_spec
 
 from foundation.codes.shards import Shard, read_shard, write_shard
 from foundation.errors import DataError, TesseraError
-from foundation.randomness import DataOrder
 from foundation.storage.serialization import join_state, split_state, tensors_sha256
 from foundation.training.checkpoints import latest_checkpoint, save_checkpoint
-from foundation.training.config import FitConfig
-from foundation.training.fit import _batches
+from foundation.training.loading import BatchShare, read_batches
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 BATCH, STEPS = 12, 14
@@ -33,13 +30,10 @@ BATCH, STEPS = 12, 14
 
 def seen(worlds: list[tuple[int, int]]) -> list[int]:
     """Samples in the order of the global batches, for (processes, steps) one after the other."""
-    config, order, start, samples = FitConfig(steps=STEPS, batch_size=BATCH), DataOrder(25, seed=3), 0, []
+    start, samples = 0, []
     for world, n_steps in worlds:
-        ranks = [
-            SimpleNamespace(num_processes=world, process_index=rank, device=torch.device("cpu"))
-            for rank in range(world)
-        ]
-        streams = [_batches(Numbers(), order, config, rank, start) for rank in ranks]  # type: ignore[arg-type]
+        shares = [BatchShare(BATCH, rank, world) for rank in range(world)]
+        streams = [read_batches(Numbers(), each, seed=3, start=start, end=STEPS) for each in shares]
         for _ in range(n_steps):
             samples += [each for stream in streams for each in next(stream)["indices"].tolist()]
         for stream in streams:

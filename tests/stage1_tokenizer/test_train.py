@@ -7,6 +7,7 @@ from PIL import Image
 from foundation.errors import TrainingError
 from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
+from foundation.images.preprocess import to_unit_range
 from foundation.training.config import FitConfig, OptimConfig
 from stage1_tokenizer.config import TokenizerConfig, TokenizerTraining
 from stage1_tokenizer.networks.config import VQGANNetworks
@@ -80,7 +81,7 @@ def test_a_skipped_step_leaves_nothing_behind_for_the_next_update() -> None:
     learner, images = task(VQConfig(codebook_size=16, width=4))
     batch = images.batch(np.arange(32), np.zeros(32, int))
     learner.train_step(batch, 0)
-    spoilt = {"images": batch["images"].clone()}
+    spoilt = {"images": to_unit_range(batch["images"])}
     spoilt["images"][0, 0, 0, 0] = torch.nan
     learner.train_step(spoilt, 1)
     quantizer = learner.model.quantizers[0]
@@ -94,7 +95,7 @@ def test_a_first_batch_that_is_not_finite_places_nothing_and_is_named(quantizer:
     learner, images = task(quantizer)
     batch = images.batch(np.arange(32), np.zeros(32, int))
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    spoilt = {"images": batch["images"].clone()}
+    spoilt = {"images": to_unit_range(batch["images"])}
     spoilt["images"][0, 0, 0, :2] = torch.nan
     with pytest.raises(TrainingError, match=r"images: .*not finite(.|\n)*found: +2 of them"):
         learner.train_step(spoilt, 0)
@@ -114,7 +115,7 @@ def test_the_adaptive_weight_is_taken_at_the_decoders_last_layer() -> None:
             seen.append(last_layer)
             return (reconstructions - images).square().mean(), {}
 
-        def train_adversary(self, images, reconstructions, step):
+        def train_adversary(self, images, reconstructions, step, offered):
             return {}
 
     learner.objective = Objective()
@@ -128,8 +129,9 @@ def test_a_nan_in_an_image_changes_nothing_and_is_counted() -> None:
     learner.train_step(batch, 0)
     model = {name: value.clone() for name, value in learner.model.state_dict().items()}
     average = {name: value.clone() for name, value in learner.exported().state_dict().items()}
-    batch["images"][3, 0, 2, 2] = torch.nan
-    metrics = learner.train_step(batch, 1)
+    spoilt = to_unit_range(batch["images"])
+    spoilt[3, 0, 2, 2] = torch.nan
+    metrics = learner.train_step({"images": spoilt}, 1)
     assert metrics["skipped_steps"] == 1
     assert all(torch.equal(value, model[name]) for name, value in learner.model.state_dict().items())
     assert all(torch.equal(value, average[name]) for name, value in learner.exported().state_dict().items())

@@ -124,6 +124,16 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names() -> None:
     assert task.state_dict()["model"].keys() == tiny_task(Accelerator(cpu=True)).state_dict()["model"].keys()
 
 
+def test_without_a_compiler_a_training_says_so_and_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain = gradients()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    uncompiled = gradients(compile=True)
+    assert torch.equal(plain[1], uncompiled[1])
+    assert "prior: not compiled" in (said := capsys.readouterr().err) and "no-such-compiler" in said
+
+
 def test_wrong_options_are_refused_before_anything_runs() -> None:
     order = RandomOrder(until_step=1, zero_step=2)
     blind = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), tiny_task(Accelerator(cpu=True)).model.spec)

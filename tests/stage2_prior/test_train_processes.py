@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train
 
 from foundation.errors import TrainingError
+from foundation.training import learner, optim
 from foundation.training.parallel import is_sharded, local_shard
 from stage2_prior.prior import PriorModel
 
@@ -104,6 +105,60 @@ def _seen_by_two(folder: Path) -> dict[int, np.ndarray]:
     return {
         step: np.concatenate([np.load(folder / f"seen-{step:02d}-{rank}.npy") for rank in (0, 1)]) for step in steps
     }
+
+
+def _bf16(folder: Path, stop_at: int | None) -> None:
+    """In bf16, with dropout, to the end or up to a step."""
+    accelerator = processes()
+    task = tiny_task(accelerator, stop_at=stop_at, precision="bf16", **EVERYTHING)
+    gathered = []
+    inside = task.model.blocks[0].attention
+    inside.register_forward_hook(lambda module, *_: gathered.append(next(module.parameters()).dtype))
+    train(folder, task, accelerator)
+    assert set(gathered) == {torch.bfloat16}
+    assert all(local_shard(each).dtype == torch.float32 for each in task.model.parameters())
+
+
+def test_in_bf16_blocks_are_gathered_in_bf16_and_train_like_one_process_and_resume_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, whole, parts = (tmp_path / name for name in ("alone", "whole", "parts"))
+    accelerator = Accelerator(cpu=True)
+    train(alone, tiny_task(accelerator, precision="bf16", **EVERYTHING), accelerator)
+    for folder, stop_at in ((whole, None), (parts, 7), (parts, None)):
+        launch(monkeypatch, "fsdp2", _bf16, folder, stop_at)
+    assert column(whole, "loss") == pytest.approx(column(alone, "loss"), rel=5e-3)
+    assert rows(parts) == rows(whole)
+
+
+def _decided_on_the_device(folder: Path) -> None:
+    """As on a GPU: steps 1 and 3 to 12 are spoilt on process 1 only, and nobody reads whether they were taken."""
+    optim.reads_freely = learner.reads_freely = lambda device: False
+    accelerator = processes()
+    task = tiny_task(accelerator, **EVERYTHING)
+    rank, spoilt = accelerator.process_index, [False]
+    task.model.blocks[0].register_forward_hook(lambda module, inputs, out: out * torch.nan if spoilt[0] else out)
+    generator = torch.Generator().manual_seed(rank)
+    for step in range(12):
+        tokens = torch.randint(11, (4, 6), generator=generator)
+        batch = {"tokens": tokens, "labels": torch.zeros(4, dtype=torch.int64), "positions": torch.arange(4)}
+        spoilt[0] = rank == 1 and step not in (0, 2)
+        before = _shares(task)
+        metrics = task.train_step(batch, step)
+        assert torch.equal(before, _shares(task)) == (step not in (0, 2)), (rank, step)
+    assert int(metrics["skipped_steps"]) == 10
+    with pytest.raises(TrainingError, match="10 steps in a row"):
+        task.train_step(batch, 12)
+        task.settle({"skipped_steps": 11.0})
+    (folder / f"done-{rank}").touch()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_device_skips_a_step_that_is_not_finite_on_another_process(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(monkeypatch, strategy, _decided_on_the_device, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def _nan_on_one(folder: Path) -> None:

@@ -58,6 +58,9 @@ class Regression:
         self._moment("evaluate")
         return {"score": float(next(self.exported().parameters()).sum())}
 
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        self.learner.settle(metrics["skipped_steps"])
+
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         return True
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from support.random_prior import spec
 
 from foundation.codes.spec import CodeLevel
+from foundation.training.clock import TIMINGS
 from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog, read_metrics
@@ -21,7 +22,7 @@ from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
 
 N_CLASSES, N_IMAGES, STEPS, BATCH = 3, 37, 20, 8
-TIMINGS = {"seconds", "loading_seconds", "evaluate_seconds", "tokens_per_second"}
+
 EVERYTHING: dict[str, Any] = {
     "micro_batch_size": 3,
     "checkpoint_blocks": True,

@@ -101,10 +101,10 @@ def step(trained: TokenizerTask, batch: torch.Tensor, index: int = 1) -> Step:
     for prefix, learner in learners.items():
         take = learner.take_step
 
-        def watched(loss: torch.Tensor, number: int, *, prefix: str = prefix, learner=learner, take=take) -> Update:
+        def watched(loss: torch.Tensor, *how: Any, prefix: str = prefix, learner=learner, take=take) -> Update:
             for name, each in learner.model.named_parameters():
                 found[f"{prefix}.{name}"] = torch.zeros_like(each) if each.grad is None else each.grad.clone()
-            return take(loss, number)
+            return take(loss, *how)
 
         learner.take_step = watched  # type: ignore[method-assign]
     torch.manual_seed(7)

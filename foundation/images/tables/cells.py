@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import re
 import urllib.error
@@ -18,17 +17,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes, retried
+from foundation.images.array_image import AnyImage, ArrayImage
+from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes
 from foundation.images.headers import size_of, upright_size
 from foundation.images.kinds import kind_of
-from foundation.images.preprocess import MAX_PIXELS, decode_image
+from foundation.images.preprocess import MAX_PIXELS, NPY, decode_any, read_npy
 from foundation.images.tables.pixel_numbers import image_of, white_of
+from foundation.images.tables.row_groups import RowGroupColumn
+from foundation.storage.retrying import retried
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
-_NPY = b"\x93NUMPY"
 _N_LOOKED_AT = 64
 _TIMEOUT_S = 30
 
@@ -43,22 +43,24 @@ class Cells:
         allow_download: whether web addresses are fetched.
         max_pixels: see ``decode_image``.
         white: value of white in cells of numbers; None if there are none.
+        arrays: whether cells of numbers are arrays of any channels, of which ``Preprocess`` knows what is white.
     """
 
-    column: pa.ChunkedArray
+    column: pa.ChunkedArray | RowGroupColumn
     folders_of: Callable[[int], list[Path]]
     allow_download: bool = False
     max_pixels: int = MAX_PIXELS
     white: float | None = None
+    arrays: bool = False
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int) -> AnyImage:
         """The decoded image of a row.
 
         Raises:
             BadImage: with the reason.
         """
         value = self._value(row)
-        return image_of(value, self.white) if isinstance(value, np.ndarray) else decode_image(value, self.max_pixels)
+        return self._array(value) if isinstance(value, np.ndarray) else self._decoded(value)
 
     def size(self, row: int) -> tuple[int, int]:
         """(width, height) of the upright image of a row, from its header where the cell holds a file.
@@ -67,7 +69,13 @@ class Cells:
             BadImage, OSError: it cannot be opened.
         """
         value = self._value(row)
-        return size_of(image_of(value, self.white)) if isinstance(value, np.ndarray) else upright_size(value)
+        return size_of(self._array(value)) if isinstance(value, np.ndarray) else upright_size(value)
+
+    def _array(self, values: np.ndarray) -> AnyImage:
+        return ArrayImage(values) if self.arrays else image_of(values, self.white)
+
+    def _decoded(self, data: bytes) -> AnyImage:
+        return decode_any(data, self.max_pixels, arrays=self.arrays)
 
     def _value(self, row: int) -> Any:
         """A file's bytes, or an array of numbers."""
@@ -78,7 +86,7 @@ class Cells:
                 raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
         if isinstance(value, str):
             value = self._file(value, row)
-        return _npy(value) if isinstance(value, bytes) and value.startswith(_NPY) else value
+        return read_npy(value, self.max_pixels) if isinstance(value, bytes) and value.startswith(NPY) else value
 
     def _file(self, text: str, row: int) -> bytes:
         """The file that a text is, or that it names."""
@@ -125,7 +133,7 @@ class Cells:
 
 
 def open_cells(
-    column: pa.ChunkedArray,
+    column: pa.ChunkedArray | RowGroupColumn,
     folders_of: Callable[[int], list[Path]],
     *,
     field: str,
@@ -133,11 +141,12 @@ def open_cells(
     white_value: float | None = None,
     allow_download: bool = False,
     max_pixels: int = MAX_PIXELS,
+    arrays: bool = False,
 ) -> Cells:
     """A column of images; which value is white in cells of numbers is found from some of them.
 
     Args:
-        column, folders_of, allow_download, max_pixels: see ``Cells``.
+        column, folders_of, allow_download, max_pixels, arrays: see ``Cells``.
         field: names the column's field in error messages.
         name: of the column.
         white_value: see ``DatasetData``.
@@ -148,15 +157,22 @@ def open_cells(
     if not holds_images(column.type):
         expected = "bytes, paths, web addresses, data URIs, base64, numbers, or lists of one of them"
         raise DataError("holds no images", field=field, found=f"{name}: {column.type}", expected=expected)
-    rows = sorted(
-        {round(i * (len(column) - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if len(column) else ()
-    )
-    arrays = [each for row in rows if (each := _numbers(column[row])) is not None]
-    white = white_of(arrays, white_value, name) if arrays else None
-    if white_value is not None and not arrays:
+    if arrays:
+        what = "has no effect on arrays that keep their channels and bits"
+        fix = "--data.preprocess.white_level, or value_range"
+        DataError.unless(white_value is None, what, field="data.source.white_value", found=white_value, fix=fix)
+        return Cells(column, folders_of, allow_download, max_pixels, arrays=True)
+    rows = column.samples(_N_LOOKED_AT) if isinstance(column, RowGroupColumn) else _at_equal_distances(len(column))
+    numbers = [each for row in rows if (each := _numbers(column[row])) is not None]
+    white = white_of(numbers, white_value, name) if numbers else None
+    if white_value is not None and not numbers:
         what, fix = "has no effect: the cells hold no numbers", "leave it out; see data.preprocess.white_level"
         raise DataError(what, field="data.source.white_value", found=white_value, fix=fix)
     return Cells(column, folders_of, allow_download, max_pixels, white)
+
+
+def _at_equal_distances(n: int) -> list[int]:
+    return sorted({round(i * (n - 1) / (_N_LOOKED_AT - 1)) for i in range(_N_LOOKED_AT)} if n else ())
 
 
 def holds_images(kind: pa.DataType) -> bool:
@@ -206,8 +222,8 @@ def _numbers(cell: Any) -> np.ndarray | None:
         value = content(cell)
         if isinstance(value, dict):
             value = value.get("bytes")
-        if isinstance(value, bytes) and value.startswith(_NPY):
-            value = _npy(value)
+        if isinstance(value, bytes) and value.startswith(NPY):
+            value = read_npy(value)
     except BadImage:
         return None
     return value if isinstance(value, np.ndarray) else None
@@ -228,13 +244,6 @@ def _array(values: pa.Array) -> np.ndarray:
             raise BadImage("unreadable", "the cell holds rows of different lengths", found=f"{least} to {most}")
         shape.append(most)
         values = values.flatten()
-
-
-def _npy(data: bytes) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
-    except Exception as error:  # damaged headers raise any class
-        raise BadImage("unreadable", f"is no complete .npy file: {error}") from error
 
 
 def _data_uri(text: str) -> bytes:

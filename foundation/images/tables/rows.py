@@ -23,8 +23,11 @@ from foundation.errors import DataError, nearest
 from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
 from foundation.images.tables.files import LocalFiles, absolute, cache_folder, local_files
+from foundation.images.tables.row_groups import ParquetRows
+from foundation.images.tables.streamed import open_streamed
 from foundation.images.tables.text import read_text_table
-from foundation.paths import expand
+from foundation.paths import expand, is_remote
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB, LocalFile
 
 _FIELD = "data.source.path"
 _IN_MEMORY_BYTES = 1 << 30
@@ -45,6 +48,7 @@ class Rows:
         first_rows: (len(files),) number of each file's first row.
         root: folder of local rows.
         passed_over: files of the folder of which there is no row.
+        streamed: the rows themselves, where they stay in their files; ``read`` is then for narrow columns.
     """
 
     schema: pa.Schema
@@ -55,6 +59,7 @@ class Rows:
     first_rows: np.ndarray | None = None
     root: Path | None = None
     passed_over: Sequence[Path] = ()
+    streamed: ParquetRows | None = None
 
     def folders_of(self, row: int) -> list[Path]:
         """Folders to which a path in this row may be relative: its file's, and the dataset's."""
@@ -64,27 +69,58 @@ class Rows:
         return list(dict.fromkeys(found))
 
 
-def open_rows(config: DatasetData, split: str) -> Rows:
+def open_rows(config: DatasetData, split: str, cache_gib: float = DEFAULT_CACHE_GIB) -> Rows:
     """Open a split.
+
+    Args:
+        config, split: which rows.
+        cache_gib: limit of the cache of streamed rows.
 
     Raises:
         DataError: naming the field: no such file or split, a file that is no table, files that are damaged, incomplete
             or of different columns.
     """
     path = Path(expand(config.path, "data.source.path"))
-    if path.exists():
-        DataError.unless(
-            config.revision is None, "is of the hub", field="data.source.revision", found=config.revision, fix=_NO_HUB
-        )
-        files = local_files(path, config, split)
-        return _open_files(files, config, split) if files.kind in _READERS else _open_by_library(config, split, files)
-    wrong = path.suffix and way_to_open(path)[0] != "a file"
-    if wrong or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or "\\" in config.path:
+    is_there = not is_remote(config.path) and path.exists()
+    if is_there or is_remote(config.path):
+        _require_no_hub(config)
+    elif not _may_be_of_hub(path, config.path):
         raise DataError("no such file or folder", field=_FIELD, found=config.path, fix="check the path")
-    return _open_by_library(config, split, None)
+    if config.streams:
+        return _open_streamed(config, split, cache_gib)
+    if not is_there:
+        return _open_by_library(config, split, None)
+    files = local_files(path, config, split)
+    return _open_files(files, config, split) if files.kind in _READERS else _open_by_library(config, split, files)
 
 
-_NO_HUB = "leave it out for local files"
+def _may_be_of_hub(path: Path, text: str) -> bool:
+    is_file = path.suffix and way_to_open(path)[0] != "a file"
+    return not (is_file or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text)
+
+
+def _require_no_hub(config: DatasetData) -> None:
+    """Refuse fields that act on names of the hub alone."""
+    found, fix = config.revision, "leave it out for files and addresses"
+    DataError.unless(found is None, "is of the hub", field="data.source.revision", found=found, fix=fix)
+    name = config.config_name if is_remote(config.path) else None
+    DataError.unless(name is None, "is of the hub", field="data.source.config_name", found=name, fix=fix)
+
+
+def _open_streamed(config: DatasetData, split: str, cache_gib: float) -> Rows:
+    rows, fingerprint, passed_over = open_streamed(config, split, cache_gib)
+    local = [each.path for each in rows.files if isinstance(each, LocalFile)]
+    return Rows(
+        schema=rows.schema,
+        features=_features(rows.schema),
+        read=rows.read,
+        fingerprint=fingerprint,
+        files=local,
+        first_rows=rows.first_rows if local else None,
+        root=local[0].parent if local else None,
+        passed_over=passed_over,
+        streamed=rows,
+    )
 
 
 def _open_files(files: LocalFiles, config: DatasetData, split: str) -> Rows:

@@ -7,7 +7,7 @@ from support.other_systems import windows
 
 from foundation.errors import DataError
 from foundation.images import failures
-from foundation.images.failures import BadImage, named, read_plain_file, retried
+from foundation.images.failures import BadImage, named, read_plain_file
 
 
 def refused(path: Path) -> str:
@@ -42,34 +42,6 @@ def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path, mon
     with open(tmp_path / "a", "wb") as file:
         file.truncate(failures.MAX_FILE_BYTES + 1)
     assert refused(tmp_path / "a") == "too_large"
-
-
-class Storage:
-    """Fails a few times before it delivers."""
-
-    def __init__(self, error: OSError, n: int) -> None:
-        self.error, self.n, self.calls = error, n, 0
-
-    def read(self) -> str:
-        self.calls += 1
-        if self.calls <= self.n:
-            raise self.error
-        return "data"
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), OSError(errno.ESTALE, "x"), TimeoutError("slow")])
-def test_an_error_that_may_pass_is_tried_again(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
-    assert retried(Storage(error, 3).read) == "data"
-    with pytest.raises(OSError, match=r"x|slow"):
-        retried(Storage(error, 4).read)
-
-
-def test_an_error_that_does_not_pass_is_not_tried_again() -> None:
-    storage = Storage(FileNotFoundError(errno.ENOENT, "x"), 9)
-    with pytest.raises(FileNotFoundError):
-        retried(storage.read)
-    assert storage.calls == 1
 
 
 @pytest.mark.parametrize("error", [BadImage("vanished", "is gone"), OSError(errno.EIO, "broken")])

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.image_sets import met, usable
 from support.tiny_run import ROOT
 
 from foundation.errors import DataError
-from foundation.images.config import Augment, DataConfig, DatasetData, DigitsData, FolderData, Preprocess
-from foundation.images.image_set import ImageSet, augmented, open_image_sets
+from foundation.images.config import DataConfig, DatasetData, DigitsData, FolderData, Preprocess
+from foundation.images.image_set import ImageSet, open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
 from foundation.images.sources import FolderSource
 
@@ -32,6 +33,15 @@ def test_every_value_survives_the_way_to_the_unit_range_and_back() -> None:
     images = to_unit_range(pixels)
     assert images.min() == -1 and images.max() == 1
     assert np.array_equal(to_uint8(images), pixels)
+
+
+def test_pixels_get_the_same_bits_by_numpy_and_on_a_device() -> None:
+    pixels = np.arange(256, dtype=np.uint8).repeat(6).reshape(2, 16, 16, 3)
+    by_numpy, on_device = to_unit_range(pixels), to_unit_range(torch.from_numpy(pixels))
+    assert torch.equal(by_numpy, on_device) and on_device.is_contiguous() and on_device.dtype == torch.float32
+    for wrong in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8, 2, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()):
+        with pytest.raises(DataError, match="images_BYXC"):
+            to_unit_range(wrong)
 
 
 def test_red_stays_red_and_the_top_stays_on_top() -> None:
@@ -179,20 +189,6 @@ def test_the_held_out_split_is_the_same_every_time_and_disjoint() -> None:
     assert len(train) + len(validation) == 1797 and 310 < len(validation) < 410
     assert not set(train.ids) & set(validation.ids)
     assert open_image_sets(config)[1].ids == validation.ids
-
-
-def test_augmentation_depends_on_image_and_epoch_not_on_the_batch() -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 6, 6, 1), np.uint8)
-    indices, epochs = np.arange(40), np.zeros(40, int)
-    augment = Augment(flip=True, max_shift=1)
-    whole = augmented(pixels, augment, indices, epochs, seed=1)
-    order = np.random.default_rng(1).permutation(40)
-    assert np.array_equal(augmented(pixels[order], augment, indices[order], epochs, seed=1), whole[order])
-    assert not np.array_equal(augmented(pixels, augment, indices, epochs + 1, seed=1), whole)
-    flipped = augmented(pixels, Augment(flip=True), indices, epochs, seed=1)
-    mirrored = (flipped == pixels[:, :, ::-1]).all(axis=(1, 2, 3))
-    same = (flipped == pixels).all(axis=(1, 2, 3))
-    assert (mirrored | same).all() and 8 < mirrored.sum() < 32
 
 
 def test_pixels_on_demand_equal_pixels_in_memory(mixed_folder: Path) -> None:

@@ -18,6 +18,7 @@ from foundation.images.folder import FolderSource
 from foundation.images.image_set import ImageSet, open_splits
 from foundation.images.preprocess import decode_image
 from foundation.images.sources import open_sources
+from foundation.storage import retrying
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_what_the_system_refuses_has_a_code(flat: Path, monkeypatch: pytest.Monk
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(failures.os, "open", refuse)
-    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
     with pytest.raises(BadImage) as refused:
         read_plain_file(flat / "a.png")
     assert refused.value.code == code

@@ -93,3 +93,23 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
             with pytest.raises(CheckpointError, match=r"Permission denied(.|\n)*readable for this user") as caught:
                 load_model_folder(tmp_path, "toy", ())
         assert "move" not in str(caught.value) and "again" not in str(caught.value)
+
+
+def test_the_blocks_of_a_file_are_the_bytes_of_the_library() -> None:
+    from safetensors.torch import save
+
+    from foundation.storage.serialization import _DTYPES, tensor_blocks
+
+    values = torch.tensor([0.0, 1.0, 1.0])
+    tensors = {f"é{i % 3}/{i}": values.to(kind) for i, kind in enumerate(_DTYPES)}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "turned": torch.arange(6.0).view(2, 3).t()}
+    for metadata in (None, {"format": "pt"}):
+        library = save({name: each.contiguous() for name, each in tensors.items()}, metadata)
+        assert b"".join(map(bytes, tensor_blocks(tensors, metadata))) == library
+
+
+def test_a_type_that_the_format_lacks_is_refused_by_the_name_of_the_tensor() -> None:
+    from foundation.storage.serialization import tensor_blocks
+
+    with pytest.raises(CheckpointError, match=r"a/b: cannot be saved(.|\n)*complex128"):
+        list(tensor_blocks({"a/b": torch.zeros(1, dtype=torch.complex128)}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 
 from foundation.errors import ConfigError
@@ -27,6 +28,7 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 def log_some(folder: Path, name: Any, first: int, last: int) -> None:
     """The log of steps ``first`` to ``last`` - 1, of which one in three is an evaluation."""
+    Accelerator(cpu=True)  # which every training has
     tracker = RunTracker(name, folder / "tracking", "digits", "prior", CONFIG)
     log = MetricsLog(folder / "metrics.jsonl", "prior", tracker=tracker)
     log.forget_from(first)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.tiny_export import CONFIG, content, make_images, open_tiny, tiny_export
@@ -173,7 +174,11 @@ def test_a_file_that_loses_an_image_is_not_accepted(inputs: Inputs, tmp_path: Pa
             tiny_export(*inputs, tmp_path / "codes")
 
 
-def test_the_plan_is_json_that_says_it_all(clean: Path) -> None:
+def test_the_plan_is_json_that_names_the_file_of_its_images(clean: Path) -> None:
     plan = json.loads((clean / "plan.json").read_bytes())
-    assert [each["name"] for each in plan["what"]["splits"]] == ["train", "validation"]
-    assert plan["what"]["splits"][0]["image_ids"][0] == "ant/000.png" and plan["how"]["batch_size"] == CONFIG.batch_size
+    splits = plan["what"]["splits"]
+    assert [(each["name"], each["n_images"]) for each in splits] == [("train", 20), ("validation", 20)]
+    assert plan["how"]["batch_size"] == CONFIG.batch_size
+    images = pq.read_table(clean / plan["what"]["images"])
+    assert images.column_names == ["split", "image_id", "label"] and len(images) == 40
+    assert images.slice(0, 1).to_pylist() == [{"split": "train", "image_id": "ant/000.png", "label": 0}]

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from foundation.codes.dataset import ImageViews, TokenDataset
 from foundation.errors import ConfigError, ContractError, DataError
 from foundation.images.preprocess import to_unit_range
 from foundation.images.views import TEN_CROP, VIEWS, view_pixels
+from foundation.training.arithmetic import arithmetic
 from pipeline.encoding import export as export_module
-from pipeline.encoding.encoder import LARGEST, fastest_batch_size, full_precision, near_tie_share
+from pipeline.encoding.encoder import LARGEST, fastest_batch_size, near_tie_share
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import EncodeConfig, ExportPlan, make_plan
 from pipeline.work_sharing import Part
@@ -126,7 +128,7 @@ def test_the_batch_is_measured_once_and_then_kept(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([5, 7])
-    monkeypatch.setattr(export_module, "fastest_batch_size", lambda tokenizer: next(measured))
+    monkeypatch.setattr(export_module, "fastest_batch_size", lambda tokenizer, **_: next(measured))
     config = dataclasses.replace(CONFIG, batch_size=None)
     assert open_tiny(*inputs, tmp_path / "codes", config).plan.batch_size == 5
     assert open_tiny(*inputs, tmp_path / "codes", config).plan.batch_size == 5, "who joins takes what is there"
@@ -138,7 +140,7 @@ def test_who_measures_at_the_same_time_takes_what_the_first_wrote(
 ) -> None:
     config, inside = dataclasses.replace(CONFIG, batch_size=None), []
 
-    def measure(tokenizer: TokenizerModel) -> int:
+    def measure(tokenizer: TokenizerModel, **_: Any) -> int:
         if not inside:
             inside.append(True)
             assert open_tiny(*inputs, tmp_path / "codes", config).plan.batch_size == 6
@@ -173,7 +175,7 @@ def test_the_smallest_batch_of_about_the_best_speed_is_taken(monkeypatch: pytest
 def test_precision_is_full_within_and_as_before_after() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
-        with torch.autocast("cpu", dtype=torch.bfloat16), full_precision(torch.device("cpu")):
+        with torch.autocast("cpu", dtype=torch.bfloat16), arithmetic(torch.device("cpu")):
             assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.deterministic
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
         assert torch.get_float32_matmul_precision() == "medium" and not torch.backends.cudnn.deterministic

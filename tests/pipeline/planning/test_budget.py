@@ -28,7 +28,8 @@ def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpeed:
         preprocess = recipe.data.preprocess
-        one = budget_module.tokenizer_flops(recipe.tokenizer.model, preprocess.mode, preprocess.height) / FLOPS_A_SECOND
+        flops = budget_module.tokenizer_flops(recipe.tokenizer.model, preprocess.n_channels, preprocess.height)
+        one = flops / FLOPS_A_SECOND
         step = 3 * one * recipe.tokenizer.training.fit.batch_size
         return TokenizerSpeed(step, step, one / 2, one / 2, one)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from foundation.errors import ConfigError
-from pipeline.planning.machines import MACHINES, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, named_machine, seconds
+from pipeline.planning.machines import (
+    MACHINES,
+    SHARE_OF_BANDWIDTH,
+    SHARE_OF_PEAK,
+    machine_of,
+    named_machine,
+    seconds,
+)
 from pipeline.planning.trace import Work
 
 
@@ -30,3 +37,26 @@ def test_an_unknown_machine_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="--on") as caught:
         named_machine("h10O")
     assert "rtx-4090" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100-80"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("Tesla T4", "t4"),
+        ("", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_driver_s_name_only_where_its_peaks_are(driver: str, name: str | None) -> None:
+    assert machine_of(driver) is (None if name is None else MACHINES[name])

@@ -23,12 +23,12 @@ MANY = Counts(train=50_000, validation=500, classes=10)
 
 
 def spec(side: int = 64, flops: float = 1e14) -> CodeSpec:
-    sizes = choose_tokenizer(flops, MANY, "RGB", side, fixed=True)
+    sizes = choose_tokenizer(flops, MANY, 3, side, fixed=True)
     return TokenizerModel(sizes.model, Preprocess(height=side, width=side)).layout
 
 
 def test_more_compute_never_makes_anything_smaller() -> None:
-    chosen = [choose_tokenizer(10.0**power, MANY, "RGB", 512) for power in range(11, 19)]
+    chosen = [choose_tokenizer(10.0**power, MANY, 3, 512) for power in range(11, 19)]
     assert [each.side for each in chosen] == sorted(each.side for each in chosen)
     assert [each.flops for each in chosen] == sorted(each.flops for each in chosen)
     assert chosen[0].side == 32 and chosen[-1].side == 256
@@ -41,19 +41,19 @@ def test_more_compute_never_makes_anything_smaller() -> None:
 
 def test_pictures_are_not_enlarged() -> None:
     for side, expected in ((28, 32), (40, 32), (72, 64), (120, 128), (500, 256)):
-        assert choose_tokenizer(1e18, MANY, "RGB", side).side == expected
+        assert choose_tokenizer(1e18, MANY, 3, side).side == expected
 
 
 def test_a_given_resolution_is_kept() -> None:
     for side in (48, 96, 256):
-        sizes = choose_tokenizer(1e13, MANY, "RGB", side, fixed=True)
+        sizes = choose_tokenizer(1e13, MANY, 3, side, fixed=True)
         assert sizes.side == side and side % sizes.model.stride == 0
 
 
 @pytest.mark.parametrize(("n_images", "n_codes"), [(300, 256), (5000, 1024)])
 def test_few_pictures_get_few_codes(n_images: int, n_codes: int) -> None:
     counts = dataclasses.replace(MANY, train=n_images)
-    quantizer = choose_tokenizer(1e13, counts, "RGB", 72).model.quantizer
+    quantizer = choose_tokenizer(1e13, counts, 3, 72).model.quantizer
     assert isinstance(quantizer, VQConfig) and quantizer.codebook_size == n_codes
 
 
@@ -65,7 +65,7 @@ def test_few_pictures_get_a_small_prior_with_dropout() -> None:
 
 
 def test_flops_are_those_of_the_model() -> None:
-    sizes = choose_tokenizer(1e13, MANY, "L", 32, fixed=True)
+    sizes = choose_tokenizer(1e13, MANY, 1, 32, fixed=True)
     twice = dataclasses.replace(sizes.model.networks, base_width=2 * sizes.model.networks.base_width)  # type: ignore[type-var]
-    wider = tokenizer_flops(dataclasses.replace(sizes.model, networks=twice), "L", 32)
+    wider = tokenizer_flops(dataclasses.replace(sizes.model, networks=twice), 1, 32)
     assert 3 * sizes.flops < wider < 4 * sizes.flops

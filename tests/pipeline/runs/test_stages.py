@@ -136,7 +136,7 @@ def test_images_that_changed_since_a_checkpoint_are_named(mixed_folder: Path, tm
     shutil.rmtree(tmp_path / "run" / "tokenizer")
     for path in mixed_folder.glob("rgb-*.png"):
         Image.new("RGB", (40, 40), "red").save(path)
-    with pytest.raises(DataError, match=r"gone or changed(.|\n)*rgb-\d\d.png: has other pixels"):
+    with pytest.raises(DataError, match=r"too many images cannot be used(.|\n)*rgb-\d\d.png: has another size"):
         start_run("digits", str(tmp_path / "run"), overrides=overrides).train_tokenizer()
 
 
@@ -244,3 +244,14 @@ def test_every_built_in_recipe_is_valid() -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"digit(.|\n)*'digits'\?"):
         load_recipe("digit")
+
+
+def test_each_evaluation_of_a_run_has_a_picture(finished_run: Path) -> None:
+    for stage, size in (("tokenizer", (8, 2)), ("prior", (8, 1))):
+        steps = [row["step"] for row in read_metrics(finished_run / "metrics.jsonl", stage, "held_out")]
+        found = sorted((finished_run / "previews" / stage).iterdir())
+        assert [each.name for each in found] == [f"step-{step:08d}.png" for step in steps]
+        columns, rows = size
+        picture = Image.open(found[-1])
+        assert picture.width / columns == pytest.approx(picture.height / rows, rel=0.1), "pictures of equal sides"
+        assert len(set(picture.tobytes())) > 2

@@ -15,7 +15,7 @@ from PIL import Image
 from support.image_tables import arrays, encoded, opened, png, reds, write_parquet
 
 from foundation.errors import DataError
-from foundation.images import failures
+from foundation.storage import retrying
 
 VALUES = [40, 60, 80, 100]
 IMAGES = arrays()
@@ -192,7 +192,7 @@ def server() -> Iterator[str]:
 def test_web_addresses_are_fetched_where_that_is_allowed(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
     addresses = [f"{server}/0.png", f"{server}/none", f"{server}/a.html", "http://127.0.0.1:1/x.png"]
     source = opened(write_parquet(tmp_path / "x.parquet", image=addresses), allow_download=True)
     image, none, page, refused = reds(source)

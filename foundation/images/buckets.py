@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from foundation.errors import ConfigError
 from foundation.images.headers import image_size
 from foundation.images.shapes import Shape, bucket_of
 from foundation.images.sources import ImageSource
@@ -26,10 +27,16 @@ def buckets_of(source: ImageSource, shapes: Sequence[Shape]) -> np.ndarray | Non
     Returns:
         (N,) uint8; None for one shape. An image that cannot be opened takes the first shape; reading it says what is
         wrong.
+
+    Raises:
+        ConfigError: several shapes for images in a store.
     """
     listed = getattr(source, "buckets", None)
     if len(shapes) == 1 or listed is not None:
-        return listed
+        return None if len(shapes) == 1 else listed
+    is_near, fix = getattr(source, "streamed", None) is None, "copy the files to a disk, or leave shapes empty"
+    what = "cannot be used with data in a store: the header of every image would be fetched"
+    ConfigError.unless(is_near, what, field="data.preprocess.shapes", found=f"{len(shapes)} shapes", fix=fix)
 
     def of_image(index: int) -> int:
         try:

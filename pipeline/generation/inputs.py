@@ -55,6 +55,8 @@ def grid_of(images: Any, spec: CodeSpec) -> int:
         return spec.preprocess.all_shapes.index(sides) if sides in spec.preprocess.all_shapes else 0
     several = list(images) if isinstance(images, (list, tuple)) else [images]
     sizes = [size_of(each) for each in several if isinstance(each, Image.Image)]
+    if not spec.preprocess.is_plain:
+        sizes += [spec.preprocess.prepare(each).size for each in several if isinstance(each, np.ndarray)]
     grids = sorted({spec.preprocess.shape_of(size) for size in sizes if min(size)})
     found, fix = shapes_text([spec.preprocess.all_shapes[grid] for grid in grids]), "call once for each shape"
     problem, expected = "take several shapes, which are no one batch", "pictures of one aspect ratio"

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from foundation.images.array_image import ArrayImage
+from foundation.images.array_image import AnyImage
 
 _SWAPPED = (5, 6, 7, 8)
 """EXIF orientations that exchange rows and columns"""
@@ -27,12 +27,14 @@ def upright_size(data: bytes | str) -> tuple[int, int]:
         return size_of(image)
 
 
-def size_of(image: Image.Image) -> tuple[int, int]:
+def size_of(image: AnyImage) -> tuple[int, int]:
     """(width, height) of an open image after its EXIF orientation; it is not decoded.
 
     An orientation that a PNG file holds behind its pixels is not seen: the image then takes the shape of its pixels as
     they are stored, and is still turned upright when it is read.
     """
+    if not isinstance(image, Image.Image):
+        return image.size
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size has the orientation in it, by Pillow's version
         width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
@@ -44,15 +46,14 @@ def size_of(image: Image.Image) -> tuple[int, int]:
 
 
 def image_size(source: Any, index: int) -> tuple[int, int]:
-    """(width, height) of an image of a source: by its ``size`` where that knows it, or else of the decoded image.
+    """(width, height) of an image of a source: by its ``size``, or else of the decoded image.
 
     Raises:
-        DataError, OSError: it cannot be opened.
+        DataError: it cannot be opened.
     """
     size = getattr(source, "size", None)
     if size is not None:
-        with contextlib.suppress(OSError):  # arrays, and TIFF files that Pillow does not open
+        with contextlib.suppress(OSError):  # an array, or an image that Pillow does not open
             found: tuple[int, int] = size(index)
             return found
-    image = source.read(index)
-    return image.size if isinstance(image, ArrayImage) else size_of(image)
+    return size_of(source.read(index))

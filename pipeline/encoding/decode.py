@@ -176,12 +176,15 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
         names = [f"{row:08d}{file_ending(preprocess)}" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+        def save(image_YXC: np.ndarray, path: Path) -> None:
+            _save(file_content(image_YXC, preprocess), path)
+
         for grid, rows in grouped(grids):
             for start in range(0, len(rows), decoder.batch_size):
                 batch = rows[start : start + decoder.batch_size]
                 files = [temporary / names[row] for row in batch.tolist()]
-                images = [file_content(image, preprocess) for image in decoder.decode(codes[batch], grid)]
-                map_in_threads(_save, images, files)
+                map_in_threads(save, decoder.decode(codes[batch], grid), files)
                 done(len(batch))
 
     try:

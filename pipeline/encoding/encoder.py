@@ -18,7 +18,7 @@ import torch
 
 from foundation.codes.shards import Shard
 from foundation.hardware import send
-from foundation.images.buckets import grouped
+from foundation.images.buckets import batches_of_one_shape
 from foundation.images.config import Preprocess
 from foundation.images.failures import Failure, failure_of
 from foundation.images.preprocess import to_unit_range
@@ -27,7 +27,6 @@ from foundation.images.views import view_pixels
 from foundation.threads import image_threads
 from foundation.training.arithmetic import Arithmetic, arithmetic
 from pipeline.encoding.plan import ExportPlan, PlannedShard
-from pipeline.encoding.planned_images import Column
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 LARGEST = 512
@@ -141,14 +140,12 @@ class ShardEncoder:
 
     def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
         """Image numbers of each batch of a file with a wanted image: shape by shape, in the order of the plan."""
-        size, grids = self.plan.batch_size, self.plan.splits[planned.split].grids
-        images = np.arange(planned.start, planned.stop)
-        parts = [images] if grids is None else [images[at] for _, at in grouped(_part(grids, planned))]
-        for part in parts:
-            for start in range(0, len(part), size):
-                numbers = part[start : start + size].tolist()
-                if any(n in wanted for n in numbers):
-                    yield numbers
+        grids = self.plan.splits[planned.split].grids
+        of_file = None if grids is None else np.array(grids[planned.start : planned.stop])
+        for places in batches_of_one_shape(of_file, np.arange(planned.n_images), self.plan.batch_size):
+            numbers = (places + planned.start).tolist()
+            if any(n in wanted for n in numbers):
+                yield numbers
 
     def _start(
         self, planned: PlannedShard, numbers: list[int], wanted: Collection[int]
@@ -189,11 +186,6 @@ class ShardEncoder:
         with arithmetic(self._device, self.plan.precision):
             codes = self.tokenizer.encode(_on_device(pixels_BYXC, self._device))
         return codes.flatten(1)[: len(decoded)].cpu().numpy()
-
-
-def _part(column: Column, planned: PlannedShard) -> np.ndarray:
-    """The values of a column for the images of a file."""
-    return np.array(column[planned.start : planned.stop])
 
 
 def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:

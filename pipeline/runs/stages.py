@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from accelerate import Accelerator
+    from PIL import Image
 
     from foundation.images.sources import ImageSource
     from foundation.training.task import Examples

@@ -60,9 +60,7 @@ class Cells:
             BadImage: with the reason.
         """
         value = self._value(row)
-        if isinstance(value, np.ndarray):
-            return ArrayImage(value) if self.arrays else image_of(value, self.white)
-        return decode_any(value, self.max_pixels, arrays=self.arrays)
+        return self._array(value) if isinstance(value, np.ndarray) else self._decoded(value)
 
     def size(self, row: int) -> tuple[int, int]:
         """(width, height) of the upright image of a row, from its header where the cell holds a file.
@@ -71,9 +69,13 @@ class Cells:
             BadImage, OSError: it cannot be opened.
         """
         value = self._value(row)
-        if isinstance(value, np.ndarray):
-            return ArrayImage(value).size if self.arrays else size_of(image_of(value, self.white))
-        return upright_size(value)
+        return size_of(self._array(value)) if isinstance(value, np.ndarray) else upright_size(value)
+
+    def _array(self, values: np.ndarray) -> AnyImage:
+        return ArrayImage(values) if self.arrays else image_of(values, self.white)
+
+    def _decoded(self, data: bytes) -> AnyImage:
+        return decode_any(data, self.max_pixels, arrays=self.arrays)
 
     def _value(self, row: int) -> Any:
         """A file's bytes, or an array of numbers."""
@@ -84,9 +86,7 @@ class Cells:
                 raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
         if isinstance(value, str):
             value = self._file(value, row)
-        if isinstance(value, bytes) and value.startswith(NPY):
-            return read_npy(value, self.max_pixels)
-        return value
+        return read_npy(value, self.max_pixels) if isinstance(value, bytes) and value.startswith(NPY) else value
 
     def _file(self, text: str, row: int) -> bytes:
         """The file that a text is, or that it names."""

@@ -15,6 +15,7 @@ MOVING = {"move", "rmtree"}
 WRITING = {"write_text", "write_bytes", "save_file"}
 ELSEWHERE = {
     "foundation/codes/packed.py": "appends columns to files whose SHA-256 it compares before they are published",
+    "foundation/storage/remote/transfer.py": "writes blocks of a file whose size it compares before it is published",
 }
 """files of the ground floor that write otherwise, and why nothing is lost by it"""
 

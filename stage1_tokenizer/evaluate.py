@@ -17,6 +17,7 @@ from tqdm import tqdm
 from foundation.codes.usage import CodeUsage, UsageCounter, summarize
 from foundation.config import require
 from foundation.errors import DataError
+from foundation.images.buckets import batches_of_one_shape
 from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
 from foundation.images.preprocess import image_grid, to_unit_range
@@ -136,8 +137,10 @@ def score_tokenizer(
     device, share = next(model.parameters()).device, share or Share()
     chosen = chosen_examples(len(images), limit)
     order = chosen[np.random.default_rng(0).permutation(len(chosen))]  # ``watch`` sees a sample of the whole set
+    batches = list(batches_of_one_shape(images.buckets, order, batch_size))
+    order, ends = np.concatenate(batches), np.cumsum([len(each) for each in batches]).tolist()
     tally = _Tally(model, len(order), lpips, distance)
-    chunks = share.chunks(len(order), batch_size)
+    chunks = [slice(end - len(each), end) for each, end in zip(batches, ends, strict=True)][share.rank :: share.world]
 
     def read(chunk: slice) -> tuple[torch.Tensor, np.ndarray]:
         pixels_KYXC, kept_B = images.readable(order[chunk])
@@ -254,12 +257,15 @@ def _possible(usages: tuple[CodeUsage, ...]) -> float:
 def reconstruction_picture(model: TokenizerModel, images: ImageSet, n_images: int) -> Image.Image | None:
     """The first images of the set's evaluation above their reconstructions; None if none of them can be read.
 
+    Of several shapes, those of the first one that occurs.
+
     Args:
         model: in evaluation mode.
         images: the set.
         n_images: most images to show.
     """
-    pixels_KYXC, _ = images.readable(chosen_examples(len(images), n_images))
+    chosen = chosen_examples(len(images), n_images)
+    pixels_KYXC, _ = images.readable(next(batches_of_one_shape(images.buckets, chosen, n_images)))
     return originals_above_reconstructions(model, pixels_KYXC) if len(pixels_KYXC) else None
 
 

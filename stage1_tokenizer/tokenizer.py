@@ -16,11 +16,12 @@ from torch import nn
 
 from foundation.arguments import as_codes, as_images, as_path, require_type, shown
 from foundation.codes.spec import CodeLevel, CodeSpec
-from foundation.config import digest, from_dict, to_dict
+from foundation.config import digest, from_dict, require, to_dict
 from foundation.config_fields import without_defaults
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, TrainingError
 from foundation.images.config import Preprocess
 from foundation.images.preview import Preview, Stretch
+from foundation.images.shapes import equal_shapes, propose_shapes
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, load_model_folder, load_weights, save_model_folder, tensors_sha256
 from foundation.training.learner import micro_batches
@@ -334,12 +335,19 @@ def _require_pixels(images_BCYX: torch.Tensor) -> None:
 
 
 def _require_divisible(config: TokenizerConfig, preprocess: Preprocess) -> None:
-    for name in ("height", "width"):
-        side = getattr(preprocess, name)
-        multiple = config.side_multiple
+    multiple, one_grid = config.side_multiple, not config.coarse_halvings
+    expected, fix = "[] for a tokenizer of two grids", "choose a tokenizer of one grid: coarse_halvings 0"
+    require(one_grid or not preprocess.shapes, "data.preprocess.shapes", list(preprocess.shapes), expected, fix)
+    named = [("height", preprocess.height), ("width", preprocess.width)]
+    named += [(f"shapes[{i}]", side) for i, shape in enumerate(preprocess.shapes) for side in shape]
+    for name, side in named:
         if side % multiple:
             lower = side // multiple * multiple
             choices = f"{lower} or {lower + multiple}" if lower else str(multiple)
+            if preprocess.shapes:
+                like = equal_shapes(preprocess.height, preprocess.width, multiple)
+                like = like or propose_shapes(preprocess.height * preprocess.width, multiple)
+                choices = f"shapes such as {', '.join(f'{height} x {width}' for height, width in like)}"
             raise ConfigError(
                 "is not divisible by the tokenizer's stride",
                 field=f"data.preprocess.{name}",

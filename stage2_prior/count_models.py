@@ -197,13 +197,16 @@ class NeighbourModel:
 
         Args:
             codes_NT: training codes, possibly memory-mapped.
-            spec: of the codes.
+            spec: of the codes; of images of one shape, whose neighbours are those of its grid.
             max_codes: of a larger set, rows at even distances are counted, about this many codes in all.
 
         Raises:
-            DataError: no codes, codes that do not fit ``spec``, or a codebook of more than 1,048,576 codes.
+            DataError: no codes, codes that do not fit ``spec``, a codebook of more than 1,048,576 codes, or images of
+                several shapes.
         """
         _require_rows(codes_NT)
+        what, fix = "images of several shapes have no common neighbours", "count each: spec.of_grid(index)"
+        DataError.unless(spec.n_grids == 1, what, field="spec", found=f"{spec.n_grids} grids", expected=1, fix=fix)
         step = -(-len(codes_NT) * spec.n_codes // max_codes)
         rows = np.asarray(codes_NT[np.arange(0, len(codes_NT), step if step == 1 else step | 1)])  # odd: all views
         require_codes(rows, spec)

@@ -36,7 +36,7 @@ class CodeExamples:
         seed: int = 0,
     ) -> None:
         self.codes_NT, self.n_classes = dataset.codes_NT, n_classes
-        self.labels_N = dataset.labels_N if n_classes else None
+        self.labels_N, self.grids_N = dataset.labels_N if n_classes else None, dataset.grids_N
         self.label_dropout, self.seed = label_dropout, seed
         self.views = ImageViews(dataset.views_N, dataset.rows_by_shard) if views == "one" else None
 
@@ -44,7 +44,7 @@ class CodeExamples:
         return len(self.codes_NT) if self.views is None else len(self.views)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
-        """``tokens`` (B, T) int64 and ``labels`` (B,) int64."""
+        """``tokens`` (B, T) int64, ``labels`` (B,) int64 and, where there are several, ``grids`` (B,) int64."""
         rows = self._rows(indices, epochs)
         if self.labels_N is None:
             labels = np.full(len(indices), self.n_classes, np.int64)
@@ -52,7 +52,10 @@ class CodeExamples:
             dropped = uniforms(indices, epochs, self.seed, "label dropout") < self.label_dropout
             labels = np.where(dropped, self.n_classes, self.labels_N[rows])
         tokens = self.codes_NT[rows].astype(np.int64)
-        return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
+        examples = {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
+        if self.grids_N is not None:
+            examples["grids"] = torch.from_numpy(self.grids_N[rows].astype(np.int64))
+        return examples
 
     def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         if self.views is None:

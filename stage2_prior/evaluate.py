@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import CodeSlot, CodeSpec, code_positions
 from foundation.codes.usage import UsageCounter, summarize
 from foundation.errors import DataError
+from foundation.images.buckets import grouped
 from foundation.training.learner import copy_with
 from foundation.training.shares import Share, chosen_examples, read_ahead
 from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
@@ -42,6 +43,19 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class GridScore:
+    """Likelihood of the images of one shape.
+
+    Attributes:
+        n_images: how many there were, 1 or more.
+        nats_T: (T,) float64, as of ``PriorScores``.
+    """
+
+    n_images: int
+    nats_T: np.ndarray
+
+
+@dataclass(frozen=True)
 class PriorScores:
     """Validation likelihood.
 
@@ -53,6 +67,7 @@ class PriorScores:
             unconditional prior, which does not see them.
         unigram_bits: entropy of the validation codes' own frequencies in each slot, bits per code on average over all
             codes: the best that code frequencies of each slot, and nothing else, can reach.
+        grids: where images have several shapes, the likelihood of those of each grid that occurs, by its number.
     """
 
     spec: CodeSpec
@@ -60,6 +75,7 @@ class PriorScores:
     nats_T: np.ndarray
     classes: tuple[ClassScore, ...]
     unigram_bits: float
+    grids: Mapping[int, GridScore] = field(default_factory=dict)
 
     @property
     def nats_per_slot(self) -> tuple[float, ...]:
@@ -104,11 +120,14 @@ class PriorScores:
         return self.bits_per_image / (preprocess.height * preprocess.width * preprocess.n_channels)
 
     def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
-        """Each slot with the (H, W) mean bits of its codes at each position of the grid."""
-        slot_T = code_positions(self.spec).slot_T
-        shapes = [(self.spec.levels[slot.level].height, self.spec.levels[slot.level].width) for slot in self.spec.slots]
-        bits_T = self.nats_T / math.log(2)
-        return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(self.spec.slots)]
+        """Each slot with the (H, W) mean bits of its codes at each position of the grid.
+
+        Where images have several shapes, the slots of each grid that occurs.
+        """
+        if not self.grids:
+            return _by_place(self.nats_T, self.spec)
+        of_grids = (_by_place(each.nats_T, self.spec.of_grid(grid)) for grid, each in self.grids.items())
+        return [row for rows in of_grids for row in rows]
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log; of the classes only the two extremes, by number."""
@@ -120,6 +139,7 @@ class PriorScores:
             "uniform_nats_per_code": self.uniform_nats,
             "unigram_bits_per_code": self.unigram_bits,
             **self._bits_per_slot(),
+            **self._bits_per_grid(),
             **self._extreme_classes(),
         }
 
@@ -129,6 +149,10 @@ class PriorScores:
             return {}
         pairs = zip(self.spec.slots, self.nats_per_slot, strict=True)
         return {f"bits_per_code_level{slot.level}_depth{slot.depth}": nats / math.log(2) for slot, nats in pairs}
+
+    def _bits_per_grid(self) -> dict[str, float]:
+        """``bits_per_code_grid0`` and so on; none where images have one shape."""
+        return {f"bits_per_code_grid{i}": float(each.nats_T.mean()) / math.log(2) for i, each in self.grids.items()}
 
     def _extreme_classes(self) -> dict[str, float]:
         if len(self.classes) < 2:
@@ -183,8 +207,8 @@ def score_prior(
     labels = validation.labels_N if spec.class_names else None
     labels_N = None if labels is None else np.asarray(labels)[chosen_N]
     chunks, n_chunks = share.chunks(len(chosen_N), batch_size), -(-len(chosen_N) // batch_size)
-    nats_CT, nats_N = np.zeros((n_chunks, spec.n_codes)), np.zeros(len(chosen_N))
-    counter, device = UsageCounter(spec), prior.head.weight.device
+    nats_CGT, nats_N = np.zeros((n_chunks, spec.n_grids, spec.n_codes)), np.zeros(len(chosen_N))
+    grids_N, counter = _grids_of(validation, spec, chosen_N), UsageCounter(spec)
 
     def read(chunk: slice) -> np.ndarray:
         return np.asarray(validation.codes_NT[chosen_N[chunk]])
@@ -196,14 +220,27 @@ def score_prior(
             for chunk, codes_BT in read_ahead(read, chunks):
                 counter.add(codes_BT)
                 with arithmetic():
-                    nats_BT = _nats(prior, codes_BT, None if labels_N is None else labels_N[chunk], device)
-                nats_CT[chunk.start // batch_size], nats_N[chunk] = nats_BT.sum(0), nats_BT.sum(1)
+                    labels_B = None if labels_N is None else labels_N[chunk]
+                    nats_BT = _nats(prior, codes_BT, labels_B, grids_N[chunk] if spec.n_grids > 1 else None)
+                nats_N[chunk] = nats_BT.sum(1)
+                for grid, rows in grouped(grids_N[chunk]):
+                    nats_CGT[chunk.start // batch_size, grid] = nats_BT[rows].sum(0)
                 progress.update()
     finally:
         prior.train(was_training)
-    nats_T = share.joined(nats_CT).sum(0) / len(chosen_N)
+    nats_GT, n_images = share.joined(nats_CGT).sum(0), len(chosen_N)
     classes = () if labels_N is None else _by_class(spec, labels_N, share.joined(nats_N))
-    return PriorScores(spec, len(chosen_N), nats_T, classes, summarize(counter.usages(share)).entropy_bits)
+    occurring = grouped(grids_N) if spec.n_grids > 1 else []
+    grids = {grid: GridScore(len(rows), nats_GT[grid] / len(rows)) for grid, rows in occurring}
+    bits = summarize(counter.usages(share)).entropy_bits
+    return PriorScores(spec, n_images, nats_GT.sum(0) / n_images, classes, bits, grids)
+
+
+def _grids_of(codes: TokenDataset, spec: CodeSpec, chosen_N: np.ndarray) -> np.ndarray:
+    """The grid of each chosen row, (N,) int64; 0 where images have one shape."""
+    if spec.n_grids == 1 or codes.grids_N is None:
+        return np.zeros(len(chosen_N), np.int64)
+    return np.asarray(codes.grids_N)[chosen_N].astype(np.int64)
 
 
 def _by_class(spec: CodeSpec, labels_N: np.ndarray, nats_N: np.ndarray) -> tuple[ClassScore, ...]:
@@ -216,13 +253,24 @@ def _by_class(spec: CodeSpec, labels_N: np.ndarray, nats_N: np.ndarray) -> tuple
     return tuple(ClassScore(*row) for row in rows if row[1])
 
 
-def _nats(prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, device: torch.device) -> np.ndarray:
+def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.ndarray]]:
+    """Each slot of images of one shape with (H, W) bits."""
+    slot_T, bits_T = code_positions(spec).slot_T, nats_T / math.log(2)
+    shapes = [(spec.levels[slot.level].height, spec.levels[slot.level].width) for slot in spec.slots]
+    return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(spec.slots)]
+
+
+def _nats(
+    prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, grids_B: np.ndarray | None
+) -> np.ndarray:
     """(B, T) float64."""
     if labels_B is None or not prior.n_classes:
         labels_B = np.full(len(codes_BT), prior.null_class)
+    device = prior.head.weight.device
     tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
-    return prior.nll(tokens, labels).cpu().double().numpy()
+    grids = None if grids_B is None else torch.from_numpy(grids_B).to(device)
+    return prior.nll(tokens, labels, grids).cpu().double().numpy()
 
 
 @dataclass(frozen=True)

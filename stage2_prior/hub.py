@@ -73,6 +73,7 @@ class Prior(HubModel):
         labels_B: Any = None,
         targets_BT: Any = None,
         return_dict: bool = True,
+        grids_B: Any = None,
         **unknown: Any,
     ) -> PriorOutput | tuple[torch.Tensor, ...]:
         """Teacher-forced logits and, with targets, their loss.
@@ -83,6 +84,7 @@ class Prior(HubModel):
             labels_B: class numbers, ``model.null_class`` for none; None is no class for all.
             targets_BT: codes to score, usually ``tokens_BT``; -100 leaves a code out.
             return_dict: False returns a tuple without what is None.
+            grids_B: the grid of each image, where images have several shapes; see ``PriorModel.forward``.
             unknown: refused, with the name to use instead.
 
         Raises:
@@ -93,8 +95,10 @@ class Prior(HubModel):
         refuse_unknown("Prior.forward", unknown, _HINTS)
         require_type("return_dict", return_dict, (bool, type(None)))
         check_range = not (self.training and self.device.type != "cpu")
+        codes = tokens_BT
         tokens_BT, labels_B = self.model.checked(tokens_BT, labels_B, check_range=check_range)
-        logits_BTV, loss = self.model(tokens_BT, labels_B), None
+        grids_B = self.model.checked_grids(codes, grids_B)
+        logits_BTV, loss = self.model(tokens_BT, labels_B, grids_B=grids_B), None
         if targets_BT is not None:
             targets_BT = self._targets(targets_BT, tokens_BT, check_range)
             loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=_IGNORED)

@@ -78,8 +78,9 @@ class Positions(NamedTuple):
     Attributes:
         rope: rotations by the input's own position; the class is at (0, 0). None for no rotation. With an order per
             image, it and the next two have an axis B in front.
-        own_T: int64, the input's own position: 0 for the class, 1 + t for code t.
-        target_T: int64, the position of the code that the input predicts.
+        own_T: int64, the input's own position: 0 for the class, 1 + t for code t; T more for each grid of the
+            specification before the image's own.
+        target_T: int64, the position of the code that the input predicts, counted on in the same way.
         offset_T: int64, the first row that the input's slot has in the table of code embeddings.
         slot_T: int64, the slot of the code that the input predicts.
         size_T: int64, the size of that slot's codebook.
@@ -95,12 +96,21 @@ class Positions(NamedTuple):
     def part(self, start: int, end: int | None) -> Positions:
         """Inputs ``start:end`` of raster order (views)."""
         rope, *tables = self
-        return Positions(None if rope is None else rope.part(start, end), *(table[start:end] for table in tables))
+        return Positions(None if rope is None else rope.part(start, end), *(table[..., start:end] for table in tables))
+
+    def of_image(self, index: int) -> Positions:
+        """Of an order or grid per image, one image's."""
+        rope, own_T, target_T, *shared = self
+        rope = None if rope is None else Rope(rope.cos[index, 0], rope.sin[index, 0])
+        return Positions(rope, own_T[index], target_T[index], *shared)
 
 
 class PositionTables:
     """Builds ``Positions`` once for each device. The tables are no buffers, so that a model can be moved and loaded
     freely.
+
+    With G grids, one for each shape of images, tables of positions have 1 + G T rows: the class, and the codes of each
+    grid.
 
     Args:
         spec: of the codes.
@@ -108,14 +118,16 @@ class PositionTables:
     """
 
     def __init__(self, spec: CodeSpec, config: PriorConfig) -> None:
-        positions = code_positions(spec)
+        of_grids = [code_positions(spec.of_grid(grid)) for grid in range(spec.n_grids)]
+        positions = of_grids[0]
+        self.n_grids = len(of_grids)
         self.size_T = positions.codebook_size_T + config.extra_codes
         self.n_codes, self.n_slots, self._config = spec.n_codes, len(spec.slots), config
         sizes = [slot.codebook_size + config.extra_codes for slot in spec.slots]
         self.n_rows = sum(sizes)
         first_rows = np.cumsum([0, *sizes[:-1]])
-        own_2P = np.stack([positions.row_T, positions.column_T])
-        self._position_2P = np.concatenate([np.zeros((2, 1), np.float32), own_2P], axis=1)  # P = 1 + T: class, codes
+        own_2P = np.concatenate([np.stack([each.row_T, each.column_T]) for each in of_grids], axis=1)
+        self._position_2P = np.concatenate([np.zeros((2, 1), np.float32), own_2P], axis=1)  # P = 1 + G T: class, codes
         offset_T = np.concatenate([[0], first_rows[positions.slot_T[:-1]]])
         self._table_4T = np.stack([np.arange(self.n_codes), offset_T, positions.slot_T, self.size_T])
         self._made: dict[torch.device, tuple[Positions, Rope | None]] = {}
@@ -125,15 +137,28 @@ class PositionTables:
         return self
 
     def on(self, device: torch.device) -> Positions:
-        """All T inputs in raster order, on a device: shared tensors, to be read only."""
+        """All T inputs of the first grid in raster order, on a device: shared tensors, to be read only."""
         return self._on(device)[0]
 
-    def ordered(self, orders_BT: torch.Tensor, n_images: int) -> Positions:
+    def of_grid(self, device: torch.device, grid: int) -> Positions:
+        """All T inputs of one grid in raster order, on a device."""
+        return self.of_grids(torch.full((1,), grid, device=device)).of_image(0) if grid else self.on(device)
+
+    def of_grids(self, grids_B: torch.Tensor) -> Positions:
+        """All T inputs in raster order, for the grid of each image; int64, on the model's device."""
+        raster, rope = self._on(grids_B.device)
+        first_B1 = (grids_B * self.n_codes).unsqueeze(1)
+        own_BT = torch.where(raster.own_T > 0, raster.own_T + first_B1, 0)
+        rope = None if rope is None else rope.of(own_BT)
+        return raster._replace(rope=rope, own_T=own_BT, target_T=raster.target_T + first_B1)
+
+    def ordered(self, orders_BT: torch.Tensor, n_images: int, grids_B: torch.Tensor | None = None) -> Positions:
         """All T inputs, predicted in an order per image.
 
         Args:
             orders_BT: int64, on the model's device: entry i is the position that is predicted i-th.
             n_images: B.
+            grids_B: int64, the grid of each image; None for one grid.
 
         Raises:
             DataError: not a permutation of the T positions (checked on a CPU only), or codes of several slots: finer
@@ -149,22 +174,23 @@ class PositionTables:
         if not right:
             found, expected = f"shape {tuple(orders_BT.shape)}", f"{n_images} rows with each of 0..{self.n_codes - 1}"
             raise DataError("is not a permutation of the positions", field="orders", found=found, expected=expected)
-        own_BT = torch.cat([torch.zeros_like(orders_BT[:, :1]), orders_BT[:, :-1] + 1], dim=1)
+        targets_BT = orders_BT if grids_B is None else orders_BT + (grids_B * self.n_codes).unsqueeze(1)
+        own_BT = torch.cat([torch.zeros_like(orders_BT[:, :1]), targets_BT[:, :-1] + 1], dim=1)
         rope = None if rope is None else rope.of(own_BT)
-        return raster._replace(rope=rope, own_T=own_BT, target_T=orders_BT)
+        return raster._replace(rope=rope, own_T=own_BT, target_T=targets_BT)
 
     def _on(self, device: torch.device) -> tuple[Positions, Rope | None]:
-        """All T inputs in raster order, and the rotations of the class and all T codes."""
+        """All T inputs of the first grid in raster order, and the rotations of the class and all codes of all grids."""
         if device not in self._made:
             with torch.inference_mode(False):  # tables made while sampling also serve training
                 rope = self._rope(device)
                 target_T, offset_T, slot_T, size_T = torch.from_numpy(self._table_4T).to(device)
-                of_inputs = None if rope is None else rope.part(0, -1)
+                of_inputs = None if rope is None else rope.part(0, self.n_codes)
                 self._made[device] = Positions(of_inputs, target_T, target_T, offset_T, slot_T, size_T), rope
         return self._made[device]
 
     def _rope(self, device: torch.device) -> Rope | None:
-        """Rotations of the class and all T codes, (1 + T, K) each."""
+        """Rotations of the class and the codes of all grids, (1 + G T, K) each."""
         if self._config.positions == "learned":
             return None
         rows, columns = torch.from_numpy(self._position_2P).to(device)

@@ -29,7 +29,9 @@ class PriorModel(nn.Module):
     """A decoder-only transformer over [class, code 0, code 1, ...]; output t is the distribution of code t.
 
     Codes of all levels and depths form one sequence, in the order of ``CodeSpec``. Each slot (a depth of a level) has
-    its own rows of the embedding; with several slots, an input also learns which one it predicts.
+    its own rows of the embedding; with several slots, an input also learns which one it predicts. Where images have
+    several shapes, an image's codes rotate by the rows and columns of their own grid, and an embedding of the grid,
+    zero at first, is added to the class: the prior knows the grid before the first code.
 
     Args:
         config: size and options.
@@ -53,13 +55,16 @@ class PriorModel(nn.Module):
         single = config.extra_codes == 0 or len(spec.slots) == 1
         require(single, "extra_codes", config.extra_codes, "0 where there are several levels or depths")
         n_layers, _, d_model = config.shape
-        learned = config.positions == "learned"
+        learned, n_grids = config.positions == "learned", spec.n_grids
+        self.n_grids = n_grids
         self.position_tables = PositionTables(spec, config)
         self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
         self.code_embedding = nn.Embedding(self.position_tables.n_rows, d_model)
         self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
-        self.place_embedding = nn.Embedding(1 + spec.n_codes, d_model) if learned else None  # row 0 is the class's
-        self.target_embedding = nn.Embedding(spec.n_codes, d_model) if config.target_aware else None
+        n_places = n_grids * spec.n_codes
+        self.place_embedding = nn.Embedding(1 + n_places, d_model) if learned else None  # row 0 is the class's
+        self.target_embedding = nn.Embedding(n_places, d_model) if config.target_aware else None
+        self.grid_embedding = nn.Embedding(n_grids, d_model) if n_grids > 1 else None
         self._unequal = len({slot.codebook_size for slot in spec.slots}) > 1
         self.dropout = Dropout(config.dropouts.token)
         self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
@@ -72,7 +77,7 @@ class PriorModel(nn.Module):
         """The label that means "no class"; every label of an unconditional prior."""
         return self.n_classes
 
-    def forward(self, tokens_BT: Any, labels_B: Any = None, orders_BT: Any = None) -> torch.Tensor:
+    def forward(self, tokens_BT: Any, labels_B: Any = None, orders_BT: Any = None, grids_B: Any = None) -> torch.Tensor:
         """Teacher-forced logits.
 
         Args:
@@ -81,6 +86,8 @@ class PriorModel(nn.Module):
             labels_B: classes, ``null_class`` for none; None is no class for all.
             orders_BT: a permutation of the T positions for each image; None for raster order. The codes themselves
                 stay in raster order.
+            grids_B: the grid of each image, an index into ``spec.grids``, or one for all; None takes the grid that the
+                codes have the shape of, else the first.
 
         Returns:
             (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1; -inf beyond the codebook
@@ -93,28 +100,41 @@ class PriorModel(nn.Module):
                 elsewhere it would wait for the device) codes and classes that do not exist.
             ConfigError: orders given to a prior that is not ``target_aware``.
         """
+        grids_B = self.checked_grids(tokens_BT, grids_B)
         tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
         orders_BT = None if orders_BT is None else as_codes(orders_BT, "orders_BT", tokens_BT.device)
-        logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT)), self.sizes(tokens_BT)
+        logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT, grids_B)), self.sizes(tokens_BT)
         if size_N is None:
             return logits_BTV
         beyond_BTV = torch.arange(self.vocab_size, device=size_N.device) >= size_N.view(*tokens_BT.shape, 1)
         return logits_BTV.masked_fill(beyond_BTV, -torch.inf)
 
     def hidden(
-        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
+        self,
+        tokens_BT: torch.Tensor,
+        labels_B: torch.Tensor,
+        orders_BT: torch.Tensor | None = None,
+        grids_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states after the last norm, (B, T, E); int64 arguments, of which the length alone is checked."""
+        """Hidden states after the last norm, (B, T, E); int64 arguments, of which the length alone is checked.
+
+        ``grids_B`` has an entry for each image if there are several grids; else it is None.
+        """
         length = tokens_BT.shape[1]
         require_length(self.n_codes, length)
-        if orders_BT is None:
-            positions = self.position_tables.on(self.head.weight.device).part(0, length)
-        else:
+        tables = self.position_tables
+        if self.grid_embedding is not None and grids_B is None:
+            grids_B = torch.zeros_like(labels_B)
+        if orders_BT is not None:
             aware = self.target_embedding is not None
             require(aware, "target_aware", aware, "true for other orders", "set prior.model.target_aware to true")
-            positions = self.position_tables.ordered(orders_BT, len(tokens_BT))
+            positions = tables.ordered(orders_BT, len(tokens_BT), grids_B)
             tokens_BT = tokens_BT.gather(1, orders_BT)
-        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], positions))
+        elif grids_B is None:
+            positions = tables.on(self.head.weight.device).part(0, length)
+        else:
+            positions = tables.of_grids(grids_B).part(0, length)
+        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], positions, grids_B))
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             arguments = block, x, positions.rope
@@ -122,11 +142,11 @@ class PriorModel(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def nll(self, tokens_BT: Any, labels_B: Any = None) -> torch.Tensor:
+    def nll(self, tokens_BT: Any, labels_B: Any = None, grids_B: Any = None) -> torch.Tensor:
         """Negative log-likelihood of each code given its class and the codes before it.
 
         Args:
-            tokens_BT, labels_B: as of ``forward``.
+            tokens_BT, labels_B, grids_B: as of ``forward``.
 
         Returns:
             (B, T) float32, nats. The logits of all B * T codes never exist at once.
@@ -134,8 +154,9 @@ class PriorModel(nn.Module):
         Raises:
             DataError: as ``forward``.
         """
+        grids_B = self.checked_grids(tokens_BT, grids_B)
         tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
-        hidden_NE = self.hidden(tokens_BT, labels_B).flatten(0, 1)
+        hidden_NE = self.hidden(tokens_BT, labels_B, grids_B=grids_B).flatten(0, 1)
         nll_N = nll_per_code(hidden_NE, self.head.weight, tokens_BT.flatten(), self.sizes(tokens_BT))
         return nll_N.view_as(tokens_BT)
 
@@ -167,6 +188,33 @@ class PriorModel(nn.Module):
             DataError.unless(inside, "no such class", field="labels_B", found=found, expected=expected)
         return tokens_BT, labels_B
 
+    def checked_grids(self, codes: Any, grids_B: Any) -> torch.Tensor | None:
+        """The grid of each image as ``hidden`` takes it: (B,) int64 on the model's device; None where there is one.
+
+        Args:
+            codes: as of ``forward``.
+            grids_B: as of ``forward``.
+
+        Raises:
+            DataError: a grid that does not exist, or another number of grids than images.
+        """
+        device, n_images = self.head.weight.device, len(codes)
+        if self.n_grids == 1 and (grids_B is None or (isinstance(grids_B, int) and grids_B == 0)):
+            return None
+        if grids_B is None:
+            grids_B = self.spec.find_grid(getattr(codes, "shape", ())[1:]) or 0
+        whole = isinstance(grids_B, int)
+        grids_B = torch.full((n_images,), grids_B, device=device) if whole else as_codes(grids_B, "grids_B", device)
+        shape, expected = tuple(grids_B.shape), f"({n_images},), a grid for each image"
+        DataError.unless(
+            shape == (n_images,), "are not one for each image", field="grids_B", found=shape, expected=expected
+        )
+        if device.type == "cpu" and n_images:
+            low, high = (int(each) for each in grids_B.aminmax())
+            inside, expected = 0 <= low <= high < self.n_grids, f"0..{self.n_grids - 1}"
+            DataError.unless(inside, "no such grid", field="grids_B", found=f"{low}..{high}", expected=expected)
+        return grids_B if self.n_grids > 1 else None
+
     def as_sequences(self, codes: Any, field: str) -> torch.Tensor:
         """Codes, also as the tokenizer's grids => (B, T) int64 on the model's device, T up to ``n_codes``.
 
@@ -174,7 +222,7 @@ class PriorModel(nn.Module):
             DataError: no codes, or another shape.
         """
         given = as_codes(codes, field, self.head.weight.device)
-        if tuple(given.shape[1:]) == self.spec.shape:
+        if tuple(given.shape[1:]) == self.spec.shape or self.spec.find_grid(given.shape[1:]) is not None:
             given = given.flatten(1)
         sound, expected = given.ndim == 2 and given.shape[1] > 0, f"(B, {self.n_codes})"
         problem, found = "are no sequences of codes", tuple(given.shape)
@@ -247,11 +295,21 @@ class PriorModel(nn.Module):
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
         return cls(PriorConfig.saved(settings["prior"], "prior"), spec)
 
-    def _embed(self, labels_B: torch.Tensor, tokens_BP: torch.Tensor, positions: Positions) -> torch.Tensor:
+    def _embed(
+        self,
+        labels_B: torch.Tensor,
+        tokens_BP: torch.Tensor,
+        positions: Positions,
+        grids_B: torch.Tensor | None,
+    ) -> torch.Tensor:
         """[class, codes] => (B, T, E), T = 1 + P inputs at these positions."""
         if self.slot_embedding is not None:
             tokens_BP = tokens_BP + positions.offset_T[1:]
-        x_BTE = torch.cat([self.class_embedding(labels_B).unsqueeze(1), self.code_embedding(tokens_BP)], dim=1)
+        class_BE = self.class_embedding(labels_B)
+        if self.grid_embedding is not None:
+            assert grids_B is not None
+            class_BE = class_BE + self.grid_embedding(grids_B)
+        x_BTE = torch.cat([class_BE.unsqueeze(1), self.code_embedding(tokens_BP)], dim=1)
         if self.slot_embedding is not None:
             x_BTE = x_BTE + self.slot_embedding(positions.slot_T)
         if self.place_embedding is not None:
@@ -269,6 +327,8 @@ class PriorModel(nn.Module):
             if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)
                 no_decay(embedding.weight)  # type: ignore[arg-type]
+        if self.grid_embedding is not None:
+            nn.init.zeros_(self.grid_embedding.weight)
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ContractError
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
 _SHAPE = ("d_model", "n_layers", "n_heads", "feed_forward_width", "block")
-_OF_PLACES = ("place_embedding.weight", "target_embedding.weight")
+_OF_PLACES = ("place_embedding.weight", "target_embedding.weight", "grid_embedding.weight")
 _HEX = 64  # digits of a fingerprint; codes whose tokenizer is not known have another text
 _SHOWN = 5
 
@@ -77,12 +78,17 @@ def _codes(model: PriorModel, source: PriorModel, kept: dict[str, torch.Tensor])
             kept[name] = torch.cat([kept[name][:n_rows], own[n_rows:]])
     for name in of_codes:
         kept.pop(name, None)
-    shapes, their_shapes = ([level.shape for level in spec.levels] for spec in (ours, theirs))
+    shapes, their_shapes = (_grid_shapes(spec) for spec in (ours, theirs))
     if shapes != their_shapes:
         for name in _OF_PLACES:
             kept.pop(name, None)
         notes.append(f"grid: {shapes} instead of {their_shapes}")
     return notes
+
+
+def _grid_shapes(spec: CodeSpec) -> list[tuple[int, ...]]:
+    """Of each level, or of images of each shape."""
+    return [level.shape for grid in range(spec.n_grids) for level in spec.of_grid(grid).levels]
 
 
 def _keep_classes(model: PriorModel, source: PriorModel, table_RE: torch.Tensor) -> list[str]:

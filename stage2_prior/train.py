@@ -49,7 +49,11 @@ class PriorLoss(nn.Module):
         self.model, self.z_loss = model, z_loss
 
     def forward(
-        self, tokens_BT: torch.Tensor, labels_B: torch.Tensor, orders_BT: torch.Tensor | None = None
+        self,
+        tokens_BT: torch.Tensor,
+        labels_B: torch.Tensor,
+        orders_BT: torch.Tensor | None = None,
+        grids_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch.
 
@@ -57,6 +61,7 @@ class PriorLoss(nn.Module):
             tokens_BT: codes in raster order, int64.
             labels_B: classes, int64.
             orders_BT: the orders in which they are predicted; see ``PriorModel.forward``.
+            grids_B: the grid of each image, int64; None where there is one.
 
         Returns:
             the loss, a float32 scalar: the mean of nll + z_loss * logsumexp^2 over the batch's codes; and detached
@@ -65,7 +70,7 @@ class PriorLoss(nn.Module):
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.
         """
-        hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT)
+        hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT, grids_B)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
         size_N = self.model.sizes(tokens_BT)  # None with orders, which need one slot
         loss, nll, squared_lse = head_loss(
@@ -152,8 +157,8 @@ class PriorTask:
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
 
-        The loss is the mean over the global batch: each pass counts by its share of this process's examples, and all
-        processes have equally many.
+        Where there are several grids, (B,) ``grids`` says which one an image has. The loss is the mean over the global
+        batch: each pass counts by its share of this process's examples, and all processes have equally many.
         """
         self.learner.wrapped.train()
         parts = self._parts(batch, step)
@@ -176,7 +181,9 @@ class PriorTask:
 
     def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
-        examples = {name: batch[name] for name in ("tokens", "labels")}
+        examples: dict[str, torch.Tensor] = {
+            name: batch[name] for name in ("tokens", "labels", "grids") if name in batch
+        }
         order = self.training.random_order
         share = 0.0 if order is None else order.share(step)
         if share > 0:
@@ -189,7 +196,7 @@ class PriorTask:
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
         """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
         with self.learner.autocast():
-            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], part.get("orders"))
+            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], part.get("orders"), part.get("grids"))
         (share * loss).backward()
         return {"loss": loss.detach(), **metrics}
 

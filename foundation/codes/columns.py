@@ -18,7 +18,7 @@ from foundation.codes.shards import Shard, code_dtype
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 
-LABEL_DTYPE, VIEW_DTYPE = np.dtype("<i8"), np.dtype("u1")
+LABEL_DTYPE, VIEW_DTYPE, GRID_DTYPE = np.dtype("<i8"), np.dtype("u1"), np.dtype("i1")
 ID_BYTES = 100  # of one name in memory, about
 
 
@@ -31,23 +31,29 @@ class TokenColumns:
         labels_N: (N,) int64, or None.
         views_N: (N,) uint8.
         image_ids: N names.
+        grids_N: (N,) int8 index of each image's grid, or None where there is one.
     """
 
     codes_NT: np.ndarray
     labels_N: np.ndarray | None
     views_N: np.ndarray
     image_ids: Sequence[str]
+    grids_N: np.ndarray | None = None
 
 
 def arrays_of(shard: Shard, spec: CodeSpec) -> dict[str, np.ndarray]:
-    """A shard's numbers in the types of every form: ``codes``, ``views`` and, if it has some, ``labels``."""
+    """A shard's numbers in the types of every form: ``codes``, ``views`` and, if it has them, ``grids``, ``labels``."""
     arrays = {"codes": shard.codes_BT.astype(code_dtype(spec)), "views": shard.views.astype(VIEW_DTYPE)}
+    if shard.grids is not None:
+        arrays["grids"] = shard.grids.astype(GRID_DTYPE)
     return arrays if shard.labels is None else {**arrays, "labels": shard.labels.astype(LABEL_DTYPE)}
 
 
 def column_types(split: SplitShards) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of a split's ``codes``, ``views`` and, if it has some, ``labels``."""
+    """Shape and type of a split's ``codes``, ``views`` and, if it has them, ``grids`` and ``labels``."""
     types = {"codes": ((split.rows, split.spec.n_codes), code_dtype(split.spec)), "views": ((split.rows,), VIEW_DTYPE)}
+    if split.spec.n_grids > 1:
+        types["grids"] = ((split.rows,), GRID_DTYPE)
     return {**types, "labels": ((split.rows,), LABEL_DTYPE)} if split.labelled else types
 
 
@@ -70,7 +76,7 @@ def load_columns(split: SplitShards) -> TokenColumns:
         for name, values in arrays_of(shard, split.spec).items():
             columns[name][rows] = values
         image_ids += shard.image_ids
-    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], image_ids)
+    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], image_ids, columns.get("grids"))
 
 
 class StoredColumn(ABC):

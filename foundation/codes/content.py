@@ -56,7 +56,11 @@ def read_resaved(path: Path, spec: CodeSpec) -> Shard:
         raise DataError(what, field=str(path), expected=expected, fix=RESTORE)
     labels = None if block.labels is None else np.array(block.labels, np.int64)
     assert block.image_ids is not None and block.views is not None
-    return Shard(block.codes.reshape(n, -1), block.image_ids, block.views, labels)
+    what, expected = "has no grid of each row", "the column grid: images have several shapes"
+    there = (block.grids is not None) or spec.n_grids == 1
+    DataError.unless(there, what, field=str(path), expected=expected, fix=RESTORE)
+    grids = block.grids if spec.n_grids > 1 else None
+    return Shard(block.codes.reshape(n, -1), block.image_ids, block.views, labels, grids=grids)
 
 
 def require_same_rows(path: Path, shard: Shard, listed: dict[str, Any]) -> None:
@@ -93,4 +97,7 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
         labels = b"" if shard.labels is None else shard.labels[rows].astype("<i8").tobytes()
         ids = "\0".join(shard.image_ids[rows]).encode("utf-8", "surrogatepass")
         codes = np.ascontiguousarray(shard.codes_BT[rows]).astype("<i4").tobytes()
-        yield b"|".join([codes, shard.views[rows].astype("u1").tobytes(), labels, ids])
+        parts = [codes, shard.views[rows].astype("u1").tobytes(), labels, ids]
+        if shard.grids is not None:
+            parts.append(shard.grids[rows].astype("i1").tobytes())
+        yield b"|".join(parts)

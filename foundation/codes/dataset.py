@@ -31,6 +31,7 @@ class TokenDataset:
         codes_NT: (N, T) uint16 or int32.
         labels_N: (N,) int64, or None.
         image_ids, views_N: which image and view each row is; the ids are a list in memory, else a sequence that reads.
+        grids_N: (N,) int8, which of ``spec.grids`` each row's codes form; None where images have one shape.
         rows_by_shard: how many rows each parquet file has, in order.
     """
 
@@ -57,6 +58,7 @@ class TokenDataset:
             self.form = "memory" if memory_bytes(shards) <= access.memory_limit else "packed"
         columns = _open_columns(shards, self.form, access)
         self.codes_NT: np.ndarray = columns.codes_NT
+        self.grids_N: np.ndarray | None = columns.grids_N
         self.labels_N: np.ndarray | None = columns.labels_N
         self.views_N: np.ndarray = columns.views_N
         self.image_ids: Sequence[str] = columns.image_ids
@@ -66,7 +68,14 @@ class TokenDataset:
 
     @property
     def grids(self) -> np.ndarray:
-        """Codes as ``tokenizer.decode`` takes them: (N, H, W), (N, H, W, D), or (N, T) for several levels."""
+        """Codes as ``tokenizer.decode`` takes them: (N, H, W), (N, H, W, D), or (N, T) for several levels.
+
+        Raises:
+            DataError: rows of several shapes, which are no one array.
+        """
+        fix = "take the rows of one: dataset.spec.grid(dataset.codes_NT[dataset.grids_N == i], i)"
+        what, n = "the rows have several shapes", self.spec.n_grids
+        DataError.unless(n == 1, what, field="grids", found=f"{n} grids", expected="one grid", fix=fix)
         return self.spec.grid(self.codes_NT)
 
 

@@ -174,6 +174,10 @@ class _Scan:
 
     def _checked(self, block: CodeBlock, start: int, where: str) -> np.ndarray:
         codes = block.codes.reshape(len(block.codes), -1)
+        fix = "train-prior on that dataset's own run folder, or keep the rows of one grid, without the column"
+        one_shape = block.grids is None or not block.grids.any()
+        what, found = "holds codes of images of several shapes, which cannot be gathered", "a column grid"
+        DataError.unless(one_shape, what, field=f"{where}: grid", found=found, expected="one shape", fix=fix)
         if block.views is not None and block.image_ids is None:
             fix = "keep the column image_id beside it, or leave view out where each row is an image of its own"
             raise DataError("needs image_id: views of one image stay together", field=f"{where}: view", fix=fix)

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from foundation.codes.content import content_of, read_resaved, require_same_rows
-from foundation.codes.shards import Shard, damaged_shard, is_labelled, read_shard, require_file, shard_paths
+from foundation.codes.shards import (
+    Shard,
+    damaged_shard,
+    is_labelled,
+    read_shard,
+    require_file,
+    require_grids,
+    shard_paths,
+)
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ContractError, DataError
@@ -38,7 +46,8 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
 
     Returns:
         For each split its files with rows, SHA-256, bytes and what ``content_of`` gives; the number of images
-        ``planned`` and ``written`` and of ``views`` of each; the ``failures``; the rows of each class.
+        ``planned`` and ``written`` and of ``views`` of each; the ``failures``; the rows of each class; where images
+        have several shapes, the rows of each grid.
 
     Raises:
         DataError: a shard is damaged, or does not account for each of its images.
@@ -49,7 +58,7 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
         files: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
         counts = {"rows": 0, "planned": 0, "written": 0, "views": 0}
-        labels_V = np.zeros(len(spec.class_names), np.int64)
+        labels_V, grids_G = np.zeros(len(spec.class_names), np.int64), np.zeros(spec.n_grids, np.int64)
         for path in shard_paths(folder, split_folder.name):
             shard = read_shard(path, spec)
             _require_accounted(path, shard, len(spec.class_names))
@@ -73,8 +82,11 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
             counts["views"] = max(counts["views"], len(np.unique(shard.views)))
             if shard.labels is not None:
                 labels_V += np.bincount(shard.labels, minlength=len(labels_V))
+            if shard.grids is not None:
+                grids_G += np.bincount(shard.grids, minlength=len(grids_G))
         labels = {"labels": labels_V.tolist()} if spec.class_names else {}
-        splits[split_folder.name] = {**counts, **labels, "files": files, "failures": failures}
+        grids = {"grids": grids_G.tolist()} if spec.n_grids > 1 else {}
+        splits[split_folder.name] = {**counts, **labels, **grids, "files": files, "failures": failures}
     return {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
 
 
@@ -198,6 +210,7 @@ class SplitShards:
             if len(shard.image_ids) != listed.rows or (shard.labels is not None) != labelled:
                 raise damaged_shard(listed.path, "its rows or columns differ from the manifest and the first shard")
             require_codes(shard.codes_BT, self.spec, str(listed.path))
+            require_grids(shard.grids, self.spec, listed.rows, f"{listed.path}: grid")
             yield shard
 
 

@@ -4,7 +4,8 @@ Parquet has no random access by row. The copy is derived from the shards once, a
 identity; a copy of other shards, or a damaged one, is never used and is made again.
 
 ``<home>/<split>/<identity>/``: ``codes`` (N x T, uint16 or int32), ``views`` (N, uint8), ``labels`` (N, int64; absent
-without labels) and ``packed.json`` with their sizes, times and SHA-256.
+without labels), ``grids`` (N, int8; absent where images have one shape) and ``packed.json`` with their
+sizes, times and SHA-256.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def pack_columns(split: SplitShards, home: Path) -> TokenColumns:
         _make(target, split)
     columns: dict[str, Any] = {name: FileColumn(target / name, *each) for name, each in column_types(split).items()}
     ids = ImageIds(RowGroups(split, _IDS_BYTES))
-    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], ids)
+    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], ids, columns.get("grids"))
 
 
 def _make(target: Path, split: SplitShards) -> None:

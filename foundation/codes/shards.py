@@ -44,6 +44,7 @@ class Shard:
         failures: images planned for this shard that could not be encoded.
         planned: images planned for it, written and failed; None if they were not counted.
         plan: identity of its plan; empty without one.
+        grids: (B,) index of each image's grid in ``CodeSpec.grids``; None where there is one.
     """
 
     codes_BT: np.ndarray
@@ -53,6 +54,7 @@ class Shard:
     failures: Sequence[Failure] = ()
     planned: int | None = None
     plan: str = ""
+    grids: np.ndarray | None = None
 
     @property
     def n_images(self) -> int:
@@ -129,6 +131,23 @@ def codes_of(column: pa.ChunkedArray, spec: CodeSpec) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.n_codes)
 
 
+def require_grids(grids_B: np.ndarray | None, spec: CodeSpec, n_rows: int, field: str = "grid") -> None:
+    """Refuse grids of rows that are missing, too many, or none of the specification's.
+
+    Raises:
+        DataError: naming ``field``.
+    """
+    several = spec.n_grids > 1
+    what, expected = "are not there" if several else "are there, where images have one shape", f"{n_rows} numbers"
+    DataError.unless((grids_B is not None) == several, f"grids {what}", field=field, expected=expected)
+    if grids_B is None:
+        return
+    low, high = (int(grids_B.min()), int(grids_B.max())) if len(grids_B) else (0, 0)
+    right = len(grids_B) == n_rows and 0 <= low <= high < spec.n_grids
+    found, expected = f"{len(grids_B)} of {low}..{high}", f"{n_rows} of 0..{spec.n_grids - 1}, the shapes of the images"
+    DataError.unless(right, "are no grids of the images", field=field, found=found, expected=expected)
+
+
 def is_labelled(path: Path) -> bool:
     """Whether a shard has labels.
 
@@ -144,7 +163,8 @@ def _from_table(table: pa.Table, footer: dict[str, Any], spec: CodeSpec) -> Shar
     failures = [Failure(**each) for each in footer["failures"]]
     views = table["view"].to_numpy()
     codes, ids = codes_of(table["codes"], spec), table["image_id"].to_pylist()
-    return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""))
+    grids = table["grid"].to_numpy() if spec.n_grids > 1 else None
+    return Shard(codes, ids, views, labels, failures, footer.get("planned"), footer.get("plan", ""), grids)
 
 
 @contextlib.contextmanager
@@ -192,6 +212,7 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
     if len(shard.codes_BT) != n or len(shard.views) != n:
         found = (len(shard.codes_BT), len(shard.views))
         raise DataError("codes, views and image_ids differ in length", field="shard", found=found, expected=n)
+    require_grids(shard.grids, spec, n)
     flat = pa.array(np.ascontiguousarray(shard.codes_BT).reshape(-1).astype(np.int64))
     flat = flat.cast(pa.from_numpy_dtype(code_dtype(spec)))  # checked: it raises and never wraps
     columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, spec.n_codes)}
@@ -199,6 +220,8 @@ def _to_table(shard: Shard, spec: CodeSpec) -> pa.Table:
         columns["label"] = pa.array(shard.labels, pa.int64())
     columns["image_id"] = pa.array(list(shard.image_ids), pa.string())
     columns["view"] = pa.array(shard.views, pa.uint8())
+    if shard.grids is not None:
+        columns["grid"] = pa.array(shard.grids, pa.int8())
     labelled = shard.labels is not None
     schema = _features(spec, labelled=labelled).arrow_schema
     footer = {
@@ -221,4 +244,5 @@ def _features(spec: CodeSpec, *, labelled: bool) -> Any:
     fields: dict[str, Any] = {"codes": List(Value(code_dtype(spec).name), length=spec.n_codes)}
     if labelled:
         fields["label"] = ClassLabel(names=list(spec.class_names))
-    return Features({**fields, "image_id": Value("string"), "view": Value("uint8")})
+    grid = {"grid": Value("int8")} if spec.n_grids > 1 else {}
+    return Features({**fields, "image_id": Value("string"), "view": Value("uint8"), **grid})

@@ -145,7 +145,8 @@ def _reader_of(dataset: TokenDataset) -> Callable[[int, int], CodeBlock]:
     def read(start: int, stop: int) -> CodeBlock:
         rows = np.arange(start, min(stop, len(dataset)))
         labels = None if dataset.labels_N is None else dataset.labels_N[rows].tolist()
-        return CodeBlock(dataset.codes_NT[rows], labels, dataset.image_ids[start:stop], dataset.views_N[rows])
+        grids = None if dataset.grids_N is None else dataset.grids_N[rows]
+        return CodeBlock(dataset.codes_NT[rows], labels, dataset.image_ids[start:stop], dataset.views_N[rows], grids)
 
     return read
 

@@ -83,7 +83,8 @@ class CodeLevel:
 class CodeSpec:
     """The grids of codes of one image, and the tokenizer that makes them.
 
-    Sequence order: level by level, raster (row by row) within a level, depth innermost.
+    Sequence order: level by level, raster (row by row) within a level, depth innermost. Images of several shapes have
+    one grid each of the same number of codes, in raster order of their own rows and columns: see ``grids``.
     """
 
     levels: tuple[CodeLevel, ...]
@@ -104,6 +105,44 @@ class CodeSpec:
             ordered = coarse.height <= fine.height and coarse.width <= fine.width
             expected = f"at least levels[{i - 1}]'s {coarse.height} x {coarse.width}: coarse to fine"
             require(ordered, f"levels[{i}]", f"{fine.height} x {fine.width}", expected)
+        if self.preprocess.shapes:
+            self._require_shapes()
+
+    def _require_shapes(self) -> None:
+        """Refuse several shapes for several levels, and shapes that are not whole numbers of codes."""
+        n_levels, fix = len(self.levels), "leave data.preprocess.shapes empty"
+        require(n_levels == 1, "preprocess.shapes", f"{n_levels} levels of codes", "one level for several shapes", fix)
+        stride, level = self.stride, self.levels[0]
+        for i, (height, width) in enumerate(self.preprocess.all_shapes):
+            fits = height % stride == width % stride == 0 and height // stride * (width // stride) * level.depth
+            expected = f"sides that are multiples of {stride}, and {level.n_codes} codes"
+            require(fits == level.n_codes, f"preprocess.shapes[{i - 1}]", f"{height} x {width}", expected)
+
+    @property
+    def n_grids(self) -> int:
+        """Number of grids that an image's codes may form, one for each shape of the preprocess."""
+        return len(self.preprocess.all_shapes)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of the (finest) level for each shape of images; all have the same number of codes."""
+        finest, stride = self.levels[-1], self.stride
+        others = ((height // stride, width // stride) for height, width in self.preprocess.shapes)
+        return ((finest.height, finest.width), *others)
+
+    def of_grid(self, index: int) -> CodeSpec:
+        """What the codes of images of one shape are, by its index in ``grids``: a specification of one grid."""
+        if self.n_grids == 1:
+            return self
+        height, width = self.grids[index]
+        level = dataclasses.replace(self.levels[0], height=height, width=width)
+        return dataclasses.replace(self, levels=(level,), preprocess=self.preprocess.of_shape(index))
+
+    def find_grid(self, sides: Sequence[int]) -> int | None:
+        """The grid with these (rows, columns) or (rows, columns, depth); None if there is none."""
+        depth = self.levels[-1].depth
+        shapes: list[tuple[int, ...]] = [(*each, depth) if depth > 1 else each for each in self.grids]
+        return shapes.index(tuple(sides)) if tuple(sides) in shapes and len(self.levels) == 1 else None
 
     @property
     def n_codes(self) -> int:
@@ -151,14 +190,18 @@ class CodeSpec:
         """One image's codes: (H, W) or (H, W, D) for one level, the flat (T,) for several."""
         return self.levels[0].shape if len(self.levels) == 1 else (self.n_codes,)
 
-    def grid(self, codes_BT: Codes) -> Codes:
+    def grid(self, codes_BT: Codes, index: int = 0) -> Codes:
         """(B, T) sequences => a tokenizer's layout, ``shape`` for each image; ``flatten(1)`` is the inverse.
+
+        Args:
+            codes_BT: of images of one shape.
+            index: of their grid in ``grids``.
 
         Raises:
             DataError: sequences of another length.
         """
         self.require_length(codes_BT)
-        return codes_BT.reshape(len(codes_BT), *self.shape)
+        return codes_BT.reshape(len(codes_BT), *self.of_grid(index).shape)
 
     def split(self, codes_BT: Codes) -> list[Codes]:
         """(B, T) sequences => each level's grid, (B, H, W) or (B, H, W, D), coarse to fine; ``join`` is the inverse.
@@ -251,7 +294,10 @@ class CodePositions:
 
 
 def code_positions(spec: CodeSpec) -> CodePositions:
-    """The tables of a specification, in sequence order: level by level, raster within a level, depth innermost."""
+    """The tables of a specification, in sequence order: level by level, raster within a level, depth innermost.
+
+    With several shapes of images, of the first one; those of another: ``code_positions(spec.of_grid(index))``.
+    """
     height, width = (max(getattr(level, side) for level in spec.levels) for side in ("height", "width"))
     indices = [np.indices((each.height, each.width, each.depth)).reshape(3, -1) for each in spec.levels]
     level_T = np.repeat(np.arange(len(spec.levels)), [each.n_codes for each in spec.levels])

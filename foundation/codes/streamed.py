@@ -20,7 +20,7 @@ from foundation.codes.shards import codes_of, damaged_shard, reading
 from foundation.codes.spec import require_codes
 
 _BLOCK = 4096
-_NAMES = {"labels": "label", "views": "view"}  # in the parquet files
+_NAMES = {"labels": "label", "views": "view", "grids": "grid"}  # in the parquet files
 
 
 class RowGroups:
@@ -134,7 +134,9 @@ def stream_columns(split: SplitShards, limit_bytes: int) -> TokenColumns:
     columns: dict[str, Any] = {
         name: ShardColumn(groups, _NAMES.get(name, name), *each) for name, each in column_types(split).items()
     }
-    return TokenColumns(columns["codes"], columns.get("labels"), columns["views"], ImageIds(groups))
+    return TokenColumns(
+        columns["codes"], columns.get("labels"), columns["views"], ImageIds(groups), columns.get("grids")
+    )
 
 
 def _bytes_of(values: np.ndarray) -> int:

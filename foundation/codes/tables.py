@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from foundation.errors import DataError, nearest
 
-COLUMNS = ("codes", "label", "image_id", "view")
+COLUMNS = ("codes", "label", "image_id", "view", "grid")
 _CODES = "whole numbers from 0 in a list of one length, flat or nested (rows, columns, depths)"
 
 
@@ -28,12 +28,14 @@ class CodeBlock:
         labels: B class numbers or names, or None.
         image_ids: B names of images, or None.
         views: (B,) numbers of views, or None.
+        grids: (B,) numbers of the grids that the codes form, or None.
     """
 
     codes: np.ndarray
     labels: Sequence[Any] | None = None
     image_ids: Sequence[str] | None = None
     views: np.ndarray | None = None
+    grids: np.ndarray | None = None
 
 
 class ParquetRows:
@@ -107,12 +109,13 @@ def block_of(table: pa.Table, where: str) -> CodeBlock:
         n_missing = column.null_count
         fix = "fill in or filter those rows"
         DataError.unless(not n_missing, "has missing values", field=f"{where}: {name}", found=n_missing, fix=fix)
-    views = values.get("view")
+    views, grids = values.get("view"), values.get("grid")
     return CodeBlock(
         nested_array(table["codes"], f"{where}: codes"),
         values["label"].to_pylist() if "label" in values else None,
         [str(each) for each in values["image_id"].to_pylist()] if "image_id" in values else None,
-        None if views is None else _views(views, where),
+        None if views is None else _numbers(views, f"{where}: view", "views"),
+        None if grids is None else _numbers(grids, f"{where}: grid", "grids"),
     )
 
 
@@ -162,14 +165,15 @@ def class_names_of(schema: pa.Schema, column: str = "label") -> tuple[str, ...]:
         return ()
 
 
-def _views(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    whole = pa.types.is_integer(column.type)
+def _numbers(column: pa.ChunkedArray, field: str, what: str) -> np.ndarray:
+    """Numbers of views or of grids, uint8."""
+    whole, what = pa.types.is_integer(column.type), f"holds no {what}"
     expected = "whole numbers from 0 to 255"
-    DataError.unless(whole, "holds no views", field=f"{where}: view", found=str(column.type), expected=expected)
-    views = column.to_numpy().astype(np.int64)
-    inside = not len(views) or (views.min() >= 0 and views.max() <= 255)
-    DataError.unless(inside, "holds no views", field=f"{where}: view", found=views, expected=expected)
-    return views.astype(np.uint8)
+    DataError.unless(whole, what, field=field, found=str(column.type), expected=expected)
+    numbers = column.to_numpy().astype(np.int64)
+    inside = not len(numbers) or (numbers.min() >= 0 and numbers.max() <= 255)
+    DataError.unless(inside, what, field=field, found=numbers, expected=expected)
+    return numbers.astype(np.uint8)
 
 
 def _is_list(kind: pa.DataType) -> bool:

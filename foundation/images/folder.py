@@ -20,6 +20,7 @@ from foundation.images.class_names import (
     require_same_classes,
 )
 from foundation.images.failures import read_plain_file
+from foundation.images.headers import upright_size
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of, way_to_open
 from foundation.images.layout import classes_of
@@ -104,6 +105,14 @@ class FolderFiles:
             BadImage: with the reason.
         """
         return self.decode(self.data(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from its file's header.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return upright_size(str(self.folder / self._path(index)))
 
     def _path(self, index: int) -> str:
         return self.ids[index]

@@ -16,8 +16,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from foundation.arguments import require_type
+from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.augment import augmented, random_view, shifted, view_draws
+from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of
 from foundation.images.config import Augment, DataConfig, Preprocess
 from foundation.images.depth import require_white
 from foundation.images.failures import Failure, failure_of, named
@@ -49,6 +51,8 @@ class ImageSet:
     Attributes:
         ids: names of the planned images.
         labels: (n,) class numbers, or None.
+        buckets: (n,) uint8 index of each image's shape in ``preprocess.all_shapes``; None where there is one. Images
+            that are read together have one shape.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class ImageSet:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
-        shape, kind = (preprocess.height, preprocess.width, preprocess.n_channels), np.dtype(preprocess.pixel_type)
-        whole = self.augment.crop == "center"  # another crop needs the original
-        self.in_memory = whole and len(self.ids) * int(np.prod(shape)) * kind.itemsize <= cache_mib * 2**20
-        self._pixels = np.empty((len(self.ids), *shape), kind) if self.in_memory else None
+        self.buckets = buckets_of(source, preprocess.all_shapes)
+        n_values = preprocess.height * preprocess.width * preprocess.n_channels  # of every shape
+        kind, whole = np.dtype(preprocess.pixel_type), self.augment.crop == "center"  # another crop needs the original
+        self.in_memory = whole and len(self.ids) * n_values * kind.itemsize <= cache_mib * 2**20
+        self._pixels = np.empty((len(self.ids), n_values), kind) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
         self._failures = dict(known_failures or {})
         self._found = deque[Failure]()  # no lock: a forked worker would keep one that a thread holds
@@ -134,8 +139,7 @@ class ImageSet:
             return known, np.ones(len(indices), bool)
         found = map_in_threads(self._decode, indices)
         kept = [each for each in found if each is not None]
-        height, width, channels = self.preprocess.height, self.preprocess.width, self.preprocess.n_channels
-        pixels = np.stack(kept) if kept else np.empty((0, height, width, channels), self.preprocess.pixel_type)
+        pixels = np.stack(kept) if kept else np.empty((0, *self._shape(indices)), self.preprocess.pixel_type)
         return pixels, np.array([each is not None for each in found], bool)
 
     def batch(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
@@ -160,8 +164,19 @@ class ImageSet:
         return {"images": torch.from_numpy(augmented(pixels_BYXC, *draws))}
 
     def order(self, seed: int, batch_size: int) -> Order:
-        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``."""
-        return windowed_order(self._source, self.window, seed) or DataOrder(len(self), seed)
+        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``; of
+        several shapes, each batch has one.
+
+        Raises:
+            ConfigError: several shapes of streamed images, whose batches would need all archives at once.
+        """
+        windowed = windowed_order(self._source, self.window, seed)
+        if self.buckets is None:
+            return windowed or DataOrder(len(self), seed)
+        fix = "copy the images to a disk, or give one shape"
+        expected = "one shape for images that are shuffled within a window"
+        require(windowed is None, "data.preprocess.shapes", self.preprocess.shapes, expected, fix)
+        return BucketedOrder(self.buckets, seed, batch_size)
 
     @property
     def order_settings(self) -> tuple[object, ...]:
@@ -178,19 +193,38 @@ class ImageSet:
 
     def _known(self, indices: np.ndarray) -> np.ndarray | None:
         """Pixels of images that are all in memory, else None."""
+        shape = self._shape(indices)
         if self._pixels is None or not self._is_decoded[indices].all():
             return None
-        return self._pixels[indices]
+        return self._pixels[indices].reshape(len(indices), *shape)
+
+    def _shape(self, indices: np.ndarray) -> tuple[int, int, int]:
+        """(Y, X, C) of images that are read together.
+
+        Raises:
+            DataError: they have several shapes.
+        """
+        buckets = np.zeros(1, np.uint8) if self.buckets is None or not len(indices) else self.buckets[indices]
+        what, n, fix = "images of several shapes are no one batch", len(np.unique(buckets)), "read each shape alone"
+        DataError.unless(n == 1, what, field="images", found=f"{n} shapes", expected="one", fix=fix)
+        return (*self.preprocess.all_shapes[int(buckets[0])], self.preprocess.n_channels)
+
+    def _preprocess_of(self, index: int) -> Preprocess:
+        return self.preprocess if self.buckets is None else self.preprocess.of_shape(int(self.buckets[index]))
 
     def _decode_or_replace(self, index: int, draws_N: np.ndarray | None = None) -> np.ndarray:
-        """Pixels of an image, or of the first usable one of a sequence that depends on the seed and the image."""
-        tried = int(index)
+        """Pixels of an image, or of the first usable one of a sequence of images of its shape, which depends on the
+        seed and the image.
+        """
+        tried, alike = int(index), None
         for attempt in range(_TRIES):
             pixels = self._decode(tried, draws_N)
             if pixels is not None:
                 return pixels
             drawn = uniforms(np.array([index]), np.array([attempt]), self.seed, "replacement")
-            tried = int(drawn[0] * len(self))
+            if alike is None and self.buckets is not None:
+                alike = np.flatnonzero(self.buckets == self.buckets[index])
+            tried = int(drawn[0] * len(self)) if alike is None else int(alike[int(drawn[0] * len(alike))])
         found = f"{_TRIES:,} images one after another"
         raise DataError("no image can be read", field="data.source", found=found, fix="check the storage")
 
@@ -210,15 +244,16 @@ class ImageSet:
             return self._pixels_of(int(index))
 
     def _pixels_of(self, index: int, draws_N: np.ndarray | None = None) -> np.ndarray:
+        preprocess = self._preprocess_of(index)
         if draws_N is not None:
-            return random_view(self.preprocess, self.augment, self._source.read(index), draws_N)
+            return random_view(preprocess, self.augment, self._source.read(index), draws_N)
         if self._pixels is None:
-            return self.preprocess(self._source.read(index))
+            return preprocess(self._source.read(index))
         if self._is_decoded[index]:
-            return self._pixels[index]
-        pixels_YXC = self.preprocess(self._source.read(index))
+            return self._pixels[index].reshape(preprocess.height, preprocess.width, preprocess.n_channels)
+        pixels_YXC = preprocess(self._source.read(index))
         if get_worker_info() is None:  # a worker's memory is its own
-            self._pixels[index] = pixels_YXC
+            self._pixels[index] = pixels_YXC.reshape(-1)
             self._is_decoded[index] = True
         return pixels_YXC
 
@@ -290,10 +325,15 @@ def image_set(
 
 
 def first_readable(images: ImageSet, n: int) -> np.ndarray:
-    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C)."""
+    """Pixels of the first ``n`` images that can be read, or of fewer where there are no more, (N, Y, X, C).
+
+    Of several shapes, those of the first shape that has any.
+    """
     found: list[np.ndarray] = []
-    for start in range(0, len(images), n):
-        pixels_KYXC, _ = images.readable(np.arange(start, min(start + n, len(images))))
+    for rows in batches_of_one_shape(images.buckets, np.arange(len(images)), n):
+        pixels_KYXC, _ = images.readable(rows)
+        if found and pixels_KYXC.shape[1:] != found[0].shape:
+            break
         found.extend(pixels_KYXC)
         if len(found) >= n:
             break

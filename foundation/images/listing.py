@@ -43,7 +43,8 @@ class ListedImages:
         times: (n,) int64 nanoseconds of the files' last change, 0 as above.
         contents: (n,) uint64 hashes of the images, 0 where they are not known; see ``scan.content_of``.
         failures: images that could not be used when they were listed, by id.
-        identity: tells these images from others: a hash of ids, sizes and contents.
+        identity: tells these images from others: a hash of ids, sizes, contents and buckets.
+        buckets: (n,) uint8 index of each image's shape in ``Preprocess.all_shapes``; None where there is one.
     """
 
     ids: list[str]
@@ -53,33 +54,36 @@ class ListedImages:
     contents: np.ndarray
     failures: Mapping[str, Failure] = field(default_factory=dict)
     identity: str = ""
+    buckets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.identity:
             object.__setattr__(self, "identity", _identity(self))
 
     @classmethod
-    def of(cls, source: ImageSource, contents: np.ndarray | None = None) -> ListedImages:
+    def of(
+        cls, source: ImageSource, contents: np.ndarray | None = None, buckets: np.ndarray | None = None
+    ) -> ListedImages:
         """The images of a source, of which ``contents`` may be known."""
         n, stamps = len(source.ids), getattr(source, "stamps", None)
         zeros = np.zeros(n, np.int64)
         sizes, times = (zeros, zeros) if stamps is None else (stamps.sizes, stamps.times)
-        return cls(
-            list(source.ids), source.labels, sizes, times, np.zeros(n, np.uint64) if contents is None else contents
-        )
+        contents = np.zeros(n, np.uint64) if contents is None else contents
+        return cls(list(source.ids), source.labels, sizes, times, contents, buckets=buckets)
 
     @classmethod
-    def named(cls, ids: list[str], labels: np.ndarray | None) -> ListedImages:
-        """Images of which no more is known than their names and labels."""
+    def named(cls, ids: list[str], labels: np.ndarray | None, buckets: np.ndarray | None = None) -> ListedImages:
+        """Images of which no more is known than their names, labels and shapes."""
         zeros = np.zeros(len(ids), np.int64)
-        return cls(ids, labels, zeros, zeros, zeros.astype(np.uint64))
+        return cls(ids, labels, zeros, zeros, zeros.astype(np.uint64), buckets=buckets)
 
     def some(self, wanted_N: np.ndarray) -> ListedImages:
         """Those of which ``wanted_N`` (n,) is True."""
         there = np.flatnonzero(wanted_N)
         labels = None if self.labels is None else self.labels[there]
         columns = (self.sizes[there], self.times[there], self.contents[there])
-        return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures)
+        buckets = None if self.buckets is None else self.buckets[there]
+        return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures, buckets=buckets)
 
     def without_copies(self) -> ListedImages:
         """The images that have not the pixels of a training image."""
@@ -94,6 +98,8 @@ def _identity(images: ListedImages) -> str:
         hashed.update(name.encode("utf-8", "surrogatepass") + b"\0")
     hashed.update(np.ascontiguousarray(images.sizes, "<i8").tobytes())
     hashed.update(np.ascontiguousarray(images.contents, "<u8").tobytes())
+    if images.buckets is not None:
+        hashed.update(np.ascontiguousarray(images.buckets, "u1").tobytes())
     return hashed.hexdigest()
 
 
@@ -164,13 +170,16 @@ def _table(split: str, images: ListedImages) -> pa.Table:
         if failed
         else pa.nulls(n, pa.string()),
     }
+    if images.buckets is not None:
+        columns["grid"] = pa.array(images.buckets, pa.uint8())
     return pa.table(columns)
 
 
 def _listed(table: pa.Table) -> ListedImages:
     ids = table["image_id"].to_pylist()
     sizes, times, contents = (table[name].to_numpy().astype(kind) for name, kind in _COLUMNS.items())
-    return ListedImages(ids, _labels_in(table), sizes, times, contents, _failures_in(table))
+    buckets = table["grid"].to_numpy() if "grid" in table.column_names else None
+    return ListedImages(ids, _labels_in(table), sizes, times, contents, _failures_in(table), buckets=buckets)
 
 
 def _listed_of_format_1(table: pa.Table) -> ListedImages:
@@ -201,11 +210,14 @@ class ListedSource:
         listed: the images.
         class_names: of the listing.
         sources: where the images may be; an id is read from the first source that has it.
+
+    Attributes:
+        buckets: (n,) see ``ListedImages``.
     """
 
     def __init__(self, listed: ListedImages, class_names: tuple[str, ...], sources: Sequence[ImageSource]) -> None:
         self.listed, self._sources, self.class_names = listed, sources, class_names
-        self.ids, self.labels = listed.ids, listed.labels
+        self.ids, self.labels, self.buckets = listed.ids, listed.labels, listed.buckets
         if len(sources) == 1 and sources[0].ids is listed.ids:
             self._where: list[tuple[ImageSource, int] | None] | None = None
         else:

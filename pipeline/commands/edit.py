@@ -23,9 +23,11 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from foundation.images.preview import Preview
+    from pipeline.generation.generator import ImageGenerator
     from pipeline.generation.outputs import GeneratorOutput
     from pipeline.output_files import Outputs
 
@@ -151,43 +153,54 @@ def edit_to_folder(
     import numpy as np
     import torch
 
+    from foundation.images.buckets import batches_of_one_shape
     from foundation.images.image_bytes import file_ending
     from foundation.images.preprocess import to_pil, to_unit_range
     from pipeline.generation.inputs import kept_pixels
     from pipeline.generation.outputs import picture_type
     from pipeline.generation.requests import seeds_of
-    from pipeline.image_files import file_name, files_below, read_pixels, readable
+    from pipeline.image_files import file_name
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, edit.device, edit.speed)
     preview = generator.tokenizer.preview
-    paths = files_below(images, preview.preprocess)
-    failed: list[str] = []
-    read = partial(read_pixels, generator.tokenizer, keep_size=False)
-    found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
-    names, pixels = [name for name, _ in found], [each for _, each in found]
-    report_unusable(failed, names)
+    names, pixels = _read(generator, images)
     seed = int(torch.randint(2**31, ()).item()) if edit.seed is None else edit.seed
     n = edit.num_images
     stems = [f"{i:04d}-{file_name(Path(name).stem)}" for i, name in enumerate(names)]
     settings = {"command": f"edit {default}", **about, **_settings(edit, seed), **identity_of(generator)}
-    settings["images"] = hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()
+    settings["images"] = hashlib.sha256(b"".join(each.tobytes() for each in pixels)).hexdigest()
     files = [f"{stem}-{kind}.png" for stem in stems for kind in ("all", *range(n))]
     files += [f"{stem}-{i}.npy" for stem in stems for i in range(n) if file_ending(preview.preprocess) == ".npy"]
     outputs = output_folder(out, default, settings, files)
     seeds = seeds_of(seed, len(names) * n)
     options = {**edit.sampling.given(), "class_labels": edit.class_label, "num_images": n, "best_of": edit.best_of}
-    for first in range(0, len(names), _BATCH):
-        batch_BYXC = np.stack(pixels[first : first + _BATCH])
-        own = seeds[first * n :][: len(batch_BYXC) * n]
+    shapes = generator.shapes
+    grids = np.array([shapes.index(each.shape[:2]) for each in pixels])
+    for batch in batches_of_one_shape(grids, np.arange(len(names)), _BATCH):
+        batch_BYXC = np.stack([pixels[i] for i in batch])
+        own = [seed for i in batch for seed in seeds[i * n : (i + 1) * n]]
         output = edits(generator, to_unit_range(batch_BYXC), seed=own, output_type=picture_type(preview), **options)
-        shown = [] if region is None else [kept_pixels(batch_BYXC, region(generator.spec).numpy())]
-        for i, name in enumerate(names[first : first + _BATCH]):
-            stem = stems[first + i]
+        spec = generator.spec.of_grid(int(grids[batch[0]]))
+        shown = [] if region is None else [kept_pixels(batch_BYXC, region(spec).numpy())]
+        for i, (name, stem) in enumerate((names[at], stems[at]) for at in batch):
             given = [to_pil(preview(each[i : i + 1])[0]) for each in (batch_BYXC, *shown)]
             _write(outputs, stem, given, output.images[i * n : (i + 1) * n], preview)
             print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")
     print(f"{len(names)} images, {n} results each, in {outputs.folder} (seeds from {seed})")
+
+
+def _read(generator: ImageGenerator, images: list[str]) -> tuple[list[str], list[np.ndarray]]:
+    """Paths and pixels of the image files that can be read; the others are reported."""
+    from pipeline.image_files import files_below, read_pixels, readable
+
+    failed: list[str] = []
+    paths = files_below(images, generator.tokenizer.preprocess)
+    read = partial(read_pixels, generator.tokenizer, keep_size=False)
+    found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
+    names = [name for name, _ in found]
+    report_unusable(failed, names)
+    return names, [each for _, each in found]
 
 
 def read_mask(mask: str) -> Image.Image:

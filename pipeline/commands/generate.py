@@ -81,12 +81,15 @@ def sample(
     if many.count is not None:
         folder = Path(out or _NEW)
         require_place(folder)
-        _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0)
+        grid = None if picture.aspect is None else generator.grid_of(picture.aspect)
+        _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0, grid)
         return
     if many.batch_size is not None:
         options["batch_size"] = many.batch_size
     seed = seeds_of(seed, 1)[0]  # a random one, if none was given
     options |= {"best_of": picture.best_of, "height": picture.height, "width": picture.width, "seed": seed}
+    if picture.aspect is not None:
+        options["aspect"] = generator.grid_of(picture.aspect)
     asked = {"command": "sample", "labels": labels, "each": num_images_per_label, **options}
     asked.pop("batch_size", None)  # no image depends on it
     settings = {**asked, "defaults": to_dict(generator.defaults), **identity_of(generator)}
@@ -106,6 +109,7 @@ def _sample_few(
     picture: Picture,
     num_images_per_label: int,
 ) -> None:
+    from foundation.images.shapes import shapes_text
     from pipeline.generation.outputs import grid_image, picture_type, pictures_of, write_images
     from pipeline.image_files import file_name
 
@@ -125,6 +129,8 @@ def _sample_few(
     write_images(outputs, stems, images, preview)
     outputs.write_image("grid.png", grid_image(pictures_of(images, preview), per_row), overview=True)
     print(f"{len(images)} images in {folder}, all of them in {folder / 'grid.png'} (seeds from {output.seeds[0]})")
+    if len(generator.shapes) > 1 and "aspect" not in options:
+        print(f"shapes: {shapes_text(generator.shapes)}: --aspect chooses")
 
 
 def _sample_codes(
@@ -140,7 +146,7 @@ def _sample_codes(
     import numpy as np
 
     output = generator(labels, num_images_per_label, output_type="latent", **options)
-    arrays: Any = {"codes": output.codes.cpu().numpy(), "seeds": np.array(output.seeds)}
+    arrays: Any = {"codes": output.codes.cpu().numpy(), "seeds": np.array(output.seeds)}  # their shape says the grid
     if output.labels[0] is not None:
         arrays |= {"labels": np.array(output.labels), "class_names": np.array(list(generator.labels))}
     content = io.BytesIO()
@@ -151,7 +157,13 @@ def _sample_codes(
 
 
 def _sample_many(
-    generator: ImageGenerator, folder: Path, labels: list[str] | list[int] | None, options: Any, many: Many, seed: int
+    generator: ImageGenerator,
+    folder: Path,
+    labels: list[str] | list[int] | None,
+    options: Any,
+    many: Many,
+    seed: int,
+    grid: int | None,
 ) -> None:
     from pipeline.generation.bulk import Batch, generate_to_folder
     from pipeline.work_sharing import Part
@@ -164,6 +176,7 @@ def _sample_many(
         format=many.format,
         batch_size=many.batch_size or Batch.batch_size,
         images_per_file=many.images_per_file,
+        grid=grid if len(generator.shapes) > 1 else None,
     )
     done = generate_to_folder(generator, folder, batch, Part.parse(many.part, "--part"), options=options)
     rate = f", {done.n_new / done.seconds:,.1f} a second" if done.n_new else ""

@@ -18,6 +18,7 @@ from foundation.codes.shards import read_shard
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest
 from foundation.errors import hub_refusals
+from foundation.images.buckets import grouped
 from foundation.images.config import Preprocess
 from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.sources import ImageSource
@@ -26,6 +27,7 @@ from foundation.storage import durable
 from foundation.training.arithmetic import arithmetic
 from pipeline.encoding.encoder import near_tie_share
 from pipeline.encoding.plan import ExportPlan
+from pipeline.encoding.planned_images import PlannedSplit
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PICTURE = "card.png"
@@ -71,8 +73,9 @@ def _origin(spec: CodeSpec, decodes: bool) -> str:
     if not spec.fingerprint:
         return "The tokenizer that made the codes is not known, so they cannot be decoded to images."
     preprocess = spec.preprocess
+    sizes = " or ".join(f"{height} x {width}" for height, width in preprocess.all_shapes)
     place = ", and decodes them, is in `tokenizer/`;" if decodes else " is not in this folder;"
-    return f"""Images were {preprocess.height} x {preprocess.width} pixels ({_channels(preprocess)}), so \
+    return f"""Images were {sizes} pixels ({_channels(preprocess)}), so \
 {spec.stride} x {spec.stride} pixels
 became one {_unit(spec)}. The tokenizer that made the codes{place} its fingerprint is
 `{spec.fingerprint[:16]}...`."""
@@ -122,7 +125,7 @@ from datasets import load_dataset
 import numpy as np
 
 rows = load_dataset("path/of/this/folder", split="train")
-codes = np.array(rows[0]["codes"]){"" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"}
+codes = np.array(rows[0]["codes"]){_reshaped(spec)}
 ```
 
 ```python
@@ -143,6 +146,14 @@ import duckdb
 views = duckdb.sql("SELECT view, count(*) FROM 'path/of/this/folder/data/train/*.parquet' GROUP BY view").fetchall()
 ```
 {_DECODING if decodes else ""}"""
+
+
+def _reshaped(spec: CodeSpec) -> str:
+    """How a row of the example becomes what the tokenizer decodes."""
+    if spec.n_grids > 1:
+        sides = ", ".join(f"({_sides(spec.of_grid(i).levels[0], ', ')})" for i in range(spec.n_grids))
+        return f'.reshape([{sides}][rows[0]["grid"]])'
+    return "" if len(spec.levels) > 1 else f".reshape({_sides(spec.levels[0], ', ')})"
 
 
 _DECODING = """
@@ -214,6 +225,13 @@ def _sides(level: CodeLevel, separator: str) -> str:
 
 def _row_layout(spec: CodeSpec) -> str:
     """Layout of ``codes``: levels, and depth of each position."""
+    if spec.n_grids > 1:
+        grids = "\n".join(f"- `grid` {i}: {_grid(spec.of_grid(i).levels[0])}" for i in range(spec.n_grids))
+        return f"""Each row is one view of one image. Images have {spec.n_grids} shapes, of one number of codes; `grid`
+says which grid is flattened into `codes`:
+
+{grids}
+"""
     if len(spec.levels) == 1:
         return f"Each row is one view of one image as a grid of {_grid(spec.levels[0])}, flattened into `codes`."
     grids = "\n".join(f"{i}. {_grid(level)}: {level.n_codes} numbers" for i, level in enumerate(spec.levels, start=1))
@@ -251,7 +269,7 @@ def publish_card(
         StorageError: the disk refused.
     """
     split = next(iter(plan.splits))
-    pixels_BYXC, numbers = _sample(sources[split], tokenizer, N_TIED)
+    pixels_BYXC, numbers = _sample(sources[split], plan.splits[split], tokenizer, N_TIED)
     ties = None
     if numbers:
         device = next(tokenizer.parameters()).device
@@ -266,12 +284,21 @@ def publish_card(
     durable.replace_file(folder / "README.md", dataset_card(plan.spec, manifest, near_ties=ties).encode())
 
 
-def _sample(source: ImageSource, tokenizer: TokenizerModel, most: int) -> tuple[np.ndarray, list[int]]:
-    """Read up to ``most`` evenly spread images, (B, Y, X, C) pixels, and their numbers, without unreadable images."""
-    pixels, numbers = [], []
-    for number in np.unique(np.linspace(0, len(source.ids) - 1, most).round().astype(int)).tolist():
+def _sample(
+    source: ImageSource, planned: PlannedSplit, tokenizer: TokenizerModel, most: int
+) -> tuple[np.ndarray, list[int]]:
+    """Read up to ``most`` evenly spread images of the first shape that has any, without unreadable images.
+
+    Returns:
+        (B, Y, X, C) pixels, and the images' numbers.
+    """
+    pixels, numbers, images, preprocess = [], [], np.arange(len(source.ids)), tokenizer.preprocess
+    if planned.grids is not None and len(images):
+        grid, images = grouped(np.array(planned.grids))[0]
+        preprocess = preprocess.of_shape(grid)
+    for number in images[np.unique(np.linspace(0, len(images) - 1, most).round().astype(int))].tolist():
         try:
-            pixels.append(tokenizer.preprocess(source.read(number)))
+            pixels.append(preprocess(source.read(number)))
         except Exception:  # listed among the failures
             continue
         numbers.append(number)
@@ -295,7 +322,9 @@ def _stored_codes(folder: Path, plan: ExportPlan, split: str, numbers: list[int]
 def _picture(tokenizer: TokenizerModel, pixels_BYXC: np.ndarray, codes_BT: np.ndarray) -> bytes:
     """Encode a PNG file: images in the upper row, their decoded codes in the lower row."""
     device = next(tokenizer.parameters()).device
-    grids = tokenizer.layout.grid(torch.from_numpy(codes_BT)).to(device)
+    spec = tokenizer.layout
+    shape = spec.preprocess.all_shapes.index(pixels_BYXC.shape[1:3]) if spec.n_grids > 1 else 0
+    grids = spec.grid(torch.from_numpy(codes_BT), shape).to(device)
     with arithmetic(device):
         decoded_BYXC = tokenizer.preview.of_images(tokenizer.decode(grids))
     scale = max(1, _SMALLEST // max(pixels_BYXC.shape[1:3]))

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.codes.shards import require_grids
 from foundation.codes.sources import CodeRows, open_codes
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
 from foundation.config import require
 from foundation.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError
 from foundation.hardware import usable_device
+from foundation.images.buckets import grouped
 from foundation.images.image_bytes import file_content, file_ending
 from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
@@ -116,14 +118,18 @@ class Decoder:
         self._device = next(tokenizer.parameters()).device
 
     @torch.no_grad()
-    def decode(self, codes_BT: np.ndarray) -> np.ndarray:
+    def decode(self, codes_BT: np.ndarray, grid: int = 0) -> np.ndarray:
         """(B, T) codes, B at most ``batch_size`` => (B, Y, X, C) pixels.
+
+        Args:
+            codes_BT: of images of one shape.
+            grid: of these images, an index into ``CodeSpec.grids``.
 
         Raises:
             DataError: a code outside the codebook.
         """
         padded_BT = np.concatenate([codes_BT, np.repeat(codes_BT[:1], self.batch_size - len(codes_BT), axis=0)])
-        grids = self.tokenizer.layout.grid(torch.from_numpy(padded_BT.astype(np.int64)))
+        grids = self.tokenizer.layout.grid(torch.from_numpy(padded_BT.astype(np.int64)), grid)
         with arithmetic(self._device):
             images_BCYX = self.tokenizer.decode(grids.to(self._device))
             return to_pixels(images_BCYX, self.tokenizer.preprocess.bits)[: len(codes_BT)]
@@ -165,18 +171,21 @@ def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], N
     durable.sweep(path.parent)
 
     def fill(temporary: Path) -> None:
-        codes, about = _read(folder.rows, folder.start, folder.stop)
+        codes, about, grids = _read(folder.rows, folder.start, folder.stop, decoder.tokenizer.layout)
         preprocess = decoder.tokenizer.preprocess
         names = [f"{row:08d}{file_ending(preprocess)}" for row in range(folder.start, folder.stop)]
         lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
         durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        for start in range(folder.start, folder.stop, decoder.batch_size):
-            codes_BT = codes[start - folder.start : start - folder.start + decoder.batch_size]
-            files = [temporary / names[start - folder.start + i] for i in range(len(codes_BT))]
-            map_in_threads(
-                lambda image, path: _save(file_content(image, preprocess), path), decoder.decode(codes_BT), files
-            )
-            done(len(codes_BT))
+
+        def save(image_YXC: np.ndarray, path: Path) -> None:
+            _save(file_content(image_YXC, preprocess), path)
+
+        for grid, rows in grouped(grids):
+            for start in range(0, len(rows), decoder.batch_size):
+                batch = rows[start : start + decoder.batch_size]
+                files = [temporary / names[row] for row in batch.tolist()]
+                map_in_threads(save, decoder.decode(codes[batch], grid), files)
+                done(len(batch))
 
     try:
         durable.publish_folder(path, fill)
@@ -233,7 +242,7 @@ def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[Cod
         expected = ", ".join(filter(None, names)) or "no split: these codes have none"
         raise ConfigError("is not in the codes", field="--split", found=split, expected=expected, fix="leave it out")
     chosen = [each for each in several if split in (None, each.split)]
-    allowed = {(spec.n_codes,), spec.shape, *(level.shape for level in spec.levels if len(spec.levels) == 1)}
+    allowed = {(spec.n_codes,), *(spec.of_grid(grid).shape for grid in range(spec.n_grids))}
     for each in chosen:
         if each.spec is not None:
             require_same_codes(spec, each.spec, owner="the tokenizer", other=each.where)
@@ -242,6 +251,8 @@ def open_rows(codes: Path, spec: CodeSpec, split: str | None = None) -> list[Cod
         DataError.unless(found in allowed, what, field=each.where, found=found, expected=expected)
         if each.listed is None:  # else verified against its manifest
             _require_usable(each, spec)
+        if spec.n_grids > 1:
+            _require_grids(each, spec)
     return chosen
 
 
@@ -252,8 +263,17 @@ def _require_usable(rows: CodeRows, spec: CodeSpec) -> None:
         require_codes(codes.reshape(len(codes), -1), spec, f"{rows.where}: codes", OTHER_TOKENIZER)
 
 
-def _read(rows: CodeRows, start: int, stop: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Codes (B, T) of rows ``start..stop``, and what is known of each: ``image_id``, ``view``, ``label``."""
+def _require_grids(rows: CodeRows, spec: CodeSpec) -> None:
+    """Refuse rows that do not say which shape their image has, unless the shape of the codes does."""
+    if rows.shape != (spec.n_codes,):
+        return
+    for start in range(0, rows.n_rows, _BLOCK):
+        block = rows.read(start, min(start + _BLOCK, rows.n_rows))
+        require_grids(block.grids, spec, len(block.codes), f"{rows.where}: grid")
+
+
+def _read(rows: CodeRows, start: int, stop: int, spec: CodeSpec) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
+    """Codes (B, T) of rows ``start..stop``, what is known of each (``image_id``, ``view``, ``label``), and its grid."""
     block = rows.read(start, stop)
     about: list[dict[str, Any]] = [{} for _ in range(start, stop)]
     names = rows.class_names
@@ -262,4 +282,6 @@ def _read(rows: CodeRows, start: int, stop: int) -> tuple[np.ndarray, list[dict[
     for name, values in {**columns, "label": labels}.items():
         for entry, value in zip(about, values or (), strict=values is not None):
             entry[name] = value
-    return block.codes.reshape(stop - start, -1), about
+    grid = spec.find_grid(rows.shape) or 0
+    grids = np.full(stop - start, grid, np.int8) if block.grids is None else block.grids
+    return block.codes.reshape(stop - start, -1), about, grids

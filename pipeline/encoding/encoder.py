@@ -1,7 +1,8 @@
 """Encoding of the images of one parquet file with the frozen tokenizer, in the plan's precision.
 
-Every image keeps its position in its batch, and all batches have one shape, measured once on this machine and then
-fixed: codes depend neither on failures of other images, nor on the process, nor on retries.
+Every image keeps its position in its batch, and all batches have one size, measured once on this machine and then
+fixed: codes depend neither on failures of other images, nor on the process, nor on retries. Where images have several
+shapes, a batch holds the next images of one shape in the file; rows keep the order of the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 
 from foundation.codes.shards import Shard
 from foundation.hardware import send
+from foundation.images.buckets import batches_of_one_shape
+from foundation.images.config import Preprocess
 from foundation.images.failures import Failure, failure_of
 from foundation.images.preprocess import to_unit_range
 from foundation.images.sources import ImageSource
@@ -85,8 +88,9 @@ class ShardEncoder:
                 failed = {n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)}
                 failures.update(failed)
                 columns = [numbers[i] - planned.start for i in good]
+                preprocess = self._preprocess(planned, numbers[0])
                 for row in range(len(planned.views)) if good else ():
-                    codes_VNT[row, columns] = self._codes(decoded, row)[good]
+                    codes_VNT[row, columns] = self._codes(decoded, row, preprocess)[good]
                 done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
@@ -104,7 +108,13 @@ class ShardEncoder:
             failures=[failures[n] for n in sorted(failures)],
             planned=planned.n_images,
             plan=self.plan.identity,
+            grids=None if split.grids is None else np.tile([split.grids[n] for n in good], len(planned.views)),
         )
+
+    def _preprocess(self, planned: PlannedShard, number: int) -> Preprocess:
+        """How an image becomes pixels, in its shape."""
+        grids = self.plan.splits[planned.split].grids
+        return self.tokenizer.preprocess if grids is None else self.tokenizer.preprocess.of_shape(grids[number])
 
     def _batches(
         self, planned: PlannedShard, wanted: Collection[int]
@@ -129,10 +139,11 @@ class ShardEncoder:
             _cancel(waiting)
 
     def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
-        """Image numbers of each batch of a file with a wanted image."""
-        size = self.plan.batch_size
-        for start in range(planned.start, planned.stop, size):
-            numbers = list(range(start, min(start + size, planned.stop)))
+        """Image numbers of each batch of a file with a wanted image: shape by shape, in the order of the plan."""
+        grids = self.plan.splits[planned.split].grids
+        of_file = None if grids is None else np.array(grids[planned.start : planned.stop])
+        for places in batches_of_one_shape(of_file, np.arange(planned.n_images), self.plan.batch_size):
+            numbers = (places + planned.start).tolist()
             if any(n in wanted for n in numbers):
                 yield numbers
 
@@ -160,13 +171,13 @@ class ShardEncoder:
         source = self.sources[planned.split]
         try:
             image = source.read(number)
-            return view_pixels(self.tokenizer.preprocess, image, planned.views, self.plan.corner_scale)
+            preprocess = self._preprocess(planned, number)
+            return view_pixels(preprocess, image, planned.views, self.plan.corner_scale)
         except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
             return failure_of(source.ids[number], error)
 
-    def _codes(self, decoded: list[Decoded], row: int) -> np.ndarray:
+    def _codes(self, decoded: list[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
-        preprocess = self.tokenizer.preprocess
         shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
         pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):

@@ -314,11 +314,14 @@ def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: Expor
     strangers = failed - {split.image_ids[n] for n in numbers}
     n_views = len(planned.views)
     labels = None if split.labels is None else np.tile([split.labels[n] for n in good], n_views)
+    grids = None if split.grids is None else np.tile([split.grids[n] for n in good], n_views)
+    same_grids = grids is shard.grids if grids is None else np.array_equal(shard.grids, grids)  # type: ignore[arg-type]
     same_labels = labels is None if shard.labels is None else np.array_equal(shard.labels, labels)  # type: ignore[arg-type]
     same = (
         list(shard.image_ids) == [split.image_ids[n] for n in good] * n_views
         and np.array_equal(shard.views, np.repeat(planned.views, len(good)))
         and same_labels
+        and same_grids
         and not strangers
     )
     if not same:

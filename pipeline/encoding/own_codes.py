@@ -154,6 +154,9 @@ class CodesImport:
     def _known(self, spec: CodeSpec, gathered: Gathered) -> CodeSpec:
         """A known specification, if shape and options agree with it."""
         owner = "the tokenizer" if self.tokenizer is not None else "the source"
+        what, found = f"{owner} is of images of several shapes, which codes of one's own cannot be", spec.n_grids
+        fix = "train-prior on the run folder that made the codes trains on all shapes"
+        DataError.unless(spec.n_grids == 1, what, field=self.rows[0].where, found=f"{found} shapes", fix=fix)
         allowed = {(spec.n_codes,), spec.shape, *(each.shape for each in spec.levels if len(spec.levels) == 1)}
         if gathered.shape not in allowed:
             what = f"holds codes of another grid than {owner}'s"

@@ -230,11 +230,13 @@ def make_plan(
     Raises:
         DataError: two images of one split share an id.
     """
+    from foundation.images.buckets import buckets_of
     from pipeline.encoding.planned_images import PlannedSplit, first_duplicate
 
-    splits = {}
+    splits, shapes = {}, spec.preprocess.all_shapes
     for name, source in sources.items():
-        splits[name] = PlannedSplit.of({"image_ids": source.ids, "labels": source.labels}, views_of(config, name))
+        values = {"image_ids": source.ids, "labels": source.labels, "grids": buckets_of(source, shapes)}
+        splits[name] = PlannedSplit.of(values, views_of(config, name))
         twice = first_duplicate(splits[name].image_ids)
         DataError.unless(twice is None, "two images have one id", field=f"split {name}", found=twice)
     return ExportPlan(

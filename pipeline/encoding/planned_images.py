@@ -24,7 +24,7 @@ _KEY = b"tessera"
 _IN_MEMORY = 1 << 16  # rows of an array
 _FEW, _MANY = 1 << 13, 1 << 20
 """rows that are stored together, unless the files of the dataset hold a number in between"""
-_COLUMNS = {"image_ids": "image_id", "labels": "label"}
+_COLUMNS = {"image_ids": "image_id", "labels": "label", "grids": "grid"}
 """attributes of a split with a value for each image, and their columns in a file"""
 
 
@@ -101,11 +101,13 @@ class PlannedSplit:
         image_ids: in the order of the source.
         labels: class numbers, or None.
         views: indices into ``foundation.images.views.VIEWS``.
+        grids: index of each image's shape in ``Preprocess.all_shapes``; None where there is one.
     """
 
     image_ids: Column
     labels: Column | None
     views: tuple[int, ...]
+    grids: Column | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], views: Sequence[int]) -> PlannedSplit:
@@ -139,13 +141,12 @@ class PlannedSplit:
             ours, theirs = (_hashes(each) for each in (self.image_ids, other.image_ids))
             here, there = _only_here(self.image_ids, ours, theirs), _only_here(other.image_ids, theirs, ours)
             return [(f"images of {name}", here, there)]
-        if self.labels != other.labels:
-            first = 0
-            if self.labels and other.labels:
-                pairs = enumerate(zip(self.labels, other.labels, strict=True))
-                first = next(i for i, (one, another) in pairs if one != another)
-            one, another = (each and each[first] for each in (self.labels, other.labels))
-            return [(f"label of {self.image_ids[first]} ({name})", one, another)]
+        for what, own, given in (("label", self.labels, other.labels), ("shape", self.grids, other.grids)):
+            if own != given:
+                pairs = enumerate(zip(own or (), given or (), strict=False))
+                first = next((i for i, (one, another) in pairs if one != another), 0)
+                one, another = (each and each[first] for each in (own, given))
+                return [(f"{what} of {self.image_ids[first]} ({name})", one, another)]
         return []
 
 

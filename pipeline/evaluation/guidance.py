@@ -24,6 +24,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
 from foundation.hardware import TokenAccess
+from foundation.images.buckets import batches_of_one_shape, grouped
 from foundation.images.image_set import ImageSet
 from foundation.images.preview import visible
 from foundation.randomness import derive_seed, permutation, uniforms
@@ -137,21 +138,31 @@ class SampleJudge:
         self._batch = decode_batch(generator.n_pixels)
         self._real = FeatureMoments(extractor.n_features)
         chosen = permutation(len(images), "tune guidance")[:_MOST_REAL]
-        for start in range(0, len(chosen), self._batch):
-            self._add(self._real, images.images(chosen[start : start + self._batch]).to(generator.device))
+        for rows in batches_of_one_shape(images.buckets, chosen, self._batch):
+            self._add(self._real, images.images(rows).to(generator.device))
 
     @torch.no_grad()
     def distance(self, sampling: SamplingConfig, seed: int) -> float:
         """The distance of ``n_images`` samples drawn with a seed."""
         generator, drawn = self._generator, FeatureMoments(self._extractor.n_features)
         labels = class_draws(self._shares, self._n, seed)
-        request = SampleRequest(labels=labels, seeds=seeds_of(seed, self._n), sampling=sampling)
-        codes = generator.spec.grid(draw(generator.prior, request, show_progress=False))
-        for part in codes.split(self._batch):
-            self._add(drawn, generator.tokenizer.decode(part))
+        seeds = seeds_of(seed, self._n)
+        for grid, rows in grouped(self._grids(seed)):
+            of_shape = {"labels": [labels[i] for i in rows], "seeds": [seeds[i] for i in rows], "grid": grid}
+            request = SampleRequest(**of_shape, sampling=sampling)  # type: ignore[arg-type]
+            codes = generator.spec.grid(draw(generator.prior, request, show_progress=False), grid)
+            for part in codes.split(self._batch):
+                self._add(drawn, generator.tokenizer.decode(part))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of few images: said once, in the table's head
             return frechet_distance(self._real, drawn)
+
+    def _grids(self, seed: int) -> np.ndarray:
+        """The shape of each sample, in the proportions of the data, whatever its class."""
+        counts = self._generator.grid_counts
+        if not counts:
+            return np.zeros(self._n, np.int64)
+        return np.array(class_draws(np.array(counts), self._n, seed))[permutation(self._n, "shapes to tune on", seed)]
 
     def _add(self, moments: FeatureMoments, images_BCYX: torch.Tensor) -> None:
         seen_BCYX = visible(images_BCYX, self._generator.spec.preprocess)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
-from foundation.codes.spec import require_same_codes
+from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest
 from foundation.errors import CheckpointError
+from foundation.images.buckets import grouped
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, read_json
 from pipeline.runs.folder import RunFolder
@@ -97,6 +102,10 @@ class PriorEvaluation:
         return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
 
     def _by_slot(self) -> list[str]:
+        if grids := self.scores.grids:
+            sides = {grid: " x ".join(map(str, self.scores.spec.grids[grid])) for grid in grids}
+            rows = ((sides[grid], each.nats_T.mean() / math.log(2)) for grid, each in grids.items())
+            return [f"{f'  grids of {name} codes':<26}{bits:>14.4f}" for name, bits in rows]
         if len(self.scores.spec.slots) == 1:
             return []
         return [
@@ -134,15 +143,42 @@ def evaluate_prior(
     for dataset in (codes, train):
         require_same_codes(prior.spec, dataset.spec, owner="the prior", other="the token dataset")
     scores = score_prior(prior, codes, batch_size=batch_size)
-    unigram = UnigramModel.fit(train.codes_NT, train.spec)
-    neighbour = NeighbourModel.fit(train.codes_NT, train.spec)
+    counted = [_count(*rows, scores) for rows in _of_one_shape(codes, train)]
+    shares = np.array([each.n_images for each in counted]) / len(codes)
     return PriorEvaluation(
         split=split,
         scores=scores,
-        unigram_bits=mean_bits(unigram, codes.codes_NT),
-        neighbour_bits=mean_bits(neighbour, codes.codes_NT),
-        n_counted=neighbour.n_rows,
+        unigram_bits=float(shares @ [each.unigram_bits for each in counted]),
+        neighbour_bits=float(shares @ [each.neighbour_bits for each in counted]),
+        n_counted=sum(each.n_counted for each in counted),
     )
+
+
+class _Counted(NamedTuple):
+    """What count models of images of one shape need for the rows to score, bits per code."""
+
+    n_images: int
+    unigram_bits: float
+    neighbour_bits: float
+    n_counted: int
+
+
+def _of_one_shape(codes: TokenDataset, train: TokenDataset) -> Iterator[tuple[np.ndarray, np.ndarray, CodeSpec]]:
+    """Rows to score and rows to count, with their specification, for each shape of the images to score."""
+    if codes.grids_N is None or train.grids_N is None:
+        yield codes.codes_NT, train.codes_NT, codes.spec
+        return
+    counted = dict(grouped(np.asarray(train.grids_N)))
+    for grid, rows in grouped(np.asarray(codes.grids_N)):
+        yield codes.codes_NT[rows], train.codes_NT[counted.get(grid, rows[:0])], codes.spec.of_grid(grid)
+
+
+def _count(codes_NT: np.ndarray, train_NT: np.ndarray, spec: CodeSpec, scores: PriorScores) -> _Counted:
+    if not len(train_NT):  # a shape that no training image has
+        return _Counted(len(codes_NT), scores.uniform_bits, scores.uniform_bits, 0)
+    neighbour = NeighbourModel.fit(train_NT, spec)
+    unigram_bits = mean_bits(UnigramModel.fit(train_NT, spec), codes_NT)
+    return _Counted(len(codes_NT), unigram_bits, mean_bits(neighbour, codes_NT), neighbour.n_rows)
 
 
 def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvaluation:

@@ -10,6 +10,7 @@ import torch
 from foundation.arguments import as_codes, require_type, shown
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.errors import ConfigError, DataError
+from foundation.images.shapes import Shape, find_shape
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, to_output_type
 from pipeline.generation.requests import DrawSettings, count, label_ids, require_flag, settings_of
@@ -25,6 +26,8 @@ _PIL_BYTES = 1024
 """of a Pillow image beside its pixels"""
 
 Label = int | str
+Aspect = str | int | tuple[int, int] | None
+"""of images: "16:9", portrait, landscape, square, (height, width) in pixels or an index; see ``find_shape``"""
 Labels = Label | Sequence[Label] | None
 
 
@@ -68,10 +71,12 @@ class BaseGenerator:
         defaults: sampling settings used where a call names none.
         label_dropout: share of examples that the prior was trained on without their class; with 0 it knows no null
             class, so that guidance and images without a class are refused. None where it is not known.
+        grid_counts: training images of each of several shapes, in whose proportions many images are sampled; empty
+            takes equal ones.
 
     Raises:
         ContractError: the prior was trained on the codes of another tokenizer.
-        ConfigError: something else than these models and settings.
+        ConfigError: something else than these models and settings, or counts of another number of shapes.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class BaseGenerator:
         defaults: SamplingConfig | None = None,
         *,
         label_dropout: float | None = None,
+        grid_counts: tuple[int, ...] = (),
     ) -> None:
         if not isinstance(tokenizer, NoTokenizer):
             tokenizer = _plain(tokenizer, TokenizerModel)
@@ -94,6 +100,10 @@ class BaseGenerator:
         self.tokenizer: Any = tokenizer.eval()  # a TokenizerModel, or what refuses to be used as one
         self.prior = merged(prior.eval()).within_codebook()
         self.defaults, self.label_dropout = defaults or SamplingConfig(), label_dropout
+        several = self.spec.n_grids if self.spec.n_grids > 1 else 0
+        known, expected = not grid_counts or len(grid_counts) == several, f"{several} numbers, or none"
+        ConfigError.unless(known, "are of other shapes", field="grid_counts", found=grid_counts, expected=expected)
+        self.grid_counts = grid_counts or (1,) * several
         self.shows_progress = True
 
     @property
@@ -121,6 +131,19 @@ class BaseGenerator:
     def labels(self) -> dict[str, int]:
         """Class name -> class number; empty for an unconditional prior."""
         return {name: i for i, name in enumerate(self.spec.class_names[: self.prior.n_classes])}
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(height, width) in pixels of the images that it samples; a call without ``aspect`` takes the first."""
+        return self.spec.preprocess.all_shapes
+
+    def grid_of(self, aspect: Aspect) -> int:
+        """The grid that an ``aspect`` of a call means, an index into ``shapes``; None is the first.
+
+        Raises:
+            ConfigError: none of the shapes; the message lists them.
+        """
+        return 0 if aspect is None else find_shape(aspect, self.shapes)
 
     @property
     def n_pixels(self) -> int:
@@ -241,7 +264,11 @@ def _plain(model: Any, kind: type[Any]) -> Any:
 
 
 def request_of(
-    pipe: BaseGenerator, class_labels: Labels, num_images_per_label: int, options: Mapping[str, Any]
+    pipe: BaseGenerator,
+    class_labels: Labels,
+    num_images_per_label: int,
+    options: Mapping[str, Any],
+    aspect: Aspect = None,
 ) -> tuple[SampleRequest, DrawSettings]:
     """Validate a call for new images.
 
@@ -254,14 +281,15 @@ def request_of(
     pipe.require_guided(each, settings)
     pipe.require_memory(len(each) * per_label, settings)
     labels = [label for label in each for _ in range(per_label)]
-    seeds, sampling = settings.seeds(len(labels)), settings.sampling
-    return SampleRequest(labels=labels, seeds=seeds, sampling=sampling, max_rows=settings.batch_size), settings
+    seeds, sampling, grid = settings.seeds(len(labels)), settings.sampling, pipe.grid_of(aspect)
+    request = SampleRequest(labels=labels, seeds=seeds, sampling=sampling, max_rows=settings.batch_size, grid=grid)
+    return request, settings
 
 
 def sample(pipe: BaseGenerator, request: SampleRequest, settings: DrawSettings) -> GeneratorOutput:
     """Sample the codes of a request and decode them."""
     codes_BT, seeds = draw_best(pipe.prior, request, settings.best_of, show_progress=pipe.shows_progress)
-    return output_of(pipe, pipe.spec.grid(codes_BT), request.labels, seeds, settings)
+    return output_of(pipe, pipe.spec.grid(codes_BT, request.grid), request.labels, seeds, settings)
 
 
 def output_of(

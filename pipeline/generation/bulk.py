@@ -1,8 +1,8 @@
 """Bulk sampling to files, resumable, by one process or several: image i is a function of (seed, i) and its label.
 
 Images are sampled and decoded in fixed groups of ``batch_size``, also where some are missing, so that each is equal to
-the bit however the work is interrupted and shared. They are stored as a png file each or as parquet files, of which
-each appears whole or not at all.
+the bit however the work is interrupted and shared. A group has one shape. Images are stored as a png file each or as
+parquet files, of which each appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from foundation.arguments import as_path, require_type, shown
 from foundation.codes.spec import CodeSpec
 from foundation.config import check_types, require, to_dict
+from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError
 from foundation.images.image_bytes import file_content, file_ending
 from foundation.images.preprocess import to_pixels
@@ -50,17 +51,19 @@ class DrawnImages:
 
     Attributes:
         images: their numbers, consecutive.
-        pixels_BYXC: uint8 or uint16.
+        pixels: (Y, X, C) of each, uint8 or uint16.
         codes_BT: int64.
         labels: class numbers.
         seeds: that of each image's random stream.
+        grids: shape of each, an index into the generator's shapes.
     """
 
     images: range
-    pixels_BYXC: np.ndarray
+    pixels: Sequence[np.ndarray]
     codes_BT: np.ndarray
     labels: Sequence[int]
     seeds: Sequence[int]
+    grids: Sequence[int]
 
 
 class PngFiles:
@@ -85,7 +88,7 @@ class PngFiles:
 
     def write(self, drawn: DrawnImages) -> None:
         """Write the images of one job that are not there yet."""
-        rows = zip(drawn.images, drawn.pixels_BYXC, drawn.labels, strict=True)
+        rows = zip(drawn.images, drawn.pixels, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
         map_in_threads(
             lambda row: durable.replace_file(self._path(row[0], row[2]), file_content(row[1], self._preprocess)),
@@ -131,7 +134,7 @@ class PngFiles:
 
 
 class ParquetFiles:
-    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes.
+    """``data/part-00000000.parquet`` and so on, named by the first image: image, label, seed, codes, grid.
 
     Images that PNG cannot hold in full are .npy files in the cells, which ``--data.source.type dataset`` reads.
 
@@ -151,12 +154,14 @@ class ParquetFiles:
         import pyarrow.parquet as pq
 
         preprocess = self._spec.preprocess
-        bytes_B = [file_content(pixels, preprocess) for pixels in drawn.pixels_BYXC]
+        bytes_B = [file_content(pixels, preprocess) for pixels in drawn.pixels]
         names = [f"{i:08d}{file_ending(preprocess)}" for i in drawn.images]
         columns: dict[str, Any] = {"image": [{"bytes": b, "path": p} for b, p in zip(bytes_B, names, strict=True)]}
         if self._labelled:
             columns["label"] = list(drawn.labels)
         columns |= {"seed": list(drawn.seeds), "codes": list(drawn.codes_BT)}
+        if self._spec.n_grids > 1:
+            columns["grid"] = list(drawn.grids)
         table = pa.table(columns, schema=self._features().arrow_schema)
         path = self._path(drawn.images[0])
         durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
@@ -181,7 +186,8 @@ class ParquetFiles:
         if self._labelled:
             fields["label"] = ClassLabel(names=list(self._spec.class_names))
         codes = List(Value("int32"), length=self._spec.n_codes)
-        return Features({**fields, "seed": Value("int64"), "codes": codes})
+        grid = {"grid": Value("int8")} if self._spec.n_grids > 1 else {}
+        return Features({**fields, "seed": Value("int64"), "codes": codes, **grid})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +206,9 @@ class Batch:
     """images sampled together; what a crash loses of png files"""
     images_per_file: int = 1024
     """rows of a parquet file, a multiple of batch_size; what a crash loses of them"""
+    grid: int | None = added_later(None)
+    """of a generator of several shapes, the one of all images, an index into its shapes; null mixes the shapes in the
+    proportions of the training images, each batch_size images of one shape"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -270,6 +279,8 @@ def generate_to_folder(
     require_type("generator", generator, BaseGenerator)
     require_type("batch", batch, Batch)
     labels, last = batch.labels, generator.prior.null_class
+    grid, n_grids = batch.grid, generator.spec.n_grids
+    require(grid is None or 0 <= grid < n_grids, "grid", shown(grid), f"0..{n_grids - 1}, or null")
     known = len(labels) > 0 and 0 <= min(labels) <= max(labels) <= last
     require(known, "labels", shown(labels), f"class numbers, 0..{last - 1}, or {last} for no class")
     settings = generator.settings(options or {})
@@ -278,7 +289,9 @@ def generate_to_folder(
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
     sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
     _require_new(folder)
-    claim_folder(folder / PLAN, {**to_dict(batch), **sampled, **weights})
+    if batch.grid is None and generator.grid_counts:
+        sampled["grid_counts"] = list(generator.grid_counts)
+    claim_folder(folder / PLAN, {**without_defaults(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
@@ -319,13 +332,33 @@ def _images(batch: Batch, job: int) -> range:
 
 def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
     """The images of a job, group by group."""
-    pixels, codes = [], []
+    pixels: list[np.ndarray] = []
+    codes, grids = [], list[int]()
     labels = [batch.labels[i % len(batch.labels)] for i in images]
     seeds = [image_seed(batch.seed, i) for i in images]
     for start in range(0, len(images), batch.batch_size):
         group = slice(start, start + batch.batch_size)
-        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling)
+        number = images[start] // batch.batch_size
+        grid = grid_of_group(number, generator.grid_counts) if batch.grid is None else batch.grid
+        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling, grid=grid)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        pixels.append(to_pixels(generator.decode(generator.spec.grid(codes_BT)), generator.spec.preprocess.bits))
+        pixels += list(to_pixels(generator.decode(generator.spec.grid(codes_BT, grid)), generator.spec.preprocess.bits))
         codes.append(codes_BT.cpu().numpy())
-    return DrawnImages(images, np.concatenate(pixels), np.concatenate(codes), labels, seeds)
+        grids += [grid] * len(codes_BT)
+    return DrawnImages(images, pixels, np.concatenate(codes), labels, seeds, grids)
+
+
+def grid_of_group(group: int, counts: Sequence[int]) -> int:
+    """The shape of the images of a group, of which the first g have the proportions of ``counts`` as nearly as can be.
+
+    Args:
+        group: its number, from 0.
+        counts: of each shape, in whose proportions groups are given to shapes; empty for one shape.
+    """
+    if not counts:
+        return 0
+    shares, given, chosen = np.array(counts) / sum(counts), np.zeros(len(counts)), 0
+    for each in range(group + 1):
+        chosen = int(np.argmax(shares * (each + 1) - given))  # what lacks most
+        given[chosen] += 1
+    return chosen

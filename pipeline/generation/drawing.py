@@ -32,6 +32,7 @@ class SampleRequest:
             for equal starts, so that it must not depend on the other images of a call.
         max_rows: most images in one batch; None takes what fits.
         uniforms_BT: random numbers instead of the seeds' streams; None takes the streams.
+        grid: of all images, an index into ``CodeSpec.grids``.
     """
 
     labels: list[int]
@@ -41,6 +42,7 @@ class SampleRequest:
     start: int = 0
     max_rows: int | None = None
     uniforms_BT: torch.Tensor | None = None
+    grid: int = 0
 
 
 def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCode]:
@@ -54,6 +56,7 @@ def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCode]:
         known_BT=None if request.known_BT is None else request.known_BT.to(device),
         max_rows=request.max_rows,
         start=request.start,
+        grid=request.grid,
     )
 
 
@@ -108,7 +111,7 @@ def draw_best(
     known = None if request.known_BT is None else request.known_BT.repeat_interleave(best_of, 0)
     many = dataclasses.replace(request, labels=labels, seeds=seeds, known_BT=known)
     codes_CT = draw(prior, many, show_progress=show_progress)
-    nats_Bn = nats_of(prior, codes_CT, labels).view(-1, best_of)
+    nats_Bn = nats_of(prior, codes_CT, labels, request.grid).view(-1, best_of)
     chosen_B = nats_Bn.argmin(1) + torch.arange(len(nats_Bn)) * best_of
     return codes_CT[chosen_B.to(codes_CT.device)], [seeds[i] for i in chosen_B.tolist()]
 
@@ -118,15 +121,15 @@ def candidate_seed(seed: int, index: int) -> int:
     return seed if index == 0 else derive_seed("candidate", seed, index)
 
 
-def nats_of(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int]) -> torch.Tensor:
+def nats_of(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int], grid: int = 0) -> torch.Tensor:
     """-ln p(codes | class) of each image, (B,) float64 on the CPU."""
-    return nats_of_codes(prior, codes_BT, labels).cpu().double().sum(1)
+    return nats_of_codes(prior, codes_BT, labels, grid).cpu().double().sum(1)
 
 
 @torch.no_grad()
-def nats_of_codes(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int]) -> torch.Tensor:
+def nats_of_codes(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int], grid: int = 0) -> torch.Tensor:
     """-ln p(code | class, codes before it), (B, T) float32 on the prior's device; memory does not grow with B."""
     labels_B = torch.tensor(labels, device=codes_BT.device)
     rows = max(1, _SCORED_TOKENS // codes_BT.shape[1])
     parts = zip(codes_BT.split(rows), labels_B.split(rows), strict=True)
-    return torch.cat([prior.nll(codes, label) for codes, label in parts])
+    return torch.cat([prior.nll(codes, label, grid) for codes, label in parts])

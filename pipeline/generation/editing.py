@@ -5,8 +5,10 @@ sampled codes before it, except through ``best_of``, which keeps the candidate w
 ones included.
 
 The public functions are methods of ``ImageGenerator``, which is ``pipe``. Images are Pillow images, a (B, C, Y, X)
-tensor in [-1, 1] or codes; each gives ``num_images`` results. Classes are one for all images, one for each, or None for
-none. Kept codes stay equal to the bit; pixels do not, since the tokenizer decodes the whole grid again.
+tensor in [-1, 1] or codes; each gives ``num_images`` results. Of a generator of several shapes, images take the shape
+nearest to their aspect ratio, all of a call the same one, and results have it too. Classes are one for all images, one
+for each, or None for none. Kept codes stay equal to the bit; pixels do not, since the tokenizer decodes the whole grid
+again.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pipeline.generation.inputs import (
     Given,
     below_rows,
     codes_of_pixels,
+    grid_of,
     grown,
     is_codes,
     pixel_mask,
@@ -74,18 +77,20 @@ def complete(
         DataError, ConfigError: as a call; a number of rows that leaves nothing to keep or to sample.
     """
     settings = _settings(pipe, options, hide, guess_class, class_labels)
+    grid = grid_of(images, pipe.spec)
+    spec = pipe.spec.of_grid(grid)
     if rows is None:
         expected, fix = "how many rows of the images are kept", "give rows, such as 0.5, or the codes to keep"
         ConfigError.unless(is_codes(images), "is missing", field="rows", expected=expected, fix=fix)
-        first_BP = read_codes(images, pipe.spec).to(pipe.device)
-        known_BT = first_BP.new_full((len(first_BP), pipe.spec.n_codes), MASKED)
+        first_BP = read_codes(images, spec).to(pipe.device)
+        known_BT = first_BP.new_full((len(first_BP), spec.n_codes), MASKED)
         known_BT[:, : first_BP.shape[1]] = first_BP
     else:
-        below_1YX = below_rows(rows, pipe.spec)
-        known_BT = _keep(pipe, _given(pipe, images, below_1YX if hide else None), below_1YX)
+        below_1YX = below_rows(rows, spec)
+        known_BT = _keep(_given(pipe, images, below_1YX if hide else None, spec), below_1YX, spec)
     if guess_class:
-        class_labels = _likeliest_classes(pipe, known_BT)
-    return sample(pipe, _request(pipe, known_BT, class_labels, num_images, settings, shared=True), settings)
+        class_labels = _likeliest_classes(pipe, known_BT, grid)
+    return sample(pipe, _request(pipe, known_BT, class_labels, num_images, settings, grid, shared=True), settings)
 
 
 @torch.no_grad()
@@ -127,19 +132,21 @@ def inpaint(
     for name, value in (("grow", grow), ("blend", 0 if blend is None else blend)):
         sound, expected = 0 <= whole(value) <= _MAX_REACH, f"0 to {_MAX_REACH}"
         ConfigError.unless(sound, "is not a number of pixels", field=name, found=shown(value), expected=expected)
-    mask_BYX = grown(pixel_mask(mask, pipe.spec), whole(grow))
-    given = _given(pipe, images, mask_BYX if hide else None)
-    known_BT = _keep(pipe, given, mask_BYX)
+    grid = grid_of(images, pipe.spec)
+    spec = pipe.spec.of_grid(grid)
+    mask_BYX = grown(pixel_mask(mask, spec), whole(grow))
+    given = _given(pipe, images, mask_BYX if hide else None, spec)
+    known_BT = _keep(given, mask_BYX, spec)
     if guess_class:
-        class_labels = _likeliest_classes(pipe, known_BT)
-    request = _request(pipe, known_BT, class_labels, num_images, settings, shared=len(mask_BYX) == 1)
+        class_labels = _likeliest_classes(pipe, known_BT, grid)
+    request = _request(pipe, known_BT, class_labels, num_images, settings, grid, shared=len(mask_BYX) == 1)
     if blend is None:
         return sample(pipe, request, settings)
     if given.images_BCYX is None or settings.output_type == "latent":
         raise ConfigError("needs pixels", field="blend", found=blend, fix="give images, and ask for pictures")
     weights_B1YX = blend_weights(mask_BYX.to(pipe.device), whole(blend)).expand(len(known_BT), -1, -1, -1)
     codes_BT, seeds = draw_best(pipe.prior, request, settings.best_of, show_progress=pipe.shows_progress)
-    codes = pipe.spec.grid(codes_BT)
+    codes = spec.grid(codes_BT)
     before, weights = (each.repeat_interleave(whole(num_images), 0) for each in (given.images_BCYX, weights_B1YX))
     blended = before.lerp(pipe.decode(codes, settings.batch_size), weights)
     pictures = to_output_type(blended, settings.output_type, pipe.tokenizer.preview)
@@ -173,8 +180,9 @@ def vary(
     settings = pipe.settings(options)
     n_all = _n_positions(pipe.spec)
     n_sampled = _part_of(n_all, share)
-    codes_BT = _given(pipe, images, None).codes_BP
-    request = _request(pipe, codes_BT, class_labels, num_images, settings, shared=False)
+    grid = grid_of(images, pipe.spec)
+    codes_BT = _given(pipe, images, None, pipe.spec.of_grid(grid)).codes_BP
+    request = _request(pipe, codes_BT, class_labels, num_images, settings, grid, shared=False)
     assert request.known_BT is not None
     chosen = [permutation(n_all, "vary", seed)[:n_sampled] for seed in request.seeds]
     request.known_BT.masked_fill_(_codes_at(np.stack(chosen), pipe.spec).to(pipe.device), MASKED)
@@ -215,15 +223,16 @@ def change_class(
     settings, expected = pipe.settings(options), "the new class of the images"
     ConfigError.unless(class_labels is not None, "is missing", field="class_labels", expected=expected)
     n_codes = _part_of(pipe.spec.n_codes, share)
-    codes_BT = _given(pipe, images, None).codes_BP
+    grid = grid_of(images, pipe.spec)
+    codes_BT = _given(pipe, images, None, pipe.spec.of_grid(grid)).codes_BP
     labels = _label_of_each(pipe, class_labels, len(codes_BT))
     pipe.require_memory(len(labels) * count("num_images", num_images), settings)
-    misfit_BT = nats_of_codes(pipe.prior, codes_BT, labels)
+    misfit_BT = nats_of_codes(pipe.prior, codes_BT, labels, grid)
     if pipe.label_dropout != 0:
-        misfit_BT -= nats_of_codes(pipe.prior, codes_BT, [pipe.prior.null_class] * len(labels))
+        misfit_BT -= nats_of_codes(pipe.prior, codes_BT, [pipe.prior.null_class] * len(labels), grid)
     worst_BN = misfit_BT.argsort(dim=1, descending=True, stable=True)[:, :n_codes]
     known_BT = codes_BT.scatter(1, worst_BN, MASKED)
-    return sample(pipe, _request(pipe, known_BT, class_labels, num_images, settings, shared=False), settings)
+    return sample(pipe, _request(pipe, known_BT, class_labels, num_images, settings, grid, shared=False), settings)
 
 
 def _settings(
@@ -239,7 +248,7 @@ def _settings(
     return settings
 
 
-def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor) -> list[int]:
+def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor, grid: int) -> list[int]:
     """The class that makes the codes before the first sampled one of each image the likeliest; a uniform prior."""
     n_first_B = _n_first(known_BT).tolist()
     problem = "needs codes at the beginning"
@@ -249,23 +258,24 @@ def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor) -> list[int]
     for n_first in set(n_first_B):
         rows = [i for i, n in enumerate(n_first_B) if n == n_first]
         first_BP = known_BT[torch.tensor(rows, device=known_BT.device), :n_first]
-        nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows)) for label in classes], 1)
+        nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows), grid) for label in classes], 1)
         for row, label in zip(rows, nats_BK.argmin(1).tolist(), strict=True):
             likeliest[row] = label
     return likeliest
 
 
-def _given(pipe: BaseGenerator, images: Any, hidden_BYX: torch.Tensor | None) -> Given:
-    given = read_given(images, pipe.tokenizer, pipe.spec, pipe.device, hidden_BYX)
+def _given(pipe: BaseGenerator, images: Any, hidden_BYX: torch.Tensor | None, spec: CodeSpec) -> Given:
+    """Given images of one shape, of which ``spec`` is."""
+    given = read_given(images, pipe.tokenizer, spec, pipe.device, hidden_BYX)
     found, expected = given.codes_BP.shape[1], pipe.spec.n_codes
     DataError.unless(found == expected, "are not all codes of an image", field="images", found=found, expected=expected)
     return given
 
 
-def _keep(pipe: BaseGenerator, given: Given, mask_BYX: torch.Tensor) -> torch.Tensor:
+def _keep(given: Given, mask_BYX: torch.Tensor, spec: CodeSpec) -> torch.Tensor:
     """The given codes, -1 where a mask touches them, (B, T)."""
     require_one_or_all("mask", len(mask_BYX), len(given.codes_BP))
-    return given.codes_BP.masked_fill(codes_of_pixels(mask_BYX, pipe.spec).to(pipe.device), MASKED)
+    return given.codes_BP.masked_fill(codes_of_pixels(mask_BYX, spec).to(given.codes_BP.device), MASKED)
 
 
 def _label_of_each(pipe: BaseGenerator, class_labels: Labels, n_images: int) -> list[int]:
@@ -280,6 +290,7 @@ def _request(
     class_labels: Labels,
     num_images: int,
     settings: DrawSettings,
+    grid: int,
     *,
     shared: bool,
 ) -> SampleRequest:
@@ -295,6 +306,7 @@ def _request(
         start=int(_n_first(known_BT[:1])) if shared else 0,
         known_BT=known_BT.repeat_interleave(n, 0),
         max_rows=settings.batch_size,
+        grid=grid,
     )
 
 

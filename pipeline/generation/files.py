@@ -30,12 +30,14 @@ class GeneratorIndex:
             recorded.
         tuned_from: the recipe's sampling settings that ``tessera tune-guidance`` replaced; None if it did not.
         has_tokenizer: whether there is one; a prior on codes of unknown origin has none.
+        grid_counts: training images of each shape, where there are several; empty else.
     """
 
     sampling: SamplingConfig
     label_dropout: float | None = None
     tuned_from: SamplingConfig | None = None
     has_tokenizer: bool = True
+    grid_counts: tuple[int, ...] = ()
 
     def text(self) -> str:
         """The file's content."""
@@ -46,6 +48,8 @@ class GeneratorIndex:
             "label_dropout": self.label_dropout,
             "sampling": to_dict(self.sampling),
         }
+        if self.grid_counts:
+            values["grid_counts"] = list(self.grid_counts)
         if self.tuned_from is not None:
             values["tuned_from"] = to_dict(self.tuned_from)
         return json.dumps(values, indent=1)
@@ -67,21 +71,39 @@ def read_index(root: Path) -> GeneratorIndex:
         dropout,
         None if tuned_from is None else from_dict(SamplingConfig, tuned_from, "tuned_from"),
         values.get("tokenizer", True) is not None,
+        _counts_of(values.get("grid_counts", []), root),
     )
 
 
+def _counts_of(values: Any, root: Path) -> tuple[int, ...]:
+    """Numbers of images as the index has them.
+
+    Raises:
+        CheckpointError: something else.
+    """
+    known = isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+    field = f"{root / INDEX}: grid_counts"
+    CheckpointError.unless(known and (not values or sum(values) > 0), "is damaged", field=field, found=values, fix=_FIX)
+    return tuple(values)
+
+
 def write_recipe_index(
-    root: Path, sampling: SamplingConfig, label_dropout: float, *, has_tokenizer: bool = True
+    root: Path,
+    sampling: SamplingConfig,
+    label_dropout: float,
+    *,
+    has_tokenizer: bool = True,
+    grid_counts: tuple[int, ...] = (),
 ) -> None:
     """Write the index of a run's folder from its recipe; settings tuned on top of the same recipe's stay."""
-    index = GeneratorIndex(sampling, label_dropout, has_tokenizer=has_tokenizer)
+    index = GeneratorIndex(sampling, label_dropout, has_tokenizer=has_tokenizer, grid_counts=grid_counts)
     if (root / INDEX).exists():
         try:
             old = read_index(root)
         except (CheckpointError, ValueError):  # damaged: written again
             old = index
         if old.tuned_from == sampling:
-            index = GeneratorIndex(old.sampling, label_dropout, sampling, has_tokenizer)
+            index = GeneratorIndex(old.sampling, label_dropout, sampling, has_tokenizer, grid_counts)
         if (root / INDEX).read_bytes() == index.text().encode():
             return
     durable.replace_file(root / INDEX, index.text().encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from foundation.errors import ConfigError, nearest
 from foundation.hardware import DEVICES, best_device, usable_device
 from foundation.storage import durable
 from pipeline.generation import editing, interpolation, likelihood, streaming
-from pipeline.generation.base import BaseGenerator, Labels, NoTokenizer, output_of, request_of, sample
+from pipeline.generation.base import Aspect, BaseGenerator, Labels, NoTokenizer, output_of, request_of, sample
 from pipeline.generation.drawing import OnStep, SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
@@ -37,7 +38,7 @@ class ImageGenerator(BaseGenerator):
     >>> generator(class_labels=["3", "7"], seed=0).images[0].save("three.png")  # doctest: +SKIP
 
     Args:
-        tokenizer, prior, defaults, label_dropout: see ``BaseGenerator``.
+        tokenizer, prior, defaults, label_dropout, grid_counts: see ``BaseGenerator``.
     """
 
     _callback_tensor_inputs = CALLBACK_TENSORS
@@ -84,7 +85,9 @@ class ImageGenerator(BaseGenerator):
         tokenizer = TokenizerModel.load(root / "tokenizer") if index.has_tokenizer else NoTokenizer(prior.spec)
         if isinstance(tokenizer, TokenizerModel):
             check_canary_quickly(tokenizer, root / "tokenizer")
-        generator = cls(tokenizer, prior, index.sampling, label_dropout=index.label_dropout)
+        generator = cls(
+            tokenizer, prior, index.sampling, label_dropout=index.label_dropout, grid_counts=index.grid_counts
+        )
         generator._home = root
         return generator.to(device=device, dtype=dtype)
 
@@ -96,7 +99,9 @@ class ImageGenerator(BaseGenerator):
             ConfigError: not a path.
         """
         models = self.components
-        index = GeneratorIndex(self.defaults, self.label_dropout, has_tokenizer="tokenizer" in models)
+        index = GeneratorIndex(
+            self.defaults, self.label_dropout, has_tokenizer="tokenizer" in models, grid_counts=self.grid_counts
+        )
 
         def fill(temporary: Path) -> None:
             for name, model in models.items():
@@ -178,6 +183,7 @@ class ImageGenerator(BaseGenerator):
         class_labels: Labels = None,
         num_images_per_label: int = 1,
         *,
+        aspect: Aspect = None,
         height: int | None = None,
         width: int | None = None,
         return_dict: bool = True,
@@ -191,6 +197,8 @@ class ImageGenerator(BaseGenerator):
         Args:
             class_labels: a class number or name, several of them, or None for no class.
             num_images_per_label: images of each label, 1 or more.
+            aspect: shape of the images, of a generator of several: "16:9" (width to height), "portrait", "landscape",
+                "square", (height, width) in pixels or an index into ``shapes``; None takes the first.
             height, width: of the images in pixels, multiples of the stride; larger than trained, the prior's window
                 slides over the image. None takes the trained size.
             return_dict: False returns the output's tuple (images, codes, labels, seeds).
@@ -212,8 +220,11 @@ class ImageGenerator(BaseGenerator):
             ConfigError: a value outside its range, an unknown option, or options that exclude each other.
         """
         require_flag("return_dict", return_dict)
-        request, settings = request_of(self, class_labels, num_images_per_label, options)
-        grid = None if height is None and width is None else wide_grid(self.spec, height, width)
+        request, settings = request_of(self, class_labels, num_images_per_label, options, aspect)
+        if aspect is None and (height, width) in self.shapes:
+            request = dataclasses.replace(request, grid=self.shapes.index((height, width)))
+        spec = self.spec.of_grid(request.grid)
+        grid = None if height is None and width is None else wide_grid(spec, height, width)
         callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}
         given = {name: callback for name, callback in callbacks.items() if callback is not None}
         alone, problem = settings.best_of == 1 and grid is None, "cannot be used with best_of or a larger image"
@@ -222,7 +233,7 @@ class ImageGenerator(BaseGenerator):
             ConfigError.unless(alone, problem, field=name, fix="leave one out")
         inputs, on_step = callback_on_step_end_tensor_inputs, None
         if given or inputs != ("codes",):
-            on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row)
+            on_step = step_callback(self, callback_on_step_end, inputs, callback_on_row, spec)
         if grid is None and not given:
             output = sample(self, request, settings)
         else:
@@ -235,7 +246,8 @@ class ImageGenerator(BaseGenerator):
     ) -> torch.Tensor:
         """Codes of a larger image, or of the trained size with callbacks, in the tokenizer's layout."""
         if grid is None:
-            return self.spec.grid(draw(self.prior, request, on_step=on_step, show_progress=self.shows_progress))
+            codes_BT = draw(self.prior, request, on_step=on_step, show_progress=self.shows_progress)
+            return self.spec.grid(codes_BT, request.grid)
         best_of = settings.best_of
         ConfigError.unless(best_of == 1, "needs images of the trained size", field="best_of", found=best_of, expected=1)
         self.require_memory(len(request.labels), settings, grid[0] * grid[1] * self.spec.levels[0].depth)

@@ -15,7 +15,9 @@ from foundation.arguments import as_codes, as_images, shown
 from foundation.codes.spec import CodeSpec, require_codes
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
+from foundation.images.headers import size_of
 from foundation.images.preprocess import to_unit_range
+from foundation.images.shapes import shapes_text
 from pipeline.generation.outputs import decode_batch
 from pipeline.generation.requests import require_one_or_all, whole
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -33,6 +35,40 @@ class Given(NamedTuple):
 
     codes_BP: torch.Tensor
     images_BCYX: torch.Tensor | None
+
+
+def grid_of(images: Any, spec: CodeSpec) -> int:
+    """The grid of given images or codes, an index into ``CodeSpec.grids``: their shape, or that of pictures' aspect.
+
+    Codes whose shape says nothing, and what is no image at all, are taken for the first: reading them says what is
+    wrong.
+
+    Raises:
+        DataError: pictures that take several shapes, which are no one batch.
+    """
+    if spec.n_grids == 1:
+        return 0
+    if is_codes(images):
+        return _grid_of_codes(tuple(images.shape), spec)
+    if isinstance(images, torch.Tensor):
+        sides = tuple(images.shape[-2:])
+        return spec.preprocess.all_shapes.index(sides) if sides in spec.preprocess.all_shapes else 0
+    several = list(images) if isinstance(images, (list, tuple)) else [images]
+    sizes = [size_of(each) for each in several if isinstance(each, Image.Image)]
+    if not spec.preprocess.is_plain:
+        sizes += [spec.preprocess.prepare(each).size for each in several if isinstance(each, np.ndarray)]
+    grids = sorted({spec.preprocess.shape_of(size) for size in sizes if min(size)})
+    found, fix = shapes_text([spec.preprocess.all_shapes[grid] for grid in grids]), "call once for each shape"
+    problem, expected = "take several shapes, which are no one batch", "pictures of one aspect ratio"
+    DataError.unless(len(grids) < 2, problem, field="images", found=found, expected=expected, fix=fix)
+    return grids[0] if grids else 0
+
+
+def _grid_of_codes(shape: tuple[int, ...], spec: CodeSpec) -> int:
+    """By rows and columns; of the first rows alone, by the columns."""
+    whole = spec.find_grid(shape[1:])
+    columns = [grid for grid, (_, width) in enumerate(spec.grids) if len(shape) > 2 and width == shape[2]]
+    return whole if whole is not None else columns[0] if columns else 0
 
 
 def is_codes(images: Any) -> bool:

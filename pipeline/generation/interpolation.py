@@ -8,9 +8,9 @@ from typing import Any, Unpack
 import torch
 
 from foundation.errors import ConfigError, DataError
-from pipeline.generation.base import BaseGenerator, Label, output_of
+from pipeline.generation.base import Aspect, BaseGenerator, Label, output_of
 from pipeline.generation.drawing import SampleRequest, draw
-from pipeline.generation.inputs import read_images
+from pipeline.generation.inputs import grid_of, read_images
 from pipeline.generation.options import SETTINGS, DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
 from pipeline.generation.requests import DrawSettings, shown, whole
@@ -29,6 +29,7 @@ def interpolate(
     class_label: Label | None = None,
     *,
     steps: int = 8,
+    aspect: Aspect = None,
     **options: Unpack[DrawOptions],
 ) -> GeneratorOutput:
     """Images between two seeds or two images, both ends included.
@@ -45,6 +46,7 @@ def interpolate(
         first, last: two seeds, or two images: Pillow images or (1, C, Y, X) tensors in [-1, 1].
         class_label: of all samples; None for no class, and between images.
         steps: number of images, 2 to 10,000.
+        aspect: as of a call, between seeds; images take the shape of the first.
         options: see ``DrawOptions``; ``seed``, ``generator`` and ``best_of`` are refused.
 
     Returns:
@@ -62,20 +64,23 @@ def interpolate(
     pipe.require_memory(n, settings)
     seeds = [whole(first), whole(last)]
     if min(seeds) >= 0:
-        return _between_seeds(pipe, seeds, class_label, n, settings)
+        return _between_seeds(pipe, seeds, class_label, n, settings, pipe.grid_of(aspect))
     problem = "has no effect between two images"
-    for name, value in (("class_label", class_label), *((name, options.get(name)) for name in SETTINGS)):
+    own = {"class_label": class_label, "aspect": aspect, **{name: options.get(name) for name in SETTINGS}}
+    for name, value in own.items():
         ConfigError.unless(value is None, problem, field=name, found=shown(value), fix="leave it out")
-    pair = [read_images(each, pipe.spec, pipe.device) for each in (first, last)]
+    grid = grid_of(first, pipe.spec)
+    pair = [read_images(each, pipe.spec.of_grid(grid), pipe.device) for each in (first, last)]
     counts = tuple(len(each) for each in pair)
     DataError.unless(counts == (1, 1), "are several", field="images", found=counts, expected="one at each end")
     features_SCHW = features_between(pipe.tokenizer, pair[0][0], pair[1][0], torch.linspace(0, 1, n))
-    codes = pipe.spec.grid(pipe.tokenizer.bottleneck.encode(features_SCHW).flatten(1))
+    codes_ST = pipe.tokenizer.bottleneck.encode(features_SCHW).flatten(1)
+    codes = pipe.spec.grid(codes_ST, grid)
     return output_of(pipe, codes, [pipe.prior.null_class] * n, [], settings)
 
 
 def _between_seeds(
-    pipe: BaseGenerator, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings
+    pipe: BaseGenerator, seeds: list[int], class_label: Label | None, n: int, settings: DrawSettings, grid: int
 ) -> GeneratorOutput:
     labels = pipe.label_ids(class_label) * n
     pipe.require_guided(labels, settings)
@@ -83,9 +88,9 @@ def _between_seeds(
     DataError.unless(found == 1, "are several", field="class_label", found=found, expected=expected)
     first_T, last_T = stream_uniforms(seeds, pipe.spec.n_codes)
     uniforms_ST = uniforms_between(first_T, last_T, n)
-    request = SampleRequest(labels=labels, seeds=[], sampling=settings.sampling, uniforms_BT=uniforms_ST)
+    request = SampleRequest(labels=labels, seeds=[], sampling=settings.sampling, uniforms_BT=uniforms_ST, grid=grid)
     codes_ST = draw(pipe.prior, request, show_progress=pipe.shows_progress)
-    return output_of(pipe, pipe.spec.grid(codes_ST), labels, seeds, settings)
+    return output_of(pipe, pipe.spec.grid(codes_ST, grid), labels, seeds, settings)
 
 
 def uniforms_between(first_T: torch.Tensor, last_T: torch.Tensor, n: int) -> torch.Tensor:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from foundation.arguments import as_paths, require_type
+from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
+from foundation.images.buckets import grouped
 from foundation.images.preprocess import decode_any, to_unit_range
 from foundation.images.scan import content_of
 from pipeline.generation.base import BaseGenerator, Label, Labels
-from pipeline.generation.inputs import Images, is_codes, pixels_of, read_codes
+from pipeline.generation.inputs import Images, grid_of, is_codes, pixels_of, read_codes
 from pipeline.generation.requests import count, require_choice, require_one_or_all
 from pipeline.image_files import readable
 
@@ -36,7 +38,8 @@ def score(
 
     Args:
         pipe: the generator itself.
-        images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes.
+        images: a Pillow image, a list of them, (B, C, Y, X) in [-1, 1] of the tokenizer's size, or all their codes. Of
+            a generator of several shapes, pictures take the shape nearest to their aspect ratio.
         class_labels: one of all images, one for each, or None for the null class, which a class-conditional prior knows
             only from label dropout in training.
         unit: bits for log2 p, nats for ln p.
@@ -51,8 +54,30 @@ def score(
     """
     require_choice("unit", unit, ("bits", "nats"))
     batch_size = count("batch_size", batch_size)
-    tokenizer, prior, labels = pipe.tokenizer, pipe.prior, pipe.label_ids(class_labels)
-    given = _all_codes(images, pipe) if is_codes(images) else pixels_of(images, tokenizer.preprocess)
+    labels = pipe.label_ids(class_labels)
+    grids = _grids_of(images, pipe)
+    if len(set(grids)) < 2:
+        nats_B = _nats(pipe, images, labels, grids[0] if grids else 0, batch_size)
+    else:
+        assert isinstance(images, (list, tuple))
+        require_one_or_all("class_labels", len(labels), len(images))
+        labels, nats_B = labels * (len(images) // len(labels)), torch.empty(len(images), dtype=torch.float64)
+        for grid, rows in grouped(np.array(grids)):
+            of_shape = [images[i] for i in rows.tolist()]
+            nats_B[rows] = _nats(pipe, of_shape, [labels[i] for i in rows.tolist()], grid, batch_size)
+    return -nats_B / (math.log(2) if unit == "bits" else 1.0)
+
+
+def _grids_of(images: Any, pipe: BaseGenerator) -> list[int]:
+    """The grid of each picture of a list; of anything else, one for all."""
+    several = images if isinstance(images, (list, tuple)) else [images]
+    return [grid_of(each, pipe.spec) for each in several]
+
+
+def _nats(pipe: BaseGenerator, images: Any, labels: list[int], grid: int, batch_size: int) -> torch.Tensor:
+    """-ln p of images of one shape, (B,) float64 on the CPU."""
+    tokenizer, prior, spec = pipe.tokenizer, pipe.prior, pipe.spec.of_grid(grid)
+    given = _all_codes(images, spec) if is_codes(images) else pixels_of(images, tokenizer.preprocess.of_shape(grid))
     require_one_or_all("class_labels", len(labels), len(given))
     labels_B = torch.tensor(labels, device=pipe.device).expand(len(given))
     parts = []
@@ -61,13 +86,13 @@ def score(
         batch = given[part] if isinstance(given, torch.Tensor) else to_unit_range(np.stack(given[part]))
         batch = batch.to(pipe.device)
         tokens_BT = tokenizer.encode(batch.float()).flatten(1) if batch.is_floating_point() else batch
-        parts.append(-prior.nll(tokens_BT, labels_B[part]).cpu().double().sum(1))
-    return torch.cat(parts) / (math.log(2) if unit == "bits" else 1.0)
+        parts.append(prior.nll(tokens_BT, labels_B[part], grid).cpu().double().sum(1))
+    return torch.cat(parts)
 
 
-def _all_codes(images: Any, pipe: BaseGenerator) -> torch.Tensor:
-    codes_BP = read_codes(images, pipe.spec)
-    found, expected = codes_BP.shape[1], pipe.spec.n_codes
+def _all_codes(images: Any, spec: CodeSpec) -> torch.Tensor:
+    codes_BP = read_codes(images, spec)
+    found, expected = codes_BP.shape[1], spec.n_codes
     same = found == expected
     DataError.unless(same, "are not all codes of each image", field="images", found=found, expected=expected)
     return codes_BP
@@ -122,8 +147,12 @@ def score_files(
 
     files = readable(paths, read, failed, desc="scoring")
     while batch := list(islice(files, batch_size)):
-        pixels_BYXC = np.stack([pixels_YXC for _, (_, pixels_YXC) in batch])
-        log2_B = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
+        shapes = [pixels_YXC.shape[:2] for _, (_, pixels_YXC) in batch]
+        log2_B = torch.empty(len(batch), dtype=torch.float64)
+        for shape in sorted(set(shapes)):
+            rows = [i for i, each in enumerate(shapes) if each == shape]
+            pixels_BYXC = np.stack([batch[i][1][1] for i in rows])
+            log2_B[rows] = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
         for (path, (content, _)), bits in zip(batch, (-log2_B).tolist(), strict=True):
             seen = None if trained_on is None else content in trained_on
             scored.append(ScoredImage(str(path), bits, bits / pipe.spec.n_codes, seen))

@@ -12,7 +12,7 @@ from PIL import Image
 from foundation.arguments import shown
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
-from foundation.images.preprocess import image_grid, to_pil, to_pixels
+from foundation.images.preprocess import GRID_GAP, image_grid, to_pil, to_pixels
 from foundation.images.preview import Preview
 from pipeline.output_files import Outputs
 
@@ -98,6 +98,21 @@ def code_maps(codes: torch.Tensor, spec: CodeSpec) -> list[Image.Image]:
     light_BHW1 = 0.55 + 0.45 * (codes_BHW[..., None] / max(1, spec.codebook_size - 1))
     pixels = 255 * light_BHW1 * (0.5 + 0.5 * np.cos(2 * np.pi * (hues_BHW1 + phases)))
     return [to_pil(each) for each in pixels.round().astype(np.uint8)]
+
+
+def stacked(pictures: list[Image.Image], gap: int = 2 * GRID_GAP) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """Pictures one below the other on white.
+
+    Returns:
+        The picture, and the first row of each part and the row after its last.
+    """
+    tops = [sum(each.height + gap for each in pictures[:i]) for i in range(len(pictures))]
+    bounds = [(top, top + each.height) for top, each in zip(tops, pictures, strict=True)]
+    size = max(each.width for each in pictures), bounds[-1][1]
+    whole = Image.new(pictures[0].mode, size, "white")
+    for top, each in zip(tops, pictures, strict=True):
+        whole.paste(each, (0, top))
+    return whole, bounds
 
 
 def grid_image(images: list[Image.Image], n_columns: int) -> Image.Image:

@@ -8,8 +8,9 @@ from typing import Any, Unpack
 
 import torch
 
+from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError, DataError
-from pipeline.generation.base import BaseGenerator, Labels, request_of
+from pipeline.generation.base import Aspect, BaseGenerator, Labels, request_of
 from pipeline.generation.drawing import OnStep, steps
 from pipeline.generation.options import OUTPUT_TYPES, DrawOptions
 from pipeline.generation.outputs import to_output_type
@@ -30,6 +31,7 @@ class PartialImages:
         n_done, n_rows: rows of the (finest) grid that are finished, from 1, and all of them.
         codes: int64, as ``GeneratorOutput.codes``, with -1 where a code is not sampled yet.
         generator: that samples them.
+        spec: of their grid of codes.
     """
 
     images: slice
@@ -37,6 +39,7 @@ class PartialImages:
     n_rows: int
     codes: torch.Tensor
     generator: BaseGenerator
+    spec: CodeSpec
 
     @property
     def is_last(self) -> bool:
@@ -62,7 +65,7 @@ class PartialImages:
         require_choice("output_type", output_type, OUTPUT_TYPES)
         if output_type == "latent":
             return self.codes
-        spec = self.generator.spec
+        spec = self.spec
         *coarse, finest = spec.split(self.codes.flatten(1).clone())
         finest[:, self.n_done :] = finest[:, self.n_done - 1 : self.n_done]
         codes = spec.grid(spec.join([*coarse, finest]))
@@ -74,28 +77,38 @@ class PartialImages:
 
 
 class RowWatcher:
-    """Gathers the codes of a batch, row by row of the finest grid."""
+    """Gathers the codes of a batch, row by row of the finest grid.
 
-    def __init__(self, pipe: BaseGenerator) -> None:
-        self._pipe, self._finest, self._images = pipe, pipe.spec.levels[-1], slice(-1, -1)
-        self._codes_BT = torch.empty(0, pipe.spec.n_codes, dtype=torch.int64)
+    Args:
+        pipe: that samples them.
+        spec: of images of their shape.
+    """
+
+    def __init__(self, pipe: BaseGenerator, spec: CodeSpec) -> None:
+        self._pipe, self._spec, self._finest, self._images = pipe, spec, spec.levels[-1], slice(-1, -1)
+        self._codes_BT = torch.empty(0, spec.n_codes, dtype=torch.int64)
 
     def see(self, step: DecodedCode) -> PartialImages | None:
         """Take in a step; returns the batch if this step finishes a row of it."""
         if step.rows != self._images:
             self._images = step.rows
-            self._codes_BT = step.codes_B.new_full((len(step.codes_B), self._pipe.spec.n_codes), MASKED)
+            self._codes_BT = step.codes_B.new_full((len(step.codes_B), self._spec.n_codes), MASKED)
         self._codes_BT[:, step.position] = step.codes_B
         n_rows, n_before = self._finest.height, self._codes_BT.shape[1] - self._finest.n_codes
         n_done, rest = divmod(step.position + 1 - n_before, self._finest.n_codes // n_rows)
         if n_done < 1 or rest:
             return None
-        codes = self._pipe.spec.grid(self._codes_BT.clone())
-        return PartialImages(self._images, n_done, n_rows, codes, self._pipe)
+        codes = self._spec.grid(self._codes_BT.clone())
+        return PartialImages(self._images, n_done, n_rows, codes, self._pipe, self._spec)
 
 
 def stream(
-    pipe: BaseGenerator, class_labels: Labels = None, num_images_per_label: int = 1, **options: Unpack[DrawOptions]
+    pipe: BaseGenerator,
+    class_labels: Labels = None,
+    num_images_per_label: int = 1,
+    *,
+    aspect: Aspect = None,
+    **options: Unpack[DrawOptions],
 ) -> Iterator[PartialImages]:
     """The images of a call with the same arguments, each row as soon as it is sampled.
 
@@ -106,29 +119,35 @@ def stream(
 
     Args:
         pipe: the generator itself.
-        class_labels, num_images_per_label: as of a call.
+        class_labels, num_images_per_label, aspect: as of a call.
         options: see ``DrawOptions``; ``best_of`` and ``output_type`` have no effect here.
 
     Raises:
         DataError, ConfigError: as a call, and before the first image.
     """
-    request, settings = request_of(pipe, class_labels, num_images_per_label, options)
+    request, settings = request_of(pipe, class_labels, num_images_per_label, options, aspect)
     best_of, fix = settings.best_of, "the choice among candidates is made at the end"
     ConfigError.unless(best_of == 1, "cannot be streamed", field="best_of", found=best_of, expected=1, fix=fix)
-    watcher = RowWatcher(pipe)
+    watcher = RowWatcher(pipe, pipe.spec.of_grid(request.grid))
     return (part for step in steps(pipe.prior, request) if (part := watcher.see(step)) is not None)
 
 
 def step_callback(
-    pipe: BaseGenerator, on_step_end: OnStepEnd | None, tensor_inputs: Sequence[str], on_row: OnRow | None
+    pipe: BaseGenerator,
+    on_step_end: OnStepEnd | None,
+    tensor_inputs: Sequence[str],
+    on_row: OnRow | None,
+    spec: CodeSpec,
 ) -> OnStep:
     """Call ``on_step_end`` after each step, and ``on_row`` after each row; see ``ImageGenerator.__call__``.
+
+    ``spec`` is that of images of the call's shape.
 
     Raises:
         ConfigError: a tensor that is not in ``CALLBACK_TENSORS``.
     """
     _require_tensors("callback_on_step_end_tensor_inputs", tensor_inputs, CALLBACK_TENSORS)
-    watcher = RowWatcher(pipe)
+    watcher = RowWatcher(pipe, spec)
 
     def on_step(step: DecodedCode) -> None:
         if on_step_end is not None:

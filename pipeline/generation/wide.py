@@ -48,7 +48,7 @@ def wide_grid(spec: CodeSpec, height: object, width: object) -> tuple[int, int] 
     """Rows and columns of the grid of an image of this size; None for the size that the prior was trained on.
 
     Args:
-        spec: what the prior was trained on.
+        spec: what the prior was trained on, of images of one shape.
         height, width: in pixels; None takes the trained one.
 
     Raises:
@@ -85,9 +85,9 @@ def draw_wide(
     Returns:
         (B, rows, columns) int64 codes, or (B, rows, columns, D) for depth D.
     """
-    level, (n_rows, n_columns) = prior.spec.levels[0], grid
+    level, (n_rows, n_columns) = prior.spec.of_grid(request.grid).levels[0], grid
     per_image = 2 if request.sampling.guidance_scale != 1 else 1
-    size = request.max_rows or images_that_fit(engine_for(prior), per_image)
+    size = request.max_rows or images_that_fit(engine_for(prior, request.grid), per_image)
     parts, total = [], len(request.labels) * n_rows * n_columns
     with tqdm(total=total, desc="sampling", unit="position", delay=2, disable=not show_progress) as progress:
         for start in range(0, len(request.labels), size):
@@ -123,7 +123,7 @@ def _sample_span(
     prior: PriorModel, request: SampleRequest, span: Span, codes_BHWD: torch.Tensor, uniforms_BHWD: torch.Tensor
 ) -> None:
     """Sample the codes of a span, given the codes before them in the window."""
-    level = prior.spec.levels[0]
+    level = prior.spec.of_grid(request.grid).levels[0]
     rows, columns = slice(span.top, span.top + level.height), slice(span.left, span.left + level.width)
     before = ((span.row - span.top) * level.width + span.first - span.left) * level.depth
     n_codes = (span.last - span.first) * level.depth

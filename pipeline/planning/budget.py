@@ -177,8 +177,9 @@ class Fitting:
         recipe, seconds = self.recipe, self.budget.total * _AIM - self.spent()
         trains = recipe.tokenizer.pretrained is None
         if trains and "tokenizer" in recipe.open and self._is_open("tokenizer.model"):
-            fixed = not ("resolution" in recipe.open and self._is_open("data.preprocess"))
             preprocess = recipe.data.preprocess
+            open_size = "resolution" in recipe.open and self._is_open("data.preprocess") and not preprocess.shapes
+            fixed = not open_size
             side = min(preprocess.height, preprocess.width) if fixed else self.side
             rate = self._tokenizer_rate(recipe)
             share = self.budget.first_stage or _TOKENIZER_SHARE * seconds
@@ -223,6 +224,7 @@ class Fitting:
             "tokenizer.model": small.model,
             "data.preprocess.height": small.side,
             "data.preprocess.width": small.side,
+            "data.preprocess.shapes": (),
         }
         speed = measure_tokenizer(replaced(recipe, values), self.accelerator)
         one = tokenizer_flops(small.model, preprocess.n_channels, small.side)

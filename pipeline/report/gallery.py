@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foundation.codes.spec import CodeSpec
 from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.preview import Preview
 from foundation.randomness import derive_seed
@@ -51,7 +52,7 @@ def draw_gallery(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Pat
     images, first = to_unit_range(pixels), derive_seed(seed, "uses") % 2**31
     knows_nothing = generator.label_dropout != 0 or not generator.labels
     drawn: dict[str, Picture] = {}
-    if generator.spec.levels[-1].height > 1:
+    if _spec_of(generator, pixels).levels[-1].height > 1:
         drawn["completion"] = _completion(generator, pixels, images, first)
     if knows_nothing:
         drawn["inpainting"] = _inpainting(generator, pixels, images, first)
@@ -83,18 +84,19 @@ def gallery_section(folder: Path) -> str:
 def _completion(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
     options: Any = {"seed": seed, "output_type": "pt", "guess_class": bool(generator.labels)}
     output = generator.complete(images, rows=0.5, num_images=_N_RESULTS, **options)
-    kept = kept_pixels(pixels, below_rows(0.5, generator.spec).numpy())
+    kept = kept_pixels(pixels, below_rows(0.5, _spec_of(generator, pixels)).numpy())
     guessed = ", of the class that it makes the likeliest" if generator.labels else ""
     caption = f"Validation images; the half that is given, which alone is encoded; three completions{guessed}."
     return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
 
 
 def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
-    level = generator.spec.levels[-1]
+    spec = _spec_of(generator, pixels)
+    level = spec.levels[-1]
     mask_HW = torch.zeros(level.height, level.width, dtype=torch.bool)
     mask_HW[level.height // 4 : -(-level.height * 3 // 4), level.width // 4 : -(-level.width * 3 // 4)] = True
     output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, best_of=4, output_type="pt")
-    kept = kept_pixels(pixels, pixel_mask(mask_HW, generator.spec).numpy())
+    kept = kept_pixels(pixels, pixel_mask(mask_HW, spec).numpy())
     caption = "Validation images; what is kept of them; three samples of the middle, each the best of four."
     return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
 
@@ -117,6 +119,11 @@ def _classes(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor
         f"Validation images; the 75% of their codes that fit another class worst, sampled again: {', '.join(classes)}."
     )
     return _rows(generator.tokenizer.preview, pixels, None, each_BRCYX.flatten(0, 1)), caption
+
+
+def _spec_of(generator: ImageGenerator, pixels_BYXC: np.ndarray) -> CodeSpec:
+    """What the codes of images of this shape are."""
+    return generator.spec.of_grid(generator.shapes.index(pixels_BYXC.shape[1:3]))
 
 
 def _rows(

@@ -141,6 +141,18 @@ def _samples(folder: RunFolder) -> str:
         raise CheckpointError("the samples are missing or incomplete", field=str(folder.samples), fix=_SAMPLES_FIX)
     grid = Image.open(folder.samples / "grid.png")
     about = read_json(folder.samples / "samples.json", ("labels", "columns"), fix=_SAMPLES_FIX)
+    if "shapes" not in about:
+        return _sample_rows(folder, grid, about)
+    body = ""
+    for each in about["shapes"]:
+        (height, width), (top, bottom) = each["shape"], each["rows"]
+        part = grid.crop((0, top, grid.width, bottom))
+        body += f"<h3>{height} x {width} pixels</h3>{_sample_rows(folder, part, about)}"
+    return body
+
+
+def _sample_rows(folder: RunFolder, grid: Image.Image, about: dict[str, Any]) -> str:
+    """Samples of one shape: a row for each class, or one picture."""
     labels = about["labels"][:: about["columns"]]
     maps = "" if folder.tokenizer.is_dir() else " They are codes, a colour each: their tokenizer is not known."
     if labels[0] is None:

@@ -15,7 +15,8 @@ import numpy as np
 from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.config import digest
 from foundation.errors import CheckpointError, DataError, TesseraError
-from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.buckets import batches_of_one_shape, buckets_of
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.depth import require_white
 from foundation.images.failures import Failure
 from foundation.images.folder import FolderFiles, is_a_path
@@ -23,7 +24,8 @@ from foundation.images.image_set import ImageSet, image_set, split_sources
 from foundation.images.inventory import PassedOver, Shapes, inventory
 from foundation.images.listing import Changes, ListedImages, ListedSource, Listing, changes
 from foundation.images.scan import sample_of, scan
-from foundation.images.sources import ImageSource, open_sources
+from foundation.images.source_config import FolderData
+from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.paths import expand
 from foundation.storage import durable
 from pipeline.encoding.export import PLAN
@@ -98,7 +100,11 @@ def _has_begun(folder: RunFolder) -> bool:
 def listing_of_plan(plan: ExportPlan, found: Mapping[str, Any]) -> Listing:
     """The listing that a plan of an export amounts to; sizes and hashes are not known."""
     splits = {
-        name: ListedImages.named(list(each.image_ids), None if each.labels is None else np.array(each.labels, np.int64))
+        name: ListedImages.named(
+            list(each.image_ids),
+            None if each.labels is None else np.array(each.labels, np.int64),
+            None if each.grids is None else np.array(each.grids, np.uint8),
+        )
         for name, each in plan.splits.items()
     }
     return Listing(splits, plan.spec.class_names, found)
@@ -191,7 +197,10 @@ def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]
     scans = {name: scan(source, data.identity, f"{name} images") for name, source in opened.splits.items()}
     shapes = scans["train"].shapes + scans["validation"].shapes
     require_white([shapes.brightest], data.preprocess.white_level)
-    splits = {name: ListedImages.of(source, scans[name].contents) for name, source in opened.splits.items()}
+    splits = {
+        name: ListedImages.of(source, scans[name].contents, buckets_of(source, data.preprocess.all_shapes))
+        for name, source in opened.splits.items()
+    }
     trained = {**trained_on(folder, None), **contents_by_id(splits["train"])}
     splits["validation"] = without_trained(splits["validation"], trained)
     found = found_in(opened.given, splits, data, shapes)
@@ -324,12 +333,20 @@ def inventory_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def mean_image_psnr(source: ImageSource, preprocess: Preprocess) -> float | None:
-    """PSNR in dB of the mean of a sample of images in place of each of them, at most 99; None if none can be read."""
-    pixels_KYXC, _ = ImageSet(source, preprocess, cache_mib=0).readable(np.array(sample_of(len(source.ids))))
-    if not len(pixels_KYXC):
+    """PSNR in dB of the mean of a sample of images in place of each of them, at most 99; None if none can be read.
+
+    Of several shapes, each image has the mean of its own.
+    """
+    images = ImageSet(SubsetSource(source, np.array(sample_of(len(source.ids)))), preprocess, cache_mib=0)
+    errors: list[np.ndarray] = []
+    for rows in batches_of_one_shape(images.buckets, np.arange(len(images)), len(images)):
+        pixels_KYXC, _ = images.readable(rows)
+        if len(pixels_KYXC):
+            values = pixels_KYXC.astype(np.float32)
+            errors.append(np.square(values - values.mean(0)))
+    if not errors:
         return None
-    values = pixels_KYXC.astype(np.float32)
-    error = float(np.square(values - values.mean(0)).mean())
+    error = float(np.concatenate([each.reshape(len(each), -1) for each in errors]).mean())
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 

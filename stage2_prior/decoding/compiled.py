@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from stage2_prior.decoding.engine import DecodingEngine, KVCache
+from stage2_prior.decoding.weights import InferenceWeights
 from stage2_prior.prior import PriorModel, require_length
 
 Step = Callable[..., torch.Tensor]
@@ -26,13 +27,13 @@ class CompiledEngine(DecodingEngine):
     """As ``DecodingEngine``, equal up to rounding; the first image takes tens of seconds more.
 
     Args:
-        prior: the model; see ``DecodingEngine``.
+        prior, grid, shared: see ``DecodingEngine``.
     """
 
     compiled = True
 
-    def __init__(self, prior: PriorModel) -> None:
-        super().__init__(prior)
+    def __init__(self, prior: PriorModel, grid: int = 0, shared: InferenceWeights | None = None) -> None:
+        super().__init__(prior, grid, shared)
         for each in self._constants():
             torch._dynamo.mark_static_address(each)
         self._idle: dict[int, list[torch.Tensor]] = {}  # number of rows => memory of caches that are gone

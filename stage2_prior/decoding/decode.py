@@ -23,7 +23,8 @@ from stage2_prior.prior import PriorModel
 MASKED = -1
 """Marks a code to be sampled among known codes."""
 _State = list[tuple[int, int]]
-_ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[_State, DecodingEngine]] = weakref.WeakKeyDictionary()
+_Engines = dict[int, DecodingEngine]
+_ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[_State, bool, _Engines]] = weakref.WeakKeyDictionary()
 
 
 class DecodedCode(NamedTuple):
@@ -56,19 +57,22 @@ def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
     return torch.stack([torch.rand(n_codes, dtype=torch.float64, generator=each) for each in generators])
 
 
-def engine_for(prior: PriorModel) -> DecodingEngine:
-    """The engine of a prior; a ``CompiledEngine`` after ``prior.compile_decoding()``.
+def engine_for(prior: PriorModel, grid: int = 0) -> DecodingEngine:
+    """The engine of a prior for images of one grid; a ``CompiledEngine`` after ``prior.compile_decoding()``.
 
-    It holds a copy of the parameters of the plain modules. It is built at the first call, and again where torch counts
-    a change of a parameter (an in-place operation, a move, a load). Writes through ``.data`` are not counted, and hooks
-    and wrapped modules, such as adapters, have no effect.
+    It holds a copy of the parameters of the plain modules, which the engines of all grids share. It is built at the
+    first call, and again where torch counts a change of a parameter (an in-place operation, a move, a load). Writes
+    through ``.data`` are not counted, and hooks and wrapped modules, such as adapters, have no effect.
     """
     state = [(each.data_ptr(), each._version) for each in prior.parameters()]
     known = _ENGINES.get(prior)
-    if known is None or known[0] != state or known[1].compiled != prior.decodes_compiled:
-        known = state, CompiledEngine(prior) if prior.decodes_compiled else DecodingEngine(prior)
-        _ENGINES[prior] = known
-    return known[1]
+    if known is None or known[:2] != (state, prior.decodes_compiled):
+        known = _ENGINES[prior] = state, prior.decodes_compiled, {}
+    engines = known[2]
+    if grid not in engines:
+        kind = CompiledEngine if prior.decodes_compiled else DecodingEngine
+        engines[grid] = kind(prior, grid, next((each.weights for each in engines.values()), None))
+    return engines[grid]
 
 
 def iterate_codes(
@@ -80,6 +84,7 @@ def iterate_codes(
     known_BT: torch.Tensor | None = None,
     max_rows: int | None = None,
     start: int | None = None,
+    grid: int = 0,
 ) -> Iterator[DecodedCode]:
     """Sample the codes of an image per row: batch after batch, in each the positions from ``start`` to T - 1.
 
@@ -96,13 +101,16 @@ def iterate_codes(
         max_rows: most images in one batch; None takes what fits the free memory. No result depends on it.
         start: the first position that is stepped through and reported; all codes before it must be known. None takes
             the number of codes that are known at the beginning of every image.
+        grid: of all images, an index into ``spec.grids``.
 
     Raises:
-        DataError: shapes that do not fit each other or the prior, a label or a known code that does not exist, or an
-            unknown code before ``start``.
+        DataError: shapes that do not fit each other or the prior, a label or a known code that does not exist, an
+            unknown code before ``start``, or no such grid.
     """
     require_type("sampling", sampling, SamplingConfig)
     _require_inputs(prior, labels_B, uniforms_BT)
+    known_grid = isinstance(grid, int) and 0 <= grid < prior.n_grids
+    DataError.unless(known_grid, "no such grid", field="grid", found=shown(grid), expected=f"0..{prior.n_grids - 1}")
     if known_BT is not None:
         _require_known(known_BT, prior, len(labels_B))
         known_BT = known_BT.to(labels_B.device)
@@ -111,7 +119,7 @@ def iterate_codes(
         raise DataError("is not a number of images", field="max_rows", found=found, expected=expected)
     start = _first_step(known_BT, start)
     labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
-    engine = engine_for(prior)
+    engine = engine_for(prior, grid)
     size = max_rows or images_that_fit(engine, 2 if np.any(scales_T[start:] != 1) else 1)
     uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
     if known_BT is None:

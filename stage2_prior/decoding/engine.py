@@ -68,6 +68,8 @@ class DecodingEngine:
     Args:
         prior: the model; its parameters are copied and cast to the ``weight_type`` of their dtype. Later changes do not
             reach the copy; hooks and wrapped modules have no effect.
+        grid: of the images, an index into ``spec.grids``.
+        shared: the weights of an engine of the same prior for another grid, which are then not copied again.
 
     Attributes:
         weights: the copy.
@@ -79,9 +81,12 @@ class DecodingEngine:
 
     compiled = False
 
-    def __init__(self, prior: PriorModel) -> None:
+    def __init__(self, prior: PriorModel, grid: int = 0, shared: InferenceWeights | None = None) -> None:
         with torch.inference_mode():
-            self.weights = InferenceWeights(prior, packed=not self.compiled)
+            if shared is None:
+                self.weights = InferenceWeights(prior, packed=not self.compiled, grid=grid)
+            else:
+                self.weights = shared.with_grid(prior, grid)
         self._activate = _gelu if self.weights.gpt else _swiglu
         self.n_codes, self._sizes = prior.n_codes, prior.position_tables.size_T.tolist()
         self.null_class, self.vocab_size = prior.null_class, prior.vocab_size

@@ -7,6 +7,7 @@ behind ``torch.mm`` does not guarantee that.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ from torch import nn
 from stage2_prior.block import Block, GELUFeedForward, LayerNorm, RMSNorm
 from stage2_prior.cpu_kernels import EPSILON
 from stage2_prior.lora import merged
+from stage2_prior.positions import Positions
 from stage2_prior.prior import PriorModel
 
 _ROWS_HINT = 32
@@ -142,6 +144,7 @@ class InferenceWeights:
     Args:
         prior: the model; its later changes do not reach the copy.
         packed: whether products may take ``PackedLinear``, which torch cannot compile.
+        grid: of the images, an index into ``spec.grids``.
 
     Attributes:
         device: of all tensors.
@@ -152,15 +155,16 @@ class InferenceWeights:
         cos, sin: (L, 3, 1, 1, T, K): what each layer multiplies queries, keys and values, and their partners K / 2
             channels away, by at each input's position: rotation, weights of the norms and the factor 1 / sqrt(K) of
             attention. Values are left as they are.
-        class_CE: the embedding of each class, the null class last.
+        class_CE: the embedding of each class, the null class last; the grid's is added.
         code_SE: the embedding of each code of each slot.
         offset_T: the row at which the slot of input t begins in ``code_SE``; None where there is one slot only.
         position_TE: embedding of input t's position, slot and target; None for none.
+        grid: whose positions these are.
         eps_E, eps_K: sqrt(n * epsilon) for the norms of n channels.
         normalized_heads: whether queries and keys are normalised.
     """
 
-    def __init__(self, prior: PriorModel, *, packed: bool = True) -> None:
+    def __init__(self, prior: PriorModel, *, packed: bool = True, grid: int = 0) -> None:
         prior = merged(prior)  # adapters would be left out
         self._form = prepare if packed else PlainLinear
         _, self.n_heads, self.d_model = prior.config.shape
@@ -170,21 +174,33 @@ class InferenceWeights:
         self.dtype = weight_type(prior.head.weight.dtype, device)
         self.eps_E = torch.tensor(math.sqrt(self.d_model * EPSILON), device=device)
         self.eps_K = torch.tensor(math.sqrt(self.d_head * EPSILON), device=device)
-        positions = prior.position_tables.on(device)
-        size = (prior.n_codes, self.d_head)
-        cos_TK, sin_TK = positions.rope or (torch.ones(size, device=device), torch.zeros(size, device=device))
-        self._rotation = cos_TK.float(), sin_TK.float()
         self._order = torch.arange(self.d_head, device=device).view(-1, 2).t().flatten()  # even channels, then odd
-        blocks = [block for block in prior.blocks if isinstance(block, Block)]
-        self.layers = [self._layer(block) for block in blocks]
-        rotations = [self._rotations(block) for block in blocks]
-        self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*rotations, strict=True))
+        self.layers = [self._layer(block) for block in _blocks(prior)]
         weight, bias = self._after_norm(prior.norm, prior.head)
         self.head: Linear = self._form(weight, self.dtype, bias)
-        self.class_CE = prior.class_embedding.weight.detach().float().clone()
         self.code_SE = prior.code_embedding.weight.detach().float().clone()
+        self._take_grid(prior, grid)
+
+    def with_grid(self, prior: PriorModel, grid: int) -> InferenceWeights:
+        """The weights for images of another grid of the same prior; the products are shared."""
+        other = copy.copy(self)
+        other._take_grid(merged(prior), grid)
+        return other
+
+    def _take_grid(self, prior: PriorModel, grid: int) -> None:
+        """All that depends on the rows and columns of the codes."""
+        device, size = self.device, (prior.n_codes, self.d_head)
+        positions = prior.position_tables.of_grid(device, grid)
+        self.grid = grid
+        cos_TK, sin_TK = positions.rope or (torch.ones(size, device=device), torch.zeros(size, device=device))
+        self._rotation = cos_TK.float(), sin_TK.float()
+        rotations = [self._rotations(block) for block in _blocks(prior)]
+        self.cos, self.sin = (torch.stack(each)[:, :, None, None] for each in zip(*rotations, strict=True))
+        self.class_CE = prior.class_embedding.weight.detach().float().clone()
+        if prior.grid_embedding is not None:
+            self.class_CE += prior.grid_embedding.weight.detach().float()[grid]
         self.offset_T = None if prior.slot_embedding is None else positions.offset_T
-        self.position_TE = self._input_offsets(prior)
+        self.position_TE = self._input_offsets(prior, positions)
 
     def _layer(self, block: Block) -> LayerWeights:
         attention, feed_forward = block.attention, block.feed_forward
@@ -226,8 +242,7 @@ class InferenceWeights:
         cos, sin = zip(*factors, strict=True)
         return torch.stack(cos), torch.stack(sin)
 
-    def _input_offsets(self, prior: PriorModel) -> torch.Tensor | None:
-        positions = prior.position_tables.on(prior.head.weight.device)
+    def _input_offsets(self, prior: PriorModel, positions: Positions) -> torch.Tensor | None:
         tables = (
             (prior.slot_embedding, positions.slot_T),
             (prior.place_embedding, positions.own_T),
@@ -235,3 +250,7 @@ class InferenceWeights:
         )
         rows = [table.weight.detach().float()[index_T] for table, index_T in tables if table is not None]
         return torch.stack(rows).sum(0) if rows else None
+
+
+def _blocks(prior: PriorModel) -> list[Block]:
+    return [block for block in prior.blocks if isinstance(block, Block)]

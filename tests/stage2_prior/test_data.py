@@ -7,13 +7,17 @@ from foundation.errors import DataError
 from foundation.randomness import DataOrder
 from stage2_prior.data import CodeExamples
 
-DATASET = SimpleNamespace(codes_NT=np.arange(4000).reshape(1000, 4), labels_N=np.arange(1000) % 5)
+DATASET = SimpleNamespace(codes_NT=np.arange(4000).reshape(1000, 4), labels_N=np.arange(1000) % 5, grids_N=None)
 
 N_IMAGES, N_VIEWS = 600, 4
 IMAGES_N = np.concatenate([np.tile(np.arange(400), N_VIEWS), np.tile(np.arange(400, 600), N_VIEWS)])
 VIEWS_N = np.concatenate([np.repeat(range(N_VIEWS), 400), np.repeat(range(N_VIEWS), 200)])
 VIEWS = SimpleNamespace(
-    codes_NT=np.stack([IMAGES_N, VIEWS_N], 1), labels_N=IMAGES_N % 5, views_N=VIEWS_N, rows_by_shard=(1600, 800)
+    codes_NT=np.stack([IMAGES_N, VIEWS_N], 1),
+    labels_N=IMAGES_N % 5,
+    views_N=VIEWS_N,
+    grids_N=None,
+    rows_by_shard=(1600, 800),
 )
 """Four views of 600 images in two shards; the codes say which image and view a row is."""
 

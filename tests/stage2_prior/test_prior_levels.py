@@ -31,7 +31,7 @@ def bottom_of(top_BHW: np.ndarray) -> np.ndarray:
 
 def toy(n: int, seed: int) -> SimpleNamespace:
     top = np.random.default_rng(seed).integers(0, TOP.codebook_size, (n, TOP.height, TOP.width))
-    return SimpleNamespace(codes_NT=SPEC.join([top, bottom_of(top)]).astype(np.uint16), labels_N=None)
+    return SimpleNamespace(codes_NT=SPEC.join([top, bottom_of(top)]).astype(np.uint16), labels_N=None, grids_N=None)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_unigram_entropy_is_that_of_each_slot() -> None:
     """Coarse codes all 0 and fine codes all 3: mixed, they would have 0.72 bits; by slot they have none."""
     prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), SPEC).eval()
     constant = SPEC.join([np.zeros((4, 1, 2), int), np.full((4, 2, 4), 3)])
-    scores = score_prior(prior, SimpleNamespace(codes_NT=constant, labels_N=None))  # type: ignore[arg-type]
+    scores = score_prior(prior, SimpleNamespace(codes_NT=constant, labels_N=None, grids_N=None))  # type: ignore[arg-type]
     assert scores.unigram_bits == 0 and scores.metrics()["below_unigram"] == 0
     assert scores.nats_per_slot == pytest.approx((math.log(5), math.log(9))), "an untrained prior knows nothing"
 
@@ -84,7 +84,7 @@ def test_a_prior_of_one_slot_reports_what_it_always_did() -> None:
     one = CodeSpec(levels=(BOTTOM,), stride=4, preprocess=Preprocess(height=8, width=16), fingerprint="f")
     prior = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), one).eval()
     codes = np.random.default_rng(0).integers(0, 9, (300, 8))
-    metrics = score_prior(prior, SimpleNamespace(codes_NT=codes, labels_N=None)).metrics()  # type: ignore[arg-type]
+    metrics = score_prior(prior, SimpleNamespace(codes_NT=codes, labels_N=None, grids_N=None)).metrics()  # type: ignore[arg-type]
     assert set(metrics) == {
         "bits_per_code",
         "below_unigram",

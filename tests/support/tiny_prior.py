@@ -60,7 +60,7 @@ def dataset() -> Any:
     rng = np.random.default_rng(0)
     labels = np.arange(N_IMAGES) % N_CLASSES
     codes = (np.cumsum(rng.integers(0, 2, (N_IMAGES, _SPEC.n_codes)), axis=1) + 3 * labels[:, None]) % 11
-    return SimpleNamespace(codes_NT=codes.astype(np.uint16), labels_N=labels)
+    return SimpleNamespace(codes_NT=codes.astype(np.uint16), labels_N=labels, grids_N=None)
 
 
 def tiny_task(

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from foundation.errors import DataError
 from foundation.images.array_image import AnyImage, ArrayImage
 from foundation.images.failures import MAX_FILE_BYTES, BadImage, read_plain_file, require_sane_bytes
+from foundation.images.headers import size_of, upright_size
 from foundation.images.kinds import kind_of
 from foundation.images.preprocess import MAX_PIXELS, NPY, decode_any, read_npy
 from foundation.images.tables.pixel_numbers import image_of, white_of
@@ -58,6 +59,26 @@ class Cells:
         Raises:
             BadImage: with the reason.
         """
+        value = self._value(row)
+        return self._array(value) if isinstance(value, np.ndarray) else self._decoded(value)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(width, height) of the upright image of a row, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        value = self._value(row)
+        return size_of(self._array(value)) if isinstance(value, np.ndarray) else upright_size(value)
+
+    def _array(self, values: np.ndarray) -> AnyImage:
+        return ArrayImage(values) if self.arrays else image_of(values, self.white)
+
+    def _decoded(self, data: bytes) -> AnyImage:
+        return decode_any(data, self.max_pixels, arrays=self.arrays)
+
+    def _value(self, row: int) -> Any:
+        """A file's bytes, or an array of numbers."""
         value = content(self.column[row])
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -65,11 +86,7 @@ class Cells:
                 raise BadImage("unreadable", "the cell holds neither an image nor the path of one")
         if isinstance(value, str):
             value = self._file(value, row)
-        if isinstance(value, bytes) and value.startswith(NPY):
-            value = read_npy(value, self.max_pixels)
-        if isinstance(value, np.ndarray):
-            return ArrayImage(value) if self.arrays else image_of(value, self.white)
-        return decode_any(value, self.max_pixels, arrays=self.arrays)
+        return read_npy(value, self.max_pixels) if isinstance(value, bytes) and value.startswith(NPY) else value
 
     def _file(self, text: str, row: int) -> bytes:
         """The file that a text is, or that it names."""

@@ -192,7 +192,7 @@ def test_another_class_is_scored_in_parts(
     expected = untrained.change_class(pictures, "b", seed=0).codes
     rows, nll = [], untrained.prior.nll
     monkeypatch.setattr("pipeline.generation.drawing._SCORED_TOKENS", 24)
-    monkeypatch.setattr(untrained.prior, "nll", lambda codes, labels: rows.append(len(codes)) or nll(codes, labels))
+    monkeypatch.setattr(untrained.prior, "nll", lambda codes, *rest: rows.append(len(codes)) or nll(codes, *rest))
     assert torch.equal(untrained.change_class(pictures, "b", seed=0).codes, expected)
     assert rows == [1] * 6
 

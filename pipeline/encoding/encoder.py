@@ -184,17 +184,10 @@ class ShardEncoder:
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
         with arithmetic(self._device, self.plan.precision):
-            codes = self.tokenizer.encode(_on_device(pixels_BYXC, self._device))
+            on_cpu = self._device.type == "cpu"
+            pixels = pixels_BYXC if on_cpu else send(torch.from_numpy(pixels_BYXC), self._device)
+            codes = self.tokenizer.encode(to_unit_range(pixels))
         return codes.flatten(1)[: len(decoded)].cpu().numpy()
-
-
-def _on_device(pixels_BYXC: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(B, Y, X, C) pixels => (B, C, Y, X) float32 in [-1, 1]; bytes are sent, and become numbers there."""
-    if device.type == "cpu":
-        return to_unit_range(pixels_BYXC)
-    images = send(torch.from_numpy(pixels_BYXC), device).permute(0, 3, 1, 2)
-    half = 127.5 if pixels_BYXC.dtype == np.uint8 else 32_767.5
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1.0)
 
 
 def _cancel(reading: Reading) -> None:

@@ -260,6 +260,7 @@ class Run:
             if self.accelerator.is_main_process:
                 keep_note(self.folder, stage, start)
         recipe, log = getattr(self.recipe, stage), self.folder.metrics
+        layout = task.model.spec if isinstance(task, PriorTask) else None
         config, order = recipe.training.fit, getattr(examples, "order_settings", ())
 
         def identify(n_steps: int) -> dict[str, str]:
@@ -280,7 +281,7 @@ class Run:
             previews=self.folder.previews(stage),
             identity=identify,
             optims=task.rates,
-            work=self.work_of(self.recipe, stage, self.accelerator.device, getattr(task.model, "spec", None)),
+            work=self.work_of(self.recipe, stage, self.accelerator.device, layout),
             **settings,
         )
 

@@ -64,7 +64,7 @@ TOKENIZERS = {
     "two grids": {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 40, "width": 4}},
 }
 
-STEPS = 4
+STEPS = 3
 GAN = {
     "weight": 0.5,
     "start_step": 1,

@@ -100,8 +100,9 @@ class PriorModel(nn.Module):
                 elsewhere it would wait for the device) codes and classes that do not exist.
             ConfigError: orders given to a prior that is not ``target_aware``.
         """
-        grids_B = self.checked_grids(tokens_BT, grids_B)
-        tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
+        given = tokens_BT
+        tokens_BT, labels_B = self.checked(given, labels_B)
+        grids_B = self.checked_grids(given, grids_B)
         orders_BT = None if orders_BT is None else as_codes(orders_BT, "orders_BT", tokens_BT.device)
         logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT, grids_B)), self.sizes(tokens_BT)
         if size_N is None:

@@ -221,7 +221,7 @@ class ImageGenerator(BaseGenerator):
         """
         require_flag("return_dict", return_dict)
         request, settings = request_of(self, class_labels, num_images_per_label, options, aspect)
-        if aspect is None and (height, width) in self.shapes:
+        if aspect is None and isinstance(height, int) and isinstance(width, int) and (height, width) in self.shapes:
             request = dataclasses.replace(request, grid=self.shapes.index((height, width)))
         spec = self.spec.of_grid(request.grid)
         grid = None if height is None and width is None else wide_grid(spec, height, width)

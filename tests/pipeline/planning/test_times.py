@@ -24,7 +24,7 @@ def test_parts_add_up_from_steps_and_images() -> None:
     recipe = load_recipe("cifar10", {"tokenizer.training.fit": fit, "prior.training.fit": fit})
     times = run_times(recipe, COUNTS, SPEEDS)
     assert times[TRAIN_TOKENIZER] == pytest.approx(100 * 0.5)
-    assert times[EVALUATE_TOKENIZER] == pytest.approx(4 * 100 * 0.04)  # steps 0, 40, 80 and 100
+    assert times[EVALUATE_TOKENIZER] == pytest.approx(4 * (100 + 8) * 0.04)  # steps 0, 40, 80 and 100; 8 are shown
     assert times[TRAIN_PRIOR] == pytest.approx(100 * 0.25)
     assert times[SAMPLE] == pytest.approx(3 * 10 * (0.1 + 0.02))
     once = load_recipe("cifar10", {"encode.flip": False})

@@ -155,8 +155,9 @@ class PriorModel(nn.Module):
         Raises:
             DataError: as ``forward``.
         """
-        grids_B = self.checked_grids(tokens_BT, grids_B)
-        tokens_BT, labels_B = self.checked(tokens_BT, labels_B)
+        given = tokens_BT
+        tokens_BT, labels_B = self.checked(given, labels_B)
+        grids_B = self.checked_grids(given, grids_B)
         hidden_NE = self.hidden(tokens_BT, labels_B, grids_B=grids_B).flatten(0, 1)
         nll_N = nll_per_code(hidden_NE, self.head.weight, tokens_BT.flatten(), self.sizes(tokens_BT))
         return nll_N.view_as(tokens_BT)

@@ -114,8 +114,26 @@ class ArchiveSource:
         Raises:
             BadImage: with the reason.
         """
-        size, archive = int(self._sizes[index]), self._archives[self._archive_of(index)]
+        size = int(self._sizes[index])
         require_sane_bytes(size)
+        return decode_any(self._bytes(index, size), self._max_pixels, arrays=self._arrays)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from the head of its member.
+
+        Raises:
+            BadImage: it cannot be read.
+            OSError: it cannot be opened.
+        """
+        size = int(self._sizes[index])
+        try:
+            return upright_size(self._bytes(index, min(size, _HEADER_BYTES)))
+        except OSError:  # a header that is longer, such as one with a preview in it
+            return upright_size(self._bytes(index, size))
+
+    def _bytes(self, index: int, size: int) -> bytes:
+        """The first ``size`` bytes of a member."""
+        archive = self._archives[self._archive_of(index)]
         try:
             data = retried(lambda: archive.read(int(self._offsets[index]), size))
         except RemoteError as error:
@@ -127,7 +145,7 @@ class ArchiveSource:
             raise BadImage(code, f"the archive cannot be read: {error.strerror}") from error
         if len(data) < size:
             raise BadImage("vanished", "the archive is shorter than when it was listed")
-        return decode_any(data, self._max_pixels, arrays=self._arrays)
+        return data
 
     def ahead(self, indices: np.ndarray) -> None:
         """Fetch the archives of some images in a thread, in this order; most of each will be read soon."""
@@ -155,22 +173,6 @@ class ArchiveSource:
             if name != name.strip():
                 require_tidy([name], LABEL_FIELD, f"of {self.ids[int(np.flatnonzero(numbers == number)[0])]}")
         return [names[i] for i in numbers]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the upright image ``ids[index]``, from the head of its member.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        archive, offset, size = (
-            self._archives[self._archive_of(index)],
-            int(self._offsets[index]),
-            int(self._sizes[index]),
-        )
-        try:
-            return upright_size(archive.read(offset, min(size, _HEADER_BYTES)))
-        except OSError:  # a header that is longer, such as one with a preview in it
-            return upright_size(archive.read(offset, size))
 
 
 def _local(path: str, field: str) -> list[StoredFile]:

@@ -26,6 +26,7 @@ from foundation.errors import DataError, StorageError, nearest
 from foundation.images.folder import suffixes_of
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.kinds import FOREIGN_SUFFIXES, HEAD_BYTES, kind_of
+from foundation.storage import durable
 from foundation.storage.disk_cache import DiskCache
 from foundation.storage.remote.files import StoredFile
 
@@ -85,7 +86,7 @@ def index_of(archive: StoredFile, label_field: str | None, kept: DiskCache, *, a
 
     def make(target: Path) -> None:
         made.append(_build(archive, label_field, arrays))
-        target.write_bytes(made[0])
+        durable.write_bytes(target, made[0])
 
     try:
         index = _load(kept.get(key, 0, make))

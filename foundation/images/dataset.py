@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from foundation.errors import DataError
 from foundation.images.array_image import AnyImage
 from foundation.images.class_names import class_numbers, require_plausible_classes, require_same_classes
-from foundation.images.config import DatasetData
 from foundation.images.inventory import PassedOverFiles
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.source_config import DatasetData
 from foundation.images.tables.cells import holds_images, open_cells
 from foundation.images.tables.label_columns import class_label_names, names_of, numbers_of
 from foundation.images.tables.row_groups import ParquetRows
@@ -101,14 +101,6 @@ class DatasetSource:
         """
         return self._cells.read(int(self._numbers[index]))
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the upright image ``ids[index]``, from its header where the cell holds a file.
-
-        Raises:
-            BadImage, OSError: it cannot be opened.
-        """
-        return self._cells.size(int(self._numbers[index]))
-
     def ahead(self, indices: np.ndarray) -> None:
         """Make the row groups of some images ready in a thread, in this order; they will be read soon."""
         if self._column is not None:
@@ -122,6 +114,14 @@ class DatasetSource:
             starts = np.unique(np.searchsorted(self._numbers, streamed.groups))
             self.groups = starts[starts < len(self._numbers)]
             self.streamed = Streamed(streamed.n_bytes, streamed.cache_bytes)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``, from its header where the cell holds a file.
+
+        Raises:
+            BadImage, OSError: it cannot be opened.
+        """
+        return self._cells.size(int(self._numbers[index]))
 
     def _take_labels(
         self, column: pa.ChunkedArray, rows: Rows, config: DatasetData, class_names: tuple[str, ...] | None

@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from foundation.arguments import require_type
-from foundation.errors import ConfigError, DataError
+from foundation.config import require
+from foundation.errors import DataError
 from foundation.images.augment import augmented, random_view, shifted, view_draws
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of
 from foundation.images.config import Augment, DataConfig, Preprocess
@@ -26,7 +27,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.scan import scan
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.images.split import held_out
-from foundation.images.windowed import order_settings, shuffle_window, windowed_order
+from foundation.images.windowed import order_settings, windowed_order
 from foundation.randomness import DataOrder, Order, uniforms
 from foundation.threads import map_in_threads
 
@@ -70,9 +71,9 @@ class ImageSet:
         self.preprocess, self.augment, self.seed = preprocess, augment or Augment(), seed
         self.ids, self.labels, self.class_names = source.ids, source.labels, source.class_names
         self._source, self._max_failed_share = source, max_failed_share
-        self.buckets, kind = buckets_of(source, preprocess.all_shapes), np.dtype(preprocess.pixel_type)
+        self.buckets = buckets_of(source, preprocess.all_shapes)
         n_values = preprocess.height * preprocess.width * preprocess.n_channels  # of every shape
-        whole = self.augment.crop == "center"  # another crop needs the original
+        kind, whole = np.dtype(preprocess.pixel_type), self.augment.crop == "center"  # another crop needs the original
         self.in_memory = whole and len(self.ids) * n_values * kind.itemsize <= cache_mib * 2**20
         self._pixels = np.empty((len(self.ids), n_values), kind) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
@@ -163,19 +164,19 @@ class ImageSet:
         return {"images": torch.from_numpy(augmented(pixels_BYXC, *draws))}
 
     def order(self, seed: int, batch_size: int) -> Order:
-        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``.
-
-        Of several shapes, each batch has one: ``BucketedOrder``.
+        """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``; of
+        several shapes, each batch has one.
 
         Raises:
-            ConfigError: a window for images of several shapes.
+            ConfigError: several shapes of streamed images, whose batches would need all archives at once.
         """
-        if self.buckets is not None:
-            alone, fix = shuffle_window(self._source, self.window) is None, "leave it out"
-            what, field = "cannot be used with several shapes", "data.shuffle_window"
-            ConfigError.unless(alone, what, field=field, found=self.window, fix=fix)
-            return BucketedOrder(self.buckets, seed, batch_size)
-        return windowed_order(self._source, self.window, seed) or DataOrder(len(self), seed)
+        windowed = windowed_order(self._source, self.window, seed)
+        if self.buckets is None:
+            return windowed or DataOrder(len(self), seed)
+        fix = "copy the images to a disk, or give one shape"
+        expected = "one shape for images that are shuffled within a window"
+        require(windowed is None, "data.preprocess.shapes", self.preprocess.shapes, expected, fix)
+        return BucketedOrder(self.buckets, seed, batch_size)
 
     @property
     def order_settings(self) -> tuple[object, ...]:
@@ -249,7 +250,7 @@ class ImageSet:
         if self._pixels is None:
             return preprocess(self._source.read(index))
         if self._is_decoded[index]:
-            return self._pixels[index].reshape(*self._shape(np.array([index])))
+            return self._pixels[index].reshape(preprocess.height, preprocess.width, preprocess.n_channels)
         pixels_YXC = preprocess(self._source.read(index))
         if get_worker_info() is None:  # a worker's memory is its own
             self._pixels[index] = pixels_YXC.reshape(-1)

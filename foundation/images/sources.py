@@ -15,11 +15,11 @@ from foundation.config import require
 from foundation.errors import DataError
 from foundation.images.archive import ArchiveSource
 from foundation.images.array_image import AnyImage
-from foundation.images.config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.dataset import DatasetSource
 from foundation.images.folder import FolderSource
 from foundation.images.headers import image_size
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.images.source_config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.windowed import chosen_groups
 from foundation.storage.remote.files import DEFAULT_CACHE_GIB
 
@@ -135,10 +135,10 @@ class SubsetSource:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the upright image ``ids[index]``; see ``image_size``."""
-        return image_size(self._source, int(self._indices[index]))
-
     def ahead(self, indices: np.ndarray) -> None:
         """Make some images of a streamed source ready in a thread."""
         self._source.ahead(self._indices[indices])  # type: ignore[attr-defined]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the upright image ``ids[index]``; see ``image_size``."""
+        return image_size(self._source, int(self._indices[index]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,11 @@ def fit(
     manager.sound_until = evaluations.sound_until
     try:
         with manager, naming_the_dead(accelerator):
-            _train(task, examples, config, accelerator, seed, manager, start, log, evaluations, at_rest, work, workers)
+            share = BatchShare(config.batch_size, accelerator.process_index, accelerator.num_processes)
+            span, device = {"start": start, "end": config.steps}, accelerator.device
+            batches = read_batches(examples, share, seed=seed, **span, workers=workers, device=device)
+            training = _Training(task, config, accelerator, seed, manager, log, evaluations, at_rest)
+            training.run(batches, start, work)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
     finally:
@@ -102,72 +107,77 @@ def fit(
     accelerator.print(evaluations.share_text(), flush=True)
 
 
-def _train(
-    task: Task,
-    examples: Examples,
-    config: FitConfig,
-    accelerator: Accelerator,
-    seed: int,
-    manager: CheckpointManager,
-    start: int,
-    log: MetricsLog,
-    evaluations: Evaluations,
-    at_rest: Callable[[], None],
-    work: ModelWork | None,
-    workers: int | None,
-) -> None:
-    """The steps from ``start`` to the end."""
-    batches = read_batches(
-        examples,
-        BatchShare(config.batch_size, accelerator.process_index, accelerator.num_processes),
-        seed=seed,
-        start=start,
-        end=config.steps,
-        workers=workers,
-        device=accelerator.device,
-    )
-    plateau_end = manager.schedule.plateau_end
-    pulse = heartbeat(accelerator)
-    with StopSignal() as stop, _progress_bar(log, config, start, accelerator) as bar, contextlib.closing(batches):
-        clock = Clock(accelerator.num_processes, accelerator.device, work)
-        for step in range(start, config.steps):
-            if evaluations.is_due(step):
-                evaluations.run(step, bar)
-                manager.sound_until = evaluations.sound_until
-                at_rest()
-            if pulse is not None:
-                pulse.doing = f"at step {step:,} of {log.stage}"
-            torch.manual_seed(derive_seed(seed, "step", step, accelerator.process_index))
-            metrics = task.train_step(clock.wait_for(batches, step), step)
-            bar.update()
-            logging = step % config.log_every == 0 or step == config.steps - 1
-            numbers = _averaged(metrics, accelerator) if logging else {}  # the one wait for the device
-            clock.end_step()
-            if logging:
-                log.write("train", step, {**numbers, **clock.read()})
-                bar.set_postfix({**clock.shown(numbers)}, refresh=False)
-                task.settle(numbers)
-                manager.report()
-            stopping = stop.agreed(accelerator)
-            due = (step + 1) % config.checkpoint_every == 0 or step + 1 in (plateau_end, config.steps)
-            if stopping or due:
-                at_rest()
-                manager.save(step + 1)
-            if stopping:
-                manager.wait()
+@dataclass
+class _Training:
+    """The steps of a training from ``start`` to the end."""
+
+    task: Task
+    config: FitConfig
+    accelerator: Accelerator
+    seed: int
+    manager: CheckpointManager
+    log: MetricsLog
+    evaluations: Evaluations
+    at_rest: Callable[[], None]
+
+    def run(self, batches: Generator[dict[str, torch.Tensor], None, None], start: int, work: ModelWork | None) -> None:
+        """Take the steps, evaluate, save.
+
+        Raises:
+            Interrupted, DivergedError, StorageError, DataError: see ``fit``.
+        """
+        config, accelerator = self.config, self.accelerator
+        pulse = heartbeat(accelerator)
+        with StopSignal() as stop, self._progress_bar(start) as bar, contextlib.closing(batches):
+            clock = Clock(accelerator.num_processes, accelerator.device, work)
+            for step in range(start, config.steps):
+                if self.evaluations.is_due(step):
+                    self._evaluate(step, bar)
+                if pulse is not None:
+                    pulse.doing = f"at step {step:,} of {self.log.stage}"
+                self._step(step, clock, batches, bar)
+                self._save_if_due(step + 1, stopping=stop.agreed(accelerator), number=stop.number)
+            final = self._evaluate(config.steps, bar)
+            self.manager.wait()
+            if stop.agreed(accelerator, last=True):  # one that came during the last save or evaluation
                 raise Interrupted(stop.number)
-        final = evaluations.run(config.steps, bar)
-        manager.sound_until = evaluations.sound_until
-        at_rest()
-        manager.wait()
-        if stop.agreed(accelerator, last=True):  # one that came during the last save or evaluation
-            raise Interrupted(stop.number)
-        _require_useful(final)
+            _require_useful(final)
 
+    def _step(
+        self, step: int, clock: Clock, batches: Generator[dict[str, torch.Tensor], None, None], bar: tqdm[Any]
+    ) -> None:
+        torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
+        metrics = self.task.train_step(clock.wait_for(batches, step), step)
+        bar.update()
+        logging = step % self.config.log_every == 0 or step == self.config.steps - 1
+        numbers = _averaged(metrics, self.accelerator) if logging else {}  # the one wait for the device
+        clock.end_step()
+        if logging:
+            self.log.write("train", step, {**numbers, **clock.read()})
+            bar.set_postfix({**clock.shown(numbers)}, refresh=False)
+            self.task.settle(numbers)
+            self.manager.report()
 
-def _progress_bar(log: MetricsLog, config: FitConfig, start: int, accelerator: Accelerator) -> tqdm[Any]:
-    hidden = not accelerator.is_main_process
-    return tqdm(total=config.steps, initial=start, desc=f"training {log.stage}", unit="step", delay=1, disable=hidden)
+    def _evaluate(self, step: int, bar: tqdm[Any]) -> dict[str, float]:
+        metrics = self.evaluations.run(step, bar)
+        self.manager.sound_until = self.evaluations.sound_until
+        self.at_rest()
+        return metrics
+
+    def _save_if_due(self, done: int, *, stopping: bool, number: int) -> None:
+        """Save after ``done`` steps where the recipe wants it, or a signal ends the training."""
+        plateau_end = self.manager.schedule.plateau_end
+        if stopping or done % self.config.checkpoint_every == 0 or done in (plateau_end, self.config.steps):
+            self.at_rest()
+            self.manager.save(done)
+        if stopping:
+            self.manager.wait()
+            raise Interrupted(number)
+
+    def _progress_bar(self, start: int) -> tqdm[Any]:
+        hidden = not self.accelerator.is_main_process
+        desc = f"training {self.log.stage}"
+        return tqdm(total=self.config.steps, initial=start, desc=desc, unit="step", delay=1, disable=hidden)
 
 
 def _averaged(metrics: dict[str, torch.Tensor | float], accelerator: Accelerator) -> dict[str, float]:

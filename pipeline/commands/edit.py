@@ -23,9 +23,11 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from foundation.images.preview import Preview
+    from pipeline.generation.generator import ImageGenerator
     from pipeline.generation.outputs import GeneratorOutput
     from pipeline.output_files import Outputs
 
@@ -157,17 +159,12 @@ def edit_to_folder(
     from pipeline.generation.inputs import kept_pixels
     from pipeline.generation.outputs import picture_type
     from pipeline.generation.requests import seeds_of
-    from pipeline.image_files import file_name, files_below, read_pixels, readable
+    from pipeline.image_files import file_name
     from pipeline.runs.models import open_generator
 
     generator = open_generator(run, edit.device, edit.speed)
     preview = generator.tokenizer.preview
-    paths = files_below(images, preview.preprocess)
-    failed: list[str] = []
-    read = partial(read_pixels, generator.tokenizer, keep_size=False)
-    found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
-    names, pixels = [name for name, _ in found], [each for _, each in found]
-    report_unusable(failed, names)
+    names, pixels = _read(generator, images)
     seed = int(torch.randint(2**31, ()).item()) if edit.seed is None else edit.seed
     n = edit.num_images
     stems = [f"{i:04d}-{file_name(Path(name).stem)}" for i, name in enumerate(names)]
@@ -191,6 +188,19 @@ def edit_to_folder(
             _write(outputs, stem, given, output.images[i * n : (i + 1) * n], preview)
             print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")
     print(f"{len(names)} images, {n} results each, in {outputs.folder} (seeds from {seed})")
+
+
+def _read(generator: ImageGenerator, images: list[str]) -> tuple[list[str], list[np.ndarray]]:
+    """Paths and pixels of the image files that can be read; the others are reported."""
+    from pipeline.image_files import files_below, read_pixels, readable
+
+    failed: list[str] = []
+    paths = files_below(images, generator.tokenizer.preprocess)
+    read = partial(read_pixels, generator.tokenizer, keep_size=False)
+    found = [(str(path), pixels[0]) for path, pixels in readable(paths, read, failed, desc="reading")]
+    names = [name for name, _ in found]
+    report_unusable(failed, names)
+    return names, [each for _, each in found]
 
 
 def read_mask(mask: str) -> Image.Image:

@@ -269,7 +269,7 @@ def publish_card(
         StorageError: the disk refused.
     """
     split = next(iter(plan.splits))
-    pixels_BYXC, numbers = _sample(sources[split], plan.splits[split], tokenizer)
+    pixels_BYXC, numbers = _sample(sources[split], plan.splits[split], tokenizer, N_TIED)
     ties = None
     if numbers:
         device = next(tokenizer.parameters()).device
@@ -284,17 +284,19 @@ def publish_card(
     durable.replace_file(folder / "README.md", dataset_card(plan.spec, manifest, near_ties=ties).encode())
 
 
-def _sample(source: ImageSource, planned: PlannedSplit, tokenizer: TokenizerModel) -> tuple[np.ndarray, list[int]]:
-    """Read up to ``N_TIED`` evenly spread images of the first shape that has any, without unreadable images.
+def _sample(
+    source: ImageSource, planned: PlannedSplit, tokenizer: TokenizerModel, most: int
+) -> tuple[np.ndarray, list[int]]:
+    """Read up to ``most`` evenly spread images of the first shape that has any, without unreadable images.
 
     Returns:
         (B, Y, X, C) pixels, and the images' numbers.
     """
     pixels, numbers, images, preprocess = [], [], np.arange(len(source.ids)), tokenizer.preprocess
     if planned.grids is not None and len(images):
-        grid, images = grouped(np.asarray(planned.grids))[0]
+        grid, images = grouped(np.array(planned.grids))[0]
         preprocess = preprocess.of_shape(grid)
-    for number in images[np.unique(np.linspace(0, len(images) - 1, N_TIED).round().astype(int))].tolist():
+    for number in images[np.unique(np.linspace(0, len(images) - 1, most).round().astype(int))].tolist():
         try:
             pixels.append(preprocess(source.read(number)))
         except Exception:  # listed among the failures

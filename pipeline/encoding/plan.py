@@ -233,11 +233,10 @@ def make_plan(
     from foundation.images.buckets import buckets_of
     from pipeline.encoding.planned_images import PlannedSplit, first_duplicate
 
-    splits = {}
+    splits, shapes = {}, spec.preprocess.all_shapes
     for name, source in sources.items():
-        grids = buckets_of(source, spec.preprocess.all_shapes)
-        images = {"image_ids": source.ids, "labels": source.labels, "grids": grids}
-        splits[name] = PlannedSplit.of(images, views_of(config, name))
+        values = {"image_ids": source.ids, "labels": source.labels, "grids": buckets_of(source, shapes)}
+        splits[name] = PlannedSplit.of(values, views_of(config, name))
         twice = first_duplicate(splits[name].image_ids)
         DataError.unless(twice is None, "two images have one id", field=f"split {name}", found=twice)
     return ExportPlan(

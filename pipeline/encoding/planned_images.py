@@ -141,13 +141,11 @@ class PlannedSplit:
             ours, theirs = (_hashes(each) for each in (self.image_ids, other.image_ids))
             here, there = _only_here(self.image_ids, ours, theirs), _only_here(other.image_ids, theirs, ours)
             return [(f"images of {name}", here, there)]
-        for what, here_N, there_N in (("label", self.labels, other.labels), ("shape", self.grids, other.grids)):
-            if here_N != there_N:
-                first = 0
-                if here_N and there_N:
-                    pairs = enumerate(zip(here_N, there_N, strict=True))
-                    first = next(i for i, (one, another) in pairs if one != another)
-                one, another = (each and each[first] for each in (here_N, there_N))
+        for what, own, given in (("label", self.labels, other.labels), ("shape", self.grids, other.grids)):
+            if own != given:
+                pairs = enumerate(zip(own or (), given or (), strict=False))
+                first = next((i for i, (one, another) in pairs if one != another), 0)
+                one, another = (each and each[first] for each in (own, given))
                 return [(f"{what} of {self.image_ids[first]} ({name})", one, another)]
         return []
 

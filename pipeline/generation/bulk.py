@@ -51,7 +51,7 @@ class DrawnImages:
 
     Attributes:
         images: their numbers, consecutive.
-        pixels: (Y, X, C) uint8 or uint16 of each.
+        pixels: (Y, X, C) of each, uint8 or uint16.
         codes_BT: int64.
         labels: class numbers.
         seeds: that of each image's random stream.
@@ -342,8 +342,7 @@ def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: D
         grid = grid_of_group(number, generator.grid_counts) if batch.grid is None else batch.grid
         request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling, grid=grid)
         codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        decoded_BCYX = generator.decode(generator.spec.grid(codes_BT, grid))
-        pixels += list(to_pixels(decoded_BCYX, generator.spec.preprocess.bits))
+        pixels += list(to_pixels(generator.decode(generator.spec.grid(codes_BT, grid)), generator.spec.preprocess.bits))
         codes.append(codes_BT.cpu().numpy())
         grids += [grid] * len(codes_BT)
     return DrawnImages(images, pixels, np.concatenate(codes), labels, seeds, grids)

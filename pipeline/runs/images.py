@@ -16,7 +16,7 @@ from foundation.codes.manifest import MANIFEST, read_manifest
 from foundation.config import digest
 from foundation.errors import CheckpointError, DataError, TesseraError
 from foundation.images.buckets import batches_of_one_shape, buckets_of
-from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.depth import require_white
 from foundation.images.failures import Failure
 from foundation.images.folder import FolderFiles, is_a_path
@@ -24,6 +24,7 @@ from foundation.images.image_set import ImageSet, image_set, split_sources
 from foundation.images.inventory import PassedOver, Shapes, inventory
 from foundation.images.listing import Changes, ListedImages, ListedSource, Listing, changes
 from foundation.images.scan import sample_of, scan
+from foundation.images.source_config import FolderData
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.paths import expand
 from foundation.storage import durable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
 from pipeline.encoding.export import totals
 from pipeline.generation.files import write_recipe_index
-from pipeline.generation.generator import ImageGenerator
-from pipeline.generation.outputs import code_maps, grid_image, picture_type, pictures_of, stacked
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
 from pipeline.runs.encode import ExportJob, encode_run
@@ -50,6 +47,7 @@ from pipeline.runs.images import (
 )
 from pipeline.runs.precision import adopt_precision, settle_precision
 from pipeline.runs.recipe import Recipe, adopt_tokenizer, determining
+from pipeline.runs.samples import sampled_picture, write_samples
 from pipeline.runs.starting import Start, bind_codes, find_start, keep_note, start_of_prior, start_tokenizer
 from stage1_tokenizer.canary import N_IMAGES, save_canary
 from stage1_tokenizer.objective import Objective
@@ -73,10 +71,6 @@ if TYPE_CHECKING:
 
     OpenRFID = Callable[[Recipe, int, torch.device], tuple[SetDistance | None, str]]
     """a recipe, how many images are evaluated, the device => the distance, and what to say about it"""
-
-_COLUMNS = 8
-"""pictures in a row of a preview"""
-
 
 WorkOf = Callable[[Recipe, Literal["tokenizer", "prior"], torch.device, CodeSpec | None], ModelWork | None]
 
@@ -373,7 +367,10 @@ class Run:
             owner, other = "the run's tokenizer", "the token dataset"
             require_same_codes(tokenizer.spec, codes["train"].spec, owner=owner, other=other)
             tokenizer.to(accelerator.device)
-        samples = PreviewSamples(recipe.samples.sampling, lambda codes_BT: _picture(codes_BT, model.spec, tokenizer))
+
+        def show(codes_BT: torch.Tensor) -> Image.Image:
+            return sampled_picture(codes_BT, model.spec, tokenizer)
+
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         start = find_start(self.folder, "prior", stage.start_from)
@@ -382,6 +379,7 @@ class Run:
             if stage.lora is not None:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
+        samples = PreviewSamples(recipe.samples.sampling, show)
         task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed, samples=samples)
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
@@ -405,55 +403,6 @@ class Run:
         self._publish("prior", save)
 
     def sample(self) -> None:
-        """Sample the run's grid: a row per class, or a square without classes; one below the other for each shape."""
-        accelerator = self.accelerator
-        if not accelerator.is_main_process or self.folder.has_samples():
-            return
-        if self.folder.samples.exists():
-            fix = "move it away and run the same command again"
-            raise CheckpointError("holds other files than the run's samples", field=str(self.folder.samples), fix=fix)
-        generator = ImageGenerator.from_pretrained(self.folder.root).to(accelerator.device)
-        config = self.recipe.samples
-        n_classes = generator.prior.n_classes
-        if n_classes:
-            shown = np.unique(np.linspace(0, n_classes - 1, min(n_classes, config.max_classes)).round().astype(int))
-            labels, per_label = [int(label) for label in shown], config.images_per_class
-        else:
-            labels, per_label = None, config.unconditional_images
-        seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        kind: Any = picture_type(generator.tokenizer.preview) if self._has_tokenizer else "latent"
-        n_shapes = len(generator.shapes)
-        outputs = [generator(labels, per_label, aspect=i, seed=seed, output_type=kind) for i in range(n_shapes)]
-        pictures = [
-            pictures_of(each.images, generator.tokenizer.preview)
-            if self._has_tokenizer
-            else code_maps(each.codes, generator.spec.of_grid(grid))
-            for grid, each in enumerate(outputs)
-        ]
-        n_columns = per_label if n_classes else max(1, round(per_label**0.5))
-        picture, bounds = stacked([grid_image(each, n_columns) for each in pictures])
-        several = n_shapes > 1
-        codes = [each.codes.flatten(1) if several else each.codes for each in outputs]
-
-        def fill(temporary: Path) -> None:
-            picture.save(temporary / "grid.png")
-            np.save(temporary / "codes.npy", torch.cat(codes).cpu().numpy(), allow_pickle=False)
-            about = {"labels": outputs[0].labels, "seeds": outputs[0].seeds, "columns": n_columns}
-            shapes = [
-                {"shape": shape, "rows": rows} for shape, rows in zip(generator.shapes, bounds, strict=True) if several
-            ]
-            content = {**about, **({"shapes": shapes} if several else {})}
-            durable.write_bytes(temporary / "samples.json", json.dumps(content).encode())
-
-        durable.publish_folder(self.folder.samples, fill)
-
-
-def _picture(codes_BT: torch.Tensor, spec: CodeSpec, tokenizer: TokenizerModel | None) -> Image.Image:
-    """Sampled images side by side; codes, a colour each, where their tokenizer is not known."""
-    codes = spec.grid(codes_BT)
-    if tokenizer is None:
-        pictures = code_maps(codes, spec)
-    else:  # one by one: a decoder's memory grows with the images that it decodes at once
-        decoded = (tokenizer.decode(each[None]) for each in codes)
-        pictures = [image for each in decoded for image in pictures_of(each, tokenizer.preview)]
-    return grid_image(pictures, min(_COLUMNS, len(pictures)))
+        """Sample the run's grid, see ``samples.write_samples``."""
+        if self.accelerator.is_main_process and not self.folder.has_samples():
+            write_samples(self.folder, self.recipe, self.accelerator.device, has_tokenizer=self._has_tokenizer)

@@ -16,7 +16,7 @@ from support.hostile_texts import HOSTILE
 
 from foundation.errors import DataError
 from foundation.images.class_names import listed_classes
-from foundation.images.config import DatasetData, FolderData
+from foundation.images.source_config import DatasetData, FolderData
 from foundation.images.sources import open_sources
 from pipeline import ImageGenerator
 from pipeline.cli import main

@@ -14,8 +14,8 @@ MOVING = {"move", "rmtree"}
 """functions of ``shutil``"""
 WRITING = {"write_text", "write_bytes", "save_file"}
 ELSEWHERE = {
-    "foundation/storage/serialization.py": "save_file, inside durable.write_file, and read back",
     "foundation/codes/packed.py": "appends columns to files whose SHA-256 it compares before they are published",
+    "foundation/storage/remote/transfer.py": "writes blocks of a file whose size it compares before it is published",
 }
 """files of the ground floor that write otherwise, and why nothing is lost by it"""
 

@@ -12,8 +12,9 @@ from PIL import Image
 from support.image_tables import encoded, hub_clone, img2dataset_members, png, write_parquet, write_tar
 
 from foundation.errors import DataError
-from foundation.images.config import ArchiveData, DataConfig, DatasetData, DataSource, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.image_set import open_image_sets, open_splits
+from foundation.images.source_config import ArchiveData, DatasetData, DataSource, FolderData
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(50)
 

@@ -125,8 +125,6 @@ class _Makers(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.tolist and isinstance(args[0], FarTensor):
             return args[0].cpu().tolist()
-        if func is torch.Tensor.__deepcopy__ and isinstance(args[0], FarTensor) and args[0].is_leaf:
-            return args[1].setdefault(id(args[0]), FarTensor(args[0].near.clone()))
         if func in MADE_FROM_NUMBERS:
             source = args[0] if func is torch.Tensor.new_tensor else None
             device = kwargs.pop("device", None) or (None if source is None else source.device)
@@ -161,7 +159,7 @@ def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
         counts[_asked_by()] += 1
     elif far and _reads(func, args, kwargs):
         _Dispatch.waits[_asked_by()] += 1
-    if device is not None:
+    if device is not None and torch.device(device).type == FAR.type:
         near_kwargs["device"] = torch.device("cpu")
     known = {id(each.near): each for each in far}
     with torch.inference_mode(False), torch._C._AutoDispatchBelowAutograd():

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from foundation.errors import DataError
-from foundation.images.config import DatasetData, Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.dataset import DatasetSource
+from foundation.images.source_config import DatasetData
 
 
 def png(value: int, side: int = 6) -> bytes:

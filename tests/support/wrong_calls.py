@@ -17,9 +17,10 @@ from PIL import Image
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.hardware import TokenAccess, usable_device
-from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.image_set import open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_pil, to_uint8, to_unit_range
+from foundation.images.source_config import FolderData
 from pipeline import ImageGenerator
 from pipeline.evaluation.reconstruction import reconstruct_files
 from pipeline.evaluation.run import Judges, evaluate_run

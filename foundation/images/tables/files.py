@@ -15,8 +15,8 @@ from typing import Any
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
-from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
+from foundation.images.source_config import DatasetData
 
 _FIELD = "data.source.path"
 _KINDS = {

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
-from foundation.images.config import DatasetData
 from foundation.images.kinds import HEAD_BYTES, kind_of, way_to_open
+from foundation.images.source_config import DatasetData
 from foundation.images.tables.files import LocalFiles, absolute, cache_folder, local_files
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.images.tables.streamed import open_streamed

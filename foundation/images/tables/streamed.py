@@ -8,7 +8,7 @@ from typing import Any
 
 from foundation.config import digest
 from foundation.errors import DataError, nearest
-from foundation.images.config import DatasetData
+from foundation.images.source_config import DatasetData
 from foundation.images.tables.files import local_files
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.paths import expand, is_remote, without_secrets

@@ -43,7 +43,8 @@ def fetch(source: RemoteObject, target: Path) -> None:
         RemoteError: it cannot be read, after several tries, or was replaced meanwhile.
     """
     with open(target, "wb") as file:
-        file.truncate(source.size)  # so that others see what it will need
+        file.seek(max(0, source.size - 1))  # so that others see what it will need
+        file.write(b"\0" if source.size else b"")
     blocks = list(_blocks(source.size))
     if blocks and _copy(source, target, *blocks[0]):
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:

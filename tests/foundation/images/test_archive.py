@@ -13,9 +13,10 @@ from support.image_sets import met
 
 from foundation.errors import DataError
 from foundation.images.archive import ArchiveSource
-from foundation.images.config import ArchiveData, DataConfig, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.failures import BadImage
 from foundation.images.image_set import ImageSet, open_splits
+from foundation.images.source_config import ArchiveData
 
 
 def png(value: int) -> bytes:

@@ -15,10 +15,11 @@ from support.several_shapes import make_pictures
 from foundation.errors import ConfigError, DataError
 from foundation.images.archive import ArchiveSource
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped
-from foundation.images.config import Augment, DatasetData, Preprocess
+from foundation.images.config import Augment, Preprocess
 from foundation.images.dataset import DatasetSource
 from foundation.images.headers import image_size, upright_size
 from foundation.images.image_set import ImageSet, first_readable
+from foundation.images.source_config import DatasetData
 from foundation.images.sources import FolderSource, SubsetSource
 from foundation.images.windowed import Streamed
 

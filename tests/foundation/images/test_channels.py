@@ -16,9 +16,10 @@ from foundation.config import from_dict, to_dict
 from foundation.config_fields import without_defaults
 from foundation.errors import ConfigError, DataError
 from foundation.images.array_image import ArrayImage
-from foundation.images.config import ArchiveData, DatasetData, FolderData, Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.failures import BadImage
 from foundation.images.preprocess import decode_any, to_pixels, to_unit_range
+from foundation.images.source_config import ArchiveData, DatasetData, FolderData
 from foundation.images.sources import open_sources
 from foundation.images.views import TEN_CROP, view_pixels
 

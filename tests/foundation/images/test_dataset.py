@@ -13,9 +13,10 @@ from PIL import Image
 from support.image_sets import usable
 
 from foundation.errors import DataError
-from foundation.images.config import DatasetData, Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.dataset import DatasetSource
 from foundation.images.image_set import ImageSet
+from foundation.images.source_config import DatasetData
 
 
 def png(value: int) -> bytes:

@@ -11,11 +11,12 @@ from support.image_sets import met, usable
 from support.image_tables import encoded
 
 from foundation.errors import ConfigError, DataError
-from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.depth import brightest, require_white
 from foundation.images.failures import BadImage
 from foundation.images.image_set import open_image_sets
 from foundation.images.preprocess import decode_image
+from foundation.images.source_config import FolderData
 
 TWELVE = (np.arange(64, dtype=np.uint16) * 65).reshape(8, 8)
 """12-bit values, 0..4095"""

@@ -12,9 +12,10 @@ from support.image_sets import met, usable
 from support.tiny_run import ROOT
 
 from foundation.errors import DataError
-from foundation.images.config import DataConfig, DatasetData, DigitsData, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.image_set import ImageSet, open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_uint8, to_unit_range
+from foundation.images.source_config import DatasetData, DigitsData, FolderData
 from foundation.images.sources import FolderSource
 
 
@@ -39,7 +40,7 @@ def test_pixels_get_the_same_bits_by_numpy_and_on_a_device() -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(6).reshape(2, 16, 16, 3)
     by_numpy, on_device = to_unit_range(pixels), to_unit_range(torch.from_numpy(pixels))
     assert torch.equal(by_numpy, on_device) and on_device.is_contiguous() and on_device.dtype == torch.float32
-    for wrong in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8, 2, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()):
+    for wrong in (torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8, 65, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()):
         with pytest.raises(DataError, match="images_BYXC"):
             to_unit_range(wrong)
 

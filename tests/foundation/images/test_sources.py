@@ -12,11 +12,12 @@ from support.image_sets import met
 
 from foundation.errors import ConfigError, DataError
 from foundation.images import failures
-from foundation.images.config import DataConfig, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.failures import BadImage, read_plain_file
 from foundation.images.folder import FolderSource
 from foundation.images.image_set import ImageSet, open_splits
 from foundation.images.preprocess import decode_image
+from foundation.images.source_config import FolderData
 from foundation.images.sources import open_sources
 from foundation.storage import retrying
 

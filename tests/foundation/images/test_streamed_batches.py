@@ -8,8 +8,9 @@ import pytest
 from support.faulty_server import FaultyServer, serving
 from support.streamed_sets import N_IMAGES, files_below, write_archives, write_parquet_files
 
-from foundation.images.config import ArchiveData, DatasetData, DataSource, Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
+from foundation.images.source_config import ArchiveData, DatasetData, DataSource
 from foundation.images.sources import open_sources
 from foundation.storage import retrying
 from foundation.storage.remote import objects

@@ -22,10 +22,11 @@ from support.streamed_sets import (
 )
 
 from foundation.errors import ConfigError, DataError
-from foundation.images.config import ArchiveData, DataConfig, DatasetData, DataSource, FolderData, Preprocess
+from foundation.images.config import DataConfig, Preprocess
 from foundation.images.failures import BadImage
 from foundation.images.image_set import ImageSet, open_splits
 from foundation.images.listing import ListedImages, ListedSource
+from foundation.images.source_config import ArchiveData, DatasetData, DataSource, FolderData
 from foundation.images.sources import ImageSource, open_sources
 from foundation.storage import retrying
 from foundation.storage.remote import objects, transfer

@@ -8,8 +8,9 @@ import torch
 from foundation.codes.usage import count_codes
 from foundation.config import from_dict
 from foundation.errors import ConfigError, DataError
-from foundation.images.config import DatasetData, DigitsData, Preprocess
+from foundation.images.config import Preprocess
 from foundation.images.image_set import ImageSet
+from foundation.images.source_config import DatasetData, DigitsData
 from foundation.images.sources import SubsetSource, open_sources
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance, unbiased_mmd2
 from pipeline.evaluation.extractors import SmallConfig, build_extractor

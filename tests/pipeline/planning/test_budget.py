@@ -98,7 +98,7 @@ def test_time_that_given_steps_leave_goes_to_the_other_stage() -> None:
 def test_a_pair_of_times_is_for_the_two_stages() -> None:
     recipe = load_recipe("folder")
     early, late = (fit(recipe, text).times for text in ("5m+25m", "25m+5m"))
-    first = ("start", "reading the images", "training the tokenizer", "evaluating the tokenizer")
+    first = ("start", "listing the images", "decoding the images", "training the tokenizer", "evaluating the tokenizer")
     for times, expected in ((early, 300), (late, 1500)):
         assert sum(times[name] for name in first) + 5 == pytest.approx(0.96 * expected, rel=0.05)
 

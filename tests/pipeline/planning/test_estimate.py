@@ -36,7 +36,7 @@ def test_models_memory_time_and_disk_are_those_of_the_recipe(here: Accelerator) 
     for memory in numbers["memory"].values():
         assert memory["needed"] > sum(memory["parts"].values()) > 0
     seconds = numbers["seconds"]
-    for part in ("reading the images", "training the tokenizer", "encoding", "training the prior", "sampling"):
+    for part in ("listing the images", "training the tokenizer", "encoding", "training the prior", "sampling"):
         assert seconds[part] > 0
     assert numbers["disk"]["prior"] == 4 * sum(each.numel() for each in prior.parameters())
     assert numbers["data"]["codes"] == (1417 + 380) * (16 * 2 + 100)

@@ -10,7 +10,7 @@ from support.multispectral import WHITE, hill
 from support.picture_runs import QUICK
 
 from foundation.codes.dataset import TokenDataset
-from foundation.images.config import DatasetData
+from foundation.images.source_config import DatasetData
 from foundation.images.sources import open_sources
 from foundation.storage.serialization import read_json
 from pipeline import ImageGenerator

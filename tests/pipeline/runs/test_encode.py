@@ -113,6 +113,6 @@ def test_a_plan_of_other_settings_is_refused(run_copy: Path, capsys: pytest.Capt
     (run_copy / "codes" / MANIFEST).unlink()
     plan = run_copy / "codes" / "plan.json"
     before = json.loads(plan.read_bytes())["how"]
-    assert before == {"batch_size": 64, "device": "cpu"}
+    assert before == {"batch_size": 64, "device": "cpu", "precision": "float32"}
     assert main(["encode", str(run_copy), "--encode.images_per_shard", "100"]) == 2
     assert "encode.images_per_shard" in capsys.readouterr().err, "by the recipe of the run"

@@ -10,7 +10,7 @@ from support.picture_runs import QUICK
 from support.streamed_sets import files_below, write_archives, write_parquet_files
 from support.tiny_export import make_tokenizer
 
-from foundation.images.config import DatasetData, DataSource
+from foundation.images.source_config import DatasetData, DataSource
 from foundation.images.sources import open_sources
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.storage import retrying

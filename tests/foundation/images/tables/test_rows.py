@@ -11,7 +11,7 @@ from PIL import Image
 from support.image_tables import encoded, hub_clone, opened, png, reds, write_parquet
 
 from foundation.errors import DataError
-from foundation.images.config import DatasetData
+from foundation.images.source_config import DatasetData
 from foundation.images.tables import rows
 from foundation.images.tables.rows import open_rows
 

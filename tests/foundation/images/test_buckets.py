@@ -161,7 +161,7 @@ def test_a_shuffle_window_and_data_in_a_store_are_refused(tmp_path: Path) -> Non
     source = ArchiveSource(str(tmp_path / "a.tar"), None)
     preprocess = Preprocess(height=8, width=12, shapes=((12, 8),))
     assert len(ImageSet(source, preprocess).order(0, 2).at(np.arange(2))[0]) == 2
-    with pytest.raises(ConfigError, match="shuffle_window"):
+    with pytest.raises(ConfigError, match="shuffled within a window"):
         ImageSet(source, preprocess, window=4).order(0, 2)
     source.streamed = Streamed(100, 1000)
     with pytest.raises(ConfigError, match="data in a store"):

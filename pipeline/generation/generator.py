@@ -20,7 +20,7 @@ from pipeline.generation.drawing import OnStep, SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, local_folder, read_index, upload_folder
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.outputs import GeneratorOutput
-from pipeline.generation.requests import DrawSettings, require_flag, shown
+from pipeline.generation.requests import DrawSettings, require_flag, shown, whole
 from pipeline.generation.streaming import CALLBACK_TENSORS, OnRow, OnStepEnd, step_callback
 from pipeline.generation.wide import draw_wide, wide_grid
 from stage1_tokenizer.canary import check_canary_quickly, copy_canary
@@ -221,8 +221,9 @@ class ImageGenerator(BaseGenerator):
         """
         require_flag("return_dict", return_dict)
         request, settings = request_of(self, class_labels, num_images_per_label, options, aspect)
-        if aspect is None and isinstance(height, int) and isinstance(width, int) and (height, width) in self.shapes:
-            request = dataclasses.replace(request, grid=self.shapes.index((height, width)))
+        sides = whole(height), whole(width)
+        if aspect is None and sides in self.shapes:
+            request = dataclasses.replace(request, grid=self.shapes.index(sides))
         spec = self.spec.of_grid(request.grid)
         grid = None if height is None and width is None else wide_grid(spec, height, width)
         callbacks = {"callback_on_step_end": callback_on_step_end, "callback_on_row": callback_on_row}

@@ -12,15 +12,16 @@ import pytest
 from PIL import Image
 from support.several_shapes import make_pictures
 
-from foundation.errors import DataError
+from foundation.errors import ConfigError, DataError
 from foundation.images.archive import ArchiveSource
 from foundation.images.buckets import BucketedOrder, batches_of_one_shape, buckets_of, grouped
-from foundation.images.config import Preprocess
+from foundation.images.config import Augment, Preprocess
 from foundation.images.dataset import DatasetSource
 from foundation.images.headers import image_size, upright_size
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.source_config import DatasetData
 from foundation.images.sources import FolderSource, SubsetSource
+from foundation.images.windowed import Streamed
 
 BUCKETS = np.array([0] * 10 + [1] * 23 + [2] * 3)[np.random.default_rng(0).permutation(36)]
 
@@ -131,3 +132,37 @@ def test_an_image_set_reads_batches_of_one_shape_and_replaces_an_image_by_one_of
         with pytest.raises(DataError, match="several shapes"):
             images.readable(np.arange(4))
         assert len(first_readable(images, 5)) == 5
+
+
+def test_images_of_many_channels_take_shapes_too(tmp_path: Path) -> None:
+    for name, sides in (("a", (20, 30)), ("b", (30, 20)), ("c", (30, 20))):
+        np.save(tmp_path / f"{name}.npy", np.zeros((*sides, 4), np.uint16))
+    preprocess = Preprocess(height=8, width=12, mode="channels", channels=4, bits=16, shapes=((12, 8),))
+    images = ImageSet(FolderSource(str(tmp_path), arrays=True), preprocess)
+    assert images.buckets.tolist() == [0, 1, 1]
+    assert images.pixels(np.array([1, 2])).shape == (2, 12, 8, 4)
+    assert preprocess(np.zeros((30, 20, 4), np.uint16)).shape == (12, 8, 4)
+
+
+def test_random_crops_have_the_shape_of_their_image(tmp_path: Path) -> None:
+    make_pictures(tmp_path, 2)
+    preprocess = Preprocess(height=8, width=12, shapes=((12, 8),))
+    images = ImageSet(FolderSource(str(tmp_path)), preprocess, augment=Augment(crop="random_resized", flip=True))
+    order = images.order(0, 2)
+    shapes = {tuple(images.batch(*order.at(np.arange(i, i + 2)))["images"].shape) for i in range(0, 8, 2)}
+    assert shapes == {(2, 8, 12, 3), (2, 12, 8, 3)}
+
+
+def test_a_shuffle_window_and_data_in_a_store_are_refused(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "images", 2)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path in sorted((tmp_path / "images" / "ant").iterdir()):
+            archive.add(path, path.name)
+    source = ArchiveSource(str(tmp_path / "a.tar"), None)
+    preprocess = Preprocess(height=8, width=12, shapes=((12, 8),))
+    assert len(ImageSet(source, preprocess).order(0, 2).at(np.arange(2))[0]) == 2
+    with pytest.raises(ConfigError, match="shuffled within a window"):
+        ImageSet(source, preprocess, window=4).order(0, 2)
+    source.streamed = Streamed(100, 1000)
+    with pytest.raises(ConfigError, match="data in a store"):
+        ImageSet(source, preprocess)

@@ -12,6 +12,7 @@ step waited for in earlier versions.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -37,10 +38,12 @@ ROOT = Path(__file__).parents[1]
 _PICTURES, _CLASSES = 400, 100
 _LARGER = (1_280_000, 100_000_000)
 _FIELDS = {
+    "data.source.type": "folder",
+    "data.preprocess.mode": "RGB",
     "data.preprocess.height": 32,
     "data.preprocess.width": 32,
     "data.cache_mib": 0,
-    "tokenizer.model.networks": "{type: vqgan, base_width: 8, width_multipliers: [1, 1], n_res_blocks: 1}",
+    "tokenizer.model.networks": "{type: vqgan, base_width: 8, norm_groups: 4, width_multipliers: [1, 1]}",
     "tokenizer.model.quantizer": "{type: fsq, levels: [8, 5, 5]}",
     "tokenizer.training.perceptual.weight": 0,
     "tokenizer.training.adversarial.weight": 0,
@@ -79,11 +82,11 @@ def decoding_seconds(folder: Path, n_files: int) -> float:
 def first_step(folder: Path, run: Path, n_processes: int) -> dict[str, float]:
     """Start or continue a training, stop it after a checkpoint; seconds to its first step, and MiB of one process."""
     fields = [text for name, value in _FIELDS.items() for text in (f"--{name}", str(value))]
-    command = ["-m", "pipeline.cli", "train-tokenizer", "folder", "-o", str(run)]
+    command = ["-m", "pipeline.cli", "train-tokenizer", "digits", "-o", str(run)]
     launch = (
         ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(n_processes)] if n_processes > 1 else []
     )
-    line = [sys.executable, *launch, *command, "--data.source.path", str(folder / "images"), *fields]
+    line = [sys.executable, *launch, *command, *fields, "--data.source.path", str(folder / "images")]
     steps_before = len(read_metrics(run / "metrics.jsonl", "tokenizer", "train"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     began, peak = time.perf_counter(), 0
@@ -93,7 +96,7 @@ def first_step(folder: Path, run: Path, n_processes: int) -> dict[str, float]:
         while len(read_metrics(run / "metrics.jsonl", "tokenizer", "train")) <= steps_before:
             peak = max(peak, *_resident(process.pid))
             if process.poll() is not None:
-                raise SystemExit(f"the run ended: see {run.with_suffix('.log')}")
+                raise SystemExit(f"the run ended:\n{run.with_suffix('.log').read_text(encoding='utf-8')[-2000:]}")
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         n_checkpoints = len(list(run.glob("checkpoints/tokenizer/step-*")))
@@ -101,7 +104,8 @@ def first_step(folder: Path, run: Path, n_processes: int) -> dict[str, float]:
             peak = max(peak, *_resident(process.pid))
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return {"seconds": seconds, "mib": peak / 2**20}
 

@@ -10,6 +10,7 @@ from support.tiny_run import TINY
 from foundation.codes.spec import CodeLevel, CodeSpec, require_codes
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError, StorageError
 from foundation.images.config import Preprocess
+from foundation.images.preview import Preview
 from pipeline import ImageGenerator
 from pipeline.commands.runs import start_run
 from pipeline.generation.requests import image_seed
@@ -210,7 +211,7 @@ class PaintedCodes(torch.nn.Module):
 
     def __init__(self, spec: CodeSpec) -> None:
         super().__init__()
-        self.spec, self.decoded = spec, []
+        self.spec, self.decoded, self.preview = spec, [], Preview(spec.preprocess)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         self.decoded.append(codes)

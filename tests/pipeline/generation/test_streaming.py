@@ -6,6 +6,7 @@ import torch
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
+from foundation.images.preview import Preview
 from pipeline import ImageGenerator
 from pipeline.generation.streaming import PartialImages
 from stage2_prior.config import PriorConfig
@@ -62,7 +63,7 @@ def test_a_row_of_several_levels_and_depths_is_one_of_the_finest_grid() -> None:
     class Painted(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.spec = spec
+            self.spec, self.preview = spec, Preview(spec.preprocess)
 
         def decode(self, codes: torch.Tensor) -> torch.Tensor:
             assert int(codes.min()) >= 0, "only codes reach the tokenizer"

@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 from support.tiny_run import TINY
 
-from foundation.config import from_dict
-from foundation.images.config import DataConfig
-from foundation.images.image_set import open_image_sets
 from pipeline.commands.fields import read_fields
 from pipeline.commands.runs import run, start_run
 from pipeline.runs.advice import advice, advice_text, codes_per_image, facts_in, weights
-from pipeline.runs.images import mean_image_psnr
+from pipeline.runs.folder import RunFolder
+from pipeline.runs.images import list_images
 from pipeline.runs.recipe import Recipe, load_recipe
 
 
@@ -147,13 +145,12 @@ def test_the_built_in_recipes_give_none_on_the_data_that_they_are_for(name: str)
     assert advice(recipe, found(n_train, n_validation, shapes=shapes, mean_psnr=12.0)) == []
 
 
-def test_the_digits_give_none() -> None:
+def test_the_digits_give_none(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
     recipe = load_recipe("digits")
-    train, validation = open_image_sets(recipe.data)
-    counts = {str(i): int(n) for i, n in enumerate(np.bincount(train.labels))}  # type: ignore[arg-type]
-    inventory = found(
-        len(train), len(validation), classes=counts, copies=train.n_copies, mean_psnr=mean_image_psnr(train)
-    )
+    _, listing = list_images(RunFolder(tmp_path / "run"), recipe)
+    inventory = listing.inventory
+    assert sum(inventory["classes"].values()) == 1797 and "copies" in inventory
     assert advice(recipe, inventory) == [] and 8 < inventory["mean_psnr"] < 16
 
 
@@ -196,10 +193,11 @@ def test_copies_and_likeness_are_measured_from_the_pixels(tmp_path: Path) -> Non
     ):
         source = {"type": "folder", "path": str(write_pictures(tmp_path / name, pixels))}
         held = str(write_pictures(tmp_path / f"{name}-held", 255 - far[:2]))
-        values = {"source": {**source, "validation_path": held}, "preprocess": {"height": 8, "width": 8}}
-        train, _ = open_image_sets(from_dict(DataConfig, values))
-        assert low <= mean_image_psnr(train) <= high
-        assert train.n_copies == copies
+        data = {"data.source": {**source, "validation_path": held}, "data.preprocess.mode": "RGB"}
+        (tmp_path / f"{name}-run").mkdir()
+        _, listing = list_images(RunFolder(tmp_path / f"{name}-run"), load_recipe("digits", data))
+        assert low <= listing.inventory["mean_psnr"] <= high
+        assert listing.inventory["copies"] == copies
 
 
 def test_a_run_prints_it_below_the_table_and_its_report_keeps_it(

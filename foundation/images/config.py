@@ -269,7 +269,7 @@ class Augment:
     """for random: share of the covering image's sides that the window takes, least and most, above 0 up to 1"""
     scale: tuple[float, float] = added_later((0.08, 1.0))
     """for random_resized: share of the image's area, least and most, above 0 up to 1"""
-    ratio: tuple[float, float] = added_later((3 / 4, 4 / 3))
+    ratio: tuple[float, float] = added_later((0.75, 1.33))
     """for random_resized: width to height, as a multiple of that of the result, least and most"""
 
     def __post_init__(self) -> None:

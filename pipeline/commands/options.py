@@ -116,8 +116,7 @@ class Picture:
     best_of: int = 1
     """sample this many candidates of each image and keep the likeliest"""
     aspect: str | None = None
-    """of a run of several shapes: 16:9 (width to height), portrait, landscape, square or 256x144 (height x width);
-    default the first shape, with --count all in the proportions of the training images"""
+    """shape, of a run with several: 16:9, portrait, landscape, square ..."""
     height: int | None = None
     """height in pixels, if larger than trained: the prior's window slides"""
     width: int | None = None

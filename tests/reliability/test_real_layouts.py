@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from support.image_sets import met
 from support.image_tables import encoded, hub_clone, img2dataset_members, png, write_parquet, write_tar
 
 from foundation.errors import DataError
@@ -184,10 +185,9 @@ def test_a_real_layout_is_used_or_refused_with_a_way_out(
         splits = open_splits(config)
         sets = open_image_sets(config)
         has_part = splits["train"].ids[0] == splits["validation"].ids[0].replace("test", "train")
-        found = [sets[0]] if has_part else list(sets)
-        duplicates = [each for part in found for each in part.failures if each.code == "duplicate"]
-        assert sum(map(len, found)) + len(duplicates) == used
-        assert sum(len(part.failures) for part in found) - len(duplicates) == failed
+        found = [met(each) for each in ([sets[0]] if has_part else sets)]
+        assert sum(each.n_usable for each in found) == used
+        assert sum(len(part.failures) for part in found) == failed
         assert sets[0].class_names == classes
     for source, reason in layout.refused:
         with pytest.raises(DataError, match=reason):
@@ -199,7 +199,7 @@ def test_the_reasons_of_failures_are_the_causes(tmp_path: Path) -> None:
     for write, source in ((write_csv, dataset("train.csv")), (write_paths, dataset("train.parquet"))):
         write(tmp_path / write.__name__)
         config = DataConfig(source=source(str(tmp_path / write.__name__)), max_failed_share=0.9)
-        reasons[write] = next(each for part in open_image_sets(config) for each in part.failures)
+        reasons[write] = next(each for part in open_image_sets(config) for each in met(part).failures)
     assert reasons[write_csv].code == "missing" and "img/none.png" in reasons[write_csv].reason
     assert reasons[write_paths].code == "remote" and "s3://" in reasons[write_paths].reason
     write_tiff(tmp_path / "tiff")
@@ -208,5 +208,5 @@ def test_the_reasons_of_failures_are_the_causes(tmp_path: Path) -> None:
         open_image_sets(DataConfig(source=source, preprocess=Preprocess(mode="L"), max_failed_share=0.9))
     write_phone(tmp_path / "phone")
     config = DataConfig(source=FolderData(path=str(tmp_path / "phone")), max_failed_share=0.9)
-    failures = [each for part in open_image_sets(config) for each in part.failures]
+    failures = [each for part in open_image_sets(config) for each in met(part).failures]
     assert len(failures) == 1 and "HEIC" in failures[0].reason and "convert it" in failures[0].reason

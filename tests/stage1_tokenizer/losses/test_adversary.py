@@ -237,7 +237,8 @@ def test_a_restored_adversary_takes_the_same_next_steps(spectral_norm: bool) -> 
     assert not equal(weights(whole), weights(other)), "the seed counts"
     for step, batch in enumerate(batches[:4], start=2):
         whole.train_step(*batch, step)
-    other.load_state_dict(join_state(*split_state(whole.state_dict())))
+    tree, tensors = split_state(whole.state_dict())
+    other.load_state_dict(join_state(tree, {name: each.clone() for name, each in tensors.items()}))
     for step, batch in enumerate(batches[4:], start=6):
         assert whole.train_step(*batch, step) == other.train_step(*batch, step)
     assert equal(weights(whole), weights(other)) and torch.equal(whole.mean_logits, other.mean_logits)

@@ -116,7 +116,7 @@ class Picture:
     best_of: int = 1
     """sample this many candidates of each image and keep the likeliest"""
     aspect: str | None = None
-    """shape, of a run with several: 16:9, portrait, landscape, square ..."""
+    """shape, of a run with several: 16:9, portrait, landscape, square"""
     height: int | None = None
     """height in pixels, if larger than trained: the prior's window slides"""
     width: int | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,16 +244,17 @@ def listed_files(
             found=f"{folder}: {others}" if others else str(folder),
             expected=f"files ending in {', '.join(sorted(suffixes))}, or subfolders of them",
         )
-    walk.found.sort()
-    paths, sizes, times = zip(*walk.found, strict=True)
-    return list(paths), Stamps(np.array(sizes, np.int64), np.array(times, np.int64))
+    order = sorted(range(len(walk.found)), key=walk.found.__getitem__)
+    stamps = Stamps(np.array(walk.sizes, np.int64), np.array(walk.times, np.int64))
+    return [walk.found[i] for i in order], stamps.some(np.array(order))
 
 
 class _Walk:
     """Lists folders; one system call a folder and one a file."""
 
     def __init__(self, follow_links: bool, left_out: PassedOverFiles, suffixes: set[str]) -> None:
-        self.found, self.left_out = list[tuple[str, int, int]](), left_out
+        self.found, self.left_out = list[str](), left_out
+        self.sizes, self.times = array("q"), array("q")
         self._follow_links, self._seen = follow_links, set[str]()
         self._passing = _Passing(follow_links, suffixes)
 
@@ -282,12 +285,13 @@ class _Walk:
         if reason:
             self.left_out.add(kind, reason, inside)
             return
-        try:
+        size, time = 0, 0
+        with contextlib.suppress(OSError):  # gone since, or a link to nothing: reading it will say so
             status = entry.stat(follow_symlinks=self._follow_links)
-        except OSError:  # gone since, or a link to nothing: reading it will say so
-            self.found.append((inside, 0, 0))
-            return
-        self.found.append((inside, status.st_size, status.st_mtime_ns))
+            size, time = status.st_size, status.st_mtime_ns
+        self.found.append(inside)
+        self.sizes.append(size)
+        self.times.append(time)
 
 
 def _is_listed(entry: os.DirEntry[str], inside: str, left_out: PassedOverFiles, follow_links: bool) -> bool:

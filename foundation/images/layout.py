@@ -6,6 +6,7 @@ Splits, wrappers, cameras, dates and numbered shards are refused as classes, wit
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
@@ -37,7 +38,7 @@ def classes_of(ids: Sequence[str], folder: str, field: str, *, trusted: bool) ->
     Raises:
         DataError: loose images beside subfolders, or subfolders that look like something else than classes.
     """
-    tops = [name.split("/", 1)[0] if "/" in name else None for name in ids]
+    tops = [sys.intern(name.split("/", 1)[0]) if "/" in name else None for name in ids]
     if not any(tops):
         return None, []
     source = field.rpartition(".")[0]

@@ -296,7 +296,7 @@ class CodePositions:
 def code_positions(spec: CodeSpec) -> CodePositions:
     """The tables of a specification, in sequence order: level by level, raster within a level, depth innermost.
 
-    With several shapes of images, of the first one; those of another: ``code_positions(spec.of_grid(index))``.
+    With several shapes of images, of the first one; for another: ``code_positions(spec.of_grid(index))``.
     """
     height, width = (max(getattr(level, side) for level in spec.levels) for side in ("height", "width"))
     indices = [np.indices((each.height, each.width, each.depth)).reshape(3, -1) for each in spec.levels]

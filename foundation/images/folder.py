@@ -193,7 +193,7 @@ def is_a_path(name: str) -> bool:
 
 
 def suffixes_of(*, arrays: bool) -> set[str]:
-    """Endings of image files, with those of arrays where they are wanted."""
+    """Endings of image files, and of arrays where they are wanted."""
     return SUFFIXES | ARRAY_SUFFIXES if arrays else SUFFIXES
 
 

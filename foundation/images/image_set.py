@@ -126,7 +126,7 @@ class ImageSet:
         return np.stack(map_in_threads(self._decode_or_raise, indices)) if known is None else known
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of those of some images that can be read, for evaluation; the others are listed.
+        """Pixels of the readable ones of some images, for evaluation; the others are listed.
 
         Returns:
             (K, Y, X, C) pixels, and (B,) bool: which of the B images they are, in order.

@@ -45,7 +45,7 @@ class ImageSet:
         augment: applied by ``batch`` when given.
         seed: of the augmentation and of the images that replace unusable ones.
         max_failed_share: share of unusable images, 0 to 1, beyond which reading stops.
-        known_failures: images that were unusable before, by id; they are not read.
+        known_failures: images that were unusable before, by id; they are not read. Others than the set's do not count.
         window: images that are shuffled together, see ``DataConfig.shuffle_window``.
 
     Attributes:
@@ -77,7 +77,8 @@ class ImageSet:
         self.in_memory = whole and len(self.ids) * n_values * kind.itemsize <= cache_mib * 2**20
         self._pixels = np.empty((len(self.ids), n_values), kind) if self.in_memory else None
         self._is_decoded = np.zeros(len(self.ids) if self.in_memory else 0, bool)
-        self._failures = dict(known_failures or {})
+        here = set(self.ids) if known_failures else ()
+        self._failures = {name: each for name, each in (known_failures or {}).items() if name in here}
         self._found = deque[Failure]()  # no lock: a forked worker would keep one that a thread holds
 
     def __len__(self) -> int:
@@ -289,7 +290,7 @@ def split_sources(
 
 
 def open_image_sets(config: DataConfig, *, augment: Augment | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """The training and validation images of a data configuration; the images of a run: ``open_training_images``.
+    """The training and validation images of a data configuration; the images of a run: ``training_images``.
 
     Raises:
         DataError: nothing to read, or images of 16 bits that would be nearly black.

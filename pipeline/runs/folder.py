@@ -45,7 +45,7 @@ class RunFolder:
     metrics = _Below("metrics.jsonl")
     """metrics of both stages, JSON lines"""
     listing = _Below("images.parquet")
-    """images that the run began with: split, label, checksum, failure"""
+    """images that the run began with: split, label, size and time of the file, hash of the pixels where it is known"""
     tokenizer_listing = _Below("tokenizer_images.parquet")
     """the same of the run that trained a given tokenizer"""
     failures = _Below("failed_images.jsonl")

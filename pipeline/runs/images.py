@@ -230,9 +230,9 @@ def training_images(
     images = {}
     for name, source in sources.items():
         source = source.without_copies() if isinstance(source, ListedSource) else source
-        images[name] = image_set(source, recipe.data, augment=augment.get(name), seed=recipe.seed)
-        here = [lost[each] for each in source.ids if each in lost] if lost else []
-        images[name].add_failures([*failed.get(name, {}).values(), *here])
+        how: dict[str, Any] = {"augment": augment.get(name), "seed": recipe.seed, "known_failures": failed.get(name)}
+        images[name] = image_set(source, recipe.data, **how)
+        images[name].add_failures([lost[each] for each in source.ids if each in lost] if lost else [])
     return images
 
 

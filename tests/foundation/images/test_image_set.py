@@ -130,3 +130,10 @@ def test_files_that_change_while_images_are_used_are_failures(tmp_path: Path) ->
     (tmp_path / "001.png").unlink()
     (tmp_path / "002.png").write_bytes((tmp_path / "002.png").read_bytes()[:60])
     assert [each.code for each in met(images).failures] == ["vanished", "unreadable"]
+
+
+def test_failures_of_images_that_are_not_in_the_set_do_not_count() -> None:
+    copies = {f"copy{i}": Failure(f"copy{i}", "has the pixels of another", "duplicate") for i in range(9)}
+    images = ImageSet(Counted({3: BAD[3]}), PREPROCESS, max_failed_share=0.1, known_failures=copies)
+    assert images.n_usable == 12 and not images.failures
+    assert [each.image_id for each in met(images).failures] == ["003"]

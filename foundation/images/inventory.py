@@ -134,15 +134,20 @@ def inventory_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("classes", _classes_text(found["classes"])))
     shapes = found["shapes"]
     if shapes and shapes["sizes"]:
-        rows += [("modes", _listed(shapes["modes"])), ("sizes", _sizes_text(shapes))]
+        n_seen = sum(shapes["modes"].values())
+        part = f" ({n_seen:,} images looked at)" if n_seen < used else ""
+        rows += [("modes", f"{_listed(shapes['modes'])}{part}"), ("sizes", f"{_sizes_text(shapes)}{part}")]
     for each in found["passed_over"]:
         rows.append(("passed over", f"{each['count']:,} {each['kind']}: {each['reason']}; e.g. {each['example']}"))
     return [*rows, *(("note", note) for note in found["notes"])]
 
 
 def inventory_text(found: Mapping[str, Any]) -> str:
-    """The table as lines of text."""
-    return "\n".join(f"  {name:<12}{text}" for name, text in inventory_rows(found))
+    """The table as lines of text, before any image was used."""
+    n_images = sum(each["used"] for each in found["splits"].values())
+    passed_over = sum(each["count"] for each in found["passed_over"])
+    total = f"{n_images + passed_over:,} = {n_images:,} images + {passed_over:,} passed over"
+    return "\n".join(f"  {name:<12}{text}" for name, text in [("found", total), *inventory_rows(found)[1:]])
 
 
 def _classes_text(counts: dict[str, int] | None) -> str:

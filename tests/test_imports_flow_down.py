@@ -25,6 +25,7 @@ ROOMS = {
     "pipeline": [
         ["output_files"],
         ["work_sharing", "image_files"],
+        ["engines"],
         ["encoding", "generation"],
         ["runs"],
         ["interop", "evaluation", "planning"],

@@ -1,0 +1,1 @@
+"""Engines that spread a command's work: this machine's processes, or a Ray cluster."""

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from foundation.config import require
-from foundation.errors import TrainingError
+from foundation.errors import LostProcessError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +99,7 @@ class Heartbeat:
         """Return once every process has called this equally often, however long living ones take.
 
         Raises:
-            TrainingError: a process that has not called it is silent.
+            LostProcessError: a process that has not called it is silent.
         """
         name = f"everyone/{self._n_waits}"
         self._n_waits += 1
@@ -126,14 +126,14 @@ class Heartbeat:
         if silent:
             raise self._dead(silent, f"silent for {self.timeout:g} seconds")
 
-    def _dead(self, ranks: list[int], found: str) -> TrainingError:
+    def _dead(self, ranks: list[int], found: str) -> LostProcessError:
         last = [_place(self._seen[each][0]) for each in ranks if each in self._seen]
         where = f", last heard {' and '.join(last)}" if last else ""
         names = " and ".join(f"process {each}" for each in ranks)
         what = f"{names} ended or hangs{where}; this is process {self.rank}, {self.doing}"
-        return TrainingError(what, field=f"{self.n_processes} processes", found=found, fix=_FIX)
+        return LostProcessError(what, field=f"{self.n_processes} processes", found=found, fix=_FIX)
 
-    def explain(self, error: RuntimeError) -> TrainingError | None:
+    def explain(self, error: RuntimeError) -> LostProcessError | None:
         """Which process's end made a collective operation fail; None if all live.
 
         Watches the others for a few intervals.
@@ -199,7 +199,7 @@ def wait_for_everyone(accelerator: Accelerator) -> None:
     """Every process calls it and returns once all have, however long one of them works before.
 
     Raises:
-        TrainingError: one of them has ended or hangs; see ``Heartbeat``.
+        LostProcessError: one of them has ended or hangs; see ``Heartbeat``.
     """
     if (own := heartbeat(accelerator)) is not None:
         own.wait_for_everyone()
@@ -210,20 +210,21 @@ def naming_the_dead(accelerator: Accelerator) -> Iterator[Heartbeat | None]:
     """Collective operations in here that fail because another process has ended say which one.
 
     Raises:
-        TrainingError: naming the process and what it last did.
+        LostProcessError: naming the process and what it last did.
     """
     own = heartbeat(accelerator)
     try:
         yield own
     except RuntimeError as error:
-        told = own.explain(error) if own is not None and _is_of_processes(error) else None
+        told = own.explain(error) if own is not None and is_of_processes(error) else None
         if told is None:
             raise
         raise told from error
 
 
-def _is_of_processes(error: RuntimeError) -> bool:
+def is_of_processes(error: BaseException) -> bool:
     """Whether a collective operation failed: gloo's errors have no type of their own."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return isinstance(error, distributed.DistError) or of_gloo

@@ -6,10 +6,8 @@ the number of workers nor the death of one changes a batch.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -26,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from foundation.errors import DataError
+from foundation.errors import DataError, RemoteTraceback, portable
 from foundation.hardware import usable_cores
 from foundation.randomness import DataOrder, Order
 from foundation.threads import use_one_thread
@@ -144,12 +142,8 @@ class Loaded:
 class _Raised:
     """An exception on the way from a worker."""
 
-    error: Exception
+    error: BaseException
     text: str
-
-
-class _WorkerTraceback(Exception):
-    """The traceback in a worker, as the cause of the exception that it raised."""
 
 
 class Steps(Dataset[Any]):
@@ -170,7 +164,7 @@ class Steps(Dataset[Any]):
         try:
             return self._load(step)
         except Exception as error:
-            return _Raised(_portable(error) if self.workers else error, traceback.format_exc())
+            return _Raised(portable(error) if self.workers else error, traceback.format_exc())
 
     def _load(self, step: int) -> Loaded:
         positions = self.share.positions(step)
@@ -201,7 +195,7 @@ class _Reader:
         item = self._next()
         self._step, self._deaths = self._step + 1, 0
         if isinstance(item, _Raised):
-            raise item.error from (_WorkerTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
+            raise item.error from (RemoteTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
         return Loaded(self._received(item.batch, device.type == "cuda"), item.positions, item.failures)
 
     def _received(self, batch: Any, pinned: bool) -> dict[str, torch.Tensor]:
@@ -304,14 +298,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception itself if it arrives in another process as it is, else its text."""
-    with contextlib.suppress(Exception):
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
-            return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_text(code: int) -> str:

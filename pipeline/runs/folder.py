@@ -97,6 +97,11 @@ class RunFolder:
         """Whether the sample grid is complete."""
         return all((self.samples / name).is_file() for name in ("grid.png", "codes.npy", "samples.json"))
 
+    def done(self) -> set[str]:
+        """Names of what is complete: checkpoints, files of codes, models. Processes see it grow."""
+        parts = ("checkpoints/*/step-*", "codes/data/*/*.parquet", "tokenizer", "prior", "samples/*")
+        return {path.relative_to(self.root).as_posix() for part in parts for path in self.root.glob(part)}
+
     def sweep(self) -> None:
         """Remove temporary files of crashed processes; requires the run's lock."""
         splits = (self.codes / "data").glob("*")

@@ -89,8 +89,11 @@ class Run:
     """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
-    def start(self) -> None:
+    def start(self, lock_seconds: float = 0.0) -> None:
         """Claim the folder for this recipe and lock it until this process ends.
+
+        Args:
+            lock_seconds: that another process's lock is waited for.
 
         Raises:
             CheckpointError: the folder belongs to another recipe, or another process holds the lock.
@@ -108,7 +111,7 @@ class Run:
         if self.recipe.machine.track is not None:
             require_tracker(self.recipe.machine.track)
         if self.accelerator.is_main_process:
-            self._lock()
+            self._lock(lock_seconds)
             self.folder.sweep()
         self._claim(extend.begin)
 
@@ -143,14 +146,14 @@ class Run:
         """Release the lock of the folder."""
         self._held.release()
 
-    def _lock(self) -> None:
+    def _lock(self, seconds: float) -> None:
         from filelock import FileLock, Timeout
 
         path = self.folder.root / ".lock"
         self._held = FileLock(path)
         with durable.writing(path):
             try:
-                self._held.acquire(timeout=0)
+                self._held.acquire(timeout=seconds)
             except Timeout:
                 what, fix = "another process uses this run folder", "wait for it, stop it, or give another --out"
                 raise CheckpointError(what, field=str(self.folder.root), fix=fix) from None

@@ -81,10 +81,20 @@ def ray_cluster(address: str | None, *, show_output: bool = False) -> Iterator[A
         ray.init(address=given or "local", **how)
     except Exception as error:  # of many classes
         raise _unreachable(given or "local", field, one_line(error)) from error
+    if not show_output:
+        _silence()
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _silence() -> None:
+    """Keep Ray's pages on lost workers out of the terminal; what matters of them is in our own messages."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def nodes() -> list[Node]:

@@ -25,7 +25,7 @@ from foundation.storage.names import temporary_name
 from pipeline.engines.channel import Message, Terminal, open_channel
 from pipeline.engines.config import EngineConfig
 from pipeline.engines.ray_cluster import nodes, ray_cluster, ray_module, resources_text
-from pipeline.engines.ray_worker import ClusterWork, Order, train
+from pipeline.engines.train_worker import ClusterWork, Order, train
 
 _SAY_AFTER = 30.0
 """seconds of waiting for workers until the command says so; also how long Ray waits at a time"""
@@ -329,6 +329,9 @@ def _largest_divisor(n: int, at_most: int) -> int:
 
 
 def _short(error: BaseException | None) -> str:
-    """Ray's errors are pages."""
-    lines = [each.strip() for each in str(error).splitlines() if each.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    """Ray's errors are pages: the line that gives a reason, else the first."""
+    error = getattr(error, "health_check_failure", error)
+    lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [type(error).__name__]
+    line = next((each for each in lines if " because " in each), lines[0])
+    where = [each for each in lines if each.startswith(("pid:", "ip:"))]
+    return ", ".join([line.partition(" Worker exit detail")[0][:300], *where])

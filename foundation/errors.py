@@ -77,6 +77,10 @@ class TrainingError(TesseraError):
     """Training cannot go on, e.g. because the loss is not finite."""
 
 
+class EngineError(TesseraError):
+    """The machines that share a command's work are gone, or cannot give what it needs."""
+
+
 class Interrupted(Exception):
     """Training stopped at a step boundary after a signal, with a checkpoint saved.
 

@@ -79,6 +79,8 @@ class TrainingError(TesseraError):
 
 class LostProcessError(TrainingError):
     """Another process of the training has ended or hangs; this one is sound."""
+
+
 class EngineError(TesseraError):
     """The machines that share a command's work are gone, or cannot give what it needs."""
 

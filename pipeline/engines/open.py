@@ -28,11 +28,20 @@ def open_engine(config: EngineConfig, part: str | None = None, part_option: str 
         return
     fix = "leave it out: the engine shares out the work"
     ConfigError.unless(part is None, "has no effect with --engine ray", field=part_option, found=part, fix=fix)
-    n_processes = os.environ.get("WORLD_SIZE", "1")
-    what, fix = "is for one process, which Ray's workers work for", "start the command without accelerate launch"
-    ConfigError.unless(n_processes == "1", what, field="--engine ray", found=f"{n_processes} processes", fix=fix)
+    require_one_process()
     from pipeline.engines.ray_cluster import ray_cluster
     from pipeline.engines.ray_data import RayEngine
 
     with ray_cluster(config.address):
         yield RayEngine(config.workers)
+
+
+def require_one_process() -> None:
+    """Refuse an engine in each of several processes.
+
+    Raises:
+        ConfigError: this process was started with others.
+    """
+    n_processes = os.environ.get("WORLD_SIZE", "1")
+    what, fix = "is for one process, which Ray's workers work for", "start the command without accelerate launch"
+    ConfigError.unless(n_processes == "1", what, field="--engine ray", found=f"{n_processes} processes", fix=fix)

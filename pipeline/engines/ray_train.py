@@ -20,16 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import ConfigError, Interrupted, RemoteTraceback, TrainingError, one_line
+from foundation.errors import ConfigError, EngineError, Interrupted, RemoteTraceback, one_line
 from foundation.storage.names import temporary_name
+from foundation.threads import set_here
 from pipeline.engines.channel import Message, Terminal, open_channel
 from pipeline.engines.config import EngineConfig
+from pipeline.engines.open import require_one_process
 from pipeline.engines.ray_cluster import nodes, ray_cluster, ray_module, resources_text
 from pipeline.engines.train_worker import ClusterWork, Order, train
+from pipeline.engines.waiting import SAY_SECONDS, Patience
 
-_SAY_AFTER = 30.0
-"""seconds of waiting for workers until the command says so; also how long Ray waits at a time"""
 _LISTEN = 0.5
+"""seconds between looks at what has happened"""
 _TRIES = 3
 """losses of workers without progress between them, after which the command gives up"""
 _BEFORE_TORCH = ("OMP_", "GOMP_", "KMP_", "MKL_")
@@ -45,7 +47,7 @@ _OF_RAY_TRAIN = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{_SAY_AFTER:g}",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{SAY_SECONDS:g}",
 }
 
 
@@ -54,10 +56,11 @@ def train_on_ray(task: ClusterWork, config: EngineConfig) -> None:
 
     Raises:
         ConfigError: no cluster, no GPU, workers that do not divide a batch, or a folder that a worker does not see.
-        TrainingError: the cluster does not give the workers; or they are lost again and again without progress.
+        EngineError: the cluster does not give the workers; or they are lost again and again without progress.
         Interrupted: SIGTERM or SIGINT came; a checkpoint of the last step is saved if a training ran.
         Exception: what the work raises, once.
     """
+    require_one_process()
     with ray_cluster(config.address), _shared_token(task.folder) as token, _signals() as got, _variables():
         _Driver(task, config, token, got).run()
 
@@ -81,7 +84,6 @@ class _Driver:
     got: _Signals
     attempt: int = 0
     losses: int = 0
-    told: bool = False
     channel: Any = field(default_factory=open_channel)
 
     def __post_init__(self) -> None:
@@ -95,7 +97,8 @@ class _Driver:
             found, fix = f"{self.asked} for batches of {self.task.batch_size}", "choose a divisor of the batch size"
             raise ConfigError("do not share batches evenly", field="--workers", found=found, fix=fix)
         self.seen = self.task.done()
-        self.since = time.monotonic()
+        fix = "fewer --workers, an idle cluster, or a larger TESSERA_PROCESS_TIMEOUT"
+        self.patience = Patience(lambda: self.current.wait_text(), fix, "--engine ray")
 
     def _places(self) -> int:
         """Workers that the living nodes could hold; without GPUs one on each node, whose cores it uses all."""
@@ -111,25 +114,26 @@ class _Driver:
         n_workers = self.asked
         while True:
             self.attempt += 1
-            attempt = _Attempt(self, n_workers)
+            attempt = self.current = _Attempt(self, n_workers)
             attempt.run()
+            attempt.raise_errors()
             if self.got.number:
                 raise Interrupted(self.got.number)
-            attempt.raise_errors()
             if attempt.failure is None:
                 return
             if not attempt.is_unplaced:
                 self._note_loss(attempt)
-            n_workers = self.asked
             if self.losses:
+                before = n_workers
                 n_workers = _largest_divisor(self.task.batch_size, min(self.asked, self._most()))
-                print(f"ray: goes on from the last checkpoint; workers: {n_workers}", file=sys.stderr)
+                if n_workers != before or not attempt.is_unplaced:
+                    print(f"ray: goes on from the last checkpoint, workers: {n_workers}", file=sys.stderr)
 
     def _note_loss(self, attempt: _Attempt) -> None:
         """Count a loss, or give up.
 
         Raises:
-            TrainingError: several in a row without progress.
+            EngineError: several in a row without progress.
         """
         now = self.task.done()
         self.losses = 1 if now - self.seen else self.losses + 1
@@ -138,14 +142,9 @@ class _Driver:
         if self.losses >= _TRIES:
             what = "workers are lost again and again, and nothing is done between"
             found, fix = f"{self.losses} times in a row; at last: {reason}", "see to that, then run the command again"
-            raise TrainingError(what, field="--engine ray", found=found, fix=fix)
+            raise EngineError(what, field="--engine ray", found=found, fix=fix)
         print(f"ray: a worker is lost: {reason}", file=sys.stderr)
-        self.since, self.told = time.monotonic(), False
-
-    def wait_text(self, n_workers: int, n_begun: int) -> str:
-        """What is waited for, and what there is."""
-        each = "a GPU and a core" if self.use_gpu else "a core"
-        return f"{n_workers} workers with {each} each ({n_begun} have begun); the cluster has {resources_text()}"
+        self.patience.moved()
 
 
 class _Attempt:
@@ -166,16 +165,15 @@ class _Attempt:
     @property
     def is_unplaced(self) -> bool:
         """Whether the cluster had no room for the workers."""
-        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-        return isinstance(getattr(self.failure, "controller_failure", None), WorkerGroupStartupTimeoutError)
+        cause = getattr(self.failure, "controller_failure", None)
+        return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
 
     def run(self) -> None:
         """Start the workers, print what they say, pass a signal on; returns when they have ended.
 
         Raises:
             Interrupted: a signal came before the workers, or a second one.
-            TrainingError: the cluster does not give the workers.
+            EngineError: the cluster does not give the workers.
         """
         thread = threading.Thread(target=self._fit, name="ray train", daemon=True)
         thread.start()
@@ -208,25 +206,22 @@ class _Attempt:
         if driver.got.number and not self._stop_sent:
             self._stop_sent = True
             driver.channel.stop.remote(driver.got.number)
-        waited = time.monotonic() - driver.since
-        if self.has_begun or waited < _SAY_AFTER:
-            return
-        text = driver.wait_text(self.n_workers, len(self.begun))
-        if not driver.told:
-            driver.told = True
-            print(f"ray: waits for {text}", file=sys.stderr)
-        limit = _timeout_seconds()
-        if waited > limit:
-            what = f"the cluster did not start the workers within {limit:g} seconds"
-            fix = "fewer --workers, an idle cluster, or a larger TESSERA_PROCESS_TIMEOUT"
-            raise TrainingError(what, field="--workers", found=text, fix=fix)
+        if not self.has_begun:
+            driver.patience.wait()
+
+    def wait_text(self) -> str:
+        """What is waited for, and what there is."""
+        each = "a GPU and a core" if self.driver.use_gpu else "a core"
+        begun = f"{len(self.begun)} of {self.n_workers} workers with {each} each have begun"
+        return f"{begun}; the cluster has {resources_text()}"
 
     def _fit(self) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         driver, api = self.driver, ray_module().train
-        order = Order(driver.task, driver.channel, driver.attempt, driver.token, _passed_on(), Terminal.here())
-        variables = {name: value for name, value in os.environ.items() if name.startswith(_BEFORE_TORCH)}
+        passed_on = _passed_on()
+        order = Order(driver.task, driver.channel, driver.attempt, driver.token, passed_on, Terminal.here())
+        variables = {name: value for name, value in passed_on.items() if name.startswith(_BEFORE_TORCH)}
         try:
             with tempfile.TemporaryDirectory(prefix="tessera-ray-", ignore_cleanup_errors=True) as unused:
                 TorchTrainer(
@@ -314,7 +309,8 @@ def _variables() -> Iterator[None]:
 
 def _passed_on() -> dict[str, str]:
     """Variables that the workers get: with their work, since Ray logs a runtime environment."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON + _BEFORE_TORCH)}
+    names = [each for each in os.environ if each.startswith(_PASSED_ON + _BEFORE_TORCH) and each not in set_here()]
+    return {name: os.environ[name] for name in names}
 
 
 def _timeout_seconds() -> float:

@@ -14,6 +14,9 @@ from typing import Any
 from foundation.errors import ConfigError, Interrupted, LostProcessError, portable
 from pipeline.engines.channel import Kind, Line, Terminal
 
+_SECONDS_TO_APPEAR = 10.0
+"""of a new file on another machine: network drives show it late"""
+
 
 @dataclass(frozen=True)
 class ClusterWork:
@@ -78,17 +81,17 @@ def _prepare(order: Order) -> None:
     _require_shared(order.task.folder, order.token)
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in order.variables:
-        torch.set_num_threads(_threads_of_launch())
+        torch.set_num_threads(_threads())
 
 
-def _threads_of_launch() -> int:
-    """Threads of a process as ``accelerate launch`` sets them: an equal share of the machine's cores."""
+def _threads() -> int:
+    """Threads of a process on a CPU, as ``accelerate launch`` shares a machine out; one process has torch's default."""
     import psutil
 
-    from foundation.hardware import allowed_cores, processes_on_this_machine
+    from foundation.hardware import processes_on_this_machine, usable_cores
 
-    cores = psutil.cpu_count(logical=False) or allowed_cores()
-    return max(1, cores // processes_on_this_machine())
+    cores = psutil.cpu_count(logical=False) or usable_cores()
+    return max(1, min(cores // processes_on_this_machine(), usable_cores()))
 
 
 def _require_shared(folder: Path, token: str) -> None:
@@ -97,7 +100,7 @@ def _require_shared(folder: Path, token: str) -> None:
     Raises:
         ConfigError: naming the machine.
     """
-    until = time.monotonic() + 10  # a network drive shows new files late
+    until = time.monotonic() + _SECONDS_TO_APPEAR
     while not (folder / token).is_file():
         if time.monotonic() > until:
             what = f"the machine {socket.gethostname()} does not see the folder that the command sees"

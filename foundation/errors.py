@@ -96,6 +96,9 @@ class Interrupted(Exception):
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.signal_number,)
+
 
 class RemoteTraceback(Exception):
     """The traceback in another process, as the cause of the exception that it raised."""

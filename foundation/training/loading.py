@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,6 +29,7 @@ from foundation.errors import DataError, RemoteTraceback, portable
 from foundation.hardware import usable_cores
 from foundation.randomness import DataOrder, Order
 from foundation.threads import use_one_thread
+from foundation.training.heartbeat import SAY_SECONDS, VARIABLE, process_timeout
 from foundation.training.shared_batches import SharedBatches, Stored, pinned_copy, shared_batches
 from foundation.training.task import Examples
 
@@ -38,6 +40,7 @@ MAX_DEATHS = 3
 _FORKS = sys.platform.startswith("linux")
 _SLOW_WAY = "batches are too large for the memory that processes share, and take a slower way: fewer images in a batch"
 _SECONDS_TO_CLOSE = 5.0
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def read_batches(
         ahead: Future[Loaded] = thread.submit(reader.read, device)
         try:
             for step in range(start, end):
-                loaded = ahead.result()
+                loaded = _patiently(ahead, step, steps.workers)
                 if step + 1 < end:
                     ahead = thread.submit(reader.read, device)
                 if loaded.failures and record is not None:
@@ -121,6 +124,27 @@ def read_batches(
             ahead.cancel()
             wait([ahead], _SECONDS_TO_CLOSE)
             reader.close()
+
+
+def _patiently(ahead: Future[Loaded], step: int, workers: int) -> Loaded:
+    """The batch of a step; says what is waited for.
+
+    Raises:
+        DataError: worker processes have given none for ``TESSERA_PROCESS_TIMEOUT`` seconds. A thread is waited for.
+    """
+    began, limit, say_at = time.monotonic(), process_timeout().total_seconds(), SAY_SECONDS
+    readers = f"{workers} processes that read" if workers else "the thread that reads"
+    while not wait([ahead], _LOOK_SECONDS).done:
+        waited = time.monotonic() - began
+        if workers and waited >= limit:
+            what, found = "processes that read images give no batch", f"{workers} processes, at step {step:,}"
+            expected = f"a batch within {limit:g} s ({VARIABLE})"
+            fix = "see whether the storage answers; --machine.workers 0 reads in this process"
+            raise DataError(what, field="machine.workers", found=found, expected=expected, fix=fix)
+        if waited >= say_at:
+            say_at *= 2
+            tqdm.write(f"waiting for {waited:.0f} s for the batch of step {step:,} from {readers}", file=sys.stderr)
+    return ahead.result()
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from typing import Any
 from foundation.errors import ConfigError, EngineError, Interrupted, RemoteTraceback, one_line
 from foundation.storage.names import temporary_name
 from foundation.threads import set_here
+from foundation.training.heartbeat import SAY_SECONDS, process_timeout
 from pipeline.engines.channel import Message, Terminal, open_channel
 from pipeline.engines.config import EngineConfig
 from pipeline.engines.open import require_one_process
 from pipeline.engines.ray_cluster import nodes, ray_cluster, ray_module, resources_text
 from pipeline.engines.train_worker import ClusterWork, Order, train
-from pipeline.engines.waiting import SAY_SECONDS, Patience
+from pipeline.engines.waiting import Patience
 
 _LISTEN = 0.5
 """seconds between looks at what has happened"""
@@ -314,8 +315,6 @@ def _passed_on() -> dict[str, str]:
 
 
 def _timeout_seconds() -> float:
-    from foundation.training.heartbeat import process_timeout
-
     return process_timeout().total_seconds()
 
 

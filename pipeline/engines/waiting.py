@@ -7,10 +7,7 @@ import time
 from collections.abc import Callable
 
 from foundation.errors import EngineError
-from foundation.training.heartbeat import VARIABLE, process_timeout
-
-SAY_SECONDS = 30.0
-"""after which a wait says what it waits for, and again each time it has doubled"""
+from foundation.training.heartbeat import SAY_SECONDS, VARIABLE, process_timeout
 
 
 class Patience:

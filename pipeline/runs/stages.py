@@ -26,7 +26,7 @@ from foundation.randomness import ORDER_VERSION, derive_seed
 from foundation.storage import durable
 from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
-from foundation.training.heartbeat import wait_for_everyone
+from foundation.training.heartbeat import doing, wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
@@ -165,6 +165,7 @@ class Run:
         sources: Mapping[str, ImageSource] = {}
         since: Changes | None = None
         if self.accelerator.is_main_process:
+            doing(self.accelerator, "listing the images")
             opened, listing = list_images(self.folder, self.recipe)
             sources, since = opened.splits, opened.changes
             self._say_found(listing.inventory, opened.changes.sentence())
@@ -297,6 +298,7 @@ class Run:
     def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
+            doing(self.accelerator, f"saving the {stage}")
             extend.publish(self.folder, stage, save, self.accelerator.print)
         wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
@@ -326,6 +328,7 @@ class Run:
         recipe, accelerator = self.recipe, self.accelerator
         job = job or ExportJob(max_bad=recipe.data.max_failed_share)
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
+        doing(accelerator, "encoding")
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
         wait_for_everyone(accelerator)

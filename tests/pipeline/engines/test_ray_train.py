@@ -86,21 +86,28 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return weights(folder / "run")
 
 
-def test_two_workers_equal_two_launched_processes_though_one_is_killed_in_each_stage(
+def test_two_workers_equal_two_launched_processes_though_the_command_is_stopped_and_a_worker_killed(
     cluster: Any, launched: dict[str, str], tmp_path: Path
 ) -> None:
     said, run = tmp_path / "said", tmp_path / "run"
-    process = start(on_ray(cluster, "run", "digits", "--out", "run", *fields()), said)
-    for i, stage in enumerate(("tokenizer", "prior")):
-        wait_until((run / "checkpoints" / stage / "step-00000008").exists, process, said)
-        workers_here()[i].kill()
+    line = on_ray(cluster, "run", "digits", "--out", "run", *fields())
+    process = start(line, said)
+    wait_until((run / "checkpoints" / "tokenizer" / "step-00000008").exists, process, said)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, said.read_text()
+    (stopped, _), *_ = checkpoint_lengths(run / "checkpoints" / "tokenizer")
+    assert stopped >= 8 and said.read_text().endswith("stopped; run the same command again to continue\n")
+
+    process = start(line, said)
+    wait_until((run / "checkpoints" / "prior" / "step-00000008").exists, process, said)
+    workers_here()[-1].kill()
     assert process.wait() == 0, said.read_text()
     assert weights(run) == launched
     text = said.read_text()
-    assert text.count("ray: a worker is lost: worker") == 2 and "pid" in text
-    assert text.count("ray: goes on from the last checkpoint, workers: 2") == 2
+    assert text.count("ray: a worker is lost: worker") == 1 and "pid" in text
+    assert text.count("ray: goes on from the last checkpoint, workers: 2") == 1
     steps = [int(each) for each in re.findall(r"continuing from step (\d+)", text)]
-    assert len(steps) == 2 and min(steps) >= 4
+    assert len(steps) == 2 and steps[0] == stopped and steps[1] >= 4
     assert "(RayTrainWorker" not in text and "raylet" not in text, "our own messages alone"
     assert not list(run.glob(".tmp*")), "nothing of the driver's is left"
 
@@ -109,7 +116,7 @@ def test_an_error_of_a_worker_arrives_once_as_itself(cluster: Any, tmp_path: Pat
     said = tmp_path / "said"
     assert start(on_ray(cluster, "train-prior", "digits", "--out", "run", *fields()), said).wait() == 2
     text = said.read_text()
-    assert text.count("no such token dataset") == 1 and "Traceback" not in text and "ray: " not in text
+    assert text.count("no such token dataset") == 1 and "Traceback" not in text and "is lost" not in text
 
 
 def test_workers_that_cannot_be_had_are_refused_with_a_reason(cluster: Any, tmp_path: Path) -> None:
@@ -139,25 +146,18 @@ def test_as_many_workers_as_share_a_batch_evenly(n: int, at_most: int, found: in
     assert ray_train._largest_divisor(n, at_most) == found
 
 
-def test_a_signal_saves_and_a_lost_node_leaves_fewer_workers(cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_lost_node_leaves_fewer_workers(cluster: Any, tmp_path: Path) -> None:
     said, run = tmp_path / "said", tmp_path / "run"
     line = on_ray(cluster, "train-tokenizer", "digits", "--out", "run", *fields(steps=120))
     process = start(line, said)
-    wait_until((run / "checkpoints" / "tokenizer" / "step-00000008").exists, process, said)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM, said.read_text()
-    (stopped, _), *_ = checkpoint_lengths(run / "checkpoints" / "tokenizer")
-    assert stopped >= 8 and "stopped; run the same command again" in said.read_text()
-
-    process = start(line, said)
-    wait_until((run / "checkpoints" / "tokenizer" / f"step-{stopped // 4 * 4 + 12:08d}").exists, process, said)
+    wait_until((run / "checkpoints" / "tokenizer" / "step-00000012").exists, process, said)
     cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
     try:
         assert process.wait() == 0, said.read_text()
     finally:
         cluster.add_node(**{name: value for name, value in NODE.items() if name != "include_dashboard"})
-    text = said.read_text()
-    assert f"continuing from step {stopped} " in text and "goes on from the last checkpoint, workers: 1" in text
+    assert "goes on from the last checkpoint, workers: 1" in said.read_text()
     assert (run / "tokenizer" / "model.safetensors").is_file()
 
 

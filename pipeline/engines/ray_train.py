@@ -230,7 +230,9 @@ class _Attempt:
                     train_loop_config={"order": order},
                     torch_config=TorchConfig(timeout_s=math.ceil(_timeout_seconds())),
                     scaling_config=api.ScalingConfig(
-                        num_workers=self.n_workers, use_gpu=driver.use_gpu, placement_strategy="SPREAD"
+                        num_workers=self.n_workers,
+                        use_gpu=driver.use_gpu,
+                        placement_strategy="PACK" if driver.use_gpu else "SPREAD",
                     ),
                     run_config=api.RunConfig(
                         storage_path=unused,

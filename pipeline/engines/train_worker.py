@@ -45,7 +45,7 @@ class Order:
     channel: Any
     attempt: int
     token: str
-    variables: dict[str, str]
+    variables: dict[str, str] = field(repr=False)  # with credentials
     terminal: Terminal
     folder: str = field(default_factory=lambda: str(Path.cwd()))
 

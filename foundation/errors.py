@@ -77,6 +77,14 @@ class TrainingError(TesseraError):
     """Training cannot go on, e.g. because the loss is not finite."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the training has ended or hangs; this one is sound."""
+
+
+class EngineError(TesseraError):
+    """The machines that share a command's work are gone, or cannot give what it needs."""
+
+
 class Interrupted(Exception):
     """Training stopped at a step boundary after a signal, with a checkpoint saved.
 
@@ -87,6 +95,23 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.signal_number,)
+
+
+class RemoteTraceback(Exception):
+    """The traceback in another process, as the cause of the exception that it raised."""
+
+
+def portable(error: BaseException) -> BaseException:
+    """The exception itself if it arrives in another process as it is, else its text."""
+    import pickle
+
+    with contextlib.suppress(Exception):
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def way_out(error: Exception, damaged: str) -> str:

@@ -26,6 +26,7 @@ alone, and sleep at once. Sources: libgomp's manual, section "Environment Variab
 """
 _HOW_THEY_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 _in_one_thread = False
+_set_here: set[str] = set()
 _HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
@@ -43,7 +44,13 @@ def prepare_openmp() -> bool:
         os.environ.update(WAITING)
     if not _set_by_user(_HOW_MANY) and usable_cores() < allowed_cores():
         os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+        _set_here.add("OMP_NUM_THREADS")
     return True
+
+
+def set_here() -> frozenset[str]:
+    """Variables that ``prepare_openmp`` has set for this machine alone."""
+    return frozenset(_set_here)
 
 
 def waiting_text() -> str:

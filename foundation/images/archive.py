@@ -6,8 +6,10 @@ archives in a store by way of a bounded cache; nothing is unpacked. An image's i
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,6 +120,21 @@ class ArchiveSource:
         require_sane_bytes(size)
         return decode_any(self._bytes(index, size), self._max_pixels, arrays=self._arrays)
 
+    def some(self, indices: np.ndarray) -> ArchiveSource:
+        """Some of the images, to be read by another process: with their places in their archives, without names."""
+        chosen = copy.copy(self)
+        chosen._archives = [_anywhere(self._archives[self._archive_of(int(i))]) for i in indices]
+        chosen._offsets, chosen._sizes = self._offsets[indices], self._sizes[indices]
+        chosen.groups = np.arange(len(indices))
+        chosen.ids, chosen.labels, chosen.passed_over, chosen.notes = (), None, PassedOverFiles(), []
+        return chosen
+
+    def require_here(self) -> None:
+        """See ``sources.require_here``."""
+        for path in {each.path for each in self._archives if isinstance(each, LocalFile)}:
+            fix = "mount or copy it under this path on every machine"
+            DataError.unless(path.is_file(), "is not on this machine", field=str(path), found=platform.node(), fix=fix)
+
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the upright image ``ids[index]``, from the head of its member.
 
@@ -201,6 +218,16 @@ def _local(path: str, field: str) -> list[StoredFile]:
 def _remote(path: str, field: str, cache_gib: float) -> list[StoredFile]:
     cache = stream_cache(cache_gib)
     return [RemoteFile(each, cache) for each in list_objects(path, ".tar", field)]
+
+
+def _anywhere(archive: StoredFile) -> StoredFile:
+    """The same archive for another process, in any folder, that reads a good part of it."""
+    if isinstance(archive, LocalFile):
+        return LocalFile(archive.path.absolute())
+    archive = copy.copy(archive)
+    if isinstance(archive, RemoteFile):
+        archive.expect()
+    return archive
 
 
 def _require_own_names(archives: Sequence[StoredFile], field: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,7 @@ class DatasetSource:
         Raises:
             DataError: nothing to open, no such split or column, a column that holds no images or no classes.
         """
+        self._opened_with = (config, split, class_names, max_pixels, cache_gib, arrays)
         rows = open_rows(config, split, cache_gib)
         self.fingerprint, self.passed_over = rows.fingerprint, PassedOverFiles()
         for path in rows.passed_over:
@@ -101,6 +105,13 @@ class DatasetSource:
         """
         return self._cells.read(int(self._numbers[index]))
 
+    def some(self, indices: np.ndarray) -> ReopenedRows:
+        """Some of the images, to be read by another process, which opens the table once."""
+        config, *others = self._opened_with
+        if Path(config.path).exists():
+            config = replace(config, path=str(Path(config.path).absolute()))
+        return ReopenedRows((config, *others), self.fingerprint, indices)
+
     def ahead(self, indices: np.ndarray) -> None:
         """Make the row groups of some images ready in a thread, in this order; they will be read soon."""
         if self._column is not None:
@@ -139,6 +150,52 @@ class DatasetSource:
         names = names_of(column, _LABELS, name)
         require_plausible_classes(names, _LABELS, trusted=trusted)
         self.labels, self.class_names = class_numbers([names[i] for i in self._numbers], class_names, _LABELS)
+
+
+class ReopenedRows:
+    """Images of a table in a process that opens the table at the first one, and once for all such sources of it.
+
+    Args:
+        opened_with: what ``DatasetSource`` takes.
+        fingerprint: of the table; another process must find the same.
+        indices: of the images.
+    """
+
+    ids: Sequence[str] = ()
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, opened_with: tuple[Any, ...], fingerprint: str, indices: np.ndarray) -> None:
+        self._opened_with, self._fingerprint, self._indices = opened_with, fingerprint, indices
+
+    def read(self, index: int) -> AnyImage:
+        """One of the images.
+
+        Raises:
+            BadImage: with the reason.
+        """
+        return self._source().read(int(self._indices[index]))
+
+    def require_here(self) -> None:
+        """See ``sources.require_here``."""
+        self._source()
+
+    def _source(self) -> DatasetSource:
+        config, split, class_names, max_pixels, cache_gib, arrays = self._opened_with
+        key = (self._fingerprint, repr(config), split)
+        with _OPENING:
+            if key not in _OPENED:
+                source = DatasetSource(config, split, class_names, max_pixels, cache_gib, arrays=arrays)
+                found, fix = source.fingerprint, "copy the same files to every machine, or read them from one place"
+                what, expected = "holds another table on this machine", self._fingerprint
+                same = found == expected
+                DataError.unless(same, what, field=str(config.path), found=found, expected=expected, fix=fix)
+                _OPENED[key] = source
+            return _OPENED[key]
+
+
+_OPENED: dict[tuple[str, str, str], DatasetSource] = {}
+_OPENING = threading.Lock()
 
 
 def _pick_image(rows: Rows, name: str) -> tuple[str, list[str]]:

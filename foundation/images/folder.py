@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -115,6 +116,17 @@ class FolderFiles:
             OSError: it cannot be opened.
         """
         return upright_size(str(self.folder / self._path(index)))
+
+    def some(self, indices: np.ndarray) -> FolderFiles:
+        """Some of the images, to be read by another process: small, and named by their paths."""
+        paths = [self._path(int(i)) for i in indices]
+        how: dict[str, Any] = {"max_pixels": self._max_pixels, "arrays": self._arrays}
+        return FolderFiles(self.folder.absolute(), paths, None, (), follow_links=self._follow_links, **how)
+
+    def require_here(self) -> None:
+        """See ``sources.require_here``."""
+        there, fix = self.folder.is_dir(), "mount or copy it under this path on every machine"
+        DataError.unless(there, "is not on this machine", field=str(self.folder), found=platform.node(), fix=fix)
 
     def _path(self, index: int) -> str:
         return self.ids[index]

@@ -6,6 +6,7 @@ image that was trained on is never evaluated as held out.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from foundation.errors import DataError
 from foundation.images.array_image import AnyImage
 from foundation.images.failures import BadImage, Failure
 from foundation.images.scan import content_of
-from foundation.images.sources import ImageSource
+from foundation.images.sources import ImageSource, require_here, some_images
 from foundation.images.windowed import chosen_groups
 from foundation.storage import durable
 
@@ -84,6 +85,10 @@ class ListedImages:
         columns = (self.sizes[there], self.times[there], self.contents[there])
         buckets = None if self.buckets is None else self.buckets[there]
         return ListedImages([self.ids[i] for i in there], labels, *columns, self.failures, buckets=buckets)
+
+    def brief(self, indices: np.ndarray) -> ListedImages:
+        """What tells whether some images are still the same: their sizes and contents, without names."""
+        return ListedImages([], None, self.sizes[indices], self.times[indices], self.contents[indices], identity="some")
 
     def without_copies(self) -> ListedImages:
         """The images that have not the pixels of a training image."""
@@ -255,6 +260,24 @@ class ListedSource:
 
     def _some(self, wanted_N: np.ndarray) -> ListedSource:
         return self if wanted_N.all() else ListedSource(self.listed.some(wanted_N), self.class_names, self._sources)
+
+    def some(self, indices: np.ndarray) -> ListedSource:
+        """See ``some_images``."""
+        found = [(self._sources[0], int(i)) if self._where is None else self._where[int(i)] for i in indices]
+        chosen = copy.copy(self)
+        chosen.listed, chosen.ids, chosen.labels, chosen.buckets = self.listed.brief(indices), [], None, None
+        chosen.groups, chosen._sources, chosen._where = None, [], [None] * len(indices)
+        for source in {id(each[0]): each[0] for each in found if each is not None}.values():
+            places = [k for k, each in enumerate(found) if each is not None and each[0] is source]
+            few = some_images(source, np.array([found[k][1] for k in places]))  # type: ignore[index]
+            for number, k in enumerate(places):
+                chosen._where[k] = few, number
+        return chosen
+
+    def require_here(self) -> None:
+        """See ``sources.require_here``."""
+        for source in {id(each[0]): each[0] for each in self._where or () if each is not None}.values():
+            require_here(source)
 
     def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``.

@@ -36,7 +36,8 @@ class ImageSource(Protocol):
     """(n,) int64 class numbers, or None when the images have no classes"""
     class_names: tuple[str, ...]
 
-    # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``.
+    # A source of files also offers ``stamps`` (see ``folder.Stamps``), ``data(index)``, a file's bytes, and ``decode``;
+    # one that is too large to travel to other processes ``some(indices)``, see ``some_images``.
 
     def read(self, index: int) -> AnyImage:
         """The decoded image. Raises DataError with the reason when it cannot be had."""
@@ -98,6 +99,26 @@ def _open_folders(config: FolderData, max_pixels: int, arrays: bool) -> tuple[Im
     return train, FolderSource(config.validation_path, field, classes, labels, **how)
 
 
+def some_images(source: ImageSource, indices: np.ndarray) -> ImageSource:
+    """Some images of a source, in the order given, to be pickled and read by another process.
+
+    They bring what is needed to read them, and not the list of all images. Names and labels may be left out.
+    """
+    some: Any = getattr(source, "some", None)
+    return SubsetSource(source, indices) if some is None else some(indices)
+
+
+def require_here(source: ImageSource) -> None:
+    """Require that what holds the images of a source is on this machine: else each of them would be lost in silence.
+
+    Raises:
+        DataError: naming the folder, archive or table, and the machine.
+    """
+    check: Any = getattr(source, "require_here", None)
+    if check is not None:
+        check()
+
+
 class DigitsSource:
     """scikit-learn's bundled digits (Alpaydin and Kaynak 1998, UCI), grey values 0..16 scaled to 0..255."""
 
@@ -134,6 +155,10 @@ class SubsetSource:
     def read(self, index: int) -> AnyImage:
         """The decoded image ``ids[index]``."""
         return self._source.read(int(self._indices[index]))
+
+    def some(self, indices: np.ndarray) -> ImageSource:
+        """See ``some_images``."""
+        return some_images(self._source, self._indices[indices])
 
     def ahead(self, indices: np.ndarray) -> None:
         """Make some images of a streamed source ready in a thread."""

@@ -24,7 +24,7 @@ from foundation.training.checkpoints import CheckpointManager, Identity, sound_s
 from foundation.training.clock import Clock, ModelWork
 from foundation.training.config import FitConfig
 from foundation.training.evaluation import Evaluations, Health
-from foundation.training.heartbeat import heartbeat, naming_the_dead
+from foundation.training.heartbeat import doing, naming_the_dead
 from foundation.training.lengths import Rates, Schedule
 from foundation.training.loading import BatchShare, read_batches
 from foundation.training.log import MetricsLog, read_metrics
@@ -127,14 +127,12 @@ class _Training:
             Interrupted, DivergedError, StorageError, DataError: see ``fit``.
         """
         config, accelerator = self.config, self.accelerator
-        pulse = heartbeat(accelerator)
         with StopSignal() as stop, self._progress_bar(start) as bar, contextlib.closing(batches):
             clock = Clock(accelerator.num_processes, accelerator.device, work)
             for step in range(start, config.steps):
                 if self.evaluations.is_due(step):
                     self._evaluate(step, bar)
-                if pulse is not None:
-                    pulse.doing = f"at step {step:,} of {self.log.stage}"
+                doing(accelerator, f"at step {step:,} of {self.log.stage}")
                 self._step(step, clock, batches, bar)
                 self._save_if_due(step + 1, stopping=stop.agreed(accelerator), number=stop.number)
             final = self._evaluate(config.steps, bar)
@@ -159,6 +157,7 @@ class _Training:
             self.manager.report()
 
     def _evaluate(self, step: int, bar: tqdm[Any]) -> dict[str, float]:
+        doing(self.accelerator, f"evaluating {self.log.stage} at step {step:,}")
         metrics = self.evaluations.run(step, bar)
         self.manager.sound_until = self.evaluations.sound_until
         self.at_rest()
@@ -168,6 +167,7 @@ class _Training:
         """Save after ``done`` steps where the recipe wants it, or a signal ends the training."""
         plateau_end = self.manager.schedule.plateau_end
         if stopping or done % self.config.checkpoint_every == 0 or done in (plateau_end, self.config.steps):
+            doing(self.accelerator, f"saving {self.log.stage} at step {done:,}")
             self.at_rest()
             self.manager.save(done)
         if stopping:

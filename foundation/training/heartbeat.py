@@ -2,7 +2,7 @@
 
 Each process renews a key in the store through which they found each other. Waits for single-process work (an
 evaluation, a checkpoint, an index) last as long as the others' keys are renewed; collective operations within a step
-have a time limit, ``TESSERA_PROCESS_TIMEOUT``.
+have a time limit, ``TESSERA_PROCESS_TIMEOUT``. A wait of more than ``SAY_SECONDS`` says for whom.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from foundation.config import require
-from foundation.errors import TrainingError
+from foundation.errors import LostProcessError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 VARIABLE = "TESSERA_PROCESS_TIMEOUT"
 """environment variable: seconds after which a silent process counts as dead"""
+SAY_SECONDS = 30.0
+"""after which a wait says what it waits for, and again each time it has doubled"""
 _DEFAULT = 600.0
 _INTERVAL = 10.0
 _FIX = "see that process's own messages; run the same command again, which continues from the last checkpoint"
@@ -83,7 +85,7 @@ class Heartbeat:
             while not self._over.is_set():
                 self._own.set(f"heartbeat/{self.rank}", f"{n}|{self.doing}")
                 n += 1
-                for rank in set(_silent(self._own, others, self.timeout / 2, seen)) - said:
+                for rank in set(_silent(self._own, others, min(SAY_SECONDS, self.timeout / 2), seen)) - said:
                     said.add(rank)
                     if seen[rank][0] == _ENDED:
                         continue  # the others need not wait for it
@@ -99,7 +101,7 @@ class Heartbeat:
         """Return once every process has called this equally often, however long living ones take.
 
         Raises:
-            TrainingError: a process that has not called it is silent.
+            LostProcessError: a process that has not called it is silent.
         """
         name = f"everyone/{self._n_waits}"
         self._n_waits += 1
@@ -108,11 +110,24 @@ class Heartbeat:
             if self._store.add(name, 1) == self.n_processes:
                 self._store.set(f"{name}/all", "")
             self._seen.clear()
+            began, say_at = time.monotonic(), SAY_SECONDS
             while not self._arrived(f"{name}/all"):
                 missing = [each for each in range(self.n_processes) if not self._store.check([f"{name}/{each}"])]
                 self._require_alive(missing)
+                if (waited := time.monotonic() - began) >= say_at:
+                    say_at *= 2
+                    self._say_wait(missing, waited)
         except RuntimeError as error:  # torch's errors of a store whose process has ended
             raise self._dead([0], f"the store of process 0 does not answer: {error}") from error
+
+    def _say_wait(self, missing: list[int], seconds: float) -> None:
+        """Say on stderr for whom processes wait; one of them says so."""
+        if self.rank != min(set(range(self.n_processes)) - set(missing), default=self.rank) or not missing:
+            return
+        shown = [f"process {each} ({_place(self._seen[each][0])})" for each in missing[:3] if each in self._seen]
+        more = f" and {len(missing) - len(shown)} more" if len(missing) > len(shown) else ""
+        text = f"waiting for {seconds:.0f} s for {', '.join(shown)}{more}; here {self.doing}"
+        print(f"{text}. The wait ends when they are silent for {self.timeout:g} s ({VARIABLE})", file=sys.stderr)
 
     def _arrived(self, key: str) -> bool:
         try:
@@ -126,14 +141,14 @@ class Heartbeat:
         if silent:
             raise self._dead(silent, f"silent for {self.timeout:g} seconds")
 
-    def _dead(self, ranks: list[int], found: str) -> TrainingError:
+    def _dead(self, ranks: list[int], found: str) -> LostProcessError:
         last = [_place(self._seen[each][0]) for each in ranks if each in self._seen]
         where = f", last heard {' and '.join(last)}" if last else ""
         names = " and ".join(f"process {each}" for each in ranks)
         what = f"{names} ended or hangs{where}; this is process {self.rank}, {self.doing}"
-        return TrainingError(what, field=f"{self.n_processes} processes", found=found, fix=_FIX)
+        return LostProcessError(what, field=f"{self.n_processes} processes", found=found, fix=_FIX)
 
-    def explain(self, error: RuntimeError) -> TrainingError | None:
+    def explain(self, error: RuntimeError) -> LostProcessError | None:
         """Which process's end made a collective operation fail; None if all live.
 
         Watches the others for a few intervals.
@@ -195,11 +210,17 @@ def heartbeat(accelerator: Accelerator) -> Heartbeat | None:
     return _beating[key]
 
 
+def doing(accelerator: Accelerator, what: str) -> None:
+    """Note what this process does from now on, for those that wait for it."""
+    if (own := heartbeat(accelerator)) is not None:
+        own.doing = what
+
+
 def wait_for_everyone(accelerator: Accelerator) -> None:
     """Every process calls it and returns once all have, however long one of them works before.
 
     Raises:
-        TrainingError: one of them has ended or hangs; see ``Heartbeat``.
+        LostProcessError: one of them has ended or hangs; see ``Heartbeat``.
     """
     if (own := heartbeat(accelerator)) is not None:
         own.wait_for_everyone()
@@ -210,20 +231,21 @@ def naming_the_dead(accelerator: Accelerator) -> Iterator[Heartbeat | None]:
     """Collective operations in here that fail because another process has ended say which one.
 
     Raises:
-        TrainingError: naming the process and what it last did.
+        LostProcessError: naming the process and what it last did.
     """
     own = heartbeat(accelerator)
     try:
         yield own
     except RuntimeError as error:
-        told = own.explain(error) if own is not None and _is_of_processes(error) else None
+        told = own.explain(error) if own is not None and is_of_processes(error) else None
         if told is None:
             raise
         raise told from error
 
 
-def _is_of_processes(error: RuntimeError) -> bool:
+def is_of_processes(error: BaseException) -> bool:
     """Whether a collective operation failed: gloo's errors have no type of their own."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return isinstance(error, distributed.DistError) or of_gloo

@@ -6,13 +6,12 @@ the number of workers nor the death of one changes a batch.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -26,10 +25,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from foundation.errors import DataError
+from foundation.errors import DataError, RemoteTraceback, portable
 from foundation.hardware import usable_cores
 from foundation.randomness import DataOrder, Order
 from foundation.threads import use_one_thread
+from foundation.training.heartbeat import SAY_SECONDS, VARIABLE, process_timeout
 from foundation.training.shared_batches import SharedBatches, Stored, pinned_copy, shared_batches
 from foundation.training.task import Examples
 
@@ -40,6 +40,7 @@ MAX_DEATHS = 3
 _FORKS = sys.platform.startswith("linux")
 _SLOW_WAY = "batches are too large for the memory that processes share, and take a slower way: fewer images in a batch"
 _SECONDS_TO_CLOSE = 5.0
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def read_batches(
         ahead: Future[Loaded] = thread.submit(reader.read, device)
         try:
             for step in range(start, end):
-                loaded = ahead.result()
+                loaded = _patiently(ahead, step, steps.workers)
                 if step + 1 < end:
                     ahead = thread.submit(reader.read, device)
                 if loaded.failures and record is not None:
@@ -123,6 +124,27 @@ def read_batches(
             ahead.cancel()
             wait([ahead], _SECONDS_TO_CLOSE)
             reader.close()
+
+
+def _patiently(ahead: Future[Loaded], step: int, workers: int) -> Loaded:
+    """The batch of a step; says what is waited for.
+
+    Raises:
+        DataError: worker processes have given none for ``TESSERA_PROCESS_TIMEOUT`` seconds. A thread is waited for.
+    """
+    began, limit, say_at = time.monotonic(), process_timeout().total_seconds(), SAY_SECONDS
+    readers = f"{workers} processes that read" if workers else "the thread that reads"
+    while not wait([ahead], _LOOK_SECONDS).done:
+        waited = time.monotonic() - began
+        if workers and waited >= limit:
+            what, found = "processes that read images give no batch", f"{workers} processes, at step {step:,}"
+            expected = f"a batch within {limit:g} s ({VARIABLE})"
+            fix = "see whether the storage answers; --machine.workers 0 reads in this process"
+            raise DataError(what, field="machine.workers", found=found, expected=expected, fix=fix)
+        if waited >= say_at:
+            say_at *= 2
+            tqdm.write(f"waiting for {waited:.0f} s for the batch of step {step:,} from {readers}", file=sys.stderr)
+    return ahead.result()
 
 
 @dataclass(frozen=True)
@@ -144,12 +166,8 @@ class Loaded:
 class _Raised:
     """An exception on the way from a worker."""
 
-    error: Exception
+    error: BaseException
     text: str
-
-
-class _WorkerTraceback(Exception):
-    """The traceback in a worker, as the cause of the exception that it raised."""
 
 
 class Steps(Dataset[Any]):
@@ -170,7 +188,7 @@ class Steps(Dataset[Any]):
         try:
             return self._load(step)
         except Exception as error:
-            return _Raised(_portable(error) if self.workers else error, traceback.format_exc())
+            return _Raised(portable(error) if self.workers else error, traceback.format_exc())
 
     def _load(self, step: int) -> Loaded:
         positions = self.share.positions(step)
@@ -201,7 +219,7 @@ class _Reader:
         item = self._next()
         self._step, self._deaths = self._step + 1, 0
         if isinstance(item, _Raised):
-            raise item.error from (_WorkerTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
+            raise item.error from (RemoteTraceback(f"\n{item.text}") if self._workers else item.error.__cause__)
         return Loaded(self._received(item.batch, device.type == "cuda"), item.positions, item.failures)
 
     def _received(self, batch: Any, pinned: bool) -> dict[str, torch.Tensor]:
@@ -304,14 +322,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception itself if it arrives in another process as it is, else its text."""
-    with contextlib.suppress(Exception):
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
-            return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_text(code: int) -> str:

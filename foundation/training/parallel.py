@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,9 +19,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foundation.config import require
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, TesseraError, TrainingError, one_line
 from foundation.hardware import announce_device, best_device, usable_device
-from foundation.training.heartbeat import heartbeat, process_timeout
+from foundation.training.heartbeat import SAY_SECONDS, VARIABLE, heartbeat, is_of_processes, process_timeout
 from foundation.training.precision import Settled
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def build_accelerator(device: str) -> Accelerator:
 
     Raises:
         ConfigError: no such device here, a numbered one for several processes, or another one than the launcher's.
+        TrainingError: the other processes do not come within ``TESSERA_PROCESS_TIMEOUT``.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -51,7 +54,10 @@ def build_accelerator(device: str) -> Accelerator:
     limit = InitProcessGroupKwargs(timeout=process_timeout())
     with _variable("ACCELERATE_TORCH_DEVICE", None if several or kind == "cpu" else name):
         try:
-            accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, limit])
+            with _meeting() if several else contextlib.nullcontext():
+                accelerator = Accelerator(mixed_precision="no", cpu=kind == "cpu", kwargs_handlers=[plain, limit])
+        except TesseraError:
+            raise
         except ValueError as error:  # of accelerate, whose state is the process's
             what, fix = f"cannot be used in this process: {error}", "start a new process"
             raise ConfigError(what, field="machine.device", found=device, fix=fix) from error
@@ -63,6 +69,36 @@ def build_accelerator(device: str) -> Accelerator:
         announce_device(found)
     heartbeat(accelerator)
     return accelerator
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    """While processes find each other: says for how many this one waits, and where, and gives a reason in the end.
+
+    Raises:
+        TrainingError: they do not come in time.
+    """
+    rank, n_processes = os.environ.get("RANK", "0"), os.environ["WORLD_SIZE"]
+    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    limit = process_timeout().total_seconds()
+    said = f"process {rank} waits at {place} for the others of {n_processes}, at most {limit:g} s ({VARIABLE})"
+    timer = threading.Timer(SAY_SECONDS, lambda: print(said, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (RuntimeError, distributed.DistError) as error:
+        if not is_of_processes(error):
+            raise
+        raise TrainingError(
+            f"process {rank} has not met the others of {n_processes}",
+            field=f"MASTER_ADDR:MASTER_PORT {place}",
+            found=one_line(error),
+            expected=f"all of them within {limit:g} s ({VARIABLE})",
+            fix="start each with this address and its own rank, and let the port through; see the others' messages",
+        ) from error
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Stop signals: SIGTERM and SIGINT, on Windows also Ctrl+Break, take effect at a step boundary."""
+"""Stop signals: SIGTERM and SIGINT, on Windows also Ctrl+Break, take effect at a step boundary.
+
+A training that runs where no signal arrives, as on the workers of a cluster, is stopped by ``request_stop``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 REPEAT_SECONDS = 2.0
 """later signals within this time are the same request: Ctrl-C comes from the terminal and from the launcher"""
+_listening: list[StopSignal] = []
+"""of the trainings that this process is in"""
 
 
 class StopSignal:
@@ -35,6 +40,7 @@ class StopSignal:
         self._votes: deque[tuple[Any, torch.Tensor]] = deque()
 
     def __enter__(self) -> StopSignal:
+        _listening.append(self)
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
                 if (each := getattr(signal, name, None)) is not None:
@@ -45,6 +51,8 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         self._previous.clear()
+        if self in _listening:
+            _listening.remove(self)
 
     def _note(self, number: int, _frame: object) -> None:
         if not self.number:
@@ -85,3 +93,18 @@ class StopSignal:
             work.wait()
             number = max(number, int(vote))
         return number
+
+
+def request_stop(number: int) -> bool:
+    """Stop the training of this process as the signal would, from any thread.
+
+    Args:
+        number: of the signal.
+
+    Returns:
+        whether there is a training; without one nothing happens.
+    """
+    for each in list(_listening):
+        if not each.number:
+            each._stop_for(number)
+    return bool(_listening)

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from foundation.errors import ConfigError
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunOut, out_option, read_path
+from pipeline.commands.options import Device, EngineGroup, Fields, RecipeName, RunOut, out_option, read_path
+from pipeline.engines.config import EngineConfig
 
 Start = Annotated[
     str | None,
@@ -27,6 +28,7 @@ def encode(
     retry_failed: bool = False,
     max_bad: str | None = None,
     push_to_hub: str | None = None,
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Encode all images of the recipe with the run's frozen tokenizer.
 
@@ -45,6 +47,7 @@ def encode(
     from pipeline.encoding.card import push_token_dataset
     from pipeline.encoding.export import share
     from pipeline.encoding.status import export_status
+    from pipeline.engines.open import open_engine
     from pipeline.runs.encode import ExportJob
     from pipeline.work_sharing import Part
 
@@ -60,7 +63,9 @@ def encode(
     part = Part() if start_at is None else Part.parse(start_at, "--start-at")
     allowed = run.recipe.data.max_failed_share if max_bad is None else share(max_bad)
     run.join()
-    finished = run.encode(ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed))
+    with open_engine(engine, start_at, "--start-at") as found:
+        job = ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed, engine=found)
+        finished = run.encode(job)
     if not run.accelerator.is_main_process:
         return
     if not finished:

@@ -17,6 +17,7 @@ from foundation.errors import ConfigError, DataError
 from foundation.paths import expand
 from foundation.training.config import TrackerName
 from foundation.yaml_text import Text
+from pipeline.engines.config import EngineConfig
 from pipeline.generation.options import SETTINGS, Speed
 from pipeline.output_files import Outputs, output_at
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -169,6 +170,7 @@ SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.samp
 PictureGroup = Annotated[Picture, group("Each image")]
 ManyGroup = Annotated[Many, group("Many images: --out is their folder; what is there is not made again")]
 SpeedGroup = Annotated[Speed, group("Speed: changes numbers by rounding only")]
+EngineGroup = Annotated[EngineConfig, group("Engine: where the work is done")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,19 @@ from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut, Track, output_file, read_path
+from pipeline.commands.on_workers import train_with
+from pipeline.commands.options import (
+    Device,
+    EngineGroup,
+    Fields,
+    RecipeName,
+    RunName,
+    RunOut,
+    Track,
+    output_file,
+    read_path,
+)
+from pipeline.engines.config import EngineConfig
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
@@ -21,6 +33,7 @@ from pipeline.runs.recipe_files import built_in_recipes, own_fields
 
 if TYPE_CHECKING:
     from pipeline.commands.job import Job
+    from pipeline.commands.on_workers import TrainingWork
     from pipeline.runs.stages import Run
 
 
@@ -32,6 +45,7 @@ def run(
     out: RunOut = None,
     track: Track = None,
     print_recipe: bool = False,
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
@@ -48,13 +62,19 @@ def run(
     if print_recipe:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
     else:
-        start_run(recipe, out, overrides, estimate_first=True).all()
+        _train(engine, _train_all, recipe, out, overrides)
 
 
-def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None, track: Track = None) -> None:
+def train_tokenizer(
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    out: RunOut = None,
+    track: Track = None,
+    engine: EngineGroup = EngineConfig(),
+) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
-    overrides = _tracked(read_fields(fields, train_tokenizer), track)
-    start_run(recipe, out, overrides, stages=("tokenizer",)).train_tokenizer()
+    _train(engine, _train_tokenizer, recipe, out, _tracked(read_fields(fields, train_tokenizer), track))
 
 
 def train_prior(
@@ -67,6 +87,7 @@ def train_prior(
     codebook_size: int | None = None,
     out: RunOut = None,
     track: Track = None,
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Train the prior, stage 2, on the run's codes, or on codes of your own (--codes): then also samples and report.
 
@@ -85,12 +106,32 @@ def train_prior(
     if codes is None and given:
         name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
         raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
-    job = start_run(recipe, out, {**overrides, **given}, stages=("prior",))
+    _train(engine, _train_prior, recipe, out, {**overrides, **given})
+
+
+def _train_all(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
+    start_run(recipe, out, overrides, estimate_first=True, lock_seconds=lock_seconds).all()
+
+
+def _train_tokenizer(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
+    start_run(recipe, out, overrides, stages=("tokenizer",), lock_seconds=lock_seconds).train_tokenizer()
+
+
+def _train_prior(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
+    job = start_run(recipe, out, overrides, stages=("prior",), lock_seconds=lock_seconds)
     job.train_prior()
     if job.run.recipe.codes is not None:
         job.run.sample()
         job.report()
         job.say_where()
+
+
+def _train(
+    engine: EngineConfig, work: TrainingWork, recipe: str, out: str | None, overrides: Mapping[str, Any]
+) -> None:
+    """Train here, or on the workers of the engine."""
+    resolved = None if engine.engine == "local" else _run_of(recipe, out, overrides)
+    train_with(engine, work, recipe, out, overrides, resolved)
 
 
 def _tracked(overrides: dict[str, Any], track: str | None) -> dict[str, Any]:
@@ -155,6 +196,7 @@ def start_run(
     *,
     estimate_first: bool = False,
     stages: Collection[str] = ("tokenizer", "prior"),
+    lock_seconds: float = 0.0,
 ) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
 
@@ -166,6 +208,7 @@ def start_run(
         overrides: dotted name -> value.
         estimate_first: say what a new run without a budget is expected to take.
         stages: that will be trained, and must fit the memory.
+        lock_seconds: that another process's lock of the folder is waited for.
 
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
@@ -193,7 +236,7 @@ def start_run(
     fitted = fit_run(run, given, lambda: ledger.spent + time.perf_counter() - began) if fits else None
     missing = [each for each in stages if not getattr(run.folder, each).exists()]
     require_fits(run.recipe, run.accelerator.device, missing, n_processes=run.accelerator.num_processes)
-    run.start()
+    run.start(lock_seconds)
     expected = expect_run(run) if is_new and fitted is None and estimate_first else fitted
     if expected is not None:
         ledger.expect(expected.times)
@@ -217,15 +260,21 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     from pipeline.runs.own_codes import require_effect, run_of
 
     given, source = dict(overrides or {}), (overrides or {}).get("codes.source")
-    loaded, folder = resolve(recipe, out, given)
+    loaded, folder = _run_of(recipe, out, given)
     if loaded.codes is not None:
         require_effect(given)
-    if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
-        folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
     run.open_rfid = open_rfid
     adopt_run(run, kept_fields(run.recipe, given, own_fields(recipe)))
     return run
+
+
+def _run_of(recipe: str, out: str | None, overrides: Mapping[str, Any]) -> tuple[Recipe, RunFolder]:
+    """As ``resolve``; a new run on codes of one's own has a folder of its own by default."""
+    loaded, folder = resolve(recipe, out, overrides)
+    if overrides.get("codes.source") is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
+        folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
+    return loaded, folder
 
 
 def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -> tuple[Recipe, RunFolder]:

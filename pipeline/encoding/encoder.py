@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -59,7 +59,7 @@ class ShardEncoder:
         following: Callable[[PlannedShard], PlannedShard | None] = lambda planned: None,
     ) -> None:
         self.tokenizer, self.sources, self.plan, self.following = tokenizer, sources, plan, following
-        self._device = next(tokenizer.parameters()).device
+        self._encoder = BatchEncoder(tokenizer, plan.batch_size, plan.precision)
         self._ahead: tuple[str, Reading] = ("", deque())
 
     def encode(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> Shard:
@@ -88,9 +88,7 @@ class ShardEncoder:
                 failed = {n: each for n, each in zip(numbers, decoded, strict=True) if isinstance(each, Failure)}
                 failures.update(failed)
                 columns = [numbers[i] - planned.start for i in good]
-                preprocess = self._preprocess(planned, numbers[0])
-                for row in range(len(planned.views)) if good else ():
-                    codes_VNT[row, columns] = self._codes(decoded, row, preprocess)[good]
+                codes_VNT[:, columns] = self._encoder.encode(decoded, self.preprocess(planned, numbers[0]))
                 done(sum(each is not None for each in decoded))
         return codes_VNT, failures
 
@@ -111,7 +109,7 @@ class ShardEncoder:
             grids=None if split.grids is None else np.tile([split.grids[n] for n in good], len(planned.views)),
         )
 
-    def _preprocess(self, planned: PlannedShard, number: int) -> Preprocess:
+    def preprocess(self, planned: PlannedShard, number: int) -> Preprocess:
         """How an image becomes pixels, in its shape."""
         grids = self.plan.splits[planned.split].grids
         return self.tokenizer.preprocess if grids is None else self.tokenizer.preprocess.of_shape(grids[number])
@@ -123,14 +121,14 @@ class ShardEncoder:
         waiting = self._read_ahead(planned, wanted)
         follower: Iterator[list[int]] = iter(())
         try:
-            for numbers in list(self._numbers(planned, wanted))[len(waiting) :]:
+            for numbers in list(self.numbers(planned, wanted))[len(waiting) :]:
                 waiting.append(self._start(planned, numbers, wanted))
                 if len(waiting) > _AHEAD:
                     yield _results(*waiting.popleft())
             following = self.following(planned) if len(wanted) == planned.n_images else None
             if following is not None:
                 all_of_it = range(following.start, following.stop)
-                follower, self._ahead = self._numbers(following, all_of_it), (following.name, deque())
+                follower, self._ahead = self.numbers(following, all_of_it), (following.name, deque())
             while waiting:
                 if following is not None and (after := next(follower, [])):
                     self._ahead[1].append(self._start(following, after, all_of_it))
@@ -138,7 +136,7 @@ class ShardEncoder:
         finally:  # also where the caller stops early
             _cancel(waiting)
 
-    def _numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
+    def numbers(self, planned: PlannedShard, wanted: Collection[int]) -> Iterator[list[int]]:
         """Image numbers of each batch of a file with a wanted image: shape by shape, in the order of the plan."""
         grids = self.plan.splits[planned.split].grids
         of_file = None if grids is None else np.array(grids[planned.start : planned.stop])
@@ -168,22 +166,62 @@ class ShardEncoder:
     def _read(self, planned: PlannedShard, number: int, wanted: bool) -> Decoded:
         if not wanted:
             return None
-        source = self.sources[planned.split]
-        try:
-            image = source.read(number)
-            preprocess = self._preprocess(planned, number)
-            return view_pixels(preprocess, image, planned.views, self.plan.corner_scale)
-        except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
-            return failure_of(source.ids[number], error)
+        source, preprocess = self.sources[planned.split], self.preprocess(planned, number)
+        return read_views(source, number, source.ids[number], preprocess, planned.views, self.plan.corner_scale)
 
-    def _codes(self, decoded: list[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
+
+def read_views(
+    source: ImageSource, index: int, name: str, preprocess: Preprocess, views: tuple[int, ...], corner_scale: float
+) -> Decoded:
+    """Pixels of an image in each view, or the failure that lists it.
+
+    Args:
+        source, index: where the image is read from.
+        name: its id.
+        preprocess: of its shape.
+        views: indices into ``foundation.images.views.VIEWS``.
+        corner_scale: see ``EncodeConfig``.
+    """
+    try:
+        return view_pixels(preprocess, source.read(index), views, corner_scale)
+    except Exception as error:  # decoders raise any exception on hostile bytes; the failure lists it
+        return failure_of(name, error)
+
+
+class BatchEncoder:
+    """Encodes batches of one size.
+
+    Args:
+        tokenizer: frozen, on its device.
+        batch_size: images in each batch; missing ones are black.
+        precision: arithmetic of the encoder.
+    """
+
+    def __init__(self, tokenizer: TokenizerModel, batch_size: int, precision: Arithmetic) -> None:
+        self.tokenizer, self._batch_size, self._precision = tokenizer, batch_size, precision
+        self._device = next(tokenizer.parameters()).device
+
+    def encode(self, decoded: Sequence[Decoded], preprocess: Preprocess) -> np.ndarray:
+        """Codes of the images that could be read, (views, images with pixels, T) int64.
+
+        Args:
+            decoded: at most ``batch_size`` images, each at its position in its batch.
+            preprocess: of their shape.
+        """
+        good = [i for i, each in enumerate(decoded) if isinstance(each, np.ndarray)]
+        if not good:
+            return np.zeros((1, 0, self.tokenizer.spec.n_codes), np.int64)
+        n_views = len(decoded[good[0]])  # type: ignore[arg-type]
+        return np.stack([self._codes(decoded, row, preprocess)[good] for row in range(n_views)])
+
+    def _codes(self, decoded: Sequence[Decoded], row: int, preprocess: Preprocess) -> np.ndarray:
         """Encode one view of a batch, (B, T) codes; missing images are black."""
-        shape = (self.plan.batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
+        shape = (self._batch_size, preprocess.height, preprocess.width, preprocess.n_channels)
         pixels_BYXC = np.zeros(shape, preprocess.pixel_type)
         for i, each in enumerate(decoded):
             if isinstance(each, np.ndarray):
                 pixels_BYXC[i] = each[row]
-        with arithmetic(self._device, self.plan.precision):
+        with arithmetic(self._device, self._precision):
             on_cpu = self._device.type == "cpu"
             pixels = pixels_BYXC if on_cpu else send(torch.from_numpy(pixels_BYXC), self._device)
             codes = self.tokenizer.encode(to_unit_range(pixels))

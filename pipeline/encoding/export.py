@@ -94,9 +94,17 @@ class Export:
         Raises:
             StorageError: the disk refused, or the file exists with other content.
         """
+        self.publish(planned, self.encoder.encode(planned, done))
+
+    def publish(self, planned: PlannedShard, shard: Shard) -> None:
+        """Write one encoded file, whole or not at all.
+
+        Raises:
+            StorageError: see ``write``.
+        """
         path = planned.path(self.folder)
         durable.sweep(path.parent)
-        write_shard(path, self.encoder.encode(planned, done), self.spec)
+        write_shard(path, shard, self.spec)
 
     def take_part(self, part: Part = Part(), *, wait: bool = True, quiet: bool = False) -> bool:  # noqa: B008
         """Encode files that no other process encodes, then finish the dataset if all are written.

@@ -14,6 +14,8 @@ from foundation.errors import ContractError, DataError
 from foundation.hardware import usable_device
 from pipeline.encoding.card import refresh_header
 from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
+from pipeline.encoding.streamed_export import encode_on
+from pipeline.engines.stream import Engine
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import found_in, listing_of_plan, open_run_sources
 from pipeline.runs.recipe import Recipe
@@ -32,6 +34,7 @@ class ExportJob:
         retry: encode failed images again.
         max_bad: share of images that may fail, 0 to 1.
         quiet: no progress bar.
+        engine: encodes the batches; None encodes in this process.
     """
 
     part: Part = field(default_factory=Part)
@@ -39,6 +42,7 @@ class ExportJob:
     retry: bool = False
     max_bad: float
     quiet: bool = False
+    engine: Engine | None = None
 
 
 def open_export(run: str | Path, device: str = "auto") -> Export:
@@ -103,10 +107,12 @@ def encode_run(
     """
     if job.retry or not is_encoded(folder.codes):
         export = export_of(folder, recipe, device, say)
+        if job.engine is not None:
+            encode_on(job.engine, export, quiet=job.quiet)
         if job.retry:
             finished = retry_failed(export, job.part, wait=job.wait)
         else:
-            finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
+            finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet or job.engine is not None)
         if not finished:
             return False
     refresh_header(folder.codes)  # of a dataset that an earlier version finished

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
+from foundation.training.heartbeat import SAY_SECONDS
 from pipeline.runs.recipe import RELOCATABLE, Recipe, determining, load_recipe, recipe_text
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _LENGTHS = {f"{stage}.training.fit.steps": stage for stage in ("tokenizer", "prior")}
 """field of a recipe => the stage whose length it is"""
@@ -97,6 +103,34 @@ class RunFolder:
         """Whether the sample grid is complete."""
         return all((self.samples / name).is_file() for name in ("grid.png", "codes.npy", "samples.json"))
 
+    def lock(self, seconds: float = 0.0) -> FileLock:
+        """Lock the folder until this process ends, or the lock is released.
+
+        Args:
+            seconds: that another process's lock is waited for.
+
+        Raises:
+            CheckpointError: another process holds it.
+        """
+        from filelock import FileLock
+
+        path = self.root / ".lock"
+        held = FileLock(path)
+        with durable.writing(path):
+            if _acquired(held, min(seconds, SAY_SECONDS)):
+                return held
+            if seconds > SAY_SECONDS:
+                print(f"waiting for the process that uses {self.root}, at most {seconds:g} s", file=sys.stderr)
+                if _acquired(held, seconds - SAY_SECONDS):
+                    return held
+        what, fix = "another process uses this run folder", "wait for it, stop it, or give another --out"
+        raise CheckpointError(what, field=str(self.root), fix=fix)
+
+    def done(self) -> set[str]:
+        """Names of what is complete: checkpoints, files of codes, models. Processes see it grow."""
+        parts = ("checkpoints/*/step-*", "codes/data/*/*.parquet", "tokenizer", "prior", "samples/*")
+        return {path.relative_to(self.root).as_posix() for part in parts for path in self.root.glob(part)}
+
     def sweep(self) -> None:
         """Remove temporary files of crashed processes; requires the run's lock."""
         splits = (self.codes / "data").glob("*")
@@ -130,6 +164,16 @@ class RunFolder:
 
 
 Extend = Callable[[RunFolder, str, int, int], None]
+
+
+def _acquired(lock: FileLock, seconds: float) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def _is_moved(name: str, one: object, other: object) -> bool:

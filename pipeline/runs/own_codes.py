@@ -102,7 +102,7 @@ class CodesRun(Run):
         what, fix = "needs images, and this run was trained on codes", "use a run on images"
         raise ConfigError(what, field="run", found=str(self.folder.root), fix=fix)
 
-    def start(self) -> None:
+    def start(self, lock_seconds: float = 0.0) -> None:
         """As of every run; the codes in the folder are compared with the source first.
 
         Raises:
@@ -111,7 +111,7 @@ class CodesRun(Run):
         """
         if self.folder.codes.is_dir() and self.accelerator.is_main_process:
             self._compare()
-        super().start()
+        super().start(lock_seconds)
 
     def train_tokenizer(self) -> None:
         """Copy the tokenizer that made the codes, if there is one."""

@@ -17,16 +17,15 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, require, to_dict
-from foundation.errors import CheckpointError, ContractError
+from foundation.errors import ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
 from foundation.images.listing import Changes, Listing
 from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
-from foundation.storage import durable
 from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
-from foundation.training.heartbeat import wait_for_everyone
+from foundation.training.heartbeat import doing, wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
@@ -89,8 +88,11 @@ class Run:
     """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     _compared: bool = False
 
-    def start(self) -> None:
+    def start(self, lock_seconds: float = 0.0) -> None:
         """Claim the folder for this recipe and lock it until this process ends.
+
+        Args:
+            lock_seconds: that another process's lock is waited for.
 
         Raises:
             CheckpointError: the folder belongs to another recipe, or another process holds the lock.
@@ -108,7 +110,7 @@ class Run:
         if self.recipe.machine.track is not None:
             require_tracker(self.recipe.machine.track)
         if self.accelerator.is_main_process:
-            self._lock()
+            self._held = self.folder.lock(lock_seconds)
             self.folder.sweep()
         self._claim(extend.begin)
 
@@ -143,18 +145,6 @@ class Run:
         """Release the lock of the folder."""
         self._held.release()
 
-    def _lock(self) -> None:
-        from filelock import FileLock, Timeout
-
-        path = self.folder.root / ".lock"
-        self._held = FileLock(path)
-        with durable.writing(path):
-            try:
-                self._held.acquire(timeout=0)
-            except Timeout:
-                what, fix = "another process uses this run folder", "wait for it, stop it, or give another --out"
-                raise CheckpointError(what, field=str(self.folder.root), fix=fix) from None
-
     @cached_property
     def images(self) -> dict[str, ImageSet]:
         """Training and validation images. The first process lists them; the others read its list."""
@@ -162,6 +152,7 @@ class Run:
         sources: Mapping[str, ImageSource] = {}
         since: Changes | None = None
         if self.accelerator.is_main_process:
+            doing(self.accelerator, "listing the images")
             opened, listing = list_images(self.folder, self.recipe)
             sources, since = opened.splits, opened.changes
             self._say_found(listing.inventory, opened.changes.sentence())
@@ -294,6 +285,7 @@ class Run:
     def _publish(self, stage: str, save: Callable[[Path], None]) -> None:
         """Save a trained model and free its memory."""
         if self.accelerator.is_main_process:
+            doing(self.accelerator, f"saving the {stage}")
             extend.publish(self.folder, stage, save, self.accelerator.print)
         wait_for_everyone(self.accelerator)
         self.accelerator.free_memory()
@@ -323,6 +315,7 @@ class Run:
         recipe, accelerator = self.recipe, self.accelerator
         job = job or ExportJob(max_bad=recipe.data.max_failed_share)
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
+        doing(accelerator, "encoding")
         job = dataclasses.replace(job, part=part, quiet=not accelerator.is_local_main_process)
         finished = encode_run(self.folder, recipe, accelerator.device, job, say=self._say_found)
         wait_for_everyone(accelerator)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.tiny_run import ROOT
 
-from foundation.errors import DataError, TesseraError, one_line, way_out
+from foundation.errors import DataError, Interrupted, TesseraError, one_line, portable, way_out
 
 DESTROYS = re.compile(r"\b(delete|erase|rm|remove)\b", re.IGNORECASE)
 
@@ -56,3 +56,10 @@ def test_an_error_names_what_it_was_given() -> None:
     error = DataError("is odd", field="x", found=3, expected="even", fix="add 1")
     assert isinstance(error, TesseraError) and error.field == "x"
     assert str(error) == "x: is odd\n  found:    3\n  expected: even\n  fix:      add 1"
+
+
+def test_errors_arrive_in_another_process_as_they_are() -> None:
+    stopped, refused = portable(Interrupted(15)), portable(DataError("is cut", field="a.png", fix="copy it again"))
+    assert isinstance(stopped, Interrupted) and stopped.signal_number == 15
+    assert isinstance(refused, DataError) and refused.field == "a.png"
+    assert type(portable(OSError(lambda: None))) is RuntimeError

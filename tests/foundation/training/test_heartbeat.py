@@ -1,5 +1,6 @@
 """A process that has ended or hangs is named by the others in time; one that works long is waited for."""
 
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,8 @@ from accelerate.state import AcceleratorState
 from support.small_training import Regression, train
 
 from foundation.errors import ConfigError, TrainingError
-from foundation.training.heartbeat import VARIABLE, heartbeat, process_timeout, wait_for_everyone
+from foundation.training import heartbeat as heartbeats
+from foundation.training.heartbeat import VARIABLE, doing, heartbeat, process_timeout, wait_for_everyone
 
 SECONDS = 3.0
 
@@ -38,10 +40,13 @@ def processes() -> Accelerator:
 def _works_long_and_ends(folder: Path) -> None:
     """Process 0 works longer than the limit; then process 1 ends in a training without a word."""
     accelerator = processes()
+    heartbeats.SAY_SECONDS = 1.0
     if accelerator.is_main_process:
+        doing(accelerator, "listing the images")
         time.sleep(1.5 * SECONDS)
         (folder / "worked").touch()
-    wait_for_everyone(accelerator)
+    with (folder / f"said-{accelerator.process_index}").open("w") as said, contextlib.redirect_stderr(said):
+        wait_for_everyone(accelerator)
     assert (folder / "worked").exists()
 
     def end_at_step_4(name: str, n: int) -> None:
@@ -62,6 +67,9 @@ def test_long_work_is_waited_for_and_a_process_that_ends_is_named_with_its_step(
 ) -> None:
     launch(monkeypatch, _works_long_and_ends, tmp_path)
     assert (tmp_path / "told").exists()
+    said = (tmp_path / "said-1").read_text()
+    assert "for process 0 (listing the images); here at the start" in said and VARIABLE in said
+    assert not (tmp_path / "said-0").read_text(), "the one that is waited for"
 
 
 def _hangs(folder: Path) -> None:

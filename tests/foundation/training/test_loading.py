@@ -4,6 +4,7 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from foundation.images.sources import FolderSource
 from foundation.randomness import DataOrder
 from foundation.training import loading
 from foundation.training import shared_batches as loading_memory
+from foundation.training.heartbeat import VARIABLE
 from foundation.training.loading import BatchShare, Steps, n_workers, read_batches
 
 BATCH, END = 6, 9
@@ -190,6 +192,25 @@ def test_workers_that_keep_dying_end_the_training_with_a_way_out() -> None:
 
     with pytest.raises(DataError, match=r"machine.workers: (.|\n)*SIGKILL(.|\n)*3 times(.|\n)*--machine.workers 0"):
         read(Numbers(kill), workers=1)
+
+
+@pytest.mark.usefixtures("no_child_left")
+def test_workers_that_hang_are_named_after_a_while_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "SAY_SECONDS", 0.5)
+    monkeypatch.setattr(loading, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setenv(VARIABLE, "2")
+
+    def hang(indices: np.ndarray) -> None:
+        if 7 in indices:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.raises(
+        DataError, match=r"machine.workers: (.|\n)*no batch(.|\n)*2 processes, at step(.|\n)*within 2 s"
+    ):
+        read(Numbers(hang), workers=2)
+    assert re.search(r"waiting for \d s for the batch of step \d from 2 processes that read", capfd.readouterr().err)
 
 
 class _Unportable(Exception):

@@ -1,6 +1,9 @@
 """Sharding and gathering on two processes; what a launch may ask for."""
 
 import os
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +12,13 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, debug_launcher
 from accelerate.state import AcceleratorState
+from support.tiny_run import ROOT
 from torch import nn
 
 from foundation.errors import ConfigError
 from foundation.hardware import announce_device
 from foundation.training import parallel
+from foundation.training.heartbeat import VARIABLE
 from foundation.training.learner import WeightAverage, copy_with, load_full_tensors, on_meta
 from foundation.training.optim import no_decay
 from foundation.training.parallel import (
@@ -183,3 +188,21 @@ def test_a_launcher_s_cpu_is_what_auto_takes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(parallel, "usable_device", lambda name, *_, **__: "meta" if name == "auto" else name)
     assert build_accelerator("auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_the_others_do_not_join_says_where_it_waits_and_gives_up(rank: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": "0"}
+    variables = {**os.environ, **places, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", VARIABLE: "4"}
+    code = "from foundation.training import parallel; parallel.SAY_SECONDS = 1; parallel.build_accelerator('cpu')"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=variables, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert f"process {rank} waits at 127.0.0.1:{port} for the others of 2, at most 4 s ({VARIABLE})" in done.stderr
+    assert (
+        f"TrainingError: MASTER_ADDR:MASTER_PORT 127.0.0.1:{port}: process {rank} has not met the others" in done.stderr
+    )
+    assert ("1/2 clients joined" if rank == 0 else "timed out after 4000ms") in done.stderr

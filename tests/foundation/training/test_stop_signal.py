@@ -1,11 +1,12 @@
 import signal
+import threading
 
 import pytest
 from accelerate import Accelerator
 from support.other_systems import windows
 
 from foundation.training import stop_signal
-from foundation.training.stop_signal import StopSignal
+from foundation.training.stop_signal import StopSignal, request_stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -33,3 +34,14 @@ def test_a_second_request_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), StopSignal():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_training_that_no_signal_reaches_is_stopped_by_a_request_from_any_thread() -> None:
+    assert not request_stop(signal.SIGTERM), "no training"
+    accelerator, answers = Accelerator(cpu=True), []
+    with StopSignal() as stop:
+        thread = threading.Thread(target=lambda: answers.append(request_stop(signal.SIGTERM)))
+        thread.start()
+        thread.join()
+        assert answers == [True] and stop.agreed(accelerator) and stop.number == signal.SIGTERM
+    assert not request_stop(signal.SIGTERM), "it is over"

@@ -1,0 +1,69 @@
+"""One step of a stream in an actor of Ray Data, and batches as rows of Arrow tables."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pyarrow as pa
+
+from foundation.errors import TesseraError
+from foundation.threads import prepare_openmp
+from pipeline.engines.stream import Stream
+
+_SCHEMA = pa.schema([("number", pa.int64()), ("refused", pa.bool_()), ("content", pa.large_binary())])
+
+
+def packed(number: int, content: Any, *, refused: bool = False) -> pa.Table:
+    """A batch as a table of one row."""
+    row = {"number": [number], "refused": [refused], "content": [pickle.dumps(content, protocol=5)]}
+    return pa.table(row, schema=_SCHEMA)
+
+
+def unpacked(table: pa.Table) -> tuple[int, Any, bool]:
+    """Number and content of a table of one row, and whether the content is the error of a step that refused it."""
+    content = pickle.loads(memoryview(table["content"][0].as_buffer()))
+    return table["number"][0].as_py(), content, table["refused"][0].as_py()
+
+
+def ship(stream: Stream) -> bytes:
+    """Put a stream into the cluster's memory, where each machine fetches it once; what ``StepActor`` takes."""
+    import ray
+
+    return ray.cloudpickle.dumps(ray.put(stream))  # type: ignore[no-any-return]  # as a value: Ray warns of references
+
+
+class StepActor:
+    """Opens a step once, and does it for each batch. An error that says what to do travels on as the batch's result.
+
+    Args:
+        stream: what ``ship`` returned.
+        step: name of the step.
+        threads: that torch computes with: as many as in the process that started the work, since sums depend on it.
+    """
+
+    def __init__(self, stream: bytes, step: str, threads: int) -> None:
+        prepare_openmp()  # before the stream brings torch
+        import ray
+
+        self._error: TesseraError | None = None
+        try:
+            opened = ray.get(ray.cloudpickle.loads(stream))
+            import torch
+
+            torch.set_num_threads(threads)
+            self._do = getattr(opened, step)()
+        except TesseraError as error:
+            self._error = error
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One row => one row."""
+        number, content, refused = unpacked(table)
+        if refused:
+            return table
+        if self._error is not None:
+            return packed(number, self._error, refused=True)
+        try:
+            return packed(number, self._do(content))
+        except TesseraError as error:
+            return packed(number, error, refused=True)

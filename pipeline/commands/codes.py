@@ -22,7 +22,7 @@ def encode(
     /,
     *fields: Fields,
     out: RunOut = None,
-    start_at: Start = None,
+    part: Start = None,
     status: bool = False,
     retry_failed: bool = False,
     max_bad: str | None = None,
@@ -49,7 +49,7 @@ def encode(
     from pipeline.work_sharing import Part
 
     if status:
-        asked = {"--start-at": start_at, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
+        asked = {"--part": part, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
         for name, value in {**asked, "--push-to-hub": push_to_hub}.items():
             fix = "leave one of them out: --status only prints"
             ConfigError.unless(value is None, "has no effect with --status", field=name, found=value, fix=fix)
@@ -57,10 +57,10 @@ def encode(
         return
     run = prepared_run(recipe, out, overrides)
     folder = run.folder.codes
-    part = Part() if start_at is None else Part.parse(start_at, "--start-at")
+    mine = Part() if part is None else Part.parse(part, "--part")
     allowed = run.recipe.data.max_failed_share if max_bad is None else share(max_bad)
     run.join()
-    finished = run.encode(ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed))
+    finished = run.encode(ExportJob(part=mine, wait=part is None, retry=retry_failed, max_bad=allowed))
     if not run.accelerator.is_main_process:
         return
     if not finished:
@@ -97,7 +97,7 @@ def decode(
     out: Annotated[str, out_option("folder for the images")] = "decoded",
     tokenizer: Annotated[str | None, Parameter(converter=read_path)] = None,
     split: str | None = None,
-    start_at: Start = None,
+    part: Start = None,
     batch_size: int = 32,
     device: Device = "auto",
 ) -> None:
@@ -112,4 +112,4 @@ def decode(
     """
     from pipeline.encoding.decode import decode_to_folder
 
-    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=start_at, batch_size=batch_size, device=device)
+    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=part, batch_size=batch_size, device=device)

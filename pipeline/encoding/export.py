@@ -94,9 +94,21 @@ class Export:
         Raises:
             StorageError: the disk refused, or the file exists with other content.
         """
+        self.publish(planned, self.encoder.encode(planned, done))
+
+    def publish(self, planned: PlannedShard, shard: Shard) -> None:
+        """Publish what was encoded for a file, here or on another machine. The first writer wins.
+
+        Args:
+            planned: the file.
+            shard: its rows, as ``ShardEncoder.shard`` puts them together.
+
+        Raises:
+            StorageError: the disk refused, or the file exists with other content.
+        """
         path = planned.path(self.folder)
         durable.sweep(path.parent)
-        write_shard(path, self.encoder.encode(planned, done), self.spec)
+        write_shard(path, shard, self.spec)
 
     def take_part(self, part: Part = Part(), *, wait: bool = True, quiet: bool = False) -> bool:  # noqa: B008
         """Encode files that no other process encodes, then finish the dataset if all are written.

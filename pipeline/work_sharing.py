@@ -190,9 +190,12 @@ class Part:
         return range(self.index, n, self.count)
 
     def order(self, n: int) -> list[int]:
-        """All of 0..n - 1: the part's own first, then the other parts' from the next part on."""
-        turns = ((self.index + shift) % self.count for shift in range(self.count))
-        return [i for turn in turns for i in range(turn, n, self.count)]
+        """All of 0..n - 1: the part's own first, then the other parts' from the next part on, each from its end.
+
+        Who helps another so meets it once: without leases, they would else do the same piece one after the other.
+        """
+        turns = ((self.index + shift) % self.count for shift in range(1, self.count))
+        return [*self.indices(n), *(i for turn in turns for i in reversed(range(turn, n, self.count)))]
 
 
 @dataclass(frozen=True)

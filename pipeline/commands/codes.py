@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -23,7 +23,7 @@ def encode(
     /,
     *fields: Fields,
     out: RunOut = None,
-    start_at: Start = None,
+    part: Start = None,
     status: bool = False,
     retry_failed: bool = False,
     max_bad: str | None = None,
@@ -52,7 +52,7 @@ def encode(
     from pipeline.work_sharing import Part
 
     if status:
-        asked = {"--start-at": start_at, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
+        asked = {"--part": part, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
         for name, value in {**asked, "--push-to-hub": push_to_hub}.items():
             fix = "leave one of them out: --status only prints"
             ConfigError.unless(value is None, "has no effect with --status", field=name, found=value, fix=fix)
@@ -60,11 +60,11 @@ def encode(
         return
     run = prepared_run(recipe, out, overrides)
     folder = run.folder.codes
-    part = Part() if start_at is None else Part.parse(start_at, "--start-at")
+    mine = Part() if part is None else Part.parse(part, "--part")
     allowed = run.recipe.data.max_failed_share if max_bad is None else share(max_bad)
     run.join()
-    with open_engine(engine, start_at, "--start-at") as found:
-        job = ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed, engine=found)
+    with open_engine(engine, part) as found:
+        job = ExportJob(part=mine, wait=part is None, retry=retry_failed, max_bad=allowed, engine=found)
         finished = run.encode(job)
     if not run.accelerator.is_main_process:
         return
@@ -102,9 +102,10 @@ def decode(
     out: Annotated[str, out_option("folder for the images")] = "decoded",
     tokenizer: Annotated[str | None, Parameter(converter=read_path)] = None,
     split: str | None = None,
-    start_at: Start = None,
+    part: Start = None,
     batch_size: int = 32,
     device: Device = "auto",
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Decode a token dataset, or codes of your own, to images. Continues where it stopped.
 
@@ -116,5 +117,8 @@ def decode(
         batch_size: images in a batch
     """
     from pipeline.encoding.decode import decode_to_folder
+    from pipeline.engines.open import open_engine
 
-    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=start_at, batch_size=batch_size, device=device)
+    how: dict[str, Any] = {"split": split, "part": part, "batch_size": batch_size, "device": device}
+    with open_engine(engine, part) as found:
+        decode_to_folder(codes, out, tokenizer=tokenizer, engine=found, **how)

@@ -97,10 +97,14 @@ class Export:
         self.publish(planned, self.encoder.encode(planned, done))
 
     def publish(self, planned: PlannedShard, shard: Shard) -> None:
-        """Write one encoded file, whole or not at all.
+        """Publish what was encoded for a file, here or on another machine. The first writer wins.
+
+        Args:
+            planned: the file.
+            shard: its rows, as ``ShardEncoder.shard`` puts them together.
 
         Raises:
-            StorageError: see ``write``.
+            StorageError: the disk refused, or the file exists with other content.
         """
         path = planned.path(self.folder)
         durable.sweep(path.parent)

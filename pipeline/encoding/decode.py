@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.codes.fetched import local_codes
 from foundation.codes.shards import require_grids
 from foundation.codes.sources import CodeRows, open_codes
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
@@ -28,12 +29,13 @@ from foundation.images.image_bytes import file_content, file_ending
 from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
 from foundation.storage import durable
+from foundation.storage.places import LocalPlace, Place
 from foundation.threads import map_in_threads
 from foundation.training.arithmetic import arithmetic
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
-from pipeline.output_files import require_place
-from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
+from pipeline.output_files import output_place
+from pipeline.work_sharing import Part, SharedWork, claim_place, leases_of
 from stage1_tokenizer.canary import load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -69,9 +71,10 @@ class ImageFolder:
         """Number of images."""
         return self.stop - self.start
 
-    def path(self, out: Path) -> Path:
-        """Path in the output ``out``."""
-        return out / self.rows.split / f"{self.index:05d}"
+    @property
+    def place(self) -> str:
+        """Name of the folder in the output."""
+        return f"{self.rows.split}/{self.index:05d}".removeprefix("/")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def decode_to_folder(
     batch_size: int = 32,
     device: str = "auto",
 ) -> int:
-    """Decode every row of ``codes`` into the folder ``out``; see ``tessera decode``.
+    """Decode every row of ``codes`` into ``out``, a folder or an address; see ``tessera decode``.
 
     Returns:
         Images in the folder now.
@@ -107,6 +110,7 @@ def decode_to_folder(
     Raises:
         DataError, ContractError, ConfigError, CheckpointError: codes and tokenizer that cannot be used together.
         StorageError: the disk refused.
+        RemoteError: a store refused.
         Interrupted: SIGTERM or SIGINT came; what is complete stays.
     """
     mine = Part() if part is None else Part.parse(part, "--part")
@@ -124,18 +128,16 @@ def open_decoding(
         see ``decode_to_folder``.
     """
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
-    source, target = Path(expand(codes, "codes")), Path(expand(out, "--out"))
-    require_place(target)
-    ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
-    place = find_tokenizer(source, tokenizer)
-    model = load_checked(place, torch.device(usable_device(device)))
+    target, source = output_place(out), local_codes(codes)
+    ConfigError.unless(target.folder.resolve() != source.resolve(), "is a place of the codes", field="--out", found=out)
+    model = load_checked(find_tokenizer(source, tokenizer), torch.device(usable_device(device)))
     several = open_rows(source, model.spec, split)
     decoding = Decoding(target, several, Decoder(model, batch_size))
-    there = [str(each.path(target)) for each in decoding.folders if decoding.is_written(each)]
-    if there and not (target / PLAN).exists():  # in this order: another process may have begun in between
-        found, fix = f"{len(there)} such folders, e.g. {there[0]}", "move them away, or choose another folder"
+    there = decoding.found()
+    if there and not target.exists(PLAN):  # in this order: another process may have begun in between
+        found, fix = f"{len(there)} such, e.g. {target.shown}/{there[0]}", "move them away, or choose another folder"
         raise ConfigError("holds folders of something else", field="--out", found=found, fix=fix)
-    claim_folder(target / PLAN, _plan(several, model, batch_size))
+    claim_place(target, PLAN, _plan(several, model, batch_size))
     return decoding
 
 
@@ -143,7 +145,7 @@ class Decoding:
     """The decoding of some codes, as one process sees it.
 
     Args:
-        out: the folder of the images.
+        out: the place of the images.
         several: the codes, a split each.
         decoder: of their tokenizer.
 
@@ -151,7 +153,7 @@ class Decoding:
         folders: of the images, in order.
     """
 
-    def __init__(self, out: Path, several: list[CodeRows], decoder: Decoder) -> None:
+    def __init__(self, out: Place, several: list[CodeRows], decoder: Decoder) -> None:
         self.out, self.decoder = out, decoder
         self.folders = [
             ImageFolder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
@@ -161,7 +163,13 @@ class Decoding:
 
     def is_written(self, folder: ImageFolder) -> bool:
         """Whether a folder exists; folders are published whole."""
-        return folder.path(self.out).exists()
+        return self.out.has_folder(folder.place, METADATA)
+
+    def found(self) -> list[str]:
+        """Names of what is there already, where there may be images; of a store, of all that is there."""
+        if isinstance(self.out, LocalPlace):
+            return [each.place for each in self.folders if self.is_written(each)]
+        return [] if self.out.exists(PLAN) else self.out.names()
 
     def batches(self, folder: ImageFolder) -> tuple[bytes, list[CodeBatch]]:
         """What is decoded for a folder: its ``metadata.jsonl``, and the codes in batches."""
@@ -191,9 +199,9 @@ class Decoding:
 
         Raises:
             StorageError: the disk refused.
+            RemoteError: the store refused.
         """
-        path = folder.path(self.out)
-        durable.sweep(path.parent)
+        self.out.sweep(folder.rows.split)
 
         def fill(temporary: Path) -> None:
             durable.write_bytes(temporary / METADATA, metadata)
@@ -201,9 +209,9 @@ class Decoding:
                 _save(content, temporary / name)
 
         try:
-            durable.publish_folder(path, fill)
+            self.out.publish_folder(folder.place, fill, METADATA)
         except StorageError:
-            if not path.exists():
+            if not self.is_written(folder):
                 raise  # else: another process was first, with the same
 
     def _files(self, batches: list[CodeBatch], done: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
@@ -235,7 +243,7 @@ class Decoding:
                 if stop.number:
                     raise Interrupted(stop.number)
 
-            leases = Leases(self.out / LEASES)
+            leases = leases_of(self.out, LEASES)
             work = SharedWork(
                 self.folders,
                 leases,
@@ -245,7 +253,7 @@ class Decoding:
                 idle=lambda: done(0),
             )
             waiting = work.take_part(part, wait=wait)
-            if not waiting:
+            if not waiting and leases is not None:
                 leases.clear()
             return waiting
 
@@ -253,7 +261,7 @@ class Decoding:
         """Print how many images are there, and how many folders others still decode; the number of images."""
         done = sum(each.n_images for each in self.folders if self.is_written(each))
         rest = f"; others are still decoding {n_waiting} folders" if n_waiting else ""
-        print(f"{done:,} of {sum(each.n_images for each in self.folders):,} images in {self.out}{rest}")
+        print(f"{done:,} of {sum(each.n_images for each in self.folders):,} images in {self.out.shown}{rest}")
         return done
 
 

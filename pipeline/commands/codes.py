@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,8 +127,11 @@ def decode(
         batch_size: images in a batch
     """
     from pipeline.encoding.decode import decode_to_folder
+    from pipeline.encoding.streamed_decode import decode_on
     from pipeline.engines.open import open_engine
 
     how: dict[str, Any] = {"split": split, "part": part, "batch_size": batch_size, "device": device}
     with open_engine(engine, part) as found:
-        decode_to_folder(codes, out, tokenizer=tokenizer, engine=found, **how)
+        if found is not None:
+            how["before"] = functools.partial(decode_on, found)
+        decode_to_folder(codes, out, tokenizer=tokenizer, **how)

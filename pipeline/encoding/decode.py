@@ -101,8 +101,13 @@ def decode_to_folder(
     part: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    before: Callable[[Decoding], None] = lambda decoding: None,
 ) -> int:
     """Decode every row of ``codes`` into ``out``, a folder or an address; see ``tessera decode``.
+
+    Args:
+        codes, out, tokenizer, split, part, batch_size, device: of the command.
+        before: called before this process decodes what is missing then: an engine's work.
 
     Returns:
         Images in the folder now.
@@ -115,6 +120,7 @@ def decode_to_folder(
     """
     mine = Part() if part is None else Part.parse(part, "--part")
     decoding = open_decoding(codes, out, tokenizer=tokenizer, split=split, batch_size=batch_size, device=device)
+    before(decoding)
     waiting = decoding.take_part(mine, wait=part is None)
     return decoding.say_done(len(waiting))
 

@@ -11,13 +11,12 @@ import csv
 import io
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from foundation.arguments import as_path, require_type, shown
@@ -25,14 +24,14 @@ from foundation.codes.spec import CodeSpec
 from foundation.config import check_types, require, to_dict
 from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError
-from foundation.images.image_bytes import file_content, file_ending
-from foundation.images.preprocess import to_pixels
+from foundation.images.image_bytes import file_ending
 from foundation.paths import is_remote
 from foundation.storage.places import Place, as_place, place_at
 from foundation.storage.serialization import tensors_sha256
 from foundation.threads import map_in_threads
+from pipeline.engines.stream import Engine, LocalEngine
 from pipeline.generation.base import BaseGenerator
-from pipeline.generation.drawing import SampleRequest, draw_best
+from pipeline.generation.groups import Group, sampling_stream
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.requests import DrawSettings, image_seed
 from pipeline.image_files import file_name
@@ -52,7 +51,7 @@ class DrawnImages:
 
     Attributes:
         images: their numbers, consecutive.
-        pixels: (Y, X, C) of each, uint8 or uint16.
+        contents: of the image files, see ``file_content``.
         codes_BT: int64.
         labels: class numbers.
         seeds: that of each image's random stream.
@@ -60,7 +59,7 @@ class DrawnImages:
     """
 
     images: range
-    pixels: Sequence[np.ndarray]
+    contents: Sequence[bytes]
     codes_BT: np.ndarray
     labels: Sequence[int]
     seeds: Sequence[int]
@@ -82,7 +81,7 @@ class PngFiles:
 
     def __init__(self, root: Path | Place, spec: CodeSpec, labelled: bool) -> None:
         self._place, self._labelled, self._names = as_place(root), labelled, spec.class_names
-        self._preprocess, self._ending = spec.preprocess, file_ending(spec.preprocess)
+        self._ending = file_ending(spec.preprocess)
         self._numbers = self._there()
 
     def has(self, images: range) -> bool:
@@ -91,12 +90,9 @@ class PngFiles:
 
     def write(self, drawn: DrawnImages) -> None:
         """Write the images of one job that are not there yet."""
-        rows = zip(drawn.images, drawn.pixels, drawn.labels, strict=True)
-        missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
-        map_in_threads(
-            lambda row: self._place.replace(self._name(row[0], row[2]), file_content(row[1], self._preprocess)),
-            missing,
-        )
+        rows = zip(drawn.images, drawn.contents, drawn.labels, strict=True)
+        missing = [(self._name(i, label), content) for i, content, label in rows if i not in self._numbers]
+        map_in_threads(lambda row: self._place.replace(*row), missing)
         self._numbers.update(drawn.images)
 
     def n_missing(self, batch: Batch) -> int:
@@ -159,10 +155,9 @@ class ParquetFiles:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        preprocess = self._spec.preprocess
-        bytes_B = [file_content(pixels, preprocess) for pixels in drawn.pixels]
-        names = [f"{i:08d}{file_ending(preprocess)}" for i in drawn.images]
-        columns: dict[str, Any] = {"image": [{"bytes": b, "path": p} for b, p in zip(bytes_B, names, strict=True)]}
+        names = [f"{i:08d}{file_ending(self._spec.preprocess)}" for i in drawn.images]
+        images = [{"bytes": b, "path": p} for b, p in zip(drawn.contents, names, strict=True)]
+        columns: dict[str, Any] = {"image": images}
         if self._labelled:
             columns["label"] = list(drawn.labels)
         columns |= {"seed": list(drawn.seeds), "codes": list(drawn.codes_BT)}
@@ -257,7 +252,6 @@ class BatchDone:
     seconds: float
 
 
-@torch.no_grad()
 def generate_to_folder(
     generator: BaseGenerator,
     folder: str | Path,
@@ -265,6 +259,7 @@ def generate_to_folder(
     part: Part = Part(),  # noqa: B008
     *,
     options: DrawOptions | None = None,
+    engine: Engine | None = None,
 ) -> BatchDone:
     """Make the images of a part that are not there yet.
 
@@ -277,6 +272,7 @@ def generate_to_folder(
         batch: which images.
         part: which jobs this process does.
         options: sampling settings and best_of, as of a call.
+        engine: samples the groups; None samples them in this process.
 
     Raises:
         ConfigError: the folder was begun with other settings, or holds png files of something else; or an option that
@@ -306,23 +302,20 @@ def generate_to_folder(
     claim_place(place, PLAN, {**without_defaults(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(place, generator.spec, generator.prior.null_class not in batch.labels)
-    jobs = part.indices(batch.n_jobs)
-    n_new = n_there = 0
-    mine = sum(len(batch.images_of(job)) for job in jobs)
+    jobs = {job: batch.images_of(job) for job in part.indices(batch.n_jobs)}
+    n_new, mine = 0, sum(map(len, jobs.values()))
     with tqdm(total=mine, desc="images", unit="img", delay=2, disable=not generator.shows_progress) as progress:
-        for job in jobs:
-            images = batch.images_of(job)
-            if files.has(images):
-                n_there += len(images)
-            else:
-                files.write(_draw_job(generator, batch, images, settings))
-                n_new += len(images)
-            progress.update(len(images))
+        wanted = {job: images for job, images in jobs.items() if not files.has(images)}
+        progress.update(mine - sum(map(len, wanted.values())))
+        for drawn in _drawn(generator, batch, wanted, settings, engine or LocalEngine()):
+            files.write(drawn)
+            n_new += len(drawn.images)
+            progress.update(len(drawn.images))
     n_missing = files.n_missing(batch)
     if not n_missing:
         place.sweep(files.folder)
         files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])
-    return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
+    return BatchDone(n_new, mine - n_new, n_missing, time.perf_counter() - began)
 
 
 def _require_new(place: Place) -> None:
@@ -342,22 +335,39 @@ def _require_new(place: Place) -> None:
         raise ConfigError(problem, field=place.shown, found=found, fix="move them away, or choose another folder")
 
 
-def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:
-    """The images of a job, group by group."""
-    pixels: list[np.ndarray] = []
-    codes, grids = [], list[int]()
-    labels = [batch.labels[i % len(batch.labels)] for i in images]
-    seeds = [image_seed(batch.seed, i) for i in images]
+def _drawn(
+    generator: BaseGenerator, batch: Batch, jobs: dict[int, range], settings: DrawSettings, engine: Engine
+) -> Iterator[DrawnImages]:
+    """The images of each job, as soon as its last group has come."""
+    groups_of = {job: _groups(generator, batch, images) for job, images in jobs.items()}
+    numbered = ((number, group) for groups in groups_of.values() for number, group in groups.items())
+    done: dict[int, tuple[list[bytes], np.ndarray]] = {}
+    for number, result in engine.results(sampling_stream(generator, settings), numbered):
+        done[number] = result
+        job = number * batch.batch_size // batch.images_per_job
+        groups = groups_of[job]
+        if all(each in done for each in groups):
+            results = [done.pop(each) for each in groups]
+            yield DrawnImages(
+                jobs[job],
+                [content for contents, _ in results for content in contents],
+                np.concatenate([codes_BT for _, codes_BT in results]),
+                [label for group in groups.values() for label in group.labels],
+                [seed for group in groups.values() for seed in group.seeds],
+                [group.grid for group in groups.values() for _ in group.labels],
+            )
+
+
+def _groups(generator: BaseGenerator, batch: Batch, images: range) -> dict[int, Group]:
+    """The groups of a job's images, by number."""
+    groups = {}
     for start in range(0, len(images), batch.batch_size):
-        group = slice(start, start + batch.batch_size)
-        number = images[start] // batch.batch_size
+        group = images[start : start + batch.batch_size]
+        number = group[0] // batch.batch_size
         grid = grid_of_group(number, generator.grid_counts) if batch.grid is None else batch.grid
-        request = SampleRequest(labels=labels[group], seeds=seeds[group], sampling=settings.sampling, grid=grid)
-        codes_BT, _ = draw_best(generator.prior, request, settings.best_of, show_progress=False)
-        pixels += list(to_pixels(generator.decode(generator.spec.grid(codes_BT, grid)), generator.spec.preprocess.bits))
-        codes.append(codes_BT.cpu().numpy())
-        grids += [grid] * len(codes_BT)
-    return DrawnImages(images, pixels, np.concatenate(codes), labels, seeds, grids)
+        labels = [batch.labels[i % len(batch.labels)] for i in group]
+        groups[number] = Group(labels, [image_seed(batch.seed, i) for i in group], grid)
+    return groups
 
 
 def grid_of_group(group: int, counts: Sequence[int]) -> int:

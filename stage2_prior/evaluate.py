@@ -199,6 +199,7 @@ class ScoredRows:
         labels_N: their classes; None without any.
         grids_N: their shapes, 0 where there is one.
         batch_size: rows of a chunk; the last one may have fewer.
+        has_shapes: whether there are several shapes.
     """
 
     codes: TokenDataset
@@ -206,6 +207,7 @@ class ScoredRows:
     labels_N: np.ndarray | None
     grids_N: np.ndarray
     batch_size: int
+    has_shapes: bool
 
     @classmethod
     def of(cls, codes: TokenDataset, spec: CodeSpec, batch_size: int, limit: int | None = None) -> ScoredRows:
@@ -219,12 +221,12 @@ class ScoredRows:
         rows_N = chosen_examples(len(codes.codes_NT), limit)
         labels = codes.labels_N if spec.class_names else None
         labels_N = None if labels is None else np.asarray(labels)[rows_N]
-        return cls(codes, rows_N, labels_N, _grids_of(codes, spec, rows_N), batch_size)
+        return cls(codes, rows_N, labels_N, _grids_of(codes, spec, rows_N), batch_size, spec.n_grids > 1)
 
     def batch(self, chunk: slice) -> CodeBatch:
         """The codes of a chunk."""
         labels_B = None if self.labels_N is None else self.labels_N[chunk]
-        grids_B = self.grids_N[chunk] if self.codes.spec.n_grids > 1 else None
+        grids_B = self.grids_N[chunk] if self.has_shapes else None
         return CodeBatch(np.asarray(self.codes.codes_NT[self.rows_N[chunk]]), labels_B, grids_B)
 
 
@@ -288,7 +290,6 @@ def score_prior(
     try:
         with tqdm(total=len(chunks), desc="scoring the prior", unit="batch", delay=2, leave=False) as progress:
             for chunk, batch in read_ahead(rows.batch, chunks):
-                require_codes(batch.codes_BT, prior.spec)
                 with arithmetic():
                     tally.add(chunk, batch.codes_BT, nats_of(prior, batch))
                 progress.update()
@@ -323,7 +324,12 @@ def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.nda
 
 @torch.no_grad()
 def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
-    """Negative log-likelihood of each code, (B, T) float64, of a prior in evaluation mode."""
+    """Negative log-likelihood of each code, (B, T) float64, of a prior in evaluation mode.
+
+    Raises:
+        DataError: codes that do not fit the prior's.
+    """
+    require_codes(batch.codes_BT, prior.spec)
     labels_B = batch.labels_B
     if labels_B is None or not prior.n_classes:
         labels_B = np.full(len(batch.codes_BT), prior.null_class)

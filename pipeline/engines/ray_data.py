@@ -51,14 +51,14 @@ class RayEngine:
 
     def results(self, stream: Stream, batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """See ``pipeline.engines.stream.Engine``."""
-        shipped = None
         with StopSignal() as stop:
+            shipped: dict[str, bytes] = {}
             for window in _windows(batches):
-                shipped = shipped or ship(stream)
+                shipped = shipped or {step: ship(getattr(stream, step)) for step in stream.steps}
                 yield from self._results_of(stream, shipped, window, stop)
 
     def _results_of(
-        self, stream: Stream, shipped: bytes, missing: dict[int, pa.Table], stop: StopSignal
+        self, stream: Stream, shipped: dict[str, bytes], missing: dict[int, pa.Table], stop: StopSignal
     ) -> Iterator[tuple[int, Any]]:
         """The results of some batches, by as many executions as it takes."""
         patience = Patience(lambda: self._waits_for(stream, shares), _FIX, stream.what)
@@ -119,7 +119,9 @@ class _Execution:
         reason: why it failed, in one line; empty if it has not.
     """
 
-    def __init__(self, ray: Any, stream: Stream, shipped: bytes, shares: Shares, tables: list[pa.Table]) -> None:
+    def __init__(
+        self, ray: Any, stream: Stream, shipped: dict[str, bytes], shares: Shares, tables: list[pa.Table]
+    ) -> None:
         import torch
 
         self.is_over, self.reason = False, ""
@@ -129,7 +131,7 @@ class _Execution:
         context = dataset.context
         context.enable_progress_bars, context.print_on_execution_start = False, False
         for step in stream.steps:
-            how = {"stream": shipped, "step": step, "threads": torch.get_num_threads()}
+            how = {"step": shipped[step], "threads": torch.get_num_threads()}
             dataset = dataset.map_batches(
                 StepActor,
                 batch_size=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import os
@@ -82,6 +83,11 @@ class ObjectStore:
             return {name.removeprefix(f"{top}/"): system.cat_file(name) for name in system.find(top)}
         finally:
             self.share = share
+
+    def hashes(self, below: str) -> dict[str, str]:
+        """SHA-256 of everything below a folder of the bucket, by name: as ``tiny_export.content`` of a local one."""
+        found = {name: content for name, content in self.files().items() if name.startswith(f"{below}/")}
+        return {name.removeprefix(f"{below}/"): hashlib.sha256(each).hexdigest() for name, each in found.items()}
 
     def fault(self, method: str, path: str) -> str:
         """How the next request fails; "" if it does not."""

@@ -13,7 +13,17 @@ from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand
 from pipeline.commands.fields import read_fields
-from pipeline.commands.options import Device, Fields, RecipeName, RunName, RunOut, Track, output_file, read_path
+from pipeline.commands.options import (
+    Device,
+    Fields,
+    MirrorAddress,
+    RecipeName,
+    RunName,
+    RunOut,
+    Track,
+    output_file,
+    read_path,
+)
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
@@ -21,21 +31,24 @@ from pipeline.runs.recipe_files import built_in_recipes, own_fields
 
 if TYPE_CHECKING:
     from pipeline.commands.job import Job
+    from pipeline.runs.mirror import RunMirror
     from pipeline.runs.stages import Run
 
 
 def run(
-    recipe: RecipeName,
+    recipe: RecipeName | None = None,
     /,
     *fields: Fields,
     budget: str | None = None,
     out: RunOut = None,
+    mirror: MirrorAddress = None,
     track: Track = None,
     print_recipe: bool = False,
 ) -> None:
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
     Every field of the recipe is an option: tessera fields lists them, tessera fields prior.training explains some.
+    On an empty machine --mirror alone goes on with what it holds.
 
     Args:
         budget: time for everything on this machine: 20m, 2h, 1h30m, or 10m+30m for the two stages. Precision, steps
@@ -45,16 +58,28 @@ def run(
     overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget
-    if print_recipe:
+    if recipe is None and (mirror is None or print_recipe):
+        fix = "give a recipe, e.g. digits, or --mirror with the address of a run"
+        raise ConfigError("run needs RECIPE", fix=fix)
+    if print_recipe and recipe is not None:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
-    else:
-        start_run(recipe, out, overrides, estimate_first=True).all()
+        return
+    with start_run(recipe, out, overrides, estimate_first=True, mirror=mirror) as job:
+        job.all()
 
 
-def train_tokenizer(recipe: RecipeName, /, *fields: Fields, out: RunOut = None, track: Track = None) -> None:
+def train_tokenizer(
+    recipe: RecipeName,
+    /,
+    *fields: Fields,
+    out: RunOut = None,
+    mirror: MirrorAddress = None,
+    track: Track = None,
+) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
     overrides = _tracked(read_fields(fields, train_tokenizer), track)
-    start_run(recipe, out, overrides, stages=("tokenizer",)).train_tokenizer()
+    with start_run(recipe, out, overrides, stages=("tokenizer",), mirror=mirror) as job:
+        job.train_tokenizer()
 
 
 def train_prior(
@@ -66,6 +91,7 @@ def train_prior(
     grid: str | None = None,
     codebook_size: int | None = None,
     out: RunOut = None,
+    mirror: MirrorAddress = None,
     track: Track = None,
 ) -> None:
     """Train the prior, stage 2, on the run's codes, or on codes of your own (--codes): then also samples and report.
@@ -85,12 +111,12 @@ def train_prior(
     if codes is None and given:
         name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
         raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
-    job = start_run(recipe, out, {**overrides, **given}, stages=("prior",))
-    job.train_prior()
-    if job.run.recipe.codes is not None:
-        job.run.sample()
-        job.report()
-        job.say_where()
+    with start_run(recipe, out, {**overrides, **given}, stages=("prior",), mirror=mirror) as job:
+        job.train_prior()
+        if job.run.recipe.codes is not None:
+            job.run.sample()
+            job.report()
+            job.say_where()
 
 
 def _tracked(overrides: dict[str, Any], track: str | None) -> dict[str, Any]:
@@ -149,29 +175,35 @@ def recipes() -> None:
 
 
 def start_run(
-    recipe: str,
+    recipe: str | None,
     out: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
     estimate_first: bool = False,
     stages: Collection[str] = ("tokenizer", "prior"),
+    mirror: str | None = None,
 ) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
 
     A new run is fitted to its budget, if it has one.
 
     Args:
-        recipe: YAML file, built-in name, or run folder.
+        recipe: YAML file, built-in name, or run folder; None takes the recipe of the mirror.
         out: the run folder; None derives it.
         overrides: dotted name -> value.
         estimate_first: say what a new run without a budget is expected to take.
         stages: that will be trained, and must fit the memory.
+        mirror: address of the run's mirror, from which it is fetched; None takes the one that the folder had, if any,
+            ``none`` ends it. The run is mirrored in the context of the job.
 
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
-        CheckpointError: the folder belongs to another recipe, or another process works in it.
+        CheckpointError: the folder belongs to another recipe, or another process works in it; or the mirror is of
+            another run.
+        RemoteError: the mirror's store gives no access.
     """
     began = time.perf_counter()
+    recipe, out, opened = fetched_run(recipe, out, overrides, mirror)
     run = prepared_run(recipe, out, overrides)
 
     from pipeline.commands.job import Job
@@ -202,7 +234,60 @@ def start_run(
         run.accelerator.print(f"{title}:\n{promise_text(expected, memory)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
     run.work_of = model_work
-    return Job(run, ledger, given, fitted)
+    return Job(run, ledger, given, fitted, opened)
+
+
+def fetched_run(
+    recipe: str | None, out: str | None, overrides: Mapping[str, Any] | None, mirror: str | None
+) -> tuple[str, str | None, RunMirror | None]:
+    """Bring what a run's mirror has into its folder, and claim the mirror; process 0 does, the others wait.
+
+    Arguments and errors: see ``start_run``.
+
+    Returns:
+        the recipe, ``out``, and the mirror; None without one.
+    """
+    from foundation.training.heartbeat import wait_for_everyone
+    from foundation.training.parallel import build_accelerator
+    from pipeline.planning.budget import kept_fields
+    from pipeline.runs.mirror import mirrored_run, open_mirror
+
+    if recipe is None:
+        own, (loaded, folder) = set[str](), mirrored_run(mirror or "", out, overrides)
+        recipe, out = str(folder.root), None
+    else:
+        own, (loaded, folder) = own_fields(recipe), resolve(recipe, out, overrides)
+    opened = open_mirror(mirror, folder)
+    if opened is None:
+        return recipe, out, None
+    accelerator = build_accelerator(loaded.machine.device)
+    if accelerator.is_main_process:
+        kept = kept_fields(loaded, overrides or {}, own)
+        opened.fetch(accelerator.print, lambda there: _require_same(loaded, there, kept, opened.store.shown))
+        opened.claim()
+    wait_for_everyone(accelerator)
+    return recipe, out, opened
+
+
+def _require_same(recipe: Recipe, there: RunFolder, kept: Collection[str], shown: str) -> None:
+    """Refuse to fetch a run of another recipe.
+
+    Args:
+        recipe: the one that was given.
+        there: a folder with the recipe of the mirror.
+        kept: dotted names of fields that the user has set.
+        shown: what an error calls the mirror.
+
+    Raises:
+        CheckpointError: another recipe made a part; names the fields that differ.
+    """
+    from pipeline.planning.fit_run import adopt_run
+    from pipeline.runs.own_codes import run_of
+    from pipeline.runs.precision import adopt_precision
+
+    run = run_of(recipe, there)
+    adopt_run(run, kept)
+    there.compare(adopt_precision(run.recipe, there.load_recipe()), may_extend=True, shown=shown)
 
 
 def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, Any] | None = None) -> Run:
@@ -220,8 +305,6 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     loaded, folder = resolve(recipe, out, given)
     if loaded.codes is not None:
         require_effect(given)
-    if source is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
-        folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
     run.open_rfid = open_rfid
     adopt_run(run, kept_fields(run.recipe, given, own_fields(recipe)))
@@ -239,7 +322,8 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
         loaded = load_recipe(str(folder.recipe), overrides)
     else:
         loaded = load_recipe(recipe, overrides)
-        folder = RunFolder(Path("runs") / loaded.name)
+        own = "" if (overrides or {}).get("codes.source") is None else "-codes"
+        folder = RunFolder(Path("runs") / f"{loaded.name}{own}")
     if out is None:
         return loaded, folder
     if not out or Path(out).is_file():

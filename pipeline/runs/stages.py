@@ -17,13 +17,12 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, require, to_dict
-from foundation.errors import CheckpointError, ContractError
+from foundation.errors import ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
 from foundation.images.listing import Changes, Listing
 from foundation.images.preview import find_stretch
 from foundation.randomness import ORDER_VERSION, derive_seed
-from foundation.storage import durable
 from foundation.training.clock import ModelWork
 from foundation.training.fit import fit
 from foundation.training.heartbeat import wait_for_everyone
@@ -108,7 +107,7 @@ class Run:
         if self.recipe.machine.track is not None:
             require_tracker(self.recipe.machine.track)
         if self.accelerator.is_main_process:
-            self._lock()
+            self._held = self.folder.lock()
             self.folder.sweep()
         self._claim(extend.begin)
 
@@ -142,18 +141,6 @@ class Run:
     def release(self) -> None:
         """Release the lock of the folder."""
         self._held.release()
-
-    def _lock(self) -> None:
-        from filelock import FileLock, Timeout
-
-        path = self.folder.root / ".lock"
-        self._held = FileLock(path)
-        with durable.writing(path):
-            try:
-                self._held.acquire(timeout=0)
-            except Timeout:
-                what, fix = "another process uses this run folder", "wait for it, stop it, or give another --out"
-                raise CheckpointError(what, field=str(self.folder.root), fix=fix) from None
 
     @cached_property
     def images(self) -> dict[str, ImageSet]:

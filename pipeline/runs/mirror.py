@@ -127,6 +127,8 @@ class RunMirror:
         began = time.monotonic()
         with StopSignal(at_once=True):
             try:
+                if mirror is not None:
+                    mirror.start()
                 yield
                 if mirror is not None:
                     mirror.complete(patience)

@@ -55,7 +55,7 @@ class Mirrored:
 
 
 class Mirror:
-    """The thread.
+    """The thread, which ``start`` begins.
 
     Args:
         store: claimed by this process.
@@ -79,6 +79,9 @@ class Mirror:
         self._pause = _LOOK_S
         self._swept = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def complete(self, patience: float, limit: float | None = None) -> None:
@@ -170,6 +173,8 @@ class Mirror:
         hurried = self._hurried
         with held(self._what.root, new) as places:
             self._put(new, places, hurried=hurried)
+        if self._over:
+            return False
         try:
             self.store.commit(self._entries(chosen))
         except LostObjects:

@@ -143,9 +143,10 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove temporary files of crashed processes; requires the run's lock."""
-        splits = (self.codes / "data").glob("*")
+        shards = self.codes / "data"
         stages = [place(stage) for place in (self.checkpoints, self.previews) for stage in ("tokenizer", "prior")]
-        for folder in (self.root, *stages, self.tracking, self.codes, *splits):
+        above = {each.parent for each in stages}
+        for folder in (self.root, *above, *stages, self.tracking, self.codes, shards, *shards.glob("*")):
             durable.sweep(folder)
 
     def _begun(self) -> set[str]:

@@ -21,7 +21,7 @@ from foundation.storage import durable
 from foundation.storage.remote.mirror import Mirror, Mirrored
 from foundation.storage.remote.mirror_index import MirrorStore
 from foundation.storage.serialization import read_json
-from foundation.storage.snapshot import Stamp
+from foundation.storage.snapshot import Stamp, list_files
 from foundation.threads import give_way
 from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.stop_signal import StopSignal
@@ -95,8 +95,7 @@ class RunMirror:
         """Whether another process than this folder's wrote to the mirror last, and is further."""
         assert self.store.index is not None
         mine = _read_note(self.folder).get("token") == self.store.index.owner.token
-        there = [path.relative_to(self.folder.root).as_posix() for path in self.folder.root.rglob("*")]
-        return not mine and progress(files) > progress(there)
+        return not mine and progress(files) > progress(list_files(self.folder.root, is_left_out))
 
     def claim(self) -> None:
         """Become the owner of the mirror, and note it in the folder.
@@ -123,7 +122,7 @@ class RunMirror:
             StorageError: the work is done, and the mirror could not be completed.
         """
         patience, limit = (environment_seconds(*each) for each in _WAITS)
-        mirror = Mirror(self.store, self._mirrored()) if accelerator.is_main_process else None
+        mirror = Mirror(self.store, self.what()) if accelerator.is_main_process else None
         began = time.monotonic()
         with StopSignal(at_once=True):
             try:
@@ -164,7 +163,7 @@ class RunMirror:
         where = f"{self.store.shown} holds {progress_text(index.files)}, saved {index.written}"
         say(f"mirror: {where}{said}; to go on anywhere: tessera run --mirror {self.store.shown}", flush=True)
 
-    def _mirrored(self) -> Mirrored:
+    def what(self) -> Mirrored:
         def lost() -> None:
             _thread.interrupt_main(signal.SIGTERM)  # the training stops on every process, at the same step
 

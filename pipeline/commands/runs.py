@@ -265,6 +265,8 @@ def fetched_run(
         kept = kept_fields(loaded, overrides or {}, own)
         opened.fetch(accelerator.print, lambda there: _require_same(loaded, there, kept, opened.store.shown))
         opened.claim()
+        if mirror is None:
+            accelerator.print(f"mirror: {opened.store.shown}, as before; --mirror none ends it")
     wait_for_everyone(accelerator)
     return recipe, out, opened
 

@@ -123,17 +123,20 @@ class RunMirror:
         """
         patience, limit = (environment_seconds(*each) for each in _WAITS)
         mirror = Mirror(self.store, self.what()) if accelerator.is_main_process else None
-        began = time.monotonic()
+        began, is_done = time.monotonic(), False
         with StopSignal(at_once=True):
             try:
                 if mirror is not None:
                     mirror.start()
                 yield
+                is_done = True
                 if mirror is not None:
                     mirror.complete(patience)
                     accelerator.print(f"mirror: {self.store.shown} has everything", flush=True)
             except BaseException as error:
                 stopping = isinstance(error, (Interrupted, KeyboardInterrupt))
+                if is_done and not stopping:
+                    raise
                 told_at = max(StopSignal.told_at, began) if stopping else time.monotonic()
                 with StopSignal():  # the same request, once more
                     if mirror is not None:
@@ -164,6 +167,8 @@ class RunMirror:
         say(f"mirror: {where}{said}; to go on anywhere: tessera run --mirror {self.store.shown}", flush=True)
 
     def what(self) -> Mirrored:
+        """What the thread mirrors."""
+
         def lost() -> None:
             _thread.interrupt_main(signal.SIGTERM)  # the training stops on every process, at the same step
 

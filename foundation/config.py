@@ -176,6 +176,21 @@ def differences(expected: Any, found: Any, where: str = "") -> list[tuple[str, A
     return [] if expected == found else [(where, expected, found)]
 
 
+def environment_seconds(variable: str, default: float) -> float:
+    """The number of seconds that an environment variable holds.
+
+    Raises:
+        ConfigError: no positive number.
+    """
+    text = os.environ.get(variable, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    require(0 < seconds < 1e8, variable, text, "a number of seconds above 0")
+    return seconds
+
+
 def require(condition: bool, field: str, found: object, expected: str, fix: str | None = None) -> None:
     """Raise ``ConfigError`` naming the field unless ``condition`` holds; for ``__post_init__`` methods."""
     if not condition:

@@ -7,9 +7,11 @@ numpy: OpenMP reads these settings once, as torch is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ while it spins, and a core that others want is soon free. The libraries of LLVM 
 alone, and sleep at once. Sources: libgomp's manual, section "Environment Variables"; OpenMP 5.2, section 21.1.5.
 """
 _HOW_THEY_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
+_NICE = 10
 _in_one_thread = False
 _set_here: set[str] = set()
 _HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
@@ -87,6 +90,13 @@ def map_in_threads(function: Callable[..., R], *columns: Iterable[Any]) -> list[
         return [each.result() for each in futures]
     finally:
         wait([each for each in futures if not each.cancel()])
+
+
+def give_way() -> None:
+    """Lower the priority of the calling thread, where a system has such: training goes first."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _set_by_user(names: tuple[str, ...]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from foundation.config import require
+from foundation.config import environment_seconds
 from foundation.errors import LostProcessError
 
 if TYPE_CHECKING:
@@ -41,13 +40,7 @@ def process_timeout() -> timedelta:
     Raises:
         ConfigError: ``TESSERA_PROCESS_TIMEOUT`` is no positive number.
     """
-    text = os.environ.get(VARIABLE, str(_DEFAULT))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    require(0 < seconds < 1e8, VARIABLE, text, "a number of seconds above 0")
-    return timedelta(seconds=seconds)
+    return timedelta(seconds=environment_seconds(VARIABLE, _DEFAULT))
 
 
 class Heartbeat:
@@ -97,14 +90,17 @@ class Heartbeat:
     def _others(self) -> list[int]:
         return [each for each in range(self.n_processes) if each != self.rank]
 
-    def wait_for_everyone(self) -> None:
+    def wait_for_everyone(self, at: str | None = None) -> None:
         """Return once every process has called this equally often, however long living ones take.
+
+        Args:
+            at: a name; then once every process has called this with that name.
 
         Raises:
             LostProcessError: a process that has not called it is silent.
         """
-        name = f"everyone/{self._n_waits}"
-        self._n_waits += 1
+        name = f"everyone/{self._n_waits if at is None else at}"
+        self._n_waits += at is None
         try:
             self._store.set(f"{name}/{self.rank}", "")
             if self._store.add(name, 1) == self.n_processes:
@@ -216,14 +212,18 @@ def doing(accelerator: Accelerator, what: str) -> None:
         own.doing = what
 
 
-def wait_for_everyone(accelerator: Accelerator) -> None:
+def wait_for_everyone(accelerator: Accelerator, at: str | None = None) -> None:
     """Every process calls it and returns once all have, however long one of them works before.
+
+    Args:
+        accelerator: devices and processes.
+        at: the name of a place that processes come to once, from wherever an error has found them; None counts calls.
 
     Raises:
         LostProcessError: one of them has ended or hangs; see ``Heartbeat``.
     """
     if (own := heartbeat(accelerator)) is not None:
-        own.wait_for_everyone()
+        own.wait_for_everyone(at)
 
 
 @contextlib.contextmanager

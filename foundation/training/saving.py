@@ -5,10 +5,6 @@ The loop waits for the copy only. Snapshot first, write later: Mohan et al. 2021
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foundation.errors import StorageError
+from foundation.threads import give_way
 from foundation.training.parallel import on_every_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_NICE = 10
-"""added to the thread's niceness on Linux: training goes first"""
 _RUNNING, _DONE, _FAILED = 0, 1, 2
 
 
@@ -87,7 +82,7 @@ class BackgroundSave:
         if not self._accelerator.is_main_process:
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "checkpoint", _give_way)
+            self._thread = ThreadPoolExecutor(1, "checkpoint", give_way)
         copied = self._snapshot.take(state)
         self._future = self._thread.submit(self._write, copied, write)
 
@@ -153,10 +148,3 @@ def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
     pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
     for key, value in pairs:
         yield from named_tensors(value, f"{name}/{key}" if name else str(key))
-
-
-def _give_way() -> None:
-    """Lower the priority of the calling thread, where a system has such."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -5,15 +5,17 @@ A training that runs where no signal arrives, as on the workers of a cluster, is
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import distributed
 
+from foundation.errors import Interrupted
 from foundation.training.heartbeat import process_timeout
 
 if TYPE_CHECKING:
@@ -28,12 +30,18 @@ _listening: list[StopSignal] = []
 class StopSignal:
     """Remembers a stop signal until the end of the step; one that comes ``REPEAT_SECONDS`` later acts at once.
 
+    Args:
+        at_once: raise ``Interrupted`` where the main thread is, for work without steps.
+
     Attributes:
         number: the signal to stop for, 0 for none.
+        told_at: when this process was last told to stop, in seconds of ``time.monotonic``.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    told_at: ClassVar[float] = -math.inf
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.number, self._at_once = 0, at_once
         self._first_at = 0.0
         self._previous: dict[int, Any] = {}
         self._voters: Any = None
@@ -57,12 +65,15 @@ class StopSignal:
     def _note(self, number: int, _frame: object) -> None:
         if not self.number:
             self._stop_for(number)
+            if self._at_once:
+                raise Interrupted(number)
         elif time.monotonic() - self._first_at >= REPEAT_SECONDS:
             self.__exit__()
             signal.raise_signal(number)
 
     def _stop_for(self, number: int) -> None:
         self.number, self._first_at = number, time.monotonic()
+        StopSignal.told_at = self._first_at
 
     def agreed(self, accelerator: Accelerator, *, last: bool = False) -> bool:
         """Whether any process received a signal before the previous call; every process gets the same answer.

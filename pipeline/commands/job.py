@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from types import TracebackType
 
 from foundation.codes.dataset import TokenDataset
 from foundation.training.log import read_metrics
@@ -17,6 +19,7 @@ from pipeline.planning.times import ENCODE, READ, REPORT, SAMPLE, START
 from pipeline.report.gallery import draw_run_gallery
 from pipeline.report.report import write_report
 from pipeline.runs.folder import RunFolder
+from pipeline.runs.mirror import RunMirror
 from pipeline.runs.stages import Run
 
 
@@ -24,17 +27,34 @@ from pipeline.runs.stages import Run
 class Job:
     """A run of the command line, with its messages and the time of its parts.
 
+    In its context the run is mirrored, if it has a mirror.
+
     Attributes:
         run: started.
         ledger: times of its parts.
         given: dotted names of fields that the user has set.
         fitted: to its budget, in this process; None without one, or where the run had begun.
+        mirror: claimed by this run; None without one.
     """
 
     run: Run
     ledger: Ledger
     given: Collection[str] = ()
     fitted: Fitted | None = None
+    mirror: RunMirror | None = None
+
+    def __post_init__(self) -> None:
+        self._mirrored = contextlib.ExitStack()
+
+    def __enter__(self) -> Job:
+        if self.mirror is not None:
+            self._mirrored.enter_context(self.mirror.beside(self.run.accelerator))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mirrored.__exit__(kind, error, trace)
 
     def all(self) -> None:
         """Everything, in order."""

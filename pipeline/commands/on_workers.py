@@ -1,4 +1,4 @@
-"""Where the training commands do their work: in this process, or on the workers of a cluster."""
+"""Training commands on the workers of a cluster: their arguments as they hold in any process."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ class TrainingWork(Protocol):
     """The work of a training command, as one process of it does it."""
 
     def __call__(
-        self, recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0
+        self,
+        recipe: str | None,
+        out: str | None,
+        overrides: Mapping[str, Any],
+        *,
+        mirror: str | None = None,
+        lock_seconds: float = 0.0,
     ) -> None:
         """Arguments: see ``start_run``."""
         ...
 
 
-def train_with(
+def train_on_workers(
     engine: EngineConfig,
     work: TrainingWork,
-    recipe: str,
-    out: str | None,
+    recipe: str | None,
     overrides: Mapping[str, Any],
-    resolved: tuple[Recipe, RunFolder] | None = None,
+    resolved: tuple[Recipe, RunFolder],
+    mirror: str | None = None,
 ) -> None:
-    """Do the work of a training command where the engine says.
+    """Do the work of a training command on the workers of a cluster.
 
     Args:
-        engine: where.
+        engine: the cluster.
         work: a function of a module.
-        recipe, out, overrides: of the command.
-        resolved: recipe and run folder that they mean; needed with Ray.
+        recipe, overrides, mirror: of the command.
+        resolved: recipe and run folder that they mean.
 
     Raises:
         see ``train_on_ray`` and ``start_run``.
     """
-    if engine.engine == "local":
-        work(recipe, out, overrides)
-        return
     from pipeline.engines.ray_train import ClusterWork, train_on_ray
 
-    assert resolved is not None
     loaded, folder = resolved
     root = Path(from_root(folder.root))
     given = _from_root(loaded, overrides)
-    named = expand(recipe, "recipe")
-    source = from_root(named) if Path(named).exists() else recipe
-    on_worker = functools.partial(work, source, str(root), given, lock_seconds=_LOCK_SECONDS)
+    named = None if recipe is None else expand(recipe, "recipe")
+    source = from_root(named) if named is not None and Path(named).exists() else recipe
+    on_worker = functools.partial(work, source, str(root), given, mirror=mirror, lock_seconds=_LOCK_SECONDS)
     sizes = (getattr(loaded, stage).training.fit.batch_size for stage in ("tokenizer", "prior"))
     kind = loaded.machine.device.partition(":")[0]
     on_gpus = None if kind == "auto" else kind != "cpu"

@@ -77,6 +77,14 @@ Track = Annotated[
     TrackerName | None,
     Parameter(help="also show metrics and pictures in tensorboard, wandb or trackio; as --machine.track"),
 ]
+MirrorAddress = Annotated[
+    str | None,
+    Parameter(
+        name="--mirror",
+        help="also copy the run to this address while it works, e.g. s3://bucket/run, and take from there what is "
+        "missing here; kept for the run; none ends it",
+    ),
+]
 RunOut = Annotated[str | None, out_option("the run folder; default runs/NAME, or the run folder that RECIPE is")]
 
 

@@ -13,11 +13,12 @@ from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand, is_remote
 from pipeline.commands.fields import read_fields
-from pipeline.commands.on_workers import train_with
+from pipeline.commands.on_workers import train_on_workers
 from pipeline.commands.options import (
     Device,
     EngineGroup,
     Fields,
+    MirrorAddress,
     RecipeName,
     RunName,
     RunOut,
@@ -34,15 +35,17 @@ from pipeline.runs.recipe_files import built_in_recipes, own_fields
 if TYPE_CHECKING:
     from pipeline.commands.job import Job
     from pipeline.commands.on_workers import TrainingWork
+    from pipeline.runs.mirror import RunMirror
     from pipeline.runs.stages import Run
 
 
 def run(
-    recipe: RecipeName,
+    recipe: RecipeName | None = None,
     /,
     *fields: Fields,
     budget: str | None = None,
     out: RunOut = None,
+    mirror: MirrorAddress = None,
     track: Track = None,
     print_recipe: bool = False,
     engine: EngineGroup = EngineConfig(),
@@ -50,6 +53,7 @@ def run(
     """Images in, new images out: train both stages, export codes, sample, report. Continues where it stopped.
 
     Every field of the recipe is an option: tessera fields lists them, tessera fields prior.training explains some.
+    On an empty machine --mirror alone goes on with what it holds.
 
     Args:
         budget: time for everything on this machine: 20m, 2h, 1h30m, or 10m+30m for the two stages. Precision, steps
@@ -59,10 +63,13 @@ def run(
     overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget
-    if print_recipe:
+    if recipe is None and (mirror is None or print_recipe):
+        fix = "give a recipe, e.g. digits, or --mirror with the address of a run"
+        raise ConfigError("run needs RECIPE", fix=fix)
+    if print_recipe and recipe is not None:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
     else:
-        _train(engine, _train_all, recipe, out, overrides)
+        _train(engine, _train_all, recipe, out, overrides, mirror)
 
 
 def train_tokenizer(
@@ -70,11 +77,12 @@ def train_tokenizer(
     /,
     *fields: Fields,
     out: RunOut = None,
+    mirror: MirrorAddress = None,
     track: Track = None,
     engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
-    _train(engine, _train_tokenizer, recipe, out, _tracked(read_fields(fields, train_tokenizer), track))
+    _train(engine, _train_tokenizer, recipe, out, _tracked(read_fields(fields, train_tokenizer), track), mirror)
 
 
 def train_prior(
@@ -86,6 +94,7 @@ def train_prior(
     grid: str | None = None,
     codebook_size: int | None = None,
     out: RunOut = None,
+    mirror: MirrorAddress = None,
     track: Track = None,
     engine: EngineGroup = EngineConfig(),
 ) -> None:
@@ -106,32 +115,68 @@ def train_prior(
     if codes is None and given:
         name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
         raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
-    _train(engine, _train_prior, recipe, out, {**overrides, **given})
+    _train(engine, _train_prior, recipe, out, {**overrides, **given}, mirror)
 
 
-def _train_all(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
-    start_run(recipe, out, overrides, estimate_first=True, lock_seconds=lock_seconds).all()
+def _train_all(
+    recipe: str | None,
+    out: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    mirror: str | None = None,
+    lock_seconds: float = 0.0,
+) -> None:
+    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
+    with start_run(recipe, out, overrides, estimate_first=True, **how) as job:
+        job.all()
 
 
-def _train_tokenizer(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
-    start_run(recipe, out, overrides, stages=("tokenizer",), lock_seconds=lock_seconds).train_tokenizer()
+def _train_tokenizer(
+    recipe: str | None,
+    out: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    mirror: str | None = None,
+    lock_seconds: float = 0.0,
+) -> None:
+    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
+    with start_run(recipe, out, overrides, stages=("tokenizer",), **how) as job:
+        job.train_tokenizer()
 
 
-def _train_prior(recipe: str, out: str | None, overrides: Mapping[str, Any], *, lock_seconds: float = 0.0) -> None:
-    job = start_run(recipe, out, overrides, stages=("prior",), lock_seconds=lock_seconds)
-    job.train_prior()
-    if job.run.recipe.codes is not None:
-        job.run.sample()
-        job.report()
-        job.say_where()
+def _train_prior(
+    recipe: str | None,
+    out: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    mirror: str | None = None,
+    lock_seconds: float = 0.0,
+) -> None:
+    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
+    with start_run(recipe, out, overrides, stages=("prior",), **how) as job:
+        job.train_prior()
+        if job.run.recipe.codes is not None:
+            job.run.sample()
+            job.report()
+            job.say_where()
 
 
 def _train(
-    engine: EngineConfig, work: TrainingWork, recipe: str, out: str | None, overrides: Mapping[str, Any]
+    engine: EngineConfig,
+    work: TrainingWork,
+    recipe: str | None,
+    out: str | None,
+    overrides: Mapping[str, Any],
+    mirror: str | None,
 ) -> None:
     """Train here, or on the workers of the engine."""
-    resolved = None if engine.engine == "local" else _run_of(recipe, out, overrides)
-    train_with(engine, work, recipe, out, overrides, resolved)
+    if engine.engine == "local":
+        work(recipe, out, overrides, mirror=mirror)
+        return
+    from pipeline.runs.mirror import mirrored_run
+
+    resolved = mirrored_run(mirror or "", out, overrides) if recipe is None else resolve(recipe, out, overrides)
+    train_on_workers(engine, work, recipe, overrides, resolved, mirror)
 
 
 def _tracked(overrides: dict[str, Any], track: str | None) -> dict[str, Any]:
@@ -190,12 +235,13 @@ def recipes() -> None:
 
 
 def start_run(
-    recipe: str,
+    recipe: str | None,
     out: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
     estimate_first: bool = False,
     stages: Collection[str] = ("tokenizer", "prior"),
+    mirror: str | None = None,
     lock_seconds: float = 0.0,
 ) -> Job:
     """Load a recipe, or that of a run folder, and claim its run folder.
@@ -203,18 +249,23 @@ def start_run(
     A new run is fitted to its budget, if it has one.
 
     Args:
-        recipe: YAML file, built-in name, or run folder.
+        recipe: YAML file, built-in name, or run folder; None takes the recipe of the mirror.
         out: the run folder; None derives it.
         overrides: dotted name -> value.
         estimate_first: say what a new run without a budget is expected to take.
         stages: that will be trained, and must fit the memory.
+        mirror: address of the run's mirror, from which it is fetched; None takes the one that the folder had, if any,
+            ``none`` ends it. The run is mirrored in the context of the job.
         lock_seconds: that another process's lock of the folder is waited for.
 
     Raises:
         ConfigError: an unreadable recipe, or a wrong value in it; too short a budget; more memory than there is.
-        CheckpointError: the folder belongs to another recipe, or another process works in it.
+        CheckpointError: the folder belongs to another recipe, or another process works in it; or the mirror is of
+            another run.
+        RemoteError: the mirror's store gives no access.
     """
     began = time.perf_counter()
+    recipe, out, opened = fetched_run(recipe, out, overrides, mirror)
     run = prepared_run(recipe, out, overrides)
 
     from pipeline.commands.job import Job
@@ -245,7 +296,62 @@ def start_run(
         run.accelerator.print(f"{title}:\n{promise_text(expected, memory)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
     run.work_of = model_work
-    return Job(run, ledger, given, fitted)
+    return Job(run, ledger, given, fitted, opened)
+
+
+def fetched_run(
+    recipe: str | None, out: str | None, overrides: Mapping[str, Any] | None, mirror: str | None
+) -> tuple[str, str | None, RunMirror | None]:
+    """Bring what a run's mirror has into its folder, and claim the mirror; process 0 does, the others wait.
+
+    Arguments and errors: see ``start_run``.
+
+    Returns:
+        the recipe, ``out``, and the mirror; None without one.
+    """
+    from foundation.training.heartbeat import wait_for_everyone
+    from foundation.training.parallel import build_accelerator
+    from pipeline.planning.budget import kept_fields
+    from pipeline.runs.mirror import mirrored_run, open_mirror
+
+    if recipe is None:
+        own, (loaded, folder) = set[str](), mirrored_run(mirror or "", out, overrides)
+        recipe, out = str(folder.root), None
+    else:
+        own, (loaded, folder) = own_fields(recipe), resolve(recipe, out, overrides)
+    opened = open_mirror(mirror, folder)
+    if opened is None:
+        return recipe, out, None
+    accelerator = build_accelerator(loaded.machine.device)
+    if accelerator.is_main_process:
+        kept = kept_fields(loaded, overrides or {}, own)
+        opened.fetch(accelerator.print, lambda there: _require_same(loaded, there, kept, opened.store.shown))
+        opened.claim()
+        if mirror is None:
+            accelerator.print(f"mirror: {opened.store.shown}, as before; --mirror none ends it")
+    wait_for_everyone(accelerator)
+    return recipe, out, opened
+
+
+def _require_same(recipe: Recipe, there: RunFolder, kept: Collection[str], shown: str) -> None:
+    """Refuse to fetch a run of another recipe.
+
+    Args:
+        recipe: the one that was given.
+        there: a folder with the recipe of the mirror.
+        kept: dotted names of fields that the user has set.
+        shown: what an error calls the mirror.
+
+    Raises:
+        CheckpointError: another recipe made a part; names the fields that differ.
+    """
+    from pipeline.planning.fit_run import adopt_run
+    from pipeline.runs.own_codes import run_of
+    from pipeline.runs.precision import adopt_precision
+
+    run = run_of(recipe, there)
+    adopt_run(run, kept)
+    there.compare(adopt_precision(run.recipe, there.load_recipe()), may_extend=True, shown=shown)
 
 
 def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, Any] | None = None) -> Run:
@@ -260,21 +366,13 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
     from pipeline.runs.own_codes import require_effect, run_of
 
     given, source = dict(overrides or {}), (overrides or {}).get("codes.source")
-    loaded, folder = _run_of(recipe, out, given)
+    loaded, folder = resolve(recipe, out, given)
     if loaded.codes is not None:
         require_effect(given)
     run = run_of(loaded, folder, is_named=source is not None or folder.root != Path(recipe))
     run.open_rfid = open_rfid
     adopt_run(run, kept_fields(run.recipe, given, own_fields(recipe)))
     return run
-
-
-def _run_of(recipe: str, out: str | None, overrides: Mapping[str, Any]) -> tuple[Recipe, RunFolder]:
-    """As ``resolve``; a new run on codes of one's own has a folder of its own by default."""
-    loaded, folder = resolve(recipe, out, overrides)
-    if overrides.get("codes.source") is not None and out is None and not RunFolder(Path(recipe)).recipe.is_file():
-        folder = RunFolder(folder.root.with_name(f"{folder.root.name}-codes"))
-    return loaded, folder
 
 
 def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -> tuple[Recipe, RunFolder]:
@@ -288,7 +386,8 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
         loaded = load_recipe(str(folder.recipe), overrides)
     else:
         loaded = load_recipe(recipe, overrides)
-        folder = RunFolder(Path("runs") / loaded.name)
+        own = "" if (overrides or {}).get("codes.source") is None else "-codes"
+        folder = RunFolder(Path("runs") / f"{loaded.name}{own}")
     if out is None:
         return loaded, folder
     if not out or Path(out).is_file() or is_remote(out):

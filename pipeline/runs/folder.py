@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.codes.fetched import CODES_ADDRESS
 from foundation.config import differences, to_dict
@@ -65,6 +65,8 @@ class RunFolder:
     """ids and files of trackers"""
     times = _Below("times.json")
     """seconds of each part, expected and taken"""
+    note = _Below("mirror.json")
+    """where the run is mirrored, if it is"""
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of ``tokenizer`` or ``prior``."""
@@ -85,22 +87,42 @@ class RunFolder:
         Raises:
             CheckpointError: another recipe made a part; names the fields that differ. Or a stage cannot be extended.
         """
-        rows = []
-        if self.recipe.exists():
-            rows = differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
-        begun = [row for row in rows if row[0].split(".")[0] in self._begun() and not _is_moved(*row)]
-        lengths = [row for row in begun if row[0] in _LENGTHS] if extend is not None else []
-        wrong = [row for row in begun if row not in lengths]
-        if wrong:
-            shown = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
-            what = f"the run folder belongs to another recipe; differences:{shown}"
-            fix = "give another --out"
-            raise CheckpointError(what, field=str(self.root), fix=fix)
-        for name, old, new in lengths:
+        rows = self._differences(recipe)
+        for name, old, new in self.compare(recipe, may_extend=extend is not None):
             assert extend is not None
             extend(self, _LENGTHS[name], old, new)
         if rows or not self.recipe.exists():
             durable.replace_file(self.recipe, recipe_text(recipe, self.root).encode())
+
+    def compare(self, recipe: Recipe, *, may_extend: bool, shown: str | None = None) -> list[tuple[str, Any, Any]]:
+        """Compare a recipe with the recipe of the parts that exist.
+
+        Args:
+            recipe: the resolved recipe.
+            may_extend: whether a stage may go on to another number of steps.
+            shown: what an error calls the folder; None calls it by its path.
+
+        Returns:
+            (field, steps, other steps) of the stages that exist and go on to another number of steps.
+
+        Raises:
+            CheckpointError: another recipe made a part; names the fields that differ.
+        """
+        begun = [row for row in self._differences(recipe) if row[0].split(".")[0] in self._begun()]
+        begun = [row for row in begun if not _is_moved(*row)]
+        lengths = [row for row in begun if row[0] in _LENGTHS] if may_extend else []
+        wrong = [row for row in begun if row not in lengths]
+        if wrong:
+            rows = "".join(f"\n    {name}: the folder has {one!r}, the recipe {other!r}" for name, one, other in wrong)
+            what = f"the run folder belongs to another recipe; differences:{rows}"
+            fix = "give another --out" if shown is None else "give another --mirror"
+            raise CheckpointError(what, field=shown or str(self.root), fix=fix)
+        return lengths
+
+    def _differences(self, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+        if not self.recipe.exists():
+            return []
+        return differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
 
     def has_samples(self) -> bool:
         """Whether the sample grid is complete."""
@@ -136,9 +158,10 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove temporary files of crashed processes; requires the run's lock."""
-        splits = (self.codes / "data").glob("*")
+        shards = self.codes / "data"
         stages = [place(stage) for place in (self.checkpoints, self.previews) for stage in ("tokenizer", "prior")]
-        for folder in (self.root, *stages, self.tracking, self.codes, *splits):
+        above = {each.parent for each in stages}
+        for folder in (self.root, *above, *stages, self.tracking, self.codes, shards, *shards.glob("*")):
             durable.sweep(folder)
 
     def _begun(self) -> set[str]:

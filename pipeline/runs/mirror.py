@@ -169,7 +169,6 @@ class RunMirror:
 
     def what(self) -> Mirrored:
         """What the thread mirrors."""
-
         at_signals = threading.current_thread() is threading.main_thread()
 
         def lost() -> None:  # the training stops on every process, at the same step

@@ -21,7 +21,7 @@ from foundation.errors import Interrupted, TesseraError, one_line
 from foundation.training.stop_signal import StopSignal
 from pipeline.engines.ray_cluster import nodes, resources_text
 from pipeline.engines.ray_shares import Shares, shares_of
-from pipeline.engines.ray_worker import StepActor, packed, ship, unpacked
+from pipeline.engines.ray_worker import ACTORS, packed, ship, unpacked
 from pipeline.engines.stream import Stream
 from pipeline.engines.waiting import Patience
 
@@ -133,7 +133,7 @@ class _Execution:
         for step in stream.steps:
             how = {"step": shipped[step], "threads": torch.get_num_threads()}
             dataset = dataset.map_batches(
-                StepActor,
+                ACTORS[step],
                 batch_size=1,
                 batch_format="pyarrow",
                 zero_copy_batch=True,

@@ -17,7 +17,7 @@ from foundation.images.config import Preprocess
 from foundation.images.image_bytes import file_content
 from foundation.threads import map_in_threads
 from pipeline.encoding.decode import CodeBatch, Decoder, Decoding, ImageFolder
-from pipeline.engines.stream import Engine, Step, Stream
+from pipeline.engines.stream import Engine, Movable, Step, Stream
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -45,7 +45,7 @@ def decode_on(engine: Engine, decoding: Decoding) -> None:
     tokenizer = decoding.decoder.tokenizer
     stream = Stream(
         "decoding",
-        functools.partial(_open_decoder, tokenizer, decoding.decoder.batch_size),
+        functools.partial(_open_decoder, Movable(tokenizer), decoding.decoder.batch_size),
         finish=functools.partial(_open_compression, tokenizer.preprocess),
         device=next(tokenizer.parameters()).device.type,
     )
@@ -81,9 +81,9 @@ def _batches(
             count += 1
 
 
-def _open_decoder(tokenizer: TokenizerModel, batch_size: int) -> Step:
+def _open_decoder(tokenizer: Movable[TokenizerModel], batch_size: int) -> Step:
     """A ``CodeBatch`` => (B, Y, X, C) pixels."""
-    decoder = Decoder(tokenizer, batch_size)
+    decoder = Decoder(tokenizer.content, batch_size)
     return lambda batch: decoder.decode(batch.codes_BT, batch.grid)
 
 

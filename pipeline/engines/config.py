@@ -16,12 +16,11 @@ class EngineConfig:
     """Where the work is done, and by how many."""
 
     engine: EngineName = "local"
-    """local: this process; ray: a Ray cluster (extra ray)"""
+    """this process, or a Ray cluster (extra ray)"""
     address: str | None = None
-    """of the Ray cluster, e.g. auto or ray-head:6379; default RAY_ADDRESS, else a cluster of this machine alone"""
+    """of the Ray cluster: auto or HOST:PORT; default RAY_ADDRESS, else one here"""
     workers: int | None = None
-    """with ray: processes that hold the network; default one for each GPU; without GPUs one for each core, in
-    training one for each node"""
+    """processes of the cluster; default one a GPU, without GPUs what fills it"""
 
     def __post_init__(self) -> None:
         check_types(self)

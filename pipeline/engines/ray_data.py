@@ -21,7 +21,7 @@ from foundation.errors import Interrupted, TesseraError, one_line
 from foundation.training.stop_signal import StopSignal
 from pipeline.engines.ray_cluster import nodes, resources_text
 from pipeline.engines.ray_shares import Shares, shares_of
-from pipeline.engines.ray_worker import StepActor, packed, ship, unpacked
+from pipeline.engines.ray_worker import ACTORS, packed, ship, unpacked
 from pipeline.engines.stream import Stream
 from pipeline.engines.waiting import Patience
 
@@ -32,7 +32,7 @@ _HELD = 4
 """results that wait for the caller"""
 _STANDSTILL = 60.0
 """seconds without a result after which an execution whose nodes have changed starts again"""
-_POLL = 0.5
+_POLL, _JOIN = 0.5, 5.0
 _FIX = "ray status shows what holds the resources; start nodes, or give fewer --workers; what is written stays"
 
 
@@ -133,7 +133,7 @@ class _Execution:
         for step in stream.steps:
             how = {"step": shipped[step], "threads": torch.get_num_threads()}
             dataset = dataset.map_batches(
-                StepActor,
+                ACTORS[step],
                 batch_size=1,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
@@ -150,12 +150,9 @@ class _Execution:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        while self._thread.is_alive() and not self.is_over:
-            with contextlib.suppress(queue.Empty):
-                self._results.get_nowait()
+        if not self.is_over:
             self._end()
-            self._thread.join(_POLL)
-            break
+        self._thread.join(_JOIN)
 
     def next_table(self) -> pa.Table | None:
         """The next result; None if none has come for a moment, or no more come."""
@@ -172,18 +169,19 @@ class _Execution:
         last: Exception | None = None
         try:
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-                for row in range(len(table)):
-                    self._put(table.slice(row, 1))
+                if not all(self._put(table.slice(row, 1)) for row in range(len(table))):
+                    return
         except Exception as error:
             last = error
         self._put(last)
 
-    def _put(self, found: pa.Table | Exception | None) -> None:
+    def _put(self, found: pa.Table | Exception | None) -> bool:
+        """Hand a result over; False if nobody wants it any more."""
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._results.put(found, timeout=_POLL)
-                return
-        raise SystemExit  # ends this thread alone
+                return True
+        return False
 
     def _end(self) -> None:
         """Stop Ray Data's own thread: it offers no way to end an execution that brings no results."""

@@ -67,3 +67,18 @@ class StepActor:
             return packed(number, self._do(content))
         except TesseraError as error:
             return packed(number, error, refused=True)
+
+
+class ReadActor(StepActor):
+    """Does ``read``; the name is what Ray and ``ps`` show."""
+
+
+class ComputeActor(StepActor):
+    """Does ``compute``."""
+
+
+class FinishActor(StepActor):
+    """Does ``finish``."""
+
+
+ACTORS = {"read": ReadActor, "compute": ComputeActor, "finish": FinishActor}

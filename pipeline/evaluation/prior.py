@@ -22,7 +22,7 @@ from foundation.images.buckets import grouped
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, read_json
 from foundation.training.shares import Share
-from pipeline.engines.stream import Engine, LocalEngine, Step, Stream
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream
 from pipeline.runs.folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
 from stage2_prior.evaluate import PriorScores, PriorTally, ScoredRows, nats_of
@@ -169,16 +169,16 @@ def _scores(prior: PriorModel, codes: TokenDataset, batch_size: int, engine: Eng
     rows = ScoredRows.of(codes, prior.spec, batch_size)
     tally, chunks = PriorTally(rows, prior.spec), Share().chunks(len(rows.rows_N), batch_size)
     device = prior.head.weight.device.type
-    stream = Stream("scoring the prior", functools.partial(_open_scorer, prior.eval()), device=device)
+    stream = Stream("scoring the prior", functools.partial(_open_scorer, Movable(prior.eval())), device=device)
     results = engine.results(stream, ((number, rows.batch(chunk)) for number, chunk in enumerate(chunks)))
     for number, nats_BT in tqdm(results, total=len(chunks), desc=stream.what, unit="batch", delay=2, leave=False):
         tally.add(chunks[number], rows.batch(chunks[number]).codes_BT, nats_BT)
     return tally.scores()
 
 
-def _open_scorer(prior: PriorModel) -> Step:
+def _open_scorer(prior: Movable[PriorModel]) -> Step:
     """A ``CodeBatch`` => (B, T) nats."""
-    return functools.partial(nats_of, prior)
+    return functools.partial(nats_of, prior.content)
 
 
 class _Counted(NamedTuple):

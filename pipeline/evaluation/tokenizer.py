@@ -15,7 +15,8 @@ from foundation.images.config import Preprocess
 from foundation.images.failures import Failure
 from foundation.images.image_set import ImageSet
 from foundation.images.preview import shown_channels
-from pipeline.engines.stream import Engine, LocalEngine, Step, Stream, in_order
+from pipeline.engines.same_images import require_lost_here_too
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.evaluation.distances import (
     SUBSET_SIZE,
     FeatureMoments,
@@ -185,7 +186,7 @@ def evaluate_tokenizer(
     tally = ScoreTally(model, len(images), has_lpips=lpips is not None)
     stream = Stream(
         "scoring the tokenizer",
-        functools.partial(_open_scorer, model, lpips, extractor),
+        functools.partial(_open_scorer, Movable(model), Movable(lpips), Movable(extractor)),
         read=_open_reader,
         device=next(model.parameters()).device.type,
     )
@@ -197,9 +198,10 @@ def evaluate_tokenizer(
         for number, (scores, kept_B, failures) in tqdm(
             results, total=len(order.chunks), desc=stream.what, unit="batch", delay=2, leave=False
         ):
+            chunk = order.chunks[number]
+            _require_lost_here_too(failures, images, order.order_N[chunk])
             images.add_failures(failures)
             if scores is not None:
-                chunk = order.chunks[number]
                 tally.add(scores, np.arange(chunk.start, chunk.stop)[kept_B])
                 if features is not None:
                     features.update(*np.split(scores.features_BF, 2, axis=1))
@@ -213,6 +215,12 @@ def evaluate_tokenizer(
         lpips_description=getattr(lpips, "description", None),
         seen=_seen(preprocess),
     )
+
+
+def _require_lost_here_too(failures: list[Failure], images: ImageSet, indices: np.ndarray) -> None:
+    index_of = {images.ids[int(i)]: i for i in indices} if failures else {}
+    for each in failures:
+        require_lost_here_too(each, functools.partial(images.pixels, np.array([index_of[each.image_id]])))
 
 
 _Read = tuple[np.ndarray, np.ndarray, list[Failure]]
@@ -229,9 +237,11 @@ def _open_reader() -> Step:
     return read
 
 
-def _open_scorer(model: TokenizerModel, lpips: PairScore | None, extractor: FeatureExtractor | None) -> Step:
+def _open_scorer(
+    model: Movable[TokenizerModel], lpips: Movable[PairScore | None], extractor: Movable[FeatureExtractor | None]
+) -> Step:
     """What a reader returns => scores of the readable images, or None without any; and the rest as it is."""
-    scorer = BatchScorer(model, lpips, extractor, require_finite=True)
+    scorer = BatchScorer(model.content, lpips.content, extractor.content, require_finite=True)
 
     def score(read: _Read) -> tuple[BatchScores | None, np.ndarray, list[Failure]]:
         pixels_KYXC, kept_B, failures = read

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -302,12 +302,17 @@ def generate_to_folder(
     claim_place(place, PLAN, {**without_defaults(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
     files: PngFiles | ParquetFiles = kind(place, generator.spec, generator.prior.null_class not in batch.labels)
-    jobs = {job: batch.images_of(job) for job in part.indices(batch.n_jobs)}
-    n_new, mine = 0, sum(map(len, jobs.values()))
+    jobs, n_new = part.indices(batch.n_jobs), 0
+    mine = sum(len(batch.images_of(job)) for job in jobs)
     with tqdm(total=mine, desc="images", unit="img", delay=2, disable=not generator.shows_progress) as progress:
-        wanted = {job: images for job, images in jobs.items() if not files.has(images)}
-        progress.update(mine - sum(map(len, wanted.values())))
-        for drawn in _drawn(generator, batch, wanted, settings, engine or LocalEngine()):
+
+        def is_wanted(job: int) -> bool:
+            images = batch.images_of(job)
+            there = files.has(images)
+            progress.update(len(images) if there else 0)
+            return not there
+
+        for drawn in _drawn(generator, batch, filter(is_wanted, jobs), settings, engine or LocalEngine()):
             files.write(drawn)
             n_new += len(drawn.images)
             progress.update(len(drawn.images))
@@ -336,20 +341,25 @@ def _require_new(place: Place) -> None:
 
 
 def _drawn(
-    generator: BaseGenerator, batch: Batch, jobs: dict[int, range], settings: DrawSettings, engine: Engine
+    generator: BaseGenerator, batch: Batch, jobs: Iterable[int], settings: DrawSettings, engine: Engine
 ) -> Iterator[DrawnImages]:
     """The images of each job, as soon as its last group has come."""
-    groups_of = {job: _groups(generator, batch, images) for job, images in jobs.items()}
-    numbered = ((number, group) for groups in groups_of.values() for number, group in groups.items())
+    given: dict[int, dict[int, Group]] = {}
     done: dict[int, tuple[list[bytes], np.ndarray]] = {}
-    for number, result in engine.results(sampling_stream(generator, settings), numbered):
+
+    def numbered() -> Iterator[tuple[int, Group]]:
+        for job in jobs:
+            given[job] = _groups(generator, batch, batch.images_of(job))
+            yield from given[job].items()
+
+    for number, result in engine.results(sampling_stream(generator, settings), numbered()):
         done[number] = result
         job = number * batch.batch_size // batch.images_per_job
-        groups = groups_of[job]
-        if all(each in done for each in groups):
+        if all(each in done for each in given[job]):
+            groups = given.pop(job)
             results = [done.pop(each) for each in groups]
             yield DrawnImages(
-                jobs[job],
+                batch.images_of(job),
                 [content for contents, _ in results for content in contents],
                 np.concatenate([codes_BT for _, codes_BT in results]),
                 [label for group in groups.values() for label in group.labels],

@@ -13,7 +13,7 @@ from foundation.images.config import Preprocess
 from foundation.images.image_bytes import file_content
 from foundation.images.preprocess import to_pixels
 from foundation.threads import map_in_threads
-from pipeline.engines.stream import Step, Stream
+from pipeline.engines.stream import Movable, Step, Stream
 from pipeline.generation.base import BaseGenerator
 from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.requests import DrawSettings
@@ -38,14 +38,15 @@ def sampling_stream(generator: BaseGenerator, settings: DrawSettings) -> Stream:
     """A ``Group`` => contents of the image files, and (B, T) codes."""
     return Stream(
         "sampling",
-        functools.partial(_open_sampler, generator, settings),
+        functools.partial(_open_sampler, Movable(generator), settings),
         finish=functools.partial(_open_compression, generator.spec.preprocess),
         device=generator.device.type,
     )
 
 
-def _open_sampler(generator: BaseGenerator, settings: DrawSettings) -> Step:
+def _open_sampler(movable: Movable[BaseGenerator], settings: DrawSettings) -> Step:
     """A ``Group`` => (Y, X, C) pixels of its images, and their (B, T) codes."""
+    generator = movable.content
 
     @torch.no_grad()
     def sample(group: Group) -> tuple[list[np.ndarray], np.ndarray]:

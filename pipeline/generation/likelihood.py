@@ -18,10 +18,12 @@ from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
 from foundation.images.config import Preprocess
+from foundation.images.failures import Failure
 from foundation.images.preprocess import decode_any, to_unit_range
 from foundation.images.scan import content_of
 from foundation.threads import map_in_threads
-from pipeline.engines.stream import Engine, LocalEngine, Step, Stream, in_order
+from pipeline.engines.same_images import require_lost_here_too
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, grid_of, is_codes, pixels_of, read_codes
 from pipeline.generation.requests import count, require_choice, require_one_or_all
@@ -146,7 +148,7 @@ def score_files(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     stream = Stream(
         "scoring",
-        functools.partial(_open_scorer, pipe, class_label, batch_size),
+        functools.partial(_open_scorer, Movable(pipe), class_label, batch_size),
         read=functools.partial(_open_reader, pipe.tokenizer.preprocess),
         device=pipe.device.type,
     )
@@ -157,8 +159,9 @@ def score_files(
     with tqdm(total=len(paths), desc="scoring", unit="img", delay=2) as bar:
         for number, rows in results:
             for path, row in zip(batches[number], rows, strict=True):
-                if isinstance(row, str):
-                    failed.append(f"{path}: {row}")
+                if isinstance(row, Failure):
+                    require_lost_here_too(row, path.read_bytes)
+                    failed.append(f"{path}: {row.reason}")
                     continue
                 content, bits = row
                 seen = None if trained_on is None else content in trained_on
@@ -167,7 +170,7 @@ def score_files(
     return sorted(scored, key=lambda each: -each.bits), failed
 
 
-_Read = tuple[int, np.ndarray] | str
+_Read = tuple[int, np.ndarray] | Failure
 """hash and pixels of an image, or why it cannot be read"""
 
 
@@ -179,17 +182,18 @@ def _open_reader(preprocess: Preprocess) -> Step:
             image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
             return content_of(image), preprocess(image)
         except (DataError, OSError, ValueError) as error:
-            return str(error)
+            return Failure(str(path), str(error), "unavailable" if isinstance(error, OSError) else "unreadable")
 
     return lambda paths: map_in_threads(read_one, paths)
 
 
-def _open_scorer(pipe: BaseGenerator, class_label: Label | None, batch_size: int) -> Step:
-    """What was read of some files => hash and bits of each, or why it cannot be read."""
+def _open_scorer(movable: Movable[BaseGenerator], class_label: Label | None, batch_size: int) -> Step:
+    """What was read of some files => hash and bits of each, or the failure."""
+    pipe = movable.content
 
-    def score_all(read: list[_Read]) -> list[tuple[int, float] | str]:
-        bits: list[tuple[int, float] | str] = [each if isinstance(each, str) else (each[0], 0.0) for each in read]
-        images = {i: each for i, each in enumerate(read) if not isinstance(each, str)}
+    def score_all(read: list[_Read]) -> list[tuple[int, float] | Failure]:
+        bits = [each if isinstance(each, Failure) else (each[0], 0.0) for each in read]
+        images = {i: each for i, each in enumerate(read) if not isinstance(each, Failure)}
         for shape in sorted({pixels_YXC.shape[:2] for _, pixels_YXC in images.values()}):
             rows = [i for i, (_, pixels_YXC) in images.items() if pixels_YXC.shape[:2] == shape]
             pixels_BYXC = np.stack([images[i][1] for i in rows])

@@ -125,6 +125,7 @@ def test_machines_with_a_part_each_make_one_dataset_and_do_nothing_twice(
     assert done == ["train-00000", "train-00002"]
     status = export_status(RemotePlace(address, tmp_path / "status"))
     assert (status.planned, status.files_written, status.finished) == (20, 2, False) and status.failed == 1
+    assert not list((tmp_path / "status").rglob("part-*")), "a look at the progress copies no codes"
     second = opened(inputs, RemotePlace(address, tmp_path / "two"))
     assert second.take_part(Part(1, 2), wait=False, quiet=True)
     assert object_store.hashes("codes") == local == content(tmp_path / "two")

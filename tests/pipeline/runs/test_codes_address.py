@@ -9,8 +9,8 @@ from support.object_store import ObjectStore, hurry
 from support.tiny_export import content
 from support.tiny_run import TINY
 
+from foundation.codes.config import CODES_ADDRESS
 from foundation.codes.dataset import TokenDataset
-from foundation.codes.fetched import CODES_ADDRESS
 from foundation.storage.durable import file_sha256
 from pipeline.cli import main
 from pipeline.commands.runs import start_run

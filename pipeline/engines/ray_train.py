@@ -97,6 +97,11 @@ class _Driver:
         if self.task.batch_size % self.asked:
             found, fix = f"{self.asked} for batches of {self.task.batch_size}", "choose a divisor of the batch size"
             raise ConfigError("do not share batches evenly", field="--workers", found=found, fix=fix)
+        grows = self.config.address or os.environ.get("RAY_ADDRESS")
+        if not grows and self.asked > self._most():
+            what, expected = "are more than this machine holds", f"at most {self._most()}"
+            fix = "give fewer, or the --address of a larger cluster"
+            raise ConfigError(what, field="--workers", found=self.asked, expected=expected, fix=fix)
         self.seen = self.task.done()
         fix = "fewer --workers, an idle cluster, or a larger TESSERA_PROCESS_TIMEOUT"
         self.patience = Patience(lambda: self.current.wait_text(), fix, "--engine ray")

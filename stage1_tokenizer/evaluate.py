@@ -27,7 +27,6 @@ from stage1_tokenizer.image_metrics import channel_psnr, premultiplied, psnr, ss
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-PairWatcher = Callable[[torch.Tensor, torch.Tensor], None]
 _SMALL = 48
 """pixels: smaller pictures are enlarged"""
 
@@ -101,7 +100,139 @@ class TokenizerScores:
         }
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class BatchScores:
+    """What scoring some images gives, on the CPU.
+
+    Attributes:
+        values_SB: (scores, B) float64, in the order of ``score_names``, with ``lpips`` last where there is one.
+        codes_BT: (B, T) int64; None of a continuous tokenizer.
+        features_BF: (B, 2 F) float32, of each image and then of its reconstruction; None without an extractor.
+    """
+
+    values_SB: np.ndarray
+    codes_BT: np.ndarray | None
+    features_BF: np.ndarray | None
+
+
+class BatchScorer:
+    """Scores batches of images: what one process computes, whatever adds it up.
+
+    Args:
+        model: in evaluation mode, on its device.
+        lpips: see ``score_tokenizer``.
+        features: images in [-1, 1] as they are shown => (B, F) float32; None for none.
+        require_finite: refuse reconstructions that are not.
+    """
+
+    def __init__(
+        self,
+        model: TokenizerModel,
+        lpips: PairScore | None = None,
+        features: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        require_finite: bool = False,
+    ) -> None:
+        self._model, self._lpips, self._features, self._require_finite = model, lpips, features, require_finite
+        self._device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def score(self, pixels_BYXC: np.ndarray) -> BatchScores:
+        """Scores of images of one shape, uint8 or uint16 pixels; reconstructions are clamped to [-1, 1].
+
+        Raises:
+            DataError: reconstructions that are not finite, where they must be.
+        """
+        preprocess = self._model.preprocess
+        batch_BCYX = to_unit_range(pixels_BYXC).to(self._device)
+        codes = self._model.encode(batch_BCYX)
+        decoded = self._model.decode(codes).clamp(-1, 1)
+        if self._require_finite:
+            fix = "the weights are damaged or training diverged: take an earlier checkpoint"
+            finite, field = bool(torch.isfinite(decoded).all()), "the tokenizer's reconstructions"
+            DataError.unless(finite, "are not finite", field=field, found="NaN or infinity", fix=fix)
+        scores = scores_of(batch_BCYX, decoded, preprocess, self._lpips)
+        names = [*score_names(preprocess), *(["lpips"] if self._lpips is not None else [])]
+        features_BF = None
+        if self._features is not None:
+            both = [self._features(visible(each, preprocess)).cpu().numpy() for each in (batch_BCYX, decoded)]
+            features_BF = np.concatenate(both, 1)
+        return BatchScores(
+            torch.stack([scores[name].float() for name in names]).cpu().double().numpy(),
+            codes.flatten(1).cpu().numpy() if self._model.is_discrete else None,
+            features_BF,
+        )
+
+
+class ScoreTally:
+    """Scores of single images by their place in the order, and code counts.
+
+    Args:
+        model: whose images they are.
+        n_images: places.
+        has_lpips: whether the last score is LPIPS.
+    """
+
+    def __init__(self, model: TokenizerModel, n_images: int, *, has_lpips: bool) -> None:
+        self._names = [*score_names(model.preprocess), *(["lpips"] if has_lpips else [])]
+        self._values_SN, self._kept_N = np.zeros((len(self._names), n_images)), np.zeros(n_images)
+        self._counter = UsageCounter(model.layout) if model.is_discrete else None
+
+    def add(self, scores: BatchScores, places_B: np.ndarray) -> None:
+        """Take the scores of some images, whose places in the order are given."""
+        self._values_SN[:, places_B] = scores.values_SB
+        self._kept_N[places_B] = 1
+        if self._counter is not None and scores.codes_BT is not None:
+            self._counter.add(scores.codes_BT)
+
+    def scores(self, share: Share | None = None, distances: Mapping[str, float] | None = None) -> TokenizerScores:
+        """The scores of all images, of all processes.
+
+        Raises:
+            DataError: no image could be read.
+        """
+        share = share or Share()
+        kept_N = share.joined(self._kept_N).astype(bool)
+        values_SN = share.joined(self._values_SN)[:, kept_N]
+        n_images = int(kept_N.sum())
+        DataError.unless(n_images > 0, "no image could be read", field="images", found=f"0 of {len(kept_N):,}")
+        return TokenizerScores(
+            n_images,
+            dict(zip(self._names, (values_SN.sum(1) / n_images).tolist(), strict=True)),
+            () if self._counter is None else tuple(self._counter.usages(share)),
+            n_unreadable=len(kept_N) - n_images,
+            distances=distances or {},
+        )
+
+
+@dataclass(frozen=True)
+class ScoringOrder:
+    """Images in the order in which they are scored: a fixed random one, since sets are often sorted by class.
+
+    Attributes:
+        order_N: their indices.
+        chunks: of the order, each of images of one shape.
+    """
+
+    order_N: np.ndarray
+    chunks: list[slice]
+
+    @classmethod
+    def of(cls, images: ImageSet, batch_size: int, limit: int | None = None) -> ScoringOrder:
+        """The order of a set; see ``score_tokenizer``.
+
+        Raises:
+            ConfigError: a batch size below 1.
+        """
+        require(batch_size > 0, "batch_size", batch_size, "a positive number of images")
+        chosen = chosen_examples(len(images), limit)
+        order = chosen[np.random.default_rng(0).permutation(len(chosen))]
+        batches = list(batches_of_one_shape(images.buckets, order, batch_size))
+        ends = np.cumsum([len(each) for each in batches]).tolist()
+        chunks = [slice(end - len(each), end) for each, end in zip(batches, ends, strict=True)]
+        return cls(np.concatenate(batches), chunks)
+
+
 def score_tokenizer(
     model: TokenizerModel,
     images: ImageSet,
@@ -111,7 +242,6 @@ def score_tokenizer(
     share: Share | None = None,
     lpips: PairScore | None = None,
     distance: SetDistance | None = None,
-    watch: PairWatcher | None = None,
 ) -> TokenizerScores:
     """Encode and decode images of the set, unaugmented, with dropout off. Images that cannot be read are left out.
 
@@ -126,96 +256,45 @@ def score_tokenizer(
         share: of several processes, each of which calls this and gets the scores of all; None scores all here.
         lpips: ``lpips(images_BCYX, reconstructions_BCYX) -> (B,)``, on the model's device.
         distance: between the distributions of images and reconstructions; computed by process 0.
-        watch: called with each batch of images and reconstructions that this process scores, both in [-1, 1]; batches
-            come in a fixed random order, since sets are often sorted by class.
 
     Raises:
         ConfigError: a batch size below 1.
         DataError: no image could be read.
     """
-    require(batch_size > 0, "batch_size", batch_size, "a positive number of images")
-    device, share = next(model.parameters()).device, share or Share()
-    chosen = chosen_examples(len(images), limit)
-    order = chosen[np.random.default_rng(0).permutation(len(chosen))]  # ``watch`` sees a sample of the whole set
-    batches = list(batches_of_one_shape(images.buckets, order, batch_size))
-    order, ends = np.concatenate(batches), np.cumsum([len(each) for each in batches]).tolist()
-    tally = _Tally(model, len(order), lpips, distance)
-    chunks = [slice(end - len(each), end) for each, end in zip(batches, ends, strict=True)][share.rank :: share.world]
-
-    def read(chunk: slice) -> tuple[torch.Tensor, np.ndarray]:
-        pixels_KYXC, kept_B = images.readable(order[chunk])
-        return to_unit_range(pixels_KYXC), kept_B
-
+    share, order = share or Share(), ScoringOrder.of(images, batch_size, limit)
+    scorer = BatchScorer(model, lpips, None if distance is None else distance.features)
+    tally = ScoreTally(model, len(order.order_N), has_lpips=lpips is not None)
+    chunks, places, features = order.chunks[share.rank :: share.world], list[np.ndarray](), list[np.ndarray]()
     was_training = model.training
     model.eval()
     try:
         with tqdm(total=len(chunks), desc="scoring the tokenizer", unit="batch", delay=2, leave=False) as progress:
-            for chunk, (images_KCYX, kept_B) in read_ahead(read, chunks):
+            for chunk, (pixels_KYXC, kept_B) in read_ahead(lambda chunk: images.readable(order.order_N[chunk]), chunks):
                 if kept_B.any():
-                    batch, decoded = tally.add(images_KCYX.to(device), np.arange(chunk.start, chunk.stop)[kept_B])
-                    if watch is not None:
-                        watch(batch, decoded)
+                    scores = scorer.score(pixels_KYXC)
+                    places.append(np.arange(chunk.start, chunk.stop)[kept_B])
+                    tally.add(scores, places[-1])
+                    if scores.features_BF is not None:
+                        features.append(scores.features_BF)
                 progress.update()
     finally:
         model.train(was_training)
-    return tally.scores(share)
+    return tally.scores(share, None if distance is None else _distances(distance, places, features, share))
 
 
-class _Tally:
-    """Scores of single images by their place in the order, and code counts."""
-
-    def __init__(
-        self, model: TokenizerModel, n_images: int, lpips: PairScore | None, distance: SetDistance | None
-    ) -> None:
-        self._model, self._lpips, self._distance = model, lpips, distance
-        self._names = [*score_names(model.preprocess), *(["lpips"] if lpips is not None else [])]
-        self._values_SN, self._kept_N = np.zeros((len(self._names), n_images)), np.zeros(n_images)
-        self._counter = UsageCounter(model.layout) if model.is_discrete else None
-        self._places: list[np.ndarray] = []
-        self._features: list[np.ndarray] = []
-
-    def add(self, batch_BCYX: torch.Tensor, places_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score some images, whose places in the order are given; returns them with their reconstructions."""
-        codes = self._model.encode(batch_BCYX)
-        decoded = self._model.decode(codes).clamp(-1, 1)
-        scores = scores_of(batch_BCYX, decoded, self._model.preprocess, self._lpips)
-        scores_SB = torch.stack([scores[name].float() for name in self._names])
-        self._values_SN[:, places_B] = scores_SB.cpu().double().numpy()
-        self._kept_N[places_B] = 1
-        if self._counter is not None:
-            self._counter.add(codes.flatten(1).cpu().numpy())
-        if self._distance is not None:
-            seen = [visible(each, self._model.preprocess) for each in (batch_BCYX, decoded)]
-            both = [self._distance.features(each).cpu().numpy() for each in seen]
-            self._places.append(places_B)
-            self._features.append(np.concatenate(both, 1))
-        return batch_BCYX, decoded
-
-    def scores(self, share: Share) -> TokenizerScores:
-        """The scores of all processes."""
-        kept_N = share.joined(self._kept_N).astype(bool)
-        values_SN = share.joined(self._values_SN)[:, kept_N]
-        n_images = int(kept_N.sum())
-        DataError.unless(n_images > 0, "no image could be read", field="images", found=f"0 of {len(kept_N):,}")
-        return TokenizerScores(
-            n_images,
-            dict(zip(self._names, (values_SN.sum(1) / n_images).tolist(), strict=True)),
-            () if self._counter is None else tuple(self._counter.usages(share)),
-            n_unreadable=len(kept_N) - n_images,
-            distances={} if self._distance is None else self._distances(self._distance, share),
-        )
-
-    def _distances(self, distance: SetDistance, share: Share) -> dict[str, float]:
-        """Figures of all processes' features in the order of the images, computed by process 0."""
-        width = 2 * distance.n_features
-        places_N = np.concatenate([*self._places, np.empty(0, np.int64)])
-        features_NF = np.concatenate([*self._features, np.empty((0, width), np.float32)])
-        order = np.argsort(np.concatenate(share.rows_of_all(places_N[:, None]))[:, 0])
-        all_NF = np.concatenate(share.rows_of_all(features_NF))[order]
-        figures = dict.fromkeys(distance.names, 0.0)
-        if share.rank == 0:
-            figures = distance.figures(*np.split(all_NF, 2, axis=1))
-        return {name: share.decided(figures[name]) for name in distance.names}
+def _distances(
+    distance: SetDistance, places: list[np.ndarray], features: list[np.ndarray], share: Share
+) -> dict[str, float]:
+    """Figures of all processes' features in the order of the images, computed by process 0."""
+    width = 2 * distance.n_features
+    places_N = np.concatenate([*places, np.empty(0, np.int64)])
+    features_NF = np.concatenate([*features, np.empty((0, width), np.float32)])
+    order = np.argsort(np.concatenate(share.rows_of_all(places_N[:, None]))[:, 0])
+    all_NF = np.concatenate(share.rows_of_all(features_NF))[order]
+    figures = dict.fromkeys(distance.names, 0.0)
+    if share.rank == 0:
+        figures = distance.figures(*np.split(all_NF, 2, axis=1))
+    return {name: share.decided(figures[name]) for name in distance.names}
 
 
 def score_names(preprocess: Preprocess) -> list[str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from foundation.codes.dataset import TokenDataset
-from foundation.codes.spec import CodeSlot, CodeSpec, code_positions
+from foundation.codes.spec import CodeSlot, CodeSpec, code_positions, require_codes
 from foundation.codes.usage import UsageCounter, summarize
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
@@ -174,7 +174,90 @@ class PriorScores:
         return total / self.spec.n_codes
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class CodeBatch:
+    """Codes to score.
+
+    Attributes:
+        codes_BT: (B, T).
+        labels_B: class numbers; None of codes without classes.
+        grids_B: shape of each image; None where there is one.
+    """
+
+    codes_BT: np.ndarray
+    labels_B: np.ndarray | None
+    grids_B: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows of a token dataset that are scored, in chunks.
+
+    Attributes:
+        codes: the dataset.
+        rows_N: indices of the rows.
+        labels_N: their classes; None without any.
+        grids_N: their shapes, 0 where there is one.
+        batch_size: rows of a chunk; the last one may have fewer.
+        has_shapes: whether there are several shapes.
+    """
+
+    codes: TokenDataset
+    rows_N: np.ndarray
+    labels_N: np.ndarray | None
+    grids_N: np.ndarray
+    batch_size: int
+    has_shapes: bool
+
+    @classmethod
+    def of(cls, codes: TokenDataset, spec: CodeSpec, batch_size: int, limit: int | None = None) -> ScoredRows:
+        """The rows to score; see ``score_prior``.
+
+        Raises:
+            DataError: there are no codes.
+        """
+        if len(codes.codes_NT) == 0:
+            raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
+        rows_N = chosen_examples(len(codes.codes_NT), limit)
+        labels = codes.labels_N if spec.class_names else None
+        labels_N = None if labels is None else np.asarray(labels)[rows_N]
+        return cls(codes, rows_N, labels_N, _grids_of(codes, spec, rows_N), batch_size, spec.n_grids > 1)
+
+    def batch(self, chunk: slice) -> CodeBatch:
+        """The codes of a chunk."""
+        labels_B = None if self.labels_N is None else self.labels_N[chunk]
+        grids_B = self.grids_N[chunk] if self.has_shapes else None
+        return CodeBatch(np.asarray(self.codes.codes_NT[self.rows_N[chunk]]), labels_B, grids_B)
+
+
+class PriorTally:
+    """Adds up the likelihoods of chunks, in the order of the rows, whatever the order in which they come."""
+
+    def __init__(self, rows: ScoredRows, spec: CodeSpec) -> None:
+        self._rows, self._spec, self._counter = rows, spec, UsageCounter(spec)
+        n_images = len(rows.rows_N)
+        self._nats_CGT = np.zeros((-(-n_images // rows.batch_size), spec.n_grids, spec.n_codes))
+        self._nats_N = np.zeros(n_images)
+
+    def add(self, chunk: slice, codes_BT: np.ndarray, nats_BT: np.ndarray) -> None:
+        """Take the codes of a chunk and their (B, T) float64 nats."""
+        self._counter.add(codes_BT)
+        self._nats_N[chunk] = nats_BT.sum(1)
+        for grid, places in grouped(self._rows.grids_N[chunk]):
+            self._nats_CGT[chunk.start // self._rows.batch_size, grid] = nats_BT[places].sum(0)
+
+    def scores(self, share: Share | None = None) -> PriorScores:
+        """The scores of all rows, of all processes."""
+        share, rows, spec = share or Share(), self._rows, self._spec
+        nats_GT, n_images = share.joined(self._nats_CGT).sum(0), len(rows.rows_N)
+        nats_N = share.joined(self._nats_N)
+        classes = () if rows.labels_N is None else _by_class(spec, rows.labels_N, nats_N)
+        occurring = grouped(rows.grids_N) if spec.n_grids > 1 else []
+        grids = {grid: GridScore(len(places), nats_GT[grid] / len(places)) for grid, places in occurring}
+        bits = summarize(self._counter.usages(share)).entropy_bits
+        return PriorScores(spec, n_images, nats_GT.sum(0) / n_images, classes, bits, grids)
+
+
 def score_prior(
     prior: PriorModel,
     validation: TokenDataset,
@@ -200,40 +283,19 @@ def score_prior(
     Raises:
         DataError: there are no codes, or they do not fit the prior's.
     """
-    spec, share = prior.spec, share or Share()
-    if len(validation.codes_NT) == 0:
-        raise DataError("there are no codes to score", field="validation", found=0, expected="one image or more")
-    chosen_N = chosen_examples(len(validation.codes_NT), limit)
-    labels = validation.labels_N if spec.class_names else None
-    labels_N = None if labels is None else np.asarray(labels)[chosen_N]
-    chunks, n_chunks = share.chunks(len(chosen_N), batch_size), -(-len(chosen_N) // batch_size)
-    nats_CGT, nats_N = np.zeros((n_chunks, spec.n_grids, spec.n_codes)), np.zeros(len(chosen_N))
-    grids_N, counter = _grids_of(validation, spec, chosen_N), UsageCounter(spec)
-
-    def read(chunk: slice) -> np.ndarray:
-        return np.asarray(validation.codes_NT[chosen_N[chunk]])
-
+    share, rows = share or Share(), ScoredRows.of(validation, prior.spec, batch_size, limit)
+    tally, chunks = PriorTally(rows, prior.spec), share.chunks(len(rows.rows_N), batch_size)
     was_training = prior.training
     prior.eval()
     try:
         with tqdm(total=len(chunks), desc="scoring the prior", unit="batch", delay=2, leave=False) as progress:
-            for chunk, codes_BT in read_ahead(read, chunks):
-                counter.add(codes_BT)
+            for chunk, batch in read_ahead(rows.batch, chunks):
                 with arithmetic():
-                    labels_B = None if labels_N is None else labels_N[chunk]
-                    nats_BT = _nats(prior, codes_BT, labels_B, grids_N[chunk] if spec.n_grids > 1 else None)
-                nats_N[chunk] = nats_BT.sum(1)
-                for grid, rows in grouped(grids_N[chunk]):
-                    nats_CGT[chunk.start // batch_size, grid] = nats_BT[rows].sum(0)
+                    tally.add(chunk, batch.codes_BT, nats_of(prior, batch))
                 progress.update()
     finally:
         prior.train(was_training)
-    nats_GT, n_images = share.joined(nats_CGT).sum(0), len(chosen_N)
-    classes = () if labels_N is None else _by_class(spec, labels_N, share.joined(nats_N))
-    occurring = grouped(grids_N) if spec.n_grids > 1 else []
-    grids = {grid: GridScore(len(rows), nats_GT[grid] / len(rows)) for grid, rows in occurring}
-    bits = summarize(counter.usages(share)).entropy_bits
-    return PriorScores(spec, n_images, nats_GT.sum(0) / n_images, classes, bits, grids)
+    return tally.scores(share)
 
 
 def _grids_of(codes: TokenDataset, spec: CodeSpec, chosen_N: np.ndarray) -> np.ndarray:
@@ -260,16 +322,21 @@ def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.nda
     return [(slot, bits_T[slot_T == i].reshape(shapes[i])) for i, slot in enumerate(spec.slots)]
 
 
-def _nats(
-    prior: PriorModel, codes_BT: np.ndarray, labels_B: np.ndarray | None, grids_B: np.ndarray | None
-) -> np.ndarray:
-    """(B, T) float64."""
+@torch.no_grad()
+def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
+    """Negative log-likelihood of each code, (B, T) float64, of a prior in evaluation mode.
+
+    Raises:
+        DataError: codes that do not fit the prior's.
+    """
+    require_codes(batch.codes_BT, prior.spec)
+    labels_B = batch.labels_B
     if labels_B is None or not prior.n_classes:
-        labels_B = np.full(len(codes_BT), prior.null_class)
+        labels_B = np.full(len(batch.codes_BT), prior.null_class)
     device = prior.head.weight.device
-    tokens = torch.from_numpy(codes_BT.astype(np.int64)).to(device)
+    tokens = torch.from_numpy(batch.codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
-    grids = None if grids_B is None else torch.from_numpy(grids_B).to(device)
+    grids = None if batch.grids_B is None else torch.from_numpy(batch.grids_B).to(device)
     return prior.nll(tokens, labels, grids).cpu().double().numpy()
 
 

@@ -6,8 +6,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from support.parity_fixtures import PARITY
 from support.photographs import write_photographs
 from support.skips import WINDOWS, needs_unix, skips_by_reason
 from support.tiny_run import TINY
+
+if TYPE_CHECKING:
+    from support.object_store import ObjectStore
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -133,3 +137,21 @@ def mixed_folder(tmp_path: Path) -> Path:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ObjectStore]:
+    """An S3 server that runs here; tests take a bucket of it, ``object_store``."""
+    from support.object_store import running_server
+
+    with running_server() as store:
+        yield store
+
+
+@pytest.fixture
+def object_store(s3_server: ObjectStore) -> Iterator[ObjectStore]:
+    """A new bucket of an S3 server that fails as it is told to."""
+    from support.object_store import bucket_of
+
+    with bucket_of(s3_server) as store:
+        yield store

@@ -7,6 +7,7 @@ not depend on the process, the worker or the moment. planned = used + failed.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from foundation.images.depth import require_white
 from foundation.images.failures import Failure, failure_of, named
 from foundation.images.preprocess import to_unit_range
 from foundation.images.scan import scan
-from foundation.images.sources import ImageSource, SubsetSource, open_sources
+from foundation.images.sources import ImageSource, SubsetSource, open_sources, require_here, some_images
 from foundation.images.split import held_out
 from foundation.images.windowed import order_settings, windowed_order
 from foundation.randomness import DataOrder, Order, uniforms
@@ -163,6 +164,25 @@ class ImageSet:
         if pixels_BYXC is None:
             pixels_BYXC = np.stack(map_in_threads(self._decode_or_replace, indices))
         return {"images": torch.from_numpy(augmented(pixels_BYXC, *draws))}
+
+    def some(self, indices: np.ndarray) -> ImageSet:
+        """Some of the images, to be read by another process, which gets neither the list of all nor their pixels."""
+        chosen = copy.copy(self)
+        chosen.ids, chosen.labels = [self.ids[int(i)] for i in indices], None
+        chosen.buckets = None if self.buckets is None else self.buckets[indices]
+        chosen._source, chosen._max_failed_share = some_images(self._source, indices), 1.0
+        chosen.in_memory, chosen._pixels, chosen._is_decoded = False, None, np.zeros(0, bool)
+        chosen._failures = {name: self._failures[name] for name in chosen.ids if name in self._failures}
+        chosen._found = deque()
+        return chosen
+
+    def require_here(self) -> None:
+        """See ``sources.require_here``.
+
+        Raises:
+            DataError: this machine lacks what holds the images.
+        """
+        require_here(self._source)
 
     def order(self, seed: int, batch_size: int) -> Order:
         """The order of training: windowed where images lie in archives or row groups, see ``windowed_order``; of

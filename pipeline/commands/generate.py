@@ -11,6 +11,7 @@ from foundation.errors import ConfigError, DataError
 from pipeline.commands.options import (
     ClassLabel,
     Device,
+    EngineGroup,
     Extractor,
     GeneratorName,
     Many,
@@ -27,10 +28,12 @@ from pipeline.commands.options import (
     output_picture,
     read_path,
 )
+from pipeline.engines.config import EngineConfig
 from pipeline.generation.options import Speed
-from pipeline.output_files import Outputs, require_place
+from pipeline.output_files import Outputs, output_place
 
 if TYPE_CHECKING:
+    from pipeline.engines.stream import Engine
     from pipeline.generation.generator import ImageGenerator
     from pipeline.generation.streaming import PartialImages
 
@@ -51,6 +54,7 @@ def sample(
     picture: PictureGroup = Picture(),
     many: ManyGroup = Many(),
     speed: SpeedGroup = Speed(),
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Sample new images from a finished run.
 
@@ -64,6 +68,9 @@ def sample(
         what, fix = "cannot be used with --count or --partial", "give --num-images-per-label, for any number of codes"
         raise ConfigError(what, field="--output-type", found=output_type, fix=fix)
     many.require_use()
+    if many.count is None and engine.engine != "local":
+        fix = "give --count, the number of images in all"
+        raise ConfigError("has no effect without --count", field="--engine", found=engine.engine, fix=fix)
     if many.count is not None and (num_images_per_label != 1 or picture.height or picture.width or picture.partial):
         what = "cannot be used with --num-images-per-label, --height, --width or --partial"
         raise ConfigError(what, field="--count", found=many.count, fix="leave them out")
@@ -72,6 +79,7 @@ def sample(
         raise ConfigError(what, field="--partial", found=True, fix="leave it or them out")
 
     from foundation.config import to_dict
+    from pipeline.engines.open import open_engine
     from pipeline.generation.requests import seeds_of
     from pipeline.runs.models import open_generator
 
@@ -79,10 +87,12 @@ def sample(
     labels: list[str] | list[int] | None = class_labels or [*generator.labels.values()] or None
     options = sampling.given()
     if many.count is not None:
-        folder = Path(out or _NEW)
-        require_place(folder)
+        folder = out or _NEW
+        output_place(folder)
         grid = None if picture.aspect is None else generator.grid_of(picture.aspect)
-        _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0, grid)
+        options |= {"best_of": picture.best_of}
+        with open_engine(engine, None if many.part == Many.part else many.part) as found:
+            _sample_many(generator, folder, labels, options, many, seed or 0, grid, found)
         return
     if many.batch_size is not None:
         options["batch_size"] = many.batch_size
@@ -158,12 +168,13 @@ def _sample_codes(
 
 def _sample_many(
     generator: ImageGenerator,
-    folder: Path,
+    folder: str,
     labels: list[str] | list[int] | None,
     options: Any,
     many: Many,
     seed: int,
     grid: int | None,
+    engine: Engine | None,
 ) -> None:
     from pipeline.generation.bulk import Batch, generate_to_folder
     from pipeline.work_sharing import Part
@@ -178,7 +189,7 @@ def _sample_many(
         images_per_file=many.images_per_file,
         grid=grid if len(generator.shapes) > 1 else None,
     )
-    done = generate_to_folder(generator, folder, batch, Part.parse(many.part, "--part"), options=options)
+    done = generate_to_folder(generator, folder, batch, Part.parse(many.part, "--part"), options=options, engine=engine)
     rate = f", {done.n_new / done.seconds:,.1f} a second" if done.n_new else ""
     print(f"{done.n_new:,} new images in {folder} in {done.seconds:.1f} s{rate}; {done.n_there:,} were there")
     if done.n_missing:

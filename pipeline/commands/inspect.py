@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pipeline.commands.options import (
     ClassLabel,
     Device,
+    EngineGroup,
     GeneratorName,
     Images,
     RunName,
@@ -19,6 +20,7 @@ from pipeline.commands.options import (
     output_folder,
     report_unusable,
 )
+from pipeline.engines.config import EngineConfig
 from pipeline.evaluation.run import Judges, Part, Split
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def evaluate(
     out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
     device: Device = "auto",
     judges: Annotated[Judges, group("Networks")] = Judges(),
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Evaluate a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
 
@@ -78,9 +81,11 @@ def evaluate(
         stage: what to evaluate; all is what the run has
         split: the images to evaluate on
     """
+    from pipeline.engines.open import open_engine
     from pipeline.evaluation.run import evaluate_run
 
-    evaluate_run(run, part=stage, judges=judges, split=split, device=device, json_file=out)
+    with open_engine(engine) as found:
+        evaluate_run(run, part=stage, judges=judges, split=split, device=device, json_file=out, engine=found)
 
 
 def score(
@@ -91,8 +96,10 @@ def score(
     class_label: ClassLabel = None,
     out: Annotated[str | None, out_option("also write the list to this file, .csv or .json")] = None,
     device: Device = "auto",
+    engine: EngineGroup = EngineConfig(),
 ) -> None:
     """List images from the least to the most likely under a run's prior."""
+    from pipeline.engines.open import open_engine
     from pipeline.generation.likelihood import score_files
     from pipeline.image_files import files_below
     from pipeline.output_files import output_at
@@ -108,7 +115,8 @@ def score(
     folder = RunFolder(Path(run))
     listing = run_listing(folder) if folder.recipe.is_file() else None
     seen = None if listing is None else trained_on(folder, listing) or None
-    scored, failed = score_files(generator, paths, class_label, trained_on=seen)
+    with open_engine(engine) as found:
+        scored, failed = score_files(generator, paths, class_label, trained_on=seen, engine=found)
     report_unusable(failed, scored)
     print(f"{'bits':>10}  {'per code':>8}  image, the least likely first")
     for each in scored:

@@ -7,7 +7,7 @@ batches are given out file by file, and a file is written once its last batch ha
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from foundation.errors import ContractError, DataError
+from foundation.errors import ContractError
 from foundation.images.config import Preprocess
 from foundation.images.failures import Failure
 from foundation.images.sources import ImageSource, require_here, some_images
@@ -24,11 +24,9 @@ from foundation.training.arithmetic import Arithmetic
 from pipeline.encoding.encoder import BatchEncoder, Decoded, read_views
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import PlannedShard
+from pipeline.engines.same_images import require_lost_here_too
 from pipeline.engines.stream import Engine, PackedFolder, Step, Stream
 from stage1_tokenizer.canary import load_checked
-
-_MAY_DIFFER = ("vanished", "forbidden", "not_a_file", "unavailable", "missing")
-"""codes of failures that one machine may meet and another not"""
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,21 @@ def encode_on(engine: Engine, export: Export, *, quiet: bool = False) -> None:
     """
     missing = [each for each in export.shards if not export.is_written(each)]
     given: dict[int, tuple[PlannedShard, list[int]]] = {}
+    n_batches: dict[str, int] = {}
     opened: dict[str, _OpenShard] = {}
     n_there = export.plan.n_images - sum(each.n_images for each in missing)
-    results = engine.results(_stream(export), _batches(export, missing, given, opened))
+    results = engine.results(_stream(export), _batches(export, missing, given, n_batches))
     with tqdm(total=export.plan.n_images, initial=n_there, desc="encoding", unit="img", delay=2, disable=quiet) as bar:
         for number, (codes_VBT, failures) in results:
             planned, numbers = given.pop(number)
+            if planned.name not in opened:
+                shape = (len(planned.views), planned.n_images, export.spec.n_codes)
+                opened[planned.name] = _OpenShard(planned, np.zeros(shape, np.int64), n_batches.pop(planned.name))
             shard = opened[planned.name]
-            shard.failures |= {numbers[i]: each for i, each in failures.items()}
-            _require_lost_here_too(export.sources[planned.split], {numbers[i]: each for i, each in failures.items()})
+            failed = {numbers[i]: each for i, each in failures.items()}
+            for n, each in failed.items():
+                require_lost_here_too(each, functools.partial(export.sources[planned.split].read, n))
+            shard.failures |= failed
             columns = [n - planned.start for i, n in enumerate(numbers) if i not in failures]
             shard.codes_VNT[:, columns] = codes_VBT
             shard.n_left -= 1
@@ -97,39 +101,20 @@ def _batches(
     export: Export,
     missing: list[PlannedShard],
     given: dict[int, tuple[PlannedShard, list[int]]],
-    opened: dict[str, _OpenShard],
+    n_batches: dict[str, int],
 ) -> Iterator[tuple[int, ImageBatch]]:
-    """The batches of the missing files, each noted as given out."""
+    """The batches of the missing files, each noted as given out, and their number by file."""
     count = 0
     for planned in missing:
         source, split = export.sources[planned.split], export.plan.splits[planned.split]
         batches = list(export.encoder.numbers(planned, range(planned.start, planned.stop)))
-        shape = (len(planned.views), planned.n_images, export.spec.n_codes)
-        opened[planned.name] = _OpenShard(planned, np.zeros(shape, np.int64), len(batches))
+        n_batches[planned.name] = len(batches)
         for numbers in batches:
             names = [split.image_ids[n] for n in numbers]
             grid = None if split.grids is None else int(split.grids[numbers[0]])
             given[count] = planned, numbers
             yield count, ImageBatch(some_images(source, np.array(numbers)), names, planned.views, grid)
             count += 1
-
-
-def _require_lost_here_too(source: ImageSource, failures: Mapping[int, Failure]) -> None:
-    """Refuse failures of images that this machine can read: the worker's machine lacks them.
-
-    Raises:
-        DataError: naming the image.
-    """
-    for number, failure in failures.items():
-        if failure.code not in _MAY_DIFFER:
-            continue
-        try:
-            source.read(number)
-        except Exception:  # decoders raise any exception; it is lost here too
-            continue
-        fix = "let every machine see the same images under the same path, then run the same command again"
-        what = "a worker cannot read it, and this machine can"
-        raise DataError(what, field=failure.image_id, found=f"{failure.code}: {failure.reason}", fix=fix)
 
 
 def _stream(export: Export) -> Stream:

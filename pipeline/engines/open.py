@@ -12,13 +12,12 @@ from pipeline.engines.stream import Engine
 
 
 @contextlib.contextmanager
-def open_engine(config: EngineConfig, part: str | None = None, part_option: str = "--part") -> Iterator[Engine | None]:
+def open_engine(config: EngineConfig, part: str | None = None) -> Iterator[Engine | None]:
     """The engine, connected while the context lasts; None for this process alone.
 
     Args:
         config: as it was asked for.
-        part: share of the work that this process was asked to do; only without an engine.
-        part_option: the option's name.
+        part: share of the work that this process was asked to do with ``--part``; only without an engine.
 
     Raises:
         ConfigError: Ray is not installed, its cluster does not answer, or several processes were started to use it.
@@ -27,7 +26,7 @@ def open_engine(config: EngineConfig, part: str | None = None, part_option: str 
         yield None
         return
     fix = "leave it out: the engine shares out the work"
-    ConfigError.unless(part is None, "has no effect with --engine ray", field=part_option, found=part, fix=fix)
+    ConfigError.unless(part is None, "has no effect with --engine ray", field="--part", found=part, fix=fix)
     require_one_process()
     from pipeline.engines.ray_cluster import ray_cluster
     from pipeline.engines.ray_data import RayEngine

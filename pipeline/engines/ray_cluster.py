@@ -71,6 +71,7 @@ def ray_cluster(address: str | None, *, show_output: bool = False) -> Iterator[A
         ConfigError.unless(same, f"this process is connected to {there}", field="--address", found=address, fix=fix)
         yield ray
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of Ray Data's own ways; errors are raised
     how: dict[str, Any] = {"log_to_driver": show_output, "logging_level": "error"}
     if given is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -21,7 +21,7 @@ from foundation.errors import Interrupted, TesseraError, one_line
 from foundation.training.stop_signal import StopSignal
 from pipeline.engines.ray_cluster import nodes, resources_text
 from pipeline.engines.ray_shares import Shares, shares_of
-from pipeline.engines.ray_worker import StepActor, packed, ship, unpacked
+from pipeline.engines.ray_worker import ACTORS, packed, ship, unpacked
 from pipeline.engines.stream import Stream
 from pipeline.engines.waiting import Patience
 
@@ -32,7 +32,7 @@ _HELD = 4
 """results that wait for the caller"""
 _STANDSTILL = 60.0
 """seconds without a result after which an execution whose nodes have changed starts again"""
-_POLL = 0.5
+_POLL, _JOIN = 0.5, 5.0
 _FIX = "ray status shows what holds the resources; start nodes, or give fewer --workers; what is written stays"
 
 
@@ -51,14 +51,14 @@ class RayEngine:
 
     def results(self, stream: Stream, batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """See ``pipeline.engines.stream.Engine``."""
-        shipped = None
         with StopSignal() as stop:
+            shipped: dict[str, bytes] = {}
             for window in _windows(batches):
-                shipped = shipped or ship(stream)
+                shipped = shipped or {step: ship(getattr(stream, step)) for step in stream.steps}
                 yield from self._results_of(stream, shipped, window, stop)
 
     def _results_of(
-        self, stream: Stream, shipped: bytes, missing: dict[int, pa.Table], stop: StopSignal
+        self, stream: Stream, shipped: dict[str, bytes], missing: dict[int, pa.Table], stop: StopSignal
     ) -> Iterator[tuple[int, Any]]:
         """The results of some batches, by as many executions as it takes."""
         patience = Patience(lambda: self._waits_for(stream, shares), _FIX, stream.what)
@@ -119,7 +119,9 @@ class _Execution:
         reason: why it failed, in one line; empty if it has not.
     """
 
-    def __init__(self, ray: Any, stream: Stream, shipped: bytes, shares: Shares, tables: list[pa.Table]) -> None:
+    def __init__(
+        self, ray: Any, stream: Stream, shipped: dict[str, bytes], shares: Shares, tables: list[pa.Table]
+    ) -> None:
         import torch
 
         self.is_over, self.reason = False, ""
@@ -129,9 +131,9 @@ class _Execution:
         context = dataset.context
         context.enable_progress_bars, context.print_on_execution_start = False, False
         for step in stream.steps:
-            how = {"stream": shipped, "step": step, "threads": torch.get_num_threads()}
+            how = {"step": shipped[step], "threads": torch.get_num_threads()}
             dataset = dataset.map_batches(
-                StepActor,
+                ACTORS[step],
                 batch_size=1,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
@@ -148,12 +150,9 @@ class _Execution:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        while self._thread.is_alive() and not self.is_over:
-            with contextlib.suppress(queue.Empty):
-                self._results.get_nowait()
+        if not self.is_over:
             self._end()
-            self._thread.join(_POLL)
-            break
+        self._thread.join(_JOIN)
 
     def next_table(self) -> pa.Table | None:
         """The next result; None if none has come for a moment, or no more come."""
@@ -170,18 +169,19 @@ class _Execution:
         last: Exception | None = None
         try:
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-                for row in range(len(table)):
-                    self._put(table.slice(row, 1))
+                if not all(self._put(table.slice(row, 1)) for row in range(len(table))):
+                    return
         except Exception as error:
             last = error
         self._put(last)
 
-    def _put(self, found: pa.Table | Exception | None) -> None:
+    def _put(self, found: pa.Table | Exception | None) -> bool:
+        """Hand a result over; False if nobody wants it any more."""
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._results.put(found, timeout=_POLL)
-                return
-        raise SystemExit  # ends this thread alone
+                return True
+        return False
 
     def _end(self) -> None:
         """Stop Ray Data's own thread: it offers no way to end an execution that brings no results."""

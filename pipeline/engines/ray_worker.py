@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
 from foundation.errors import TesseraError
 from foundation.threads import prepare_openmp
-from pipeline.engines.stream import Stream
+from pipeline.engines.stream import Step
 
 _SCHEMA = pa.schema([("number", pa.int64()), ("refused", pa.bool_()), ("content", pa.large_binary())])
 
@@ -26,33 +27,32 @@ def unpacked(table: pa.Table) -> tuple[int, Any, bool]:
     return table["number"][0].as_py(), content, table["refused"][0].as_py()
 
 
-def ship(stream: Stream) -> bytes:
-    """Put a stream into the cluster's memory, where each machine fetches it once; what ``StepActor`` takes."""
+def ship(step: Callable[[], Step]) -> bytes:
+    """Put what opens a step into the cluster's memory, where each machine fetches it once; what ``StepActor`` takes."""
     import ray
 
-    return ray.cloudpickle.dumps(ray.put(stream))  # type: ignore[no-any-return]  # as a value: Ray warns of references
+    return ray.cloudpickle.dumps(ray.put(step))  # type: ignore[no-any-return]  # as a value: Ray warns of references
 
 
 class StepActor:
     """Opens a step once, and does it for each batch. An error that says what to do travels on as the batch's result.
 
     Args:
-        stream: what ``ship`` returned.
-        step: name of the step.
+        step: what ``ship`` returned.
         threads: that torch computes with: as many as in the process that started the work, since sums depend on it.
     """
 
-    def __init__(self, stream: bytes, step: str, threads: int) -> None:
-        prepare_openmp()  # before the stream brings torch
+    def __init__(self, step: bytes, threads: int) -> None:
+        prepare_openmp()  # before the step brings torch
         import ray
 
         self._error: TesseraError | None = None
         try:
-            opened = ray.get(ray.cloudpickle.loads(stream))
+            open_step: Callable[[], Step] = ray.get(ray.cloudpickle.loads(step))
             import torch
 
             torch.set_num_threads(threads)
-            self._do = getattr(opened, step)()
+            self._do = open_step()
         except TesseraError as error:
             self._error = error
 
@@ -67,3 +67,18 @@ class StepActor:
             return packed(number, self._do(content))
         except TesseraError as error:
             return packed(number, error, refused=True)
+
+
+class ReadActor(StepActor):
+    """Does ``read``; the name is what Ray and ``ps`` show."""
+
+
+class ComputeActor(StepActor):
+    """Does ``compute``."""
+
+
+class FinishActor(StepActor):
+    """Does ``finish``."""
+
+
+ACTORS = {"read": ReadActor, "compute": ComputeActor, "finish": FinishActor}

@@ -7,12 +7,13 @@ functions that are small to pickle; weights travel as the files of a folder.
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -92,6 +93,40 @@ def in_order(results: Iterable[tuple[int, Any]], numbers: Iterable[int]) -> Iter
         while expected in early:
             yield expected, early.pop(expected)
             expected = next(wanted, None)
+
+
+T = TypeVar("T")
+
+
+class Movable(Generic[T]):
+    """A model, or anything with ``to(device)``, that arrives in another process on that process's first device.
+
+    Attributes:
+        content: the model; None and functions stay as they are.
+    """
+
+    def __init__(self, content: T) -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        content: Any = self.content
+        device = _device_of(content)
+        if device is None or device == "cpu":
+            return Movable, (content,)
+        return _arrived, (copy.deepcopy(content).to("cpu"), device)
+
+
+def _arrived(content: Any, device: str) -> Movable[Any]:
+    return Movable(content.to(device))
+
+
+def _device_of(content: Any) -> str | None:
+    """Kind of device of a model or generator; None of something else."""
+    if hasattr(content, "parameters"):
+        first = next(content.parameters(), None)
+        return None if first is None else str(first.device.type)
+    device = getattr(content, "device", None)
+    return None if device is None else str(getattr(device, "type", device))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
@@ -19,9 +21,11 @@ from foundation.errors import CheckpointError
 from foundation.images.buckets import grouped
 from foundation.storage import durable
 from foundation.storage.serialization import REPAIR, read_json
+from foundation.training.shares import Share
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream
 from pipeline.runs.folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
-from stage2_prior.evaluate import PriorScores, score_prior
+from stage2_prior.evaluate import PriorScores, PriorTally, ScoredRows, nats_of
 from stage2_prior.prior import PriorModel
 
 _CLASSES_SHOWN = 3
@@ -126,7 +130,13 @@ class PriorEvaluation:
 
 
 def evaluate_prior(
-    prior: PriorModel, codes: TokenDataset, train: TokenDataset, split: str, *, batch_size: int = 256
+    prior: PriorModel,
+    codes: TokenDataset,
+    train: TokenDataset,
+    split: str,
+    *,
+    batch_size: int = 256,
+    engine: Engine | None = None,
 ) -> PriorEvaluation:
     """Score a prior and two count models of the training codes on every row of a split.
 
@@ -136,13 +146,14 @@ def evaluate_prior(
         train: training split.
         split: name of ``codes``.
         batch_size: images in a batch.
+        engine: scores the batches; None scores them in this process.
 
     Raises:
         ContractError: the prior was trained on other codes.
     """
     for dataset in (codes, train):
         require_same_codes(prior.spec, dataset.spec, owner="the prior", other="the token dataset")
-    scores = score_prior(prior, codes, batch_size=batch_size)
+    scores = _scores(prior, codes, batch_size, engine or LocalEngine())
     counted = [_count(*rows, scores) for rows in _of_one_shape(codes, train)]
     shares = np.array([each.n_images for each in counted]) / len(codes)
     return PriorEvaluation(
@@ -152,6 +163,22 @@ def evaluate_prior(
         neighbour_bits=float(shares @ [each.neighbour_bits for each in counted]),
         n_counted=sum(each.n_counted for each in counted),
     )
+
+
+def _scores(prior: PriorModel, codes: TokenDataset, batch_size: int, engine: Engine) -> PriorScores:
+    rows = ScoredRows.of(codes, prior.spec, batch_size)
+    tally, chunks = PriorTally(rows, prior.spec), Share().chunks(len(rows.rows_N), batch_size)
+    device = prior.head.weight.device.type
+    stream = Stream("scoring the prior", functools.partial(_open_scorer, Movable(prior.eval())), device=device)
+    results = engine.results(stream, ((number, rows.batch(chunk)) for number, chunk in enumerate(chunks)))
+    for number, nats_BT in tqdm(results, total=len(chunks), desc=stream.what, unit="batch", delay=2, leave=False):
+        tally.add(chunks[number], rows.batch(chunks[number]).codes_BT, nats_BT)
+    return tally.scores()
+
+
+def _open_scorer(prior: Movable[PriorModel]) -> Step:
+    """A ``CodeBatch`` => (B, T) nats."""
+    return functools.partial(nats_of, prior.content)
 
 
 class _Counted(NamedTuple):
@@ -181,7 +208,7 @@ def _count(codes_NT: np.ndarray, train_NT: np.ndarray, spec: CodeSpec, scores: P
     return _Counted(len(codes_NT), unigram_bits, mean_bits(neighbour, codes_NT), neighbour.n_rows)
 
 
-def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvaluation:
+def evaluate_run_prior(folder: RunFolder, split: str, device: str, engine: Engine | None = None) -> PriorEvaluation:
     """Evaluate a run's prior on the run's codes and write ``evaluation/prior-SPLIT.json``.
 
     Raises:
@@ -192,7 +219,8 @@ def evaluate_run_prior(folder: RunFolder, split: str, device: str) -> PriorEvalu
         raise CheckpointError("the run has no prior yet", field=str(folder.prior), fix="run tessera train-prior first")
     access = folder.load_recipe().machine.tokens
     codes = {name: TokenDataset(folder.codes, name, access) for name in {"train", split}}
-    evaluation = evaluate_prior(PriorModel.load(folder.prior).to(device), codes[split], codes["train"], split)
+    prior = PriorModel.load(folder.prior).to(device)
+    evaluation = evaluate_prior(prior, codes[split], codes["train"], split, engine=engine)
     path = _kept(folder, split)
     found = {"of": _scored_content(folder), **evaluation.as_json()}
     durable.replace_file(path, json.dumps(found, indent=1).encode())

@@ -12,6 +12,7 @@ from foundation.config import check_types, require, to_dict
 from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
+from pipeline.engines.stream import Engine
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 
@@ -35,7 +36,14 @@ class Judges:
 
 
 def evaluate_run(
-    run: str, *, part: Part, judges: Judges, split: Split, device: str, json_file: str | None = None
+    run: str,
+    *,
+    part: Part,
+    judges: Judges,
+    split: Split,
+    device: str,
+    json_file: str | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Score a run on its own data; print a table for each part and write ``evaluation/PART-SPLIT*.json``.
 
@@ -46,6 +54,7 @@ def evaluate_run(
         split: ``validation`` or ``train``.
         device: ``cpu``, ``cuda``, ...
         json_file: another file for the figures of all parts.
+        engine: scores batches; None scores them in this process.
 
     Returns:
         Part => its figures, as written.
@@ -75,18 +84,20 @@ def evaluate_run(
     part = "prior" if own else part
     found: dict[str, Any] = {}
     if part != "prior":
-        found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device)
+        found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device, engine)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
-        found["prior"] = _evaluate_prior(folder, split, device, compare=part == "prior")
+        found["prior"] = _evaluate_prior(folder, split, device, engine, compare=part == "prior")
     if json_path is not None and outputs is not None:
         outputs.write(json_path.name, json.dumps(found, indent=1).encode())
     return found
 
 
-def _evaluate_prior(folder: RunFolder, split: str, device: str, *, compare: bool) -> dict[str, Any]:
+def _evaluate_prior(
+    folder: RunFolder, split: str, device: str, engine: Engine | None, *, compare: bool
+) -> dict[str, Any]:
     from pipeline.evaluation.prior import evaluate_run_prior
 
-    evaluation = evaluate_run_prior(folder, split, device)
+    evaluation = evaluate_run_prior(folder, split, device, engine)
     if compare:
         _say_differences(folder)
     print(evaluation.table())
@@ -102,7 +113,9 @@ def _say_differences(folder: RunFolder) -> None:
         print(f"images: {differences}")
 
 
-def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: Split, device: str) -> dict[str, Any]:
+def _evaluate_tokenizer(
+    folder: RunFolder, judges: Judges, split: Split, device: str, engine: Engine | None
+) -> dict[str, Any]:
     from pipeline.evaluation.extractors import named_extractor
     from pipeline.evaluation.tokenizer import evaluate_tokenizer
     from pipeline.runs.images import open_run_split
@@ -117,7 +130,7 @@ def _evaluate_tokenizer(folder: RunFolder, judges: Judges, split: Split, device:
     if changes:
         print(f"images: {changes.sentence()}")
     extractor = features and features.to(device)
-    evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance)
+    evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance, engine=engine)
     for failure in images.failures[:10]:
         print(f"  left out: {failure.image_id}: {failure.reason}")
     if len(images.failures) > 10:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from tqdm import tqdm
 
 from foundation.codes.usage import CodeUsage, summarize
 from foundation.errors import DataError
 from foundation.images.config import Preprocess
+from foundation.images.failures import Failure
 from foundation.images.image_set import ImageSet
-from foundation.images.preview import shown_channels, visible
+from foundation.images.preview import shown_channels
+from pipeline.engines.same_images import require_lost_here_too
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.evaluation.distances import (
     SUBSET_SIZE,
     FeatureMoments,
@@ -20,7 +25,7 @@ from pipeline.evaluation.distances import (
     frechet_distance,
 )
 from pipeline.evaluation.extractors import FeatureExtractor
-from stage1_tokenizer.evaluate import PairScore, TokenizerScores, score_tokenizer
+from stage1_tokenizer.evaluate import BatchScorer, BatchScores, PairScore, ScoreTally, ScoringOrder, TokenizerScores
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 _PUBLISHED_N_IMAGES = 50_000
@@ -147,7 +152,6 @@ def _usage_rows(usages: tuple[CodeUsage, ...]) -> list[tuple[str, str, str]]:
     return rows
 
 
-@torch.no_grad()
 def evaluate_tokenizer(
     model: TokenizerModel,
     images: ImageSet,
@@ -155,6 +159,7 @@ def evaluate_tokenizer(
     extractor: FeatureExtractor | None = None,
     lpips: PairScore | None = None,
     batch_size: int = 64,
+    engine: Engine | None = None,
 ) -> TokenizerEvaluation:
     """Encode and decode every image of the set without augmentation and dropout; constant memory.
 
@@ -167,6 +172,7 @@ def evaluate_tokenizer(
         lpips: ``lpips(images_BCYX, reconstructions_BCYX) -> (B,)``, RGB, on the model's device; None leaves it out.
             The table quotes its ``description``, if any.
         batch_size: images in a batch.
+        engine: scores the batches; None scores them in this process.
 
     Raises:
         ConfigError: a batch size below 1.
@@ -176,23 +182,72 @@ def evaluate_tokenizer(
     if len(images) < needed:
         raise DataError("too few images to evaluate", field="images", found=len(images), expected=f"{needed} or more")
     features = None if extractor is None else _FeatureTally(extractor, len(images))
+    order = ScoringOrder.of(images, batch_size)
+    tally = ScoreTally(model, len(images), has_lpips=lpips is not None)
+    stream = Stream(
+        "scoring the tokenizer",
+        functools.partial(_open_scorer, Movable(model), Movable(lpips), Movable(extractor)),
+        read=_open_reader,
+        device=next(model.parameters()).device.type,
+    )
+    batches = ((number, images.some(order.order_N[chunk])) for number, chunk in enumerate(order.chunks))
+    results = in_order((engine or LocalEngine()).results(stream, batches), range(len(order.chunks)))
+    was_training = model.training
+    model.eval()
+    try:
+        for number, (scores, kept_B, failures) in tqdm(
+            results, total=len(order.chunks), desc=stream.what, unit="batch", delay=2, leave=False
+        ):
+            chunk = order.chunks[number]
+            _require_lost_here_too(failures, images, order.order_N[chunk])
+            images.add_failures(failures)
+            if scores is not None:
+                tally.add(scores, np.arange(chunk.start, chunk.stop)[kept_B])
+                if features is not None:
+                    features.update(*np.split(scores.features_BF, 2, axis=1))
+    finally:
+        model.train(was_training)
     preprocess = images.preprocess
-
-    def watch(batch_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor) -> None:
-        fix = "the weights are damaged or training diverged: take an earlier checkpoint"
-        finite, field = bool(torch.isfinite(decoded_BCYX).all()), "the tokenizer's reconstructions"
-        DataError.unless(finite, "are not finite", field=field, found="NaN or infinity", fix=fix)
-        if features is not None:
-            features.update(visible(batch_BCYX, preprocess), visible(decoded_BCYX, preprocess))
-
-    scores = score_tokenizer(model, images, batch_size=batch_size, lpips=lpips, watch=watch)
     return TokenizerEvaluation(
         image_size=(preprocess.height, preprocess.width),
-        scores=scores,
+        scores=tally.scores(),
         distances=None if features is None else features.distances(),
         lpips_description=getattr(lpips, "description", None),
         seen=_seen(preprocess),
     )
+
+
+def _require_lost_here_too(failures: list[Failure], images: ImageSet, indices: np.ndarray) -> None:
+    index_of = {images.ids[int(i)]: i for i in indices} if failures else {}
+    for each in failures:
+        require_lost_here_too(each, functools.partial(images.pixels, np.array([index_of[each.image_id]])))
+
+
+_Read = tuple[np.ndarray, np.ndarray, list[Failure]]
+
+
+def _open_reader() -> Step:
+    """Some images => pixels of the readable ones, which of the images these are, and the failures of the others."""
+
+    def read(some: ImageSet) -> _Read:
+        some.require_here()
+        pixels_KYXC, kept_B = some.readable(np.arange(len(some)))
+        return pixels_KYXC, kept_B, some.take_failures()
+
+    return read
+
+
+def _open_scorer(
+    model: Movable[TokenizerModel], lpips: Movable[PairScore | None], extractor: Movable[FeatureExtractor | None]
+) -> Step:
+    """What a reader returns => scores of the readable images, or None without any; and the rest as it is."""
+    scorer = BatchScorer(model.content, lpips.content, extractor.content, require_finite=True)
+
+    def score(read: _Read) -> tuple[BatchScores | None, np.ndarray, list[Failure]]:
+        pixels_KYXC, kept_B, failures = read
+        return scorer.score(pixels_KYXC) if kept_B.any() else None, kept_B, failures
+
+    return score
 
 
 def _seen(preprocess: Preprocess) -> str | None:
@@ -209,9 +264,7 @@ class _FeatureTally:
         subset_size = min(SUBSET_SIZE, max(2, n_images // _SUBSETS_WANTED))  # a standard error needs several
         self._kernel = KernelDistanceStream(n_features, subset_size=subset_size, paired=True)
 
-    def update(self, batch_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor) -> None:
-        originals = self._extractor(batch_BCYX).cpu().numpy()
-        decoded = self._extractor(decoded_BCYX).cpu().numpy()
+    def update(self, originals: np.ndarray, decoded: np.ndarray) -> None:
         self._originals.update(originals)
         self._decoded.update(decoded)
         self._kernel.update(originals, decoded)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from foundation.arguments import as_paths, require_type
 from foundation.codes.spec import CodeSpec
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
+from foundation.images.config import Preprocess
+from foundation.images.failures import Failure
 from foundation.images.preprocess import decode_any, to_unit_range
 from foundation.images.scan import content_of
+from foundation.threads import map_in_threads
+from pipeline.engines.same_images import require_lost_here_too
+from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.generation.base import BaseGenerator, Label, Labels
 from pipeline.generation.inputs import Images, grid_of, is_codes, pixels_of, read_codes
 from pipeline.generation.requests import count, require_choice, require_one_or_all
-from pipeline.image_files import readable
 
 Unit = Literal["bits", "nats"]
 _MOST_AT_ONCE = 1 << 20
@@ -122,6 +127,7 @@ def score_files(
     *,
     batch_size: int = 64,
     trained_on: Container[int] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[list[ScoredImage], list[str]]:
     """Score image files, the least likely first.
 
@@ -129,31 +135,71 @@ def score_files(
         pipe: the generator.
         paths: of files.
         class_label: of all of them; None for no class.
-        batch_size: images at a time: memory does not grow with the number of files.
+        batch_size: files at a time: memory does not grow with their number.
         trained_on: hashes of the training images (``scan.content_of``), if they are known.
+        engine: scores the batches; None scores them in this process.
 
     Returns:
         The readable ones, and a line for each other file.
     """
     require_type("pipe", pipe, BaseGenerator)
     batch_size, paths = min(count("batch_size", batch_size), _MOST_AT_ONCE), as_paths(paths, "paths")
+    pipe.label_ids(class_label)
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    stream = Stream(
+        "scoring",
+        functools.partial(_open_scorer, Movable(pipe), class_label, batch_size),
+        read=functools.partial(_open_reader, pipe.tokenizer.preprocess),
+        device=pipe.device.type,
+    )
     failed: list[str] = []
     scored: list[ScoredImage] = []
-
-    def read(path: Path) -> tuple[int, np.ndarray]:
-        preprocess = pipe.tokenizer.preprocess
-        image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
-        return content_of(image), preprocess(image)
-
-    files = readable(paths, read, failed, desc="scoring")
-    while batch := list(islice(files, batch_size)):
-        shapes = [pixels_YXC.shape[:2] for _, (_, pixels_YXC) in batch]
-        log2_B = torch.empty(len(batch), dtype=torch.float64)
-        for shape in sorted(set(shapes)):
-            rows = [i for i, each in enumerate(shapes) if each == shape]
-            pixels_BYXC = np.stack([batch[i][1][1] for i in rows])
-            log2_B[rows] = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
-        for (path, (content, _)), bits in zip(batch, (-log2_B).tolist(), strict=True):
-            seen = None if trained_on is None else content in trained_on
-            scored.append(ScoredImage(str(path), bits, bits / pipe.spec.n_codes, seen))
+    given = ((i, [path.absolute() for path in each]) for i, each in enumerate(batches))
+    results = in_order((engine or LocalEngine()).results(stream, given), range(len(batches)))
+    with tqdm(total=len(paths), desc="scoring", unit="img", delay=2) as bar:
+        for number, rows in results:
+            for path, row in zip(batches[number], rows, strict=True):
+                if isinstance(row, Failure):
+                    require_lost_here_too(row, path.read_bytes)
+                    failed.append(f"{path}: {row.reason}")
+                    continue
+                content, bits = row
+                seen = None if trained_on is None else content in trained_on
+                scored.append(ScoredImage(str(path), bits, bits / pipe.spec.n_codes, seen))
+            bar.update(len(rows))
     return sorted(scored, key=lambda each: -each.bits), failed
+
+
+_Read = tuple[int, np.ndarray] | Failure
+"""hash and pixels of an image, or why it cannot be read"""
+
+
+def _open_reader(preprocess: Preprocess) -> Step:
+    """Paths of files => what was read of each."""
+
+    def read_one(path: Path) -> _Read:
+        try:
+            image = decode_any(path.read_bytes(), arrays=not preprocess.is_plain)
+            return content_of(image), preprocess(image)
+        except (DataError, OSError, ValueError) as error:
+            return Failure(str(path), str(error), "unavailable" if isinstance(error, OSError) else "unreadable")
+
+    return lambda paths: map_in_threads(read_one, paths)
+
+
+def _open_scorer(movable: Movable[BaseGenerator], class_label: Label | None, batch_size: int) -> Step:
+    """What was read of some files => hash and bits of each, or the failure."""
+    pipe = movable.content
+
+    def score_all(read: list[_Read]) -> list[tuple[int, float] | Failure]:
+        bits = [each if isinstance(each, Failure) else (each[0], 0.0) for each in read]
+        images = {i: each for i, each in enumerate(read) if not isinstance(each, Failure)}
+        for shape in sorted({pixels_YXC.shape[:2] for _, pixels_YXC in images.values()}):
+            rows = [i for i, (_, pixels_YXC) in images.items() if pixels_YXC.shape[:2] == shape]
+            pixels_BYXC = np.stack([images[i][1] for i in rows])
+            log2_B = score(pipe, to_unit_range(pixels_BYXC), class_label, batch_size=batch_size)
+            for i, each in zip(rows, (-log2_B).tolist(), strict=True):
+                bits[i] = images[i][0], each
+        return bits
+
+    return score_all

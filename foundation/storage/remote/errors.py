@@ -7,6 +7,7 @@ failure into ``FileNotFoundError``, with the true one as its cause.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from foundation.errors import DataError
 from foundation.paths import without_secrets
@@ -14,11 +15,13 @@ from foundation.storage.retrying import may_pass
 
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "requests", "s3fs", "urllib3"}
 _GONE, _FORBIDDEN, _CHANGED = (404, 410), (401, 403), (412, 416)
-_BUSY = (408, 425, 429)
+_BUSY = (408, 409, 425, 429)
+Act = Literal["read", "written", "removed"]
+"""what is done with a remote file"""
 
 
 class RemoteError(DataError):
-    """A remote file that cannot be read.
+    """A remote file that cannot be read or written.
 
     Args:
         code: ``vanished``, ``forbidden``, ``changed``, or ``unavailable`` if every try failed.
@@ -54,7 +57,7 @@ def is_transient(error: Exception) -> bool:
     return not isinstance(error, RemoteError) and code_of(error) == "unavailable"
 
 
-def described(error: Exception, address: str) -> RemoteError:
+def described(error: Exception, address: str, act: Act = "read") -> RemoteError:
     """An error of a store as a reason for people.
 
     Raises:
@@ -64,21 +67,27 @@ def described(error: Exception, address: str) -> RemoteError:
         return error
     if isinstance(error, ImportError):
         raise missing_package(error, address) from error
-    code, fix = code_of(error), None
+    code = code_of(error)
     cause = list(_chain(error))[-1]
     text = without_secrets(" ".join(f"{type(cause).__name__}: {cause}".split()))
-    if code == "forbidden":
-        fix = "check the store's own variables for credentials, e.g. AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS"
-    if code == "unavailable":
-        fix = "check the network and the store; run the same command again"
     words = {
-        "vanished": "is not there",
-        "forbidden": "may not be read with these credentials",
+        "vanished": "is not there" if act == "read" else f"cannot be {act}: its bucket or repository is not there",
+        "forbidden": f"may not be {act} with these credentials",
         "changed": "is another file than when it was listed",
-        "unavailable": f"could not be read after several tries ({text})",
+        "unavailable": f"could not be {act} after several tries ({text})",
     }
     known = code if code in words else "unavailable"
-    return RemoteError(known, words.get(code, f"cannot be read ({text})"), address, fix)
+    return RemoteError(known, words.get(code, f"cannot be {act} ({text})"), address, _fix(code, act))
+
+
+def _fix(code: str, act: Act) -> str | None:
+    if code == "vanished":
+        return None if act == "read" else "make it with the store's own tools, or check the address"
+    if code == "forbidden":
+        return "check the store's own variables for credentials, e.g. AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS"
+    if code == "unavailable":
+        return "check the network and the store; run the same command again"
+    return None if act == "read" else "check the address, and what the store allows there"
 
 
 def missing_package(error: ImportError, address: str) -> DataError:

@@ -10,26 +10,27 @@ import datetime
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from foundation.errors import DataError
 from foundation.paths import without_secrets
-from foundation.storage.remote.errors import RemoteError, described, is_transient, missing_package
-from foundation.storage.retrying import SHORT_PAUSES, retried
+from foundation.storage.remote.errors import RemoteError, missing_package
+from foundation.storage.remote.requests import LOOK_PAUSES, asked
+from foundation.storage.retrying import LONG_PAUSES
 
 TIMEOUT_S = 60.0
-"""longest silence of a web server, seconds"""
+"""longest silence of a server, seconds"""
 _AT_ONCE = 16
+_S3 = ("s3", "s3a")
 _MOST_NAMES = 1_000_000
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "Last-Modified", "mtime", "updated", "created")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,30 @@ def file_system(address: str) -> tuple[Any, str]:
     import fsspec
 
     protocol = urlsplit(address).scheme
-    options: dict[str, Any] = {}
-    if protocol in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(protocol, {}):
-        import aiohttp
-
-        silence = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
-        options = {"client_kwargs": {"timeout": silence}}
     try:
-        found, path = fsspec.core.url_to_fs(address, **options)
+        found, path = fsspec.core.url_to_fs(address, **_options(protocol, fsspec.config.conf.get(protocol, {})))
     except ImportError as error:
         raise missing_package(error, address) from error
     except ValueError as error:
         known = ", ".join(f"{each}://" for each in ("s3", "gs", "hf", "https"))
         what = f"cannot be opened: {without_secrets(str(error))}"
         raise DataError(what, field=without_secrets(address), expected=f"{known}, or another of fsspec") from error
+    if protocol in _S3:
+        found.retries = 1  # its own come on top of ours, in silence
     return found, path
+
+
+def _options(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Time-outs where the user's configuration of fsspec gives none; one try a request, as ``asked`` tries again."""
+    if protocol in ("http", "https") and "client_kwargs" not in given:
+        import aiohttp
+
+        silence = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
+        return {"client_kwargs": {"timeout": silence}}
+    if protocol in _S3 and "config_kwargs" not in given:
+        retries = {"total_max_attempts": 1}
+        return {"config_kwargs": {"connect_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retries": retries}}
+    return {}
 
 
 def list_objects(pattern: str, suffix: str, field: str) -> list[RemoteObject]:
@@ -150,6 +160,29 @@ def described_objects(addresses: Sequence[str]) -> list[RemoteObject]:
         return list(pool.map(lambda address: _object((address, stated(address))), addresses))
 
 
+def listed_below(folder: str) -> list[RemoteObject]:
+    """Every file below a folder of a store as it is now, in the order of their addresses.
+
+    Raises:
+        RemoteError: nothing is there, or the store gives no access.
+    """
+    system, path = file_system(folder)
+    top = path.rstrip("/") + "/"
+
+    def look() -> list[tuple[str, Mapping[str, Any]]]:
+        system.invalidate_cache()
+        found = system.find(path, detail=True)
+        return [
+            (f"{folder.rstrip('/')}/{name[len(top) :]}", each)
+            for name, each in sorted(found.items())
+            if name.startswith(top)
+        ]
+
+    listed = asked(look, folder)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(_object, listed))
+
+
 def _listed(address: str, suffix: str, *, many: bool) -> list[tuple[str, Mapping[str, Any]]]:
     """Addresses that one name without braces stands for, each with what the store says of it ({}: not asked yet)."""
     system, path = file_system(address)
@@ -164,7 +197,7 @@ def _listed(address: str, suffix: str, *, many: bool) -> list[tuple[str, Mapping
         found = system.info(path)
         return [(address, found)] if many or found["type"] == "file" else _listed(f"{address}/", suffix, many=many)
 
-    return _asked(look, address)
+    return asked(look, address, LOOK_PAUSES)
 
 
 def _object(listed: tuple[str, Mapping[str, Any]]) -> RemoteObject:
@@ -177,14 +210,28 @@ def _object(listed: tuple[str, Mapping[str, Any]]) -> RemoteObject:
     return RemoteObject(address, int(said["size"]), _version(said), _checksum(said))
 
 
-def stated(address: str) -> Mapping[str, Any]:
-    """What a store says of a file now.
+def stated(address: str, pauses: Sequence[float] = LOOK_PAUSES) -> Mapping[str, Any]:
+    """What a store says of a file now; ``pauses`` are the seconds before each new try.
 
     Raises:
         RemoteError: nothing, after several tries.
     """
     system, path = file_system(address)
-    return _asked(lambda: dict(system.info(path)), address)
+    return asked(lambda: dict(system.info(path)), address, pauses)
+
+
+def current(address: str) -> RemoteObject:
+    """A file as it is now, whatever was listed before.
+
+    Raises:
+        RemoteError: it is not there, or the store gives no access.
+    """
+    system, _ = file_system(address)
+    system.invalidate_cache()
+    said = stated(address, LONG_PAUSES)
+    if said.get("type") == "directory":
+        raise RemoteError("vanished", "is a folder, where a file is wanted", address)
+    return _object((address, said))
 
 
 def require_same(listed: RemoteObject) -> None:
@@ -193,20 +240,9 @@ def require_same(listed: RemoteObject) -> None:
     Raises:
         RemoteError: it was replaced or is gone.
     """
-    system, _ = file_system(listed.address)
-    system.invalidate_cache()
-    now = _object((listed.address, stated(listed.address)))
+    now = current(listed.address)
     if (now.size, now.version) != (listed.size, listed.version):
         raise RemoteError("changed", "is another file than when it was listed", listed.address)
-
-
-def _asked(ask: Callable[[], T], address: str) -> T:
-    try:
-        return retried(ask, SHORT_PAUSES, is_transient)
-    except DataError:
-        raise
-    except Exception as error:
-        raise described(error, address) from error
 
 
 def _version(said: Mapping[str, Any]) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from foundation.errors import DataError
-from foundation.storage.remote.errors import RemoteError, ShortRead, described, is_transient
+from foundation.storage.remote.errors import RemoteError, ShortRead
 from foundation.storage.remote.objects import RemoteObject, file_system, require_same
-from foundation.storage.retrying import LONG_PAUSES, retried
+from foundation.storage.remote.requests import asked
 
 BLOCK_BYTES = 1 << 23
 _AT_ONCE = 4
@@ -80,12 +79,7 @@ def _answer(source: RemoteObject, start: int, n_bytes: int) -> bytes:
             raise ShortRead(f"{len(data):,} of {n_bytes:,} bytes from byte {start:,} on")
         return data
 
-    try:
-        return retried(ask, LONG_PAUSES, is_transient)
-    except DataError:
-        raise
-    except Exception as error:
-        raise described(error, source.address) from error
+    return asked(ask, source.address)
 
 
 def _require_checksum(source: RemoteObject, target: Path) -> None:

@@ -20,8 +20,8 @@ class EngineConfig:
     address: str | None = None
     """of the Ray cluster, e.g. auto or ray-head:6379; default RAY_ADDRESS, else a cluster of this machine alone"""
     workers: int | None = None
-    """with ray: processes that hold the network; default one for each GPU. Without GPUs as many as keep the cores busy, each
-    with the threads that this process has (OMP_NUM_THREADS); in training one for each node"""
+    """with ray: processes that hold the network; default one for each GPU, or without GPUs as many as keep the cores
+    busy, each with the threads that this process has (OMP_NUM_THREADS); in training without GPUs one for each node"""
 
     def __post_init__(self) -> None:
         check_types(self)

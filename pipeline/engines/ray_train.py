@@ -33,7 +33,7 @@ from pipeline.engines.waiting import Patience
 
 _LISTEN = 0.5
 """seconds between looks at what has happened"""
-_TRIES = 3
+_TRIES = 5
 """losses of workers without progress between them, after which the command gives up"""
 _BEFORE_TORCH = ("OMP_", "GOMP_", "KMP_", "MKL_")
 """beginnings of variables that are read once, as torch is loaded"""
@@ -332,7 +332,8 @@ def _largest_divisor(n: int, at_most: int) -> int:
 
 def _short(error: BaseException | None) -> str:
     """Ray's errors are pages: the line that gives a reason, else the first."""
-    error = getattr(error, "health_check_failure", error)
+    for cause in ("controller_failure", "health_check_failure"):
+        error = getattr(error, cause, error)
     lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [type(error).__name__]
     line = next((each for each in lines if " because " in each), lines[0])
     where = [each for each in lines if each.startswith(("pid:", "ip:"))]

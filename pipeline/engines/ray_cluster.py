@@ -79,7 +79,8 @@ def ray_cluster(address: str | None, *, show_output: bool = False) -> Iterator[A
     else:
         _require_reachable(given, field)
     try:
-        ray.init(address=given or "local", **how)
+        with _no_lines_of_cpp():
+            ray.init(address=given or "local", **how)
     except Exception as error:  # of many classes
         raise _unreachable(given or "local", field, one_line(error)) from error
     if not show_output:
@@ -88,6 +89,20 @@ def ray_cluster(address: str | None, *, show_output: bool = False) -> Iterator[A
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_lines_of_cpp() -> Iterator[None]:
+    """Ray's core says that it has read RAY_BACKEND_LOG_LEVEL, whatever that says; what fails is raised."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        sys.stderr.flush()
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _silence() -> None:

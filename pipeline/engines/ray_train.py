@@ -33,7 +33,7 @@ from pipeline.engines.waiting import Patience
 
 _LISTEN = 0.5
 """seconds between looks at what has happened"""
-_TRIES = 3
+_TRIES = 5
 """losses of workers without progress between them, after which the command gives up"""
 _BEFORE_TORCH = ("OMP_", "GOMP_", "KMP_", "MKL_")
 """beginnings of variables that are read once, as torch is loaded"""
@@ -97,6 +97,11 @@ class _Driver:
         if self.task.batch_size % self.asked:
             found, fix = f"{self.asked} for batches of {self.task.batch_size}", "choose a divisor of the batch size"
             raise ConfigError("do not share batches evenly", field="--workers", found=found, fix=fix)
+        grows = self.config.address or os.environ.get("RAY_ADDRESS")
+        if not grows and self.asked > self._most():
+            what, expected = "are more than this machine holds", f"at most {self._most()}"
+            fix = "give fewer, or the --address of a larger cluster"
+            raise ConfigError(what, field="--workers", found=self.asked, expected=expected, fix=fix)
         self.seen = self.task.done()
         fix = "fewer --workers, an idle cluster, or a larger TESSERA_PROCESS_TIMEOUT"
         self.patience = Patience(lambda: self.current.wait_text(), fix, "--engine ray")
@@ -327,7 +332,8 @@ def _largest_divisor(n: int, at_most: int) -> int:
 
 def _short(error: BaseException | None) -> str:
     """Ray's errors are pages: the line that gives a reason, else the first."""
-    error = getattr(error, "health_check_failure", error)
+    for cause in ("controller_failure", "health_check_failure"):
+        error = getattr(error, cause, error)
     lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [type(error).__name__]
     line = next((each for each in lines if " because " in each), lines[0])
     where = [each for each in lines if each.startswith(("pid:", "ip:"))]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from foundation.config import digest
 from foundation.errors import ConfigError
 from foundation.storage import durable
+from foundation.storage.places import LocalPlace, Place, place_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +156,24 @@ def require_place(folder: Path, option: str = "--out") -> None:
         ConfigError.unless(owner is None, what, field=option, found=f"{found}, in {place}", fix=fix)
     is_run = (folder / "recipe.yaml").is_file() and any((folder / name).is_dir() for name in _RUN_PARTS)
     ConfigError.unless(not is_run, "is a place of a run", field=option, found=found, fix=f"{found}/NAME, for example")
+
+
+def output_place(target: str, option: str = "--out") -> Place:
+    """The place of many outputs, a folder or an address, checked not to be a part of something else.
+
+    Raises:
+        ConfigError: see ``require_place`` and ``place_at``.
+        RemoteError: the store gives no access.
+    """
+    place = place_at(target, option)
+    if isinstance(place, LocalPlace):
+        require_place(place.folder, option)
+        return place
+    for owner, names in {**_MARKS, "a run": ("recipe.yaml",)}.items():
+        is_one = all(place.exists(name) or place.names(name) for name in names)
+        fix = "give another address"
+        ConfigError.unless(not is_one, f"is a place of {owner}", field=option, found=place.shown, fix=fix)
+    return place
 
 
 def _read_record(folder: Path) -> dict[str, dict[str, Any]]:

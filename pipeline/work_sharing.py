@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,16 @@ from foundation.config import differences, require
 from foundation.errors import ConfigError, StorageError
 from foundation.storage import durable
 from foundation.storage.names import is_left_behind, temporary_name
-from foundation.storage.serialization import json_text, read_json
+from foundation.storage.places import Place
+from foundation.storage.serialization import json_text, parse_json
 
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 120.0
 """a lease that was not renewed for this time is given up"""
 POLL_SECONDS = 0.5
+SAID_AFTER_S = 30.0
+_SAID_AGAIN = 4
+"""a wait is said again when it is this many times as long"""
 _SHARES = "i/N with i from 0 to N - 1"
 
 
@@ -50,7 +55,7 @@ class Holder:
 
 
 class Leases:
-    """The leases in one folder."""
+    """The leases in one folder, which the processes share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -190,9 +195,12 @@ class Part:
         return range(self.index, n, self.count)
 
     def order(self, n: int) -> list[int]:
-        """All of 0..n - 1: the part's own first, then the other parts' from the next part on."""
-        turns = ((self.index + shift) % self.count for shift in range(self.count))
-        return [i for turn in turns for i in range(turn, n, self.count)]
+        """All of 0..n - 1: the part's own first, then the other parts' from the next part on, each from its end.
+
+        Who helps another so meets it once: without leases, they would else do the same piece one after the other.
+        """
+        turns = ((self.index + shift) % self.count for shift in range(1, self.count))
+        return [*self.indices(n), *(i for turn in turns for i in reversed(range(turn, n, self.count)))]
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ class SharedWork(Generic[Work]):
 
     Attributes:
         pieces: in order.
-        leases: of the processes that work on them.
+        leases: of the processes that work on them; None where they share no disk: every piece is free.
         is_done: whether a piece is done, by any process.
         do: does a piece. Two processes may do the same piece at the same time.
         seen: called with each piece that another process has done.
@@ -209,7 +217,7 @@ class SharedWork(Generic[Work]):
     """
 
     pieces: Sequence[Work]
-    leases: Leases
+    leases: Leases | None
     is_done: Callable[[Work], bool]
     do: Callable[[Work], None]
     seen: Callable[[Work], None] = lambda piece: None
@@ -218,6 +226,9 @@ class SharedWork(Generic[Work]):
     def take_part(self, part: Part, *, wait: bool) -> list[Work]:
         """Do every piece that is not done and that no other process is doing.
 
+        A wait is said on stderr, with the processes that it is for: after ``SAID_AFTER_S``, then seldom. It has no end
+        while one of them lives, and none is waited for that does not.
+
         Args:
             part: which pieces to begin with.
             wait: stay until everything is done, and take over what others give up.
@@ -225,20 +236,22 @@ class SharedWork(Generic[Work]):
         Returns:
             The pieces that others are still doing; none after ``wait``.
         """
-        todo = [self.pieces[i] for i in part.order(len(self.pieces))]
+        todo, waiting = [self.pieces[i] for i in part.order(len(self.pieces))], _Wait(self.leases)
         while True:
             todo = [piece for piece in todo if not self._settle(piece)]
             todo = [piece for piece in todo if not self._is_seen(piece)]  # so that the last to end finds all done
             if not todo or not wait:
                 return todo
             self.idle()
+            waiting.say([piece.name for piece in todo])
             time.sleep(POLL_SECONDS)
 
     def _settle(self, piece: Work) -> bool:
         """Do a piece unless it is done; False if another process is at it."""
         if self._is_seen(piece):
             return True
-        with self.leases.claim(piece.name) as ours:
+        claim = contextlib.nullcontext(True) if self.leases is None else self.leases.claim(piece.name)
+        with claim as ours:
             if not ours:
                 return False
             if not self._is_seen(piece):
@@ -252,39 +265,70 @@ class SharedWork(Generic[Work]):
         return done
 
 
-def write_plan(path: Path, make: Callable[[], bytes]) -> None:
-    """Write the plan of shared work into its folder, unless another process has written one.
+class _Wait:
+    """A wait for other processes, which says for whom it is."""
+
+    def __init__(self, leases: Leases | None) -> None:
+        self._leases, self._began, self._pause = leases, time.monotonic(), SAID_AFTER_S
+
+    def say(self, names: Sequence[str]) -> None:
+        """Say it when it is time to.
+
+        Args:
+            names: of the pieces of work that are waited for.
+        """
+        waited = time.monotonic() - self._began
+        if waited < self._pause or self._leases is None:
+            return
+        self._pause = _SAID_AGAIN * waited
+        for each in self._leases.holders():
+            if each.work in names:
+                who = f"process {each.pid} on {each.host}, last seen {each.seconds:.0f} s ago"
+                print(f"waiting for {each.work} since {waited:.0f} s: {who}, works on it", file=sys.stderr)
+
+
+def leases_of(place: Place, name: str) -> Leases | None:
+    """The leases of the processes that work on a place; None where they share no disk."""
+    return None if place.shared is None else Leases(place.shared / name)
+
+
+def write_plan(place: Place, name: str, make: Callable[[], bytes]) -> None:
+    """Write the plan of shared work into its place, unless another process has written one.
 
     The caller compares its own plan with the one that is there.
 
     Args:
-        path: of the plan.
+        place: of the work.
+        name: of the plan.
         make: gives its content.
 
     Raises:
         StorageError: the disk refused.
+        RemoteError: the store refused.
     """
-    if path.exists():
+    if place.exists(name):
         return
-    durable.sweep(path.parent)
+    place.sweep()
     content = make()
     try:
-        durable.publish_file(path, lambda target: durable.write_bytes(target, content))
+        place.publish_file(name, lambda target: durable.write_bytes(target, content))
     except StorageError:
-        if not path.exists():
+        if not place.exists(name):
             raise  # else: another process was first
 
 
-def claim_folder(path: Path, plan: dict[str, Any]) -> None:
-    """Write a plan into its folder, or refuse a folder that was begun with another one.
+def claim_place(place: Place, name: str, plan: dict[str, Any]) -> None:
+    """Write a plan into its place, or refuse one that was begun with another plan.
 
     Raises:
         ConfigError: naming everything that differs.
         StorageError: the disk refused.
+        RemoteError: the store refused.
     """
-    write_plan(path, lambda: json_text(plan, indent=1))
-    rows = differences(read_json(path, (), fix="choose another folder"), plan)
+    write_plan(place, name, lambda: json_text(plan, indent=1))
+    fix = "choose another folder"
+    rows = differences(parse_json(place.find(name) or b"", (), f"{place.shown}/{name}", fix=fix), plan)
     if rows:
         shown = "".join(f"\n    {name}: the folder has {there!r}, this command {new!r}" for name, there, new in rows)
         fix = "give the same settings, or another folder"
-        raise ConfigError(f"was begun with other settings; they differ in:{shown}", field=str(path.parent), fix=fix)
+        raise ConfigError(f"was begun with other settings; they differ in:{shown}", field=place.shown, fix=fix)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from foundation.config import require
+from foundation.paths import require_no_secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,8 @@ class OwnCodes:
     """Codes of one's own instead of images; see ``foundation.codes.sources`` for their forms."""
 
     source: str
-    """a token dataset, a folder saved by datasets (save_to_disk), parquet with a column codes, or .npy, .npz"""
+    """a token dataset, a folder saved by datasets (save_to_disk), parquet with a column codes, or .npy, .npz; or an
+    address of one, such as s3://bucket/codes"""
     tokenizer: str | None = None
     """folder of the tokenizer that made the codes, or a run; null takes the one inside the source, if there is one"""
     grid: str | None = None
@@ -22,6 +24,7 @@ class OwnCodes:
     """number of different codes without a tokenizer; null takes the largest code plus one"""
 
     def __post_init__(self) -> None:
+        require_no_secret(self.source, "codes.source")
         sound = self.grid is None or (bool(re.fullmatch(r"\d+(x\d+){1,2}", self.grid)) and min(self.sides or ()) > 0)
         require(sound, "grid", self.grid, "rows x columns such as 16x16, or 8x8x4 with 4 codes at each position")
         sound = self.codebook_size is None or self.codebook_size > 0

@@ -24,7 +24,8 @@ from foundation.codes.spec import CodeSpec, require_codes
 from foundation.config import digest, from_dict, to_dict
 from foundation.errors import ContractError, DataError
 from foundation.storage import durable
-from foundation.storage.serialization import json_text, read_json
+from foundation.storage.places import LocalPlace, Place, as_place
+from foundation.storage.serialization import json_text, parse_json
 
 MANIFEST = "manifest.json"
 
@@ -32,7 +33,7 @@ MANIFEST = "manifest.json"
 def write_manifest(folder: Path, spec: CodeSpec) -> dict[str, Any]:
     """Derive ``manifest.json`` from the shards and publish it."""
     manifest = derive_manifest(folder, spec)
-    publish_manifest(folder, manifest)
+    publish_manifest(LocalPlace(folder), manifest)
     return manifest
 
 
@@ -90,9 +91,9 @@ def derive_manifest(folder: Path, spec: CodeSpec, check: Callable[[Path, Shard],
     return {"format": 1, "contract": spec.contract, "spec": to_dict(spec), "splits": splits}
 
 
-def publish_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def publish_manifest(place: Place, manifest: dict[str, Any]) -> None:
     """Publish a manifest, which marks the dataset as complete."""
-    durable.replace_file(folder / MANIFEST, json_text(manifest, indent=1))
+    place.replace(MANIFEST, json_text(manifest, indent=1))
 
 
 def _require_accounted(path: Path, shard: Shard, n_classes: int) -> None:
@@ -106,20 +107,32 @@ def _require_accounted(path: Path, shard: Shard, n_classes: int) -> None:
         raise damaged_shard(path, f"of {shard.planned} images planned, it has {shard.n_images} and {listed}")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path | Place) -> dict[str, Any]:
     """The manifest of a complete token dataset.
 
     Raises:
         DataError: there is none.
+        RemoteError: the store gives no access.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "the token dataset is not complete" if folder.is_dir() else "no such token dataset"
-        raise DataError(what, field=str(folder), expected=f"a folder with {MANIFEST}", fix="run tessera encode")
-    manifest = read_json(path, ("contract", "spec", "splits"), fix="move it away and run tessera encode")
+    place = as_place(folder)
+    content, field = place.find(MANIFEST), f"{place.shown}/{MANIFEST}"
+    if content is None:
+        there = not isinstance(place, LocalPlace) or place.folder.is_dir()
+        what = "the token dataset is not complete" if there else "no such token dataset"
+        raise DataError(what, field=place.shown, expected=f"a folder with {MANIFEST}", fix="run tessera encode")
+    return manifest_of(content, field)
+
+
+def manifest_of(content: bytes, field: str) -> dict[str, Any]:
+    """The manifest that a file holds; ``field`` names the file.
+
+    Raises:
+        CheckpointError, ContractError: it is damaged, or was edited.
+    """
+    manifest = parse_json(content, ("contract", "spec", "splits"), field, fix="move it away and run tessera encode")
     spec = from_dict(CodeSpec, manifest["spec"])
     if spec.contract != manifest["contract"]:
-        raise ContractError("the manifest's specification was edited", field=str(path), fix="run tessera encode")
+        raise ContractError("the manifest's specification was edited", field=field, fix="run tessera encode")
     return manifest
 
 

@@ -25,6 +25,7 @@ from foundation.config import from_dict, to_dict
 from foundation.errors import DataError, TesseraError, way_out
 from foundation.images.failures import Failure
 from foundation.storage import durable
+from foundation.storage.places import LocalPlace, Place
 
 _FOOTER = b"tessera"
 AGAIN = "restore it, or move it away and run tessera encode, which writes it again"
@@ -74,16 +75,25 @@ def write_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
         DataError: a code outside the codebook, or arrays of unequal length.
         StorageError: the disk refused.
     """
+    publish_shard(LocalPlace(path.parent), path.name, shard, spec)
+
+
+def publish_shard(place: Place, name: str, shard: Shard, spec: CodeSpec) -> None:
+    """Publish one shard at a place, all or nothing. The first writer wins.
+
+    Raises:
+        DataError: as ``write_shard``.
+        StorageError: other content is there, or the disk refused.
+        RemoteError: the store refused.
+    """
     table = _to_table(shard, spec)
 
     def verify(temporary: Path) -> None:
         if not pq.read_table(temporary, page_checksum_verification=True, partitioning=None).equals(table):
-            raise DataError("what was read back differs from what was written", field=str(path), fix="check the disk")
+            what, field = "what was read back differs from what was written", f"{place.shown}/{name}"
+            raise DataError(what, field=field, fix="check the disk")
 
-    def write(temporary: Path) -> None:
-        _write_table(table, temporary)
-
-    durable.publish_file(path, write, verify)
+    place.publish_file(name, lambda temporary: _write_table(table, temporary), verify)
 
 
 def replace_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
@@ -93,9 +103,15 @@ def replace_shard(path: Path, shard: Shard, spec: CodeSpec) -> None:
         DataError: as ``write_shard``.
         StorageError: the disk refused; the old shard is untouched.
     """
+    durable.replace_file(path, shard_bytes(shard, spec))
+
+
+def shard_bytes(shard: Shard, spec: CodeSpec) -> bytes:
+    """Content of a shard's file. Raises DataError as ``write_shard``."""
     sink = pa.BufferOutputStream()
     _write_table(_to_table(shard, spec), sink)
-    durable.replace_file(path, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def read_footer(path: Path) -> dict[str, Any]:
@@ -194,7 +210,12 @@ def damaged_shard(path: Path, reason: str) -> DataError:
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
     """Path of shard ``index`` of a split."""
-    return folder / "data" / split / f"part-{index:05d}.parquet"
+    return folder / shard_name(split, index)
+
+
+def shard_name(split: str, index: int) -> str:
+    """Name of shard ``index`` of a split in its dataset."""
+    return f"data/{split}/part-{index:05d}.parquet"
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:

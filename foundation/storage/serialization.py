@@ -51,12 +51,21 @@ def read_json(path: Path, keys: tuple[str, ...], *, fix: str) -> dict[str, Any]:
         CheckpointError: the file is missing, not JSON, not an object, or lacks a key; it ends with ``fix``.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), fix=way_out(error, fix)) from error
+    return parse_json(content, keys, str(path), fix=fix)
+
+
+def parse_json(content: bytes, keys: tuple[str, ...], field: str, *, fix: str) -> dict[str, Any]:
+    """The object that a file has as JSON; see ``read_json``. ``field`` names the file."""
+    try:
+        values = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=field, fix=fix) from error
     missing = [key for key in keys if not isinstance(values, dict) or key not in values]
     found = "no " + ", ".join(missing)
-    CheckpointError.unless(not missing, "is damaged or of another format", field=str(path), found=found, fix=fix)
+    CheckpointError.unless(not missing, "is damaged or of another format", field=field, found=found, fix=fix)
     return dict(values)
 
 

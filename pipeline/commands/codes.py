@@ -22,7 +22,8 @@ def encode(
     /,
     *fields: Fields,
     out: RunOut = None,
-    start_at: Start = None,
+    to: str | None = None,
+    part: Start = None,
     status: bool = False,
     retry_failed: bool = False,
     max_bad: str | None = None,
@@ -31,9 +32,11 @@ def encode(
     """Encode all images of the recipe with the run's frozen tokenizer.
 
     Any number of processes, on any number of hosts that share the run folder, may do this at the same time: start it
-    several times, or with accelerate launch. No image is encoded twice.
+    several times, or with accelerate launch. No image is encoded twice. Machines without a common disk give --to and a
+    --part each.
 
     Args:
+        to: address of a folder for the codes, e.g. s3://bucket/codes; the run keeps copies, and the address
         status: only print the progress
         retry_failed: encode the failed images again
         max_bad: share of images that may fail, e.g. 1%; default data.max_failed_share
@@ -41,41 +44,46 @@ def encode(
     """
     overrides = read_fields(fields, encode)
 
+    from foundation.codes.fetched import codes_place
+    from foundation.training.heartbeat import wait_for_everyone
     from pipeline.commands.runs import prepared_run, resolve
+    from pipeline.encoding.accounts import share
     from pipeline.encoding.card import push_token_dataset
-    from pipeline.encoding.export import share
     from pipeline.encoding.status import export_status
-    from pipeline.runs.encode import ExportJob
+    from pipeline.runs.encode import ExportJob, keep_codes_at
     from pipeline.work_sharing import Part
 
     if status:
-        asked = {"--start-at": start_at, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
+        asked = {"--to": to, "--part": part, "--retry-failed": retry_failed or None, "--max-bad": max_bad}
         for name, value in {**asked, "--push-to-hub": push_to_hub}.items():
             fix = "leave one of them out: --status only prints"
             ConfigError.unless(value is None, "has no effect with --status", field=name, found=value, fix=fix)
-        print(export_status(resolve(recipe, out, overrides)[1].codes).text())
+        print(export_status(codes_place(resolve(recipe, out, overrides)[1].root)).text())
         return
     run = prepared_run(recipe, out, overrides)
-    folder = run.folder.codes
-    part = Part() if start_at is None else Part.parse(start_at, "--start-at")
+    mine = Part() if part is None else Part.parse(part, "--part")
     allowed = run.recipe.data.max_failed_share if max_bad is None else share(max_bad)
     run.join()
-    finished = run.encode(ExportJob(part=part, wait=start_at is None, retry=retry_failed, max_bad=allowed))
+    if to is not None and run.accelerator.is_main_process:
+        keep_codes_at(run.folder, to, "--to")
+    wait_for_everyone(run.accelerator)
+    finished = run.encode(ExportJob(part=mine, wait=part is None, retry=retry_failed, max_bad=allowed))
     if not run.accelerator.is_main_process:
         return
+    place = codes_place(run.folder.root)
     if not finished:
-        print(f"this part is done; others are still encoding: {folder}")
-        print(export_status(folder).text(), flush=True)
+        print(f"this part is done; others are still encoding: {place.shown}")
+        print(export_status(place).text(), flush=True)
         return
-    print(f"codes: {folder} ({_summary(folder)})", flush=True)
+    print(f"codes: {place.shown} ({_summary(run.folder.codes)})", flush=True)
     if push_to_hub is not None:
-        print(f"on the hub: {push_token_dataset(folder, push_to_hub)}")
+        print(f"on the hub: {push_token_dataset(run.folder.codes, push_to_hub)}")
 
 
 def _summary(folder: Path) -> str:
     """What became of the images of a finished dataset, in one line."""
     from foundation.codes.manifest import read_manifest
-    from pipeline.encoding.export import by_code, totals
+    from pipeline.encoding.accounts import by_code, totals
 
     manifest = read_manifest(folder)
     counts = totals(manifest)
@@ -89,15 +97,16 @@ def decode(
         str,
         Parameter(
             converter=read_path,
-            help="a token dataset, a run, a folder saved by datasets, .parquet (column codes), .npy or .npz",
+            help="a token dataset, a run, a folder saved by datasets, .parquet (column codes), .npy or .npz; or an "
+            "address of one",
         ),
     ],
     /,
     *,
-    out: Annotated[str, out_option("folder for the images")] = "decoded",
+    out: Annotated[str, out_option("folder or address for the images")] = "decoded",
     tokenizer: Annotated[str | None, Parameter(converter=read_path)] = None,
     split: str | None = None,
-    start_at: Start = None,
+    part: Start = None,
     batch_size: int = 32,
     device: Device = "auto",
 ) -> None:
@@ -112,4 +121,4 @@ def decode(
     """
     from pipeline.encoding.decode import decode_to_folder
 
-    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=start_at, batch_size=batch_size, device=device)
+    decode_to_folder(codes, out, tokenizer=tokenizer, split=split, part=part, batch_size=batch_size, device=device)

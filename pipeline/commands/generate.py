@@ -28,7 +28,7 @@ from pipeline.commands.options import (
     read_path,
 )
 from pipeline.generation.options import Speed
-from pipeline.output_files import Outputs, require_place
+from pipeline.output_files import Outputs, output_place
 
 if TYPE_CHECKING:
     from pipeline.generation.generator import ImageGenerator
@@ -79,8 +79,8 @@ def sample(
     labels: list[str] | list[int] | None = class_labels or [*generator.labels.values()] or None
     options = sampling.given()
     if many.count is not None:
-        folder = Path(out or _NEW)
-        require_place(folder)
+        folder = out or _NEW
+        output_place(folder)
         grid = None if picture.aspect is None else generator.grid_of(picture.aspect)
         _sample_many(generator, folder, labels, {**options, "best_of": picture.best_of}, many, seed or 0, grid)
         return
@@ -158,7 +158,7 @@ def _sample_codes(
 
 def _sample_many(
     generator: ImageGenerator,
-    folder: Path,
+    folder: str,
     labels: list[str] | list[int] | None,
     options: Any,
     many: Many,

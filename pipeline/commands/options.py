@@ -14,7 +14,7 @@ from cyclopts import convert as cyclopts_convert
 from foundation.config import convert, members
 from foundation.config_fields import attribute_docs
 from foundation.errors import ConfigError, DataError
-from foundation.paths import expand
+from foundation.paths import expand, is_remote
 from foundation.training.config import TrackerName
 from foundation.yaml_text import Text
 from pipeline.generation.options import SETTINGS, Speed
@@ -249,6 +249,8 @@ def output_picture(out: str | None, default: str, settings: Mapping[str, Any]) -
 
 def _choices(out: str | None, default: Path) -> Iterator[Path]:
     if out is not None:
+        fix = "give a folder; encode --to, decode and sample --count write to addresses"
+        ConfigError.unless(not is_remote(out), "cannot be an address here", field="--out", found=out, fix=fix)
         yield Path(out)
         return
     yield default

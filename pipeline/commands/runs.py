@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from foundation.config import require
 from foundation.errors import ConfigError
-from foundation.paths import expand
+from foundation.paths import expand, is_remote
 from pipeline.commands.fields import read_fields
 from pipeline.commands.options import (
     Device,
@@ -331,6 +331,6 @@ def resolve(recipe: str, out: str | None, overrides: Mapping[str, Any] | None) -
         folder = RunFolder(Path("runs") / f"{loaded.name}{own}")
     if out is None:
         return loaded, folder
-    if not out or Path(out).is_file():
+    if not out or Path(out).is_file() or is_remote(out):
         raise ConfigError("cannot be a run folder", field="--out", found=repr(out), expected="a folder")
     return loaded, RunFolder(Path(expand(out, "--out")))

@@ -24,6 +24,7 @@ from foundation.images.preprocess import image_grid, to_unit_range
 from foundation.images.sources import ImageSource
 from foundation.images.views import VIEWS
 from foundation.storage import durable
+from foundation.storage.places import Place
 from foundation.training.arithmetic import arithmetic
 from pipeline.encoding.encoder import near_tie_share
 from pipeline.encoding.plan import ExportPlan
@@ -257,16 +258,17 @@ def _unit(spec: CodeSpec) -> str:
 
 
 def publish_card(
-    folder: Path,
+    place: Place,
     tokenizer: TokenizerModel,
     sources: Mapping[str, ImageSource],
     plan: ExportPlan,
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write ``README.md`` and its picture into a dataset with all its files.
+    """Write ``README.md`` and its picture into a dataset with all its files, of which there are local copies.
 
     Raises:
         StorageError: the disk refused.
+        RemoteError: the store refused.
     """
     split = next(iter(plan.splits))
     pixels_BYXC, numbers = _sample(sources[split], plan.splits[split], tokenizer, N_TIED)
@@ -276,12 +278,12 @@ def publish_card(
         batches = to_unit_range(pixels_BYXC).to(device).split(plan.batch_size)
         ties = sum(near_tie_share(tokenizer, each) * len(each) for each in batches) / len(pixels_BYXC)
         shown = np.unique(np.linspace(0, len(numbers) - 1, N_SHOWN).round().astype(int)).tolist()
-        codes = _stored_codes(folder, plan, split, [numbers[i] for i in shown])
+        codes = _stored_codes(place.folder, plan, split, [numbers[i] for i in shown])
         shown = [i for i in shown if numbers[i] in codes]
         if shown:
             stored_BT = np.array([codes[numbers[i]] for i in shown], np.int64)
-            durable.replace_file(folder / PICTURE, _picture(tokenizer, pixels_BYXC[shown], stored_BT))
-    durable.replace_file(folder / "README.md", dataset_card(plan.spec, manifest, near_ties=ties).encode())
+            place.replace(PICTURE, _picture(tokenizer, pixels_BYXC[shown], stored_BT))
+    place.replace("README.md", dataset_card(plan.spec, manifest, near_ties=ties).encode())
 
 
 def _sample(

@@ -8,7 +8,7 @@ same time; a finished folder is never decoded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foundation.codes.fetched import local_codes
 from foundation.codes.shards import require_grids
 from foundation.codes.sources import CodeRows, open_codes
 from foundation.codes.spec import CodeSpec, require_codes, require_same_codes
@@ -28,24 +29,32 @@ from foundation.images.image_bytes import file_content, file_ending
 from foundation.images.preprocess import to_pixels
 from foundation.paths import expand
 from foundation.storage import durable
+from foundation.storage.places import LocalPlace, Place
 from foundation.threads import map_in_threads
 from foundation.training.arithmetic import arithmetic
 from foundation.training.stop_signal import StopSignal
 from pipeline.encoding.own_codes import OTHER_TOKENIZER, inner_tokenizer
-from pipeline.output_files import require_place
-from pipeline.work_sharing import Leases, Part, SharedWork, claim_folder
+from pipeline.output_files import output_place
+from pipeline.work_sharing import Part, SharedWork, claim_place, leases_of
 from stage1_tokenizer.canary import load_checked
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PLAN = "decode.json"
 LEASES = ".leases"
+METADATA = "metadata.jsonl"
 IMAGES_PER_FOLDER = 1000
 _BLOCK = 8192
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """Rows ``start..stop`` of some codes, as the images of one folder."""
+class ImageFolder:
+    """Rows ``start..stop`` of some codes, as the images of one folder.
+
+    Attributes:
+        rows: the codes of a split.
+        index: of the folder in its split.
+        start, stop: its rows.
+    """
 
     rows: CodeRows
     index: int
@@ -54,10 +63,33 @@ class _Folder:
 
     @property
     def name(self) -> str:
+        """Different for each folder."""
         return f"{self.rows.split or 'codes'}-{self.index:05d}"
 
-    def path(self, out: Path) -> Path:
-        return out / self.rows.split / f"{self.index:05d}"
+    @property
+    def n_images(self) -> int:
+        """Number of images."""
+        return self.stop - self.start
+
+    @property
+    def place(self) -> str:
+        """Name of the folder in the output."""
+        return f"{self.rows.split}/{self.index:05d}".removeprefix("/")
+
+
+@dataclass(frozen=True)
+class CodeBatch:
+    """Codes that are decoded together.
+
+    Attributes:
+        names: of the image files.
+        codes_BT: of images of one shape.
+        grid: their shape, an index into ``CodeSpec.grids``.
+    """
+
+    names: tuple[str, ...]
+    codes_BT: np.ndarray
+    grid: int
 
 
 def decode_to_folder(
@@ -70,7 +102,7 @@ def decode_to_folder(
     batch_size: int = 32,
     device: str = "auto",
 ) -> int:
-    """Decode every row of ``codes`` into the folder ``out``; see ``tessera decode``.
+    """Decode every row of ``codes`` into ``out``, a folder or an address; see ``tessera decode``.
 
     Returns:
         Images in the folder now.
@@ -78,31 +110,159 @@ def decode_to_folder(
     Raises:
         DataError, ContractError, ConfigError, CheckpointError: codes and tokenizer that cannot be used together.
         StorageError: the disk refused.
+        RemoteError: a store refused.
         Interrupted: SIGTERM or SIGINT came; what is complete stays.
     """
+    mine = Part() if part is None else Part.parse(part, "--part")
+    decoding = open_decoding(codes, out, tokenizer=tokenizer, split=split, batch_size=batch_size, device=device)
+    waiting = decoding.take_part(mine, wait=part is None)
+    return decoding.say_done(len(waiting))
+
+
+def open_decoding(
+    codes: str, out: str, *, tokenizer: str | None, split: str | None, batch_size: int, device: str
+) -> Decoding:
+    """Open codes, their tokenizer and the folder of the images, which must be new or of the same codes.
+
+    Raises:
+        see ``decode_to_folder``.
+    """
     require(batch_size > 0, "--batch-size", batch_size, "a positive whole number")
-    mine = Part() if part is None else Part.parse(part, "--start-at")
-    source, target = Path(expand(codes, "codes")), Path(expand(out, "--out"))
-    require_place(target)
-    ConfigError.unless(target.resolve() != source.resolve(), "is a place of the codes", field="--out", found=str(out))
-    place = find_tokenizer(source, tokenizer)
-    model = load_checked(place, torch.device(usable_device(device)))
+    target, source = output_place(out), local_codes(codes)
+    ConfigError.unless(target.folder.resolve() != source.resolve(), "is a place of the codes", field="--out", found=out)
+    model = load_checked(find_tokenizer(source, tokenizer), torch.device(usable_device(device)))
     several = open_rows(source, model.spec, split)
-    folders = [
-        _Folder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
-        for rows in several
-        for index, start in enumerate(range(0, rows.n_rows, IMAGES_PER_FOLDER))
-    ]
-    there = [str(each.path(target)) for each in folders if each.path(target).exists()]
-    if there and not (target / PLAN).exists():  # in this order: another process may have begun in between
-        found, fix = f"{len(there)} such folders, e.g. {there[0]}", "move them away, or choose another folder"
+    decoding = Decoding(target, several, Decoder(model, batch_size))
+    there = decoding.found()
+    if there and not target.exists(PLAN):  # in this order: another process may have begun in between
+        found, fix = f"{len(there)} such, e.g. {target.shown}/{there[0]}", "move them away, or choose another folder"
         raise ConfigError("holds folders of something else", field="--out", found=found, fix=fix)
-    claim_folder(target / PLAN, _plan(several, model, batch_size))
-    waiting = _work(target, folders, Decoder(model, batch_size), mine, wait=part is None)
-    done = sum(each.stop - each.start for each in folders if each.path(target).exists())
-    rest = f"; others are still decoding {len(waiting)} folders" if waiting else ""
-    print(f"{done:,} of {sum(rows.n_rows for rows in several):,} images in {target}{rest}")
-    return done
+    claim_place(target, PLAN, _plan(several, model, batch_size))
+    return decoding
+
+
+class Decoding:
+    """The decoding of some codes, as one process sees it.
+
+    Args:
+        out: the place of the images.
+        several: the codes, a split each.
+        decoder: of their tokenizer.
+
+    Attributes:
+        folders: of the images, in order.
+    """
+
+    def __init__(self, out: Place, several: list[CodeRows], decoder: Decoder) -> None:
+        self.out, self.decoder = out, decoder
+        self.folders = [
+            ImageFolder(rows, index, start, min(start + IMAGES_PER_FOLDER, rows.n_rows))
+            for rows in several
+            for index, start in enumerate(range(0, rows.n_rows, IMAGES_PER_FOLDER))
+        ]
+
+    def is_written(self, folder: ImageFolder) -> bool:
+        """Whether a folder exists; folders are published whole."""
+        return self.out.has_folder(folder.place, METADATA)
+
+    def found(self) -> list[str]:
+        """Names of what is there already, where there may be images; of a store, of all that is there."""
+        if isinstance(self.out, LocalPlace):
+            return [each.place for each in self.folders if self.is_written(each)]
+        return [] if self.out.exists(PLAN) else self.out.names()
+
+    def batches(self, folder: ImageFolder) -> tuple[bytes, list[CodeBatch]]:
+        """What is decoded for a folder: its ``metadata.jsonl``, and the codes in batches."""
+        tokenizer = self.decoder.tokenizer
+        codes_NT, about, grids = _read(folder.rows, folder.start, folder.stop, tokenizer.layout)
+        names = [f"{row:08d}{file_ending(tokenizer.preprocess)}" for row in range(folder.start, folder.stop)]
+        lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
+        found = []
+        for grid, rows in grouped(grids):
+            for start in range(0, len(rows), self.decoder.batch_size):
+                batch = rows[start : start + self.decoder.batch_size]
+                found.append(CodeBatch(tuple(names[row] for row in batch.tolist()), codes_NT[batch], grid))
+        return "".join(f"{line}\n" for line in lines).encode(), found
+
+    def write(self, folder: ImageFolder, done: Callable[[int], None] = lambda n: None) -> None:
+        """Decode and publish one folder. Another process may do so too: the first one wins."""
+        metadata, batches = self.batches(folder)
+        self.publish(folder, metadata, self._files(batches, done))
+
+    def publish(self, folder: ImageFolder, metadata: bytes, files: Iterable[tuple[str, bytes]]) -> None:
+        """Publish the images of a folder, decoded here or on another machine, all or nothing.
+
+        Args:
+            folder: the folder.
+            metadata: see ``batches``.
+            files: name and content of every image file.
+
+        Raises:
+            StorageError: the disk refused.
+            RemoteError: the store refused.
+        """
+        self.out.sweep(folder.rows.split)
+
+        def fill(temporary: Path) -> None:
+            durable.write_bytes(temporary / METADATA, metadata)
+            for name, content in files:
+                _save(content, temporary / name)
+
+        try:
+            self.out.publish_folder(folder.place, fill, METADATA)
+        except StorageError:
+            if not self.is_written(folder):
+                raise  # else: another process was first, with the same
+
+    def _files(self, batches: list[CodeBatch], done: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+        preprocess = self.decoder.tokenizer.preprocess
+        for batch in batches:
+            images_BYXC = self.decoder.decode(batch.codes_BT, batch.grid)
+            contents = map_in_threads(lambda image_YXC: file_content(image_YXC, preprocess), images_BYXC)
+            yield from zip(batch.names, contents, strict=True)
+            done(len(batch.names))
+
+    def take_part(self, part: Part, *, wait: bool) -> list[ImageFolder]:
+        """Decode folders that no other process decodes.
+
+        Args:
+            part: share of the folders to begin with.
+            wait: stay until all are decoded, and take over folders of dead processes.
+
+        Returns:
+            The folders that others are still decoding; none after ``wait``.
+
+        Raises:
+            Interrupted: on SIGTERM or SIGINT; complete folders stay.
+        """
+        total = sum(each.n_images for each in self.folders)
+        with StopSignal() as stop, tqdm(total=total, desc="decoding", unit="img", delay=2) as bar:
+
+            def done(n: int) -> None:
+                bar.update(n)
+                if stop.number:
+                    raise Interrupted(stop.number)
+
+            leases = leases_of(self.out, LEASES)
+            work = SharedWork(
+                self.folders,
+                leases,
+                self.is_written,
+                do=lambda each: self.write(each, done),
+                seen=lambda each: done(each.n_images),
+                idle=lambda: done(0),
+            )
+            waiting = work.take_part(part, wait=wait)
+            if not waiting and leases is not None:
+                leases.clear()
+            return waiting
+
+    def say_done(self, n_waiting: int) -> int:
+        """Print how many images are there, and how many folders others still decode; the number of images."""
+        done = sum(each.n_images for each in self.folders if self.is_written(each))
+        rest = f"; others are still decoding {n_waiting} folders" if n_waiting else ""
+        print(f"{done:,} of {sum(each.n_images for each in self.folders):,} images in {self.out.shown}{rest}")
+        return done
 
 
 class Decoder:
@@ -140,58 +300,6 @@ def _plan(several: list[CodeRows], tokenizer: TokenizerModel, batch_size: int) -
     codes = {rows.split: {"rows": rows.n_rows, "sha256": rows.identity} for rows in several}
     how = {"batch_size": batch_size, "device": next(tokenizer.parameters()).device.type}
     return {"format": 1, "codes": codes, "tokenizer": tokenizer.fingerprint, **how}
-
-
-def _work(out: Path, folders: list[_Folder], decoder: Decoder, part: Part, *, wait: bool) -> list[_Folder]:
-    total = sum(each.stop - each.start for each in folders)
-    with StopSignal() as stop, tqdm(total=total, desc="decoding", unit="img", delay=2) as bar:
-
-        def done(n: int) -> None:
-            bar.update(n)
-            if stop.number:
-                raise Interrupted(stop.number)
-
-        leases = Leases(out / LEASES)
-        work = SharedWork(
-            folders,
-            leases,
-            is_done=lambda each: each.path(out).exists(),
-            do=lambda each: _write(out, each, decoder, done),
-            seen=lambda each: done(each.stop - each.start),
-            idle=lambda: done(0),
-        )
-        waiting = work.take_part(part, wait=wait)
-        if not waiting:
-            leases.clear()
-        return waiting
-
-
-def _write(out: Path, folder: _Folder, decoder: Decoder, done: Callable[[int], None]) -> None:
-    path = folder.path(out)
-    durable.sweep(path.parent)
-
-    def fill(temporary: Path) -> None:
-        codes, about, grids = _read(folder.rows, folder.start, folder.stop, decoder.tokenizer.layout)
-        preprocess = decoder.tokenizer.preprocess
-        names = [f"{row:08d}{file_ending(preprocess)}" for row in range(folder.start, folder.stop)]
-        lines = (json.dumps({"file_name": name, **each}) for name, each in zip(names, about, strict=True))
-        durable.write_bytes(temporary / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
-
-        def save(image_YXC: np.ndarray, path: Path) -> None:
-            _save(file_content(image_YXC, preprocess), path)
-
-        for grid, rows in grouped(grids):
-            for start in range(0, len(rows), decoder.batch_size):
-                batch = rows[start : start + decoder.batch_size]
-                files = [temporary / names[row] for row in batch.tolist()]
-                map_in_threads(save, decoder.decode(codes[batch], grid), files)
-                done(len(batch))
-
-    try:
-        durable.publish_folder(path, fill)
-    except StorageError:
-        if not path.exists():
-            raise  # else: another process was first, with the same
 
 
 def _save(content: bytes, path: Path) -> None:

@@ -4,39 +4,46 @@ Equal images, tokenizer and settings give an equal plan; the first process write
 other process holds; a process that finds all files written finishes the dataset. Processes may die or join at any time,
 and no file is encoded twice. A retry replaces a file in one step if one of its failed images can now be encoded; every
 image keeps its position in its batch, so the new file equals the file of a first export.
+
+The dataset is a folder, or a place in an object store of which a local folder keeps copies. There files come as they
+are encoded and the manifest last; machines see each other only by finished files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from foundation.codes.manifest import MANIFEST, derive_manifest, publish_manifest, read_manifest
-from foundation.codes.shards import Shard, read_footer, read_shard, replace_shard, write_shard
+from foundation.codes.shards import Shard, publish_shard, read_footer, read_shard, shard_bytes
 from foundation.codes.spec import CodeSpec
-from foundation.config import require
-from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
+from foundation.errors import ContractError, Interrupted, StorageError
 from foundation.images.sources import ImageSource
 from foundation.storage import durable
-from foundation.storage.names import is_temporary
+from foundation.storage.places import LocalPlace, Place, as_place, fetch_copies
 from foundation.training.stop_signal import StopSignal
+from pipeline.encoding.accounts import require_planned
 from pipeline.encoding.card import publish_card
 from pipeline.encoding.encoder import ShardEncoder, fastest_batch_size
-from pipeline.encoding.plan import REENCODE_FIX, EncodeConfig, ExportPlan, PlannedShard, make_plan, require_same_plan
-from pipeline.work_sharing import Leases, Part, SharedWork, write_plan
+from pipeline.encoding.plan import (
+    PLAN,
+    REENCODE_FIX,
+    EncodeConfig,
+    ExportPlan,
+    PlannedShard,
+    make_plan,
+    require_same_plan,
+)
+from pipeline.work_sharing import Part, SharedWork, leases_of, write_plan
 from stage1_tokenizer.canary import load_checked, require_few_changes
 
-PLAN = "plan.json"
 LEASES = ".leases"
 
 
@@ -46,33 +53,35 @@ class Export:
     Args:
         tokenizer_folder: the frozen tokenizer; the dataset gets a copy.
         sources: images of each split; ``train`` is encoded in all views.
-        folder: the dataset.
+        folder: the dataset: a folder, or a place in a store with local copies.
         config: batch and file sizes, views.
         device: device of the tokenizer.
 
     Raises:
         ContractError: the tokenizer's codes have changed, or the folder holds another plan or files outside its plan.
         StorageError: the disk refused, or is too full.
+        RemoteError: the store refused.
     """
 
     def __init__(
         self,
         tokenizer_folder: Path,
         sources: Mapping[str, ImageSource],
-        folder: Path,
+        folder: Path | Place,
         config: EncodeConfig,
         device: torch.device,
     ) -> None:
-        self.folder, self.tokenizer_folder, self.sources = folder, tokenizer_folder, dict(sources)
+        self.place = as_place(folder)
+        self.folder, self.tokenizer_folder, self.sources = self.place.folder, tokenizer_folder, dict(sources)
         self.tokenizer = load_checked(tokenizer_folder, device)
         device = next(self.tokenizer.parameters()).device  # the CPU, where the given one makes other codes
         self._judge(config)
         classes = next(iter(self.sources.values())).class_names
         self.spec: CodeSpec = self.tokenizer.spec.with_classes(classes)
         self.plan = self._join(config, device)
-        self.leases = Leases(folder / LEASES)
+        self.leases = leases_of(self.place, LEASES)
         self.encoder = ShardEncoder(self.tokenizer, self.sources, self.plan, self._following)
-        _require_no_others(folder, self.plan)
+        _require_no_others(self.place, self.plan)
         self._require_space()
 
     @property
@@ -82,7 +91,7 @@ class Export:
 
     def is_written(self, planned: PlannedShard) -> bool:
         """Whether a file exists; files are published whole."""
-        return planned.path(self.folder).exists()
+        return self.place.exists(planned.file)
 
     def write(self, planned: PlannedShard, done: Callable[[int], None] = lambda n: None) -> None:
         """Encode and publish one file. Another process may do so too: the first one wins.
@@ -94,9 +103,30 @@ class Export:
         Raises:
             StorageError: the disk refused, or the file exists with other content.
         """
+        if not self._send(planned):
+            self.publish(planned, self.encoder.encode(planned, done))
+
+    def publish(self, planned: PlannedShard, shard: Shard) -> None:
+        """Publish what was encoded for a file, here or on another machine. The first writer wins.
+
+        Args:
+            planned: the file.
+            shard: its rows, as ``ShardEncoder.shard`` puts them together.
+
+        Raises:
+            StorageError: the disk refused, or the file exists with other content.
+            RemoteError: the store refused.
+        """
+        self.place.sweep(f"data/{planned.split}")
+        publish_shard(self.place, planned.file, shard, self.spec)
+
+    def _send(self, planned: PlannedShard) -> bool:
+        """Put a file of an earlier export into this folder where the store lacks it; whether there was one."""
         path = planned.path(self.folder)
-        durable.sweep(path.parent)
-        write_shard(path, self.encoder.encode(planned, done), self.spec)
+        if isinstance(self.place, LocalPlace) or not path.exists():
+            return False
+        require_planned(path, read_shard(path, self.spec), planned, self.plan)
+        return self.place.send(planned.file)
 
     def take_part(self, part: Part = Part(), *, wait: bool = True, quiet: bool = False) -> bool:  # noqa: B008
         """Encode files that no other process encodes, then finish the dataset if all are written.
@@ -168,74 +198,86 @@ class Export:
         """
         if not all(self.is_written(planned) for planned in self.shards):
             return False
-        _require_no_others(self.folder, self.plan)
+        _require_no_others(self.place, self.plan)
         self._copy_tokenizer()
         planned = {each.path(self.folder): each for each in self.shards}
         while True:  # repeats only if a retry replaces a file meanwhile
-            stamps = [_stamp(path) for path in planned]
+            stamps = self.place.stamps("data")
+            fetch_copies(self.place, (each.file for each in self.shards))
             manifest = derive_manifest(
                 self.folder, self.spec, lambda path, shard: require_planned(path, shard, planned[path], self.plan)
             )
-            publish_card(self.folder, self.tokenizer, self.sources, self.plan, manifest)
-            publish_manifest(self.folder, {**manifest, **self._lower_precision()})
-            if stamps == [_stamp(path) for path in planned]:
+            publish_card(self.place, self.tokenizer, self.sources, self.plan, manifest)
+            publish_manifest(self.place, {**manifest, **self._lower_precision()})
+            if stamps == self.place.stamps("data"):
                 break
-        self.leases.clear()
+        if self.leases is not None:
+            self.leases.clear()
         return True
 
     def _join(self, config: EncodeConfig, device: torch.device) -> ExportPlan:
         """Read the folder's plan and compare it with this export's, or write this export's plan."""
-        path = self.folder / PLAN
-        size = config.batch_size
+        path, size = self.folder / PLAN, config.batch_size
 
         def plan_for(batch_size: int) -> ExportPlan:
             return make_plan(self.spec, self.sources, config, batch_size=batch_size, device=device.type)
 
-        def first() -> bytes:
-            fastest = size or fastest_batch_size(self.tokenizer, precision=config.precision)
-            return plan_for(fastest).save_images(self.folder)
+        def require_ours(there: ExportPlan) -> None:
+            require_same_plan(there, plan_for(size or there.batch_size), path)
 
-        write_plan(path, first)
-        there = ExportPlan.from_json(path)  # maybe of another process with another batch size
-        wanted = plan_for(size or there.batch_size)
-        require_same_plan(there, wanted, path)
+        def first() -> bytes:
+            if path.exists():  # of codes in this folder, which the store is to have
+                there = ExportPlan.from_json(path)
+                require_ours(there)
+                return there.save_images(self.place)
+            fastest = size or fastest_batch_size(self.tokenizer, precision=config.precision)
+            return plan_for(fastest).save_images(self.place)
+
+        write_plan(self.place, PLAN, first)
+        there = ExportPlan.of_place(self.place)  # maybe of another process with another batch size
+        require_ours(there)
         return there
 
     def _is_finished(self, work: _Finish) -> bool:
-        return is_encoded(self.folder)
+        return is_encoded(self.place)
 
     def _finish_or_fail(self, work: _Finish) -> None:
         if not self.finish():
             fix = "run tessera encode again"
-            raise StorageError("files disappeared while the dataset was finished", field=str(self.folder), fix=fix)
+            raise StorageError("files disappeared while the dataset was finished", field=self.place.shown, fix=fix)
 
     def _copy_tokenizer(self) -> None:
-        target = self.folder / "tokenizer"
-        if target.exists():
+        name, last, source = "tokenizer", "config.json", self.tokenizer_folder
+        if self.place.has_folder(name, last) and (self.folder / name).exists():
             return
         try:
-            durable.publish_folder(target, lambda temporary: durable.copy_files(self.tokenizer_folder, temporary))
+            self.place.publish_folder(name, lambda temporary: durable.copy_files(source, temporary), last)
         except StorageError:
-            if not target.exists():
+            if not self.place.has_folder(name, last):
                 raise  # otherwise another process was first, with the same files
 
     def _require_space(self) -> None:
         missing = [each for each in self.shards if not self.is_written(each)]
         rows = sum(each.n_images * len(each.views) for each in missing)
         n_bytes = rows * self.spec.n_codes * 4 + folder_bytes(self.tokenizer_folder)
-        durable.require_free_space(self.folder, n_bytes, "the token dataset")
+        self.place.require_free_space(n_bytes, "the token dataset")
 
 
 class _Finish:
     name = "finish"
 
 
-def is_encoded(folder: Path) -> bool:
-    """Whether the token dataset is complete: every file of its manifest exists."""
-    if not (folder / MANIFEST).exists() or not (folder / "README.md").exists():
+def is_encoded(folder: Path | Place) -> bool:
+    """Whether the token dataset is complete: every file of its manifest exists.
+
+    Raises:
+        RemoteError: the store gives no access.
+    """
+    place = as_place(folder)
+    if place.find(MANIFEST) is None or not place.exists("README.md"):
         return False
-    splits = read_manifest(folder)["splits"].values()
-    return all((folder / each["file"]).exists() for entry in splits for each in entry["files"])
+    splits, there = read_manifest(place)["splits"].values(), set(place.names("data"))
+    return all(each["file"] in there for entry in splits for each in entry["files"])
 
 
 def folder_bytes(folder: Path) -> int:
@@ -243,19 +285,14 @@ def folder_bytes(folder: Path) -> int:
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
-
-
-def _require_no_others(folder: Path, plan: ExportPlan) -> None:
+def _require_no_others(place: Place, plan: ExportPlan) -> None:
     """Refuse parquet files outside the plan, which would become rows of the dataset."""
-    planned = {each.path(folder) for each in plan.shards}
-    there = {path for path in (folder / "data").glob("*/*.parquet") if not is_temporary(path)}
+    planned = {each.file for each in plan.shards}
+    there = {name for name in place.names("data") if name.endswith(".parquet") and name.count("/") == 2}
     others = sorted(there - planned)
     if others:
-        found = f"{len(others)} files outside the plan"
-        raise ContractError("is a shard of other images", field=str(others[0]), found=found, fix=REENCODE_FIX)
+        found, field = f"{len(others)} files outside the plan", f"{place.shown}/{others[0]}"
+        raise ContractError("is a shard of other images", field=field, found=found, fix=REENCODE_FIX)
 
 
 def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> bool:  # noqa: B008
@@ -272,7 +309,7 @@ def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> b
     changed = False
     for i in range(part.index, len(export.shards), part.count):
         planned = export.shards[i]
-        if export.is_written(planned) and read_footer(planned.path(export.folder))["failures"]:
+        if export.is_written(planned) and read_footer(export.place.local(planned.file))["failures"]:
             changed |= _retry(export, planned)
     if changed:
         _forget_manifest(export)  # another process may have written one of the files before
@@ -281,8 +318,8 @@ def retry_failed(export: Export, part: Part = Part(), *, wait: bool = True) -> b
 
 def _retry(export: Export, planned: PlannedShard) -> bool:
     """Encode the failed images of a file again; whether the file changed."""
-    path, split = planned.path(export.folder), export.plan.splits[planned.split]
-    shard = read_shard(path, export.spec)
+    split = export.plan.splits[planned.split]
+    shard = read_shard(export.place.local(planned.file), export.spec)
     number_of = {split.image_ids[n]: n for n in range(planned.start, planned.stop)}
     before = {number_of[each.image_id]: each for each in shard.failures}
     codes_VNT, failures = export.encoder.encode_some(planned, set(before))
@@ -291,90 +328,12 @@ def _retry(export: Export, planned: PlannedShard) -> bool:
     good = [number_of[name] - planned.start for name in shard.image_ids[: len(shard.image_ids) // len(planned.views)]]
     codes_VNT[:, good] = np.reshape(shard.codes_BT, (len(planned.views), len(good), export.spec.n_codes))
     _forget_manifest(export)
-    replace_shard(path, export.encoder.shard(planned, codes_VNT, failures), export.spec)
+    content = shard_bytes(export.encoder.shard(planned, codes_VNT, failures), export.spec)
+    export.place.replace(planned.file, content)
     return True
 
 
 def _forget_manifest(export: Export) -> None:
     """Remove the manifest, which holds hashes of replaced files; ``Export.finish`` writes a new one."""
-    if (export.folder / MANIFEST).exists():
-        durable.remove_folder(export.folder / MANIFEST)
-
-
-def require_planned(path: Path, shard: Shard, planned: PlannedShard, plan: ExportPlan) -> None:
-    """Require that a file holds every planned image in every view with its label, or lists the image as failed.
-
-    Raises:
-        ContractError: the file was made from other images or labels.
-    """
-    split = plan.splits[planned.split]
-    failed = {each.image_id for each in shard.failures}
-    numbers = range(planned.start, planned.stop)
-    good = [n for n in numbers if split.image_ids[n] not in failed]
-    strangers = failed - {split.image_ids[n] for n in numbers}
-    n_views = len(planned.views)
-    labels = None if split.labels is None else np.tile([split.labels[n] for n in good], n_views)
-    grids = None if split.grids is None else np.tile([split.grids[n] for n in good], n_views)
-    same_grids = grids is shard.grids if grids is None else np.array_equal(shard.grids, grids)  # type: ignore[arg-type]
-    same_labels = labels is None if shard.labels is None else np.array_equal(shard.labels, labels)  # type: ignore[arg-type]
-    same = (
-        list(shard.image_ids) == [split.image_ids[n] for n in good] * n_views
-        and np.array_equal(shard.views, np.repeat(planned.views, len(good)))
-        and same_labels
-        and same_grids
-        and not strangers
-    )
-    if not same:
-        what = "the shard holds other images or labels than the data source"
-        found, expected = (
-            f"{len(shard.image_ids)} rows, {len(failed)} failures",
-            f"{planned.n_images} x {n_views} views",
-        )
-        raise ContractError(what, field=str(path), found=found, expected=expected, fix=REENCODE_FIX)
-
-
-def share(text: str | float) -> float:
-    """Parse a share, ``1%`` or ``0.01``.
-
-    Raises:
-        ConfigError: another form, or outside 0 to 1.
-    """
-    try:
-        number = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except ValueError:
-        raise ConfigError("is not a share", field="--max-bad", found=repr(text), expected="1% or 0.01") from None
-    require(0 <= number <= 1, "--max-bad", text, "from 0% to 100%")
-    return number
-
-
-def totals(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Count ``planned``, ``written`` and ``failed`` images of all splits; planned = written + failed."""
-    splits = manifest["splits"].values()
-    failed = sum(len(entry["failures"]) for entry in splits)
-    planned = sum(entry.get("planned", entry["rows"] + len(entry["failures"])) for entry in splits)
-    return {"planned": planned, "written": planned - failed, "failed": failed}
-
-
-def require_enough(manifest: Mapping[str, Any], max_bad: float) -> None:
-    """Refuse a dataset of which too many images could not be encoded. It is complete all the same.
-
-    Raises:
-        DataError: how many failed, with which codes, and the first of them.
-    """
-    counts = totals(manifest)
-    if counts["failed"] <= max_bad * counts["planned"]:
-        return
-    failures = [each for entry in manifest["splits"].values() for each in entry["failures"]]
-    shown = "".join(f"\n    {each['image_id']}: {each['code']}: {each['reason']}" for each in failures[:10])
-    found = f"{counts['failed']:,} of {counts['planned']:,} ({by_code(failures)}), the first:{shown}"
-    expected = f"a share of at most {max_bad:.4g}"
-    needed = math.ceil(100 * counts["failed"] / counts["planned"])
-    allow = f"--max-bad {needed}% of tessera encode, --data.max_failed_share {needed / 100:.2f} of tessera run"
-    fix = f"repair them and run tessera encode with --retry-failed, or allow more ({allow})"
-    raise DataError("too many images failed", field="--max-bad", found=found, expected=expected, fix=fix)
-
-
-def by_code(failures: list[dict[str, Any]]) -> str:
-    """Count failures by code, the most frequent first, as text."""
-    counts = Counter(each.get("code", "unreadable") for each in failures)
-    return ", ".join(f"{n:,} {code}" for code, n in counts.most_common())
+    if export.place.find(MANIFEST) is not None:
+        export.place.remove(MANIFEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from foundation.codes.config import OwnCodes
 from foundation.codes.dataset import TokenDataset
+from foundation.codes.fetched import local_codes
 from foundation.codes.gathered import Gathered, gather, hash_rows, row_keys
 from foundation.codes.manifest import read_manifest, write_manifest
 from foundation.codes.shards import Shard, shard_path, write_shard
@@ -22,7 +24,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec, require_codes, require_sa
 from foundation.errors import ConfigError, ContractError, DataError
 from foundation.hardware import TokenAccess
 from foundation.images.config import Preprocess
-from foundation.paths import expand
+from foundation.paths import is_remote
 from foundation.storage import durable
 from foundation.storage.serialization import json_text, read_json
 from pipeline.encoding.card import dataset_card
@@ -57,10 +59,14 @@ class CodesImport:
     validation_share: float
     rows_per_shard: int
 
-    @property
+    @cached_property
     def source(self) -> Path:
-        """The folder or file."""
-        return Path(expand(self.own.source, "--codes"))
+        """The folder or file; of codes at an address, the verified copy.
+
+        Raises:
+            DataError: see ``local_codes``.
+        """
+        return local_codes(self.own.source, _FIELD)
 
     @cached_property
     def rows(self) -> list[CodeRows]:
@@ -95,7 +101,8 @@ class CodesImport:
                     write_shard(shard_path(temporary, split, index), _shard(gathered, rows), spec)
             if self.tokenizer is not None:
                 durable.copy_files(self.tokenizer, temporary / "tokenizer")
-            about = {"source": str(self.source), "sha256": gathered.identity, "files": stamps, "notes": notes}
+            where = self.own.source if is_remote(self.own.source) else str(self.source)
+            about = {"source": where, "sha256": gathered.identity, "files": stamps, "notes": notes}
             durable.write_bytes(temporary / SOURCE, json_text(about, indent=1))
             manifest = write_manifest(temporary, spec)
             card = dataset_card(spec, manifest, decodes=self.tokenizer is not None)
@@ -115,7 +122,7 @@ class CodesImport:
         saved = read_json(
             folder / SOURCE, ("source", "sha256", "files"), fix="move the folder away and run the command again"
         )
-        if not self.source.exists() or saved["files"] == self._stamps():
+        if not self._is_there() or saved["files"] == self._stamps():
             return ""
         gathered = gather(self.rows, folder.parent, self.validation_share, _FIELD)
         spec, _ = self.spec_of(gathered)
@@ -127,6 +134,16 @@ class CodesImport:
         sizes = [slot.codebook_size for slot in spec.slots] != [slot.codebook_size for slot in there.slots]
         rows = _differences(_keys_of(folder), gathered.keys())
         return ", ".join(filter(None, ["a codebook of another size" if sizes else "", rows]))
+
+    def _is_there(self) -> bool:
+        """Whether there is a source to compare with; says so of an address that cannot be read."""
+        try:
+            return self.source.exists()
+        except DataError as error:
+            if not is_remote(self.own.source):
+                raise
+            print(f"codes: not compared with their source: {error}", file=sys.stderr)
+            return False
 
     def spec_of(self, gathered: Gathered) -> tuple[CodeSpec, list[str]]:
         """What the codes mean: as the source or the tokenizer says, or else by their shape and largest code.

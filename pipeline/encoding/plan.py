@@ -7,6 +7,7 @@ and named by its content. Earlier versions wrote the images into ``plan.json``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,12 @@ from foundation.config import from_dict, require, to_dict
 from foundation.config_fields import added_later
 from foundation.errors import ContractError, DataError, StorageError, way_out
 from foundation.storage import durable
+from foundation.storage.places import as_place
 
 if TYPE_CHECKING:
     from foundation.codes.spec import CodeSpec
     from foundation.images.sources import ImageSource
+    from foundation.storage.places import Place
     from foundation.training.arithmetic import Arithmetic
     from pipeline.encoding.planned_images import PlannedSplit
 
@@ -58,6 +61,7 @@ class EncodeConfig:
         require(1 <= self.corner_scale <= 4, "corner_scale", self.corner_scale, "from 1 to 4")
 
 
+PLAN = "plan.json"
 REENCODE_FIX = "move the run's codes folder away to encode the present images"
 
 
@@ -81,11 +85,16 @@ class PlannedShard:
         """Number of images."""
         return self.stop - self.start
 
+    @property
+    def file(self) -> str:
+        """Name in the dataset."""
+        from foundation.codes.shards import shard_name
+
+        return shard_name(self.split, self.index)
+
     def path(self, folder: Path) -> Path:
         """Path in the dataset ``folder``."""
-        from foundation.codes.shards import shard_path
-
-        return shard_path(folder, self.split, self.index)
+        return folder / self.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,18 +163,19 @@ class ExportPlan:
             yield from split.json_parts(name)
         yield "]}"
 
-    def save_images(self, folder: Path) -> bytes:
-        """Write the file of images into ``folder``, unless it is there.
+    def save_images(self, folder: Path | Place) -> bytes:
+        """Write the file of images into a folder or place, unless it is there.
 
         Returns:
             content of ``plan.json``, to be written next: the plan is complete with it.
 
         Raises:
             StorageError: the disk refused.
+            RemoteError: the store refused.
         """
         from pipeline.encoding.planned_images import described, is_of_plan, open_images, rows_together, write_images
 
-        path, splits = folder / f"plan-{self.identity[:16]}.parquet", described(self.splits)
+        place, name, splits = as_place(folder), f"plan-{self.identity[:16]}.parquet", described(self.splits)
         rows = rows_together(self.images_per_shard)
 
         def write(target: Path) -> None:
@@ -175,16 +185,34 @@ class ExportPlan:
             if replace(self, splits=open_images(temporary, splits), saved_identity="").identity != self.identity:
                 raise durable.lost(temporary)
 
+        def is_there() -> bool:
+            return place.exists(name) and is_of_plan(place.local(name), self.identity)
+
         try:
-            if not is_of_plan(path, self.identity):
-                durable.publish_file(path, write, verify)
+            if not is_there():
+                place.publish_file(name, write, verify)
         except StorageError:
-            if not is_of_plan(path, self.identity):
+            if not is_there():
                 raise  # else: another process was first
-        what = {**self._settings(), "splits": splits, "images": path.name, "sha256": self.identity}
+        what = {**self._settings(), "splits": splits, "images": name, "sha256": self.identity}
         how = {"batch_size": self.batch_size, "device": self.device, "precision": self.precision}
         plan = {"format": 2, "what": what, "how": how}
         return json.dumps({**plan, "sha256": _sha256(plan)}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def of_place(cls, place: Place) -> ExportPlan:
+        """The plan of a place, whose file of images is read from a local copy where the place is a store.
+
+        Raises:
+            DataError: see ``from_json``.
+            RemoteError: the store gives no access.
+        """
+        path = place.local(PLAN)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # which from_json says
+            name = json.loads(path.read_bytes())["what"]["images"]
+            if place.exists(name):
+                place.local(name)
+        return cls.from_json(path)
 
     @classmethod
     def from_json(cls, path: Path) -> ExportPlan:

@@ -1,4 +1,4 @@
-"""Progress of an export, read from its folder alone."""
+"""Progress of an export, read from its folder or place alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 from foundation.codes.shards import read_footer
 from foundation.errors import DataError
-from pipeline.encoding.export import LEASES, PLAN, by_code, is_encoded
-from pipeline.encoding.plan import ExportPlan
-from pipeline.work_sharing import Holder, Leases
+from foundation.storage.places import LocalPlace, Place, as_place, fetch_copies
+from pipeline.encoding.accounts import by_code
+from pipeline.encoding.export import LEASES, is_encoded
+from pipeline.encoding.plan import PLAN, ExportPlan, PlannedShard
+from pipeline.work_sharing import Holder, leases_of
 
 _WINDOW_SECONDS = 1800.0  # window of the rate
 
@@ -64,35 +66,44 @@ class ExportStatus:
         return "\n".join(lines)
 
 
-def export_status(folder: Path) -> ExportStatus:
+def export_status(folder: Path | Place) -> ExportStatus:
     """Read the progress of the export into ``folder``.
 
     Raises:
         DataError: no export has begun there, or its plan or a file is damaged.
+        RemoteError: the store gives no access.
     """
-    if not (folder / PLAN).exists():
-        raise DataError("no export has begun here", field=str(folder), fix="run tessera encode")
-    plan = ExportPlan.from_json(folder / PLAN)
-    there = [(planned, planned.path(folder)) for planned in plan.shards if planned.path(folder).exists()]
-    failures = [each for _, path in there for each in read_footer(path)["failures"]]
-    done = sum(planned.n_images for planned, _ in there)
-    times = sorted((path.stat().st_mtime, planned.n_images) for planned, path in there)
-    holders = Leases(folder / LEASES).holders() if (folder / LEASES).is_dir() else []
+    place = as_place(folder)
+    if not place.exists(PLAN):
+        raise DataError("no export has begun here", field=place.shown, fix="run tessera encode")
+    plan, names = ExportPlan.of_place(place), set(place.names("data"))
+    there = [planned for planned in plan.shards if planned.file in names]
+    fetch_copies(place, (planned.file for planned in there))
+    failures = [each for planned in there for each in read_footer(planned.path(place.folder))["failures"]]
+    done = sum(planned.n_images for planned in there)
+    leases = leases_of(place, LEASES)
+    holders = leases.holders() if leases is not None and leases.folder.is_dir() else []
     return ExportStatus(
         planned=plan.n_images,
         written=done - len(failures),
         failed=len(failures),
         files=len(plan.shards),
         files_written=len(there),
-        images_per_second=_rate(times),
-        finished=is_encoded(folder),
+        images_per_second=_rate(place, there),
+        finished=is_encoded(place),
         holders=tuple(holders),
         failures=by_code(failures),
     )
 
 
-def _rate(times: list[tuple[float, int]]) -> float | None:
-    """Images per second between the first and the last recent file; the first one's images do not count."""
+def _rate(place: Place, there: list[PlannedShard]) -> float | None:
+    """Images per second between the first and the last recent file; the first one's images do not count.
+
+    None of a store, whose copies here have times of their own.
+    """
+    if not isinstance(place, LocalPlace):
+        return None
+    times = sorted((each.path(place.folder).stat().st_mtime, each.n_images) for each in there)
     recent = [each for each in times if time.time() - each[0] < _WINDOW_SECONDS]
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
         return None

@@ -27,8 +27,8 @@ from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ConfigError
 from foundation.images.image_bytes import file_content, file_ending
 from foundation.images.preprocess import to_pixels
-from foundation.storage import durable
-from foundation.storage.names import is_temporary
+from foundation.paths import is_remote
+from foundation.storage.places import Place, as_place, place_at
 from foundation.storage.serialization import tensors_sha256
 from foundation.threads import map_in_threads
 from pipeline.generation.base import BaseGenerator
@@ -36,13 +36,14 @@ from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.requests import DrawSettings, image_seed
 from pipeline.image_files import file_name
-from pipeline.work_sharing import Part, claim_folder
+from pipeline.work_sharing import Part, claim_place
 
 Format = Literal["png", "parquet"]
 PLAN = "generation.json"
 _MAX_SEED, _MOST_IMAGES = 2**62, 10**8
 _STREAM_RULE = "derived from (seed, i), not seed + i"
 _NAME = re.compile(r"(\d{8})(?:-.*)?\.(?:png|npy)", re.DOTALL)
+_PART = re.compile(r"data/part-[^/]*\.parquet")
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ class PngFiles:
     Images that PNG cannot hold in full are .npy files.
 
     Args:
-        root: of the samples.
+        root: of the samples, a folder or a place.
         spec: of the codes; names the classes.
         labelled: whether every image has a class.
     """
 
-    def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
-        self.folder, self._root, self._labelled, self._names = root / "images", root, labelled, spec.class_names
+    folder = "images"
+
+    def __init__(self, root: Path | Place, spec: CodeSpec, labelled: bool) -> None:
+        self._place, self._labelled, self._names = as_place(root), labelled, spec.class_names
         self._preprocess, self._ending = spec.preprocess, file_ending(spec.preprocess)
         self._numbers = self._there()
 
@@ -91,14 +94,14 @@ class PngFiles:
         rows = zip(drawn.images, drawn.pixels, drawn.labels, strict=True)
         missing = [(i, pixels, label) for i, pixels, label in rows if i not in self._numbers]
         map_in_threads(
-            lambda row: durable.replace_file(self._path(row[0], row[2]), file_content(row[1], self._preprocess)),
+            lambda row: self._place.replace(self._name(row[0], row[2]), file_content(row[1], self._preprocess)),
             missing,
         )
         self._numbers.update(drawn.images)
 
-    def n_missing(self, count: int) -> int:
-        """How many of the first ``count`` images are not there."""
-        return len(set(range(count)) - self._there())
+    def n_missing(self, batch: Batch) -> int:
+        """How many images of a batch are not there."""
+        return len(set(range(batch.count)) - self._there())
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Write ``metadata.csv``: with it ``datasets.load_dataset`` opens the folder with classes.
@@ -111,26 +114,27 @@ class PngFiles:
         writer.writerow(["file_name", *(["label"] if self._labelled else []), "seed"])
         for i, label, seed in rows:
             name = [self._names[label]] if self._labelled else []
-            writer.writerow([self._path(i, label).relative_to(self._root).as_posix(), *name, seed])
-        durable.replace_file(self._root / "metadata.csv", text.getvalue().encode())
+            writer.writerow([self._name(i, label), *name, seed])
+        self._place.replace("metadata.csv", text.getvalue().encode())
 
     def _there(self) -> set[int]:
-        """Numbers of the images in the folder.
+        """Numbers of the images that are there.
 
         Raises:
             ConfigError: a png file of something else, which would count as a sample.
         """
-        files = [path for path in self.folder.glob(f"*{self._ending}") if not is_temporary(path)]
-        numbers = {path: _NAME.fullmatch(path.name) for path in files}
-        foreign = sorted(path for path, number in numbers.items() if number is None)
+        files = [name for name in self._place.names(self.folder) if name.endswith(self._ending)]
+        numbers = {name: _NAME.fullmatch(name.removeprefix(f"{self.folder}/")) for name in files}
+        foreign = sorted(name for name, number in numbers.items() if number is None)
         if foreign:
             problem, fix = "is not an image of this folder's samples", "move it away, or choose another folder"
-            raise ConfigError(problem, field=str(foreign[0]), found=f"{len(foreign)} such files", fix=fix)
+            field = f"{self._place.shown}/{foreign[0]}"
+            raise ConfigError(problem, field=field, found=f"{len(foreign)} such files", fix=fix)
         return {int(number[1]) for number in numbers.values() if number is not None}
 
-    def _path(self, number: int, label: int) -> Path:
+    def _name(self, number: int, label: int) -> str:
         name = f"-{file_name(self._names[label])}" if self._labelled else ""
-        return self.folder / f"{number:08d}{name}{self._ending}"
+        return f"{self.folder}/{number:08d}{name}{self._ending}"
 
 
 class ParquetFiles:
@@ -141,12 +145,14 @@ class ParquetFiles:
     Args and methods as of ``PngFiles``.
     """
 
-    def __init__(self, root: Path, spec: CodeSpec, labelled: bool) -> None:
-        self.folder, self._spec, self._labelled = root / "data", spec, labelled
+    folder = "data"
+
+    def __init__(self, root: Path | Place, spec: CodeSpec, labelled: bool) -> None:
+        self._place, self._spec, self._labelled = as_place(root), spec, labelled
 
     def has(self, images: range) -> bool:
         """Whether the file of one job is there."""
-        return self._path(images[0]).exists()
+        return self._place.exists(self._name(images[0]))
 
     def write(self, drawn: DrawnImages) -> None:
         """Write the images of one job."""
@@ -163,20 +169,19 @@ class ParquetFiles:
         if self._spec.n_grids > 1:
             columns["grid"] = list(drawn.grids)
         table = pa.table(columns, schema=self._features().arrow_schema)
-        path = self._path(drawn.images[0])
-        durable.publish_file(path, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
+        name = self._name(drawn.images[0])
+        self._place.publish_file(name, lambda temporary: pq.write_table(table, temporary, row_group_size=256))
 
-    def n_missing(self, count: int) -> int:
-        """How many of the first ``count`` images are not there."""
-        import pyarrow.parquet as pq
-
-        return count - sum(pq.read_metadata(path).num_rows for path in self.folder.glob("part-*.parquet"))
+    def n_missing(self, batch: Batch) -> int:
+        """How many images of a batch are not there; files are whole."""
+        there, jobs = set(self._place.names(self.folder)), map(batch.images_of, range(batch.n_jobs))
+        return sum(len(images) for images in jobs if self._name(images[0]) not in there)
 
     def finish(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Nothing: the files hold labels and seeds."""
 
-    def _path(self, first: int) -> Path:
-        return self.folder / f"part-{first:08d}.parquet"
+    def _name(self, first: int) -> str:
+        return f"{self.folder}/part-{first:08d}.parquet"
 
     def _features(self) -> Any:
         from datasets import ClassLabel, Features, Image, List, Value
@@ -230,6 +235,10 @@ class Batch:
         """Jobs in all."""
         return -(-self.count // self.images_per_job)
 
+    def images_of(self, job: int) -> range:
+        """Numbers of the images of a job."""
+        return range(job * self.images_per_job, min((job + 1) * self.images_per_job, self.count))
+
 
 @dataclass(frozen=True)
 class BatchDone:
@@ -251,7 +260,7 @@ class BatchDone:
 @torch.no_grad()
 def generate_to_folder(
     generator: BaseGenerator,
-    folder: Path,
+    folder: str | Path,
     batch: Batch,
     part: Part = Part(),  # noqa: B008
     *,
@@ -264,7 +273,7 @@ def generate_to_folder(
 
     Args:
         generator: samples and decodes.
-        folder: made if it does not exist.
+        folder: made if it does not exist; or an address, ``s3://bucket/folder``.
         batch: which images.
         part: which jobs this process does.
         options: sampling settings and best_of, as of a call.
@@ -274,8 +283,11 @@ def generate_to_folder(
             cannot be used.
         DataError: a file's images, or a batch's, with all their candidates would not fit in memory.
         StorageError: the disk refused.
+        RemoteError: the store refused.
     """
-    began, folder = time.perf_counter(), as_path(folder, "folder")
+    began = time.perf_counter()
+    is_address = isinstance(folder, str) and is_remote(folder)
+    place = place_at(str(folder), "folder") if is_address else as_place(as_path(folder, "folder"))
     require_type("generator", generator, BaseGenerator)
     require_type("batch", batch, Batch)
     labels, last = batch.labels, generator.prior.null_class
@@ -288,46 +300,46 @@ def generate_to_folder(
     generator.require_memory(min(batch.images_per_job, batch.count), settings)
     weights = {"tokenizer": generator.spec.fingerprint, "prior": tensors_sha256(generator.prior.state_dict())}
     sampled = {"streams": _STREAM_RULE, "best_of": settings.best_of, "sampling": to_dict(settings.sampling)}
-    _require_new(folder)
+    _require_new(place)
     if batch.grid is None and generator.grid_counts:
         sampled["grid_counts"] = list(generator.grid_counts)
-    claim_folder(folder / PLAN, {**without_defaults(batch), **sampled, **weights})
+    claim_place(place, PLAN, {**without_defaults(batch), **sampled, **weights})
     kind = ParquetFiles if batch.format == "parquet" else PngFiles
-    files: PngFiles | ParquetFiles = kind(folder, generator.spec, generator.prior.null_class not in batch.labels)
+    files: PngFiles | ParquetFiles = kind(place, generator.spec, generator.prior.null_class not in batch.labels)
     jobs = part.indices(batch.n_jobs)
     n_new = n_there = 0
-    mine = sum(len(_images(batch, job)) for job in jobs)
+    mine = sum(len(batch.images_of(job)) for job in jobs)
     with tqdm(total=mine, desc="images", unit="img", delay=2, disable=not generator.shows_progress) as progress:
         for job in jobs:
-            images = _images(batch, job)
+            images = batch.images_of(job)
             if files.has(images):
                 n_there += len(images)
             else:
                 files.write(_draw_job(generator, batch, images, settings))
                 n_new += len(images)
             progress.update(len(images))
-    n_missing = files.n_missing(batch.count)
+    n_missing = files.n_missing(batch)
     if not n_missing:
-        durable.sweep(files.folder)
+        place.sweep(files.folder)
         files.finish([(i, batch.labels[i % len(batch.labels)], image_seed(batch.seed, i)) for i in range(batch.count)])
     return BatchDone(n_new, n_there, n_missing, time.perf_counter() - began)
 
 
-def _require_new(folder: Path) -> None:
-    """Refuse a folder without a plan that holds files of the names that will be written.
+def _require_new(place: Place) -> None:
+    """Refuse a place without a plan that holds files of the names that will be written.
 
     Raises:
         ConfigError: naming one of them.
     """
-    images = [path for path in (folder / "images").glob("*.*") if _NAME.fullmatch(path.name)]
-    there = sorted([*images, *(folder / "data").glob("part-*.parquet"), *folder.glob("metadata.csv")])
-    if there and not (folder / PLAN).exists():  # in this order: another process may have begun in between
-        problem, found = "holds files of something else", f"{len(there)}, e.g. {there[0]}"
-        raise ConfigError(problem, field=str(folder), found=found, fix="move them away, or choose another folder")
-
-
-def _images(batch: Batch, job: int) -> range:
-    return range(job * batch.images_per_job, min((job + 1) * batch.images_per_job, batch.count))
+    if place.exists(PLAN):
+        return
+    images = [name.removeprefix(f"{PngFiles.folder}/") for name in place.names(PngFiles.folder)]
+    there = [f"{PngFiles.folder}/{name}" for name in images if _NAME.fullmatch(name)]
+    there += [name for name in place.names(ParquetFiles.folder) if _PART.fullmatch(name)]
+    there += ["metadata.csv"] * place.exists("metadata.csv")
+    if there and not place.exists(PLAN):  # in this order: another process may have begun in between
+        problem, found = "holds files of something else", f"{len(there)}, e.g. {place.shown}/{there[0]}"
+        raise ConfigError(problem, field=place.shown, found=found, fix="move them away, or choose another folder")
 
 
 def _draw_job(generator: BaseGenerator, batch: Batch, images: range, settings: DrawSettings) -> DrawnImages:

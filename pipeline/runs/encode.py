@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 
+from foundation.codes.fetched import codes_place, fetch_run_codes
 from foundation.codes.manifest import read_manifest
-from foundation.errors import ContractError, DataError
+from foundation.errors import ConfigError, ContractError, DataError
 from foundation.hardware import usable_device
+from foundation.paths import is_remote, require_no_secret
+from foundation.storage import durable
+from foundation.storage.serialization import json_text
+from pipeline.encoding.accounts import require_enough
 from pipeline.encoding.card import refresh_header
-from pipeline.encoding.export import Export, is_encoded, require_enough, retry_failed
+from pipeline.encoding.export import Export, is_encoded, retry_failed
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import found_in, listing_of_plan, open_run_sources
 from pipeline.runs.recipe import Recipe
@@ -73,7 +78,7 @@ def export_of(
     there, fix = folder.tokenizer.exists(), "run tessera train-tokenizer, which also takes over a given one"
     DataError.unless(there, "there is no tokenizer yet", field=str(folder.tokenizer), fix=fix)
     opened = open_run_sources(folder, recipe)
-    export = Export(folder.tokenizer, opened.to_encode(), folder.codes, recipe.encode, device)
+    export = Export(folder.tokenizer, opened.to_encode(), codes_place(folder.root), recipe.encode, device)
     held = {} if opened.listing else found_in(opened.given, None, recipe.data)
     say(held, opened.changes.sentence())
     if not folder.listing.is_file():
@@ -82,6 +87,35 @@ def export_of(
     if found != expected:
         raise ContractError("differs from the tokenizer's", field="data.preprocess", found=found, expected=expected)
     return export
+
+
+def keep_codes_at(folder: RunFolder, address: str, field: str) -> None:
+    """Note in a run folder that its codes are at an address, which its export and later stages find there.
+
+    Args:
+        folder: of the run.
+        address: ``s3://bucket/folder`` or another of fsspec.
+        field: the option that names it.
+
+    Raises:
+        ConfigError: no address, one with a secret, or another than before.
+        StorageError: the disk refused.
+    """
+    ConfigError.unless(is_remote(address), "is no address", field=field, found=address, expected="s3://bucket/folder")
+    require_no_secret(address, field)
+    path = folder.codes_address
+    if not path.is_file():
+        durable.replace_file(path, json_text({"address": address.rstrip("/")}))
+    there = codes_place(folder.root).shown
+    fix = f"leave {field} out, or give another run folder"
+    ConfigError.unless(
+        there == address.rstrip("/"),
+        "is not where the run's codes are",
+        field=field,
+        found=address,
+        expected=there,
+        fix=fix,
+    )
 
 
 def encode_run(
@@ -100,8 +134,9 @@ def encode_run(
         DataError: the dataset is finished with more failures than ``job.max_bad``; see also ``export_of``.
         Interrupted: on SIGTERM or SIGINT.
         ContractError, StorageError: see ``export_of``.
+        RemoteError: the store of the codes refused.
     """
-    if job.retry or not is_encoded(folder.codes):
+    if job.retry or not is_encoded(codes_place(folder.root)):
         export = export_of(folder, recipe, device, say)
         if job.retry:
             finished = retry_failed(export, job.part, wait=job.wait)
@@ -109,6 +144,7 @@ def encode_run(
             finished = export.take_part(job.part, wait=job.wait, quiet=job.quiet)
         if not finished:
             return False
+    fetch_run_codes(folder.root)
     refresh_header(folder.codes)  # of a dataset that an earlier version finished
     require_enough(read_manifest(folder.codes), job.max_bad)
     return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation.codes.fetched import CODES_ADDRESS
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable
@@ -40,6 +41,8 @@ class RunFolder:
     """frozen tokenizer, a model folder"""
     codes = _Below("codes")
     """token dataset"""
+    codes_address = _Below(CODES_ADDRESS)
+    """where the token dataset is, if it is at an address; ``codes`` then has copies"""
     prior = _Below("prior")
     """prior, a model folder"""
     samples = _Below("samples")
@@ -152,7 +155,7 @@ class RunFolder:
     def _begun(self) -> set[str]:
         """Parts of the recipe that can no longer change, since results of them exist."""
         results = {
-            "encode": [self.codes],
+            "encode": [self.codes, self.codes_address],
             "prior": [self.prior, self.checkpoints("prior")],
             "samples": [self.samples],
         }

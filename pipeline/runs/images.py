@@ -28,8 +28,7 @@ from foundation.images.source_config import FolderData
 from foundation.images.sources import ImageSource, SubsetSource, open_sources
 from foundation.paths import expand
 from foundation.storage import durable
-from pipeline.encoding.export import PLAN
-from pipeline.encoding.plan import ExportPlan
+from pipeline.encoding.plan import PLAN, ExportPlan
 from pipeline.runs.failed_images import FailuresBySplit, failed_images
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import Recipe

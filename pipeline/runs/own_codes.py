@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from foundation.codes.config import OwnCodes
+from foundation.codes.fetched import local_codes
 from foundation.config import from_dict, to_dict
 from foundation.errors import ConfigError, TesseraError
 from foundation.images.config import DataConfig
 from foundation.images.image_set import ImageSet
-from foundation.paths import expand
+from foundation.paths import expand, is_remote
 from foundation.training.heartbeat import wait_for_everyone
 from pipeline.encoding.own_codes import CodesImport, inner_tokenizer, require_own, require_unchanged
 from pipeline.runs.encode import ExportJob
@@ -45,7 +46,8 @@ def on_own_codes(recipe: Recipe) -> Recipe:
     """
     assert recipe.codes is not None
     share, stage = recipe.data.validation_share, recipe.tokenizer
-    place = tokenizer_of(recipe.codes)
+    is_known = stage.pretrained is not None and recipe.codes.tokenizer is None and is_remote(recipe.codes.source)
+    place = None if is_known else tokenizer_of(recipe.codes)  # a run that continues needs no store
     named = stage.pretrained if place is None else str(place)
     data, tokenizer = to_dict(DataConfig(validation_share=share)), to_dict(TokenizerStage())
     if named is not None:
@@ -64,7 +66,7 @@ def tokenizer_of(own: OwnCodes) -> Path | None:
         ConfigError: the named folder holds none.
     """
     if own.tokenizer is None:
-        return inner_tokenizer(Path(expand(own.source, "--codes")))
+        return inner_tokenizer(local_codes(own.source, "--codes"))
     named = Path(expand(own.tokenizer, "--tokenizer"))
     for place in (named / "codes" / "tokenizer", tokenizer_folder(named)):
         if (place / "config.json").is_file():

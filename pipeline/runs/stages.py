@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from foundation.codes.dataset import TokenDataset
+from foundation.codes.fetched import fetch_run_codes
 from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, require, to_dict
@@ -29,7 +30,7 @@ from foundation.training.heartbeat import wait_for_everyone
 from foundation.training.log import MetricsLog
 from foundation.training.parallel import build_accelerator, sharding_asked
 from foundation.training.trackers import RunTracker, require_tracker
-from pipeline.encoding.export import totals
+from pipeline.encoding.accounts import totals
 from pipeline.generation.files import write_recipe_index
 from pipeline.runs import extend
 from pipeline.runs.advice import advice, advice_text
@@ -323,6 +324,9 @@ class Run:
         """
         self._require_codes()
         self.compare()
+        if self.accelerator.is_main_process:
+            fetch_run_codes(self.folder.root)
+        wait_for_everyone(self.accelerator)
         if not extend.is_final(self.folder, "prior"):
             self._train_prior()
         if self.accelerator.is_main_process:

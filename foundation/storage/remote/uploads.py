@@ -125,6 +125,15 @@ def _holds(address: str, content: _Content) -> bool:
     return remote_sha256(there) == content.digest("sha256")  # the ETag of an encrypted object is no checksum
 
 
+def holds(address: str, source: Path) -> bool:
+    """Whether a file of a store, which is there, has the content of a local one.
+
+    Raises:
+        RemoteError: it is not there, or cannot be read.
+    """
+    return _holds(address, _Content(source))
+
+
 def remote_sha256(source: RemoteObject) -> str:
     """SHA-256 (hex) of a file of a store, which is read for it.
 

@@ -24,7 +24,8 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import MANIFEST, write_manifest
 from foundation.codes.shards import Shard, read_shard
 from foundation.errors import ConfigError, ContractError, DataError, Interrupted, StorageError
-from pipeline.encoding.export import LEASES, PLAN, Export, by_code, require_planned, share, totals
+from pipeline.encoding.accounts import by_code, require_planned, share, totals
+from pipeline.encoding.export import LEASES, PLAN, Export
 from pipeline.encoding.plan import ExportPlan, PlannedShard
 from pipeline.encoding.status import export_status
 from pipeline.work_sharing import Part

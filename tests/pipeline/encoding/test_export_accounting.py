@@ -15,7 +15,8 @@ from foundation.codes.shards import read_footer
 from foundation.errors import ConfigError, DataError
 from foundation.images.failures import FAILURE_CODES
 from foundation.images.folder import FolderSource
-from pipeline.encoding.export import require_enough, retry_failed, share, totals
+from pipeline.encoding.accounts import require_enough, share, totals
+from pipeline.encoding.export import retry_failed
 from pipeline.encoding.status import export_status
 
 Inputs = tuple[Path, Path]

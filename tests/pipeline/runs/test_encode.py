@@ -29,12 +29,12 @@ def test_parts_one_after_the_other_make_the_run_s_codes(run_copy: Path, capsys: 
     before = without_codes(run_copy)
     assert main(["encode", str(run_copy), "--status"]) == 2
     assert "no export has begun" in capsys.readouterr().err
-    assert main(["encode", str(run_copy), "--start-at", "1/2"]) == 0
+    assert main(["encode", str(run_copy), "--part", "1/2"]) == 0
     assert "1,797 images planned, 1,797 written, 0 failed" in capsys.readouterr().out
     assert content(run_copy / "codes") == before
     assert main(["encode", str(run_copy), "--status"]) == 0
     assert "finished: 1,797 of 1,797 images (100.0%), 2 of 2 files" in capsys.readouterr().out
-    assert main(["encode", str(run_copy), "--start-at", "2/2"]) == 2
+    assert main(["encode", str(run_copy), "--part", "2/2"]) == 2
     assert "part" in capsys.readouterr().err
 
 
@@ -43,7 +43,7 @@ def test_it_joins_while_another_process_has_the_run(run_copy: Path) -> None:
     before = without_codes(run_copy)
     holder = Run(RunFolder(run_copy).load_recipe(), RunFolder(run_copy))
     holder.start()
-    assert main(["encode", str(run_copy), "--start-at", "0/2"]) == 0
+    assert main(["encode", str(run_copy), "--part", "0/2"]) == 0
     assert content(run_copy / "codes") == before
     holder.release()
 

@@ -50,6 +50,14 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 RecipeName = Annotated[
     str, Parameter(converter=read_path, help="a YAML file, a built-in recipe (tessera recipes), or a run folder")
 ]
+RecipeOrField = Annotated[
+    str | None,
+    Parameter(
+        converter=read_path,
+        allow_leading_hyphen=True,  # of a field, where there is no recipe
+        help="a YAML file, a built-in recipe (tessera recipes), or a run folder; with --mirror it may be left out",
+    ),
+]
 Fields = Annotated[
     str,
     Parameter(

@@ -20,6 +20,7 @@ from pipeline.commands.options import (
     Fields,
     MirrorAddress,
     RecipeName,
+    RecipeOrField,
     RunName,
     RunOut,
     Track,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: RecipeName | None = None,
+    recipe: RecipeOrField = None,
     /,
     *fields: Fields,
     budget: str | None = None,
@@ -60,6 +61,8 @@ def run(
             and what the recipe leaves open are chosen to fit
         print_recipe: print the resolved recipe and stop
     """
+    if recipe is not None and recipe.startswith("-"):
+        recipe, fields = None, (recipe, *fields)
     overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget

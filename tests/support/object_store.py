@@ -122,6 +122,9 @@ class _Proxy(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self._body()
+        if body is None:  # of a client that was killed: a store takes whole bodies only
+            self.close_connection = True
+            return
         if fault in ("500", "503"):
             self._answer(int(fault), {}, _ERROR % ((b"InternalError", b"500") if fault == "500" else (b"Busy", b"503")))
             return
@@ -133,15 +136,20 @@ class _Proxy(BaseHTTPRequestHandler):
         else:
             self._answer(status, headers, answer, fault)
 
-    def _body(self) -> bytes:
+    def _body(self) -> bytes | None:
+        """The whole body of a request; None if it was cut."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             parts = []
-            while n := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(n))
+            while n := int(self.rfile.readline().split(b";")[0] or b"-1", 16):
+                parts.append(self.rfile.read(max(0, n)))
+                if n < 0 or len(parts[-1]) < n:
+                    return None
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        n = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(n)
+        return body if len(body) == n else None
 
     def _ask(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         connection = http.client.HTTPConnection(*self.store.backend, timeout=60)

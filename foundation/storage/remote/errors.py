@@ -15,6 +15,8 @@ from foundation.storage.retrying import may_pass
 
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "requests", "s3fs", "urllib3"}
 _GONE, _FORBIDDEN, _CHANGED = (404, 410), (401, 403), (412, 416)
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError")
+"""classes of botocore and google-auth"""
 _BUSY = (408, 409, 425, 429)
 Act = Literal["read", "written", "removed"]
 """what is done with a remote file"""
@@ -45,6 +47,8 @@ def code_of(error: Exception) -> str:
         status = _status(each)
         if status is not None:
             return _code_of_status(status)
+    if any(type(each).__name__ in _NO_CREDENTIALS for each in chain):
+        return "forbidden"
     if any(isinstance(each, ShortRead) or may_pass(each) or _is_of_client(each) for each in chain):
         return "unavailable"
     if any(isinstance(each, PermissionError) for each in chain):

@@ -152,7 +152,9 @@ def test_twenty_random_kills_over_both_stages_change_nothing(object_store: Objec
     assert whole.exitcode == 0
     object_store.share = 0.1
     machines, rng, kills = Machines(object_store, tmp_path, given), random.Random(18), 0
-    while kills < 20 and (moment := rng.randrange(10, 90)):
+    while kills < 20:
+        fetching = 0 if machines.index is None else 3 * len(machines.index.files)
+        moment = rng.randrange(10, 2 * fetching + 60)
         kills += machines.kill_after(moment)
         shutil.rmtree(machines.place.parent, ignore_errors=True)
         index = machines.index
@@ -329,6 +331,17 @@ def test_a_bucket_that_holds_something_else_is_refused_at_the_start(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_needs_a_recipe_or_a_mirror(capfd) -> None:
-    assert main(["run"]) == 2
-    assert "run needs RECIPE" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ([], "run needs RECIPE"),
+        (["--seed", "3"], "run needs RECIPE"),
+        (["--print-recipe", "--mirror", ADDRESS], "run needs RECIPE"),
+        (["--sead", "3", "--mirror", ADDRESS], "unknown option --sead"),
+        (["--mirror", ADDRESS, "--seed", "3"], "holds no run yet"),
+        (["-x"], "-x"),
+    ],
+)
+def test_a_run_needs_a_recipe_or_a_mirror(memory: None, capfd, line: list[str], said: str) -> None:
+    assert main(["run", *line]) == 2
+    assert said in capfd.readouterr().err

@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
-from support.object_store import ObjectStore
+from support.object_store import ObjectStore, hurry
 
 from foundation.errors import ConfigError, StorageError
-from foundation.storage import durable, retrying
-from foundation.storage.remote import mirror, mirror_index, objects
+from foundation.storage import durable
+from foundation.storage.remote import mirror, mirror_index
 from foundation.storage.remote.errors import RemoteError
 from foundation.storage.remote.mirror import Mirror, Mirrored
 from foundation.storage.remote.mirror_index import Entry, MirrorIndex, MirrorStore, TakenOver, object_name
@@ -35,8 +34,7 @@ def _empty() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying, "time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(objects, "TIMEOUT_S", 0.7)
+    hurry(monkeypatch)
     monkeypatch.setattr(mirror, "_LOOK_S", 0.02)
     monkeypatch.setattr(mirror, "_AGAIN_S", 0.02)
 
@@ -145,6 +143,29 @@ def test_a_store_that_dies_after_any_request_leaves_a_complete_mirror(
         there = {each.removeprefix("/mirror/") for each in fsspec.filesystem("memory").find("/mirror")}
         assert there == {object_name(*each) for each in store.index.files.items()} | {"index.json"}  # type: ignore[union-attr]
     assert n_deaths > 10
+
+
+@pytest.mark.slow
+def test_an_s3_server_that_dies_after_any_request_leaves_a_complete_mirror(
+    object_store: ObjectStore, tmp_path: Path, quick: None
+) -> None:
+    """From the n-th request on it answers 503, for every n: reads, and writes of which each is verified."""
+    n_deaths = 0
+    for n in range(2, 1000):
+        address, commits = f"{object_store.address}/{n}", [{}]
+        object_store.fail_from(len(object_store.requests) + n)
+        try:
+            _three_commits(address, tmp_path / f"{n}", commits)
+            break
+        except RemoteError:
+            n_deaths += 1
+        finally:
+            object_store.fail_from(None)
+        if MirrorStore(address).read() is None:
+            assert commits == [{}]
+        else:
+            assert content(address) in commits[-2:], f"after {n} requests"
+    assert n_deaths > 30
 
 
 def _three_commits(address: str, root: Path, commits: list[dict[str, bytes]]) -> None:

@@ -144,3 +144,14 @@ def test_content_that_arrived_differently_is_sent_again(place: str, monkeypatch:
     monkeypatch.setattr(uploads._Content, "send", damaged)
     upload_bytes(b"one", f"{place}/a")
     assert len(sent) == 2 and read_bytes(f"{place}/a") == b"one"
+
+
+def test_missing_credentials_are_said_at_once(monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "nowhere")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(RemoteError, match=r"may not be .* with these credentials(.|\n)*AWS_PROFILE"):
+        upload_bytes(b"a", f"{object_store.address}/a")

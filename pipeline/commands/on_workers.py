@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from foundation.config_fields import path_fields
 from foundation.paths import absolute, expand, from_root
@@ -18,25 +18,9 @@ _LOCK_SECONDS = 120.0
 """that the lock of a run folder is waited for: workers of a command before that was killed end a little later"""
 
 
-class TrainingWork(Protocol):
-    """The work of a training command, as one process of it does it."""
-
-    def __call__(
-        self,
-        recipe: str | None,
-        out: str | None,
-        overrides: Mapping[str, Any],
-        *,
-        mirror: str | None = None,
-        lock_seconds: float = 0.0,
-    ) -> None:
-        """Arguments: see ``start_run``."""
-        ...
-
-
 def train_on_workers(
     engine: EngineConfig,
-    work: TrainingWork,
+    work: Callable[..., None],
     recipe: str | None,
     overrides: Mapping[str, Any],
     resolved: tuple[Recipe, RunFolder],
@@ -46,7 +30,7 @@ def train_on_workers(
 
     Args:
         engine: the cluster.
-        work: a function of a module.
+        work: ``train_here`` with what it trains.
         recipe, overrides, mirror: of the command.
         resolved: recipe and run folder that they mean.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -13,7 +14,6 @@ from foundation.config import require
 from foundation.errors import ConfigError
 from foundation.paths import expand, is_remote
 from pipeline.commands.fields import read_fields
-from pipeline.commands.on_workers import train_on_workers
 from pipeline.commands.options import (
     Device,
     EngineGroup,
@@ -35,9 +35,10 @@ from pipeline.runs.recipe_files import built_in_recipes, own_fields
 
 if TYPE_CHECKING:
     from pipeline.commands.job import Job
-    from pipeline.commands.on_workers import TrainingWork
     from pipeline.runs.mirror import RunMirror
     from pipeline.runs.stages import Run
+
+TrainedParts = Literal["all", "tokenizer", "prior"]
 
 
 def run(
@@ -62,7 +63,7 @@ def run(
         print_recipe: print the resolved recipe and stop
     """
     if recipe is not None and recipe.startswith("-"):
-        recipe, fields = None, (recipe, *fields)
+        fields, recipe = (recipe, *fields), None
     overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget
@@ -72,7 +73,7 @@ def run(
     if print_recipe and recipe is not None:
         print(recipe_text(resolve(recipe, out, overrides)[0]))
     else:
-        _train(engine, _train_all, recipe, out, overrides, mirror)
+        _train(engine, "all", recipe, out, overrides, mirror)
 
 
 def train_tokenizer(
@@ -85,7 +86,7 @@ def train_tokenizer(
     engine: EngineGroup = EngineConfig(),
 ) -> None:
     """Train the tokenizer, stage 1, and freeze it in the run folder."""
-    _train(engine, _train_tokenizer, recipe, out, _tracked(read_fields(fields, train_tokenizer), track), mirror)
+    _train(engine, "tokenizer", recipe, out, _tracked(read_fields(fields, train_tokenizer), track), mirror)
 
 
 def train_prior(
@@ -118,10 +119,11 @@ def train_prior(
     if codes is None and given:
         name = f"--{next(iter(given)).removeprefix('codes.').replace('_', '-')}"
         raise ConfigError("has no effect without --codes", field=name, fix="give --codes, or leave it out")
-    _train(engine, _train_prior, recipe, out, {**overrides, **given}, mirror)
+    _train(engine, "prior", recipe, out, {**overrides, **given}, mirror)
 
 
-def _train_all(
+def train_here(
+    what: TrainedParts,
     recipe: str | None,
     out: str | None,
     overrides: Mapping[str, Any],
@@ -129,44 +131,30 @@ def _train_all(
     mirror: str | None = None,
     lock_seconds: float = 0.0,
 ) -> None:
-    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
-    with start_run(recipe, out, overrides, estimate_first=True, **how) as job:
-        job.all()
+    """The work of a training command, as one process of it does it.
 
-
-def _train_tokenizer(
-    recipe: str | None,
-    out: str | None,
-    overrides: Mapping[str, Any],
-    *,
-    mirror: str | None = None,
-    lock_seconds: float = 0.0,
-) -> None:
-    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
-    with start_run(recipe, out, overrides, stages=("tokenizer",), **how) as job:
-        job.train_tokenizer()
-
-
-def _train_prior(
-    recipe: str | None,
-    out: str | None,
-    overrides: Mapping[str, Any],
-    *,
-    mirror: str | None = None,
-    lock_seconds: float = 0.0,
-) -> None:
-    how: dict[str, Any] = {"mirror": mirror, "lock_seconds": lock_seconds}
-    with start_run(recipe, out, overrides, stages=("prior",), **how) as job:
-        job.train_prior()
-        if job.run.recipe.codes is not None:
-            job.run.sample()
-            job.report()
-            job.say_where()
+    Args:
+        what: all of a run, or one stage.
+        recipe, out, overrides, mirror, lock_seconds: see ``start_run``.
+    """
+    stages = ("tokenizer", "prior") if what == "all" else (what,)
+    how: dict[str, Any] = {"estimate_first": what == "all", "mirror": mirror, "lock_seconds": lock_seconds}
+    with start_run(recipe, out, overrides, stages=stages, **how) as job:
+        if what == "all":
+            job.all()
+        elif what == "tokenizer":
+            job.train_tokenizer()
+        else:
+            job.train_prior()
+            if job.run.recipe.codes is not None:
+                job.run.sample()
+                job.report()
+                job.say_where()
 
 
 def _train(
     engine: EngineConfig,
-    work: TrainingWork,
+    what: TrainedParts,
     recipe: str | None,
     out: str | None,
     overrides: Mapping[str, Any],
@@ -174,11 +162,13 @@ def _train(
 ) -> None:
     """Train here, or on the workers of the engine."""
     if engine.engine == "local":
-        work(recipe, out, overrides, mirror=mirror)
+        train_here(what, recipe, out, overrides, mirror=mirror)
         return
+    from pipeline.commands.on_workers import train_on_workers
     from pipeline.runs.mirror import mirrored_run
 
     resolved = mirrored_run(mirror or "", out, overrides) if recipe is None else resolve(recipe, out, overrides)
+    work = functools.partial(train_here, what)
     train_on_workers(engine, work, recipe, overrides, resolved, mirror)
 
 

@@ -18,7 +18,7 @@ class EngineConfig:
     engine: EngineName = "local"
     """this process, or a Ray cluster (extra ray)"""
     address: str | None = None
-    """of the Ray cluster: auto or HOST:PORT; default RAY_ADDRESS, else one here"""
+    """of the cluster: auto or HOST:PORT; default RAY_ADDRESS, else one here"""
     workers: int | None = None
     """processes of the cluster; default one a GPU, without GPUs what fills it"""
 

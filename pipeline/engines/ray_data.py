@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from foundation.errors import Interrupted, TesseraError, one_line
+from foundation.errors import Interrupted, one_line
 from foundation.training.stop_signal import StopSignal
 from pipeline.engines.ray_cluster import nodes, resources_text
 from pipeline.engines.ray_shares import Shares, shares_of
@@ -187,25 +187,24 @@ class _Execution:
         """Stop Ray Data's own thread: it offers no way to end an execution that brings no results."""
         for each in set(threading.enumerate()) - self._threads_before:
             if type(each).__name__ == "StreamingExecutor":
-                each.shutdown(force=True)  # type: ignore[attr-defined]
+                each.shutdown(force=False)  # type: ignore[attr-defined]  # True would wait for what runs
 
 
 def _reason(error: Exception) -> str:
-    """Why an execution failed, in one line.
+    """Why an execution failed, in one line: a worker, a node or an object is lost.
 
     Raises:
-        error: a step raised an exception that is none of Ray's.
+        error: it failed for another reason.
     """
-    from ray.exceptions import RayError, RayTaskError
+    from ray import exceptions as lost
 
+    kinds = (lost.RayActorError, lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError)
     causes: list[BaseException] = []
     each: BaseException | None = error
     while each is not None and each not in causes:
         causes.append(each)
         each = each.__cause__ or getattr(each, "cause", None)
-    if any(isinstance(each, TesseraError) for each in causes):
-        raise next(each for each in causes if isinstance(each, TesseraError))
-    lost = [each for each in causes if isinstance(each, RayError) and not isinstance(each, RayTaskError)]
-    if not lost:
+    found = [each for each in causes if isinstance(each, (*kinds, lost.OutOfMemoryError, lost.LocalRayletDiedError))]
+    if not found:
         raise error
-    return one_line(lost[-1])  # type: ignore[arg-type]
+    return one_line(found[-1])  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
-from foundation.errors import TesseraError
+from foundation.errors import EngineError, TesseraError, one_line
 from foundation.threads import prepare_openmp
 from pipeline.engines.stream import Step
 
@@ -35,7 +36,7 @@ def ship(step: Callable[[], Step]) -> bytes:
 
 
 class StepActor:
-    """Opens a step once, and does it for each batch. An error that says what to do travels on as the batch's result.
+    """Opens a step once, and does it for each batch. What it raises travels on as the batch's result.
 
     Args:
         step: what ``ship`` returned.
@@ -46,15 +47,15 @@ class StepActor:
         prepare_openmp()  # before the step brings torch
         import ray
 
-        self._error: TesseraError | None = None
+        self._error: Exception | None = None
         try:
             open_step: Callable[[], Step] = ray.get(ray.cloudpickle.loads(step))
             import torch
 
             torch.set_num_threads(threads)
             self._do = open_step()
-        except TesseraError as error:
-            self._error = error
+        except Exception as error:
+            self._error = _sendable(error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row => one row."""
@@ -65,8 +66,19 @@ class StepActor:
             return packed(number, self._error, refused=True)
         try:
             return packed(number, self._do(content))
-        except TesseraError as error:
-            return packed(number, error, refused=True)
+        except Exception as error:
+            return packed(number, _sendable(error), refused=True)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An exception that arrives in another process as it was; one that cannot be pickled, as its message."""
+    if not isinstance(error, TesseraError):
+        error.add_note(f"in a worker of Ray:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of other packages
+        return EngineError(f"a worker failed with {type(error).__name__}: {one_line(error)}")
+    return error
 
 
 class ReadActor(StepActor):

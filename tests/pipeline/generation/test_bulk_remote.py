@@ -12,7 +12,7 @@ from support.tiny_export import content
 from foundation.errors import ConfigError, DataError
 from foundation.storage.remote.uploads import upload_bytes
 from pipeline import ImageGenerator
-from pipeline.generation import bulk
+from pipeline.generation import groups
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.work_sharing import Part
 
@@ -23,13 +23,13 @@ SMALL = {"count": 22, "labels": (2, 0), "seed": 5, "batch_size": 4, "images_per_
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pauses; what is drawn is kept from one attempt to the next."""
     hurry(monkeypatch)
-    draw, drawn = bulk.draw_best, dict[str, Any]()
+    draw, drawn = groups.draw_best, dict[str, Any]()
 
     def draw_once(*arguments: Any, **options: Any) -> Any:
         key = repr((arguments[1:], options))
         return drawn[key] if key in drawn else drawn.setdefault(key, draw(*arguments, **options))
 
-    monkeypatch.setattr(bulk, "draw_best", draw_once)
+    monkeypatch.setattr(groups, "draw_best", draw_once)
 
 
 @pytest.fixture(params=["png", "parquet"])

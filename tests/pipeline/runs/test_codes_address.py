@@ -54,6 +54,7 @@ def test_a_run_encodes_to_an_address_and_goes_on_with_its_codes_there(
     assert secret not in everything(run_copy) and secret not in str(object_store.files())
 
 
+@pytest.mark.slow
 def test_tessera_run_goes_on_with_codes_at_an_address(object_store: ObjectStore, run_copy: Path) -> None:
     prior = file_sha256(run_copy / "prior" / "model.safetensors")
     for name in ("codes", "prior", "checkpoints", "samples", "uses"):

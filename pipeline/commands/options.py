@@ -170,7 +170,7 @@ SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.samp
 PictureGroup = Annotated[Picture, group("Each image")]
 ManyGroup = Annotated[Many, group("Many images: --out is their folder; what is there is not made again")]
 SpeedGroup = Annotated[Speed, group("Speed: changes numbers by rounding only")]
-EngineGroup = Annotated[EngineConfig, group("Engine: where the work is done")]
+EngineGroup = Annotated[EngineConfig, group("Engine")]
 
 
 @dataclass(frozen=True, kw_only=True)

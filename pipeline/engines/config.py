@@ -16,12 +16,12 @@ class EngineConfig:
     """Where the work is done, and by how many."""
 
     engine: EngineName = "local"
-    """local: this process; ray: a Ray cluster (extra ray)"""
+    """this process, or a Ray cluster (extra ray)"""
     address: str | None = None
-    """of the Ray cluster, e.g. auto or ray-head:6379; default RAY_ADDRESS, else a cluster of this machine alone"""
+    """of the cluster, e.g. auto; default RAY_ADDRESS, else one started here"""
     workers: int | None = None
-    """with ray: processes that hold the network; default one for each GPU, or without GPUs as many as keep the cores
-    busy, each with the threads that this process has (OMP_NUM_THREADS); in training without GPUs one for each node"""
+    """with ray: processes that hold the network; default one for each GPU, else what the cores can do (training: one a
+    node)"""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -187,7 +187,7 @@ class _Execution:
         """Stop Ray Data's own thread: it offers no way to end an execution that brings no results."""
         for each in set(threading.enumerate()) - self._threads_before:
             if type(each).__name__ == "StreamingExecutor":
-                each.shutdown(force=True)  # type: ignore[attr-defined]
+                each.shutdown(force=False)  # type: ignore[attr-defined]  # True would wait for what runs
 
 
 def _reason(error: Exception) -> str:

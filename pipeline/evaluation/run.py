@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundation.arguments import as_path, require_type, shown
 from foundation.config import check_types, require, to_dict
 from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
-from pipeline.engines.stream import Engine
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from pipeline.engines.stream import Engine
 
 Part = Literal["all", "tokenizer", "prior"]
 Split = Literal["validation", "train"]

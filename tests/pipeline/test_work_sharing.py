@@ -97,3 +97,43 @@ def test_who_lost_a_lease_does_not_remove_the_next_holder_s(tmp_path: Path) -> N
         assert ours
         path.write_text(json.dumps({"owner": "another", "host": "h", "pid": 1}))
     assert "another" in path.read_text()
+
+
+def test_a_long_wait_says_for_which_process_it_is_and_says_it_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock goes on by 10 s with each look: 200 s of waiting are said at 30 and at 120 s."""
+    monkeypatch.setattr(work_sharing, "POLL_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(work_sharing.time, "monotonic", lambda: clock[0])
+    log, others = Log(), {2}
+
+    def idle() -> None:
+        clock[0] += 10
+        if clock[0] == 200:
+            others.add(1)
+
+    with Leases(tmp_path).claim("piece-1") as ours:
+        assert ours and work(tmp_path, log, others, idle=idle).take_part(Part(), wait=True) == []
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in said] == [f"waiting for piece-1 since {n} s" for n in (30, 120)]
+    assert all(f"process {os.getpid()} on " in line and "works on it" in line for line in said)
+
+
+def test_without_a_common_disk_every_piece_is_free(tmp_path: Path) -> None:
+    log = Log()
+    shared = work(tmp_path, log, {1})
+    assert SharedWork(shared.pieces, None, shared.is_done, shared.do, shared.seen).take_part(Part(), wait=True) == []
+    assert log.done == [0, 2] and log.seen == [1]
+
+
+@pytest.mark.parametrize(("n", "count"), [(0, 1), (1, 3), (10, 1), (10, 3), (11, 4)])
+def test_parts_are_disjoint_and_who_helps_begins_at_the_other_end(n: int, count: int) -> None:
+    parts = [Part(i, count) for i in range(count)]
+    assert sorted(i for part in parts for i in part.indices(n)) == list(range(n))
+    for part in parts:
+        own = list(part.indices(n))
+        assert sorted(part.order(n)) == list(range(n)) and part.order(n)[: len(own)] == own
+        if count > 1:
+            following = list(parts[(part.index + 1) % count].indices(n))
+            assert part.order(n)[len(own) : len(own) + len(following)] == following[::-1]

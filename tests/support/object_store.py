@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import os
@@ -13,10 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+
+from foundation.storage import retrying
+from foundation.storage.remote import objects
 
 FAULTS = ("500", "503", "refused", "cut", "short", "silent", "lost", "misreported")
 """an answer 500 or 503; a connection closed at once, in the middle of the answer, or after ``SILENCE_S``; an answer of
@@ -57,11 +63,16 @@ class ObjectStore:
         self.counts: Counter[str] = Counter()
         self.requests: list[tuple[str, str]] = []
         self._next: deque[str] = deque()
+        self._outage: int | None = None
 
     def fail_next(self, *faults: str) -> None:
         """Fail the next requests in these ways; "" lets one pass."""
         with self._lock:
             self._next.extend(faults)
+
+    def fail_from(self, number: int | None) -> None:
+        """Answer 503 to every request from this one on, counted as in ``requests``; None answers all again."""
+        self._outage = number
 
     def files(self) -> dict[str, bytes]:
         """Name => content of everything in the bucket, without faults."""
@@ -73,6 +84,11 @@ class ObjectStore:
         finally:
             self.share = share
 
+    def hashes(self, below: str) -> dict[str, str]:
+        """SHA-256 of everything below a folder of the bucket, by name: as ``tiny_export.content`` of a local one."""
+        found = {name: content for name, content in self.files().items() if name.startswith(f"{below}/")}
+        return {name.removeprefix(f"{below}/"): hashlib.sha256(each).hexdigest() for name, each in found.items()}
+
     def fault(self, method: str, path: str) -> str:
         """How the next request fails; "" if it does not."""
         with self._lock:
@@ -80,6 +96,8 @@ class ObjectStore:
             self.requests.append((method, path))
             fails = self._random.random() < self.share
             fault = self._next.popleft() if self._next else self._random.choice(self.faults) if fails else ""
+            if self._outage is not None and len(self.requests) > self._outage:
+                fault = "503"
             if fault:
                 self.counts[fault] += 1
             return fault
@@ -158,6 +176,12 @@ class _QuietServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the pauses out of retries, and a second of silence for too long."""
+    monkeypatch.setattr(retrying, "time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(objects, "TIMEOUT_S", SILENCE_S / 2)
 
 
 @contextmanager

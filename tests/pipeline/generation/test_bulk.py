@@ -17,7 +17,7 @@ from PIL import Image
 from foundation.errors import ConfigError, DataError
 from foundation.storage import durable
 from pipeline import ImageGenerator
-from pipeline.generation import bulk
+from pipeline.generation import bulk, groups
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.generation.requests import image_seed
 from pipeline.work_sharing import Part
@@ -69,7 +69,7 @@ def read(folder: Path, batch: Batch) -> list[dict]:
 def test_done_files_are_not_made_again(
     untrained: ImageGenerator, whole: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.generation.bulk.draw_best", lambda *_, **__: pytest.fail("drew again"))
+    monkeypatch.setattr("pipeline.generation.groups.draw_best", lambda *_, **__: pytest.fail("drew again"))
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("[0-9p]*.p*")}
     done = generate_to_folder(untrained, whole, batch, options={"top_k": 30})
     assert (done.n_new, done.n_there, done.n_missing) == (0, 22, 0)
@@ -111,13 +111,13 @@ def test_a_batch_killed_at_any_write_ends_like_one_that_was_not(
 
         return operation
 
-    draw, drawn = bulk.draw_best, dict[str, Any]()
+    draw, drawn = groups.draw_best, dict[str, Any]()
 
     def draw_once(*arguments: Any, **options: Any) -> Any:
         key = repr((arguments[1:], options))
         return drawn[key] if key in drawn else drawn.setdefault(key, draw(*arguments, **options))
 
-    monkeypatch.setattr(bulk, "draw_best", draw_once)
+    monkeypatch.setattr(groups, "draw_best", draw_once)
     monkeypatch.setattr(bulk, "map_in_threads", lambda function, items: list(map(function, items)))
     for name in names:
         monkeypatch.setattr(durable, name, stopping(name))

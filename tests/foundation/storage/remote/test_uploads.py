@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from support.object_store import FAULTS, ObjectStore
+from support.object_store import FAULTS, ObjectStore, hurry
 
 from foundation.errors import StorageError
 from foundation.storage import retrying
@@ -26,8 +26,7 @@ from foundation.storage.remote.uploads import (
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
-    monkeypatch.setattr(objects, "TIMEOUT_S", 0.7)
+    hurry(monkeypatch)
 
 
 @pytest.fixture(params=["s3", "memory"])

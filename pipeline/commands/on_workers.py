@@ -39,7 +39,7 @@ def train_with(
     """Do the work of a training command where the engine says.
 
     Args:
-        engine: where.
+        engine: where; without GPUs and a number of workers, one on each node fills its cores by threads.
         work: a function of a module.
         recipe, out, overrides: of the command.
         resolved: recipe and run folder that they mean; needed with Ray.

@@ -20,8 +20,7 @@ class EngineConfig:
     address: str | None = None
     """of the cluster, e.g. auto; default RAY_ADDRESS, else one started here"""
     workers: int | None = None
-    """with ray: processes that hold the network; default one for each GPU, else what the cores can do (training: one a
-    node)"""
+    """processes with the network; default one a GPU, or to fill the cores"""
 
     def __post_init__(self) -> None:
         check_types(self)

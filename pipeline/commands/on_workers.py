@@ -29,7 +29,7 @@ def train_on_workers(
     """Do the work of a training command on the workers of a cluster.
 
     Args:
-        engine: the cluster.
+        engine: the cluster; without GPUs and a number of workers, one on each node fills its cores by threads.
         work: ``train_here`` with what it trains.
         recipe, overrides, mirror: of the command.
         resolved: recipe and run folder that they mean.

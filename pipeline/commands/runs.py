@@ -57,7 +57,7 @@ def run(
         print_recipe: print the resolved recipe and stop
     """
     if recipe is not None and recipe.startswith("-"):
-        recipe, fields = None, (recipe, *fields)
+        fields, recipe = (recipe, *fields), None
     overrides = _tracked(read_fields(fields, run), track)
     if budget is not None:
         overrides["budget"] = budget

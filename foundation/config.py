@@ -182,11 +182,9 @@ def environment_seconds(variable: str, default: float) -> float:
     Raises:
         ConfigError: no positive number.
     """
-    text = os.environ.get(variable, str(default))
-    try:
+    text, seconds = os.environ.get(variable, str(default)), 0.0
+    with contextlib.suppress(ValueError):
         seconds = float(text)
-    except ValueError:
-        seconds = 0.0
     require(0 < seconds < 1e8, variable, text, "a number of seconds above 0")
     return seconds
 

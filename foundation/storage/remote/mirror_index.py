@@ -129,8 +129,10 @@ class MirrorIndex:
             if values.pop("format") != _FORMAT:
                 raise ValueError("it has another format")
             files = {_sound(path): _entry(each) for path, each in values.pop("files").items()}
-            owner = Owner(**values.pop("owner"))
-            return cls(owner=owner, files=files, **values)
+            index = cls(owner=Owner(**values.pop("owner")), files=files, **values)
+            if "/" in _sound(index.name):
+                raise ValueError(f"it names the folder {index.name!r}")
+            return index
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 

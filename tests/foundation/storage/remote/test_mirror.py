@@ -345,12 +345,14 @@ DAMAGES = {
     "hidden": lambda data: _signed(data, {".ssh/x": {"sha256": "0" * 64, "size": 1}}),
     "no hash": lambda data: _signed(data, {"a": {"sha256": "../../../a", "size": 1}}),
     "no size": lambda data: _signed(data, {"a": {"sha256": "0" * 64, "size": -1}}),
+    "a name that leads out": lambda data: _signed(data, {}, name="../../home"),
+    "a name that leads up": lambda data: _signed(data, {}, name=".."),
     "a list": lambda data: b"[]",
 }
 
 
-def _signed(data: bytes, names: dict) -> bytes:
-    values = json.loads(data)["index"] | {"files": names}
+def _signed(data: bytes, names: dict, **changes: object) -> bytes:
+    values = json.loads(data)["index"] | {"files": names} | changes
     return json.dumps({"index": values, "sha256": mirror_index._digest(values)}).encode()
 
 

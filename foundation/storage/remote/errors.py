@@ -16,6 +16,8 @@ from foundation.storage.retrying import may_pass
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "requests", "s3fs", "urllib3"}
 _GONE, _FORBIDDEN, _CHANGED = (404, 410), (401, 403), (412, 416)
 _BUSY = (408, 409, 425, 429)
+_FORGOTTEN = "NoSuchUpload"
+"""of S3: an upload in parts that was completed, and the answer lost, or that was given up; it begins again"""
 Act = Literal["read", "written", "removed"]
 """what is done with a remote file"""
 
@@ -41,6 +43,8 @@ class ShortRead(OSError):
 def code_of(error: Exception) -> str:
     """What an error of a store means: a code of ``RemoteError``; ``unavailable`` may pass, the others do not."""
     chain = list(_chain(error))
+    if any(type(each).__name__ == _FORGOTTEN for each in chain):
+        return "unavailable"
     for each in chain:
         status = _status(each)
         if status is not None:

@@ -113,6 +113,17 @@ def test_a_large_file_goes_in_parts_and_appears_at_once(
     assert (tmp_path / "back").read_bytes() == content
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_an_upload_in_parts_whose_last_answer_is_lost_is_sent_again(
+    object_store: ObjectStore, new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PART_BYTES", 5 << 20)
+    content = bytes(11 << 20)
+    object_store.fail_next("", "", "", "", "lost")
+    upload_bytes(content, f"{object_store.address}/a", new=new)
+    assert object_store.counts["lost"] == 1 and object_store.files() == {"a": content}
+
+
 def test_a_store_that_stays_away_is_waited_for_in_words_and_given_up_without_secrets(
     object_store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 def test_files_exist(document: Path) -> None:
     files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     quoted = " ".join(re.findall(r"`([^`\n]+)`", document.read_text()))
-    named = set(re.findall(rf"(?:(?:{PACKAGES}|scripts|tests|docs)/)[\w/.]+|[\w/]*\w\.py\b", quoted)) - OWN_FILES
+    named = set(re.findall(rf"(?:(?:{PACKAGES}|scripts|tests|docs)/)[\w/.-]+|[\w/]*\w\.py\b", quoted)) - OWN_FILES
     wrong = [
         name
         for name in named

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from foundation.config import require
 from foundation.paths import require_no_secret
 
+CODES_ADDRESS = "codes_address.json"
+"""in a run folder whose codes are at an address: where"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCodes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from foundation.codes.config import CODES_ADDRESS
 from foundation.codes.manifest import MANIFEST, manifest_of
 from foundation.config import digest
 from foundation.errors import DataError
@@ -18,8 +19,6 @@ from foundation.storage import durable
 from foundation.storage.places import LocalPlace, Place, RemotePlace, fetch_copies
 from foundation.storage.serialization import read_json
 
-CODES_ADDRESS = "codes_address.json"
-"""in a run folder whose codes are at an address: where"""
 _FILES = (".parquet", ".npy", ".npz")
 _ENDINGS = (*_FILES, ".arrow", ".json")
 """of the files that codes can be in"""

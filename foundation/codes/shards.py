@@ -26,6 +26,7 @@ from foundation.errors import DataError, TesseraError, way_out
 from foundation.images.failures import Failure
 from foundation.storage import durable
 from foundation.storage.places import LocalPlace, Place
+from foundation.storage.remote.files import Seekable
 
 _FOOTER = b"tessera"
 AGAIN = "restore it, or move it away and run tessera encode, which writes it again"
@@ -124,6 +125,23 @@ def read_footer(path: Path) -> dict[str, Any]:
         return dict(json.loads(pq.read_schema(path).metadata[_FOOTER]))
 
 
+def read_footer_at(place: Place, name: str) -> dict[str, Any]:
+    """As ``read_footer``, of a file at a place; no more is read of one in a store.
+
+    Raises:
+        DataError: the file is damaged.
+        RemoteError: it is missing or cannot be read.
+    """
+    if isinstance(place, LocalPlace):
+        return read_footer(place.folder / name)
+    try:
+        return dict(json.loads(pq.read_schema(Seekable(place.stored(name))).metadata[_FOOTER]))
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, TesseraError):
+            raise
+        raise damaged_shard(f"{place.shown}/{name}", str(error)) from error
+
+
 def read_shard(path: Path, expected: CodeSpec) -> Shard:
     """Read one shard back, verifying its checksums and its contract.
 
@@ -203,7 +221,7 @@ def require_file(path: Path) -> None:
         raise DataError("the shard is missing", field=str(path), fix="run tessera encode: it writes missing shards")
 
 
-def damaged_shard(path: Path, reason: str) -> DataError:
+def damaged_shard(path: Path | str, reason: str) -> DataError:
     """The error for a file whose content is not what was written."""
     return DataError(f"the shard is damaged: {reason}", field=str(path), fix=AGAIN)
 

@@ -20,6 +20,7 @@ from foundation.storage import durable
 from foundation.storage.names import is_portable, is_temporary
 from foundation.storage.remote import uploads
 from foundation.storage.remote.errors import RemoteError
+from foundation.storage.remote.files import DEFAULT_CACHE_GIB, LocalFile, RemoteFile, StoredFile, stream_cache
 from foundation.storage.remote.objects import RemoteObject, current
 from foundation.storage.remote.transfer import fetch
 
@@ -63,6 +64,10 @@ class Place(Protocol):
 
     def local(self, name: str) -> Path:
         """A path at which a file can be read: its own, or that of a verified copy."""
+        ...
+
+    def stored(self, name: str) -> StoredFile:
+        """A file of which little is read, which makes no copy of it."""
         ...
 
     def publish_file(self, name: str, write: Write, verify: Write | None = None) -> None:
@@ -144,6 +149,10 @@ class LocalPlace:
     def local(self, name: str) -> Path:
         """See ``Place``."""
         return self.folder / name
+
+    def stored(self, name: str) -> StoredFile:
+        """See ``Place``."""
+        return LocalFile(self.folder / name)
 
     def publish_file(self, name: str, write: Write, verify: Write | None = None) -> None:
         """See ``Place``."""
@@ -232,6 +241,10 @@ class RemotePlace:
             durable.remove_file(path)
         durable.publish_file(path, lambda target: fetch(listed, target))
         return path
+
+    def stored(self, name: str) -> StoredFile:
+        """See ``Place``."""
+        return RemoteFile(current(self._at(name)), stream_cache(DEFAULT_CACHE_GIB), in_ranges=True)
 
     def publish_file(self, name: str, write: Write, verify: Write | None = None) -> None:
         """See ``Place``."""

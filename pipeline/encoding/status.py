@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.codes.shards import read_footer
+from foundation.codes.shards import read_footer_at
 from foundation.errors import DataError
-from foundation.storage.places import LocalPlace, Place, as_place, fetch_copies
+from foundation.storage.places import LocalPlace, Place, as_place
 from pipeline.encoding.accounts import by_code
 from pipeline.encoding.export import LEASES, is_encoded
 from pipeline.encoding.plan import PLAN, ExportPlan, PlannedShard
 from pipeline.work_sharing import Holder, leases_of
 
+_AT_ONCE = 16
 _WINDOW_SECONDS = 1800.0  # window of the rate
 
 
@@ -78,8 +80,9 @@ def export_status(folder: Path | Place) -> ExportStatus:
         raise DataError("no export has begun here", field=place.shown, fix="run tessera encode")
     plan, names = ExportPlan.of_place(place), set(place.names("data"))
     there = [planned for planned in plan.shards if planned.file in names]
-    fetch_copies(place, (planned.file for planned in there))
-    failures = [each for planned in there for each in read_footer(planned.path(place.folder))["failures"]]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        footers = list(pool.map(lambda planned: read_footer_at(place, planned.file), there))
+    failures = [each for footer in footers for each in footer["failures"]]
     done = sum(planned.n_images for planned in there)
     leases = leases_of(place, LEASES)
     holders = leases.holders() if leases is not None and leases.folder.is_dir() else []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.codes.fetched import CODES_ADDRESS
+from foundation.codes.config import CODES_ADDRESS
 from foundation.config import differences, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage import durable

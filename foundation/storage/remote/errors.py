@@ -18,6 +18,8 @@ _GONE, _FORBIDDEN, _CHANGED = (404, 410), (401, 403), (412, 416)
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError")
 """classes of botocore and google-auth"""
 _BUSY = (408, 409, 425, 429)
+_FORGOTTEN = "NoSuchUpload"
+"""of S3: an upload in parts that was completed, and the answer lost, or that was given up; it begins again"""
 Act = Literal["read", "written", "removed"]
 """what is done with a remote file"""
 
@@ -43,6 +45,8 @@ class ShortRead(OSError):
 def code_of(error: Exception) -> str:
     """What an error of a store means: a code of ``RemoteError``; ``unavailable`` may pass, the others do not."""
     chain = list(_chain(error))
+    if any(type(each).__name__ == _FORGOTTEN for each in chain):
+        return "unavailable"
     for each in chain:
         status = _status(each)
         if status is not None:

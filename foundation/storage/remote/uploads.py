@@ -90,16 +90,18 @@ def _upload(content: _Content, address: str, *, new: bool) -> None:
     system, path = file_system(address)
 
     def attempt() -> None:
+        is_refused = False
         try:
             content.send(system, path, new=new)
         except Exception as error:
-            if not (new and (isinstance(error, FileExistsError) or code_of(error) == "changed")):
+            is_refused = new and (isinstance(error, FileExistsError) or code_of(error) == "changed")
+            if not is_refused:
                 raise
-            if not _holds(address, content):  # else an earlier try, or another process, has put the same there
-                raise other_content(address) from None
+        if _holds(address, content):  # of a refused one: an earlier try, or another process, has put the same there
             return
-        if not _holds(address, content):
-            raise OSError(errno.EIO, "the store holds something else than was sent")  # which is sent again
+        if is_refused:
+            raise other_content(address)
+        raise OSError(errno.EIO, "the store holds something else than was sent")  # which is sent again
 
     asked(attempt, address, act="written")
 

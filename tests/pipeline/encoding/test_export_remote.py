@@ -90,7 +90,7 @@ def test_an_outage_at_any_request_leaves_what_another_machine_goes_on_with(
         attempts += 1
         place = RemotePlace(f"{object_store.address}/codes", tmp_path / f"machine-{attempts}")
         n_before = len(object_store.requests)
-        object_store.fail_from(n_before + 9 * attempts)
+        object_store.fail_from(n_before + 13 * attempts)
         try:
             assert opened(inputs, place).take_part(quiet=True)
             break
@@ -102,7 +102,7 @@ def test_an_outage_at_any_request_leaves_what_another_machine_goes_on_with(
         assert there.items() <= local.items(), "what is there is whole"
         assert MANIFEST not in there or there == local, "and the manifest says that all is"
     object_store.fail_from(None)
-    assert object_store.hashes("codes") == local and stopped >= 5
+    assert object_store.hashes("codes") == local and stopped >= 3
 
 
 def test_machines_with_a_part_each_make_one_dataset_and_do_nothing_twice(
@@ -125,6 +125,7 @@ def test_machines_with_a_part_each_make_one_dataset_and_do_nothing_twice(
     assert done == ["train-00000", "train-00002"]
     status = export_status(RemotePlace(address, tmp_path / "status"))
     assert (status.planned, status.files_written, status.finished) == (20, 2, False) and status.failed == 1
+    assert not list((tmp_path / "status").rglob("part-*")), "a look at the progress copies no codes"
     second = opened(inputs, RemotePlace(address, tmp_path / "two"))
     assert second.take_part(Part(1, 2), wait=False, quiet=True)
     assert object_store.hashes("codes") == local == content(tmp_path / "two")

@@ -9,8 +9,8 @@ from support.object_store import ObjectStore, hurry
 from support.tiny_export import content
 from support.tiny_run import TINY
 
+from foundation.codes.config import CODES_ADDRESS
 from foundation.codes.dataset import TokenDataset
-from foundation.codes.fetched import CODES_ADDRESS
 from foundation.storage.durable import file_sha256
 from pipeline.cli import main
 from pipeline.commands.runs import start_run
@@ -54,6 +54,7 @@ def test_a_run_encodes_to_an_address_and_goes_on_with_its_codes_there(
     assert secret not in everything(run_copy) and secret not in str(object_store.files())
 
 
+@pytest.mark.slow
 def test_tessera_run_goes_on_with_codes_at_an_address(object_store: ObjectStore, run_copy: Path) -> None:
     prior = file_sha256(run_copy / "prior" / "model.safetensors")
     for name in ("codes", "prior", "checkpoints", "samples", "uses"):

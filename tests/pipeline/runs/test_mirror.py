@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Machines:
     def start(self) -> BaseProcess:
         """On a new machine, with nothing but the mirror once it has something."""
         self.n += 1
-        recipe = [] if self.index is not None and self.index.files else ["digits", *self._given]
+        recipe = [] if self.files else ["digits", *self._given]
         line = ["run", *recipe, "--mirror", self.address, "-o", str(self.place)]
         return start_command(line, self._folder / f"said-{self.n}", self.store.environment)
 
@@ -87,6 +87,11 @@ class Machines:
             return MirrorStore(self.address).read()
         finally:
             self.store.share = share
+
+    @property
+    def files(self) -> Collection[str]:
+        """What the mirror lists."""
+        return {} if self.index is None else self.index.files
 
     @property
     def n_requests(self) -> int:
@@ -105,6 +110,14 @@ class Machines:
         if not lived:
             assert process.exitcode == 0, self.said
         return lived
+
+    def kill_when(self, path: str) -> None:
+        """Start a machine and take it away once the mirror has this file."""
+        process = self.start()
+        while process.is_alive() and path not in self.files:
+            time.sleep(0.2)
+        process.kill()
+        process.join()
 
     def finish(self) -> None:
         process = self.start()
@@ -151,16 +164,19 @@ def test_twenty_random_kills_over_both_stages_change_nothing(object_store: Objec
     whole.join()
     assert whole.exitcode == 0
     object_store.share = 0.1
-    machines, rng, kills = Machines(object_store, tmp_path, given), random.Random(18), 0
-    while kills < 20:
-        fetching = 0 if machines.index is None else 3 * len(machines.index.files)
-        moment = rng.randrange(10, 2 * fetching + 60)
-        kills += machines.kill_after(moment)
+    machines, rng = Machines(object_store, tmp_path, given), random.Random(18)
+    in_stage = {"tokenizer": 0, "prior": 0}
+    while min(in_stage.values()) < 10:
+        files = machines.files
+        stage = "prior" if "codes/manifest.json" in files else "tokenizer"
+        if in_stage[stage] < 10:
+            killed = machines.kill_after(rng.randrange(10, 3 * len(files) + 60))
+            in_stage[stage] += killed
+            assert killed or "prior/config.json" in machines.files
+        else:
+            machines.kill_when("codes/manifest.json")
         shutil.rmtree(machines.place.parent, ignore_errors=True)
-        index = machines.index
-        print(kills, moment, index and progress_text(index.files))
-        if index is not None and "report.html" in index.files:
-            break
+        print(in_stage, progress_text(machines.files))
     machines.finish()
     require_equal(tmp_path / "whole", machines.place)
 

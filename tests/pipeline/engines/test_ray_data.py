@@ -1,15 +1,19 @@
 """What a Ray cluster of two nodes with a CPU each makes equals what this process makes, byte by byte."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ray_nodes import ray_nodes
+from support.ray_nodes import NODE, ray_nodes
 from support.tiny_export import content, make_inputs, open_tiny, tiny_export
 
+from foundation.errors import StorageError
 from foundation.images.sources import FolderSource
+from foundation.storage import durable
 from pipeline.encoding.decode import decode_to_folder
 from pipeline.encoding.streamed_decode import decode_on
 from pipeline.encoding.streamed_export import encode_on
@@ -37,6 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 slow = pytest.mark.slow
+WORKER = {key: value for key, value in NODE.items() if key != "include_dashboard"}
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 5])
@@ -50,6 +55,52 @@ def test_an_export_is_the_same_with_few_workers_and_with_more_than_cores(
     assert content(tmp_path / "codes") == content(tmp_path / "local")
     failed = [each for entry in _splits(tmp_path / "codes") for each in entry["failures"]]
     assert [each["image_id"] for each in failed] == ["ant/003.png"] * 2
+
+
+@slow
+def test_a_node_killed_and_one_added_in_an_export_change_nothing(nodes: Any, tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, n=120)
+    assert tiny_export(*inputs, tmp_path / "local")
+    third = nodes.add_node(**WORKER)
+
+    class Disturbed(RayEngine):
+        def results(self, stream: Any, batches: Any) -> Iterator[tuple[int, Any]]:
+            for n, each in enumerate(super().results(stream, batches)):
+                if n == 20:
+                    nodes.remove_node(third, allow_graceful=False)
+                if n == 60:
+                    nodes.add_node(**WORKER)
+                yield each
+
+    export = open_tiny(*inputs, tmp_path / "codes")
+    encode_on(Disturbed(3), export, quiet=True)
+    assert export.finish()
+    assert content(tmp_path / "codes") == content(tmp_path / "local")
+
+
+@slow
+def test_a_full_disk_ends_an_export_that_then_goes_on(
+    nodes: Any, inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny_export(*inputs, tmp_path / "local")
+    export = open_tiny(*inputs, tmp_path / "codes")
+    real, written = durable._write, list[Path]()
+
+    def write(path: Path, content: Any) -> None:
+        if "data" in path.parts:
+            written.append(path)
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "_write", write)
+        with pytest.raises(StorageError, match="the disk is full"):
+            encode_on(RayEngine(2), export, quiet=True)
+    assert len(list((tmp_path / "codes").rglob("part-*.parquet"))) == 3
+    encode_on(RayEngine(2), export, quiet=True)
+    assert export.finish()
+    assert content(tmp_path / "codes") == content(tmp_path / "local")
 
 
 def _splits(codes: Path) -> list[Any]:

@@ -108,7 +108,7 @@ def _upload(content: _Content, address: str, *, new: bool) -> None:
 
 def other_content(address: str) -> StorageError:
     """The error for a file that may not be replaced."""
-    fix = "the same input gave two results: remove that file, or give another address, and run the command again"
+    fix = "the same input gave two results: move that file away, or give another address, and run the command again"
     return StorageError("exists already with other content", field=without_secrets(address), fix=fix)
 
 

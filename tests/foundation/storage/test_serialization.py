@@ -87,7 +87,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     def refuse(*arguments: object, **options: object) -> None:
         raise refusal
 
-    for reader in ("foundation.storage.serialization.load_file", "pathlib.Path.read_text"):
+    for reader in ("foundation.storage.serialization.load_file", "pathlib.Path.read_bytes"):
         with monkeypatch.context() as patch:
             patch.setattr(reader, refuse)
             with pytest.raises(CheckpointError, match=r"Permission denied(.|\n)*readable for this user") as caught:

@@ -107,7 +107,8 @@ def _splits(codes: Path) -> list[Any]:
     return list(json.loads((codes / "manifest.json").read_text(encoding="utf-8"))["splits"].values())
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 5])
+@slow
+@pytest.mark.parametrize("workers", [1, 2, 5])
 def test_decoded_images_are_the_same(nodes: Any, workers: int, finished_run: Path, tmp_path: Path) -> None:
     decode_to_folder(str(finished_run), str(tmp_path / "local"), split="validation")
     how: dict[str, Any] = {"before": lambda decoding: decode_on(RayEngine(workers), decoding)}

@@ -17,6 +17,7 @@ pytest.importorskip("ray", reason="needs ray")
 from pipeline.engines.ray_cluster import ray_cluster
 from pipeline.engines.ray_data import RayEngine
 
+pytestmark = pytest.mark.slow
 WORKER = {key: value for key, value in NODE.items() if key != "include_dashboard"}
 
 
@@ -43,13 +44,11 @@ def test_a_refusal_of_a_step_is_raised_here_as_it_was(nodes: Any) -> None:
         list(RayEngine(1).results(refusing(50), numbered(8)))
 
 
-@pytest.mark.slow
 def test_another_exception_of_a_step_ends_the_work_with_its_message(nodes: Any) -> None:
     with pytest.raises(Exception, match="was too much"):
         list(RayEngine(1).results(failing(), numbered(4)))
 
 
-@pytest.mark.slow
 def test_a_node_that_is_killed_and_one_that_joins_change_nothing(nodes: Any) -> None:
     third = nodes.add_node(**WORKER)
     found = []
@@ -63,7 +62,6 @@ def test_a_node_that_is_killed_and_one_that_joins_change_nothing(nodes: Any) -> 
     assert all(value == 20 * number + 1 for number, (value, _, _) in found)
 
 
-@pytest.mark.slow
 def test_work_that_never_moves_says_what_it_waits_for_and_ends(
     nodes: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -77,7 +75,6 @@ def test_work_that_never_moves_says_what_it_waits_for_and_ends(
     assert len(found) == 5
 
 
-@pytest.mark.slow
 def test_a_cluster_without_cpus_says_so() -> None:
     with ray_nodes(1, num_cpus=0), pytest.raises(EngineError, match="the cluster has no CPUs"):
         list(RayEngine(1).results(doubling(), numbered(2)))

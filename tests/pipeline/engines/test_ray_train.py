@@ -116,6 +116,7 @@ def test_two_workers_equal_two_launched_processes_though_the_command_is_stopped_
     assert not list(run.glob(".tmp*")), "nothing of the driver's is left"
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_arrives_once_as_itself(cluster: Any, tmp_path: Path) -> None:
     said = tmp_path / "said"
     assert start(on_ray(cluster, "train-prior", "digits", "--out", "run", *fields()), said).wait() == 2
@@ -123,6 +124,7 @@ def test_an_error_of_a_worker_arrives_once_as_itself(cluster: Any, tmp_path: Pat
     assert text.count("no such token dataset") == 1 and "Traceback" not in text and "is lost" not in text
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_had_are_refused_with_a_reason(cluster: Any, tmp_path: Path) -> None:
     said = tmp_path / "said"
     line = on_ray(cluster, "train-tokenizer", "digits", "--out", "run", *fields(), workers=4)

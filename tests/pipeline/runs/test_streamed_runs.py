@@ -33,7 +33,6 @@ def results(run: Path, source: dict[str, Any], **changes: Any) -> dict[str, str]
     overrides = {**QUICK, "data.source": source, "data.shuffle_window": 32, "encode.batch_size": 8, **changes}
     job = start_run("digits", str(run), overrides=overrides)
     try:
-        job.run.start()
         job.run.train_tokenizer()
         job.run.encode()
     finally:

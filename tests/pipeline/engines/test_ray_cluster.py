@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.ray_nodes import ray_nodes
+from support.ray_steps import doubling
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, EngineError
 from pipeline.engines.config import EngineConfig
 from pipeline.engines.open import open_engine
 from pipeline.engines.ray_cluster import ray_cluster
@@ -81,3 +83,11 @@ def test_options_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without accelerate launch"), open_engine(EngineConfig(engine="ray")):
         pass
+
+
+@pytest.mark.slow
+def test_a_cluster_without_cpus_says_so() -> None:
+    from pipeline.engines.ray_data import RayEngine
+
+    with ray_nodes(1, num_cpus=0), pytest.raises(EngineError, match="the cluster has no CPUs"):
+        list(RayEngine(1).results(doubling(), [(0, 1)]))

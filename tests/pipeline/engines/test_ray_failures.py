@@ -75,11 +75,6 @@ def test_work_that_never_moves_says_what_it_waits_for_and_ends(
     assert len(found) == 5
 
 
-def test_a_cluster_without_cpus_says_so() -> None:
-    with ray_nodes(1, num_cpus=0), pytest.raises(EngineError, match="the cluster has no CPUs"):
-        list(RayEngine(1).results(doubling(), numbered(2)))
-
-
 def test_a_connection_of_the_caller_is_used_and_stays(nodes: Any) -> None:
     with ray_cluster(None) as ray, ray_cluster(nodes.address):
         assert ray.is_initialized()

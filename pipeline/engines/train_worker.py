@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -76,6 +77,7 @@ def _prepare(order: Order) -> None:
 
     from foundation.hardware import keep_freed_memory
 
+    logging.getLogger().setLevel(logging.WARNING)  # Ray's workers print what any library notes
     if Path(order.folder).is_dir():
         os.chdir(order.folder)
     _require_shared(order.task.folder, order.token)

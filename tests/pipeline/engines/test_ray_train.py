@@ -168,6 +168,7 @@ def test_a_lost_node_leaves_fewer_workers(cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_at_random_moments_change_nothing(cluster: Any, tmp_path: Path) -> None:
     said, run, rng = tmp_path / "said", tmp_path / "run", random.Random(0)
     line = fields(steps=80)

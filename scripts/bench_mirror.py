@@ -2,7 +2,7 @@
 
     python scripts/bench_mirror.py [--quick] [--gigabytes N] [--saves N] [--folder PATH] [--address URL] [--json FILE]
 
-The state and the loop are those of ``bench_checkpoints.py``. Without ``--address`` the store is moto's server in a
+State and loop are as in ``bench_checkpoints.py``. Without ``--address`` the store is moto's server in a
 process of its own with a lower priority, whose work a real store would do elsewhere. First row: how long a save holds
 the loop. Second row: products of the loop in a second while a checkpoint is written and copied. Third row: how long a
 checkpoint takes until it is in the mirror, beside until it is on the disk.

@@ -21,7 +21,7 @@ export TQDM_MININTERVAL=${TQDM_MININTERVAL:-60}   # seconds between lines of a p
 cancelled=
 trap 'cancelled=yes' TERM   # scancel signals this script too, the end of the time only the task
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    tessera encode "$@" --start-at "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"
+    tessera encode "$@" --part "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"
 status=$?
 if [[ $status == 143 && -z $cancelled && ${SLURM_RESTART_COUNT:-0} -lt ${MAX_RESTARTS:-100} ]]; then
     echo "the time is up: the job is queued again"

@@ -1,6 +1,7 @@
 """The launch files start what they say (slow: whole processes)."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from support.tiny_run import ROOT
 
 from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
+from pipeline.cli import main
 
 LAUNCH = ROOT / "scripts" / "launch"
 
@@ -44,3 +46,11 @@ def test_the_files_say_what_accelerate_needs() -> None:
     assert yaml.safe_load((LAUNCH / "fsdp2.yaml").read_text())["fsdp_config"]["fsdp_version"] == 2
     for path in LAUNCH.glob("*.sh"):
         assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+
+
+def test_the_scripts_give_options_that_the_command_has(capsys: pytest.CaptureFixture[str]) -> None:
+    line = next(each for each in (LAUNCH / "slurm_encode.sh").read_text().splitlines() if "tessera encode" in each)
+    options = re.findall(r"--[a-z-]+", line)
+    assert options and main(["encode", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{option} " in shown for option in options), options

@@ -29,7 +29,7 @@ _AGAIN_S = 30.0
 _SAY_S = 30.0
 _AT_ONCE_S = 0.05
 _SHARE_OF_LOOKING = 50
-"""a look may take one part in so many of the time"""
+"""looks may take one part of this number of the time"""
 
 Choice = Callable[[Mapping[str, Stamp], Callable[[str], bool]], Collection[str]]
 """the files that are there, and whether one is in the mirror as it is => the files of the next commit"""

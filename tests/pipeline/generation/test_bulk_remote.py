@@ -1,4 +1,4 @@
-"""Many samples into a store: the same files as on a disk, whatever fails and whoever shares the work."""
+"""Many samples into a store: the same files as on a disk, whatever fails, however the work is shared."""
 
 import io
 from pathlib import Path

@@ -137,7 +137,7 @@ def test_a_store_that_dies_after_any_request_leaves_a_complete_mirror(
             assert commits == [{}]
             continue
         assert content(memory) in commits[-2:], f"after {n} requests"
-        store = claimed(memory)  # whoever goes on clears up
+        store = claimed(memory)  # the next owner clears up
         store.find_strays()
         store.remove_unnamed()
         there = {each.removeprefix("/mirror/") for each in fsspec.filesystem("memory").find("/mirror")}

@@ -3,9 +3,9 @@
     index.json                      path => SHA-256 and size of every file, the owner, the number of the commit
     objects/<SHA-256, 16>/<path>    content, never replaced by other content
 
-One PUT of the index is one commit: an object is put before an index names it, and removed after no index does. A process
-that begins to mirror puts an index with a new owner; an owner reads the index before each commit and gives up where
-another one stands in it.
+One PUT of the index is one commit: an object is put before an index names it, and removed after no index does. A
+process that begins to mirror puts an index with a new owner; an owner reads the index before each commit and gives up
+where another one stands in it.
 """
 
 from __future__ import annotations

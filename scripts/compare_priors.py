@@ -52,7 +52,7 @@ QUICK_STEPS = 30
 
 def row(name: str, source: RunFolder, out: Path, steps: int) -> dict[str, Any]:
     """Train one prior, or read what it reached before."""
-    folder = _row_folder(source, out / name)
+    folder = row_folder(source, out / name)
     _require_steps(folder, steps)
     job = start_run(str(source.recipe), str(folder.root), overrides(name, steps))
     job.train_prior()
@@ -81,7 +81,7 @@ def overrides(name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def _row_folder(source: RunFolder, root: Path) -> RunFolder:
+def row_folder(source: RunFolder, root: Path) -> RunFolder:
     """A run folder that borrows the tokenizer and the codes of the source."""
     folder = RunFolder(root)
     root.mkdir(parents=True, exist_ok=True)

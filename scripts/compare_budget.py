@@ -1,0 +1,116 @@
+"""What methods are worth at equal time: trials from one queue, each trained for its budget, then scored alike.
+
+    python scripts/compare_budget.py run TRIALS.yaml --data FOLDER --out QUEUE      # goes on where it stopped
+    python scripts/compare_budget.py table docs/results/cifar10.json               # the table of docs/RESULTS.md
+    python scripts/compare_budget.py keep TRIALS.yaml --out QUEUE --to docs/results/cifar10.json
+
+``run`` trains and scores the trials of the file that have no result yet, one after the other, so that each has the
+machine to itself: a trial that was interrupted goes on, and says so in its result. ``keep`` puts the results into one
+file beside the documents, ``table`` prints that file. See ``scripts/trials/`` for the parts and the trials themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from foundation.errors import DataError, TesseraError, nearest
+from foundation.hardware import keep_freed_memory
+from foundation.storage import durable
+from scripts.trials.queue import Place, Trial, load_trials, open_rows, save_result, train
+from scripts.trials.tables import kept_rows, tables
+
+
+def run(trials: list[Trial], place: Place, *, keep_going: bool) -> int:
+    """Train and score what has no result; returns how many trials failed."""
+    from scripts.trials.priors import train_prior
+    from scripts.trials.score import score_llama, score_run
+
+    failed = 0
+    for trial, seed in open_rows(trials, place):
+        print(f"{trial.name}, seed {seed}: {trial.budget}", flush=True)
+        try:
+            if trial.prior == "llama":
+                figures = score_llama(trial, seed, place)
+            else:
+                seconds = train(trial, seed, place) if trial.codes_of is None else train_prior(trial, seed, place)
+                figures = {**score_run(trial, seed, place), "seconds": seconds}
+        except TesseraError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            if not keep_going:
+                return failed
+            continue
+        save_result(trial, seed, place, figures)
+        print(json.dumps(figures["figures"]), flush=True)
+    return failed
+
+
+def chosen(trials: list[Trial], only: list[str]) -> list[Trial]:
+    """The trials with these names; all without any.
+
+    Raises:
+        DataError: no such trial.
+    """
+    names = [each.name for each in trials]
+    for name in only:
+        DataError.unless(name in names, "no such trial", field="--only", found=name, fix=nearest(name, names))
+    return [each for each in trials if not only or each.name in only]
+
+
+def keep(trials: list[Trial], place: Place, path: Path) -> None:
+    """Put the results into one file, in the order of the trials, beside those of other trials that it has."""
+    known = [] if not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    names = {each.name for each in trials}
+    rows = [row for row in known if row["name"] not in names]
+    for trial in trials:
+        files = [place.result(trial.name, seed) for seed in trial.seeds]
+        rows += [json.loads(each.read_text(encoding="utf-8")) for each in files if each.is_file()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.replace_file(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, says in (("run", "train and score what is missing"), ("keep", "put the results into one file")):
+        each = commands.add_parser(name, help=says)
+        each.add_argument("trials", type=Path, help="a file of trials")
+        each.add_argument("--out", type=Path, default=Path("runs/trials"), help="folder of the queue")
+        each.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trials alone")
+    commands.choices["run"].add_argument("--data", required=True, help="images: a dataset with splits and labels")
+    commands.choices["run"].add_argument("--image-column", default="image", help="column of the images")
+    commands.choices["run"].add_argument("--keep-going", action="store_true", help="go on after a trial that fails")
+    commands.choices["keep"].add_argument("--to", type=Path, required=True, help="file of kept results")
+    commands.add_parser("table", help="print kept results").add_argument("results", type=Path)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do what the command says."""
+    arguments = _arguments()
+    if arguments.command == "table":
+        print(tables(kept_rows(arguments.results)))
+        return 0
+    try:
+        trials = chosen(load_trials(arguments.trials), arguments.only)
+        if arguments.command == "keep":
+            keep(trials, Place(arguments.out, {}), arguments.to)
+            return 0
+        keep_freed_memory()
+        source = {"type": "dataset", "path": str(Path(arguments.data).resolve()), "split": "train"}
+        columns = {"validation_split": "validation", "image_column": arguments.image_column, "label_column": "label"}
+        data = {f"data.source.{name}": value for name, value in {**source, **columns}.items()}
+        return 1 if run(trials, Place(arguments.out, data), keep_going=arguments.keep_going) else 0
+    except TesseraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

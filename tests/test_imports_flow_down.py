@@ -19,7 +19,7 @@ ROOMS = {
         ["arguments", "config", "storage", "unpickling"],
         ["config_fields", "hardware"],
         ["threads"],
-        ["hub", "images", "training"],
+        ["features", "hub", "images", "training"],
         ["codes"],
     ],
     "pipeline": [

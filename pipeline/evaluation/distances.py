@@ -16,6 +16,8 @@ from foundation.errors import DataError
 
 SUBSET_SIZE = 1000
 _ONE_EXTRACTOR = "use one extractor for both sets"
+_RELATIVE_ZERO = 1e-10
+"""share of the largest singular value below which a direction has no variance"""
 
 
 class FeatureMoments:
@@ -69,14 +71,18 @@ def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
     Raises:
         DataError: different numbers of features, or fewer than 2 images in a set.
     """
+    _require_comparable(one, other)
+    return gaussian_frechet_distance(one.mean_F, one.covariance, other.mean_F, other.covariance)
+
+
+def _require_comparable(one: FeatureMoments, other: FeatureMoments) -> None:
     if one.n_features != other.n_features:
         found = f"{one.n_features} and {other.n_features}"
         raise DataError("differ in length between the sets", field="features", found=found, fix=_ONE_EXTRACTOR)
     n = min(one.n, other.n)
     if 2 <= n <= one.n_features:
         what = f"Frechet distance from {n} images and {one.n_features} features is biased upwards (singular covariance)"
-        warnings.warn(f"{what}; use more images, or KID", stacklevel=2)
-    return gaussian_frechet_distance(one.mean_F, one.covariance, other.mean_F, other.covariance)
+        warnings.warn(f"{what}; use more images, or KID", stacklevel=3)
 
 
 def gaussian_frechet_distance(
@@ -100,6 +106,52 @@ def gaussian_frechet_distance(
     overlap = np.linalg.svd(factors, compute_uv=False).sum()
     spread = np.trace(covariance_FF) + np.trace(other_covariance_FF) - 2 * overlap
     return max(0.0, float(np.square(mean_F - other_mean_F).sum() + spread))
+
+
+@dataclass(frozen=True)
+class FrechetGradient:
+    """Derivative of the Frechet distance with respect to the mean and the covariance of one set.
+
+    Attributes:
+        slope_F: with respect to the mean.
+        root_KF: G of the derivative I - G'G with respect to the covariance; G'G carries one Gaussian to the other.
+    """
+
+    slope_F: np.ndarray
+    root_KF: np.ndarray
+
+    def of(self, centred_NF: np.ndarray) -> np.ndarray:
+        """By how much more of each image moves the distance, up to a constant; (N,).
+
+        Args:
+            centred_NF: features less the mean of their set.
+        """
+        spread_N = np.square(centred_NF).sum(1) - np.square(centred_NF @ self.root_KF.T).sum(1)
+        return centred_NF @ self.slope_F + spread_N
+
+
+def frechet_gradient(one: FeatureMoments, other: FeatureMoments) -> tuple[float, FrechetGradient, FrechetGradient]:
+    """The Frechet distance of two sets, and its derivative with respect to the moments of either.
+
+    With S1 = A A', S2 = B B' and A' B = U D V', tr((S1 S2)^(1/2)) is the trace of D, and twice its derivative with
+    respect to S1 is B V D^(-1) V' B'. Directions without variance in both sets are left out.
+
+    Raises:
+        DataError: see ``frechet_distance``.
+    """
+    _require_comparable(one, other)
+    factors = _factor(one.covariance), _factor(other.covariance)
+    left, sizes_K, right = np.linalg.svd(factors[0].T @ factors[1])
+    seen_K = sizes_K > _RELATIVE_ZERO * sizes_K[0]
+    shrink_K1 = np.sqrt(1 / sizes_K[seen_K])[:, None]
+    root_of_one, root_of_other = right[seen_K] @ factors[1].T, left.T[seen_K] @ factors[0].T
+    shift_F, spread = one.mean_F - other.mean_F, np.trace(one.covariance) + np.trace(other.covariance)
+    distance = max(0.0, float(shift_F @ shift_F + spread - 2 * sizes_K.sum()))
+    gradients = (
+        FrechetGradient(2 * shift_F, root_of_one * shrink_K1),
+        FrechetGradient(-2 * shift_F, root_of_other * shrink_K1),
+    )
+    return distance, *gradients
 
 
 def _factor(covariance_FF: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from foundation.errors import ConfigError, nearest
 from pipeline.evaluation.extractors.base import FeatureExtractor
 from pipeline.evaluation.extractors.dinov2 import DinoV2Config
 from pipeline.evaluation.extractors.inception import InceptionConfig
+from pipeline.evaluation.extractors.lite0 import Lite0Config
 
 _WIDTHS = (16, 16, 32)
 
@@ -66,7 +67,7 @@ class SmallExtractor(FeatureExtractor):
         return torch.cat(means, 1)
 
 
-ExtractorConfig = InceptionConfig | DinoV2Config | SmallConfig
+ExtractorConfig = InceptionConfig | DinoV2Config | Lite0Config | SmallConfig
 
 
 def build_extractor(config: ExtractorConfig) -> FeatureExtractor:
@@ -85,7 +86,7 @@ def named_extractor(name: str, weights: str | None) -> FeatureExtractor | None:
     if name not in (*configs, "none"):
         fix = nearest(name, [*configs, "none"])
         raise ConfigError("is not a choice", field="--extractor", found=repr(name), fix=fix)
-    if weights is not None and name in ("none", "small"):
+    if weights is not None and name in ("none", "small", "lite0"):
         raise ConfigError(f"has no use with --extractor {name}", field="--weights", found=weights, fix="leave it out")
     if name == "none":
         return None

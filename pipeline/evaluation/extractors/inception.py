@@ -20,6 +20,7 @@ from foundation.unpickling.torch_files import read_tensors
 from pipeline.evaluation.extractors.base import FeatureExtractor
 
 PUBLISHED_SHA256_PREFIX = "6726825d"
+_OUTPUTS = ["2048", "logits_unbiased"]
 _INSTALL = 'pip install "tessera-images[eval]"'
 _UNVERIFIED = "the weights are not those of the published InceptionV3 file (.pth, SHA-256 6726825d...)"
 
@@ -44,13 +45,18 @@ class InceptionExtractor(FeatureExtractor):
     def __init__(self, config: InceptionConfig) -> None:
         tensors, published = _weights(config.weights)
         resize = "bilinear to 299 x 299 without antialiasing, as in TensorFlow 1"
-        super().__init__("inception", 2048, resize=resize, caveat=None if published else _UNVERIFIED)
+        caveat = None if published else _UNVERIFIED
+        super().__init__("inception", 2048, resize=resize, caveat=caveat, n_classes=1008)
         self.network = _network(tensors, config.weights or "the cached weights")
 
     def features(self, levels_BCYX: torch.Tensor) -> torch.Tensor:
         """See the base class."""
-        features: torch.Tensor = self.network(levels_BCYX)[0]
-        return features
+        return self.features_and_logits(levels_BCYX)[0]
+
+    def features_and_logits(self, levels_BCYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the base class; logits without the bias, as the Inception score was published with."""
+        features, logits = self.network(levels_BCYX)
+        return features, logits
 
 
 def _network(tensors: dict[str, torch.Tensor], source: str) -> nn.Module:
@@ -62,7 +68,7 @@ def _network(tensors: dict[str, torch.Tensor], source: str) -> nn.Module:
     torch.save(tensors, buffer)
     buffer.seek(0)
     try:
-        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)  # type: ignore[no-any-return]
+        return FeatureExtractorInceptionV3("inception", _OUTPUTS, feature_extractor_weights_path=buffer)  # type: ignore[no-any-return]
     except RuntimeError as error:
         what = "holds other weights than InceptionV3 of the FID"
         raise CheckpointError(what, field=source, found=str(error)[:300], fix=_suggestions()) from error

@@ -1,0 +1,1 @@
+"""Frozen networks that describe images, from packages: no hub, no code of others is run."""

@@ -75,11 +75,10 @@ class Case:
         for each in model.parameters():
             if not each.any():
                 torch.nn.init.normal_(each, std=0.02)
-        objective = Objective(training, preprocess, accelerator, seed=0)
+        objective = Objective(training, model, accelerator, seed=0)
         task = TokenizerTask(model.to(dtype), training, objective, None, accelerator, seed=0)
-        for module in (objective.lpips, objective.adversary and objective.adversary.learner.model):
-            if module is not None:
-                module.to(dtype)
+        for module in objective.networks().values():
+            module.to(dtype)
         return task
 
     def images(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:

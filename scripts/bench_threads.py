@@ -94,7 +94,7 @@ def _tokenizer_step(recipe_name: str) -> tuple[Step, int]:
     stage, preprocess = recipe.tokenizer, recipe.data.preprocess
     torch.manual_seed(0)
     model = TokenizerModel(stage.model, preprocess)
-    objective = Objective(stage.training, preprocess, accelerator, seed=0)
+    objective = Objective(stage.training, model, accelerator, seed=0)
     shape = (stage.training.fit.batch_size, preprocess.n_channels, preprocess.height, preprocess.width)
     batch = {"images": torch.rand(shape) * 2 - 1}
     task = TokenizerTask(model, stage.training, objective, None, accelerator, seed=0)  # type: ignore[arg-type]

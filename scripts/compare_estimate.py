@@ -88,8 +88,8 @@ def measured(row: str) -> dict[str, float]:
     task: Any
     if stage == "tokenizer":
         preprocess = recipe.data.preprocess
-        objective = Objective(training, preprocess, accelerator, seed=0)
         model = TokenizerModel(recipe.tokenizer.model, preprocess)
+        objective = Objective(training, model, accelerator, seed=0)
         task = TokenizerTask(model, training, objective, None, accelerator, seed=0)
         examples = {"images": torch.rand(n, preprocess.n_channels, preprocess.height, preprocess.width) * 2 - 1}
     else:

@@ -15,6 +15,7 @@ from foundation.yaml_text import guess
 from stage1_tokenizer.losses.config import AdversarialConfig, PerceptualConfig
 from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, NetworksConfig, VQGANNetworks
 from stage1_tokenizer.quantizers.config import FSQConfig, QuantizerConfig
+from stage1_tokenizer.terms.config import TermConfig
 
 _ONCE_FLAT = {"vqgan": VQGANNetworks, "magvit2": Magvit2Networks, "dvae": DVAENetworks}
 """families that had one flat form, in which their fields stood beside ``quantizer``"""
@@ -149,6 +150,9 @@ class TokenizerTraining:
     """LPIPS beside the pixel loss; off unless its weight is above 0"""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """a discriminator that reconstructions must deceive; off unless its weight is above 0"""
+    terms: tuple[TermConfig, ...] = added_later(())
+    """further terms of the loss, each with a type and a weight: alignment, equivariance, lite0, and those of installed
+    packages"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     precision: Precision = "auto"
@@ -171,3 +175,9 @@ class TokenizerTraining:
         require(micro is None or micro > 0, "micro_batch_size", micro, "a positive whole number, or null")
         require_range(self, "above 0", "pixel_weight")
         require_range(self, "from 0 to below 1", "average_decay")
+
+    def without_files(self) -> TokenizerTraining:
+        """The same with random weights in place of files of frozen networks: for measuring what a step costs."""
+        perceptual = dataclasses.replace(self.perceptual, vgg_weights="random")
+        terms = tuple(each.without_files() for each in self.terms)
+        return dataclasses.replace(self, perceptual=perceptual, terms=terms)

@@ -9,7 +9,7 @@ section 3.2). So is the decoder's where the adaptive weight of the whole batch m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +19,8 @@ from foundation.randomness import derive_seed
 from foundation.training.learner import Learner, micro_batches
 from foundation.training.parallel import average_gradients
 from stage1_tokenizer.bottleneck import Coded
-from stage1_tokenizer.objective import Metrics, Objective
+from stage1_tokenizer.objective import Objective
+from stage1_tokenizer.terms.base import Metrics, Seen
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 
@@ -46,19 +47,22 @@ class _Judged:
         images_BCYX: the reconstructions, detached.
         to_reconstruction: gradient of the reconstruction loss over the whole batch.
         to_adversarial: of the adversary's loss before its factor; None without it.
+        to_others: of the listed terms that are not of reconstructions alone; None where they have none.
         terms: detached scalars that add up to the whole batch's; ``reconstruction`` is the loss.
     """
 
     images_BCYX: torch.Tensor
     to_reconstruction: torch.Tensor
     to_adversarial: torch.Tensor | None
+    to_others: torch.Tensor | None
     terms: dict[str, torch.Tensor]
 
     def gradient(self, factor: torch.Tensor | float) -> torch.Tensor:
         """Of the whole loss, with the adversary's factor."""
-        if self.to_adversarial is None:
-            return self.to_reconstruction
-        return self.to_reconstruction + factor * self.to_adversarial
+        whole = self.to_reconstruction
+        if self.to_adversarial is not None:
+            whole = whole + factor * self.to_adversarial
+        return whole if self.to_others is None else whole + self.to_others
 
 
 class MicroBatches:
@@ -91,11 +95,12 @@ class MicroBatches:
         torch.manual_seed(seed)  # the bottleneck's noise is that of a step in one pass
         with self.learner.autocast():
             inputs, coded = self.model.bottleneck(features)
-        leaves = [each.requires_grad_() for each in micro_batches(inputs.detach(), self.size)]
-        loss, metrics, reconstructions = self._decode_all(parts, leaves, step, seed)
-        to_inputs = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None])
-        ends = [(inputs, to_inputs), *((term, torch.ones_like(term)) for term in coded.losses.values())]
-        ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
+        seen = self._seen(parts, inputs, coded, step)
+        loss, metrics, reconstructions = self._decode_all(seen, seed)
+        ends = [(inputs, _joined([each.inputs_BCHW.grad for each in seen]))]
+        ends += [(coded.latents_BCHW, _joined([each.latents_BCHW.grad for each in seen]))]
+        ends += [(term, torch.ones_like(term)) for term in coded.losses.values()]
+        ends = [(end, gradient) for end, gradient in ends if end.requires_grad and gradient is not None]
         if ends:
             torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
         if features.grad is not None:
@@ -111,18 +116,26 @@ class MicroBatches:
         with self.learner.autocast():  # entered for each pass: it keeps weights that it has cast, and if for gradients
             return self.model.features(images_BCYX)
 
-    def _decode_all(
-        self, parts: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], step: int, seed: int
-    ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
+    def _seen(self, parts: Sequence[torch.Tensor], inputs: torch.Tensor, coded: Coded, step: int) -> list[Seen]:
+        """What terms see of each part, but for its reconstructions; latents and inputs are leaves."""
+        columns = [micro_batches(each.detach(), self.size) for each in (coded.latents_BCHW, inputs, coded.codes)]
+        nothing = torch.empty(0)
+        return [
+            Seen(part, nothing, latents.requires_grad_(), leaf.requires_grad_(), codes, step, self._plainly)
+            for part, latents, leaf, codes in zip(parts, *columns, strict=True)
+        ]
+
+    def _decode_all(self, seen: Sequence[Seen], seed: int) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
         """Backward passes of all parts into decoder and leaves; the loss, its terms and all reconstructions."""
-        adversary, n_images = self.objective.adversary_at(step), sum(len(part) for part in parts)
+        step, n_images = seen[0].step, sum(len(each.images_BCYX) for each in seen)
+        adversary = self.objective.adversary_at(step)
         adaptive = adversary is not None and adversary.config.adaptive
         factor, of_factor = (0.0, {}) if adversary is None or adaptive else adversary.factor(step, None)
         kernel, judged = last_kernel(self.model), []
         at_kernel = torch.zeros(2, *kernel.shape, dtype=kernel.dtype, device=kernel.device)
-        for i, (part, leaf) in enumerate(zip(parts, leaves, strict=True)):
-            images_BCYX = self._decode(leaf, i, seed)
-            judged.append(self._judge(part, images_BCYX, len(part) / n_images, step))
+        for i, part in enumerate(seen):
+            images_BCYX = self._decode(part.inputs_BCHW, i, seed)
+            judged.append(self._judge(part, images_BCYX, len(part.images_BCYX) / n_images))
             if adaptive:
                 at_kernel += _at_kernel(kernel, images_BCYX, judged[i])
             else:
@@ -130,10 +143,10 @@ class MicroBatches:
             del images_BCYX  # with its graph, before the next part's
         if adversary is not None and adaptive:
             factor, of_factor = adversary.factor(step, at_kernel)
-            for i, leaf in enumerate(leaves):
-                self._decode(leaf, i, seed).backward(judged[i].gradient(factor))
+            for i, part in enumerate(seen):
+                self._decode(part.inputs_BCHW, i, seed).backward(judged[i].gradient(factor))
         totals = {name: torch.stack([each.terms[name] for each in judged]).sum() for name in judged[0].terms}
-        loss = totals.pop("reconstruction")
+        loss = totals.pop("reconstruction") + totals.pop("others", 0.0)
         if adversary is not None:
             loss = loss + factor * totals["loss_adversarial"]
         return loss, {**totals, **of_factor}, torch.cat([each.images_BCYX for each in judged])
@@ -141,14 +154,21 @@ class MicroBatches:
     def _decode(self, inputs_BCHW: torch.Tensor, index: int, seed: int) -> torch.Tensor:
         """Reconstructions of part ``index``; each call for one part drops out the same."""
         torch.manual_seed(derive_seed(seed, "decode", index))
+        return self._plainly(inputs_BCHW)
+
+    def _plainly(self, inputs_BCHW: torch.Tensor) -> torch.Tensor:
         with self.learner.autocast():
             images_BCYX: torch.Tensor = self.model.decoder(inputs_BCHW).float()
         return images_BCYX
 
-    def _judge(self, images_BCYX: torch.Tensor, decoded_BCYX: torch.Tensor, share: float, step: int) -> _Judged:
-        """The losses of some images, times their share of the batch, and gradients at the reconstructions."""
-        adversary, leaf = self.objective.adversary_at(step), decoded_BCYX.detach().requires_grad_()
-        loss, metrics = self.objective.reconstruction_loss(images_BCYX, leaf)
+    def _judge(self, seen: Seen, decoded_BCYX: torch.Tensor, share: float) -> _Judged:
+        """The losses of some images, times their share of the batch, and gradients at the reconstructions.
+
+        Terms that are not of reconstructions alone go backward here, into all but the reconstructions.
+        """
+        adversary, leaf = self.objective.adversary_at(seen.step), decoded_BCYX.detach().requires_grad_()
+        seen = replace(seen, reconstructions_BCYX=leaf)
+        loss, metrics = self.objective.reconstruction_loss(seen)
         (to_reconstruction,) = torch.autograd.grad(share * loss, leaf)
         terms = {
             name: share * torch.as_tensor(each) for name, each in {**metrics, "reconstruction": loss.detach()}.items()
@@ -158,7 +178,12 @@ class MicroBatches:
             adversarial = adversary.generator_loss(leaf)
             (to_adversarial,) = torch.autograd.grad(share * adversarial, leaf)
             terms["loss_adversarial"] = share * adversarial.detach()
-        return _Judged(leaf.detach(), to_reconstruction, to_adversarial, terms)
+        if self.objective.has_other_terms:
+            others, metrics = self.objective.other_terms(seen)
+            (share * others).backward()
+            terms |= {name: share * torch.as_tensor(each) for name, each in metrics.items()}
+            terms["others"] = share * others.detach()
+        return _Judged(leaf.detach(), to_reconstruction, to_adversarial, leaf.grad, terms)
 
 
 def last_kernel(model: TokenizerModel) -> torch.Tensor:
@@ -169,6 +194,12 @@ def last_kernel(model: TokenizerModel) -> torch.Tensor:
 def to_log(coded: Coded) -> Metrics:
     """The bottleneck's losses, detached and named, and its other metrics."""
     return {**{f"loss_{name}": value.detach() for name, value in coded.losses.items()}, **coded.metrics}
+
+
+def _joined(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The gradient of the whole batch; None where no term has any."""
+    there = [each for each in gradients if each is not None]
+    return torch.cat(there) if there else None
 
 
 def _at_kernel(kernel: torch.Tensor, images_BCYX: torch.Tensor, judged: _Judged) -> torch.Tensor:

@@ -41,9 +41,11 @@ class Reconstruction(Coded):
 
     Attributes:
         images_BCYX: not clamped.
+        inputs_BCHW: the decoder's input, quantized latents after the projection.
     """
 
     images_BCYX: torch.Tensor
+    inputs_BCHW: torch.Tensor
 
 
 class TokenizerModel(nn.Module):
@@ -75,8 +77,8 @@ class TokenizerModel(nn.Module):
 
     def forward(self, images_BCYX: torch.Tensor) -> Reconstruction:
         """Reconstruct; everything that training differentiates passes through here."""
-        features, coded = self.bottleneck(self.features(images_BCYX))
-        return Reconstruction(images_BCYX=self.decoder(features).float(), **vars(coded))
+        inputs, coded = self.bottleneck(self.features(images_BCYX))
+        return Reconstruction(images_BCYX=self.decoder(inputs).float(), inputs_BCHW=inputs, **vars(coded))
 
     def features(self, images_BCYX: Any) -> torch.Tensor:
         """Images in [-1, 1] => (B, encoder_channels, H, W), the encoder's output.

@@ -20,9 +20,10 @@ from stage1_tokenizer.evaluate import SetDistance, reconstruction_picture, score
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
-from stage1_tokenizer.objective import Metrics, Objective
+from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.parts import CODING, freeze
 from stage1_tokenizer.quantizers.base import Quantizer
+from stage1_tokenizer.terms.base import Metrics, Seen
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class TokenizerTask:
         passed = self.micro_batches.backward(images, step) if in_parts else self._backward(images, step)
         update = self.learner.take_step(passed.loss, step)
         self._move_on(step, update.taken)
-        metrics = dict(passed.metrics)
+        metrics = {**passed.metrics, **self.objective.train_terms(step, update.taken)}
         if not known_skipped(update.taken):
             metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step, update.taken)
         return {**update.metrics, **metrics}
@@ -117,10 +118,19 @@ class TokenizerTask:
         """Add the gradient of the loss, in one pass of the whole batch."""
         with self.learner.autocast():
             output = self.learner.wrapped(images_BCYX)
-        loss, metrics = self.objective(images_BCYX, output.images_BCYX, last_kernel(self.model), step)
+        seen = Seen(
+            images_BCYX, output.images_BCYX, output.latents_BCHW, output.inputs_BCHW, output.codes, step, self._decode
+        )
+        loss, metrics = self.objective(seen, last_kernel(self.model))
         loss = loss + sum(output.losses.values())
         loss.backward()
         return Pass(loss.detach(), {**metrics, **to_log(output)}, output.images_BCYX.detach())
+
+    def _decode(self, inputs_BCHW: torch.Tensor) -> torch.Tensor:
+        """The decoder's images of what terms make of its inputs."""
+        with self.learner.autocast():
+            images_BCYX: torch.Tensor = self.model.decoder(inputs_BCHW).float()
+        return images_BCYX
 
     def _move_on(self, step: int, taken: torch.Tensor) -> None:
         """Update codebooks and averages after a step that was taken; drop what is left of others."""

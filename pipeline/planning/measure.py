@@ -23,7 +23,6 @@ from foundation.randomness import derive_seed, permutation
 from foundation.training.arithmetic import arithmetic
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.image_metrics import psnr, ssim
-from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
@@ -85,13 +84,13 @@ class PriorSpeed:
 
 
 def measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpeed:
-    """Time stage 1 of a recipe; VGG16 has random weights, so nothing is downloaded."""
+    """Time stage 1 of a recipe; frozen networks have random weights, so nothing is downloaded."""
     stage, preprocess = recipe.tokenizer, recipe.data.preprocess
-    training = replace(stage.training, perceptual=replace(stage.training.perceptual, vgg_weights=RANDOM))
+    training = stage.training.without_files()
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "measure"))
-        objective = Objective(training, preprocess, accelerator, seed=recipe.seed)
         model = TokenizerModel(stage.model, preprocess)
+        objective = Objective(training, model, accelerator, seed=recipe.seed)
         task = TokenizerTask(model, training, objective, None, accelerator, seed=recipe.seed)
         n_examples = max(1, training.fit.batch_size // accelerator.num_processes)
         most = _most_examples(lambda: model.to(accelerator.device)(_noise(preprocess, 1, accelerator)), accelerator)

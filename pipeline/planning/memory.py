@@ -24,7 +24,6 @@ from pipeline.planning.gpu_rules import as_on_gpu
 from pipeline.planning.trace import BACKWARD, Trace, Work
 from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
 from pipeline.runs.recipe import Recipe
-from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.quantizers import fsq
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -139,18 +138,14 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
 def _tokenizer_task(
     recipe: Recipe, training: Any, device: torch.device, trace: Trace, _: CodeSpec | None
 ) -> TokenizerTask:
-    training = replace(training, perceptual=replace(training.perceptual, vgg_weights=RANDOM))
+    training = training.without_files()
     where, preprocess = _process(device), recipe.data.preprocess
     with trace.naming("weights"):
-        objective = Objective(training, preprocess, where, seed=recipe.seed)
         model = TokenizerModel(recipe.tokenizer.model, preprocess)
+        objective = Objective(training, model, where, seed=recipe.seed)
         task = TokenizerTask(model, training, objective, None, where, seed=recipe.seed)
     parts = {"encoder": model.encoder, "bottleneck": model.bottleneck, "decoder": model.decoder}
-    if objective.lpips is not None:
-        parts["LPIPS"] = objective.lpips
-    if objective.adversary is not None:
-        parts["discriminator"] = objective.adversary.learner.model
-    for name, module in parts.items():
+    for name, module in {**parts, **objective.networks()}.items():
         trace.follow(module, name)
     return task
 
@@ -201,8 +196,8 @@ def _process(device: torch.device) -> Any:
 def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
     """Name averages; give the optimizers their moments; name gradients when they come."""
     learners = [task.learner]
-    if stage == "tokenizer" and task.objective.adversary is not None:
-        learners.append(task.objective.adversary.learner)
+    if stage == "tokenizer":
+        learners += task.objective.learners().values()
     for learner in learners:
         if learner.average.decay > 0:
             for average in learner.average.model.parameters():

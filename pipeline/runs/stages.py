@@ -207,7 +207,7 @@ class Run:
         model = TokenizerModel(stage.model, recipe.data.preprocess)
         start = find_start(self.folder, "tokenizer", stage.start_from)
         start = None if start is None else start_tokenizer(model, start)
-        objective = Objective(stage.training, recipe.data.preprocess, accelerator, seed=recipe.seed)
+        objective = Objective(stage.training, model, accelerator, seed=recipe.seed)
         images = self.images
         if start is None:
             require_enough_data(model, len(images["train"]))

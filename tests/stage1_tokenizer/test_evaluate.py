@@ -46,7 +46,7 @@ def trained() -> tuple[TokenizerTask, ImageSet]:
     images, settings = ImageSet(Hills(), RGBN), training(60)
     accelerator = Accelerator(cpu=True)
     model = TokenizerModel(CONFIG, RGBN)
-    task = TokenizerTask(model, settings, Objective(settings, RGBN, accelerator, seed=0), images, accelerator, seed=0)
+    task = TokenizerTask(model, settings, Objective(settings, model, accelerator, seed=0), images, accelerator, seed=0)
     for step in range(60):
         indices = np.arange(step * 16, step * 16 + 16) % len(images)
         task.train_step(images.batch(indices, np.zeros(16, int)), step)

@@ -42,7 +42,7 @@ def build(**changes: Any) -> TokenizerTask:
         quantizer=FSQConfig(levels=(5, 5, 5)),
     )
     model = TokenizerModel(config, PREPROCESS)
-    objective = Objective(training, PREPROCESS, accelerator, seed=0)
+    objective = Objective(training, model, accelerator, seed=0)
     return TokenizerTask(model, training, objective, None, accelerator, seed=0)
 
 
@@ -121,9 +121,12 @@ def test_missing_vgg_weights_stop_it_before_any_data_is_read(
 
 
 def test_images_too_small_for_lpips_are_refused_before_any_data_is_read() -> None:
-    training = from_dict(TokenizerTraining, {"perceptual": {"weight": 1.0, "vgg_weights": "random"}})
+    training, preprocess = (
+        from_dict(TokenizerTraining, {"perceptual": {"weight": 1.0, "vgg_weights": "random"}}),
+        Preprocess(height=8, width=8),
+    )
     with pytest.raises(ConfigError, match=r"perceptual.weight(.|\n)*16(.|\n)*8"):
-        Objective(training, Preprocess(height=8, width=8), Accelerator(cpu=True), seed=0)
+        Objective(training, TokenizerModel(TokenizerConfig(), preprocess), Accelerator(cpu=True), seed=0)
 
 
 @pytest.fixture

@@ -49,8 +49,8 @@ def task(quantizer: QuantizerConfig, precision: str = "float32") -> tuple[Tokeni
         precision=precision,
     )
     accelerator = Accelerator(cpu=True)
-    objective = Objective(training, PREPROCESS, accelerator, seed=0)
     model = TokenizerModel(config, PREPROCESS)
+    objective = Objective(training, model, accelerator, seed=0)
     return TokenizerTask(model, training, objective, images, accelerator, seed=0), images
 
 
@@ -111,9 +111,12 @@ def test_the_adaptive_weight_is_taken_at_the_decoders_last_layer() -> None:
     seen = []
 
     class Objective:
-        def __call__(self, images, reconstructions, last_layer, step):
+        def __call__(self, batch, last_layer):
             seen.append(last_layer)
-            return (reconstructions - images).square().mean(), {}
+            return (batch.reconstructions_BCYX - batch.images_BCYX).square().mean(), {}
+
+        def train_terms(self, step, offered):
+            return {}
 
         def train_adversary(self, images, reconstructions, step, offered):
             return {}

@@ -61,8 +61,9 @@ def fresh_task(config: TokenizerConfig = CONFIG, images: ImageSet | None = None,
     torch.manual_seed(0)
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)  # as a run has it
     accelerator, settings = Accelerator(cpu=True, kwargs_handlers=[plain]), training(**changes)
-    objective = Objective(settings, PREPROCESS, accelerator, seed=0)
-    return TokenizerTask(TokenizerModel(config, PREPROCESS), settings, objective, images, accelerator, seed=0)
+    model = TokenizerModel(config, PREPROCESS)
+    objective = Objective(settings, model, accelerator, seed=0)
+    return TokenizerTask(model, settings, objective, images, accelerator, seed=0)
 
 
 def trained_task(steps: int = 40) -> TokenizerTask:

@@ -32,6 +32,13 @@ GAN = {
         "discriminator": {"width": 8, "n_layers": 2, "spectral_norm": True},
     },
 }
+LITE0 = {"weights": "random", "side": 32}
+TERMS = [
+    {"type": "lite0", "stages": [2, 3], **LITE0},
+    {"type": "alignment", "stages": [3, 4], "of": "both", "hidden": 8, "margin": 0.1, **LITE0},
+    {"type": "alignment", "stages": [4], **LITE0},
+    {"type": "equivariance", "weight": 2.0},
+]
 VQ = {"type": "vq", "codebook_size": 32, "width": 4}
 SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vqgan": ({"quantizer": {**VQ, "learning": "gradient", "entropy_weight": 0.1}}, GAN),
@@ -58,6 +65,10 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """by name: the model's settings and the training's"""
+SYSTEMS |= {
+    "terms": ({"quantizer": VQ}, {**GAN, "terms": TERMS}),
+    "terms without adversary": ({"quantizer": SYSTEMS["fsq"][0]["quantizer"], "coarse_halvings": 1}, {"terms": TERMS}),
+}
 Step = tuple[dict[str, float], dict[str, torch.Tensor]]
 """what a step logs; gradients and buffers by name, ``model.`` or ``discriminator.`` before each"""
 
@@ -79,11 +90,10 @@ def task(
         if not each.any():
             torch.nn.init.normal_(each, std=0.05)
     accelerator = Accelerator(cpu=True)
-    objective = Objective(training, PREPROCESS, accelerator, seed=0)
+    objective = Objective(training, model, accelerator, seed=0)
     built = TokenizerTask(model.to(dtype), training, objective, None, accelerator, seed=0, frozen=frozen)
-    for module in (objective.lpips, objective.adversary and objective.adversary.learner.model):
-        if module is not None:
-            module.to(dtype)
+    for module in objective.networks().values():
+        module.to(dtype)
     return built
 
 
@@ -96,8 +106,7 @@ def images(n: int = 6, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def step(trained: TokenizerTask, batch: torch.Tensor, index: int = 1) -> Step:
     """One training step; what it logs, and the gradients and buffers by name, the discriminator's too."""
     found: dict[str, torch.Tensor] = {}
-    adversary = trained.objective.adversary
-    learners = {"model": trained.learner} | ({} if adversary is None else {"discriminator": adversary.learner})
+    learners = {"model": trained.learner, **trained.objective.learners()}
     for prefix, learner in learners.items():
         take = learner.take_step
 

@@ -119,8 +119,9 @@ def device_of_training(device: torch.device) -> Iterator[Accelerator]:
 def tokenizer_task(kind: str, settings: dict[str, Any], accelerator: Accelerator) -> TokenizerTask:
     """A tokenizer in training."""
     training = from_dict(TokenizerTraining, {"fit": {"steps": STEPS, "batch_size": 4}, **settings})
-    objective = Objective(training, PREPROCESS, accelerator, seed=0)
-    return TokenizerTask(tokenizer(TOKENIZERS[kind]), training, objective, None, accelerator, seed=0)
+    model = tokenizer(TOKENIZERS[kind])
+    objective = Objective(training, model, accelerator, seed=0)
+    return TokenizerTask(model, training, objective, None, accelerator, seed=0)
 
 
 def tokenizer_step(kind: str, settings: dict[str, Any], accelerator: Accelerator) -> Step:

@@ -43,7 +43,7 @@ def test_counted_flops_are_those_of_a_computed_step() -> None:
 
     training, preprocess, where = recipe.tokenizer.training, recipe.data.preprocess, Accelerator(cpu=True)
     model = TokenizerModel(recipe.tokenizer.model, preprocess)
-    task = TokenizerTask(model, training, Objective(training, preprocess, where, seed=0), None, where, seed=0)
+    task = TokenizerTask(model, training, Objective(training, model, where, seed=0), None, where, seed=0)
     n, batch = training.fit.batch_size, torch.rand(16, preprocess.n_channels, preprocess.height, preprocess.width)
     task.train_step({"images": batch}, 0)
     with FlopCounterMode(display=False) as counter:

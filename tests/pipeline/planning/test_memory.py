@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,7 +11,6 @@ from foundation.images.config import Preprocess
 from pipeline.planning.memory import STATE, Kind, code_layout, step_memory
 from pipeline.planning.trace import Trace
 from pipeline.runs.recipe import Recipe, load_recipe
-from stage1_tokenizer.losses.vgg16 import RANDOM
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
@@ -51,12 +48,11 @@ def test_a_real_step_of_the_tokenizer_has_the_counted_peak() -> None:
     recipe = tiny(**WITH_ALL_LOSSES)
     counted = step_memory(recipe, "tokenizer", "cpu")
     training, accelerator = recipe.tokenizer.training, Accelerator(cpu=True)
-    training = replace(training, perceptual=replace(training.perceptual, vgg_weights=RANDOM))
+    training = training.without_files()
     preprocess: Preprocess = recipe.data.preprocess
-    objective = Objective(training, preprocess, accelerator, seed=0)
-    task = TokenizerTask(
-        TokenizerModel(recipe.tokenizer.model, preprocess), training, objective, None, accelerator, seed=0
-    )
+    model = TokenizerModel(recipe.tokenizer.model, preprocess)
+    objective = Objective(training, model, accelerator, seed=0)
+    task = TokenizerTask(model, training, objective, None, accelerator, seed=0)
     step = training.fit.steps - 1
     images = torch.rand(training.fit.batch_size, 3, 16, 16) * 2 - 1
     task.train_step({"images": images}, step)

@@ -190,15 +190,20 @@ class Block(nn.Module):
         x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope))
         return x_BTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTE)))
 
-    def initialize(self, std: float, n_layers: int) -> None:
-        """Normal weights, no biases; the two outputs into the residual stream are scaled down by the model's depth."""
+    def initialize(self, std: float, output_std: float) -> None:
+        """Normal weights, no biases.
+
+        Args:
+            std: standard deviation.
+            output_std: of the two outputs into the residual stream; 0 makes them zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for output in (self.attention.out, self.feed_forward.down):
-            nn.init.normal_(output.weight, std=std / (2 * n_layers) ** 0.5)
+            nn.init.normal_(output.weight, std=output_std)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -17,6 +17,7 @@ from foundation.config import digest
 from foundation.config_fields import without_defaults
 from foundation.images.config import Preprocess
 from foundation.storage.serialization import tensors_sha256
+from foundation.training.muon import hidden_matrix
 from stage1_tokenizer.config import TokenizerConfig
 
 CODING = frozenset({"encoder", "codebook"})
@@ -51,6 +52,17 @@ def freeze(model: nn.Module, parts: Collection[str]) -> None:
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)
+
+
+def tag_kernels(encoder: nn.Module, decoder: nn.Module) -> None:
+    """Tag the kernels between the first and the last of the encoder, and of the decoder, as hidden matrices.
+
+    Projections to and from codes, and the coarse grid's networks, are not among them.
+    """
+    for network in (encoder, decoder):
+        kernels = [each.weight for each in network.modules() if isinstance(each, nn.Conv2d)]
+        for kernel in kernels[1:-1]:
+            hidden_matrix(kernel)
 
 
 def coding_sha256(config: TokenizerConfig, preprocess: Preprocess, weights: Mapping[str, torch.Tensor]) -> str:

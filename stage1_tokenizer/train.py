@@ -21,7 +21,7 @@ from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
 from stage1_tokenizer.objective import Objective
-from stage1_tokenizer.parts import CODING, freeze
+from stage1_tokenizer.parts import CODING, freeze, tag_kernels
 from stage1_tokenizer.quantizers.base import Quantizer
 from stage1_tokenizer.terms.base import Metrics, Seen
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -69,6 +69,7 @@ class TokenizerTask:
         self.validation, self.distance, self.seed = validation, distance, seed
         self.frozen, self.is_new = frozenset(frozen), is_new
         freeze(model, self.frozen)
+        tag_kernels(model.encoder, model.decoder)
         if training.checkpoint_blocks:
             recompute_blocks(model)
         if training.compile and compiles(accelerator, "tokenizer"):

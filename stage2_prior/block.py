@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from foundation.training.muon import hidden_matrix
 from foundation.training.optim import no_decay
 from stage2_prior import cpu_kernels
 from stage2_prior.config import PriorConfig
@@ -122,6 +123,8 @@ class Attention(nn.Module):
         self.dropout, biased = config.dropouts.attention, config.block == "gpt"
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=biased)
         self.out = nn.Linear(d_model, d_model, bias=biased)
+        hidden_matrix(self.qkv.weight, 3)
+        hidden_matrix(self.out.weight)
         self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
 
@@ -141,6 +144,8 @@ class FeedForward(nn.Module):
         d_model = config.shape.d_model
         self.gate_up = nn.Linear(d_model, 2 * config.feed_forward_width, bias=False)
         self.down = nn.Linear(config.feed_forward_width, d_model, bias=False)
+        hidden_matrix(self.gate_up.weight, 2)
+        hidden_matrix(self.down.weight)
 
     def forward(self, x_BTE: torch.Tensor) -> torch.Tensor:
         """(B, T, E) => (B, T, E)."""
@@ -155,6 +160,8 @@ class GELUFeedForward(nn.Module):
         d_model = config.shape.d_model
         self.up = nn.Linear(d_model, config.feed_forward_width)
         self.down = nn.Linear(config.feed_forward_width, d_model)
+        hidden_matrix(self.up.weight)
+        hidden_matrix(self.down.weight)
 
     def forward(self, x_BTE: torch.Tensor) -> torch.Tensor:
         """(B, T, E) => (B, T, E)."""
@@ -183,15 +190,20 @@ class Block(nn.Module):
         x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope))
         return x_BTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTE)))
 
-    def initialize(self, std: float, n_layers: int) -> None:
-        """Normal weights, no biases; the two outputs into the residual stream are scaled down by the model's depth."""
+    def initialize(self, std: float, output_std: float) -> None:
+        """Normal weights, no biases.
+
+        Args:
+            std: standard deviation.
+            output_std: of the two outputs into the residual stream; 0 makes them zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for output in (self.attention.out, self.feed_forward.down):
-            nn.init.normal_(output.weight, std=std / (2 * n_layers) ** 0.5)
+            nn.init.normal_(output.weight, std=output_std)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from foundation.config import from_dict, require
+from foundation.config import from_dict, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
 from foundation.training.config import FitConfig, OptimConfig, Precision
@@ -120,6 +120,9 @@ class PriorConfig:
     class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
+    residual_init: Literal["scaled", "zero"] = added_later("scaled")
+    """first weights of what each attention and feed-forward layer adds: scaled is random, less with depth; zero lets
+    every block begin as the identity"""
     extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
     never samples them"""
@@ -138,6 +141,7 @@ class PriorConfig:
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
         found, expected = self.class_rotation, "identity, or zero where positions are rope"
         require(found in rotations, "class_rotation", found, expected)
+        require(self.residual_init in ("scaled", "zero"), "residual_init", self.residual_init, "scaled or zero")
         require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
@@ -238,6 +242,9 @@ class PriorTraining:
     """compile each block with torch.compile; the first step then takes a minute or more"""
     z_loss: float = 0.0
     """weight of the mean squared log-partition of the logits, e.g. 1e-4; keeps them from drifting in bf16"""
+    label_smoothing: float = added_later(0.0)  # type: ignore[assignment]
+    """share of the target that is spread evenly over all codes instead of the true one, from 0 to below 1; what is
+    logged and evaluated is not smoothed"""
     random_order: RandomOrder | None = None
     """predict codes in random order first, in raster order at the end; needs a model that is target_aware; null
     predicts in raster order throughout"""
@@ -249,5 +256,6 @@ class PriorTraining:
         raster = 0 if self.random_order is None else self.random_order.zero_step
         expected, fix = f"below fit.steps, {self.fit.steps}", "training has to end in raster order"
         require(raster < self.fit.steps, "random_order.zero_step", raster, expected, fix)
+        require_range(self, "from 0 to below 1", "label_smoothing")
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "from 0 to below 1")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

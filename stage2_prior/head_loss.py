@@ -3,9 +3,10 @@
 Each group's loss and its share of the gradients of hidden states and head are computed while its logits are there, in
 the forward pass, so that no product is computed twice. (Leaving the logits out is as in Wijmans et al. 2024,
 arXiv:2411.09009, which computes them again in the backward pass.) With p = softmax(logits), the gradient of the sum of
-nll + z * lse^2 to the logits is p * (1 + 2 z lse) - onehot. It overwrites the logits, a block of rows at a time
-that fits the cache, where softmax and loss are float32. (torch's chunked ``linear_cross_entropy`` does the like,
-but has no z-loss and no codebooks of unequal size, and takes float32 products under autocast.)
+nll + z * lse^2 to the logits is p * (1 + 2 z lse) - onehot; smoothed, onehot is (1 - s) onehot + s / K over the K
+possible codes. It overwrites the logits, a block of rows at a time that fits the cache, where softmax and loss are
+float32. (torch's chunked ``linear_cross_entropy`` does the like, but has no z-loss and no codebooks of unequal size,
+and takes float32 products under autocast.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class HeadLoss(NamedTuple):
     """Means over the codes, float32 scalars.
 
     Attributes:
-        loss: nll + z_loss * squared_lse; the only one with a gradient.
+        loss: nll + z_loss * squared_lse, of which smoothing replaces its share of nll by the mean over all possible
+            codes; the only one with a gradient.
         nll: negative log-likelihood, nats.
         squared_lse: the square of the logarithm of the sum of exponentials of the logits.
     """
@@ -37,12 +39,23 @@ class HeadLoss(NamedTuple):
     squared_lse: torch.Tensor
 
 
+class Terms(NamedTuple):
+    """Weights of what the loss adds to the likelihood."""
+
+    z_loss: float
+    smoothing: float
+
+
+_LIKELIHOOD = Terms(0.0, 0.0)
+
+
 def head_loss(
     hidden_NE: torch.Tensor,
     weight_VE: torch.Tensor,
     tokens_N: torch.Tensor,
     size_N: torch.Tensor | None = None,
     z_loss: float = 0.0,
+    smoothing: float = 0.0,
 ) -> HeadLoss:
     """Mean cross entropy of ``softmax(hidden @ weight.T)``; its gradients are computed along with it.
 
@@ -55,9 +68,11 @@ def head_loss(
         size_N: for each code, the size of its codebook, int64: the rest of the V is impossible. None: all are possible.
         z_loss: weight of the mean squared logarithm of the sum of exponentials (Chowdhery et al. 2022,
             arXiv:2204.02311, section 5).
+        smoothing: share of each code's probability that its target spreads evenly over all possible codes (Szegedy et
+            al. 2016, arXiv:1512.00567, section 7).
     """
     kind, wanted = product_type(hidden_NE), torch.is_grad_enabled()
-    return HeadLoss(*_HeadLoss.apply(hidden_NE, weight_VE, tokens_N, size_N, z_loss, kind, wanted))
+    return HeadLoss(*_HeadLoss.apply(hidden_NE, weight_VE, tokens_N, size_N, Terms(z_loss, smoothing), kind, wanted))
 
 
 @torch.no_grad()
@@ -67,13 +82,13 @@ def nll_per_code(
     """Negative log-likelihoods without gradients, (N,) float32, nats; arguments as of ``head_loss``."""
     kind = product_type(hidden_NE)
     hidden_NE, weight_VE = hidden_NE.to(kind), weight_VE.to(kind)
-    rows_2N, groups = _empty_rows(hidden_NE), _groups(hidden_NE, weight_VE)
+    rows_3N, groups = _empty_rows(hidden_NE), _groups(hidden_NE, weight_VE)
     space_MV = hidden_NE.new_empty(groups[0].stop, len(weight_VE))
     with torch.autocast(hidden_NE.device.type, enabled=False):
         for group in groups:
             logits_MV = _logits(hidden_NE[group], weight_VE, _part(size_N, group), space_MV)
-            _to_gradients_(logits_MV, tokens_N[group], rows_2N[:, group], z_loss=None)
-    return rows_2N[0].float()
+            _to_gradients_(logits_MV, tokens_N[group], rows_3N[:, group])
+    return rows_3N[0].float()
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -84,25 +99,27 @@ class _HeadLoss(torch.autograd.Function):
         weight_VE: torch.Tensor,
         tokens_N: torch.Tensor,
         size_N: torch.Tensor | None,
-        z_loss: float,
+        terms: Terms,
         kind: torch.dtype,
         wanted: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden, weight, rows_2N = hidden_NE.to(kind), weight_VE.to(kind), _empty_rows(hidden_NE)
+        hidden, weight, rows_3N = hidden_NE.to(kind), weight_VE.to(kind), _empty_rows(hidden_NE)
         to_hidden, to_weight, groups = torch.empty_like(hidden), None, _groups(hidden, weight)
         space_MV = hidden.new_empty(groups[0].stop, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for group in groups:
-                logits_MV = _logits(hidden[group], weight, _part(size_N, group), space_MV)
-                _to_gradients_(logits_MV, tokens_N[group], rows_2N[:, group], z_loss if wanted else None)
+                sizes_M = _part(size_N, group)
+                logits_MV = _logits(hidden[group], weight, sizes_M, space_MV)
+                _to_gradients_(logits_MV, tokens_N[group], rows_3N[:, group], sizes_M, terms, wanted)
                 if wanted:
                     torch.mm(logits_MV, weight, out=to_hidden[group])
                     share = logits_MV.T @ hidden[group]
-                    to_weight = share.to(rows_2N.dtype) if to_weight is None else to_weight.add_(share)
+                    to_weight = share.to(rows_3N.dtype) if to_weight is None else to_weight.add_(share)
         ctx.types, ctx.gradients = (hidden_NE.dtype, weight_VE.dtype), (to_hidden, to_weight) if wanted else None
-        nll, squared_lse = rows_2N[0].mean(), rows_2N[1].square().mean()
+        nll, squared_lse = rows_3N[0].mean(), rows_3N[1].square().mean()
         ctx.mark_non_differentiable(nll, squared_lse)
-        return nll + z_loss * squared_lse, nll, squared_lse
+        loss = nll + terms.z_loss * squared_lse
+        return loss + terms.smoothing * (rows_3N[2].mean() - nll) if terms.smoothing else loss, nll, squared_lse
 
     @staticmethod
     @once_differentiable
@@ -115,16 +132,22 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _empty_rows(hidden_NE: torch.Tensor) -> torch.Tensor:
-    """Memory for nll and lse of each row (code), (2, N)."""
-    return hidden_NE.new_empty((2, len(hidden_NE)), dtype=sum_type(hidden_NE.dtype))
+    """Memory for each row (code), (3, N): nll, lse and, where the loss is smoothed, the mean nll of possible codes."""
+    return hidden_NE.new_empty((3, len(hidden_NE)), dtype=sum_type(hidden_NE.dtype))
 
 
 def _to_gradients_(
-    logits_MV: torch.Tensor, tokens_M: torch.Tensor, rows_2M: torch.Tensor, z_loss: float | None
+    logits_MV: torch.Tensor,
+    tokens_M: torch.Tensor,
+    rows_3M: torch.Tensor,
+    size_M: torch.Tensor | None = None,
+    terms: Terms = _LIKELIHOOD,
+    wanted: bool = False,
 ) -> None:
-    """Fill in nll and lse of the rows; replace the logits by the gradients to them, unless ``z_loss`` is None."""
+    """Fill in the rows; replace the logits by the gradients to them, if those are ``wanted``."""
+    z_loss, smoothing = terms
     n_rows = max(1, _BLOCK_BYTES.get(logits_MV.device.type, _BLOCK_BYTES["cuda"]) // (4 * logits_MV.shape[1]))
-    space = logits_MV.new_empty((2, min(n_rows, len(logits_MV)), logits_MV.shape[1]), dtype=rows_2M.dtype)
+    space = logits_MV.new_empty((2, min(n_rows, len(logits_MV)), logits_MV.shape[1]), dtype=rows_3M.dtype)
     for start in range(0, len(logits_MV), n_rows):
         here = slice(start, start + n_rows)
         own_M1 = tokens_M[here].unsqueeze(1)
@@ -132,15 +155,30 @@ def _to_gradients_(
         torch.log_softmax(logits.copy_(logits_MV[here]), 1, out=log_probs)
         own_log_M1 = log_probs.gather(1, own_M1)
         lse_M1 = logits[:, :1] - log_probs[:, :1]
-        rows_2M[0, here], rows_2M[1, here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
-        if z_loss is None:
+        rows_3M[0, here], rows_3M[1, here] = -own_log_M1.squeeze(1), lse_M1.squeeze(1)
+        target = None
+        if smoothing:
+            target = _even_target(log_probs, _part(size_M, here), smoothing)
+            rows_3M[2, here] = log_probs.mul(target).nan_to_num_(nan=0.0).sum(1) / -smoothing
+        if not wanted:
             continue
         to_own_M1 = own_log_M1.expm1()
         probs = log_probs.exp_()
         if z_loss:
             to_own_M1 += 2 * z_loss * lse_M1 * own_log_M1.exp()
             probs.mul_(1 + 2 * z_loss * lse_M1)
-        logits_MV[here] = probs.scatter_(1, own_M1, to_own_M1)
+        probs.scatter_(1, own_M1, to_own_M1)
+        if target is not None:
+            probs.sub_(target).scatter_add_(1, own_M1, torch.full_like(own_log_M1, smoothing))
+        logits_MV[here] = probs
+
+
+def _even_target(like_MV: torch.Tensor, size_M: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    """What smoothing adds to the target of each code, (M, V) or (1, 1) for all: s / K, and 0 for impossible codes."""
+    if size_M is None:
+        return like_MV.new_full((1, 1), smoothing / like_MV.shape[1])
+    possible_MV = torch.arange(like_MV.shape[1], device=like_MV.device) < size_M.unsqueeze(1)
+    return possible_MV.to(like_MV.dtype).mul_(smoothing).div_(size_M.unsqueeze(1))
 
 
 def _groups(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> list[slice]:

@@ -42,11 +42,12 @@ class PriorLoss(nn.Module):
     Args:
         model: the prior.
         z_loss: weight of the mean squared log-partition, which keeps logits from drifting; 0 for none.
+        smoothing: label smoothing, see ``head_loss``; 0 for none.
     """
 
-    def __init__(self, model: PriorModel, z_loss: float = 0.0) -> None:
+    def __init__(self, model: PriorModel, z_loss: float = 0.0, smoothing: float = 0.0) -> None:
         super().__init__()
-        self.model, self.z_loss = model, z_loss
+        self.model, self.z_loss, self.smoothing = model, z_loss, smoothing
 
     def forward(
         self,
@@ -64,8 +65,9 @@ class PriorLoss(nn.Module):
             grids_B: the grid of each image, int64; None where there is one.
 
         Returns:
-            the loss, a float32 scalar: the mean of nll + z_loss * logsumexp^2 over the batch's codes; and detached
-            scalars to log: ``nll`` and ``bits_per_code``, and ``logsumexp`` (root mean square) if the z-loss is on.
+            the loss, a float32 scalar: the mean of nll, smoothed, + z_loss * logsumexp^2 over the batch's codes; and
+            detached scalars to log: ``nll`` and ``bits_per_code``, not smoothed, and ``logsumexp`` (root mean square)
+            if the z-loss is on.
 
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.
@@ -73,8 +75,9 @@ class PriorLoss(nn.Module):
         hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT, grids_B)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
         size_N = self.model.sizes(tokens_BT)  # None with orders, which need one slot
+        weight_VE, predicted_N = self.model.head.weight, predicted_BT.flatten()
         loss, nll, squared_lse = head_loss(
-            hidden_BTE.flatten(0, 1), self.model.head.weight, predicted_BT.flatten(), size_N, self.z_loss
+            hidden_BTE.flatten(0, 1), weight_VE, predicted_N, size_N, self.z_loss, self.smoothing
         )
         metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
         return loss, {**metrics, "logsumexp": squared_lse.sqrt()} if self.z_loss else metrics
@@ -130,6 +133,9 @@ class PriorTask:
             "start without FSDP: adapters need little memory",
         )
         require(not sharded, "prior.lora", "adapters", "null where FSDP shards the weights", fix)
+        spread, none = training.label_smoothing, model.config.extra_codes == 0
+        expected, fix = "0 for a prior with extra_codes", "no image has those codes, so that nothing may teach them"
+        require(none or spread == 0, "prior.training.label_smoothing", spread, expected, fix)
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks
@@ -142,7 +148,7 @@ class PriorTask:
             average_decay=training.average_decay,
             precision=training.precision,
             accelerator=accelerator,
-            objective=PriorLoss(model, training.z_loss),
+            objective=PriorLoss(model, training.z_loss, training.label_smoothing),
             blocks=list(model.blocks),
         )
         average = self.learner.average.model

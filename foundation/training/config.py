@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from foundation.config import require, require_range
@@ -55,7 +55,7 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning rate."""
+    """AdamW, or Muon for hidden matrices and AdamW for the rest, and their learning rates."""
 
     learning_rate: float = 3e-4
     """peak learning rate"""
@@ -76,12 +76,32 @@ class OptimConfig:
     """decoupled weight decay of matrices and kernels; biases, norms and tagged parameters have none"""
     clip_norm: float | None = 1.0
     """largest gradient norm; a larger gradient is scaled down to it; null never scales"""
+    matrices: Literal["adamw", "muon"] = added_later("adamw")  # type: ignore[assignment]
+    """optimizer of hidden matrices: of a prior the weights of its blocks, of a tokenizer the kernels between the first
+    and the last of encoder and decoder; muon steps along the momentum with all singular values near 1"""
+    matrix_learning_rate: float | None = added_later(None)
+    """peak learning rate of muon, whose steps are as large as those of adamw at the same rate; null takes
+    learning_rate"""
+    matrix_momentum: float = added_later(0.95)  # type: ignore[assignment]
+    """decay of muon's average of gradients, 0 to 1"""
+    matrix_weight_decay: float | None = added_later(None)
+    """decoupled weight decay of muon; null takes weight_decay"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "learning_rate")
         require_range(self, "from 0 to 1", "min_factor")
         require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "a share above 0, up to 1")
         require_range(self, "0 or more", "warmup_steps", "weight_decay")
-        require_range(self, "from 0 to below 1", "beta1", "beta2")
+        require_range(self, "from 0 to below 1", "beta1", "beta2", "matrix_momentum")
+        rate, decay = self.matrix_learning_rate, self.matrix_weight_decay
+        require(rate is None or rate > 0, "matrix_learning_rate", rate, "above 0, or null")
+        require(decay is None or decay >= 0, "matrix_weight_decay", decay, "0 or more, or null")
         fits = self.clip_norm is None or self.clip_norm > 0
         require(fits, "clip_norm", self.clip_norm, "a positive number, or null")
+
+    @property
+    def of_matrices(self) -> OptimConfig:
+        """These settings with muon's learning rate and weight decay as the only ones."""
+        rate = self.learning_rate if self.matrix_learning_rate is None else self.matrix_learning_rate
+        decay = self.weight_decay if self.matrix_weight_decay is None else self.matrix_weight_decay
+        return replace(self, learning_rate=rate, weight_decay=decay)

@@ -18,7 +18,7 @@ from torch import nn
 
 from foundation.hardware import missing_compiler
 from foundation.training.config import OptimConfig, Precision
-from foundation.training.optim import StepGuard, adamw, known_skipped, learning_rate, reads_freely
+from foundation.training.optim import StepGuard, adamw, known_skipped, learning_rate, muon, reads_freely
 from foundation.training.parallel import (
     full_tensor,
     gathered,
@@ -71,6 +71,8 @@ class Learner:
         wrapped: the module to call in training, synchronised over processes.
         average: the average of the weights.
         is_sharded: whether processes share the weights.
+        optimizer: AdamW, of all trained parameters or those that are not Muon's.
+        muon: Muon, of the hidden matrices; None where AdamW trains them.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Learner:
             root.to(accelerator.device)
             self.average, self.wrapped = WeightAverage(model, average_decay), replicated(root, accelerator)
         self.optimizer = adamw(model, optim)
+        arithmetic = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.muon = muon(model, optim, arithmetic)
         self.guard = StepGuard()
 
     def autocast(self) -> torch.autocast:
@@ -127,16 +131,15 @@ class Learner:
         Raises:
             TrainingError: too many steps were not finite, see ``StepGuard``.
         """
-        rate = learning_rate(self.optim, step, self.n_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self._set_rates(step)
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm or math.inf))
         taken = self.guard.allows(norm, offered)
-        if not reads_freely(taken.device):
-            self.optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # the fused kernel looks at it
-        if not known_skipped(taken):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            if not reads_freely(taken.device):
+                optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # its kernel looks at it
+            if not known_skipped(taken):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, torch.Tensor | float] = {
             "loss": loss,
             "gradient_norm": norm,
@@ -144,6 +147,21 @@ class Learner:
             "skipped_steps": self.guard.skipped,
         }
         return Update(taken, metrics)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW, and Muon if there is one."""
+        return [self.optimizer] if self.muon is None else [self.optimizer, self.muon]
+
+    def _set_rates(self, step: int) -> float:
+        """Give the optimizers their learning rates; returns AdamW's."""
+        rate = learning_rate(self.optim, step, self.n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.muon is not None:
+            for group in self.muon.param_groups:
+                group["lr"] = learning_rate(self.optim.of_matrices, step, self.n_steps)
+        return rate
 
     def follow(self, taken: torch.Tensor, step: int) -> None:
         """Move the average after optimizer step ``step``, if it was taken."""
@@ -166,7 +184,7 @@ class Learner:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer_state(),
             "guard": self.guard.state_dict(),
         }
         return gathered(state, keep=self.accelerator.is_main_process)
@@ -175,17 +193,25 @@ class Learner:
         """Restore ``state_dict``, of any number of processes; every process calls it with the complete one."""
         load_full_tensors(self.model, state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(self._shared_out(state["optimizer"]))
+        self.optimizer.load_state_dict(_shared_out(self.optimizer, state["optimizer"]))
+        if self.muon is not None:
+            self.muon.load_state_dict(_shared_out(self.muon, state["optimizer"]["muon"]))
         self.guard.load_state_dict(state["guard"])
 
-    def _shared_out(self, optimizer: dict[str, Any]) -> dict[str, Any]:
-        """The optimizer's state with each moment sharded like its parameter."""
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        moments = {
-            i: {name: sharded_like(value, parameters[i]) for name, value in own.items()}
-            for i, own in optimizer["state"].items()
-        }
-        return {**optimizer, "state": moments}
+    def _optimizer_state(self) -> dict[str, Any]:
+        """AdamW's state, with Muon's in it if there is one."""
+        state = self.optimizer.state_dict()
+        return state if self.muon is None else {**state, "muon": self.muon.state_dict()}
+
+
+def _shared_out(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's saved state with each moment sharded like its parameter."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    moments = {
+        i: {name: sharded_like(value, parameters[i]) for name, value in own.items()}
+        for i, own in saved["state"].items()
+    }
+    return {"param_groups": saved["param_groups"], "state": moments}
 
 
 class WeightAverage:

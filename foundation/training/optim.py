@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.config import require
 from foundation.errors import TrainingError
 from foundation.training.config import OptimConfig
+from foundation.training.muon import Muon, is_hidden_matrix
 
 
 class DivergedError(TrainingError):
@@ -29,11 +31,15 @@ def no_decay(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    """AdamW with weight decay on matrices and kernels only (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    It leaves out the parameters that are ``muon``'s.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
+    others = {id(each) for each in _matrices(module, config)}
     for parameter in module.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in others:
             plain = parameter.ndim >= 2 and not getattr(parameter, "no_decay", False)
             (decayed if plain else exempt).append(parameter)
     groups: list[dict[str, Any]] = [
@@ -47,6 +53,33 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         betas=betas,
         fused=all(not each.is_meta for each in module.parameters()),
     )
+
+
+def muon(module: nn.Module, config: OptimConfig, arithmetic: torch.dtype = torch.float32) -> Muon | None:
+    """Muon for the hidden matrices that are trained; None where AdamW trains them too.
+
+    Args:
+        module: some parameters are tagged as ``hidden_matrix``.
+        config: settings.
+        arithmetic: see ``Muon``.
+
+    Raises:
+        ConfigError: muon is asked for, and no hidden matrix is trained.
+    """
+    if config.matrices == "adamw":
+        return None
+    matrices, of_matrices = _matrices(module, config), config.of_matrices
+    expected, fix = "adamw where no hidden matrix is trained", "leave optim.matrices out"
+    require(len(matrices) > 0, "optim.matrices", config.matrices, expected, fix)
+    how = {"momentum": config.matrix_momentum, "weight_decay": of_matrices.weight_decay}
+    return Muon(matrices, of_matrices.learning_rate, arithmetic=arithmetic, **how)
+
+
+def _matrices(module: nn.Module, config: OptimConfig) -> list[nn.Parameter]:
+    """The parameters that Muon trains."""
+    if config.matrices == "adamw":
+        return []
+    return [each for each in module.parameters() if each.requires_grad and is_hidden_matrix(each)]
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:

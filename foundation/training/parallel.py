@@ -214,6 +214,30 @@ def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
+def full_like(share: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """All processes' shares of a tensor that is shared as ``like`` is, joined; every process calls it.
+
+    A ``like`` that is not shared leaves the argument as it is.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return share
+    mesh, size, stride = like.device_mesh, like.shape, like.stride()
+    return DTensor.from_local(share, mesh, like.placements, run_check=False, shape=size, stride=stride).full_tensor()
+
+
+def share_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a tensor that every process holds, as it has one of ``like``; nothing is sent."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not isinstance(like, DTensor):
+        return tensor
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    whole = DTensor.from_local(tensor, like.device_mesh, everywhere, run_check=False)
+    return whole.redistribute(placements=like.placements).to_local()
+
+
 def gathered(state: Any, *, keep: bool) -> Any:
     """A nested state with every sharded tensor joined, in the host's memory; every process calls it.
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from foundation.codes.spec import CodeSpec
 from foundation.config_fields import replaced
+from foundation.training.muon import Muon
 from pipeline.planning.gpu_rules import as_on_gpu
 from pipeline.planning.trace import BACKWARD, Trace, Work
 from pipeline.runs.precision import PERCEPTUAL, PRIOR, TOKENIZER
@@ -49,6 +50,7 @@ class StepMemory:
         at_peak: bytes of each part when most bytes existed.
         kept: most bytes that the activations of each part held at any time.
         work: operations of the step.
+        trained: bytes of the weights that are trained.
     """
 
     batch: int
@@ -56,6 +58,7 @@ class StepMemory:
     at_peak: Mapping[str, int]
     kept: Mapping[str, int]
     work: tuple[Work, ...]
+    trained: int
 
     @property
     def peak(self) -> int:
@@ -65,8 +68,7 @@ class StepMemory:
     @property
     def checkpoint(self) -> int:
         """Bytes of a checkpoint: weights, moments and average."""
-        moments, average = (self.at_peak.get(name, 0) for name in ("moments", "average"))
-        return moments * 3 // 2 + average
+        return self.trained + sum(self.at_peak.get(name, 0) for name in ("moments", "average"))
 
 
 def step_memory(
@@ -98,7 +100,7 @@ def step_memory(
     training = replace(training, fit=fit, micro_batch_size=micro, compile=False)
     with without_memory(kind) as (trace, device):
         task = _TASKS[stage](recipe, training, device, trace, layout)
-        _name_state(task, trace, stage)
+        trained = _name_state(task, trace, stage)
         trace.work.clear()
         trace.restart()
         with trace.naming("batch"):
@@ -108,7 +110,7 @@ def step_memory(
         del examples
         kept = {name: n for name, n in trace.largest.items() if name not in (*STATE, BACKWARD)}
         trace.at_peak["batch"] += (batch - n_examples) * _COPIES[stage] * kept["batch"] // n_examples
-        return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work))
+        return StepMemory(n_examples, micro, dict(+trace.at_peak), kept, tuple(trace.work), trained)
 
 
 def _open_precisions(recipe: Recipe, taken: str) -> dict[str, Any]:
@@ -193,22 +195,31 @@ def _process(device: torch.device) -> Any:
     return SimpleNamespace(device=device, num_processes=1, process_index=0, is_main_process=True)
 
 
-def _name_state(task: Any, trace: Trace, stage: Stage) -> None:
-    """Name averages; give the optimizers their moments; name gradients when they come."""
-    learners = [task.learner]
+def _name_state(task: Any, trace: Trace, stage: Stage) -> int:
+    """Name averages; give the optimizers their moments; name gradients when they come; returns bytes of weights."""
+    learners, n_bytes = [task.learner], 0
     if stage == "tokenizer":
         learners += task.objective.learners().values()
     for learner in learners:
         if learner.average.decay > 0:
             for average in learner.average.model.parameters():
                 trace.relabel(average, "average")
-        for group in learner.optimizer.param_groups:
-            for each in group["params"]:
-                with trace.naming("moments"):
-                    moments = {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
-                with trace.naming("weights"):
-                    learner.optimizer.state[each] = {"step": torch.zeros(()), **moments}
+        for optimizer in learner.optimizers:
+            for each in (each for group in optimizer.param_groups for each in group["params"]):
+                n_bytes += each.numel() * each.element_size()
+                _name_moments(optimizer, each, trace)
                 each.register_post_accumulate_grad_hook(functools.partial(_name_gradient, trace))
+    return n_bytes
+
+
+def _name_moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, trace: Trace) -> None:
+    """Give an optimizer its state of a parameter, as its first step would."""
+    names = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
+    with trace.naming("moments"):
+        optimizer.state[parameter] = {name: torch.zeros_like(parameter) for name in names}
+    if not isinstance(optimizer, Muon):
+        with trace.naming("weights"):
+            optimizer.state[parameter]["step"] = torch.zeros(())
 
 
 def _name_gradient(trace: Trace, parameter: torch.Tensor) -> None:

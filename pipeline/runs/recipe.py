@@ -112,6 +112,9 @@ class PriorStage:
     def __post_init__(self) -> None:
         fix = "name the prior that the adapters are for, or leave lora out"
         require(self.lora is None or self.start_from is not None, "lora", self.lora, "null without start_from", fix)
+        matrices = self.training.optim.matrices
+        fits = self.lora is None or matrices == "adamw"
+        require(fits, "training.optim.matrices", matrices, "adamw for adapters, which have few weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,3 +87,5 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         require_range(self, "0 or more", "weight", "start_step", "ramp_steps", "lecam_weight")
         require_range(self, "from 0 to below 1", "lecam_decay")
+        matrices = self.optim.matrices
+        require(matrices == "adamw", "optim.matrices", matrices, "adamw: a discriminator is trained by nothing else")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 from foundation.errors import TrainingError
 from foundation.images.config import Preprocess
@@ -34,7 +35,9 @@ class Ramps:
         return Image.fromarray((127 + 18 * (np.cos(angle) * (y - 3.5) + np.sin(angle) * (x - 3.5))).astype(np.uint8))
 
 
-def task(quantizer: QuantizerConfig, precision: str = "float32") -> tuple[TokenizerTask, ImageSet]:
+def task(
+    quantizer: QuantizerConfig, precision: str = "float32", matrices: str = "adamw"
+) -> tuple[TokenizerTask, ImageSet]:
     torch.manual_seed(0)
     images = ImageSet(Ramps(), PREPROCESS)
     config = TokenizerConfig(
@@ -44,7 +47,7 @@ def task(quantizer: QuantizerConfig, precision: str = "float32") -> tuple[Tokeni
     )
     training = TokenizerTraining(
         fit=FitConfig(steps=60, batch_size=32),
-        optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=5, matrices=matrices),
         average_decay=0.8,
         precision=precision,
     )
@@ -65,6 +68,19 @@ def test_training_improves_the_held_out_reconstruction(quantizer: QuantizerConfi
     after = learner.evaluate()
     assert after["psnr"] > before + 6
     assert after["code_usage"] > 0.1 and after["code_perplexity"] > 2
+
+
+def test_muon_trains_the_kernels_between_the_first_and_the_last_of_each_network() -> None:
+    learner, images = task(FSQConfig(levels=(5, 5, 5)), matrices="muon")
+    names = {id(each): name for name, each in learner.model.named_parameters()}
+    taken = {names[id(each)] for each in learner.learner.muon.param_groups[0]["params"]}
+    ends = {f"{part}.{end}.weight" for part in ("encoder", "decoder") for end in ("conv_in", "conv_out")}
+    convolutions = {f"{name}.weight" for name, each in learner.model.named_modules() if isinstance(each, nn.Conv2d)}
+    assert taken == {name for name in convolutions - ends if not name.startswith("bottleneck.")} and len(taken) > 8
+    before = learner.evaluate()["psnr"]
+    for step in range(30):
+        learner.train_step(images.batch(np.arange(step * 32, step * 32 + 32) % 64, np.zeros(32, int)), step)
+    assert learner.evaluate()["psnr"] > before + 6
 
 
 def test_what_changes_with_the_step_is_told_the_step() -> None:

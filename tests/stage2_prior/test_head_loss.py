@@ -91,6 +91,50 @@ def test_gradients_in_double_precision() -> None:
         assert torch.allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_a_smoothed_loss_has_torchs_value_and_the_gradients_of_finite_differences(
+    unequal: bool, z_loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module._BLOCK_BYTES, "cpu", 2 * 4 * 5)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 3).double().requires_grad_(True), torch.randn(5, 3).double().requires_grad_(True)
+    tokens, sizes = torch.randint(4, (6,)), torch.tensor([4, 4, 5, 5, 4, 5]) if unequal else None
+
+    def loss() -> torch.Tensor:
+        return 3 * head_loss(hidden, weight, tokens, sizes, z_loss, 0.2).loss
+
+    rows = []
+    for i, row in enumerate(hidden @ weight.T):
+        possible = row[: 5 if sizes is None else int(sizes[i])].unsqueeze(0)
+        smoothed = F.cross_entropy(possible, tokens[i : i + 1], label_smoothing=0.2)
+        rows.append(smoothed + z_loss * possible.logsumexp(1).square().squeeze())
+    expected = 3 * torch.stack(rows).mean()
+    assert loss().item() == pytest.approx(expected.item(), abs=1e-12)
+    found, wanted = (torch.autograd.grad(each, (hidden, weight)) for each in (loss(), expected))
+    for tensor, one, other in zip((hidden, weight), found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+        for value, slope in zip(tensor.detach().view(-1).split(1), one.view(-1), strict=True):
+            with torch.no_grad():
+                value.add_(1e-6)
+                high = loss()
+                value.sub_(2e-6)
+                low = loss()
+                value.add_(1e-6)
+            assert slope.item() == pytest.approx((high - low).item() / 2e-6, abs=1e-7)
+    plain, smooth = (
+        head_loss(hidden, weight, tokens, sizes, z_loss),
+        head_loss(hidden, weight, tokens, sizes, z_loss, 0.2),
+    )
+    assert smooth.nll == plain.nll and smooth.squared_lse == plain.squared_lse and smooth.loss != plain.loss
+
+
+def test_a_smoothing_of_zero_is_none_to_the_bit() -> None:
+    prior, tokens, labels = examples(UNEQUAL)
+    one, other = (gradients(prior, loss(tokens, labels)[0]) for loss in (PriorLoss(prior), PriorLoss(prior, 0.0, 0.0)))
+    assert all(torch.equal(gradient, other[name]) for name, gradient in one.items())
+
+
 def test_gradients_are_handed_over_once() -> None:
     """Scaling them in place a second time would be wrong, so that a second backward pass is refused."""
     weight = torch.randn(5, 3, requires_grad=True)

@@ -10,10 +10,12 @@ from support.random_prior import spec
 from support.tiny_prior import TinyTask, dataset, fit_config, train
 
 from foundation.codes.spec import CodeLevel
+from foundation.config import from_dict
 from foundation.errors import CheckpointError, ConfigError
 from foundation.storage.serialization import load_tensors
 from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.config import OptimConfig
+from pipeline.runs.recipe import PriorStage
 from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining
 from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -30,6 +32,12 @@ def base(n_classes: int = 3) -> PriorModel:
     model = PriorModel(CONFIG, spec(CODES, n_classes))
     torch.nn.init.normal_(model.head.weight, std=0.4)
     return model
+
+
+def test_adapters_are_refused_where_muon_trains_matrices() -> None:
+    training = {"training": {"optim": {"matrices": "muon"}}, "start_from": "elsewhere", "lora": {"rank": 2}}
+    with pytest.raises(ConfigError, match=r"training\.optim\.matrices"):
+        from_dict(PriorStage, training)
 
 
 def adapted_task(stop_at: int | None = None, *, new_classes: bool = False) -> TinyTask:

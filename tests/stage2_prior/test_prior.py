@@ -31,6 +31,18 @@ def test_each_output_depends_on_the_codes_before_it_and_no_other(levels: tuple[C
         assert reached.tolist() == [i < t for i in range(prior.n_codes - 1)]
 
 
+@pytest.mark.parametrize("block", ["llama", "gpt"])
+def test_blocks_whose_outputs_start_at_zero_start_as_the_identity_and_learn(block: str) -> None:
+    torch.manual_seed(0)
+    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, dropout=0.0, block=block, residual_init="zero")
+    prior = PriorModel(config, spec(LEVELS[0], 3))
+    x = torch.randn(2, 6, 16)
+    assert all(torch.equal(each(x, None), x) for each in prior.blocks)
+    torch.nn.init.normal_(prior.head.weight)
+    PriorLoss(prior)(*examples(prior))[0].backward()
+    assert all(float(each.attention.out.weight.grad.norm()) > 0 for each in prior.blocks)
+
+
 @pytest.mark.parametrize("levels", LEVELS)
 def test_codes_beyond_a_codebook_are_impossible_and_the_loss_is_finite(levels: tuple[CodeLevel, ...]) -> None:
     prior = model(levels).train()

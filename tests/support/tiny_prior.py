@@ -30,6 +30,8 @@ EVERYTHING: dict[str, Any] = {
     "random_order": RandomOrder(until_step=5, zero_step=15),
     "label_dropout": 0.2,
     "z_loss": 1e-3,
+    "label_smoothing": 0.05,
+    "optim": OptimConfig(learning_rate=3e-3, warmup_steps=4, schedule="wsd", matrices="muon", weight_decay=0.05),
 }
 """Training options, all on."""
 

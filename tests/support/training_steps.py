@@ -92,6 +92,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_size": 2},
     "random order": {"random_order": {"until_step": 8, "zero_step": 9}, "fit": {"steps": 10, "batch_size": 3}},
     "recomputed": {"checkpoint_blocks": True},
+    "muon": {"optim": {"matrices": "muon", "weight_decay": 0.05}},
 }
 """trainings of a prior"""
 Step = Callable[[int], dict[str, Any]]

@@ -44,6 +44,19 @@ def test_weights_moments_and_average_are_those_of_the_model(kind: Kind) -> None:
     assert memory.at_peak["blocks"] > 0 and memory.peak == sum(memory.at_peak.values())
 
 
+def test_muon_has_one_moment_where_adamw_has_two() -> None:
+    recipe = tiny(**{"prior.training.optim.matrices": "muon"})
+    prior, memory = PriorModel(recipe.prior.model, code_layout(recipe)), step_memory(recipe, "prior", "cpu")
+    matrices = sum(parameters(block) for block in prior.blocks) - sum(
+        each.numel() for each in prior.blocks.parameters() if each.ndim == 1
+    )
+    assert memory.at_peak["moments"] == 4 * (2 * parameters(prior) - matrices)
+    assert memory.checkpoint == memory.at_peak["moments"] + 2 * 4 * parameters(prior)
+    assert sum(each.flops for each in memory.work) > sum(
+        each.flops for each in step_memory(tiny(), "prior", "cpu").work
+    )
+
+
 def test_a_real_step_of_the_tokenizer_has_the_counted_peak() -> None:
     recipe = tiny(**WITH_ALL_LOSSES)
     counted = step_memory(recipe, "tokenizer", "cpu")

@@ -155,6 +155,9 @@ class TokenizerTraining:
     packages"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
+    freeze_coding_after: float | None = added_later(None)
+    """share of the steps after which encoder and codebook stay as they are, to the bit, and the decoder alone is
+    trained on; training goes on from the averaged weights; null trains everything to the end"""
     precision: Precision = "auto"
     """arithmetic of the convolutions: float32, bf16, or auto, the faster one on the machine that begins the run; the
     quantizer and the losses always use float32"""
@@ -173,8 +176,16 @@ class TokenizerTraining:
     def __post_init__(self) -> None:
         micro = self.micro_batch_size
         require(micro is None or micro > 0, "micro_batch_size", micro, "a positive whole number, or null")
+        share = self.freeze_coding_after
+        require(share is None or 0 < share < 1, "freeze_coding_after", share, "a share between 0 and 1, or null")
         require_range(self, "above 0", "pixel_weight")
         require_range(self, "from 0 to below 1", "average_decay")
+
+    @property
+    def coding_steps(self) -> int:
+        """Optimizer steps that train encoder and codebook: the first ones."""
+        share = self.freeze_coding_after
+        return self.fit.steps if share is None else max(1, round(share * self.fit.steps))
 
     def without_files(self) -> TokenizerTraining:
         """The same with random weights in place of files of frozen networks: for measuring what a step costs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +73,7 @@ class Objective:
             )
         self.terms = _build_terms(TermContext(model, training, accelerator, seed))
         self.learner = _learner(self.terms, training, accelerator)
+        self._left_out: set[str] = set()
 
     def __call__(self, seen: Seen, last_layer: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """The weighted sum of the terms, a float32 scalar, and each term for the log.
@@ -109,15 +110,23 @@ class Objective:
     @property
     def has_other_terms(self) -> bool:
         """Whether ``other_terms`` has any."""
-        return any(not each.judges_reconstructions for each in self.terms.values())
+        return any(True for _ in self._others())
 
     def other_terms(self, seen: Seen) -> tuple[torch.Tensor, Metrics]:
         """The listed terms that are not of reconstructions alone, weighted and added up; and each for the log."""
         loss, metrics = torch.zeros((), device=seen.images_BCYX.device), Metrics()
-        for name, term in self.terms.items():
-            if not term.judges_reconstructions:
-                loss = loss + _weighted(name, term, seen, metrics)
+        for name, term in self._others():
+            loss = loss + _weighted(name, term, seen, metrics)
         return loss, metrics
+
+    def _others(self) -> Iterator[tuple[str, Term]]:
+        for name, term in self.terms.items():
+            if not term.judges_reconstructions and name not in self._left_out:
+                yield name, term
+
+    def freeze_coding(self) -> None:
+        """Leave out the terms that act on encoder and codebook alone, which are trained no more."""
+        self._left_out = {name for name, term in self.terms.items() if term.judges_coding}
 
     def adversary_at(self, step: int) -> Adversary | None:
         """The adversary if it takes part in optimizer step ``step``, from 0."""

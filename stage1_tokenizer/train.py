@@ -88,7 +88,9 @@ class TokenizerTask:
     def rates(self) -> tuple[Rates, ...]:
         """Learning rates of the tokenizer's optimizer, and of its adversary's if it has one."""
         training, rival = self.objective.training, self.objective.training.adversarial
-        return (Rates(training.optim), *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
+        share = training.freeze_coding_after
+        coding = [] if share is None else [Rates(training.optim, share=share)]
+        return (Rates(training.optim), *coding, *([Rates(rival.optim, rival.start_step)] if rival.weight > 0 else []))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One step of the tokenizer, and of its adversary.
@@ -98,6 +100,8 @@ class TokenizerTask:
         images = batch["images"]
         if not images.is_floating_point():
             images = to_unit_range(images)
+        if step >= self.training.coding_steps and not self.frozen >= CODING:
+            self.freeze_coding(from_average=step == self.training.coding_steps)
         self.learner.wrapped.train()
         _set_training(self.model, self.frozen)
         for quantizer in self.model.quantizers:
@@ -114,6 +118,20 @@ class TokenizerTask:
         if not known_skipped(update.taken):
             metrics |= self.objective.train_adversary(images, passed.reconstructions_BCYX, step, update.taken)
         return {**update.metrics, **metrics}
+
+    def freeze_coding(self, *, from_average: bool) -> None:
+        """Train the decoder alone from now on.
+
+        Args:
+            from_average: give the model the averaged weights first, whose codes are those that users get; else it has
+                them, from a checkpoint of later.
+        """
+        if from_average:
+            self.model.load_state_dict(self.exported().state_dict())
+        self.frozen |= CODING
+        freeze(self.model, self.frozen)
+        self.objective.freeze_coding()
+        self.learner.rewrap()
 
     def _backward(self, images_BCYX: torch.Tensor, step: int) -> Pass:
         """Add the gradient of the loss, in one pass of the whole batch."""

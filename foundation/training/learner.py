@@ -117,6 +117,10 @@ class Learner:
         loss.backward()
         return self.take_step(loss.detach(), step)
 
+    def rewrap(self) -> None:
+        """Synchronise processes over the parameters that are trained now, after some were frozen."""
+        self.wrapped = replicated(self.model, self.accelerator)
+
     def take_step(self, loss: torch.Tensor, step: int, offered: torch.Tensor | None = None) -> Update:
         """Clip the gradient and, if it is finite, take one optimizer step; on a GPU the CPU does not wait for it.
 

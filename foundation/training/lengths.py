@@ -20,13 +20,19 @@ class Rates:
     Attributes:
         optim: its settings.
         start: the training's step that is its first.
+        share: of a training's steps, after which it stops.
     """
 
     optim: OptimConfig
     start: int = 0
+    share: float = 1.0
+
+    def stop(self, n_steps: int) -> int:
+        """The step of a training of ``n_steps`` at which it stops."""
+        return round(self.share * n_steps)
 
     def at(self, step: int, n_steps: int) -> float:
-        """The learning rate at a step of a training of ``n_steps``; 0 before its first."""
+        """The learning rate at a step of a training of ``n_steps``, as if it did not stop; 0 before its first."""
         return learning_rate(self.optim, step - self.start, n_steps - self.start) if step >= self.start else 0.0
 
 
@@ -54,7 +60,8 @@ class Schedule:
 
     def shared_steps(self, other: int) -> int:
         """How many of the first steps have the learning rates that they have in a training of ``other`` steps."""
-        shared = range(min(self.n_steps, other))
+        stops = [(each.stop(self.n_steps), each.stop(other)) for each in self.optims]
+        shared = range(min([self.n_steps, other, *(min(pair) for pair in stops if pair[0] != pair[1])]))
 
         def differ(step: int) -> bool:  # at every later step too, once they do
             return any(each.at(step, self.n_steps) != each.at(step, other) for each in self.optims)

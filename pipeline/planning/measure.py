@@ -49,7 +49,8 @@ class TokenizerSpeed:
     """Seconds of the parts of stage 1.
 
     Attributes:
-        step: an optimizer step at the recipe's batch size.
+        step: an optimizer step at the recipe's batch size; where the decoder is trained alone in the end, the mean of
+            both kinds of steps.
         step_before: the same before the adversary starts.
         encode: one view of one image, in float32.
         decode: one image.
@@ -86,7 +87,7 @@ class PriorSpeed:
 def measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpeed:
     """Time stage 1 of a recipe; frozen networks have random weights, so nothing is downloaded."""
     stage, preprocess = recipe.tokenizer, recipe.data.preprocess
-    training = stage.training.without_files()
+    training = replace(stage.training.without_files(), freeze_coding_after=None)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "measure"))
         model = TokenizerModel(stage.model, preprocess)
@@ -103,7 +104,13 @@ def measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpee
             step(min(n_examples, most), 0)  # places the codebook
         seconds = _step_seconds(lambda n: step(n, last), n_examples, most, accelerator)
         several = training.adversarial.weight > 0 and starts > 0
-        before = _step_seconds(lambda n: step(n, 0), n_examples, most, accelerator) if several else seconds
+        before = _step_seconds(lambda n: step(n, 0), n_examples, most, accelerator) if several else 0.0
+        share = stage.training.coding_steps / training.fit.steps
+        if share < 1:
+            task.freeze_coding(from_average=True)
+            alone = _step_seconds(lambda n: step(n, last), n_examples, most, accelerator)
+            seconds = share * seconds + (1 - share) * alone
+        before = before if several else seconds
         images = _noise(preprocess, min(_SCORED, most), accelerator)
         with arithmetic(accelerator.device), torch.no_grad():
             exported = task.exported()

@@ -88,6 +88,8 @@ class TokenizerStage:
         fix = "name the folder of the weights to keep, or leave freeze out"
         require(not self.freeze or self.start_from is not None, "freeze", self.freeze, "[] without start_from", fix)
         require(len(set(self.freeze)) < 3, "freeze", self.freeze, "at most two parts: nothing is left to train")
+        later, expected = self.training.freeze_coding_after, "null with freeze, which holds from the first step"
+        require(not self.freeze or later is None, "training.freeze_coding_after", later, expected)
         rival = self.training.adversarial.weight
         fix = "set tokenizer.training.adversarial.weight to 0, or train the decoder"
         require(

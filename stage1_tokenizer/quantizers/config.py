@@ -65,6 +65,9 @@ class FSQConfig(QuantizerConfig):
     evenness: float = 0.0
     """weight of a moment regulariser: the squared distance of the channels' means and covariances from their values
     under even use of all codes; above 0, channels decorrelate, and more of a large codebook is used sooner"""
+    unit_variance: bool = added_later(False)  # type: ignore[assignment]
+    """hold each channel at mean 0 and variance 1 before the rounding, by running statistics of the training's latents,
+    and make the levels equally likely for a normal distribution (iFSQ, arXiv:2601.17124)"""
 
     def __post_init__(self) -> None:
         fits = len(self.levels) > 0 and all(2 <= level <= 1000 for level in self.levels)

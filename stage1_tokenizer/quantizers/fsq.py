@@ -5,7 +5,7 @@ the implicit codebook unused: training starts from whitened latents.
 
 Sources: Mentzer, Minnen, Agustsson and Tschannen 2023, arXiv:2309.15505, section 3.1 and appendix A.1; whitening: Bell
 and Sejnowski 1997, "The independent components of natural scenes are edge filters", section 2 (ZCA, the whitening that
-moves the data least).
+moves the data least); even levels for normal latents: iFSQ, arXiv:2601.17124.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from foundation.hardware import to_float64
-from foundation.training.parallel import all_reduce_sum, broadcast, global_mean
+from foundation.training.parallel import all_reduce_mean, all_reduce_sum, broadcast, global_mean
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
 
@@ -26,6 +26,9 @@ _SMALLEST_SHARE = 1e-6  # of the largest variance: a direction that hardly varie
 _EPSILON = 1e-3  # keeps the bounded value strictly inside the outermost rounding cells
 _EXACT_IN_FLOAT32 = 1 << 24
 _EVEN_DEVIATION = math.pi / (2 * math.sqrt(3))  # of atanh(u) for u uniform in (-1, 1): fills the levels evenly
+_NORMAL_SLOPE = 1.702 / 2  # tanh(0.851 x) differs from 2 Phi(x) - 1, which makes a normal x uniform, by at most 0.019
+_KEPT = 0.99  # share of the running moments at each step
+_SMALLEST_VARIANCE = 1e-10
 
 
 class FSQ(Quantizer):
@@ -35,12 +38,25 @@ class FSQ(Quantizer):
     """
 
     config: FSQConfig
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__(config)
+        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        if config.unit_variance:
+            self.register_buffer("mean", torch.zeros(self.width))
+            self.register_buffer("variance", torch.ones(self.width))
 
     def forward(self, latents_BCHW: torch.Tensor) -> Quantized:
-        """Quantize; the gradient of the rounding is one, that of the bounding is exact."""
+        """Quantize; the gradient of the rounding is one, that of the bounding is exact, running moments are constants.
+
+        With ``unit_variance``, in training mode, the moments of the latents stay in memory for ``update``.
+        """
         with without_autocast(latents_BCHW):
-            columns = _columns(self.config.levels, latents_BCHW.device)
-            quantized, rounded = _RoundToLevels.apply(latents_BCHW.float(), columns)
+            columns = self._columns(latents_BCHW.device)
+            self._remember(latents_BCHW)
+            quantized, rounded = _RoundToLevels.apply(self._scaled(latents_BCHW.float()), columns)
             losses = {}
             if self.config.evenness > 0:
                 distance = moment_distance(to_rows(quantized), self.config.levels)
@@ -51,12 +67,12 @@ class FSQ(Quantizer):
     def encode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) latents => (B, H, W) codes."""
         with without_autocast(latents_BCHW):
-            columns = _columns(self.config.levels, latents_BCHW.device)
-            return _combine(_round(latents_BCHW.float(), columns)[1], columns)
+            columns = self._columns(latents_BCHW.device)
+            return _combine(_round(self._scaled(latents_BCHW.float()), columns)[1], columns)
 
     def decode(self, codes_BHW: torch.Tensor) -> torch.Tensor:
         """(B, H, W) codes => (B, C, H, W) values in [-1, 1]."""
-        columns = _columns(self.config.levels, codes_BHW.device)
+        columns = self._columns(codes_BHW.device)
         levels_C11 = (columns.highest - columns.lowest + 1).to(torch.int64)
         digits_BCHW = codes_BHW.to(torch.int64).unsqueeze(1) // columns.radix.to(torch.int64) % levels_C11
         return (digits_BCHW + columns.lowest) / columns.steps
@@ -66,8 +82,51 @@ class FSQ(Quantizer):
         if self.config.initial == "random":
             return None
         with without_autocast(latents_BCHW):
-            matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), _EVEN_DEVIATION)
-            return matrix_CC, offset_C - _columns(self.config.levels, latents_BCHW.device).shift.flatten()
+            deviation = 1.0 if self.config.unit_variance else _EVEN_DEVIATION
+            matrix_CC, offset_C = whitening(to_rows(latents_BCHW.float()), deviation)
+            return matrix_CC, offset_C - self._columns(latents_BCHW.device).shift.flatten()
+
+    @torch.no_grad()
+    def initialize(self, latents_BCHW: torch.Tensor, generator: torch.Generator) -> None:
+        """With ``unit_variance``: start from the moments of the first batch of all processes."""
+        if self.config.unit_variance:
+            self._follow(*_moments(latents_BCHW), kept=0.0)
+
+    @torch.no_grad()
+    def update(self, step: int, generator: torch.Generator) -> None:
+        """Move the running moments by what ``forward`` saw, of all processes."""
+        if self._seen is not None:
+            self._follow(*self._seen, kept=_KEPT)
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the moments of a step that was not taken."""
+        self._seen = None
+
+    def _follow(self, mean_C: torch.Tensor, square_C: torch.Tensor, kept: float) -> None:
+        mean_C, square_C = all_reduce_mean(mean_C), all_reduce_mean(square_C)
+        self.mean.lerp_(mean_C.to(self.mean), 1 - kept)
+        self.variance.lerp_((square_C - mean_C.square()).to(self.variance), 1 - kept)
+
+    def _remember(self, latents_BCHW: torch.Tensor) -> None:
+        if self.config.unit_variance and self.training:
+            self._seen = _moments(latents_BCHW.detach())
+
+    def _scaled(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """Latents as the bounding takes them."""
+        if not self.config.unit_variance:
+            return latents_BCHW
+        mean_C11, variance_C11 = (each.view(-1, 1, 1) for each in (self.mean, self.variance))
+        return (latents_BCHW - mean_C11) * (_NORMAL_SLOPE * variance_C11.clamp_min(_SMALLEST_VARIANCE).rsqrt())
+
+    def _columns(self, device: torch.device) -> _Columns:
+        return _columns(self.config.levels, device, self.config.unit_variance)
+
+
+def _moments(latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and mean square of each channel, (C,) float64 where the device has it."""
+    rows = to_float64(to_rows(latents_BCHW.float()))
+    return rows.mean(0), rows.square().mean(0)
 
 
 @torch.no_grad()
@@ -130,12 +189,16 @@ class _Columns:
 
 
 @functools.lru_cache(maxsize=64)
-def _columns(levels: tuple[int, ...], device: torch.device) -> _Columns:
-    """Outside the module, so that no table can be lost or changed when a model is loaded, cast or moved."""
-    half = [(level - 1) * (1 - _EPSILON) / 2 for level in levels]
+def _columns(levels: tuple[int, ...], device: torch.device, even: bool = False) -> _Columns:
+    """Outside the module, so that no table can be lost or changed when a model is loaded, cast or moved.
+
+    With ``even`` all levels take equal parts of the bounded range, and 0 is its middle; in the paper the outermost
+    levels take half a part.
+    """
+    half = [(level if even else level - 1) * (1 - _EPSILON) / 2 for level in levels]
     offset = [0.5 if level % 2 == 0 else 0.0 for level in levels]
     # The paper's code has tan here; atanh would put z = 0 exactly at the middle, but is undefined at L = 2.
-    shift = [math.tan(o / h) for o, h in zip(offset, half, strict=True)]
+    shift = [0.0 if even else math.tan(o / h) for o, h in zip(offset, half, strict=True)]
     middle = [level // 2 for level in levels]
     radix_type = torch.float32 if math.prod(levels) <= _EXACT_IN_FLOAT32 else torch.int64
 

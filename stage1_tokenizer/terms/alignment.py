@@ -18,6 +18,7 @@ from stage1_tokenizer.terms.lite0 import open_network, unit_maps
 class Alignment(Term):
     """Mean over positions of relu(1 - margin - cosine) between projected latents and features, from 0 to 2."""
 
+    judges_coding = True
     config: AlignmentConfig
 
     def __init__(self, config: AlignmentConfig, context: TermContext) -> None:

@@ -77,11 +77,13 @@ class Term:
         config: its settings.
         judges_reconstructions: whether it is a distance of reconstructions from images and nothing else; the
             adversary's adaptive weight counts such a term as part of the reconstruction loss.
+        judges_coding: whether it acts on encoder and codebook alone; then it is left out once they are frozen.
         trained: what is trained beside the tokenizer, built with the weights that the seed gives; None for nothing.
         frozen: networks that stay as they are, by name; they are on the device and in no checkpoint.
     """
 
     judges_reconstructions: bool = False
+    judges_coding: bool = False
 
     def __init__(self, config: TermConfig, context: TermContext) -> None:
         self.config = config

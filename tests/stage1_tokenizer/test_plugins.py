@@ -85,6 +85,17 @@ def test_networks_of_another_package_train_by_a_recipe(tmp_path: Path) -> None:
     assert config["networks"] == {"type": "patches", "stride": 2}
 
 
+def test_a_term_of_another_package_is_part_of_the_loss_by_a_recipe(tmp_path: Path) -> None:
+    heading = "Add a term to the loss"
+    project = block("Add a quantizer", "toml").split("\n[project.entry-points")[0]
+    project = project.replace("tessera-ternary", "tessera-gradients")
+    files = {"tessera_gradients.py": block(heading, "python"), "pyproject.toml": f"{project}\n{block(heading, 'toml')}"}
+    trained(tmp_path, installed(tmp_path, "tessera_gradients", files), block(heading, "yaml"))
+    (log,) = tmp_path.glob("runs/*/metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(row.get("loss_gradients", 0) > 0 for row in rows)
+
+
 def test_a_class_that_a_notebook_defines_is_known_and_may_be_defined_again() -> None:
     for default in (3, 4):
 

@@ -67,7 +67,9 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """by name: the model's settings and the training's"""
 SYSTEMS |= {
     "terms": ({"quantizer": VQ}, {**GAN, "terms": TERMS}),
-    "terms without adversary": ({"quantizer": SYSTEMS["fsq"][0]["quantizer"], "coarse_halvings": 1}, {"terms": TERMS}),
+    "aligned": ({"quantizer": VQ}, {"terms": TERMS[:3]}),
+    "plain terms": ({"quantizer": VQ, "coarse_halvings": 1}, {"terms": TERMS}),
+    "fsq unit variance": ({"quantizer": {"type": "fsq", "levels": [5, 4, 3], "unit_variance": True}}, {}),
 }
 Step = tuple[dict[str, float], dict[str, torch.Tensor]]
 """what a step logs; gradients and buffers by name, ``model.`` or ``discriminator.`` before each"""

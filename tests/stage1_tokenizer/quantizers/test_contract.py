@@ -17,6 +17,7 @@ from stage1_tokenizer.quantizers.config import (
 )
 
 DISCRETE = {
+    "fsq unit variance": FSQConfig(levels=(5, 4, 3), unit_variance=True),
     "fsq": FSQConfig(levels=(5, 4, 3)),
     "vq": VQConfig(codebook_size=40, width=4),
     "vq gradient": VQConfig(codebook_size=40, width=4, learning="gradient", entropy_weight=0.1),

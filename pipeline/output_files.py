@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +87,7 @@ class Outputs:
         if path.exists() or path.is_symlink():
             self._require_ours(path, _read_record(self.folder).get(name))
         durable.replace_file(path, content)
-        entry = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "settings": self._digest}
-        durable.append_line(self.folder / RECORD, json.dumps({**entry, "kind": _OVERVIEW * overview}))
+        self._note(name, hashlib.sha256(content).hexdigest(), _OVERVIEW * overview)
         return path
 
     def write_image(self, name: str, image: Image.Image, *, overview: bool = False) -> Path:
@@ -108,6 +107,24 @@ class Outputs:
         if ending != ".png":
             self.write_image(f"{stem}.png", to_pil(preview(pixels_YXC[None])[0]), overview=True)
         return self.write(f"{stem}{ending}", file_content(pixels_YXC, preview.preprocess))
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Have ``write`` make a file that is too large for the memory at a temporary path; see ``write``.
+
+        Raises:
+            ConfigError: a file of that name is not ours to replace.
+            StorageError: the disk refused, or the file is there with other content.
+        """
+        path = self.folder / name
+        if path.exists() or path.is_symlink():
+            self._require_ours(path, _read_record(self.folder).get(name))
+        durable.publish_file(path, write)
+        self._note(name, durable.file_sha256(path))
+        return path
+
+    def _note(self, name: str, sha256: str, kind: str = "") -> None:
+        entry = {"name": name, "sha256": sha256, "settings": self._digest, "kind": kind}
+        durable.append_line(self.folder / RECORD, json.dumps(entry))
 
     def _require_ours(self, path: Path, entry: dict[str, Any] | None) -> None:
         known = entry is not None and path.is_file() and entry.get("sha256") == durable.file_sha256(path)

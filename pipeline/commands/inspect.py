@@ -21,7 +21,7 @@ from pipeline.commands.options import (
     report_unusable,
 )
 from pipeline.engines.config import EngineConfig
-from pipeline.evaluation.run import Judges, Part, Split
+from pipeline.evaluation.config import Judges, Part, SampleOptions, Split
 
 if TYPE_CHECKING:
     from pipeline.generation.likelihood import ScoredImage
@@ -72,20 +72,26 @@ def evaluate(
     split: Split = "validation",
     out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
     device: Device = "auto",
+    probe: bool = False,
+    samples: Annotated[SampleOptions, group("Samples: scored with --stage samples, or with one of the first three")] = (
+        SampleOptions()
+    ),
     judges: Annotated[Judges, group("Networks")] = Judges(),
     engine: EngineGroup = EngineConfig(),
 ) -> None:
-    """Evaluate a run: the tokenizer on its images (PSNR, SSIM, LPIPS, rFID, KID), the prior on its codes (bits).
+    """Evaluate a run: the tokenizer on its images, the prior on its codes (bits), samples beside real images.
 
     Args:
-        stage: what to evaluate; all is what the run has
-        split: the images to evaluate on
+        stage: what to evaluate; all is tokenizer and prior, and samples if they are asked for
+        split: the images that tokenizer and prior are evaluated on
+        probe: also train a tiny prior on the codes, which says how learnable they are
     """
     from pipeline.engines.open import open_engine
     from pipeline.evaluation.run import evaluate_run
 
     with open_engine(engine) as found:
-        evaluate_run(run, part=stage, judges=judges, split=split, device=device, json_file=out, engine=found)
+        how = {"judges": judges, "samples": samples, "probe": probe}
+        evaluate_run(run, part=stage, split=split, device=device, json_file=out, engine=found, **how)  # type: ignore[arg-type]
 
 
 def score(

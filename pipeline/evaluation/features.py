@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,14 @@ from tqdm import tqdm
 from foundation.arguments import require_type, shown
 from foundation.config import require
 from foundation.errors import DataError
+from foundation.images.buckets import batches_of_one_shape
+from foundation.images.config import Preprocess
+from foundation.images.image_set import ImageSet
 from foundation.images.preprocess import require_picture, to_unit_range
+from foundation.images.preview import visible
 from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.evaluation.extractors import FeatureExtractor
+from pipeline.evaluation.reading import ReadImages, note_failures, open_reader
 
 BATCH_SIZE = 64
 
@@ -29,16 +35,14 @@ class ImageFeatures:
         features_NF: float32.
         logits_NK: of the extractor's own classes, float32; K is 0 where it has none.
         labels_N: class numbers; None where images have none.
-        codes_NT: of a tokenizer, in the order of the sequence; None where they are not known.
     """
 
     features_NF: np.ndarray
     logits_NK: np.ndarray
     labels_N: np.ndarray | None = None
-    codes_NT: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("logits_NK", "labels_N", "codes_NT"):
+        for name in ("logits_NK", "labels_N"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self):
                 what, expected = "are not one for each image", f"{len(self):,}, the number of feature vectors"
@@ -49,19 +53,14 @@ class ImageFeatures:
 
     def rows(self, chosen: np.ndarray) -> ImageFeatures:
         """Some of the images."""
-        labels_N, codes_NT = self.labels_N, self.codes_NT
-        return ImageFeatures(
-            self.features_NF[chosen],
-            self.logits_NK[chosen],
-            None if labels_N is None else labels_N[chosen],
-            None if codes_NT is None else codes_NT[chosen],
-        )
+        labels_N = None if self.labels_N is None else self.labels_N[chosen]
+        return ImageFeatures(self.features_NF[chosen], self.logits_NK[chosen], labels_N)
 
     @classmethod
-    def joined(cls, features: Iterable[tuple[np.ndarray, np.ndarray]], **more: np.ndarray | None) -> ImageFeatures:
+    def joined(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]], labels_N: np.ndarray | None) -> ImageFeatures:
         """From batches of features and logits, in order."""
-        parts = list(features)
-        return cls(np.concatenate([each for each, _ in parts]), np.concatenate([each for _, each in parts]), **more)
+        features_NF, logits_NK = (np.concatenate([part[i] for part in parts]) for i in range(2))
+        return cls(features_NF, logits_NK, labels_N)
 
 
 def features_of(
@@ -94,9 +93,43 @@ def features_of(
         expected = f"{len(images_NYXC):,} whole numbers, one for each image"
         DataError.unless(whole, "are not classes", field="labels", found=shown(labels_N), expected=expected)
     parts = {i: images_NYXC[i * batch_size : (i + 1) * batch_size] for i in range(-(-len(images_NYXC) // batch_size))}
-    stream = Stream("features", functools.partial(open_features, Movable(extractor)), device=device_of(extractor))
+    stream = Stream("features", functools.partial(_open_features, Movable(extractor)), device=device_of(extractor))
     results = in_order((engine or LocalEngine()).results(stream, parts.items()), parts)
-    return ImageFeatures.joined(_watched(results, len(parts)), labels_N=labels_N)
+    return ImageFeatures.joined(list(watched(results, len(parts), stream.what)), labels_N)
+
+
+def features_of_set(
+    images: ImageSet, chosen: np.ndarray, extractor: FeatureExtractor, engine: Engine
+) -> tuple[ImageFeatures, np.ndarray]:
+    """Features of images that are read when they are needed; of what ``visible`` shows of them.
+
+    Args:
+        images: the set; images that cannot be read are noted there and left out.
+        chosen: (N,) indices of the images that count.
+        extractor: on any device.
+        engine: reads images and computes features.
+
+    Returns:
+        the features, in the order of the indices that are returned with them, and those of the readable images.
+
+    Raises:
+        DataError: no image can be read, or too many cannot.
+    """
+    batches = list(batches_of_one_shape(images.buckets, chosen, BATCH_SIZE))
+    compute = functools.partial(_open_seen_features, Movable(extractor), images.preprocess)
+    stream = Stream("features", compute, read=open_reader, device=device_of(extractor))
+    numbered = ((number, images.some(rows)) for number, rows in enumerate(batches))
+    results = in_order(engine.results(stream, numbered), range(len(batches)))
+    parts, kept = [], []
+    for rows, (features, read) in zip(batches, watched(results, len(batches), stream.what), strict=True):
+        note_failures(read.failures, images, rows)
+        if features is not None:
+            parts.append(features)
+            kept.append(rows[read.kept_B])
+    DataError.unless(len(parts) > 0, "cannot be read", field="images", found=f"none of {len(chosen):,}")
+    indices_N = np.concatenate(kept)
+    labels_N = None if images.labels is None else np.asarray(images.labels)[indices_N]
+    return ImageFeatures.joined(parts, labels_N), indices_N
 
 
 def device_of(extractor: FeatureExtractor) -> str:
@@ -105,18 +138,46 @@ def device_of(extractor: FeatureExtractor) -> str:
     return "cpu" if first is None else first.device.type
 
 
-def open_features(extractor: Movable[FeatureExtractor]) -> Step:
-    """(B, Y, X, 1 or 3) uint8 pixels => features and logits, both float32."""
-    network = extractor.content
-    first = next(network.parameters(), torch.zeros(0))
+class FeatureNetwork:
+    """An extractor on its device, for pixels.
 
-    def compute(pixels_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features, logits = network.with_logits(to_unit_range(pixels_BYXC).to(first.device))
+    Args:
+        extractor: in evaluation mode.
+        preprocess: of the images; None for grey or RGB pixels of 8 bits.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, preprocess: Preprocess | None = None) -> None:
+        self._extractor, self._preprocess = extractor, preprocess
+        self._device = next((each.device for each in extractor.parameters()), torch.device("cpu"))
+
+    def of_pixels(self, pixels_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, Y, X, C) uint8 or uint16 => features and logits, both float32."""
+        return self.of_images(to_unit_range(pixels_BYXC))
+
+    def of_images(self, images_BCYX: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(B, C, Y, X) in [-1, 1] => features and logits, both float32."""
+        seen_BCYX = images_BCYX if self._preprocess is None else visible(images_BCYX, self._preprocess)
+        features, logits = self._extractor.with_logits(seen_BCYX.to(self._device))
         return features.cpu().numpy(), logits.cpu().numpy()
+
+
+def _open_features(extractor: Movable[FeatureExtractor]) -> Step:
+    """(B, Y, X, 1 or 3) uint8 pixels => features and logits."""
+    return FeatureNetwork(extractor.content).of_pixels
+
+
+def _open_seen_features(extractor: Movable[FeatureExtractor], preprocess: Preprocess) -> Step:
+    """``ReadImages`` => features and logits, None where no image was readable; and what was read, without pixels."""
+    network = FeatureNetwork(extractor.content, preprocess)
+
+    def compute(read: ReadImages) -> tuple[tuple[np.ndarray, np.ndarray] | None, ReadImages]:
+        features = network.of_pixels(read.pixels_KYXC) if read.kept_B.any() else None
+        return features, dataclasses.replace(read, pixels_KYXC=read.pixels_KYXC[:0])
 
     return compute
 
 
-def _watched(results: Iterable[tuple[int, Any]], n_batches: int) -> Iterator[Any]:
-    for _, result in tqdm(results, total=n_batches, desc="features", unit="batch", delay=2, leave=False):
+def watched(results: Iterable[tuple[int, Any]], n_batches: int, what: str) -> Iterator[Any]:
+    """Results without their numbers, below a bar if they take longer than two seconds."""
+    for _, result in tqdm(results, total=n_batches, desc=what, unit="batch", delay=2, leave=False):
         yield result

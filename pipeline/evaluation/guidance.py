@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from foundation.codes.dataset import TokenDataset
 from foundation.config import require, to_dict
 from foundation.errors import ConfigError
-from foundation.hardware import TokenAccess
 from foundation.images.buckets import batches_of_one_shape, grouped
 from foundation.images.image_set import ImageSet
 from foundation.images.preview import visible
-from foundation.randomness import derive_seed, permutation, uniforms
+from foundation.randomness import derive_seed, permutation
 from foundation.storage import durable
+from pipeline.evaluation.class_balance import class_draws, class_shares, shape_draws
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
 from pipeline.evaluation.extractors import FeatureExtractor, named_extractor
 from pipeline.generation.drawing import SampleRequest, draw
@@ -100,20 +99,6 @@ def is_beaten(old: Scored, new: Scored) -> bool:
     return bool(gains.mean() > 0 and gains.mean() > _BEYOND * standard_error(gains.tolist()))
 
 
-def class_draws(shares: np.ndarray, n: int, seed: int) -> list[int]:
-    """The class of each of n samples, in the proportions of the data: systematic sampling from a random start.
-
-    Args:
-        shares: (K,) how often each class occurs, of any sum above 0.
-        n: samples.
-        seed: of the start.
-    """
-    ends = np.cumsum(shares) / np.sum(shares)
-    start = float(uniforms(np.zeros(1, int), np.zeros(1, int), "classes to tune on", seed)[0])
-    drawn = np.searchsorted(ends, (start + np.arange(n)) / n, side="right").clip(0, len(shares) - 1)
-    return [int(each) for each in drawn]
-
-
 class SampleJudge:
     """The Frechet distance of samples to given images, in an extractor's features.
 
@@ -147,7 +132,7 @@ class SampleJudge:
         generator, drawn = self._generator, FeatureMoments(self._extractor.n_features)
         labels = class_draws(self._shares, self._n, seed)
         seeds = seeds_of(seed, self._n)
-        for grid, rows in grouped(self._grids(seed)):
+        for grid, rows in grouped(shape_draws(generator, self._n, seed)):
             of_shape = {"labels": [labels[i] for i in rows], "seeds": [seeds[i] for i in rows], "grid": grid}
             request = SampleRequest(**of_shape, sampling=sampling)  # type: ignore[arg-type]
             codes = generator.spec.grid(draw(generator.prior, request, show_progress=False), grid)
@@ -156,13 +141,6 @@ class SampleJudge:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of few images: said once, in the table's head
             return frechet_distance(self._real, drawn)
-
-    def _grids(self, seed: int) -> np.ndarray:
-        """The shape of each sample, in the proportions of the data, whatever its class."""
-        counts = self._generator.grid_counts
-        if not counts:
-            return np.zeros(self._n, np.int64)
-        return np.array(class_draws(np.array(counts), self._n, seed))[permutation(self._n, "shapes to tune on", seed)]
 
     def _add(self, moments: FeatureMoments, images_BCYX: torch.Tensor) -> None:
         seen_BCYX = visible(images_BCYX, self._generator.spec.preprocess)
@@ -222,7 +200,7 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
     what, fix = "needs images, and this run was trained on codes", "sample with --guidance-scale to compare by eye"
     ConfigError.unless(recipe.codes is None, what, field="run", found=str(folder.root), fix=fix)
     train, _ = open_run_split(folder, recipe, "train")
-    shares = _class_shares(folder, generator)
+    shares = class_shares(folder, generator)
     judge = SampleJudge(generator, train, extractor.to(generator.device), tuning.images, shares)
     _print_head(extractor, tuning)
     seeds = [derive_seed("tune guidance", tuning.seed, i) % 2**31 for i in range(3 * tuning.repeats)]
@@ -255,15 +233,6 @@ def _print_head(extractor: FeatureExtractor, tuning: Tuning) -> None:
             f"(fewer samples than features, {extractor.n_features:,}: distances compare here, not with other figures)"
         )
     print(f"{'distance':>10} +- {'error':<8}  {'scale':>6}  schedule")
-
-
-def _class_shares(folder: RunFolder, generator: ImageGenerator) -> np.ndarray:
-    """How often the training codes have each class, (K,)."""
-    labels_N = TokenDataset(folder.codes, "train", TokenAccess(form="streamed")).labels_N
-    n_classes = generator.prior.n_classes
-    if labels_N is None:
-        return np.ones(n_classes)
-    return np.bincount(np.asarray(labels_N), minlength=n_classes)[:n_classes].astype(float)
 
 
 def _scored(judge: SampleJudge, sampling: SamplingConfig, seeds: Sequence[int]) -> Scored:

@@ -7,6 +7,7 @@ features, which sees copies of any kind, or between grids of codes, which sees c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,23 +50,25 @@ class Memorisation:
         """Samples by distance, the nearest to a training image first; (N,) indices."""
         return np.argsort(self.distances_N, kind="stable")
 
-    def as_json(self) -> dict[str, Any]:
-        """The closest pairs, and quantiles of both distances."""
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """The closest pairs, and quantiles of both distances.
+
+        Args:
+            names: of the training images.
+        """
         quantiles = (0.0, 0.01, 0.1, 0.5, 0.9)
         pairs = [
-            {"sample": int(i), "training_image": int(self.nearest_N[i]), "distance": float(self.distances_N[i])}
+            {"sample": int(i), "training_image": names[int(self.nearest_N[i])], "distance": float(self.distances_N[i])}
             for i in self.closest[:N_LISTED]
         ]
         return {
             "closest": pairs,
             "quantiles": {
-                f"{q:g}": {"samples": float(np.quantile(self.distances_N, q)), "held_out": self._held_out(q)}
-                for q in quantiles
+                "of": list(quantiles),
+                "samples": np.quantile(self.distances_N, quantiles).tolist(),
+                "held_out": np.quantile(self.held_out_M, quantiles).tolist(),
             },
         }
-
-    def _held_out(self, q: float) -> float:
-        return float(np.quantile(self.held_out_M, q))
 
 
 def memorisation_in_features(

@@ -1,40 +1,22 @@
-"""Evaluation of a run: tokenizer and prior on one of its splits."""
+"""Evaluation of a run: tokenizer and prior on one of its splits, its samples, its codes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from foundation.arguments import as_path, require_type, shown
-from foundation.config import check_types, require, to_dict
+from foundation.config import require, to_dict
 from foundation.errors import ConfigError
 from foundation.hardware import usable_device
 from foundation.storage import durable
+from pipeline.evaluation.config import Judges, Part, SampleOptions, Split
 from pipeline.output_files import output_at
 from pipeline.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from pipeline.engines.stream import Engine
-
-Part = Literal["all", "tokenizer", "prior"]
-Split = Literal["validation", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judges:
-    """Networks that score a tokenizer."""
-
-    extractor: Literal["small", "inception", "dinov2", "none"] = "small"
-    """features for rFID and KID; small needs no file, but compares only with itself"""
-    weights: str | None = None
-    """the extractor's weights: file, folder or hub name; default cached or downloaded"""
-    lpips: str | None = None
-    """VGG16's weights for LPIPS: a file, standard (cached or downloaded), or random; default no LPIPS"""
-
-    def __post_init__(self) -> None:
-        check_types(self)
 
 
 def evaluate_run(
@@ -44,17 +26,22 @@ def evaluate_run(
     judges: Judges,
     split: Split,
     device: str,
+    samples: SampleOptions = SampleOptions(),
+    probe: bool = False,
     json_file: str | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Score a run on its own data; print a table for each part and write ``evaluation/PART-SPLIT*.json``.
+    """Score a run on its own data; print a table for each part and write ``evaluation/PART-*.json``.
 
     Args:
         run: the run folder.
-        part: ``tokenizer``, ``prior``, or ``all``: both, or the tokenizer alone if there is no prior.
-        judges: networks that score the tokenizer.
-        split: ``validation`` or ``train``.
+        part: ``tokenizer``, ``prior``, ``samples``, or ``all``: tokenizer and prior, as far as they are there, and
+            samples if an option of ``samples`` is given.
+        judges: networks that score the tokenizer and samples.
+        split: ``validation`` or ``train``, of the tokenizer and the prior.
         device: ``cpu``, ``cuda``, ...
+        samples: which samples, and what they are compared with.
+        probe: also train a tiny prior on the codes, which says how learnable they are; see ``probe``.
         json_file: another file for the figures of all parts.
         engine: scores batches; None scores them in this process.
 
@@ -62,36 +49,87 @@ def evaluate_run(
         Part => its figures, as written.
 
     Raises:
-        ConfigError: judges of the tokenizer for the prior alone, an extractor with weights that it does not take, or no
+        ConfigError: options that have no effect on the part, an extractor with weights that it does not take, or no
             such device.
         CheckpointError: the run, or the part, is missing or damaged.
     """
-    for name, value, choices in (("part", part, get_args(Part)), ("split", split, get_args(Split))):
-        known = isinstance(value, str) and value in choices
-        require(known, name, shown(value), " or ".join(choices))
+    _require_choices(part, split)
     require_type("judges", judges, Judges)
-    if part == "prior":
-        for each in dataclasses.fields(judges):
-            value, fix = getattr(judges, each.name), "leave it out, or evaluate the tokenizer too"
-            unused, what = value == each.default, "has no effect on the prior, which is scored by its bits"
-            ConfigError.unless(unused, what, field=f"--{each.name}", found=value, fix=fix)
+    require_type("samples", samples, SampleOptions)
+    _require_effect(part, judges, samples, probe)
     json_path = None if json_file is None else as_path(json_file, "json_file")
     folder = RunFolder(as_path(run, "run"))
     about = {"command": "evaluate", "run": str(folder.root.resolve()), "part": part, "split": split}
-    outputs = None if json_path is None else output_at(json_path, {**about, "judges": to_dict(judges)})
+    how = {"judges": to_dict(judges), "samples": to_dict(samples), "probe": probe}
+    outputs = None if json_path is None else output_at(json_path, {**about, **how})
     own, device = folder.load_recipe().codes is not None, usable_device(device)
     if own and part == "tokenizer":
         what, fix = "needs images, and this run was trained on codes", "leave it out, or evaluate the tokenizer's run"
         raise ConfigError(what, field="--stage", found=part, expected="prior", fix=fix)
-    part = "prior" if own else part
+    asked = part == "samples" or samples.is_given
+    part = "prior" if own and part == "all" else part
     found: dict[str, Any] = {}
-    if part != "prior":
+    if part in ("all", "tokenizer"):
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device, engine)
+    if probe:
+        found["probe"] = _probe(folder, device)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
         found["prior"] = _evaluate_prior(folder, split, device, engine, compare=part == "prior")
+    if asked:
+        found["samples"] = _evaluate_samples(folder, judges, samples, device, engine)
     if json_path is not None and outputs is not None:
         outputs.write(json_path.name, json.dumps(found, indent=1).encode())
     return found
+
+
+def _require_choices(part: Part, split: Split) -> None:
+    for name, value, choices in (("part", part, get_args(Part)), ("split", split, get_args(Split))):
+        known = isinstance(value, str) and value in choices
+        require(known, name, shown(value), " or ".join(choices))
+
+
+def _require_effect(part: Part, judges: Judges, samples: SampleOptions, probe: bool) -> None:
+    """Refuse options that have no effect on the part.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    moot = {"prior": [each.name for each in dataclasses.fields(judges)], "samples": ["lpips"]}.get(part, [])
+    why = {"prior": "the prior, which is scored by its bits", "samples": "samples, which are no pairs"}
+    for name in moot:
+        value, fix = getattr(judges, name), "leave it out, or evaluate the tokenizer too"
+        what = f"has no effect on {why.get(part)}"
+        ConfigError.unless(value == getattr(Judges(), name), what, field=f"--{name}", found=value, fix=fix)
+    for each in dataclasses.fields(samples) if part in ("tokenizer", "prior") else ():
+        value, what, fix = getattr(samples, each.name), f"has no effect on the {part}", "leave it or --stage out"
+        field = f"--{each.name.replace('_', '-')}"
+        ConfigError.unless(value == each.default, what, field=field, found=value, fix=fix)
+    useful, fix = not probe or part in ("all", "tokenizer"), "leave one of them out"
+    ConfigError.unless(useful, f"probes codes, and has no effect on --stage {part}", field="--probe", fix=fix)
+
+
+def _probe(folder: RunFolder, device: str) -> dict[str, Any]:
+    from pipeline.evaluation.probe import probe_run
+
+    probed = probe_run(folder, device)
+    print(probed.table())
+    print(f"also in {folder.root / 'evaluation' / 'probe.json'}")
+    return probed.as_json()
+
+
+def _evaluate_samples(
+    folder: RunFolder, judges: Judges, options: SampleOptions, device: str, engine: Engine | None
+) -> dict[str, Any]:
+    from pipeline.engines.stream import LocalEngine
+    from pipeline.evaluation.extractors import choose_extractor
+    from pipeline.evaluation.sample_run import evaluate_run_samples
+
+    recipe = folder.load_recipe()
+    extractor = choose_extractor(judges.extractor, judges.weights, recipe.data.preprocess)
+    if extractor is None:
+        expected = "auto, lite0, inception, dinov2 or small"
+        raise ConfigError("is needed to score samples", field="--extractor", found="none", expected=expected)
+    return evaluate_run_samples(folder, recipe, options, extractor.to(device), device, engine or LocalEngine())
 
 
 def _evaluate_prior(
@@ -118,7 +156,8 @@ def _say_differences(folder: RunFolder) -> None:
 def _evaluate_tokenizer(
     folder: RunFolder, judges: Judges, split: Split, device: str, engine: Engine | None
 ) -> dict[str, Any]:
-    from pipeline.evaluation.extractors import named_extractor
+    from pipeline.evaluation.extractors import choose_extractor
+    from pipeline.evaluation.reading import print_left_out
     from pipeline.evaluation.tokenizer import evaluate_tokenizer
     from pipeline.runs.images import open_run_split
     from pipeline.runs.models import open_tokenizer
@@ -126,19 +165,16 @@ def _evaluate_tokenizer(
 
     recipe = folder.load_recipe()
     tokenizer = open_tokenizer(folder.root, device)
-    features = named_extractor(judges.extractor, judges.weights)
+    features = choose_extractor(judges.extractor, judges.weights, recipe.data.preprocess)
     distance = None if judges.lpips is None else LPIPS("" if judges.lpips == "standard" else judges.lpips).to(device)
     images, changes = open_run_split(folder, recipe, split)
     if changes:
         print(f"images: {changes.sentence()}")
     extractor = features and features.to(device)
     evaluation = evaluate_tokenizer(tokenizer, images, extractor=extractor, lpips=distance, engine=engine)
-    for failure in images.failures[:10]:
-        print(f"  left out: {failure.image_id}: {failure.reason}")
-    if len(images.failures) > 10:
-        print(f"  ... and {len(images.failures) - 10:,} more")
+    print_left_out(images)
     print(evaluation.table())
-    path = folder.root / "evaluation" / f"tokenizer-{split}-{judges.extractor}.json"
+    path = folder.root / "evaluation" / f"tokenizer-{split}-{'none' if features is None else features.name}.json"
     about = {"metrics": evaluation.metrics(), "notes": evaluation.notes}
     durable.replace_file(path, json.dumps(about, indent=1).encode())
     print(f"also in {path}")

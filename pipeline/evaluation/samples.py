@@ -5,6 +5,7 @@ Each figure stands beside the same figure of held-out real images in place of sa
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.evaluation.bootstrap import (
     resampling_weights,
 )
 from pipeline.evaluation.classifier import FeatureClassifier
+from pipeline.evaluation.config import LEAST_SAMPLES
 from pipeline.evaluation.extractors import FeatureExtractor
 from pipeline.evaluation.features import ImageFeatures, features_of
 from pipeline.evaluation.inception_score import inception_figure, probabilities
@@ -29,9 +31,21 @@ from pipeline.evaluation.memorisation import Memorisation, memorisation_in_codes
 
 MOST_COMPARED = 10_000
 """images of each set between which all distances are computed"""
-LEAST = 10
-"""images of each set below which nothing is scored"""
-_RELIABLE = 10_000
+
+
+@dataclass(frozen=True)
+class CodeSets:
+    """Codes in the order of the sequence, of one tokenizer.
+
+    Attributes:
+        samples_NT: of each sample.
+        training_MT: of training images; of several views of one, all that a prior was trained on.
+        held_out_LT: of held-out images.
+    """
+
+    samples_NT: np.ndarray
+    training_MT: np.ndarray
+    held_out_LT: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ def score_samples(
     held_out_labels_L: np.ndarray | None,
     extractor: FeatureExtractor,
     *,
+    codes: CodeSets | None = None,
     seed: int = 0,
     n_replicates: int = N_REPLICATES,
 ) -> SampleScores:
@@ -96,6 +111,7 @@ def score_samples(
         held_out_LYXC: real images that were not trained on.
         held_out_labels_L: their classes, or None.
         extractor: makes the features.
+        codes: finds copies in codes too; None does not.
         seed: of the choice of images where a figure takes as many of each set, and of the resampling.
         n_replicates: resamplings for the confidence intervals.
 
@@ -103,13 +119,15 @@ def score_samples(
         DataError: no such pixels, too few images, or labels without a fellow.
         ConfigError: something else than an extractor, or no replicate.
     """
-    sets = (
-        (samples_NYXC, labels_N),
-        (training_MYXC, training_labels_M),
-        (held_out_LYXC, held_out_labels_L),
+    samples, training, held_out = (
+        features_of(images, labels, extractor)
+        for images, labels in (
+            (samples_NYXC, labels_N),
+            (training_MYXC, training_labels_M),
+            (held_out_LYXC, held_out_labels_L),
+        )
     )
-    features = [features_of(images, labels, extractor) for images, labels in sets]
-    return score_features(*features, extractor, seed=seed, n_replicates=n_replicates)
+    return score_features(samples, training, held_out, extractor, codes=codes, seed=seed, n_replicates=n_replicates)
 
 
 def score_features(
@@ -118,17 +136,20 @@ def score_features(
     held_out: ImageFeatures,
     extractor: FeatureExtractor,
     *,
+    codes: CodeSets | None = None,
     seed: int = 0,
     n_replicates: int = N_REPLICATES,
 ) -> SampleScores:
-    """As ``score_samples``, of features that are known; with codes of all three sets also copies in codes.
+    """As ``score_samples``, of features that are known.
 
     Raises:
         DataError, ConfigError: see ``score_samples``.
     """
     for name, each in (("samples", samples), ("training images", training), ("held-out images", held_out)):
-        expected = f"{LEAST} or more"
-        DataError.unless(len(each) >= LEAST, "are too few to score", field=name, found=len(each), expected=expected)
+        expected = f"{LEAST_SAMPLES} or more"
+        DataError.unless(
+            len(each) >= LEAST_SAMPLES, "are too few to score", field=name, found=len(each), expected=expected
+        )
     require(n_replicates >= 2, "n_replicates", n_replicates, "2 or more")
     classifier = _classifier(training)
     comparison = _Comparison(training, classifier, seed, n_replicates)
@@ -140,8 +161,8 @@ def score_features(
         samples.features_NF, training.features_NF, held_out.features_NF, weights_RN
     )
     near_codes = None
-    if samples.codes_NT is not None and training.codes_NT is not None and held_out.codes_NT is not None:
-        near_codes = memorisation_in_codes(samples.codes_NT, training.codes_NT, held_out.codes_NT, weights_RN)
+    if codes is not None:
+        near_codes = memorisation_in_codes(codes.samples_NT, codes.training_MT, codes.held_out_LT, weights_RN)
     for suffix, near in (("", near_features), ("_codes", near_codes)):
         if near is not None:
             figures |= {f"nearer{suffix}": near.nearer, f"close{suffix}": near.close}
@@ -196,7 +217,7 @@ class _Comparison:
         all_RN, all_RM = self._weights(len(images), "all"), self._weights(len(training), "training")
         return {
             "kernel_distance": kernel_figure(some, fellow, weights_RN, weights_RM),
-            "frechet_distance": frechet_figure(images.features_NF, training.features_NF, all_RN, all_RM),
+            "frechet_distance": self._frechet(images.features_NF, all_RN, all_RM),
             **self._by_class(images, all_RN),
             "precision": mean_figure(shared.precise_N, weights_RN),
             "recall": mean_figure(shared.recalled_M, weights_RM),
@@ -220,6 +241,11 @@ class _Comparison:
             right_N = self._classifier.is_right(images.features_NF, images.labels_N)
             found["class_accuracy"] = mean_figure(right_N, weights_RN)
         return found
+
+    def _frechet(self, features_NF: np.ndarray, weights_RN: np.ndarray, weights_RM: np.ndarray) -> Figure:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few images: the notes say it
+            return frechet_figure(features_NF, self._training.features_NF, weights_RN, weights_RM)
 
     def _weights(self, n: int, name: str) -> np.ndarray:
         return resampling_weights(n, self._n_replicates, name, self._seed)

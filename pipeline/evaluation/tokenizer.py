@@ -11,11 +11,8 @@ from tqdm import tqdm
 
 from foundation.codes.usage import CodeUsage, summarize
 from foundation.errors import DataError
-from foundation.images.config import Preprocess
 from foundation.images.failures import Failure
 from foundation.images.image_set import ImageSet
-from foundation.images.preview import shown_channels
-from pipeline.engines.same_images import require_lost_here_too
 from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream, in_order
 from pipeline.evaluation.distances import (
     SUBSET_SIZE,
@@ -25,6 +22,7 @@ from pipeline.evaluation.distances import (
     frechet_distance,
 )
 from pipeline.evaluation.extractors import FeatureExtractor
+from pipeline.evaluation.reading import ReadImages, note_failures, open_reader, seen_in_words
 from stage1_tokenizer.evaluate import BatchScorer, BatchScores, PairScore, ScoreTally, ScoringOrder, TokenizerScores
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -187,7 +185,7 @@ def evaluate_tokenizer(
     stream = Stream(
         "scoring the tokenizer",
         functools.partial(_open_scorer, Movable(model), Movable(lpips), Movable(extractor)),
-        read=_open_reader,
+        read=open_reader,
         device=next(model.parameters()).device.type,
     )
     batches = ((number, images.some(order.order_N[chunk])) for number, chunk in enumerate(order.chunks))
@@ -199,8 +197,7 @@ def evaluate_tokenizer(
             results, total=len(order.chunks), desc=stream.what, unit="batch", delay=2, leave=False
         ):
             chunk = order.chunks[number]
-            _require_lost_here_too(failures, images, order.order_N[chunk])
-            images.add_failures(failures)
+            note_failures(failures, images, order.order_N[chunk])
             if scores is not None:
                 tally.add(scores, np.arange(chunk.start, chunk.stop)[kept_B])
                 if features is not None:
@@ -213,28 +210,8 @@ def evaluate_tokenizer(
         scores=tally.scores(),
         distances=None if features is None else features.distances(),
         lpips_description=getattr(lpips, "description", None),
-        seen=_seen(preprocess),
+        seen=seen_in_words(preprocess),
     )
-
-
-def _require_lost_here_too(failures: list[Failure], images: ImageSet, indices: np.ndarray) -> None:
-    index_of = {images.ids[int(i)]: i for i in indices} if failures else {}
-    for each in failures:
-        require_lost_here_too(each, functools.partial(images.pixels, np.array([index_of[each.image_id]])))
-
-
-_Read = tuple[np.ndarray, np.ndarray, list[Failure]]
-
-
-def _open_reader() -> Step:
-    """Some images => pixels of the readable ones, which of the images these are, and the failures of the others."""
-
-    def read(some: ImageSet) -> _Read:
-        some.require_here()
-        pixels_KYXC, kept_B = some.readable(np.arange(len(some)))
-        return pixels_KYXC, kept_B, some.take_failures()
-
-    return read
 
 
 def _open_scorer(
@@ -243,18 +220,10 @@ def _open_scorer(
     """What a reader returns => scores of the readable images, or None without any; and the rest as it is."""
     scorer = BatchScorer(model.content, lpips.content, extractor.content, require_finite=True)
 
-    def score(read: _Read) -> tuple[BatchScores | None, np.ndarray, list[Failure]]:
-        pixels_KYXC, kept_B, failures = read
-        return scorer.score(pixels_KYXC) if kept_B.any() else None, kept_B, failures
+    def score(read: ReadImages) -> tuple[BatchScores | None, np.ndarray, list[Failure]]:
+        return scorer.score(read.pixels_KYXC) if read.kept_B.any() else None, read.kept_B, read.failures
 
     return score
-
-
-def _seen(preprocess: Preprocess) -> str | None:
-    if preprocess.mode == "RGBA":
-        return "colours on middle grey"
-    shown = ", ".join(map(str, shown_channels(preprocess)))
-    return f"the shown channels {shown}" if preprocess.mode == "channels" else None
 
 
 class _FeatureTally:

@@ -22,8 +22,9 @@ from foundation.images.image_set import open_image_sets
 from foundation.images.preprocess import decode_image, image_grid, to_pil, to_uint8, to_unit_range
 from foundation.images.source_config import FolderData
 from pipeline import ImageGenerator
+from pipeline.evaluation.config import Judges
 from pipeline.evaluation.reconstruction import reconstruct_files
-from pipeline.evaluation.run import Judges, evaluate_run
+from pipeline.evaluation.run import evaluate_run
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.generation.likelihood import score_files
 from pipeline.generation.outputs import grid_image

@@ -11,12 +11,16 @@ from torch.nn import functional as F
 
 from foundation.config import Choice, from_dict, require
 from foundation.errors import ConfigError, nearest
+from foundation.features.lite0 import INSTALL
+from foundation.images.config import Preprocess
 from pipeline.evaluation.extractors.base import FeatureExtractor
 from pipeline.evaluation.extractors.dinov2 import DinoV2Config
 from pipeline.evaluation.extractors.inception import InceptionConfig
 from pipeline.evaluation.extractors.lite0 import Lite0Config
 
 _WIDTHS = (16, 16, 32)
+_LEAST_SIDE = 32
+"""of grey images that a network of photographs is asked about, pixels"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +95,27 @@ def named_extractor(name: str, weights: str | None) -> FeatureExtractor | None:
     if name == "none":
         return None
     return build_extractor(from_dict(configs[name], {} if weights is None else {"weights": weights}, "--extractor"))
+
+
+def choose_extractor(name: str, weights: str | None, preprocess: Preprocess) -> FeatureExtractor | None:
+    """As ``named_extractor``; ``auto`` is lite0 where its package is installed, and small of tiny grey images.
+
+    Args:
+        name: of the extractor.
+        weights: see ``named_extractor``.
+        preprocess: of the images.
+
+    Raises:
+        ConfigError, CheckpointError: see ``named_extractor``.
+    """
+    if name != "auto":
+        return named_extractor(name, weights)
+    given, fix = weights is not None, "name its extractor: --extractor inception"
+    ConfigError.unless(not given, "need an extractor that takes them", field="--weights", found=weights, fix=fix)
+    if preprocess.n_channels == 1 and max(preprocess.height, preprocess.width) < _LEAST_SIDE:
+        return build_extractor(SmallConfig())
+    try:
+        return build_extractor(Lite0Config())
+    except ConfigError as error:
+        print(f"extractor small: {str(error).splitlines()[0]}; {INSTALL}")
+        return build_extractor(SmallConfig())

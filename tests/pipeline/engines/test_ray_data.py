@@ -17,7 +17,8 @@ from foundation.storage import durable
 from pipeline.encoding.decode import decode_to_folder
 from pipeline.encoding.streamed_decode import decode_on
 from pipeline.encoding.streamed_export import encode_on
-from pipeline.evaluation.run import Judges, evaluate_run
+from pipeline.evaluation.config import Judges
+from pipeline.evaluation.run import evaluate_run
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.generation.likelihood import score_files
 from pipeline.runs.models import open_generator

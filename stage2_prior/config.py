@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from foundation.config import from_dict, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
-from foundation.training.config import FitConfig, OptimConfig, Precision
+from foundation.training.config import Falling, FitConfig, OptimConfig, Precision
 
 
 class TransformerShape(NamedTuple):
@@ -69,6 +69,41 @@ class RandomOrder:
         if step >= self.zero_step:
             return 0.0
         return (self.zero_step - step) / (self.zero_step - self.until_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularizer:
+    """reAR: random codes in the context, and hidden states aligned with the tokenizer's code vectors.
+
+    Source: He et al. 2025, arXiv:2510.04450.
+    """
+
+    noise: float = 1.0
+    """largest share of an image's context that random codes replace at the first step, from 0 to 1; an image's own
+    share is anything between 0 and it"""
+    noise_until: float = 0.75
+    """share of all steps over which noise falls to 0, above 0 to 1"""
+    current_weight: float = 1.0
+    """weight of the cosine between the state after the first block and the vector of the code it is given, where that
+    was not replaced; 0 leaves it out"""
+    target_weight: float = 1.0
+    """weight of the cosine between the state at three quarters of the depth and the vector of the code it is to
+    predict; 0 leaves it out"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.noise <= 1, "noise", self.noise, "from 0 to 1")
+        require(0 < self.noise_until <= 1, "noise_until", self.noise_until, "a share above 0, up to 1")
+        require_range(self, "0 or more", "current_weight", "target_weight")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether code vectors are needed."""
+        return self.current_weight > 0 or self.target_weight > 0
+
+    @property
+    def strength(self) -> Falling:
+        """Of the noise, over the steps."""
+        return Falling(self.noise, self.noise_until)
 
 
 class Dropouts(NamedTuple):
@@ -245,6 +280,8 @@ class PriorTraining:
     label_smoothing: float = added_later(0.0)  # type: ignore[assignment]
     """share of the target that is spread evenly over all codes instead of the true one, from 0 to below 1; what is
     logged and evaluated is not smoothed"""
+    regularizer: Regularizer | None = added_later(None)  # a field, not a shared value
+    """reAR's noise and alignment, in training alone: {} takes its defaults; null trains without"""
     random_order: RandomOrder | None = None
     """predict codes in random order first, in raster order at the end; needs a model that is target_aware; null
     predicts in raster order throughout"""

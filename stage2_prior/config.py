@@ -155,9 +155,6 @@ class PriorConfig:
     class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
-    residual_init: Literal["scaled", "zero"] = added_later("scaled")
-    """first weights of what each attention and feed-forward layer adds: scaled is random, less with depth; zero lets
-    every block begin as the identity"""
     extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
     never samples them"""
@@ -176,7 +173,6 @@ class PriorConfig:
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
         found, expected = self.class_rotation, "identity, or zero where positions are rope"
         require(found in rotations, "class_rotation", found, expected)
-        require(self.residual_init in ("scaled", "zero"), "residual_init", self.residual_init, "scaled or zero")
         require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
@@ -277,6 +273,9 @@ class PriorTraining:
     """compile each block with torch.compile; the first step then takes a minute or more"""
     z_loss: float = 0.0
     """weight of the mean squared log-partition of the logits, e.g. 1e-4; keeps them from drifting in bf16"""
+    residual_init: Literal["scaled", "zero"] = added_later("scaled")
+    """first weights of what each attention and feed-forward layer adds: scaled is random, less with depth; zero lets
+    every block begin as the identity; weights of start_from stay what they are"""
     label_smoothing: float = added_later(0.0)  # type: ignore[assignment]
     """share of the target that is spread evenly over all codes instead of the true one, from 0 to below 1; what is
     logged and evaluated is not smoothed"""
@@ -294,5 +293,6 @@ class PriorTraining:
         expected, fix = f"below fit.steps, {self.fit.steps}", "training has to end in raster order"
         require(raster < self.fit.steps, "random_order.zero_step", raster, expected, fix)
         require_range(self, "from 0 to below 1", "label_smoothing")
+        require(self.residual_init in ("scaled", "zero"), "residual_init", self.residual_init, "scaled or zero")
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "from 0 to below 1")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

@@ -275,6 +275,12 @@ class PriorModel(nn.Module):
         positions = self.position_tables.on(tokens_BT.device)
         return positions.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
 
+    def zero_residual_outputs(self) -> None:
+        """Let every block be the identity, as training may begin."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.zero_outputs()
+
     def compile_blocks(self) -> None:
         """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
         for block in self.blocks:
@@ -342,14 +348,10 @@ class PriorModel(nn.Module):
         return x_BTE
 
     def _initialize(self) -> None:
-        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero.
-
-        Residual outputs may also be zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1, for the last norm's scale).
-        """
-        output_std = 0.0 if self.config.residual_init == "zero" else 0.02 / (2 * len(self.blocks)) ** 0.5
+        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.initialize(0.02, output_std)
+            block.initialize(0.02, len(self.blocks))
         for embedding in self.children():
             if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)

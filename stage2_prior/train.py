@@ -122,13 +122,14 @@ class PriorTask:
     """A prior in training, with the average of its weights.
 
     Args:
-        model: freshly built, alike on every process.
+        model: alike on every process.
         training: how to train.
         validation: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of dropout after the first forward pass of a step, and of random orders.
         samples: how ``preview`` samples and shows codes; None where it shows none.
         code_vectors_VC: the tokenizer's vector of each code, for the regularizer; None where they are not known.
+        is_new: whether the model has random weights, so that ``residual_init`` acts.
 
     Raises:
         ConfigError: training in random order for a model that is not aware of its target, or an alignment of codes
@@ -145,6 +146,7 @@ class PriorTask:
         seed: int = 0,
         samples: PreviewSamples | None = None,
         code_vectors_VC: torch.Tensor | None = None,
+        is_new: bool = True,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
         require_one_slot(training, len(model.spec.slots))
@@ -156,6 +158,8 @@ class PriorTask:
         spread, none = training.label_smoothing, model.config.extra_codes == 0
         expected, fix = "0 for a prior with extra_codes", "no image has those codes, so that nothing may teach them"
         require(none or spread == 0, "prior.training.label_smoothing", spread, expected, fix)
+        if is_new and training.residual_init == "zero":
+            model.zero_residual_outputs()
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks

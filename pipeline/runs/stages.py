@@ -380,10 +380,11 @@ class Run:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
         samples = PreviewSamples(recipe.samples.sampling, show)
-        how: dict[str, Any] = {"seed": seed, "samples": samples}
-        if tokenizer is not None and stage.training.regularizer is not None and stage.training.regularizer.aligns:
-            how["code_vectors_VC"] = tokenizer.code_vectors()
-        task = PriorTask(model, stage.training, codes["validation"], accelerator, **how)
+        known: dict[str, Any] = {"seed": seed, "samples": samples, "is_new": start is None}
+        regularizer = stage.training.regularizer
+        if tokenizer is not None and regularizer is not None and regularizer.aligns:
+            known["code_vectors_VC"] = tokenizer.code_vectors()
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, **known)
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
             accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")

@@ -24,7 +24,7 @@ from foundation.training.saving import Snapshot
 from pipeline.planning.estimate import process_bytes
 from pipeline.planning.fits import needed, pass_memory
 from pipeline.planning.measure import measure_prior, measure_tokenizer
-from pipeline.planning.memory import STATE, Stage, code_layout, step_memory
+from pipeline.planning.memory import STATE, Stage, code_layout, code_vectors_like, step_memory
 from pipeline.planning.trace import BACKWARD
 from pipeline.runs.recipe import Recipe, load_recipe
 from stage1_tokenizer.losses.vgg16 import RANDOM
@@ -93,8 +93,10 @@ def measured(row: str) -> dict[str, float]:
         task = TokenizerTask(model, training, objective, None, accelerator, seed=0)
         examples = {"images": torch.rand(n, preprocess.n_channels, preprocess.height, preprocess.width) * 2 - 1}
     else:
-        prior = PriorModel(recipe.prior.model, code_layout(recipe))
-        task = PriorTask(prior, training, None, accelerator)
+        layout = code_layout(recipe)
+        prior = PriorModel(recipe.prior.model, layout)
+        vectors_VC = code_vectors_like(recipe, layout)
+        task = PriorTask(prior, training, None, accelerator, code_vectors_VC=vectors_VC)
         tokens, labels = torch.zeros(n, prior.n_codes, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
         examples = {"tokens": tokens, "labels": labels, "positions": torch.arange(n)}
     task.train_step(examples, step)

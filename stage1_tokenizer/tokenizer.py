@@ -166,6 +166,20 @@ class TokenizerModel(nn.Module):
                 raise TrainingError(what, field=field, found=f"{n_bad:,} of them", expected="finite numbers", fix=fix)
         self.bottleneck.start(features, generator)
 
+    @torch.no_grad()
+    def code_vectors(self) -> torch.Tensor:
+        """(V, C) float32: what the quantizer makes of each code; of a tokenizer with one codebook.
+
+        Raises:
+            ContractError: it has several codebooks, or none.
+        """
+        (level, *others), quantizer = self.levels, self.quantizers[0]
+        n_slots = sum(each.depth for each in (level, *others))
+        what, fix = "a code has no single vector", "use a tokenizer with one codebook"
+        ContractError.unless(n_slots == 1, what, field="quantizer", found=f"{n_slots} codebooks", expected=1, fix=fix)
+        codes_V11 = torch.arange(quantizer.codebook_size, device=next(self.parameters()).device).view(-1, 1, 1)
+        return quantizer.decode(codes_V11).flatten(1)
+
     @property
     def preview(self) -> Preview:
         """Shows its images and reconstructions, whatever their channels and bits."""

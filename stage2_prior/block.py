@@ -190,20 +190,22 @@ class Block(nn.Module):
         x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope))
         return x_BTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTE)))
 
-    def initialize(self, std: float, output_std: float) -> None:
-        """Normal weights, no biases.
-
-        Args:
-            std: standard deviation.
-            output_std: of the two outputs into the residual stream; 0 makes them zero.
-        """
+    def initialize(self, std: float, n_layers: int) -> None:
+        """Normal weights, no biases; the two outputs into the residual stream are scaled down by the model's depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for output in (self.attention.out, self.feed_forward.down):
-            nn.init.normal_(output.weight, std=output_std)
+            nn.init.normal_(output.weight, std=std / (2 * n_layers) ** 0.5)
+
+    def zero_outputs(self) -> None:
+        """Make the two outputs into the residual stream zero, so that the block is the identity (arXiv:1706.02677,
+        section 5.1, for convolutional networks).
+        """
+        for output in (self.attention.out, self.feed_forward.down):
+            nn.init.zeros_(output.weight)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

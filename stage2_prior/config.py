@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from foundation.config import from_dict, require, require_range
 from foundation.config_fields import added_later
 from foundation.errors import ConfigError, nearest
-from foundation.training.config import FitConfig, OptimConfig, Precision
+from foundation.training.config import Falling, FitConfig, OptimConfig, Precision
 
 
 class TransformerShape(NamedTuple):
@@ -71,6 +71,41 @@ class RandomOrder:
         return (self.zero_step - step) / (self.zero_step - self.until_step)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Regularizer:
+    """reAR: random codes in the context, and hidden states aligned with the tokenizer's code vectors.
+
+    Source: He et al. 2025, arXiv:2510.04450.
+    """
+
+    noise: float = 1.0
+    """largest share of an image's context that random codes replace at the first step, from 0 to 1; an image's own
+    share is anything between 0 and it"""
+    noise_until: float = 0.75
+    """share of all steps over which noise falls to 0, above 0 to 1"""
+    current_weight: float = 1.0
+    """weight of the cosine between the state after the first block and the vector of the code it is given, where that
+    was not replaced; 0 leaves it out"""
+    target_weight: float = 1.0
+    """weight of the cosine between the state at three quarters of the depth and the vector of the code it is to
+    predict; 0 leaves it out"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.noise <= 1, "noise", self.noise, "from 0 to 1")
+        require(0 < self.noise_until <= 1, "noise_until", self.noise_until, "a share above 0, up to 1")
+        require_range(self, "0 or more", "current_weight", "target_weight")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether code vectors are needed."""
+        return self.current_weight > 0 or self.target_weight > 0
+
+    @property
+    def strength(self) -> Falling:
+        """Of the noise, over the steps."""
+        return Falling(self.noise, self.noise_until)
+
+
 class Dropouts(NamedTuple):
     """Dropout rates in training, 0 to below 1."""
 
@@ -120,9 +155,6 @@ class PriorConfig:
     class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
-    residual_init: Literal["scaled", "zero"] = added_later("scaled")
-    """first weights of what each attention and feed-forward layer adds: scaled is random, less with depth; zero lets
-    every block begin as the identity"""
     extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
     never samples them"""
@@ -141,7 +173,6 @@ class PriorConfig:
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
         found, expected = self.class_rotation, "identity, or zero where positions are rope"
         require(found in rotations, "class_rotation", found, expected)
-        require(self.residual_init in ("scaled", "zero"), "residual_init", self.residual_init, "scaled or zero")
         require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
@@ -242,9 +273,14 @@ class PriorTraining:
     """compile each block with torch.compile; the first step then takes a minute or more"""
     z_loss: float = 0.0
     """weight of the mean squared log-partition of the logits, e.g. 1e-4; keeps them from drifting in bf16"""
+    residual_init: Literal["scaled", "zero"] = added_later("scaled")
+    """first weights of what each attention and feed-forward layer adds: scaled is random, less with depth; zero lets
+    every block begin as the identity; weights of start_from stay what they are"""
     label_smoothing: float = added_later(0.0)  # type: ignore[assignment]
     """share of the target that is spread evenly over all codes instead of the true one, from 0 to below 1; what is
     logged and evaluated is not smoothed"""
+    regularizer: Regularizer | None = added_later(None)  # a field, not a shared value
+    """reAR's noise and alignment, in training alone: {} takes its defaults; null trains without"""
     random_order: RandomOrder | None = None
     """predict codes in random order first, in raster order at the end; needs a model that is target_aware; null
     predicts in raster order throughout"""
@@ -257,5 +293,6 @@ class PriorTraining:
         expected, fix = f"below fit.steps, {self.fit.steps}", "training has to end in raster order"
         require(raster < self.fit.steps, "random_order.zero_step", raster, expected, fix)
         require_range(self, "from 0 to below 1", "label_smoothing")
+        require(self.residual_init in ("scaled", "zero"), "residual_init", self.residual_init, "scaled or zero")
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "from 0 to below 1")
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "from 0 to below 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,26 @@ class PriorModel(nn.Module):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states after the last norm, (B, T, E); int64 arguments, of which the length alone is checked.
+        """Hidden states after the last norm, (B, T, E); arguments as of ``hidden_states``."""
+        return self.hidden_states(tokens_BT, labels_B, orders_BT, grids_B)[0]
 
-        ``grids_B`` has an entry for each image if there are several grids; else it is None.
+    def hidden_states(
+        self,
+        tokens_BT: torch.Tensor,
+        labels_B: torch.Tensor,
+        orders_BT: torch.Tensor | None = None,
+        grids_B: torch.Tensor | None = None,
+        after: Collection[int] = (),
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Hidden states after the last norm, and after some blocks.
+
+        Args:
+            tokens_BT, labels_B, orders_BT, grids_B: as of ``forward``, int64, of which the length alone is checked;
+                ``grids_B`` has an entry for each image if there are several grids, else it is None.
+            after: numbers of blocks, from 1.
+
+        Returns:
+            (B, T, E); and the same by block for those in ``after``.
         """
         length = tokens_BT.shape[1]
         require_length(self.n_codes, length)
@@ -137,10 +155,13 @@ class PriorModel(nn.Module):
             positions = tables.of_grids(grids_B).part(0, length)
         x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], positions, grids_B))
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.blocks:
+        states = {}
+        for i, block in enumerate(self.blocks, start=1):
             arguments = block, x, positions.rope
             x = self._gradient_checkpointing_func(*arguments) if recompute else block(*arguments[1:])
-        return self.norm(x)
+            if i in after:
+                states[i] = x
+        return self.norm(x), states
 
     @torch.no_grad()
     def nll(self, tokens_BT: Any, labels_B: Any = None, grids_B: Any = None) -> torch.Tensor:
@@ -254,6 +275,12 @@ class PriorModel(nn.Module):
         positions = self.position_tables.on(tokens_BT.device)
         return positions.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
 
+    def zero_residual_outputs(self) -> None:
+        """Let every block be the identity, as training may begin."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.zero_outputs()
+
     def compile_blocks(self) -> None:
         """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
         for block in self.blocks:
@@ -321,14 +348,10 @@ class PriorModel(nn.Module):
         return x_BTE
 
     def _initialize(self) -> None:
-        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero.
-
-        Residual outputs may also be zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1, for the last norm's scale).
-        """
-        output_std = 0.0 if self.config.residual_init == "zero" else 0.02 / (2 * len(self.blocks)) ** 0.5
+        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.initialize(0.02, output_std)
+            block.initialize(0.02, len(self.blocks))
         for embedding in self.children():
             if isinstance(embedding, nn.Embedding):
                 nn.init.normal_(embedding.weight, std=0.02)

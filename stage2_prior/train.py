@@ -1,8 +1,8 @@
 """Training of a prior: the objective, and the task that ``foundation.training.fit`` drives.
 
-The loss is the mean negative log-likelihood of the codes, with an optional z-loss. Codes are predicted in raster order,
-or in random orders that anneal to it (Yu et al. 2024, "Randomized autoregressive visual generation", arXiv:2411.00776,
-section 3.2).
+The loss is the mean negative log-likelihood of the codes, with an optional z-loss, label smoothing, and reAR's
+regularizer (``regularizer.py``). Codes are predicted in raster order, or in random orders that anneal to it (Yu et al.
+2024, "Randomized autoregressive visual generation", arXiv:2411.00776, section 3.2).
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from foundation.codes.dataset import TokenDataset
+from foundation.codes.spec import code_positions
 from foundation.config import require
 from foundation.hardware import send
 from foundation.randomness import derive_seed, uniforms
+from foundation.training.config import Falling
 from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
 from foundation.training.parallel import sharding_asked
@@ -28,6 +30,7 @@ from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
 from stage2_prior.head_loss import head_loss
 from stage2_prior.lora import has_adapters, merged
 from stage2_prior.prior import PriorModel
+from stage2_prior.regularizer import Alignment, build_alignment, context_noise, require_one_slot
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,11 +46,14 @@ class PriorLoss(nn.Module):
         model: the prior.
         z_loss: weight of the mean squared log-partition, which keeps logits from drifting; 0 for none.
         smoothing: label smoothing, see ``head_loss``; 0 for none.
+        alignment: adds its loss; None for none.
     """
 
-    def __init__(self, model: PriorModel, z_loss: float = 0.0, smoothing: float = 0.0) -> None:
+    def __init__(
+        self, model: PriorModel, z_loss: float = 0.0, smoothing: float = 0.0, alignment: Alignment | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.z_loss, self.smoothing = model, z_loss, smoothing
+        self.model, self.z_loss, self.smoothing, self.alignment = model, z_loss, smoothing, alignment
 
     def forward(
         self,
@@ -55,6 +61,7 @@ class PriorLoss(nn.Module):
         labels_B: torch.Tensor,
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
+        noise_BT: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch.
 
@@ -63,16 +70,19 @@ class PriorLoss(nn.Module):
             labels_B: classes, int64.
             orders_BT: the orders in which they are predicted; see ``PriorModel.forward``.
             grids_B: the grid of each image, int64; None where there is one.
+            noise_BT: codes that replace others in the context, as of ``context_noise``; None for none.
 
         Returns:
             the loss, a float32 scalar: the mean of nll, smoothed, + z_loss * logsumexp^2 over the batch's codes; and
             detached scalars to log: ``nll`` and ``bits_per_code``, not smoothed, and ``logsumexp`` (root mean square)
-            if the z-loss is on.
+            if the z-loss is on, and those of the alignment.
 
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.
         """
-        hidden_BTE = self.model.hidden(tokens_BT, labels_B, orders_BT, grids_B)
+        context_BT = tokens_BT if noise_BT is None else torch.where(noise_BT < 0, tokens_BT, noise_BT)
+        after = () if self.alignment is None else self.alignment.after
+        hidden_BTE, states = self.model.hidden_states(context_BT, labels_B, orders_BT, grids_B, after)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
         size_N = self.model.sizes(tokens_BT)  # None with orders, which need one slot
         weight_VE, predicted_N = self.model.head.weight, predicted_BT.flatten()
@@ -80,7 +90,13 @@ class PriorLoss(nn.Module):
             hidden_BTE.flatten(0, 1), weight_VE, predicted_N, size_N, self.z_loss, self.smoothing
         )
         metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
-        return loss, {**metrics, "logsumexp": squared_lse.sqrt()} if self.z_loss else metrics
+        if self.z_loss:
+            metrics["logsumexp"] = squared_lse.sqrt()
+        if self.alignment is not None:
+            ordered_BT = noise_BT if noise_BT is None or orders_BT is None else noise_BT.gather(1, orders_BT)
+            term, cosines = self.alignment(states, predicted_BT, ordered_BT)
+            loss, metrics = loss + term, {**metrics, **cosines}
+        return loss, metrics
 
 
 def sample_orders(positions_B: np.ndarray, length: int, share: float, seed: int) -> torch.Tensor:
@@ -106,15 +122,18 @@ class PriorTask:
     """A prior in training, with the average of its weights.
 
     Args:
-        model: freshly built, alike on every process.
+        model: alike on every process.
         training: how to train.
         validation: codes for ``evaluate``; None where nothing is evaluated.
         accelerator: devices and processes.
         seed: of dropout after the first forward pass of a step, and of random orders.
         samples: how ``preview`` samples and shows codes; None where it shows none.
+        code_vectors_VC: the tokenizer's vector of each code, for the regularizer; None where they are not known.
+        is_new: whether the model has random weights, so that ``residual_init`` acts.
 
     Raises:
-        ConfigError: training in random order for a model that is not aware of its target.
+        ConfigError: training in random order for a model that is not aware of its target, or an alignment of codes
+            whose vectors are not known.
     """
 
     def __init__(
@@ -126,8 +145,11 @@ class PriorTask:
         *,
         seed: int = 0,
         samples: PreviewSamples | None = None,
+        code_vectors_VC: torch.Tensor | None = None,
+        is_new: bool = True,
     ) -> None:
         require_orders(model.config, training, len(model.spec.slots))
+        require_one_slot(training, len(model.spec.slots))
         sharded, fix = (
             has_adapters(model) and sharding_asked(accelerator),
             "start without FSDP: adapters need little memory",
@@ -136,11 +158,14 @@ class PriorTask:
         spread, none = training.label_smoothing, model.config.extra_codes == 0
         expected, fix = "0 for a prior with extra_codes", "no image has those codes, so that nothing may teach them"
         require(none or spread == 0, "prior.training.label_smoothing", spread, expected, fix)
+        if is_new and training.residual_init == "zero":
+            model.zero_residual_outputs()
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
         self.accelerator, self.samples = accelerator, samples
         model.gradient_checkpointing = training.checkpoint_blocks
         if training.compile and compiles(accelerator, "prior"):
             model.compile_blocks()
+        alignment = build_alignment(model.config, training, code_vectors_VC, seed)
         self.learner = Learner(
             model,
             training.optim,
@@ -148,7 +173,7 @@ class PriorTask:
             average_decay=training.average_decay,
             precision=training.precision,
             accelerator=accelerator,
-            objective=PriorLoss(model, training.z_loss, training.label_smoothing),
+            objective=PriorLoss(model, training.z_loss, training.label_smoothing, alignment),
             blocks=list(model.blocks),
         )
         average = self.learner.average.model
@@ -156,9 +181,10 @@ class PriorTask:
             average.compile_blocks()  # a copy of compiled blocks is not compiled
 
     @property
-    def rates(self) -> tuple[Rates, ...]:
-        """Learning rates of the optimizer."""
-        return (Rates(self.training.optim),)
+    def rates(self) -> tuple[Rates | Falling, ...]:
+        """Learning rates of the optimizer, and the strength of noise in contexts."""
+        regularizer = self.training.regularizer
+        return (Rates(self.training.optim), *([] if regularizer is None else [regularizer.strength]))
 
     def train_step(self, batch: dict[str, torch.Tensor], step: int) -> Metrics:
         """One optimizer step on (B, T) ``tokens`` and (B,) ``labels``, in passes of ``micro_batch_size``.
@@ -179,6 +205,8 @@ class PriorTask:
                     metrics[name] = metrics.get(name, 0.0) + share * value
         update = self.learner.take_step(metrics.pop("loss"), step)  # type: ignore[arg-type]
         self.learner.follow(update.taken, step)
+        if self.training.regularizer is not None:
+            metrics["context_noise"] = self._noise_strength(step)
         return {**update.metrics, **metrics}
 
     def settle(self, metrics: Mapping[str, float]) -> None:
@@ -195,14 +223,24 @@ class PriorTask:
         if share > 0:
             orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
             examples["orders"] = send(orders_BT, self.accelerator.device)
+        strength = self._noise_strength(step)
+        if strength > 0:
+            sizes_T = code_positions(self.model.spec).codebook_size_T
+            noise_BT = context_noise(batch["positions"].numpy(), sizes_T, strength, self.seed)
+            examples["noise"] = send(noise_BT, self.accelerator.device)
         size = self.training.micro_batch_size
         columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
         return [dict(row) for row in zip(*columns, strict=True)]
 
+    def _noise_strength(self, step: int) -> float:
+        regularizer = self.training.regularizer
+        return 0.0 if regularizer is None else regularizer.strength.value(step, self.training.fit.steps)
+
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
         """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
         with self.learner.autocast():
-            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], part.get("orders"), part.get("grids"))
+            inputs = (part.get(name) for name in ("orders", "grids", "noise"))
+            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], *inputs)
         (share * loss).backward()
         return {"loss": loss.detach(), **metrics}
 

@@ -12,6 +12,32 @@ Precision = Literal["auto", "float32", "bf16"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
+@dataclass(frozen=True)
+class Falling:
+    """What falls linearly to 0 over a share of a training's steps.
+
+    Attributes:
+        start: its value at the first step.
+        share: of all steps, above 0 to 1.
+    """
+
+    start: float
+    share: float
+
+    @property
+    def has_plateau(self) -> bool:
+        """Whether it is constant at first."""
+        return self.start == 0
+
+    def at(self, step: int, n_steps: int) -> float:
+        """The line at a step (from 0) of a training of ``n_steps``, which goes on below 0."""
+        return self.start * (1 - step / (self.share * n_steps))
+
+    def value(self, step: int, n_steps: int) -> float:
+        """Its value, never below 0."""
+        return max(0.0, self.at(step, n_steps))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Length and cadence of a training."""

@@ -22,7 +22,7 @@ from foundation.errors import DataError, Interrupted, TrainingError
 from foundation.randomness import derive_seed
 from foundation.training.checkpoints import CheckpointManager, Identity, sound_step
 from foundation.training.clock import Clock, ModelWork
-from foundation.training.config import FitConfig
+from foundation.training.config import Falling, FitConfig
 from foundation.training.evaluation import Evaluations, Health
 from foundation.training.heartbeat import doing, naming_the_dead
 from foundation.training.lengths import Rates, Schedule
@@ -51,7 +51,7 @@ def fit(
     checkpoints: Path,
     log: MetricsLog,
     identity: Identity,
-    optims: Sequence[Rates] = (),
+    optims: Sequence[Rates | Falling] = (),
     health: Health = lambda rows: [],
     work: ModelWork | None = None,
     at_rest: Callable[[], None] = lambda: None,
@@ -70,7 +70,8 @@ def fit(
         log: where metrics go.
         identity: number of steps => a hash of everything that determines the result, by name; checkpoints of another
             identity are refused, but for the number of steps.
-        optims: learning rates of every optimizer of the task: they say from where a training of another length goes on.
+        optims: learning rates of every optimizer of the task, and what else falls with its steps: they say from where a
+            training of another length goes on.
         health: called after each evaluation with this stage's metrics so far; its warnings are shown and logged.
         work: what a step computes and the device could, for the share of the peak in the log; None leaves it out.
         at_rest: called by every process after each evaluation and before each checkpoint.

@@ -63,6 +63,7 @@ class Learner:
         precision: arithmetic of forward passes under ``autocast``; auto takes the faster one.
         accelerator: devices and processes.
         objective: a module that holds ``model`` and computes its loss, to be called in training; None calls the model.
+            Parameters of its own are trained too, and are in the checkpoint, but neither averaged nor exported.
         blocks: the parts of the model that FSDP2 gathers one by one, if accelerate was launched with it; without them
             the model is replicated on every process.
 
@@ -71,6 +72,7 @@ class Learner:
         wrapped: the module to call in training, synchronised over processes.
         average: the average of the weights.
         is_sharded: whether processes share the weights.
+        objective: what was given as such, or the model.
         optimizer: AdamW, of all trained parameters or those that are not Muon's.
         muon: Muon, of the hidden matrices; None where AdamW trains them.
     """
@@ -98,9 +100,10 @@ class Learner:
         else:
             root.to(accelerator.device)
             self.average, self.wrapped = WeightAverage(model, average_decay), replicated(root, accelerator)
-        self.optimizer = adamw(model, optim)
+        self.objective = root
+        self.optimizer = adamw(root, optim)
         arithmetic = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.muon = muon(model, optim, arithmetic)
+        self.muon = muon(root, optim, arithmetic)
         self.guard = StepGuard()
 
     def autocast(self) -> torch.autocast:
@@ -136,7 +139,7 @@ class Learner:
             TrainingError: too many steps were not finite, see ``StepGuard``.
         """
         rate = self._set_rates(step)
-        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm or math.inf))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm or math.inf))
         taken = self.guard.allows(norm, offered)
         for optimizer in self.optimizers:
             if not reads_freely(taken.device):
@@ -191,16 +194,26 @@ class Learner:
             "optimizer": self._optimizer_state(),
             "guard": self.guard.state_dict(),
         }
+        others = self._others()
+        if others:
+            state["objective_parameters"] = others
         return gathered(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``, of any number of processes; every process calls it with the complete one."""
         load_full_tensors(self.model, state["model"])
+        for name, each in self._others().items():
+            local_shard(each).copy_(local_shard(sharded_like(state["objective_parameters"][name], each)))
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(_shared_out(self.optimizer, state["optimizer"]))
         if self.muon is not None:
             self.muon.load_state_dict(_shared_out(self.muon, state["optimizer"]["muon"]))
         self.guard.load_state_dict(state["guard"])
+
+    def _others(self) -> dict[str, torch.Tensor]:
+        """Parameters of the objective that are not the model's."""
+        own = {id(each) for each in self.model.parameters()}
+        return {name: each.detach() for name, each in self.objective.named_parameters() if id(each) not in own}
 
     def _optimizer_state(self) -> dict[str, Any]:
         """AdamW's state, with Muon's in it if there is one."""

@@ -1,7 +1,8 @@
 """Lengths of a training: up to which step two of them are the same training, and what continuing with another means.
 
-A length acts through the learning rate alone, which is a function of the step and the length. A schedule with a plateau
-can be extended exactly: from the plateau's end, before the rate falls (Hägele et al. 2024, arXiv:2405.18392).
+A length acts alone through the learning rate, and what else falls with the steps: functions of the step and the length.
+A schedule with a plateau can be extended exactly: from the plateau's end, before the rate falls (Hägele et al. 2024,
+arXiv:2405.18392).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from foundation.training.config import OptimConfig
+from foundation.training.config import Falling, OptimConfig
 from foundation.training.optim import learning_rate
 
 
@@ -31,6 +32,11 @@ class Rates:
         """The step of a training of ``n_steps`` at which it stops."""
         return round(self.share * n_steps)
 
+    @property
+    def has_plateau(self) -> bool:
+        """Whether the rate is constant after its warm-up for some time: wsd's and constant's are, cosine's is not."""
+        return self.optim.schedule != "cosine"
+
     def at(self, step: int, n_steps: int) -> float:
         """The learning rate at a step of a training of ``n_steps``, as if it did not stop; 0 before its first."""
         return learning_rate(self.optim, step - self.start, n_steps - self.start) if step >= self.start else 0.0
@@ -42,16 +48,16 @@ class Schedule:
 
     Attributes:
         n_steps: optimizer steps in all.
-        optims: of every optimizer.
+        optims: of every optimizer, and what else depends on the length.
     """
 
     n_steps: int
-    optims: tuple[Rates, ...] = ()
+    optims: tuple[Rates | Falling, ...] = ()
 
     @property
     def has_plateau(self) -> bool:
-        """Whether every learning rate is constant after its warm-up for some time: wsd and constant are, cosine not."""
-        return all(each.optim.schedule != "cosine" for each in self.optims)
+        """Whether everything that depends on the length is constant for some time."""
+        return all(each.has_plateau for each in self.optims)
 
     @property
     def plateau_end(self) -> int:
@@ -84,8 +90,10 @@ class Schedule:
         change = "rises" if now > was else "falls" if now < was else "stays"
         values = f"from {was:.3g} to {now:.3g}" if now != was else f"at {now:.3g}"
         why = "no checkpoint from before the learning rate fell is left"
-        if not self.has_plateau:
+        if any(isinstance(each, Rates) and not each.has_plateau for each in self.optims):
             why = "the schedule cosine has no plateau (wsd has one)"
+        elif not self.has_plateau:
+            why = "the noise in contexts falls from the first step on"
         return (
             f"continued with {self.n_steps:,} steps instead of {old:,} at step {step:,}: the learning rate {change}"
             f" {values} there, unlike in one training of {self.n_steps:,} steps; {why}"

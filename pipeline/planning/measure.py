@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from foundation.images.config import Preprocess
 from foundation.images.sources import ImageSource
 from foundation.randomness import derive_seed, permutation
 from foundation.training.arithmetic import arithmetic
+from pipeline.planning.memory import code_vectors_like
 from pipeline.runs.recipe import Recipe
 from stage1_tokenizer.image_metrics import psnr, ssim
 from stage1_tokenizer.objective import Objective
@@ -127,7 +128,8 @@ def measure_prior(recipe: Recipe, spec: CodeSpec, accelerator: Accelerator) -> P
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "measure"))
         model = PriorModel(recipe.prior.model, spec)
-        task = PriorTask(model, replace(training, compile=False), None, accelerator, seed=recipe.seed)
+        how: dict[str, Any] = {"seed": recipe.seed, "code_vectors_VC": code_vectors_like(recipe, spec)}
+        task = PriorTask(model, replace(training, compile=False), None, accelerator, **how)
         n_examples = max(1, training.fit.batch_size // accelerator.num_processes)
 
         def examples(n: int) -> dict[str, torch.Tensor]:

@@ -156,8 +156,10 @@ def _prior_task(
     recipe: Recipe, training: Any, device: torch.device, trace: Trace, layout: CodeSpec | None
 ) -> PriorTask:
     with trace.naming("weights"):
-        model = PriorModel(recipe.prior.model, layout or code_layout(recipe))
-        task = PriorTask(model, training, None, _process(device))
+        layout = layout or code_layout(recipe)
+        model = PriorModel(recipe.prior.model, layout)
+        vectors_VC = code_vectors_like(recipe, layout)
+        task = PriorTask(model, training, None, _process(device), code_vectors_VC=vectors_VC)
     for name, module in model.named_children():
         if name != "blocks":
             trace.follow(module, "embeddings" if isinstance(module, nn.Embedding) or name == "dropout" else "head")
@@ -188,6 +190,14 @@ def code_layout(recipe: Recipe) -> CodeSpec:
     """Of the codes that the recipe's tokenizer makes, without a fingerprint and classes."""
     with torch.device("meta"):
         return TokenizerModel(recipe.tokenizer.model, recipe.data.preprocess).layout
+
+
+def code_vectors_like(recipe: Recipe, layout: CodeSpec) -> torch.Tensor | None:
+    """Zeros of the shape of the tokenizer's code vectors, (V, C); None where training the prior needs none."""
+    regularizer = recipe.prior.training.regularizer
+    if regularizer is None or not regularizer.aligns:
+        return None
+    return torch.zeros(layout.codebook_size, recipe.tokenizer.model.quantizer.width)
 
 
 def _process(device: torch.device) -> Any:

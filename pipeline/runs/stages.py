@@ -57,6 +57,7 @@ from stage2_prior.data import CodeExamples
 from stage2_prior.evaluate import PreviewSamples
 from stage2_prior.lora import ADAPTER, add_adapters, merged, save_adapter
 from stage2_prior.prior import PriorModel
+from stage2_prior.regularizer import require_one_slot
 from stage2_prior.train import PriorTask, require_orders
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Run:
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of {n} processes")
         slots = self.recipe.tokenizer.model.n_slots
         require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
+        require_one_slot(self.recipe.prior.training, slots)
         for stage in ("tokenizer", "prior"):
             if not extend.is_final(self.folder, stage):
                 find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
@@ -378,7 +380,11 @@ class Run:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)
         seed = derive_seed(recipe.seed, "prior")
         samples = PreviewSamples(recipe.samples.sampling, show)
-        task = PriorTask(model, stage.training, codes["validation"], accelerator, seed=seed, samples=samples)
+        known: dict[str, Any] = {"seed": seed, "samples": samples, "is_new": start is None}
+        regularizer = stage.training.regularizer
+        if tokenizer is not None and regularizer is not None and regularizer.aligns:
+            known["code_vectors_VC"] = tokenizer.code_vectors()
+        task = PriorTask(model, stage.training, codes["validation"], accelerator, **known)
         if accelerator.num_processes > 1:
             how = "sharded (FSDP2)" if task.learner.is_sharded else "replicated (DDP)"
             accelerator.print(f"prior: {accelerator.num_processes} processes, weights {how}")

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from support.random_prior import LEVELS, OPTIONS, examples, model, spec
 from torch.nn import functional as F
 
 from foundation.codes.spec import CodeLevel, code_positions
 from foundation.errors import ConfigError, DataError
 from stage2_prior.block import Block
-from stage2_prior.config import PriorConfig
+from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorLoss
+from stage2_prior.train import PriorLoss, PriorTask
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -34,8 +35,11 @@ def test_each_output_depends_on_the_codes_before_it_and_no_other(levels: tuple[C
 @pytest.mark.parametrize("block", ["llama", "gpt"])
 def test_blocks_whose_outputs_start_at_zero_start_as_the_identity_and_learn(block: str) -> None:
     torch.manual_seed(0)
-    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, dropout=0.0, block=block, residual_init="zero")
-    prior = PriorModel(config, spec(LEVELS[0], 3))
+    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, dropout=0.0, block=block)
+    prior, training = PriorModel(config, spec(LEVELS[0], 3)), PriorTraining(residual_init="zero")
+    PriorTask(prior, training, None, Accelerator(cpu=True), is_new=False)
+    assert all(float(each.attention.out.weight.detach().norm()) > 0 for each in prior.blocks)
+    PriorTask(prior, training, None, Accelerator(cpu=True))
     x = torch.randn(2, 6, 16)
     assert all(torch.equal(each(x, None), x) for each in prior.blocks)
     torch.nn.init.normal_(prior.head.weight)

@@ -12,7 +12,7 @@ from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, datas
 from foundation.errors import ConfigError
 from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.log import read_metrics
-from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
+from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder, Regularizer
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask, require_orders, sample_orders
 
@@ -43,7 +43,7 @@ def gradients(**options: Any) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 10, 36, 37, 100])
 def test_accumulation_gives_the_gradient_of_the_undivided_batch(micro_batch_size: int) -> None:
-    options = {"z_loss": 1e-2, "random_order": RandomOrder(until_step=0, zero_step=2)}
+    options = {"z_loss": 1e-2, "random_order": RandomOrder(until_step=0, zero_step=2), "regularizer": Regularizer()}
     loss, whole = gradients(**options)
     other_loss, parts = gradients(micro_batch_size=micro_batch_size, **options)
     assert other_loss == pytest.approx(loss, rel=1e-6)

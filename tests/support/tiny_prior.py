@@ -16,7 +16,7 @@ from foundation.training.clock import TIMINGS
 from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.fit import fit
 from foundation.training.log import MetricsLog, read_metrics
-from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
+from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder, Regularizer
 from stage2_prior.data import CodeExamples
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorTask
@@ -31,6 +31,7 @@ EVERYTHING: dict[str, Any] = {
     "label_dropout": 0.2,
     "z_loss": 1e-3,
     "label_smoothing": 0.05,
+    "regularizer": Regularizer(noise=0.5),
     "optim": OptimConfig(learning_rate=3e-3, warmup_steps=4, schedule="wsd", matrices="muon", weight_decay=0.05),
 }
 """Training options, all on."""
@@ -77,7 +78,13 @@ def tiny_task(
         **training,
     }
     model = PriorModel(config, _SPEC)
-    return TinyTask(model, PriorTraining(**training), None, accelerator, seed=5, stop_at=stop_at)
+    how: dict[str, Any] = {"seed": 5, "stop_at": stop_at, "code_vectors_VC": code_vectors()}
+    return TinyTask(model, PriorTraining(**training), None, accelerator, **how)
+
+
+def code_vectors() -> torch.Tensor:
+    """A vector of five channels for each code."""
+    return torch.randn(11, 5, generator=torch.Generator().manual_seed(3))
 
 
 def fit_config() -> FitConfig:

@@ -1,7 +1,7 @@
 """A prior as people build one from a library: transformers' LlamaForCausalLM on the codes, with AdamW.
 
-A class is a token before the codes, from the rows of the vocabulary beyond the codebook; the last row is no class, which
-guidance compares with. Training, guidance and sampling are otherwise as of our own prior's recipe.
+A class is a token before the codes, from the rows of the vocabulary beyond the codebook; the last row is no class,
+which guidance compares with. Training, guidance and sampling are otherwise as of our own prior's recipe.
 """
 
 from __future__ import annotations

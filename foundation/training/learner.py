@@ -23,6 +23,7 @@ from foundation.training.parallel import (
     full_tensor,
     gathered,
     is_sharded,
+    keeping_tags,
     local_shard,
     replicated,
     shard,
@@ -98,7 +99,8 @@ class Learner:
             shard(root, blocks, accelerator, self.precision)
             self.average, self.wrapped = WeightAverage(model, average_decay, shell), root
         else:
-            root.to(accelerator.device)
+            with keeping_tags(root):  # not every device can take the memory of a parameter
+                root.to(accelerator.device)
             self.average, self.wrapped = WeightAverage(model, average_decay), replicated(root, accelerator)
         self.objective = root
         self.optimizer = adamw(root, optim)

@@ -151,20 +151,27 @@ def shard(
     does what passes between blocks.
 
     Each of ``blocks`` is gathered and let go as a whole, everything else of ``root`` once per call. All processes hold
-    the same weights before. Tags of parameters (``no_decay``) stay, names too.
+    the same weights before. Tags of parameters stay, names too.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    tags = {name: dict(parameter.__dict__) for name, parameter in root.named_parameters()}
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     again = _flag("FSDP_RESHARD_AFTER_FORWARD", default=True)
     lower = torch.bfloat16 if precision == "bf16" else None
     types = MixedPrecisionPolicy(lower, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=types)
-    fully_shard(root, mesh=mesh)
-    for name, parameter in root.named_parameters():
+    with keeping_tags(root):
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=again, mp_policy=types)
+        fully_shard(root, mesh=mesh)
+
+
+@contextlib.contextmanager
+def keeping_tags(module: nn.Module) -> Iterator[None]:
+    """Parameters that are replaced in here keep their tags (``no_decay``, ``n_stacked``), by name."""
+    tags = {name: dict(parameter.__dict__) for name, parameter in module.named_parameters()}
+    yield
+    for name, parameter in module.named_parameters():
         parameter.__dict__.update(tags[name])
 
 

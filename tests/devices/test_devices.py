@@ -275,7 +275,7 @@ def test_no_kind_of_training_of_a_prior_waits_in_a_step(name: str, device: torch
             if step == 0:
                 crossed.clear()
     assert dict(crossed) == {}
-    assert sum(crossed.sent.values()) == (2 if name == "random order" else 0), "the orders of two steps"
+    assert sum(crossed.sent.values()) == 2 * (name in ("random order", "regularized")), "orders and noise of two steps"
 
 
 @pytest.mark.parametrize(

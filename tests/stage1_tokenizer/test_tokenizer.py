@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,22 @@ def test_two_grids_decode_to_the_forward_reconstruction_at_any_size(quantizer: Q
         model.decode(codes, (17, 24))
     with pytest.raises(DataError, match=r"12 x 24(.|\n)*multiples of 8"):
         model.encode(torch.zeros(1, 3, 12, 24))
+
+
+@pytest.mark.parametrize("quantizer", [FSQConfig(levels=(5, 4, 3)), VQConfig(codebook_size=8, width=6)])
+def test_the_vector_of_a_code_is_what_the_quantizer_makes_of_it(quantizer: QuantizerConfig) -> None:
+    model = small(quantizer)
+    codes = torch.randint(quantizer.codebook_size, (2, 4, 6))
+    vectors = model.code_vectors()
+    assert vectors.shape == (quantizer.codebook_size, quantizer.width) and vectors.dtype == torch.float32
+    assert torch.equal(vectors[codes].movedim(-1, 1), model.quantizers[0].decode(codes))
+
+
+@pytest.mark.parametrize("changes", [{"quantizer": ResidualConfig(depth=2)}, {"coarse_halvings": 1}])
+def test_a_code_of_several_codebooks_has_no_vector(changes: dict[str, Any]) -> None:
+    model = small(**{"quantizer": FSQConfig(levels=(5, 4, 3)), **changes})
+    with pytest.raises(ContractError, match="a code has no single vector"):
+        model.code_vectors()
 
 
 def test_the_fine_grid_is_encoded_knowing_the_coarse_one() -> None:

@@ -1,13 +1,14 @@
 """Adapters of a prior: what is trained, merged, saved, loaded, and sampled from."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from support.random_prior import spec
-from support.tiny_prior import TinyTask, dataset, fit_config, train
+from support.tiny_prior import TinyTask, code_vectors, dataset, fit_config, train
 
 from foundation.codes.spec import CodeLevel
 from foundation.config import from_dict
@@ -16,7 +17,7 @@ from foundation.storage.serialization import load_tensors
 from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.config import OptimConfig
 from pipeline.runs.recipe import PriorStage
-from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining
+from stage2_prior.config import LoRAConfig, PriorConfig, PriorTraining, Regularizer
 from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.lora import add_adapters, has_adapters, load_adapter, merged, save_adapter
@@ -40,12 +41,24 @@ def test_adapters_are_refused_where_muon_trains_matrices() -> None:
         from_dict(PriorStage, training)
 
 
-def adapted_task(stop_at: int | None = None, *, new_classes: bool = False) -> TinyTask:
+def adapted_task(
+    stop_at: int | None = None, *, new_classes: bool = False, regularizer: Regularizer | None = None
+) -> TinyTask:
     model = base()
     add_adapters(model, LoRAConfig(rank=2, dropout=0.1), new_classes=new_classes)
     optim = OptimConfig(learning_rate=0.03, warmup_steps=2)
-    training = PriorTraining(fit=fit_config(), optim=optim, average_decay=0.9)
-    return TinyTask(model, training, None, Accelerator(cpu=True), seed=5, stop_at=stop_at)
+    training = PriorTraining(fit=fit_config(), optim=optim, average_decay=0.9, regularizer=regularizer)
+    how: dict[str, Any] = {"seed": 5, "stop_at": stop_at, "code_vectors_VC": code_vectors()}
+    return TinyTask(model, training, None, Accelerator(cpu=True), **how)
+
+
+def test_adapters_train_beside_the_regularizer_whose_networks_stay_behind(tmp_path: Path) -> None:
+    task = adapted_task(regularizer=Regularizer(noise=0.5))
+    train(tmp_path, task, Accelerator(cpu=True))
+    plain, before = task.exported().state_dict(), base().state_dict()
+    assert plain.keys() == before.keys()
+    changed = {name for name, value in plain.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("blocks.") and before[name].ndim == 2}
 
 
 def logits(model: PriorModel) -> torch.Tensor:

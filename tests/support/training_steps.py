@@ -93,6 +93,8 @@ PRIORS: dict[str, dict[str, Any]] = {
     "random order": {"random_order": {"until_step": 8, "zero_step": 9}, "fit": {"steps": 10, "batch_size": 3}},
     "recomputed": {"checkpoint_blocks": True},
     "muon": {"optim": {"matrices": "muon", "weight_decay": 0.05}},
+    "smoothed": {"label_smoothing": 0.1},
+    "regularized": {"regularizer": {"noise": 0.5}},
 }
 """trainings of a prior"""
 Step = Callable[[int], dict[str, Any]]
@@ -137,8 +139,10 @@ def prior_step(
     """Steps of a prior's training, by their number."""
     training = from_dict(PriorTraining, {"fit": {"steps": STEPS, "batch_size": 3}, **settings})
     aware = {"target_aware": True} if training.random_order else {}
-    prior = model(LEVELS[0 if aware else levels], dropout=0.0, **{**aware, **(options or {})})
-    task = PriorTask(prior, training, None, accelerator)
+    single = bool(aware or training.regularizer)
+    prior = model(LEVELS[0 if single else levels], dropout=0.0, **{**aware, **(options or {})})
+    vectors = torch.randn(prior.spec.codebook_size, 5, generator=torch.Generator().manual_seed(0))
+    task = PriorTask(prior, training, None, accelerator, code_vectors_VC=vectors)
     tokens, labels = (each.to(accelerator.device) for each in examples(prior))
     batch = {"tokens": tokens, "labels": labels, "positions": torch.arange(3)}
     return lambda step: task.train_step(batch, step)

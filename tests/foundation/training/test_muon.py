@@ -13,8 +13,9 @@ from torch import nn
 from foundation.errors import ConfigError
 from foundation.training.config import OptimConfig
 from foundation.training.learner import Learner
-from foundation.training.muon import Muon, hidden_matrix, orthogonalized
+from foundation.training.muon import Muon, hidden_matrix, is_hidden_matrix, orthogonalized
 from foundation.training.optim import adamw, muon
+from foundation.training.parallel import keeping_tags
 
 SHAPES = [(8, 8), (24, 8), (8, 40), (8, 8), (24, 8)]
 
@@ -128,6 +129,14 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
         muon(module, OptimConfig()) is None
         and sum(len(g["params"]) for g in adamw(module, OptimConfig()).param_groups) == 5
     )
+
+
+def test_tags_stay_where_a_device_needs_new_parameters() -> None:
+    module = nn.Linear(2, 2)
+    hidden_matrix(module.weight, 2)
+    with keeping_tags(module):
+        module.weight, module.bias = (nn.Parameter(each.detach().clone()) for each in (module.weight, module.bias))
+    assert is_hidden_matrix(module.weight) and not is_hidden_matrix(module.bias)
 
 
 def test_a_model_without_hidden_matrices_is_refused() -> None:

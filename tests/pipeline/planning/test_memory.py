@@ -57,6 +57,15 @@ def test_muon_has_one_moment_where_adamw_has_two() -> None:
     )
 
 
+def test_the_networks_of_the_regularizer_are_counted() -> None:
+    recipe, plain = tiny(**{"prior.training.regularizer.noise": 0.5}), step_memory(tiny(), "prior", "cpu")
+    d, width = recipe.prior.model.shape.d_model, recipe.tokenizer.model.quantizer.width
+    networks = 2 * (d + d * d + d + d * width + width)
+    memory = step_memory(recipe, "prior", "cpu")
+    assert memory.at_peak["moments"] == plain.at_peak["moments"] + 8 * networks
+    assert memory.at_peak["average"] == plain.at_peak["average"] and memory.trained == plain.trained + 4 * networks
+
+
 def test_a_real_step_of_the_tokenizer_has_the_counted_peak() -> None:
     recipe = tiny(**WITH_ALL_LOSSES)
     counted = step_memory(recipe, "tokenizer", "cpu")

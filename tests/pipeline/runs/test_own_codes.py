@@ -109,6 +109,21 @@ def test_a_prior_on_an_array_of_another_tokenizer_draws_codes(tmp_path: Path, te
         assert tessera(*command)[0] != 0
 
 
+def test_codes_without_their_tokenizer_take_noise_and_refuse_an_alignment_by_name(
+    tmp_path: Path, tessera: Tessera
+) -> None:
+    np.save(tmp_path / "theirs.npy", np.random.default_rng(0).integers(0, 30, (60, 4, 6)))
+    run = tmp_path / "run"
+    arguments = ["--codes", tmp_path / "theirs.npy", "-o", run, "--prior.training.regularizer.noise", 0.5, *OPTIONS]
+    status, said = tessera("train-prior", "digits", *arguments)
+    assert status != 0 and "prior.training.regularizer.current_weight" in said and "--tokenizer" in said
+    shutil.rmtree(run)
+    off = [f"--prior.training.regularizer.{name}-weight=0" for name in ("current", "target")]
+    status, said = tessera("train-prior", "digits", *arguments, *off)
+    assert status == 0, said
+    assert read_metrics(run / "metrics.jsonl", "prior", "train")[-1]["context_noise"] >= 0
+
+
 def test_a_prior_on_joined_codes_keeps_every_row_and_a_row_in_both_on_one_side(
     load: Load, finished_run: Path, tmp_path: Path, tessera: Tessera
 ) -> None:

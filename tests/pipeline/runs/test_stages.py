@@ -23,6 +23,7 @@ from pipeline import ImageGenerator
 from pipeline.commands.runs import start_run
 from pipeline.runs.recipe import load_recipe
 from pipeline.runs.recipe_files import built_in_recipes
+from stage2_prior.prior import PriorModel
 
 
 def again(folder: Path, **overrides: object) -> None:
@@ -46,6 +47,21 @@ def test_the_resolved_recipe_reproduces_itself(finished_run: Path) -> None:
     stages = ("tokenizer.training", "tokenizer.training.perceptual", "prior.training")
     precisions = {f"{stage}.precision": "float32" for stage in stages}
     assert load_recipe(str(finished_run / "recipe.yaml")) == replaced(load_recipe("digits", TINY), precisions)
+
+
+def test_a_run_with_every_option_of_its_trainings_ends_with_a_plain_prior(finished_run: Path, tmp_path: Path) -> None:
+    optim = {"matrices": "muon", "matrix_learning_rate": 3e-3}
+    prior = {"optim": optim, "residual_init": "zero", "label_smoothing": 0.1, "regularizer": {"noise": 0.5}}
+    changes = {f"prior.training.{name}": value for name, value in prior.items()}
+    again(tmp_path / "run", **{"tokenizer.training.optim": optim, **changes})
+    assert (tmp_path / "run" / "samples" / "grid.png").is_file()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl", "prior", "train")
+    assert {"alignment_current", "alignment_target", "context_noise"} <= rows[-1].keys()
+    shapes = [
+        {name: tensor.shape for name, tensor in PriorModel.load(folder / "prior").state_dict().items()}
+        for folder in (finished_run, tmp_path / "run")
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_doing_it_again_redoes_nothing(run_copy: Path) -> None:

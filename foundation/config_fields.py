@@ -23,6 +23,8 @@ from foundation.paths import PathMark
 
 T = TypeVar("T")
 _MARK = "later"
+ELEMENT = "[]"
+"""after the name of a list, in the names of its elements' fields"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Entry:
     """One field of a configuration, of nested ones and of alternatives too.
 
     Attributes:
-        name: dotted.
+        name: dotted; fields of a list's elements follow ``ELEMENT``.
         annotation: its type.
         default: its value by default; ``dataclasses.MISSING`` if it must be given.
         help: its attribute docstring.
@@ -60,6 +62,9 @@ def entries(cls: type, default: Any = None, where: str = "", variant: str = "") 
         yield Entry(name, hint, value, docs.get(each.name, ""), variant)
         for type_name, inner in sections(hint).items():
             yield from entries(inner, value if type(value) is inner else None, name, type_name or variant)
+        for element in typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ():
+            for type_name, inner in sections(element).items():
+                yield from entries(inner, None, f"{name}{ELEMENT}", type_name or variant)
 
 
 def path_fields(config: Any, where: str = "") -> Iterator[tuple[str, str, PathMark]]:

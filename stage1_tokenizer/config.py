@@ -187,6 +187,11 @@ class TokenizerTraining:
         share = self.freeze_coding_after
         return self.fit.steps if share is None else max(1, round(share * self.fit.steps))
 
+    def at_largest(self) -> TokenizerTraining:
+        """Settings whose every step takes as much memory as the largest step of these."""
+        terms = tuple(each.costliest() for each in self.terms)
+        return dataclasses.replace(self, terms=terms, freeze_coding_after=None)
+
     def without_files(self) -> TokenizerTraining:
         """The same with random weights in place of files of frozen networks: for measuring what a step costs."""
         perceptual = dataclasses.replace(self.perceptual, vgg_weights="random")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from foundation.config import Text, members, sections, to_dict, variants
-from foundation.config_fields import Entry, entries
+from foundation.config_fields import ELEMENT, Entry, entries
 from foundation.errors import ConfigError, closest
 from pipeline.commands.help import WIDTH, row
 from pipeline.runs.recipe import Recipe
@@ -32,7 +32,7 @@ def read_fields(tokens: Sequence[str], command: Callable[..., Any]) -> dict[str,
     Raises:
         ConfigError: an unknown field, named with the nearest, one without a value, or one that is given twice.
     """
-    known = {each.name: each.annotation for each in entries(Recipe)}
+    known = {each.name: each.annotation for each in entries(Recipe) if ELEMENT not in each.name}
     known |= {f"{name}.type": str for name, annotation in known.items() if variants(annotation)}
     own = [each.name for each in inspect.signature(command).parameters.values() if each.kind is each.KEYWORD_ONLY]
     found: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def _page(rows: list[Entry], prefix: str) -> Iterator[str]:
         section = each.name.rpartition(".")[0]
         if each.name == prefix and not sections(each.annotation):
             yield _field(each)
-        elif each.name == prefix or each.name.startswith(prefix + "."):
+        elif each.name == prefix or each.name.startswith((prefix + ".", prefix + ELEMENT)):
             if sections(each.annotation):
                 yield from ("", textwrap.fill(f"{each.name}: {_choice(each.annotation, each.help)}", WIDTH))
                 heading = (each.name, "")

@@ -6,6 +6,7 @@ is extended in proportion. Speeds are means, not best cases: what else the machi
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -101,15 +102,17 @@ def measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> TokenizerSpee
             task.train_step({"images": _noise(preprocess, n, accelerator), "positions": torch.arange(n)}, step)
 
         last, starts = training.fit.steps - 1, training.adversarial.start_step
+        turns = itertools.cycle(range(max(0, last - _TIMED_STEPS + 1), last + 1))  # terms may take turns
         if model.is_discrete:
             step(min(n_examples, most), 0)  # places the codebook
-        seconds = _step_seconds(lambda n: step(n, last), n_examples, most, accelerator)
+        seconds = _step_seconds(lambda n: step(n, next(turns)), n_examples, most, accelerator)
         several = training.adversarial.weight > 0 and starts > 0
-        before = _step_seconds(lambda n: step(n, 0), n_examples, most, accelerator) if several else 0.0
+        early = itertools.cycle(range(min(_TIMED_STEPS, starts)))
+        before = _step_seconds(lambda n: step(n, next(early)), n_examples, most, accelerator) if several else 0.0
         share = stage.training.coding_steps / training.fit.steps
         if share < 1:
             task.freeze_coding(from_average=True)
-            alone = _step_seconds(lambda n: step(n, last), n_examples, most, accelerator)
+            alone = _step_seconds(lambda n: step(n, next(turns)), n_examples, most, accelerator)
             seconds = share * seconds + (1 - share) * alone
         before = before if several else seconds
         images = _noise(preprocess, min(_SCORED, most), accelerator)

@@ -140,7 +140,7 @@ def without_memory(kind: Kind) -> Iterator[tuple[Trace, torch.device]]:
 def _tokenizer_task(
     recipe: Recipe, training: Any, device: torch.device, trace: Trace, _: CodeSpec | None
 ) -> TokenizerTask:
-    training = replace(training.without_files(), freeze_coding_after=None)  # the larger step, of the whole
+    training = training.without_files().at_largest()
     where, preprocess = _process(device), recipe.data.preprocess
     with trace.naming("weights"):
         model = TokenizerModel(recipe.tokenizer.model, preprocess)

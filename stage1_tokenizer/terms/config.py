@@ -33,6 +33,10 @@ class TermConfig(Extensible):
         """The same settings with random weights in place of files, at equal cost: for measuring. Default: itself."""
         return self
 
+    def costliest(self: T) -> T:
+        """Settings whose every step takes as much memory as the largest of these. Default: itself."""
+        return self
+
 
 class _Lite0TermConfig(TermConfig):
     """What terms have in common that look through EfficientNet-lite0."""
@@ -105,7 +109,7 @@ class AlignmentConfig(_Lite0TermConfig):
 class EquivarianceConfig(TermConfig):
     """Equivariance of the decoder: a transformed grid of latents decodes to the transformed image (arXiv:2502.09509).
 
-    Each step takes one transformation at random for the whole batch of a process.
+    Each step takes one transformation for the whole batch of a process: scales in turn, flips and turns at random.
     """
 
     type_name: ClassVar[str] = "equivariance"
@@ -118,8 +122,8 @@ class EquivarianceConfig(TermConfig):
     rotations: bool = True
     """turn by multiples of 90 degrees; of images that are not square, by 180"""
     scales: tuple[int, ...] = (1, 2, 4)
-    """divisors of the grid's sides, one taken at random; those that do not divide them are left out; a step at 2
-    costs a fourth of one at 1"""
+    """divisors of the grid's sides, which take turns; those that do not divide them are left out; a step at 2 costs a
+    fourth of one at 1"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "weight")
@@ -127,3 +131,8 @@ class EquivarianceConfig(TermConfig):
         require(known, "scales", list(self.scales), "some of 1, 2 and 4, ascending")
         some = self.flips or self.rotations or self.scales != (1,)
         require(some, "scales", list(self.scales), "2 or 4 where there are neither flips nor rotations")
+
+    def costliest(self) -> EquivarianceConfig:
+        """At the largest scale only."""
+        turning = self.flips or self.rotations
+        return dataclasses.replace(self, scales=next((each,) for each in self.scales if each > 1 or turning))

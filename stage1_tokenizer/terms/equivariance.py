@@ -38,8 +38,9 @@ class Transform:
 
 
 class Equivariance(Term):
-    """Pixel loss between decode(t z) and t x, for z the quantized latents and t drawn for (seed, step, process).
+    """Pixel loss between decode(t z) and t x, for z the quantized latents.
 
+    Scales take turns, so that steps cost the same on all processes; the rest of t is drawn for (seed, step, process).
     Transformations of z act on what the decoder gets: the projection before it is pointwise, so both are the same.
     """
 
@@ -49,9 +50,11 @@ class Equivariance(Term):
         super().__init__(config, context)
         self.seed, self.process = context.seed, context.accelerator.process_index
         self.pixel_loss = PIXEL_LOSSES[context.training.pixel_loss]
-        self.transforms = transforms(config, *context.grid)
+        every = transforms(config, *context.grid)
+        of_scales = [[each for each in every if each.divisor == divisor] for divisor in config.scales]
+        self.transforms = [each for each in of_scales if each]
         size, found = "{} x {}".format(*context.grid), list(config.scales)
-        require(len(self.transforms) > 0, "scales", found, f"one that divides a grid of {size}, or flips or rotations")
+        require(len(every) > 0, "scales", found, f"one that divides a grid of {size}, or flips or rotations")
         same = context.grid[0] == context.grid[1] and set(config.scales) == {1}
         what, fix = (
             "[1] of square images with compile: true",
@@ -61,8 +64,8 @@ class Equivariance(Term):
 
     def __call__(self, seen: Seen) -> tuple[torch.Tensor, Metrics]:
         """See the base class."""
-        index = derive_seed(self.seed, "equivariance", seen.step, self.process) % len(self.transforms)
-        transform = self.transforms[index]
+        of_scale = self.transforms[seen.step % len(self.transforms)]
+        transform = of_scale[derive_seed(self.seed, "equivariance", seen.step, self.process) % len(of_scale)]
         decoded_BCYX = seen.decode(transform(seen.inputs_BCHW))
         return self.pixel_loss(decoded_BCYX, transform(seen.images_BCYX)), {}
 

@@ -34,6 +34,7 @@ PREPROCESS = Preprocess(height=16, width=24)
 SIZES = {"base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "latent_channels": 8, "norm_groups": 4}
 TOKENIZERS = {
     "fsq": {"quantizer": {"type": "fsq", "levels": [4, 4, 3], "evenness": 0.1}},
+    "unit variance": {"quantizer": {"type": "fsq", "levels": [4, 4, 3], "unit_variance": True}},
     "ema": {"quantizer": {"type": "vq", "codebook_size": 40, "width": 4, "revive_every": 3}},
     "gradient": {
         "quantizer": {
@@ -73,13 +74,21 @@ GAN = {
     "discriminator": {"n_layers": 1, "width": 8},
 }
 PERCEPTUAL = {"weight": 0.1, "vgg_weights": "random"}
+TERMS = [
+    {"type": "lite0", "stages": [2, 3], "side": 32, "weights": "random"},
+    {"type": "alignment", "of": "both", "side": 32, "weights": "random"},
+    {"type": "equivariance"},
+]
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"average_decay": 0.5},
     "perceptual": {"perceptual": PERCEPTUAL},
     "adversarial": {"adversarial": GAN},
+    "terms": {"terms": TERMS},
+    "decoder refit": {"terms": TERMS, "freeze_coding_after": 0.5},
     "everything in micro-batches": {
         "adversarial": GAN,
+        "terms": TERMS,
         "perceptual": PERCEPTUAL,
         "average_decay": 0.5,
         "micro_batch_size": 2,

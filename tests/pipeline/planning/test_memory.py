@@ -23,6 +23,11 @@ WITH_ALL_LOSSES = {
     "tokenizer.training.perceptual": {"weight": 1.0, "precision": "float32"},
     "tokenizer.training.adversarial": {"weight": 0.1, "start_step": 1, "discriminator": {"width": 8, "n_layers": 1}},
 }
+TERMS = [
+    {"type": "lite0", "side": 32, "stages": [2, 3]},
+    {"type": "alignment", "side": 32, "hidden": 16},
+    {"type": "equivariance", "scales": [1, 2]},
+]
 
 
 def tiny(**more: object) -> Recipe:
@@ -66,11 +71,12 @@ def test_the_networks_of_the_regularizer_are_counted() -> None:
     assert memory.at_peak["average"] == plain.at_peak["average"] and memory.trained == plain.trained + 4 * networks
 
 
-def test_a_real_step_of_the_tokenizer_has_the_counted_peak() -> None:
-    recipe = tiny(**WITH_ALL_LOSSES)
+@pytest.mark.parametrize("terms", [[], TERMS], ids=["without terms", "with terms"])
+def test_a_real_step_of_the_tokenizer_has_the_counted_peak(terms: list[dict[str, object]]) -> None:
+    refit = {"tokenizer.training.freeze_coding_after": 0.5}
+    recipe = tiny(**WITH_ALL_LOSSES, **{"tokenizer.training.terms": terms}, **(refit if terms else {}))
     counted = step_memory(recipe, "tokenizer", "cpu")
-    training, accelerator = recipe.tokenizer.training, Accelerator(cpu=True)
-    training = training.without_files()
+    training, accelerator = recipe.tokenizer.training.without_files().at_largest(), Accelerator(cpu=True)
     preprocess: Preprocess = recipe.data.preprocess
     model = TokenizerModel(recipe.tokenizer.model, preprocess)
     objective = Objective(training, model, accelerator, seed=0)
@@ -95,6 +101,19 @@ def test_a_real_step_of_the_prior_has_the_counted_peak() -> None:
         task.train_step(examples, 0)
     of_step = counted.peak - sum(counted.at_peak.get(name, 0) for name in ("weights", "moments", "average", "batch"))
     assert trace.peak == pytest.approx(of_step, rel=0.05)
+
+
+def test_terms_take_memory_and_the_largest_scale_counts() -> None:
+    def peak(*terms: dict[str, object], refit: float | None = None) -> int:
+        changes = {"tokenizer.training.terms": list(terms), "tokenizer.training.freeze_coding_after": refit}
+        size = {"data.preprocess": WITH_ALL_LOSSES["data.preprocess"]}
+        return step_memory(tiny(**size, **changes), "tokenizer", "cpu").peak
+
+    plain = peak()
+    assert all(peak(each) > plain for each in TERMS)
+    large, small, both = (peak({"type": "equivariance", "scales": scales}) for scales in ([1], [2], [1, 2]))
+    assert small < large == both
+    assert peak(refit=0.5) == plain, "a refit's steps are smaller"
 
 
 def test_every_loss_and_network_of_stage_1_has_a_row() -> None:

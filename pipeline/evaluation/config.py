@@ -9,6 +9,7 @@ from foundation.config import check_types, require
 from foundation.errors import ConfigError
 from foundation.paths import PathOrName, PathText
 
+ExtractorName = Literal["auto", "lite0", "small", "inception", "dinov2"]
 Part = Literal["all", "tokenizer", "prior", "samples"]
 Split = Literal["validation", "train"]
 DEFAULT_SAMPLES, LEAST_SAMPLES = 2_000, 10
@@ -18,7 +19,7 @@ DEFAULT_SAMPLES, LEAST_SAMPLES = 2_000, 10
 class Judges:
     """Networks that score a tokenizer."""
 
-    extractor: Literal["auto", "lite0", "small", "inception", "dinov2", "none"] = "auto"
+    extractor: ExtractorName | Literal["none"] = "auto"
     """features for distances; auto is lite0 where its package is installed, and small of tiny grey images"""
     weights: str | None = None
     """the extractor's weights: file, folder or hub name; default cached or downloaded"""

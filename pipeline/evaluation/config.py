@@ -19,7 +19,7 @@ DEFAULT_SAMPLES, LEAST_SAMPLES = 2_000, 10
 class Judges:
     """Networks that score a tokenizer."""
 
-    extractor: ExtractorName | Literal["none"] = "auto"
+    extractor: Literal["auto", "lite0", "small", "inception", "dinov2", "none"] = "auto"
     """features for distances; auto is lite0 where its package is installed, and small of tiny grey images"""
     weights: str | None = None
     """the extractor's weights: file, folder or hub name; default cached or downloaded"""

@@ -75,6 +75,8 @@ def evaluate_run(
         found["probe"] = _probe(folder, device)
     if part == "prior" or (part == "all" and folder.prior.is_dir()):
         found["prior"] = _evaluate_prior(folder, split, device, engine, compare=part == "prior")
+    if part == "all" and folder.prior.is_dir() and not asked:
+        print("samples: not scored; --samples 2000 draws and scores as many")
     if asked:
         found["samples"] = _evaluate_samples(folder, judges, samples, device, engine)
     if json_path is not None and outputs is not None:

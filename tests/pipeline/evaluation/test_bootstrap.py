@@ -32,7 +32,9 @@ def of_kernel(seed: int) -> Figure:
 
 def of_frechet(seed: int) -> Figure:
     one, other = draws(1000, seed)
-    return frechet_figure(one, other, resampling_weights(1000, 200, "a", seed), resampling_weights(1000, 200, "b", seed))
+    return frechet_figure(
+        one, other, resampling_weights(1000, 200, "a", seed), resampling_weights(1000, 200, "b", seed)
+    )
 
 
 def of_inception(seed: int) -> Figure:

@@ -69,7 +69,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name, arrays in cases.items():
         path = tmp_path / f"{name}.npz"
         np.savez(path, *arrays)
-        with pytest.raises(DataError, match="does not hold images|holds other classes"):
+        with pytest.raises(DataError, match=r"does not hold images|holds other classes"):
             NpzSource(path, ("a", "b"))
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(DataError, match="cannot be read"):

@@ -41,7 +41,7 @@ def test_samples_are_scored_beside_real_images(run_copy: Path, capsys: pytest.Ca
     assert "PSNR" not in printed and "Likelihood" not in printed
     found = kept(run_copy)
     assert found["images"] == {"samples": 60, "training": 300, "held_out": 60} and found["extractor"] == "small"
-    assert list(found["figures"])[0] == "kernel_distance", "first below 10,000 samples"
+    assert next(iter(found["figures"])) == "kernel_distance", "first below 10,000 samples"
     for row in found["figures"].values():
         assert row["samples"]["low"] <= row["samples"]["value"] <= row["samples"]["high"] and row["real"] is not None
     assert {"class_accuracy", "inception_score", "close_codes"} <= set(found["figures"])
@@ -101,6 +101,10 @@ def test_given_images_are_scored_like_samples(
     assert "class_accuracy" in kept(run_copy, "samples-small-images")["figures"], "classes come from metadata.csv"
     assert evaluate(run_copy, "--images", str(folder), "--samples", "20", "--stage", "samples") == 0
     assert kept(run_copy, "samples-small-images")["images"]["samples"] == 20
+    tables = tmp_path / "tables"
+    assert main(["sample", str(run_copy), "--count", "50", "--format", "parquet", "-o", str(tables), *ON_CPU]) == 0
+    assert evaluate(run_copy, "--images", str(tables), "--stage", "samples") == 0
+    assert "class_accuracy" in kept(run_copy, "samples-small-images")["figures"]
 
 
 def test_another_reference_is_cut_in_two(run_copy: Path, tmp_path: Path) -> None:
@@ -116,7 +120,9 @@ def test_another_reference_is_cut_in_two(run_copy: Path, tmp_path: Path) -> None
     assert found["images"]["held_out"] in (29, 30) and found["images"]["training"] in (50, 51)
     assert found["images"]["held_out"] + found["images"]["training"] == 80, "without the unreadable one"
     assert "class_accuracy" not in found["figures"] and "nearest_codes" not in found, "its classes are not the run's"
-    assert found["figures"]["frechet_distance"]["samples"]["value"] > found["figures"]["frechet_distance"]["real"]["value"]
+    assert (
+        found["figures"]["frechet_distance"]["samples"]["value"] > found["figures"]["frechet_distance"]["real"]["value"]
+    )
 
 
 def test_what_cannot_act_is_refused(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

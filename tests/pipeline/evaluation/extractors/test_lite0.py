@@ -48,7 +48,11 @@ def test_it_is_named_and_never_comparable_with_inception(lite0: FeatureExtractor
 
 
 def test_auto_takes_it_for_pictures_and_small_for_tiny_grey_ones(lite0: FeatureExtractor) -> None:
-    for preprocess, name in ((COLOUR, "lite0"), (DIGITS, "small"), (Preprocess(height=64, width=64, mode="L"), "lite0")):
+    for preprocess, name in (
+        (COLOUR, "lite0"),
+        (DIGITS, "small"),
+        (Preprocess(height=64, width=64, mode="L"), "lite0"),
+    ):
         found = choose_extractor("auto", None, preprocess)
         assert found is not None and found.name == name
     assert choose_extractor("none", None, COLOUR) is None

@@ -29,6 +29,7 @@ from pipeline.commands.options import (
     read_path,
 )
 from pipeline.engines.config import EngineConfig
+from pipeline.evaluation.config import ExtractorName
 from pipeline.generation.options import Speed
 from pipeline.output_files import Outputs, output_place
 
@@ -271,7 +272,7 @@ def tune_guidance(
     *,
     images: int = 1000,
     repeats: int = 4,
-    extractor: Literal["small", "inception", "dinov2"] = "small",
+    extractor: ExtractorName = "auto",
     weights: Extractor = None,
     seed: int = 0,
     dry_run: bool = False,
@@ -285,7 +286,7 @@ def tune_guidance(
     Args:
         images: samples for each setting and repeat; more resolve smaller differences
         repeats: how often each setting is sampled; they give its standard error
-        extractor: features for the Frechet distance; small needs no file, but compares only with itself
+        extractor: features for the Frechet distance; auto is lite0 if installed, and small of tiny grey images
         seed: seed of the samples
         dry_run: only print what was found
     """

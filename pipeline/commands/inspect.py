@@ -73,9 +73,9 @@ def evaluate(
     out: Annotated[str | None, out_option("also write all figures to this JSON file")] = None,
     device: Device = "auto",
     probe: bool = False,
-    samples: Annotated[SampleOptions, group("Samples: scored with --stage samples, or with one of the first three")] = (
-        SampleOptions()
-    ),
+    samples: Annotated[
+        SampleOptions, group("Samples: scored with --stage samples, --samples, --images, --reference or --npz")
+    ] = (SampleOptions()),
     judges: Annotated[Judges, group("Networks")] = Judges(),
     engine: EngineGroup = EngineConfig(),
 ) -> None:

@@ -9,6 +9,7 @@ from foundation.config import check_types, require
 from foundation.errors import ConfigError
 from foundation.paths import PathOrName, PathText
 
+ExtractorName = Literal["auto", "lite0", "small", "inception", "dinov2"]
 Part = Literal["all", "tokenizer", "prior", "samples"]
 Split = Literal["validation", "train"]
 DEFAULT_SAMPLES, LEAST_SAMPLES = 2_000, 10

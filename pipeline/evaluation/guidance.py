@@ -28,8 +28,9 @@ from foundation.images.preview import visible
 from foundation.randomness import derive_seed, permutation
 from foundation.storage import durable
 from pipeline.evaluation.class_balance import class_draws, class_shares, shape_draws
+from pipeline.evaluation.config import ExtractorName
 from pipeline.evaluation.distances import FeatureMoments, frechet_distance
-from pipeline.evaluation.extractors import FeatureExtractor, named_extractor
+from pipeline.evaluation.extractors import FeatureExtractor, choose_extractor
 from pipeline.generation.drawing import SampleRequest, draw
 from pipeline.generation.files import INDEX, GeneratorIndex, read_index
 from pipeline.generation.generator import ImageGenerator
@@ -155,8 +156,8 @@ class Tuning:
     """samples for each setting and repeat; more tell closer settings apart"""
     repeats: int = 4
     """how often each setting is sampled, with other random numbers, 2 or more; they give its standard error"""
-    extractor: str = "small"
-    """features that are compared: inception, dinov2, or small, which needs no file"""
+    extractor: ExtractorName = "auto"
+    """features that are compared; auto is lite0 where its package is installed, and small of tiny grey images"""
     weights: str | None = None
     """the extractor's weights; null takes its cached or downloaded ones"""
     seed: int = 0
@@ -194,9 +195,11 @@ def tune_guidance(run: str, tuning: Tuning, device: str, *, write: bool = True) 
         expected = "a prior trained with classes and label_dropout"
         raise ConfigError("has no guidance to tune", field="run", found=run, expected=expected)
     generator.require_memory(tuning.images, generator.settings({"output_type": "latent"}))
-    extractor = named_extractor(tuning.extractor, tuning.weights)
+    extractor = choose_extractor(tuning.extractor, tuning.weights, generator.spec.preprocess)
     if extractor is None:
-        raise ConfigError("is needed", field="--extractor", found="none", expected="inception, dinov2 or small")
+        raise ConfigError(
+            "is needed", field="--extractor", found="none", expected="auto, lite0, inception, dinov2 or small"
+        )
     what, fix = "needs images, and this run was trained on codes", "sample with --guidance-scale to compare by eye"
     ConfigError.unless(recipe.codes is None, what, field="run", found=str(folder.root), fix=fix)
     train, _ = open_run_split(folder, recipe, "train")

@@ -29,6 +29,7 @@ from stage2_prior.evaluate import PriorScores, PriorTally, ScoredRows, nats_of
 from stage2_prior.prior import PriorModel
 
 _CLASSES_SHOWN = 3
+_SHADES, _WIDEST_MAP = ".:-=+*#%@", 32
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class PriorEvaluation:
         ):
             per_value = f"{bits * shares:>21.4f}" if knows_images else ""
             lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{per_value}")
-        return "\n".join([*lines, *self._by_slot(), *self._by_class(), "Notes", *(f"- {note}" for note in self.notes)])
+        found = [*lines, *self._by_slot(), *self._by_class(), *self._by_place()]
+        return "\n".join([*found, "Notes", *(f"- {note}" for note in self.notes)])
 
     def _by_slot(self) -> list[str]:
         if grids := self.scores.grids:
@@ -116,6 +118,19 @@ class PriorEvaluation:
             f"{f'  grid {slot.level + 1}, depth {slot.depth + 1}':<26}{float(bits_HW.mean()):>14.4f}"
             for slot, bits_HW in self.scores.bits_by_place()
         ]
+
+    def _by_place(self) -> list[str]:
+        """Draw the bits at each place of each slot's grid: a character of ``_SHADES`` for a code, darker for more."""
+        lines = []
+        for slot, bits_HW in self.scores.bits_by_place():
+            low, high = float(bits_HW.min()), float(bits_HW.max())
+            if max(bits_HW.shape) > _WIDEST_MAP or high == low:
+                continue
+            name = f", grid {slot.level + 1}, depth {slot.depth + 1}" if len(self.scores.spec.slots) > 1 else ""
+            lines.append(f"  bits by place{name}, from {low:.2f} ('{_SHADES[0]}') to {high:.2f} ('{_SHADES[-1]}')")
+            levels_HW = ((bits_HW - low) / (high - low) * len(_SHADES)).astype(int).clip(max=len(_SHADES) - 1)
+            lines += ["    " + "".join(_SHADES[level] * 2 for level in row) for row in levels_HW]
+        return lines
 
     def _by_class(self) -> list[str]:
         """Format the classes of most and least bits."""

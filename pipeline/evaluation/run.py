@@ -62,24 +62,40 @@ def evaluate_run(
     about = {"command": "evaluate", "run": str(folder.root.resolve()), "part": part, "split": split}
     how = {"judges": to_dict(judges), "samples": to_dict(samples), "probe": probe}
     outputs = None if json_path is None else output_at(json_path, {**about, **how})
-    own, device = folder.load_recipe().codes is not None, usable_device(device)
-    if own and part == "tokenizer":
-        what, fix = "needs images, and this run was trained on codes", "leave it out, or evaluate the tokenizer's run"
-        raise ConfigError(what, field="--stage", found=part, expected="prior", fix=fix)
-    asked = part == "samples" or samples.is_given
-    part = "prior" if own and part == "all" else part
+    parts, device = _parts(folder, part, samples), usable_device(device)
     found: dict[str, Any] = {}
-    if part in ("all", "tokenizer"):
+    if "tokenizer" in parts:
         found["tokenizer"] = _evaluate_tokenizer(folder, judges, split, device, engine)
     if probe:
         found["probe"] = _probe(folder, device)
-    if part == "prior" or (part == "all" and folder.prior.is_dir()):
-        found["prior"] = _evaluate_prior(folder, split, device, engine, compare=part == "prior")
-    if asked:
+    if "prior" in parts:
+        found["prior"] = _evaluate_prior(folder, split, device, engine, compare="tokenizer" not in parts)
+    if "samples" in parts:
         found["samples"] = _evaluate_samples(folder, judges, samples, device, engine)
     if json_path is not None and outputs is not None:
         outputs.write(json_path.name, json.dumps(found, indent=1).encode())
     return found
+
+
+def _parts(folder: RunFolder, part: Part, samples: SampleOptions) -> list[Part]:
+    """The parts to evaluate: what was asked for, or what the run has.
+
+    Raises:
+        ConfigError: tokenizer or samples of a run that has no images.
+    """
+    if folder.load_recipe().codes is not None:
+        part = "prior" if part == "all" else part
+        needing = "--stage" if part != "prior" else "--samples"
+        what, fix = "needs images, and this run was trained on codes", "leave it out, or evaluate the tokenizer's run"
+        fits = part == "prior" and not samples.is_given
+        ConfigError.unless(fits, what, field=needing, found=part, expected="prior", fix=fix)
+    if part != "all":
+        return [part, "samples"] if samples.is_given and part != "samples" else [part]
+    has_prior = folder.prior.is_dir()
+    if has_prior and not samples.is_given:
+        print("samples: not scored; --samples 2000 draws and scores as many")
+    wanted: dict[Part, bool] = {"tokenizer": True, "prior": has_prior, "samples": samples.is_given}
+    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def _require_choices(part: Part, split: Split) -> None:

@@ -90,12 +90,10 @@ def evaluate_run_samples(
         the figures, as written.
 
     Raises:
-        ConfigError: options that exclude each other; a run that draws no images; a file that is not ours to replace.
+        ConfigError: options that exclude each other, or a file that is not ours to replace.
         DataError: nothing to read, or too few images.
         CheckpointError: the run has no prior.
     """
-    has_images, fix = recipe.codes is None, "evaluate the run whose tokenizer made the codes"
-    ConfigError.unless(has_images, "need images, and this run was trained on codes", field="samples", fix=fix)
     outputs, real = _npz_place(folder, options), open_real(folder, recipe, options)
     if options.images is None:
         scored = _drawn(folder, recipe, options, device, extractor, engine, outputs)

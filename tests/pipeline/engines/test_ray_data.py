@@ -17,7 +17,7 @@ from foundation.storage import durable
 from pipeline.encoding.decode import decode_to_folder
 from pipeline.encoding.streamed_decode import decode_on
 from pipeline.encoding.streamed_export import encode_on
-from pipeline.evaluation.config import Judges
+from pipeline.evaluation.config import Judges, SampleOptions
 from pipeline.evaluation.run import evaluate_run
 from pipeline.generation.bulk import Batch, generate_to_folder
 from pipeline.generation.likelihood import score_files
@@ -135,6 +135,7 @@ def test_samples_are_the_same(
 @slow
 def test_figures_of_an_evaluation_are_equal(nodes: Any, run_copy: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"part": "all", "judges": Judges(), "split": "validation", "device": "cpu"}
+    how["samples"] = SampleOptions(samples=150)
     here = evaluate_run(str(run_copy), **how)
     assert evaluate_run(str(run_copy), engine=RayEngine(2), **how) == here
 

@@ -190,7 +190,7 @@ class Fitting:
             )
             values: dict[str, Any] = {"tokenizer.model": sizes.model}
             if "tokenizer.training.fit.batch_size" not in self.given:
-                values["tokenizer.training.fit.batch_size"] = batch_for(rate * share / (3 * sizes.flops))
+                values["tokenizer.training.fit.batch_size"] = batch_for("tokenizer", rate * share / (3 * sizes.flops))
             if not fixed:
                 values |= {"data.preprocess.height": sizes.side, "data.preprocess.width": sizes.side}
             recipe = replaced(recipe, values)
@@ -207,7 +207,7 @@ class Fitting:
         seen = min(budget / (3 * prior_cost(model, spec)[0]), MOST_PASSES * self.counts.train * n_views(recipe))
         values = {
             "prior.model": model,
-            "prior.training.fit.batch_size": batch_for(seen),
+            "prior.training.fit.batch_size": batch_for("prior", seen),
             "prior.training.optim.learning_rate": prior_learning_rate(model.shape.d_model),
         }
         return replaced(recipe, {name: value for name, value in values.items() if name not in self.given})

@@ -139,4 +139,3 @@ def _save_picture(trial: Trial, seed: int, place: Place, pixels_NYXC: np.ndarray
     path = place.picture(trial.name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
-

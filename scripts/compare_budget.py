@@ -75,6 +75,15 @@ def keep(trials: list[Trial], place: Place, path: Path) -> None:
     durable.replace_file(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
 
 
+def images_of(dataset: str | None, image_column: str) -> dict[str, Any]:
+    """Dotted fields of the images of a dataset; without one, recipes keep their own."""
+    if dataset is None:
+        return {}
+    source = {"type": "dataset", "path": str(Path(dataset).resolve()), "split": "train"}
+    columns = {"validation_split": "validation", "image_column": image_column, "label_column": "label"}
+    return {f"data.source.{name}": value for name, value in {**source, **columns}.items()}
+
+
 def _arguments() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -83,7 +92,7 @@ def _arguments() -> Any:
         each.add_argument("trials", type=Path, help="a file of trials")
         each.add_argument("--out", type=Path, default=Path("runs/trials"), help="folder of the queue")
         each.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these trials alone")
-    commands.choices["run"].add_argument("--data", required=True, help="images: a dataset with splits and labels")
+    commands.choices["run"].add_argument("--data", help="a dataset with splits train and validation, and labels")
     commands.choices["run"].add_argument("--image-column", default="image", help="column of the images")
     commands.choices["run"].add_argument("--keep-going", action="store_true", help="go on after a trial that fails")
     commands.choices["keep"].add_argument("--to", type=Path, required=True, help="file of kept results")
@@ -100,13 +109,11 @@ def main() -> int:
     try:
         trials = chosen(load_trials(arguments.trials), arguments.only)
         if arguments.command == "keep":
-            keep(trials, Place(arguments.out, {}), arguments.to)
+            keep(trials, Place(arguments.out.resolve(), {}), arguments.to)
             return 0
         keep_freed_memory()
-        source = {"type": "dataset", "path": str(Path(arguments.data).resolve()), "split": "train"}
-        columns = {"validation_split": "validation", "image_column": arguments.image_column, "label_column": "label"}
-        data = {f"data.source.{name}": value for name, value in {**source, **columns}.items()}
-        return 1 if run(trials, Place(arguments.out, data), keep_going=arguments.keep_going) else 0
+        place = Place(arguments.out.resolve(), images_of(arguments.data, arguments.image_column))
+        return 1 if run(trials, place, keep_going=arguments.keep_going) else 0
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

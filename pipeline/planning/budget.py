@@ -58,6 +58,8 @@ _FEWEST_STEPS = 60
 _MOST_TOKENIZER_PASSES = 400
 _ENCODE_SHARE = 0.12
 """of the budget: where encoding mirror images takes more, they are left out"""
+_MIRRORED_FROM = 1.5
+"""passes over the images from which on mirror images are encoded too: before, the prior would hardly see them"""
 _SIZES = {
     "resolution": ("data.preprocess.height", "data.preprocess.width"),
     "tokenizer": ("tokenizer.model", "tokenizer.training.fit.batch_size"),
@@ -144,6 +146,9 @@ class Fitting:
         speeds = Speeds(tokenizer, prior, self.read)
         recipe = self._without_slow_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)
+        if self._has_unseen_views(recipe, second, prior):
+            recipe = replaced(recipe, {"encode.flip": False})
+            first, second, notes = self._shares(recipe, speeds, trains=trains)
         if trains and tokenizer is not None:
             step = tokenizer.step + reading_of_a_step(recipe, self.counts, self.read)
             recipe = self._with_steps(recipe, "tokenizer", first, step, (tokenizer.score, tokenizer.score))
@@ -242,6 +247,13 @@ class Fitting:
         if slow and recipe.encode.flip and "encode.flip" not in self.given:
             return replaced(recipe, {"encode.flip": False})
         return recipe
+
+    def _has_unseen_views(self, recipe: Recipe, seconds: float, prior: PriorSpeed | None) -> bool:
+        """Whether a prior that trains so long hardly gets through the images, so that mirror images add nothing."""
+        if prior is None or recipe.codes is not None or not recipe.encode.flip or "encode.flip" in self.given:
+            return False
+        seen = seconds / prior.step * recipe.prior.training.fit.batch_size
+        return seen < _MIRRORED_FROM * self.counts.train
 
     def _shares(self, recipe: Recipe, speeds: Speeds, *, trains: bool) -> tuple[float, float, tuple[str, ...]]:
         """Seconds for the training of each stage, evaluations included.

@@ -41,7 +41,7 @@ class Trial:
     """time of both stages, such as 10m+10m"""
     seeds: tuple[int, ...] = (0,)
     """one run each"""
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     """dotted fields of the recipe => their values"""
     revision: str | None = None
     """git revision that trains; null takes the files as they are"""
@@ -81,7 +81,7 @@ class Place:
     """Folders of a queue.
 
     Attributes:
-        root: of everything.
+        root: of everything, an absolute path: commands run in the folder of their code.
         data: dotted fields of the images, for every trial.
     """
 
@@ -131,12 +131,13 @@ def train(trial: Trial, seed: int, place: Place) -> float:
     line += ["-o", str(folder)]
     for name, value in fields.items():
         line += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout(trial.revision, place))}
+    code = checkout(trial.revision, place)
+    environment = {**os.environ, "PYTHONPATH": str(code)}
     log = place.log(trial.name, seed)
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with open(log, "ab") as file:
-        done = subprocess.run(line, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        done = subprocess.run(line, env=environment, cwd=code, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
         last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
         raise DataError("a trial failed", field=f"{trial.name}, seed {seed}", found=last, fix=f"read {log}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from foundation.codes.dataset import TokenDataset
-from foundation.images.image_set import ImageSet
+from foundation.config import digest, to_dict
 from foundation.images.preprocess import image_grid, to_pixels
 from foundation.randomness import permutation
 from pipeline.evaluation.extractors import FeatureExtractor, named_extractor
@@ -51,7 +51,7 @@ def score_run(trial: Trial, seed: int, place: Place) -> dict[str, Any]:
     pixels = np.round(np.asarray(samples) * 255).astype(np.uint8)
     figures = {
         **_of_tokenizer(folder, generator),
-        **_of_samples(folder, pixels, labels),
+        **_of_samples(folder, place, pixels, labels),
         "bits": likelihood.metrics()["bits_per_code"] * generator.spec.n_codes,
     }
     _save_picture(trial, seed, place, pixels, labels)
@@ -75,7 +75,7 @@ def score_llama(trial: Trial, seed: int, place: Place) -> dict[str, Any]:
     codes = llama.sample(trained, labels, generator.spec.n_codes, scale, seed=1_000_000)
     decoded = [generator.tokenizer.decode(generator.spec.grid(part)) for part in codes.split(250)]
     pixels = to_pixels(torch.cat(decoded))
-    figures = {**_of_samples(folder, pixels, labels), "bits": llama.held_out_bits(trained, held_out)}
+    figures = {**_of_samples(folder, place, pixels, labels), "bits": llama.held_out_bits(trained, held_out)}
     _save_picture(trial, seed, place, pixels, labels)
     sizes = {"prior": sum(each.numel() for each in trained.model.parameters())}
     seconds = {"seconds": trained.seconds, "steps": trained.steps}
@@ -104,9 +104,9 @@ def _of_tokenizer(folder: RunFolder, generator: ImageGenerator) -> dict[str, flo
     return {"psnr": found["psnr"], "ssim": found["ssim"], "rfd": found["rfid_lite0"], "usage": found["code_usage"]}
 
 
-def _of_samples(folder: RunFolder, pixels_NYXC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+def _of_samples(folder: RunFolder, place: Place, pixels_NYXC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     samples = features_of(pixels_NYXC, labels_N, _extractor())
-    scores = score_features(samples, *_real(folder), _extractor())
+    scores = score_features(samples, *_real(folder, place), _extractor(), n_replicates=2)  # seeds show the spread
     names = {"frechet_distance": "fd", "kernel_distance": "kd", "class_accuracy": "accuracy"}
     kept = ("precision", "recall", "density", "coverage", "inception_score")
     values = {names.get(name, name): each.value for name, each in scores.figures.items() if name in (*names, *kept)}
@@ -114,22 +114,23 @@ def _of_samples(folder: RunFolder, pixels_NYXC: np.ndarray, labels_N: np.ndarray
     return {**values, **real}
 
 
-_REAL: dict[str, tuple[ImageFeatures, ImageFeatures]] = {}
-
-
-def _real(folder: RunFolder) -> tuple[ImageFeatures, ImageFeatures]:
-    """Features of training and held-out images, computed once for all trials on the same images."""
+def _real(folder: RunFolder, place: Place) -> tuple[ImageFeatures, ImageFeatures]:
+    """Features of training and held-out images, computed once for all trials of a queue on the same images."""
     recipe = folder.load_recipe()
-    key = repr((recipe.data.source, recipe.data.preprocess))
-    if key not in _REAL:
-        sets = [open_run_split(folder, recipe, split)[0] for split in ("train", "validation")]
-        _REAL[key] = (_features(sets[0]), _features(sets[1]))
-    return _REAL[key]
+    key = digest({"source": to_dict(recipe.data.source), "preprocess": to_dict(recipe.data.preprocess)})
+    return _features(folder, "train", place, key), _features(folder, "validation", place, key)
 
 
-def _features(images: ImageSet) -> ImageFeatures:
-    chosen = np.sort(permutation(len(images), "reference of trials")[:REFERENCE])
-    return features_of(images.pixels(chosen), np.asarray(images.labels)[chosen], _extractor())
+def _features(folder: RunFolder, split: Literal["train", "validation"], place: Place, key: str) -> ImageFeatures:
+    path = place.root / "real" / f"{key[:16]}-{split}.npz"
+    if not path.is_file():
+        images, _ = open_run_split(folder, folder.load_recipe(), split)
+        chosen = np.sort(permutation(len(images), "reference of trials")[:REFERENCE])
+        found = features_of(images.pixels(chosen), np.asarray(images.labels)[chosen], _extractor())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, features_NF=found.features_NF, logits_NK=found.logits_NK, labels_N=found.labels_N)
+    with np.load(path) as kept:
+        return ImageFeatures(**kept)
 
 
 def _save_picture(trial: Trial, seed: int, place: Place, pixels_NYXC: np.ndarray, labels_N: np.ndarray) -> None:

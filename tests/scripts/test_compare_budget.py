@@ -1,0 +1,87 @@
+"""The queue of trials: which are open, what is kept, what the tables say; and one real trial of digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_run import ROOT
+
+from foundation.errors import ConfigError
+from scripts.trials.queue import Place, Trial, checkout, load_trials, open_rows, save_result
+from scripts.trials.tables import tables
+
+FIGURES = {"psnr": 25.0, "rfd": 300.0, "bits": 540.0, "fd": 700.0, "accuracy": 0.25, "recall": 0.1, "precision": 0.9}
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    sizes = {"tokenizer": 200_000, "prior": 400_000}
+    row = {"name": "one", "budget": "1m+1m", "pretrained": False, "seconds": 120.0, "parameters": sizes}
+    return {**row, "figures": FIGURES, **changes}
+
+
+def test_every_trial_has_its_first_seed_before_any_has_its_second(tmp_path: Path) -> None:
+    trials = [Trial(name=name, recipe="digits", budget="2m", seeds=(3, 4)) for name in ("one", "two")]
+    place = Place(tmp_path, {})
+    assert [(each.name, seed) for each, seed in open_rows(trials, place)] == [
+        ("one", 3),
+        ("two", 3),
+        ("one", 4),
+        ("two", 4),
+    ]
+    save_result(trials[0], 3, place, {"figures": FIGURES})
+    assert [(each.name, seed) for each, seed in open_rows(trials, place)][0] == ("two", 3)
+    assert json.loads(place.result("one", 3).read_text())["figures"] == FIGURES
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("- {name: a, budget: 2m, colour: red}", "colour"),
+        ("- {name: a, budget: 2m}\n- {name: a, budget: 2m}", "name"),
+        ("- {name: a, budget: 2m, codes_of: b}", "codes_of"),
+        ("- {name: a, budget: soon}", "budget"),
+    ],
+)
+def test_a_wrong_file_of_trials_is_refused(text: str, field: str, tmp_path: Path) -> None:
+    (tmp_path / "trials.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=field):
+        load_trials(tmp_path / "trials.yaml")
+
+
+def test_the_kept_trials_can_be_read() -> None:
+    for path in sorted((ROOT / "scripts" / "trials").glob("*.yaml")):
+        assert load_trials(path), path
+
+
+def test_a_revision_is_trained_from_its_own_files(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository here, which has the revisions")
+    folder = checkout("HEAD", Place(tmp_path, {}))
+    assert (folder / "pipeline" / "cli.py").is_file() and folder.is_relative_to(tmp_path)
+    assert checkout(None, Place(tmp_path, {})) == ROOT
+
+
+def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() -> None:
+    rows = [result(), result(seconds=132.0), result(name="two", pretrained=True, figures={"psnr": 20.0})]
+    text = tables(rows)
+    first, second = text.split("with features that were trained on other images")
+    assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
+    assert "| two | 1 | 20.00 | - |" in second
+
+
+@pytest.mark.slow
+def test_a_trial_of_digits_is_trained_scored_and_kept(tmp_path: Path) -> None:
+    trials, kept = tmp_path / "trials.yaml", tmp_path / "kept.json"
+    trials.write_text(json.dumps([{"name": "digits", "recipe": "digits", "budget": "60s"}]))
+    script = [sys.executable, str(ROOT / "scripts" / "compare_budget.py")]
+    queue = [str(trials), "--out", str(tmp_path / "queue")]
+    subprocess.run([*script, "run", *queue], check=True, cwd=ROOT)
+    subprocess.run([*script, "keep", *queue, "--to", str(kept)], check=True, cwd=ROOT)
+    (row,) = json.loads(kept.read_text())
+    assert row["figures"]["psnr"] > 15 and 0 < row["figures"]["accuracy"] <= 1 and row["seconds"] < 120
+    assert (tmp_path / "queue" / "pictures" / "digits-0.png").is_file()
+    shown = subprocess.run([*script, "table", str(kept)], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "| digits | 1 |" in shown

@@ -66,7 +66,8 @@ class Schedule:
 
     def shared_steps(self, other: int) -> int:
         """How many of the first steps have the learning rates that they have in a training of ``other`` steps."""
-        stops = [(each.stop(self.n_steps), each.stop(other)) for each in self.optims]
+        rates = [each for each in self.optims if isinstance(each, Rates)]
+        stops = [(each.stop(self.n_steps), each.stop(other)) for each in rates]
         shared = range(min([self.n_steps, other, *(min(pair) for pair in stops if pair[0] != pair[1])]))
 
         def differ(step: int) -> bool:  # at every later step too, once they do

@@ -32,7 +32,7 @@ def test_every_trial_has_its_first_seed_before_any_has_its_second(tmp_path: Path
         ("two", 4),
     ]
     save_result(trials[0], 3, place, {"figures": FIGURES})
-    assert [(each.name, seed) for each, seed in open_rows(trials, place)][0] == ("two", 3)
+    assert next((each.name, seed) for each, seed in open_rows(trials, place)) == ("two", 3)
     assert json.loads(place.result("one", 3).read_text())["figures"] == FIGURES
 
 

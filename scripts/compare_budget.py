@@ -1,8 +1,9 @@
 """What methods are worth at equal time: trials from one queue, each trained for its budget, then scored alike.
 
     python scripts/compare_budget.py run TRIALS.yaml --data FOLDER --out QUEUE      # goes on where it stopped
-    python scripts/compare_budget.py table docs/results/cifar10.json               # the table of docs/RESULTS.md
     python scripts/compare_budget.py keep TRIALS.yaml --out QUEUE --to docs/results/cifar10.json
+    python scripts/compare_budget.py table docs/results/cifar10.json               # prints the tables of docs/RESULTS.md
+    python scripts/compare_budget.py table docs/results/cifar10.json --into docs/RESULTS.md
 
 ``run`` trains and scores the trials of the file that have no result yet, one after the other, so that each has the
 machine to itself: a trial that was interrupted goes on, and says so in its result. ``keep`` puts the results into one
@@ -23,7 +24,7 @@ from foundation.errors import DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.storage import durable
 from scripts.trials.queue import Place, Trial, load_trials, open_rows, save_result, train
-from scripts.trials.tables import kept_rows, tables
+from scripts.trials.tables import inserted, kept_rows, tables
 
 
 def run(trials: list[Trial], place: Place, *, keep_going: bool) -> int:
@@ -75,6 +76,16 @@ def keep(trials: list[Trial], place: Place, path: Path) -> None:
     durable.replace_file(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
 
 
+def show(results: Path, document: Path | None) -> None:
+    """Print the tables of kept results, or put them into a document."""
+    text = tables(kept_rows(results))
+    if document is None:
+        print(text)
+        return
+    old = document.read_text(encoding="utf-8")
+    durable.replace_file(document, inserted(old, results.stem, text).encode())
+
+
 def images_of(dataset: str | None, image_column: str) -> dict[str, Any]:
     """Dotted fields of the images of a dataset; without one, recipes keep their own."""
     if dataset is None:
@@ -96,17 +107,19 @@ def _arguments() -> Any:
     commands.choices["run"].add_argument("--image-column", default="image", help="column of the images")
     commands.choices["run"].add_argument("--keep-going", action="store_true", help="go on after a trial that fails")
     commands.choices["keep"].add_argument("--to", type=Path, required=True, help="file of kept results")
-    commands.add_parser("table", help="print kept results").add_argument("results", type=Path)
+    table = commands.add_parser("table", help="print kept results, or write them into a document")
+    table.add_argument("results", type=Path, help="a file of kept results")
+    table.add_argument("--into", type=Path, help="a document with a place for them, between comments of the file's name")
     return parser.parse_args()
 
 
 def main() -> int:
     """Do what the command says."""
     arguments = _arguments()
-    if arguments.command == "table":
-        print(tables(kept_rows(arguments.results)))
-        return 0
     try:
+        if arguments.command == "table":
+            show(arguments.results, arguments.into)
+            return 0
         trials = chosen(load_trials(arguments.trials), arguments.only)
         if arguments.command == "keep":
             keep(trials, Place(arguments.out.resolve(), {}), arguments.to)

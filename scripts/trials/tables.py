@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foundation.errors import DataError
+
 FIGURES = {
     "psnr": ("held-out PSNR, dB", ".2f"),
     "rfd": ("Frechet distance of reconstructions", ".1f"),
@@ -24,6 +26,19 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
     """The results of a file of kept results."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return rows
+
+
+def inserted(document: str, name: str, text: str) -> str:
+    """A document with the text in the place that two comments mark, ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Raises:
+        DataError: the document has no such place.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    found, fix = begin in document and end in document, f"add the lines {begin.strip()} and {end} where they belong"
+    DataError.unless(found, "has no place for the tables", field=name, fix=fix)
+    before, rest = document.split(begin, 1)
+    return f"{before}{begin}\n{text}\n\n{end}{rest.split(end, 1)[1]}"
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.tiny_run import ROOT
 
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
 from scripts.trials.queue import Place, Trial, checkout, load_trials, open_rows, save_result
-from scripts.trials.tables import tables
+from scripts.trials.tables import inserted, kept_rows, tables
 
 FIGURES = {"psnr": 25.0, "rfd": 300.0, "bits": 540.0, "fd": 700.0, "accuracy": 0.25, "recall": 0.1, "precision": 0.9}
 
@@ -70,6 +70,19 @@ def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() ->
     first, second = text.split("with features that were trained on other images")
     assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
     assert "| two | 1 | 20.00 | - |" in second
+
+
+def test_the_tables_of_the_documents_are_those_of_the_kept_results() -> None:
+    document = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    kept = sorted((ROOT / "docs" / "results").glob("*.json"))
+    assert kept
+    for path in kept:
+        assert inserted(document, path.stem, tables(kept_rows(path))) == document, path
+
+
+def test_a_document_without_a_place_is_refused() -> None:
+    with pytest.raises(DataError, match="no place"):
+        inserted("# Results", "cifar10", "a table")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
     python scripts/compare_budget.py run TRIALS.yaml --data FOLDER --out QUEUE      # goes on where it stopped
     python scripts/compare_budget.py keep TRIALS.yaml --out QUEUE --to docs/results/cifar10.json
-    python scripts/compare_budget.py table docs/results/cifar10.json               # prints the tables of docs/RESULTS.md
+    python scripts/compare_budget.py table docs/results/cifar10.json   # prints the tables of docs/RESULTS.md
     python scripts/compare_budget.py table docs/results/cifar10.json --into docs/RESULTS.md
 
 ``run`` trains and scores the trials of the file that have no result yet, one after the other, so that each has the
@@ -109,7 +109,9 @@ def _arguments() -> Any:
     commands.choices["keep"].add_argument("--to", type=Path, required=True, help="file of kept results")
     table = commands.add_parser("table", help="print kept results, or write them into a document")
     table.add_argument("results", type=Path, help="a file of kept results")
-    table.add_argument("--into", type=Path, help="a document with a place for them, between comments of the file's name")
+    table.add_argument(
+        "--into", type=Path, help="a document with a place for them, between comments of the file's name"
+    )
     return parser.parse_args()
 
 

@@ -64,7 +64,10 @@ def load_trials(path: Path) -> list[Trial]:
     Raises:
         ConfigError: an unknown field, two trials of one name, or a ``codes_of`` that names none before it.
     """
-    rows = [from_dict(Trial, row, f"{path.name}, trial {i}") for i, row in enumerate(yaml.safe_load(path.read_text()))]
+    rows = [
+        from_dict(Trial, row, f"{path.name}, trial {i}")
+        for i, row in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    ]
     known: list[str] = []
     for row in rows:
         if row.name in known:
@@ -122,13 +125,7 @@ def train(trial: Trial, seed: int, place: Place) -> float:
     """
     folder = place.run(trial.name, seed)
     fields = {**place.data, **trial.fields, "seed": seed}
-    line = [sys.executable, "-m", "pipeline.cli"]
-    if trial.codes_of is None:
-        line += ["run", trial.recipe, "--budget", trial.budget]
-    else:
-        source = place.run(trial.codes_of, seed)
-        line += ["run", trial.recipe, "--budget", second_stage(trial.budget), "--codes", str(source / "codes")]
-    line += ["-o", str(folder)]
+    line = [sys.executable, "-m", "pipeline.cli", "run", trial.recipe, "--budget", trial.budget, "-o", str(folder)]
     for name, value in fields.items():
         line += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     code = checkout(trial.revision, place)
@@ -139,15 +136,9 @@ def train(trial: Trial, seed: int, place: Place) -> float:
     with open(log, "ab") as file:
         done = subprocess.run(line, env=environment, cwd=code, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
-        last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
+        last = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
         raise DataError("a trial failed", field=f"{trial.name}, seed {seed}", found=last, fix=f"read {log}")
     return time.perf_counter() - began
-
-
-def second_stage(budget: str) -> str:
-    """The time of the prior alone."""
-    parsed = Budget.parse(budget)
-    return f"{parsed.total - (parsed.first_stage or parsed.total / 2):.0f}s"
 
 
 def checkout(revision: str | None, place: Place) -> Path:

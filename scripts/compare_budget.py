@@ -35,6 +35,7 @@ def run(trials: list[Trial], place: Place, *, keep_going: bool) -> int:
     failed = 0
     for trial, seed in open_rows(trials, place):
         print(f"{trial.name}, seed {seed}: {trial.budget}", flush=True)
+        interrupted = place.run(trial.name, seed).exists()
         try:
             if trial.prior == "llama":
                 figures = score_llama(trial, seed, place)
@@ -47,7 +48,7 @@ def run(trials: list[Trial], place: Place, *, keep_going: bool) -> int:
             if not keep_going:
                 return failed
             continue
-        save_result(trial, seed, place, figures)
+        save_result(trial, seed, place, {**figures, "interrupted": interrupted})
         print(json.dumps(figures["figures"]), flush=True)
     return failed
 
@@ -65,7 +66,7 @@ def chosen(trials: list[Trial], only: list[str]) -> list[Trial]:
 
 
 def keep(trials: list[Trial], place: Place, path: Path) -> None:
-    """Put the results into one file, in the order of the trials, beside those of other trials that it has."""
+    """Put the results into one file, in the order of the trials; results of other trials in it stay."""
     known = [] if not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
     names = {each.name for each in trials}
     rows = [row for row in known if row["name"] not in names]

@@ -67,7 +67,7 @@ def build(config: PriorConfig, n_codes: int, n_classes: int, n_positions: int) -
 def train_llama(
     codes: TokenDataset, config: PriorConfig, training: PriorTraining, seconds: float, seed: int
 ) -> Trained:
-    """Train for so many seconds; the number of steps is chosen by the first ones, after a warm-up.
+    """Train for a fixed time; the number of steps is chosen by the first ones, after a warm-up.
 
     Args:
         codes: of training, with labels.
@@ -82,16 +82,16 @@ def train_llama(
     trained = Trained(model, codes.spec.codebook_size, n_classes, 0, 0.0)
     optimizer, size = adamw(model, training.optim), training.fit.batch_size
     began, steps, step = time.perf_counter(), 1 << 30, 0
-    order = rng.permutation(len(codes))
+    order = np.empty(0, np.int64)
     while step < steps:
         if step == 2:
             timed = time.perf_counter()
         if step == 2 + _TIMED:
             now = time.perf_counter()
             steps = step + int((seconds - (now - began)) / ((now - timed) / _TIMED))
-        if (step * size) % len(order) + size > len(order):
+        if len(order) < size:  # an epoch ends; what is left of it is less than a batch
             order = rng.permutation(len(codes))
-        rows = np.sort(order[(step * size) % (len(order) - size) :][:size])
+        rows, order = np.sort(order[:size]), order[size:]
         rate = learning_rate(training.optim, step, steps if steps < 1 << 30 else 10_000)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from foundation.config import from_dict
+from foundation.config import from_dict, require
 from foundation.errors import ConfigError, DataError, nearest
 from foundation.storage import durable
 from pipeline.runs.duration import Budget
@@ -56,6 +56,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
+        borrows = self.codes_of is not None
+        expected = "a trial whose codes it takes, or a recipe of its own: one of the two"
+        require(borrows != bool(self.recipe), "codes_of", self.codes_of, expected)
+        require(borrows or self.prior == "ours", "codes_of", None, "a trial before it, for a llama")
+        require(not (borrows and self.revision), "revision", self.revision, "null where codes are another trial's")
 
 
 def load_trials(path: Path) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""Scores of a trial, by the same measures for all: those of this repository's files, whatever revision trained."""
+"""Scores of a trial. The measures are this repository's as it is, for every revision that trained."""
 
 from __future__ import annotations
 

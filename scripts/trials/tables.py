@@ -60,7 +60,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        cells = [name, str(len(own))]
+        stopped = any(row.get("interrupted") for row in own)
+        cells = [f"{name}, interrupted" if stopped else name, str(len(own))]
         cells += [_cell([row["figures"].get(key) for row in own], form) for key, (_, form) in FIGURES.items()]
         sizes = own[0]["parameters"]
         cells.append(" + ".join(f"{sizes[stage] / 1e6:.2f} M" for stage in ("tokenizer", "prior") if stage in sizes))

@@ -39,10 +39,13 @@ def test_every_trial_has_its_first_seed_before_any_has_its_second(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("- {name: a, budget: 2m, colour: red}", "colour"),
-        ("- {name: a, budget: 2m}\n- {name: a, budget: 2m}", "name"),
+        ("- {name: a, recipe: digits, budget: 2m, colour: red}", "colour"),
+        ("- {name: a, recipe: digits, budget: 2m}\n- {name: a, recipe: digits, budget: 2m}", "name"),
+        ("- {name: a, budget: 2m}", "codes_of"),
+        ("- {name: a, recipe: digits, budget: 2m, prior: llama}", "codes_of"),
+        ("- {name: a, recipe: digits, budget: 2m, codes_of: b}", "codes_of"),
         ("- {name: a, budget: 2m, codes_of: b}", "codes_of"),
-        ("- {name: a, budget: soon}", "budget"),
+        ("- {name: a, recipe: digits, budget: soon}", "budget"),
     ],
 )
 def test_a_wrong_file_of_trials_is_refused(text: str, field: str, tmp_path: Path) -> None:
@@ -67,6 +70,7 @@ def test_a_revision_is_trained_from_its_own_files(tmp_path: Path) -> None:
 def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() -> None:
     rows = [result(), result(seconds=132.0), result(name="two", pretrained=True, figures={"psnr": 20.0})]
     text = tables(rows)
+    assert "| one, interrupted | 1 |" in tables([result(interrupted=True)])
     first, second = text.split("with features that were trained on other images")
     assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
     assert "| two | 1 | 20.00 | - |" in second

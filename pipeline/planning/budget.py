@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -144,11 +145,8 @@ class Fitting:
         if recipe.codes is not None or recipe.tokenizer.model.is_discrete:
             prior = measure_prior(recipe, spec_of(recipe, self.counts.classes), self.accelerator)
         speeds = Speeds(tokenizer, prior, self.read)
-        recipe = self._without_slow_views(recipe, speeds)
+        recipe = self._without_useless_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)
-        if self._has_unseen_views(recipe, second, prior):
-            recipe = replaced(recipe, {"encode.flip": False})
-            first, second, notes = self._shares(recipe, speeds, trains=trains)
         if trains and tokenizer is not None:
             step = tokenizer.step + reading_of_a_step(recipe, self.counts, self.read)
             recipe = self._with_steps(recipe, "tokenizer", first, step, (tokenizer.score, tokenizer.score))
@@ -241,19 +239,19 @@ class Fitting:
         speed = measure_prior(replaced(recipe, {"prior.model": small}), spec, self.accelerator)
         return 3 * prior_cost(small, spec)[0] * recipe.prior.training.fit.batch_size / speed.step
 
-    def _without_slow_views(self, recipe: Recipe, speeds: Speeds) -> Recipe:
-        """Leave out mirror images where encoding them would take too much of the budget."""
-        slow = run_times(recipe, self.counts, speeds).get(ENCODE, 0.0) > _ENCODE_SHARE * self.budget.total
-        if slow and recipe.encode.flip and "encode.flip" not in self.given:
+    def _without_useless_views(self, recipe: Recipe, speeds: Speeds) -> Recipe:
+        """Leave out mirror images where encoding them takes too much of the budget, or the prior hardly sees them."""
+        if not recipe.encode.flip or "encode.flip" in self.given:
+            return recipe
+        encoding, total = run_times(recipe, self.counts, speeds).get(ENCODE, 0.0), self.budget.total
+        seen = math.inf
+        if speeds.prior is not None:
+            first = _TOKENIZER_SHARE * total if self.budget.first_stage is None else self.budget.first_stage
+            seconds = _AIM * (total - first) - encoding
+            seen = seconds / speeds.prior.step * recipe.prior.training.fit.batch_size
+        if encoding > _ENCODE_SHARE * total or seen < _MIRRORED_FROM * self.counts.train:
             return replaced(recipe, {"encode.flip": False})
         return recipe
-
-    def _has_unseen_views(self, recipe: Recipe, seconds: float, prior: PriorSpeed | None) -> bool:
-        """Whether a prior that trains so long hardly gets through the images, so that mirror images add nothing."""
-        if prior is None or recipe.codes is not None or not recipe.encode.flip or "encode.flip" in self.given:
-            return False
-        seen = seconds / prior.step * recipe.prior.training.fit.batch_size
-        return seen < _MIRRORED_FROM * self.counts.train
 
     def _shares(self, recipe: Recipe, speeds: Speeds, *, trains: bool) -> tuple[float, float, tuple[str, ...]]:
         """Seconds for the training of each stage, evaluations included.

@@ -143,6 +143,18 @@ def test_slow_mirror_images_are_left_out() -> None:
     assert fit(load_recipe("cifar10"), "1h", counts=many, given=("encode.flip",)).recipe.encode.flip
 
 
+def test_mirror_images_that_the_prior_would_hardly_see_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("cifar10", {"tokenizer.model.networks.base_width": 32})
+    counts = dataclasses.replace(COUNTS, train=20_000)
+    short = fit(recipe, "4m+4m", counts=counts)
+    training = short.recipe.prior.training.fit
+    assert not short.recipe.encode.flip and training.steps * training.batch_size < 2 * counts.train
+    assert fit(recipe, "4m+2h", counts=counts).recipe.encode.flip
+    assert fit(recipe, "4m+4m", counts=counts, given=("encode.flip",)).recipe.encode.flip
+    monkeypatch.setattr(budget_module, "_MIRRORED_FROM", 0.0)
+    assert fit(recipe, "4m+4m", counts=counts).recipe.encode.flip, "and not because they are slow"
+
+
 @pytest.mark.parametrize("name", ["folder", "cifar10-vqgan", "cifar10-dvae", "digits", "cifar10-vae"])
 def test_a_run_gives_all_its_choices_back(name: str) -> None:
     recipe = load_recipe(name, {"budget": "30m"})

@@ -151,8 +151,8 @@ class TokenizerTraining:
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """a discriminator that reconstructions must deceive; off unless its weight is above 0"""
     terms: tuple[TermConfig, ...] = added_later(())
-    """further terms of the loss, each with a type and a weight: alignment, equivariance, lite0, and those of installed
-    packages"""
+    """further terms of the loss, each with a type and a weight: alignment, equivariance, lite0, or a term of an
+    installed package"""
     average_decay: float = 0.999
     """decay of the exponential average of the weights, per step; 0 uses the last weights"""
     freeze_coding_after: float | None = added_later(None)

@@ -66,7 +66,7 @@ class Tokenizer(HubModel):
     main_input_name = "images_BCYX"
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = {"quantizer"}
-    _no_split_modules = ["ResidualBlock", "AttentionBlock", "DVAEBlock"]
+    _no_split_modules = ["ResidualBlock", "AttentionBlock", "DVAEBlock", "ViTBlock"]
 
     def __init__(self, config: TokenizerHubConfig) -> None:
         super().__init__(config)

@@ -41,7 +41,7 @@ class Objective:
     Attributes:
         lpips: the perceptual distance, None when its weight is 0.
         adversary: the discriminator in training, None when its weight is 0.
-        terms: those of ``training.terms``, by the name under which they are logged.
+        terms: of ``training.terms``, by the name under which they are logged.
         learner: what the terms train, None where they train nothing.
 
     Raises:
@@ -133,8 +133,12 @@ class Objective:
         return self.adversary if self.adversary is not None and self.adversary.has_started(step) else None
 
     def train_terms(self, step: int, offered: torch.Tensor) -> Metrics:
-        """One step of what the terms train, after the backward pass and if the tokenizer's was taken."""
-        if self.learner is None:
+        """One step of what the terms train, after the backward pass and if the tokenizer's was taken.
+
+        Returns:
+            Metrics; none where no term that trains something took part in the step.
+        """
+        if self.learner is None or all(each.grad is None for each in self.learner.model.parameters()):
             return {}
         average_gradients(self.learner.model.parameters())
         update = self.learner.take_step(torch.zeros((), device=offered.device), step, offered)

@@ -75,7 +75,7 @@ class PriorLoss(nn.Module):
         Returns:
             the loss, a float32 scalar: the mean of nll, smoothed, + z_loss * logsumexp^2 over the batch's codes; and
             detached scalars to log: ``nll`` and ``bits_per_code``, not smoothed, and ``logsumexp`` (root mean square)
-            if the z-loss is on, and those of the alignment.
+            if the z-loss is on, and the alignment's.
 
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.

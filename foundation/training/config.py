@@ -106,7 +106,7 @@ class OptimConfig:
     """optimizer of hidden matrices: of a prior the weights of its blocks, of a tokenizer the kernels between the first
     and the last of encoder and decoder; muon steps along the momentum with all singular values near 1"""
     matrix_learning_rate: float | None = added_later(None)
-    """peak learning rate of muon, whose steps are as large as those of adamw at the same rate; null takes
+    """peak learning rate of muon, whose steps are as large as adamw's at the same rate; null takes
     learning_rate"""
     matrix_momentum: float = added_later(0.95)  # type: ignore[assignment]
     """decay of muon's average of gradients, 0 to 1"""

@@ -262,7 +262,7 @@ def start_run(
     run = prepared_run(recipe, out, overrides)
 
     from pipeline.commands.job import Job
-    from pipeline.planning.budget import kept_fields
+    from pipeline.planning.budget_fields import kept_fields
     from pipeline.planning.computed import model_work
     from pipeline.planning.estimate import process_bytes
     from pipeline.planning.fit_run import expect_run, fit_run, peak_memory, promise_text
@@ -304,7 +304,7 @@ def fetched_run(
     """
     from foundation.training.heartbeat import wait_for_everyone
     from foundation.training.parallel import build_accelerator
-    from pipeline.planning.budget import kept_fields
+    from pipeline.planning.budget_fields import kept_fields
     from pipeline.runs.mirror import mirrored_run, open_mirror
 
     if recipe is None:
@@ -354,7 +354,7 @@ def prepared_run(recipe: str, out: str | None = None, overrides: Mapping[str, An
         ConfigError: an unreadable recipe, or a wrong value in it.
     """
     from pipeline.evaluation.in_training import open_rfid
-    from pipeline.planning.budget import kept_fields
+    from pipeline.planning.budget_fields import kept_fields
     from pipeline.planning.fit_run import adopt_run
     from pipeline.runs.own_codes import require_effect, run_of
 

@@ -110,7 +110,7 @@ def features_of_set(
         engine: reads images and computes features.
 
     Returns:
-        the features, in the order of the indices that are returned with them, and those of the readable images.
+        the features, in the order of the returned indices of readable images.
 
     Raises:
         DataError: no image can be read, or too many cannot.

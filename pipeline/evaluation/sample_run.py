@@ -192,7 +192,7 @@ def _given(
 def _codes(
     folder: RunFolder, recipe: Recipe, generator: ImageGenerator, codes_NT: np.ndarray
 ) -> tuple[CodeSets | None, list[str]]:
-    """The run's codes beside those of samples, and names of the training rows; None of images of several shapes."""
+    """Codes of the run and of samples, and names of the training rows; None of images of several shapes."""
     if generator.spec.n_grids > 1:
         return None, []
     sets = [TokenDataset(folder.codes, split, recipe.machine.tokens) for split in ("train", "validation")]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from foundation.codes.spec import CodeSpec
-from foundation.config import Choice
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError
+from pipeline.planning.budget_fields import scaled
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed, measure_prior, measure_tokenizer
 from pipeline.planning.sizes import (
     MOST_PASSES,
@@ -61,29 +60,10 @@ _ENCODE_SHARE = 0.12
 """of the budget: where encoding mirror images takes more, they are left out"""
 _MIRRORED_FROM = 1.5
 """passes over the images from which on mirror images are encoded too: before, the prior would hardly see them"""
-_SIZES = {
-    "resolution": ("data.preprocess.height", "data.preprocess.width"),
-    "tokenizer": ("tokenizer.model", "tokenizer.training.fit.batch_size"),
-    "prior": ("prior.model", "prior.training.fit.batch_size", "prior.training.optim.learning_rate"),
-}
-"""fields of each part that a recipe can leave open"""
 _PROBED = 5e12
 """FLOPs of trainings whose sizes are timed first: minutes on a laptop"""
 _AVERAGED = 0.08
 """of the steps: horizon of the average of the weights"""
-_CADENCE = ("fit.steps", "fit.evaluate_every", "fit.checkpoint_every", "fit.log_every", "average_decay")
-_COUNTED = (
-    "warmup_steps",
-    "start_step",
-    "ramp_steps",
-    "until_step",
-    "zero_step",
-    "boost_steps",
-    "anneal_steps",
-    "temperature_steps",
-    "kl_warmup_steps",
-)
-"""fields that count optimizer steps and keep their share of them"""
 
 
 @dataclass(frozen=True)
@@ -336,11 +316,11 @@ class Fitting:
         }
         if training.average_decay > 0:
             values["average_decay"] = round(1 - 1 / max(10.0, _AVERAGED * steps), 5)
-        values |= dict(_scaled(training, steps, training.fit.steps))
+        values |= dict(scaled(training, steps, training.fit.steps))
         named = {f"{stage}.training.{name}": value for name, value in values.items()}
         if stage == "tokenizer":
             quantizer = recipe.tokenizer.model.quantizer
-            inside = dict(_scaled(quantizer, steps, training.fit.steps))
+            inside = dict(scaled(quantizer, steps, training.fit.steps))
             named |= {f"tokenizer.model.quantizer.{name}": value for name, value in inside.items()}
         return replaced(recipe, {name: value for name, value in named.items() if name not in self.given})
 
@@ -354,61 +334,3 @@ def spec_of(recipe: Recipe, n_classes: int) -> CodeSpec:
 def _scoring(prior: PriorSpeed, tokenizer: TokenizerSpeed | None) -> tuple[float, float]:
     """Seconds to score the codes of an image, and to sample an image for a preview."""
     return prior.score, prior.sample + (0.0 if tokenizer is None else tokenizer.decode)
-
-
-def fittable(recipe: Recipe) -> list[str]:
-    """Dotted names of fields that a budget may choose; a run that exists keeps its own."""
-    names = [*_timed(recipe), "encode.flip", "tokenizer.training.perceptual.precision"]
-    names += [f"{stage}.training.precision" for stage in ("tokenizer", "prior")]
-    for part in recipe.open:
-        names += _SIZES[part]
-    if "tokenizer" in recipe.open:  # with all that is inside
-        names = [name for name in names if not name.startswith("tokenizer.model.")]
-    return names
-
-
-def kept_fields(recipe: Recipe, overrides: Collection[str], own: Collection[str]) -> set[str]:
-    """Dotted names of fields that a budget leaves as they are.
-
-    Args:
-        recipe: with all fields.
-        overrides: names of fields on the command line.
-        own: names of fields in the user's own recipe file: a length or cadence there is what a budget replaces.
-    """
-    return {*overrides, *(set(own) - set(_timed(recipe)))}
-
-
-def _timed(recipe: Recipe) -> list[str]:
-    """Fields that say how long a training is, or count its steps."""
-    names = []
-    for stage in ("tokenizer", "prior"):
-        training = getattr(recipe, stage).training
-        fields = [*_CADENCE, *(name for name, _ in _scaled(training, 1, 1))]
-        names += [f"{stage}.training.{name}" for name in fields]
-    quantizer = recipe.tokenizer.model.quantizer
-    return names + [f"tokenizer.model.quantizer.{name}" for name, _ in _scaled(quantizer, 1, 1)]
-
-
-def adopt_fit(recipe: Recipe, saved: Recipe, given: Collection[str]) -> Recipe:
-    """The recipe with what its run has chosen, but for fields that the user sets."""
-    names = [
-        name for name in fittable(recipe) if not any(each == name or each.startswith(f"{name}.") for each in given)
-    ]
-    values = {}
-    for name in names:
-        try:
-            values[name] = attrgetter(name)(saved)
-        except AttributeError:  # another quantizer: the folder's recipe is compared later
-            continue
-    return replaced(recipe, values)
-
-
-def _scaled(config: Any, steps: int, before: int, where: str = "") -> Iterator[tuple[str, int]]:
-    """Fields that count optimizer steps, in proportion; a warm-up stays as long as it was, up to a twentieth."""
-    for each in dataclasses.fields(config):
-        name, value = f"{where}.{each.name}" if where else each.name, getattr(config, each.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, Choice):
-            yield from _scaled(value, steps, before, name)
-        elif each.name in _COUNTED and value:
-            least = min(value, steps // 20) if each.name == "warmup_steps" else 0
-            yield name, max(1, least, round(value * steps / before))

@@ -13,7 +13,8 @@ from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
 from foundation.hardware import usable_cores
 from foundation.images.sources import ImageSource
-from pipeline.planning.budget import Fitted, Fitting, adopt_fit, spec_of
+from pipeline.planning.budget import Fitted, Fitting, spec_of
+from pipeline.planning.budget_fields import adopt_fit
 from pipeline.planning.fits import gigabytes, if_countable, needed, trained_stages
 from pipeline.planning.measure import TokenizerSpeed, measure_prior, measure_reading, measure_tokenizer
 from pipeline.planning.memory import Kind, code_layout, step_memory
@@ -193,8 +194,10 @@ def _tokenizer_rows(recipe: Recipe, speed: TokenizerSpeed) -> list[tuple[str, st
     model, fit = stage.model, stage.training.fit
     rows = [("images", f"{preprocess.height} x {preprocess.width} pixels, {_grids(recipe)}")]
     if stage.pretrained is None:
-        width = getattr(model.networks, "base_width", None)
-        network = [] if width is None else [f"base width {width:,}"]
+        widths = (("base width", "base_width"), ("width", "width"))
+        network = [
+            f"{what} {getattr(model.networks, name):,}" for what, name in widths if hasattr(model.networks, name)
+        ]
         rows.append(("tokenizer", ", ".join([*network, stage.training.precision])))
         rows.append(("", f"{fit.steps:,} steps of {fit.batch_size}; {fit.batch_size / speed.step:,.0f} images/s"))
     return rows

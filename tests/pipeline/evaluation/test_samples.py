@@ -73,7 +73,7 @@ class Ladder:
         return self._figures([(images, labels), *((change(images), labels) for change in changes)])
 
     def without_classes(self, *numbers: int) -> dict[str, np.ndarray]:
-        """Each figure of all classes, then of so many, each sample replaced by others of these classes."""
+        """Each figure of all classes, then of fewer, each sample replaced by others of the classes that are left."""
         images, labels = self._samples
         kept = [np.resize(np.flatnonzero(labels < number), len(labels)) for number in (10, *numbers)]
         return self._figures([(images[rows], labels[rows]) for rows in kept])

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from foundation.config_fields import replaced
 from foundation.errors import ConfigError
 from pipeline.planning import budget as budget_module
-from pipeline.planning.budget import Fitted, Fitting, adopt_fit, fittable, kept_fields
+from pipeline.planning.budget import Fitted, Fitting
+from pipeline.planning.budget_fields import adopt_fit, fittable, kept_fields
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed
 from pipeline.planning.times import Counts
 from pipeline.runs.duration import Budget

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from foundation.errors import ConfigError
-from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, NetworksConfig, VQGANNetworks
+from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, NetworksConfig, ViTNetworks, VQGANNetworks
 from stage1_tokenizer.networks.recompute import Block, compile_blocks, recompute_blocks
 
 SIZES = {"base_width": 8, "width_multipliers": (1, 2), "n_res_blocks": 1}
@@ -16,6 +16,7 @@ FAMILIES: list[NetworksConfig] = [
     VQGANNetworks(**SIZES, norm_groups=4, dropout=0.3, attention_levels=(1,)),
     Magvit2Networks(**SIZES, norm_groups=4, dropout=0.3),
     DVAENetworks(**SIZES, norm_groups=1),
+    ViTNetworks(patch_size=2, width=16, encoder_layers=1, decoder_layers=2, n_heads=2),
 ]
 
 

@@ -62,6 +62,10 @@ TOKENIZERS = {
     "gumbel": {"quantizer": {"type": "gumbel", "codebook_size": 40}},
     "ibq": {"quantizer": {"type": "ibq", "codebook_size": 40, "width": 4}},
     "kl": {"quantizer": {"type": "kl", "width": 4}},
+    "transformers": {
+        "networks": {"type": "vit", "patch_size": 4, "width": 16, "n_heads": 2},
+        "quantizer": {"type": "vq", "codebook_size": 40, "width": 4},
+    },
     "two grids": {"coarse_halvings": 1, "quantizer": {"type": "vq", "codebook_size": 40, "width": 4}},
 }
 
@@ -112,7 +116,8 @@ Step = Callable[[int], dict[str, Any]]
 def tokenizer(changes: dict[str, Any]) -> TokenizerModel:
     """A small tokenizer with attention, of 16 x 24 pixels."""
     torch.manual_seed(0)
-    return TokenizerModel(from_dict(TokenizerConfig, {**SIZES, "attention_levels": [1], **changes}), PREPROCESS)
+    usual = {"latent_channels": 8} if "networks" in changes else {**SIZES, "attention_levels": [1]}
+    return TokenizerModel(from_dict(TokenizerConfig, {**usual, **changes}), PREPROCESS)
 
 
 def images() -> torch.Tensor:

@@ -66,6 +66,6 @@ def test_few_pictures_get_a_small_prior_with_dropout() -> None:
 
 def test_flops_are_those_of_the_model() -> None:
     sizes = choose_tokenizer(1e13, MANY, 1, 32, fixed=True)
-    twice = dataclasses.replace(sizes.model.networks, base_width=2 * sizes.model.networks.base_width)  # type: ignore[type-var]
+    twice = dataclasses.replace(sizes.model.networks, width=2 * sizes.model.networks.width)  # type: ignore[type-var]
     wider = tokenizer_flops(dataclasses.replace(sizes.model, networks=twice), 1, 32)
     assert 3 * sizes.flops < wider < 4 * sizes.flops

@@ -105,6 +105,7 @@ def train_llama(
 
 def loss_of(trained: Trained, codes: TokenDataset, rows: np.ndarray, dropped_B: np.ndarray) -> torch.Tensor:
     """Nats of each code of these rows, (B, T)."""
+    assert codes.labels_N is not None
     tokens = torch.from_numpy(codes.codes_NT[rows].astype(np.int64))
     labels = torch.from_numpy(np.where(dropped_B, trained.n_classes, codes.labels_N[rows]))
     inputs = trained.sequences(tokens, labels)

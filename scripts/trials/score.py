@@ -74,7 +74,7 @@ def score_llama(trial: Trial, seed: int, place: Place) -> dict[str, Any]:
     scale = recipe.samples.sampling.guidance_scale
     codes = llama.sample(trained, labels, generator.spec.n_codes, scale, seed=1_000_000)
     decoded = [generator.tokenizer.decode(generator.spec.grid(part)) for part in codes.split(250)]
-    pixels = to_pixels(torch.cat(decoded))
+    pixels = to_pixels(torch.cat(decoded), recipe.data.preprocess.bits)
     figures = {**_of_samples(folder, place, pixels, labels), "bits": llama.held_out_bits(trained, held_out)}
     _save_picture(trial, seed, place, pixels, labels)
     sizes = {"prior": sum(each.numel() for each in trained.model.parameters())}
@@ -126,9 +126,10 @@ def _features(folder: RunFolder, split: Literal["train", "validation"], place: P
     if not path.is_file():
         images, _ = open_run_split(folder, folder.load_recipe(), split)
         chosen = np.sort(permutation(len(images), "reference of trials")[:REFERENCE])
-        found = features_of(images.pixels(chosen), np.asarray(images.labels)[chosen], _extractor())
+        labels = np.asarray(images.labels)[chosen]
+        found = features_of(images.pixels(chosen), labels, _extractor())
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, features_NF=found.features_NF, logits_NK=found.logits_NK, labels_N=found.labels_N)
+        np.savez(path, features_NF=found.features_NF, logits_NK=found.logits_NK, labels_N=labels)
     with np.load(path) as kept:
         return ImageFeatures(**kept)
 

@@ -87,8 +87,8 @@ def test_codes_that_are_no_longer_the_same_are_refused(folder: Path, tmp_path: P
         adopt_tokenizer(changed, tmp_path / "other", CONFIG, PREPROCESS)
 
 
-SMALL = {
-    "tokenizer.model.networks": {
+NETWORKS = {
+    "vqgan": {
         "patch_size": 2,
         "base_width": 8,
         "width_multipliers": [1, 2],
@@ -96,6 +96,9 @@ SMALL = {
         "norm_groups": 4,
         "attention_levels": [],
     },
+    "vit": {"patch_size": 4, "width": 16, "encoder_layers": 1, "decoder_layers": 1, "n_heads": 2},
+}
+SMALL = {
     "tokenizer.model": {"latent_channels": 8},
     "tokenizer.training": {"precision": "float32"},  # bf16 is slow where the processor only imitates it
     "tokenizer.training.fit": {"steps": 3, "batch_size": 4, "evaluate_every": 3, "checkpoint_every": 3},
@@ -128,9 +131,10 @@ def test_the_systems_of_the_field_each_have_a_recipe() -> None:
 def test_a_recipe_trains_its_tokenizer_on_real_images(name: str, photographs: Path, tmp_path: Path) -> None:
     source = {"type": "dataset", "path": str(photographs), "validation_split": "validation", "limit": 16}
     overrides = {"data.source": source}
-    for part, values in SMALL.items():
-        overrides |= {f"{part}.{key}": value for key, value in values.items()}
     recipe = load_recipe(name)
+    networks = NETWORKS[recipe.tokenizer.model.networks.type_name]
+    for part, values in {**SMALL, "tokenizer.model.networks": networks}.items():
+        overrides |= {f"{part}.{key}": value for key, value in values.items()}
     quantizer = recipe.tokenizer.model.quantizer.type_name
     if quantizer in ("vq", "ibq", "gumbel"):  # as many codes as 16 images can place
         overrides["tokenizer.model.quantizer.codebook_size"] = 64

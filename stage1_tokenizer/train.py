@@ -100,7 +100,8 @@ class TokenizerTask:
         images = batch["images"]
         if not images.is_floating_point():
             images = to_unit_range(images)
-        if step >= self.training.coding_steps and not self.frozen >= CODING:
+        freezes = self.training.freeze_coding_after is not None and step >= self.training.coding_steps
+        if freezes and not self.frozen >= CODING:
             self.freeze_coding(from_average=step == self.training.coding_steps)
         self.learner.wrapped.train()
         _set_training(self.model, self.frozen)

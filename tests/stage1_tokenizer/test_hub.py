@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from foundation.images.config import Preprocess
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.hub import Tokenizer
-from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, VQGANNetworks
+from stage1_tokenizer.networks.config import DVAENetworks, Magvit2Networks, ViTNetworks, VQGANNetworks
 from stage1_tokenizer.quantizers.config import GumbelConfig, KLConfig, VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -32,6 +32,11 @@ MODELS = {
         latent_channels=6,
         projection="none",
         quantizer=GumbelConfig(codebook_size=16, width=6),
+    ),
+    "vit": TokenizerConfig(
+        networks=ViTNetworks(patch_size=2, width=16, encoder_layers=1, decoder_layers=2, n_heads=2),
+        latent_channels=8,
+        quantizer=VQConfig(codebook_size=16, width=4),
     ),
     "kl": TokenizerConfig(networks=VQGANNetworks(**SIZES), latent_channels=8, quantizer=KLConfig(width=4)),
 }

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 
 def folder(fields: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe folder with 16 x 16 codes, enough of them in a few hundred images."""
-    return load_recipe("folder", {"tokenizer.model.networks.width_multipliers": [1], **(fields or {})})
+    return load_recipe("folder", {"tokenizer.model.networks.patch_size": 4, **(fields or {})})
 
 
 @pytest.mark.parametrize("name", CASES)

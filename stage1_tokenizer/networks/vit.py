@@ -1,4 +1,4 @@
-"""Transformers over patches of pixels as encoder and decoder: products of matrices only, which any processor does fast.
+"""Transformers over patches of pixels as encoder and decoder; nearly all of the work is products of matrices.
 
 Sources: Yu et al. 2022, arXiv:2110.04627, section 3.1 (patches in, patches out); He et al. 2022, arXiv:2111.06377,
 appendix A.1 (fixed sines and cosines for rows and columns).

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from foundation.errors import DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.storage import durable
-from scripts.trials.queue import Place, Trial, load_trials, open_rows, save_result, train
+from scripts.trials.queue import Place, Trial, load_trials, open_rows, row_of, save_result, train
 from scripts.trials.tables import inserted, kept_rows, tables
 
 
@@ -66,13 +66,21 @@ def chosen(trials: list[Trial], only: list[str]) -> list[Trial]:
 
 
 def keep(trials: list[Trial], place: Place, path: Path) -> None:
-    """Put the results into one file, in the order of the trials; results of other trials in it stay."""
+    """Put the results into one file, in the order of the trials: a newer result takes an older one's place.
+
+    What the file holds of other trials and seeds stays; a row whose trial has other fields today goes.
+    """
     known = [] if not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-    names = {each.name for each in trials}
-    rows = [row for row in known if row["name"] not in names]
-    for trial in trials:
-        files = [place.result(trial.name, seed) for seed in trial.seeds]
-        rows += [json.loads(each.read_text(encoding="utf-8")) for each in files if each.is_file()]
+    today = {(trial.name, seed): row_of(trial, seed) for trial in trials for seed in trial.seeds}
+    found = {(row["name"], row["seed"]): row for row in known}
+    rows = [row for key, row in found.items() if key not in today]
+    for key, about in today.items():
+        file = place.result(*key)
+        row = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else found.get(key)
+        if row is not None and row == {**row, **about}:
+            rows.append(row)
+        elif row is not None:
+            print(f"left out: {key[0]}, seed {key[1]}, since its trial has other fields today")
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.replace_file(path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
 

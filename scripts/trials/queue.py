@@ -158,10 +158,16 @@ def checkout(revision: str | None, place: Place) -> Path:
     return folder
 
 
+def row_of(trial: Trial, seed: int) -> dict[str, Any]:
+    """What a result says about its trial."""
+    row = {**dataclasses.asdict(trial), "seed": seed}
+    del row["seeds"]
+    return row
+
+
 def save_result(trial: Trial, seed: int, place: Place, figures: Mapping[str, Any]) -> None:
     """Write what a trial reached, whole or not at all."""
     path = place.result(trial.name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = {**dataclasses.asdict(trial), "seed": seed, **figures}
-    del row["seeds"]
+    row = {**row_of(trial, seed), **figures}
     durable.replace_file(path, json.dumps(row, indent=1, sort_keys=True).encode())

@@ -1,5 +1,6 @@
 """The queue of trials: which are open, what is kept, what the tables say; and one real trial of digits."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from support.tiny_run import ROOT
 
 from foundation.errors import ConfigError, DataError
+from scripts.compare_budget import keep
 from scripts.trials.queue import Place, Trial, checkout, load_trials, open_rows, save_result
 from scripts.trials.tables import inserted, kept_rows, tables
 
@@ -82,6 +84,18 @@ def test_the_tables_of_the_documents_are_those_of_the_kept_results() -> None:
     assert kept
     for path in kept:
         assert inserted(document, path.stem, tables(kept_rows(path))) == document, path
+
+
+def test_kept_results_of_other_seeds_stay_and_those_of_a_changed_trial_go(tmp_path: Path) -> None:
+    trial, kept = Trial(name="one", recipe="digits", budget="2m", seeds=(0, 1)), tmp_path / "kept.json"
+    first, second = Place(tmp_path / "first", {}), Place(tmp_path / "second", {})
+    save_result(trial, 0, first, {"figures": FIGURES})
+    keep([trial], first, kept)
+    save_result(trial, 1, second, {"figures": {**FIGURES, "psnr": 26.0}})
+    keep([trial], second, kept)
+    assert [(row["seed"], row["figures"]["psnr"]) for row in kept_rows(kept)] == [(0, 25.0), (1, 26.0)]
+    keep([dataclasses.replace(trial, fields={"seed": 3})], second, kept)
+    assert kept_rows(kept) == []
 
 
 def test_a_document_without_a_place_is_refused() -> None:

@@ -136,3 +136,24 @@ class EquivarianceConfig(TermConfig):
         """At the largest scale only."""
         turning = self.flips or self.rotations
         return dataclasses.replace(self, scales=next((each,) for each in self.scales if each > 1 or turning))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextureConfig(TermConfig):
+    """Amplitudes of frequency bands in small windows, by which reconstructions keep fine texture."""
+
+    type_name: ClassVar[str] = "texture"
+    implementation: ClassVar[str] = "stage1_tokenizer.terms.texture.Texture"
+
+    weight: float = 3.0
+    """factor of the squared difference of amplitudes in the loss: more makes sharper images of a lower PSNR"""
+    filter_size: int = 4
+    """side of the filters in pixels: the coarsest band has a wave of twice this length"""
+    window: int = 4
+    """side of the squares in pixels over which a band's energy is averaged, an even number; texture may shift within
+    them"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "above 0", "weight")
+        require(2 <= self.filter_size <= 16, "filter_size", self.filter_size, "from 2 to 16 pixels")
+        require(self.window >= 2 and self.window % 2 == 0, "window", self.window, "an even number of pixels")

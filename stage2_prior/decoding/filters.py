@@ -19,6 +19,8 @@ ROUNDING = 1 - 2.0**-23
 """of float32: a sum that misses p by this factor has reached it"""
 _BITS_OF_ONE = 0x3F800000
 """of float32 1.0, the largest probability"""
+_AS_CLOSE = 1e-6
+"""nats: a smaller difference in surprise is rounding"""
 _DIGIT = 10
 """bits per round of the radix search"""
 _BINS = 1 << _DIGIT
@@ -49,6 +51,28 @@ class Filters(ABC):
             p: above 0; 1 or more keeps all.
         """
         return probs_BV if p >= 1.0 else self.keep_from(probs_BV, self._least_of_top_p(probs_BV, p))
+
+    def keep_typical(self, probs_BV: torch.Tensor, p: float) -> torch.Tensor:
+        """Zero in place all but the codes whose surprise -log(prob) is closest to the row's entropy, up to the one at
+        which their sum reaches p of the row's; codes as close as that one stay.
+
+        Source: Meister et al. 2022, arXiv:2202.00666, section 5.
+
+        Args:
+            probs_BV: contiguous float32 probabilities, of any sum up to 1.
+            p: above 0; 1 or more keeps all.
+        """
+        if p >= 1.0:
+            return probs_BV
+        total_B1 = probs_BV.sum(1, keepdim=True)
+        normed_BV = probs_BV / total_B1
+        surprise_BV = normed_BV.log().neg_()
+        away_BV = surprise_BV.sub_(torch.special.entr(normed_BV).sum(1, keepdim=True)).abs_()
+        ordered_BV, codes_BV = away_BV.sort(1)
+        ends_BV = normed_BV.gather(1, codes_BV).cumsum(1, dtype=torch.float64)
+        last_B1 = torch.searchsorted(ends_BV, ends_BV[:, -1:] * (p * ROUNDING)).clamp_max_(probs_BV.shape[1] - 1)
+        most_B1 = ordered_BV.gather(1, last_B1).add_(_AS_CLOSE)
+        return probs_BV.mul_(torch.le(away_BV, most_B1, out=ordered_BV))
 
     def keep_from(self, probs_BV: torch.Tensor, least_B1: torch.Tensor) -> torch.Tensor:
         """Zero in place what is less likely than ``least_B1``, (B, 1)."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_GUIDANCE = 1000.0
 MIN_TEMPERATURE = 1e-5
+_SMALLEST = 2.0**-126
+"""of normal float32 numbers"""
 GUIDANCE = ("guidance_scale", "schedule", "schedule_power", "schedule_start", "guidance_interval")
 """fields of ``SamplingConfig`` that say how guidance acts"""
 Schedule = Literal["constant", "linear", "cosine", "power-cosine", "step"]
@@ -58,6 +60,12 @@ class SamplingConfig:
     last; null samples from all"""
     min_p: float | None = added_later(None)
     """sample from codes at least this many times as likely as the likeliest; 0 to 1; null samples from all"""
+    typical_p: float | None = added_later(None)
+    """sample from the codes whose surprise is closest to the entropy, up to this total probability; those as close as
+    the last of them stay; null samples from all"""
+    entropy_temperature: tuple[float, float, float] | None = added_later(None)
+    """a, b, c: after temperature, another of a * exp(-H / b) + c, H the entropy (nats) of the code's distribution: the
+    highest where the code is nearly certain, about c where many are likely; null leaves it out"""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -133,11 +141,11 @@ ApplyFilter = Callable[["torch.Tensor", Any, "Filters"], "torch.Tensor"]
 
 
 class SamplingFilter(NamedTuple):
-    """One filter of probabilities.
+    """One change of probabilities.
 
     Attributes:
-        apply: (probs_BV, value, filters) => probs_BV with zeros, in place; ``filters`` holds memory and what is fast on
-            the device.
+        apply: (probs_BV, value, filters) => probs_BV with zeros, or other proportions, in place; ``filters`` holds
+            memory and what is fast on the device.
         allows: whether a value is in range.
         allowed: the range in words.
     """
@@ -162,10 +170,33 @@ def min_p(probs_BV: torch.Tensor, p: float, filters: Filters) -> torch.Tensor:
     return filters.keep_from(probs_BV, probs_BV.amax(1, keepdim=True) * p)
 
 
+def typical_p(probs_BV: torch.Tensor, p: float, filters: Filters) -> torch.Tensor:
+    """Locally typical sampling: Meister et al. 2022, arXiv:2202.00666, section 5."""
+    return filters.keep_typical(probs_BV, p)
+
+
+def entropy_temperature(probs_BV: torch.Tensor, factors: tuple[float, float, float], filters: Filters) -> torch.Tensor:
+    """A temperature that falls with the entropy of each row: Ma et al. 2025, arXiv:2510.09012."""
+    rise, decay, least = factors
+    entropy_B1 = (probs_BV * probs_BV.clamp_min(_SMALLEST).log_()).sum(1, keepdim=True).neg_()
+    temperature_B1 = (entropy_B1 / -decay).exp_().mul_(rise).add_(least)
+    scaled_BV = probs_BV.div_(probs_BV.amax(1, keepdim=True)).pow_(1 / temperature_B1)
+    return scaled_BV.div_(scaled_BV.sum(1, keepdim=True))
+
+
+def _are_factors(values: tuple[float, float, float]) -> bool:
+    rise, decay, least = values
+    return all(math.isfinite(each) for each in values) and rise >= 0 and decay > 0 and least >= MIN_TEMPERATURE
+
+
 FILTERS = {
+    "entropy_temperature": SamplingFilter(
+        entropy_temperature, _are_factors, "three finite numbers: a 0 or more, b above 0, c 0.00001 or more"
+    ),
     "top_k": SamplingFilter(top_k, lambda k: k >= 1, "at least 1"),
     "top_p": SamplingFilter(top_p, lambda p: 0 < p <= 1, "above 0 and up to 1"),
     "min_p": SamplingFilter(min_p, lambda p: 0 <= p <= 1, "from 0 to 1"),
+    "typical_p": SamplingFilter(typical_p, lambda p: 0 < p <= 1, "above 0 and up to 1"),
 }
 """field of ``SamplingConfig`` => filter, in the order in which they act"""
 

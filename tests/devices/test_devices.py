@@ -286,6 +286,8 @@ def test_no_kind_of_training_of_a_prior_waits_in_a_step(name: str, device: torch
         {"top_k": 5},
         {"top_p": 0.7, "guidance_scale": 2.0},
         {"min_p": 0.1},
+        {"typical_p": 0.8},
+        {"entropy_temperature": (0.5, 1.0, 0.7)},
         {"temperature": 0},
     ],
     ids=str,
@@ -305,7 +307,17 @@ def test_the_same_numbers_draw_the_same_codes_plain_and_compiled(sampling: dict,
 
 
 @pytest.mark.skipif(not FAR, reason="counts what is sent")
-@pytest.mark.parametrize("sampling", [{}, {"guidance_scale": 2.5, "top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"guidance_scale": 2.5, "top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.1},
+        {"typical_p": 0.8, "entropy_temperature": (0.5, 1.0, 0.7)},
+    ],
+    ids=str,
+)
 def test_no_code_waits_for_the_one_before(sampling: dict, device: torch.device, crossed: Counter[str]) -> None:
     """However many codes are drawn, equally much crosses over."""
     counts = []

@@ -39,6 +39,7 @@ TERMS = [
     {"type": "alignment", "stages": [3, 4], "of": "both", "hidden": 8, "margin": 0.1, **LITE0},
     {"type": "alignment", "stages": [4], **LITE0},
     {"type": "equivariance", "weight": 2.0},
+    {"type": "texture", "weight": 2.0},
 ]
 VQ = {"type": "vq", "codebook_size": 32, "width": 4}
 SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

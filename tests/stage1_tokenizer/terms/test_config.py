@@ -42,6 +42,8 @@ def test_a_list_can_be_typed(text: str) -> None:
         ({"type": "alignment", "margin": 1.0}, "margin"),
         ({"type": "equivariance", "scales": [3]}, "scales"),
         ({"type": "equivariance", "scales": [1], "flips": False, "rotations": False}, "scales"),
+        ({"type": "texture", "window": 5}, "window"),
+        ({"type": "texture", "filter_size": 1}, "filter_size"),
         ({"type": "lite1"}, "did you mean 'lite0'"),
     ],
 )

@@ -21,6 +21,7 @@ from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.terms.base import Seen, Term
 from stage1_tokenizer.terms.config import EquivarianceConfig
 from stage1_tokenizer.terms.equivariance import Transform, transforms
+from stage1_tokenizer.terms.texture import cosine_filters
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage1_tokenizer.train import TokenizerTask
 
@@ -79,7 +80,7 @@ def test_the_perceptual_distance_of_an_image_from_itself_is_0_and_grows_with_noi
 
 
 @pytest.mark.parametrize(
-    "config", [TERMS[0], TERMS[1], TERMS[2], TERMS[3]], ids=["lite0", "both", "one", "equivariance"]
+    "config", TERMS, ids=["lite0", "both", "one", "equivariance", "texture"]
 )
 def test_gradients_are_those_of_finite_differences(config: dict[str, Any], in_float64: None) -> None:
     found = objective({**config, **({} if "stages" not in config else {"side": 32})})
@@ -270,3 +271,32 @@ def test_a_missing_package_is_named_with_the_field(tmp_path: Path, monkeypatch: 
 def test_what_cannot_work_here_is_refused(term: dict[str, Any], changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=rf"terms\[0\](.|\n)*{named}"):
         objective(term, **changes)
+
+
+def test_texture_sees_what_is_smoothed_away_and_not_where_it_lies() -> None:
+    term = only(objective({"type": "texture"}, preprocess=Preprocess(height=64, width=64)))
+    torch.manual_seed(0)
+    image, alike = torch.randn(2, 4, 3, 64, 64)
+    smooth = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    found = {
+        name: float(term(seen(images_BCYX=image, reconstructions_BCYX=other))[0])
+        for name, other in {"itself": image, "another": alike, "smooth": smooth, "flat": image * 0}.items()
+    }
+    assert found["itself"] == 0 and 0 < 2 * found["another"] < found["smooth"] < found["flat"]
+    brighter = seen(images_BCYX=image, reconstructions_BCYX=image + 0.5)
+    assert float(term(brighter)[0]) < 1e-8
+
+
+@pytest.mark.parametrize("size", [2, 4, 5])
+def test_filters_of_texture_are_orthonormal_and_leave_out_the_mean(size: int) -> None:
+    flat = cosine_filters(size).flatten(1)
+    assert flat.shape == (size**2 - 1, size**2)
+    assert torch.allclose(flat @ flat.T, torch.eye(size**2 - 1), atol=1e-6)
+    assert torch.allclose(flat.sum(1), torch.zeros(size**2 - 1), atol=1e-6)
+
+
+def test_texture_needs_images_as_large_as_its_window() -> None:
+    small = Preprocess(height=8, width=16)
+    assert only(objective({"type": "texture", "window": 6}, preprocess=small))
+    with pytest.raises(ConfigError, match=r"window(.|\n)*8(.|\n)*6 or less for images of 8 pixels"):
+        objective({"type": "texture", "window": 8}, preprocess=small)

@@ -25,6 +25,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"guidance_scale": 3.0, "schedule": "step", "schedule_start": 0.4},
     {"guidance_scale": 3.0, "schedule": "cosine", "min_p": 0.1},
     {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.7)},
+    {"guidance_scale": 2.0, "typical_p": 0.7},
+    {"guidance_scale": 2.0, "entropy_temperature": (0.5, 1.0, 0.7), "top_k": 9},
 ]
 """Each way in which rows join and leave, and each filter."""
 

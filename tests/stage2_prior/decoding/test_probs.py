@@ -123,3 +123,50 @@ def test_min_p_is_the_filter_of_transformers(seed: int, size: int, spread: float
     found = probabilities(logits, SamplingConfig(min_p=p))
     assert torch.equal(found > 0, expected > 0)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), size=st.integers(2, 300), spread=st.floats(0.01, 20), p=st.floats(0.01, 0.99))
+def test_typical_p_is_the_filter_of_transformers(seed: int, size: int, spread: float, p: float) -> None:
+    from transformers import TypicalLogitsWarper
+
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)) * spread
+    expected, probs = TypicalLogitsWarper(p)(None, logits).softmax(1), logits.softmax(1)
+    found = probabilities(logits, SamplingConfig(typical_p=p))
+    away = (probs.log() + torch.special.entr(probs).sum(1, keepdim=True)).abs()
+    furthest = away.masked_fill(expected == 0, 0.0).amax(1, keepdim=True)
+    tied = (away - furthest).abs() < 1e-5  # all of them stay here
+    assert torch.equal((found > 0) | tied, (expected > 0) | tied)
+    alike = ((found > 0) == (expected > 0)).all(1)
+    assert torch.allclose(found[alike], expected[alike], atol=1e-6)
+
+
+def test_codes_that_are_equally_typical_stay_together() -> None:
+    even, uneven = torch.zeros(1, 7), torch.tensor([[0.9, 0.05, 0.05, 0.0]]).log()
+    assert (probabilities(even, SamplingConfig(typical_p=0.3)) > 0).all()
+    assert (probabilities(uneven, SamplingConfig(typical_p=0.5)) > 0).tolist() == [[True, False, False, False]]
+    assert torch.equal(probabilities(uneven, SamplingConfig(typical_p=1.0)), uneven.softmax(1))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    spread=st.floats(0, 30),
+    rise=st.floats(0, 3),
+    decay=st.floats(0.1, 5),
+    least=st.floats(0.01, 2),
+)
+def test_a_temperature_of_the_entropy_is_its_formula(
+    seed: int, spread: float, rise: float, decay: float, least: float
+) -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed)) * spread
+    entropy = torch.special.entr(logits.double().softmax(1)).sum(1, keepdim=True)
+    expected = (logits / (rise * torch.exp(-entropy / decay) + least)).softmax(1).float()
+    found = probabilities(logits, SamplingConfig(entropy_temperature=(rise, decay, least)))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_temperature_of_the_entropy_acts_after_the_other_and_before_the_filters() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -4.0]])
+    plain = SamplingConfig(temperature=0.5, entropy_temperature=(0.0, 1.0, 2.0), top_k=2)
+    assert torch.allclose(probabilities(logits, plain), probabilities(logits, SamplingConfig(top_k=2)))

@@ -79,9 +79,7 @@ def test_the_perceptual_distance_of_an_image_from_itself_is_0_and_grows_with_noi
     assert distances[0] == 0.0 and distances == sorted(distances) and distances[1] > 0
 
 
-@pytest.mark.parametrize(
-    "config", TERMS, ids=["lite0", "both", "one", "equivariance", "texture"]
-)
+@pytest.mark.parametrize("config", TERMS, ids=["lite0", "both", "one", "equivariance", "texture"])
 def test_gradients_are_those_of_finite_differences(config: dict[str, Any], in_float64: None) -> None:
     found = objective({**config, **({} if "stages" not in config else {"side": 32})})
     for each in found.networks().values():

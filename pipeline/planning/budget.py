@@ -60,8 +60,10 @@ _ENCODE_SHARE = 0.12
 """of the budget: where encoding mirror images takes more, they are left out"""
 _MIRRORED_FROM = 1.5
 """passes over the images from which on mirror images are encoded too: before, the prior would hardly see them"""
-_PROBED = 5e12
+_PROBED, _PROBED_TOKENIZER = 5e12, 1.2e13
 """FLOPs of trainings whose sizes are timed first: minutes on a laptop"""
+_PROBED_SIDE, _PROBED_BATCH = 64, 128
+"""pixels and images of a step of the tokenizer that is timed"""
 _AVERAGED = 0.08
 """of the steps: horizon of the average of the weights"""
 
@@ -200,18 +202,19 @@ class Fitting:
         return not any(name == section or name.startswith(f"{section}.") for name in self.given)
 
     def _tokenizer_rate(self, recipe: Recipe) -> float:
-        """FLOPs a second of a tokenizer's training, by a small network."""
+        """FLOPs a second of a tokenizer's training, by a network that is not wide."""
         preprocess = recipe.data.preprocess
-        small = choose_tokenizer(_PROBED, self.counts, preprocess.n_channels, None)
+        small = choose_tokenizer(_PROBED_TOKENIZER, self.counts, preprocess.n_channels, _PROBED_SIDE, fixed=True)
         values = {
             "tokenizer.model": small.model,
+            "tokenizer.training.fit.batch_size": _PROBED_BATCH,
             "data.preprocess.height": small.side,
             "data.preprocess.width": small.side,
             "data.preprocess.shapes": (),
         }
         speed = measure_tokenizer(replaced(recipe, values), self.accelerator)
         one = tokenizer_flops(small.model, preprocess.n_channels, small.side)
-        return 3 * one * recipe.tokenizer.training.fit.batch_size / speed.step
+        return 3 * one * _PROBED_BATCH / speed.step
 
     def _prior_rate(self, recipe: Recipe, spec: CodeSpec) -> float:
         """FLOPs a second of a prior's training, by a small one."""

@@ -5,7 +5,7 @@ Rules, with the compute of a stage in FLOPs of training (three forward passes):
 - Resolution: the highest at which the narrowest network still sees 20,000 images, times the square root of
   (compute / 1.6e13): in trials on pictograms 64 pixels with a narrow network beat 32 with a wide one at equal compute,
   also after enlarging. At most that of the pictures, since more would only enlarge them.
-- Tokenizer: the widest network that still sees 60,000 images times the same root. Width and images then grow together,
+- Tokenizer: the widest network that still sees 50,000 images times the same root. Width and images then grow together,
   as model and data should (Hoffmann et al. 2022, arXiv:2203.15556, section 3). docs/RESULTS.md has the trials.
 - Networks: transformers over patches, one for each code. In one trial on CIFAR-10, 150 seconds of one core each, the
   Frechet distance of 2,000 reconstructions (lite0) was 208 beside 258 of convolutions, at equal PSNR. In ten minutes of
@@ -42,7 +42,7 @@ from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig
 
 MOST_PASSES = 40
-_SEEN_AT_LEAST, _SEEN, _AT_FLOPS = 20_000, 60_000, 1.6e13
+_SEEN_AT_LEAST, _SEEN, _AT_FLOPS = 20_000, 50_000, 1.6e13
 _CODES_PER_WEIGHT = 10
 _LATENTS_PER_CODE = 50
 _MUCH_LARGER = 1.15

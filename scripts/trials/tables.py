@@ -1,4 +1,4 @@
-"""Tables of kept results: each group of trials with one budget, every row beside the first."""
+"""Tables of kept results: one for each budget and kind of machine, with the ratio of each row to the first."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from foundation.errors import DataError
 
 FIGURES = {
-    "psnr": ("held-out PSNR, dB", ".2f"),
-    "rfd": ("Frechet distance of reconstructions", ".1f"),
-    "bits": ("held-out bits per image", ".1f"),
-    "fd": ("Frechet distance of samples", ".1f"),
-    "accuracy": ("class accuracy of samples", ".1%"),
-    "recall": ("recall", ".3f"),
-    "precision": ("precision", ".3f"),
+    "psnr": ("held-out PSNR, dB", ".2f", False),
+    "rfd": ("Frechet distance of reconstructions", ".1f", True),
+    "bits": ("held-out bits per image", ".1f", True),
+    "fd": ("Frechet distance of samples", ".1f", True),
+    "accuracy": ("class accuracy of samples", ".1%", True),
+    "recall": ("recall", ".3f", False),
+    "precision": ("precision", ".3f", False),
 }
-"""figures of a result => heading and format"""
+"""figures of a result => heading, format, and whether its ratio to the first row's is shown"""
 
 
 def kept_rows(path: Path) -> list[dict[str, Any]]:
@@ -42,37 +42,48 @@ def inserted(document: str, name: str, text: str) -> str:
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a table for each budget, in the order of the file."""
-    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    """Markdown: a table for each budget and kind of machine, in the order of the file; pretrained features apart."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["budget"], row["machine"], row["pretrained"]), []).append(row)
     parts = []
-    for budget in budgets:
-        for pretrained in (False, True):
-            own = [row for row in rows if row["budget"] == budget and row["pretrained"] is pretrained]
-            if own:
-                says = "with features that were trained on other images" if pretrained else "nothing pretrained"
-                parts.append(f"`--budget {budget}`, {says}:\n\n{table(own)}")
+    for (budget, machine, pretrained), own in groups.items():
+        says = "with features that were trained on other images" if pretrained else "nothing pretrained"
+        parts.append(f"`--budget {budget}`, {machine}, {says}:\n\n{table(own)}")
     return "\n\n".join(parts)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line for each trial, the mean over its seeds and, of several, the standard deviation."""
-    heads = ["trial", "seeds", *(says for says, _ in FIGURES.values()), "parameters", "minutes"]
+    """Markdown: a line for each trial, the mean over its seeds and, of several, the standard deviation; in brackets the
+    ratio of the mean to that of the first trial.
+    """
+    heads = ["trial", "seeds", *(says for says, _, _ in FIGURES.values()), "parameters", "minutes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name]
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    first = next(iter(by_name.values()))
+    for name, own in by_name.items():
         stopped = any(row.get("interrupted") for row in own)
         cells = [f"{name}, interrupted" if stopped else name, str(len(own))]
-        cells += [_cell([row["figures"].get(key) for row in own], form) for key, (_, form) in FIGURES.items()]
+        for key, (_, form, compared) in FIGURES.items():
+            base = _known(first, key) if compared and own is not first else []
+            cells.append(_cell(_known(own, key), form, base))
         sizes = own[0]["parameters"]
         cells.append(" + ".join(f"{sizes[stage] / 1e6:.2f} M" for stage in ("tokenizer", "prior") if stage in sizes))
-        cells.append(_cell([row["seconds"] / 60 for row in own], ".1f"))
+        cells.append(_cell([row["seconds"] / 60 for row in own], ".1f", []))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float | None], form: str) -> str:
-    known = [each for each in values if each is not None]
-    if not known:
+def _known(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [row["figures"][key] for row in rows if row["figures"].get(key) is not None]
+
+
+def _cell(values: Sequence[float], form: str, base: Sequence[float]) -> str:
+    if not values:
         return "-"
-    shown = format(statistics.mean(known), form)
-    return shown if len(known) == 1 else f"{shown} ± {format(statistics.stdev(known), form)}"
+    mean = statistics.mean(values)
+    spread = "" if len(values) == 1 else f" ± {format(statistics.stdev(values), form)}"
+    ratio = f" ({mean / statistics.mean(base):.2f})" if base else ""
+    return format(mean, form) + spread + ratio

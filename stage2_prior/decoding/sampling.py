@@ -41,7 +41,7 @@ class SamplingConfig:
     """how closely the class is followed, 0 or more; classifier-free guidance: 1 is the plain class-conditional
     distribution, 0 that of all classes together"""
     schedule: Schedule = "constant"
-    """how guidance grows over the codes of an image; constant uses guidance_scale throughout; linear starts at 1 and
+    """how guidance grows; over the codes of an image, constant uses guidance_scale throughout; linear starts at 1 and
     ends at guidance_scale; cosine does so along a quarter of a wave, slowly at first; power-cosine stays near 1 for
     longer, see schedule_power; step is 1 before schedule_start"""
     schedule_power: float = 1.0
@@ -61,11 +61,11 @@ class SamplingConfig:
     min_p: float | None = added_later(None)
     """sample from codes at least this many times as likely as the likeliest; 0 to 1; null samples from all"""
     typical_p: float | None = added_later(None)
-    """sample from the codes whose surprise is closest to the entropy, up to this total probability; those as close as
-    the last of them stay; null samples from all"""
+    """sample from the codes whose surprise is closest to the entropy; as many as reach this total probability, and
+    those as close as the last of them; null samples from all"""
     entropy_temperature: tuple[float, float, float] | None = added_later(None)
-    """a, b, c: after temperature, another of a * exp(-H / b) + c, H the entropy (nats) of the code's distribution: the
-    highest where the code is nearly certain, about c where many are likely; null leaves it out"""
+    """a, b, c of a second temperature, a * exp(-entropy / b) + c; it acts after the first, with the entropy in nats of
+    each code's distribution: a + c where the code is certain, about c where many are likely; null leaves it out"""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -20,7 +20,14 @@ FIGURES = {"psnr": 25.0, "rfd": 300.0, "bits": 540.0, "fd": 700.0, "accuracy": 0
 
 def result(**changes: Any) -> dict[str, Any]:
     sizes = {"tokenizer": 200_000, "prior": 400_000}
-    row = {"name": "one", "budget": "1m+1m", "pretrained": False, "seconds": 120.0, "parameters": sizes}
+    row = {
+        "name": "one",
+        "budget": "1m+1m",
+        "machine": "2 cores",
+        "pretrained": False,
+        "seconds": 120.0,
+        "parameters": sizes,
+    }
     return {**row, "figures": FIGURES, **changes}
 
 
@@ -76,6 +83,14 @@ def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() ->
     first, second = text.split("with features that were trained on other images")
     assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
     assert "| two | 1 | 20.00 | - |" in second
+
+
+def test_tables_show_the_ratio_to_the_first_row_and_keep_machines_apart() -> None:
+    better = result(name="two", figures={**FIGURES, "rfd": 150.0})
+    text = tables([result(), better, result(name="two", machine="4 cores")])
+    first, second = text.split("`--budget 1m+1m`, 4 cores, nothing pretrained")
+    assert "`--budget 1m+1m`, 2 cores" in first and "| 25.00 | 300.0 | 540.0 |" in first
+    assert "| 25.00 | 150.0 (0.50) | 540.0 (1.00) |" in first and "(" not in second
 
 
 def test_the_tables_of_the_documents_are_those_of_the_kept_results() -> None:

@@ -131,6 +131,6 @@ def _two_processes() -> None:
 def test_two_processes_switch_together_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import debug_launcher
 
-    assert {each["type"] for each in TERMS} == {"lite0", "alignment", "equivariance"}
+    assert {each["type"] for each in TERMS} == {"lite0", "alignment", "equivariance", "texture"}
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
     debug_launcher(_two_processes, num_processes=2)

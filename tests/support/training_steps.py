@@ -82,6 +82,7 @@ TERMS = [
     {"type": "lite0", "stages": [2, 3], "side": 32, "weights": "random"},
     {"type": "alignment", "of": "both", "side": 32, "weights": "random"},
     {"type": "equivariance"},
+    {"type": "texture"},
 ]
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},

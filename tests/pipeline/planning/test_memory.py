@@ -27,6 +27,7 @@ TERMS = [
     {"type": "lite0", "side": 32, "stages": [2, 3]},
     {"type": "alignment", "side": 32, "hidden": 16},
     {"type": "equivariance", "scales": [1, 2]},
+    {"type": "texture"},
 ]
 
 

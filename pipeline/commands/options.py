@@ -185,8 +185,8 @@ class Many:
 SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.sampling says more")]
 PictureGroup = Annotated[Picture, group("Each image")]
 ManyGroup = Annotated[Many, group("Many images: --out is their folder; what is there is not made again")]
-SpeedGroup = Annotated[Speed, group("Speed: changes numbers by rounding only")]
-EngineGroup = Annotated[EngineConfig, group("Engine")]
+SpeedGroup = Annotated[Speed, group("Engine and speed")]
+EngineGroup = Annotated[EngineConfig, group("Engine and speed")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ On a CPU, where ``use_cpu_kernels`` says so, ``cpu_kernels.py`` computes the sam
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from foundation.training.optim import no_decay
 from stage2_prior import cpu_kernels
 from stage2_prior.config import PriorConfig
 from stage2_prior.cpu_kernels import EPSILON, Heads, product_type, sum_type, use_cpu_kernels
+from stage2_prior.linear import Linear
 from stage2_prior.positions import Rope, rotate
 
 
@@ -30,7 +33,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) => the same."""
-        kind = product_type(x)
+        kind = product_type(x, self.weight.dtype)
         return cpu_kernels.rms_norm(x, self.weight, kind) if use_cpu_kernels(x) else _rms_norm(x, self.weight, kind)
 
 
@@ -49,7 +52,7 @@ class LayerNorm(nn.Module):
         """(..., width) => the same."""
         wide = sum_type(x.dtype)
         normed = F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.bias.to(wide), EPSILON)
-        return normed.to(product_type(x))
+        return normed.to(product_type(x, self.weight.dtype))
 
 
 class Dropout(nn.Module):
@@ -94,16 +97,46 @@ def split_heads(
     return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
 
-def causal_attention(
-    q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float = 0.0
+class LayerCache(NamedTuple):
+    """Keys and values of one block's earlier inputs, and where those of new ones belong.
+
+    Attributes:
+        keys_BNTK, values_BNTK: memory for all T inputs.
+        at: of the Q new inputs: a slice, or int64 (1,) for one of them.
+        length: the first inputs, those that may be attended to.
+        mask_QT: which of those each new input attends to, bool; None for all.
+        causal: whether there are no earlier inputs, so that each new one attends to those up to itself.
+    """
+
+    keys_BNTK: torch.Tensor
+    values_BNTK: torch.Tensor
+    at: slice | torch.Tensor
+    length: int
+    mask_QT: torch.Tensor | None
+    causal: bool
+
+    def attend(self, q_BNQK: torch.Tensor, k_BNQK: torch.Tensor, v_BNQK: torch.Tensor) -> torch.Tensor:
+        """Append keys and values; each query's mean of the values it attends to, (B, N, Q, K)."""
+        for memory, new in ((self.keys_BNTK, k_BNQK), (self.values_BNTK, v_BNQK)):
+            if isinstance(self.at, slice):
+                memory[:, :, self.at] = new
+            else:
+                memory.index_copy_(2, self.at, new.to(memory.dtype))
+        k, v = self.keys_BNTK[:, :, : self.length], self.values_BNTK[:, :, : self.length]
+        attended = F.scaled_dot_product_attention(q_BNQK.to(k.dtype), k, v, self.mask_QT, is_causal=self.causal)
+        return attended.to(q_BNQK.dtype)
+
+
+def attention(
+    q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float = 0.0, *, causal: bool = True
 ) -> torch.Tensor:
-    """softmax(q k' / sqrt(K)) v, each query with the keys up to its own position; ``dropout`` of the weights.
+    """softmax(q k' / sqrt(K)) v; ``dropout`` of the weights. Causal: each query with the keys up to its own position.
 
     (B, N, T, K) => the same.
     """
     if use_cpu_kernels(q_BNTK) and q_BNTK.shape[2] <= cpu_kernels.LONGEST_ATTENTION:
-        return cpu_kernels.causal_attention(q_BNTK, k_BNTK, v_BNTK, dropout)
-    return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK, dropout_p=dropout, is_causal=True)
+        return cpu_kernels.attention(q_BNTK, k_BNTK, v_BNTK, dropout, causal)
+    return F.scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK, dropout_p=dropout, is_causal=causal)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -115,24 +148,28 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Causal attention with rotated queries and keys."""
+    """Attention with rotated queries and keys, causal but for a masked prior."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         _, self.n_heads, d_model = config.shape
         self.dropout, biased = config.dropouts.attention, config.block == "gpt"
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=biased)
-        self.out = nn.Linear(d_model, d_model, bias=biased)
+        self.causal = config.order != "masked"
+        self.qkv = Linear(d_model, 3 * d_model, bias=biased)
+        self.out = Linear(d_model, d_model, bias=biased)
         hidden_matrix(self.qkv.weight, 3)
         hidden_matrix(self.out.weight)
         self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
 
-    def forward(self, x_BTE: torch.Tensor, rope: Rope | None) -> torch.Tensor:
-        """All tokens at once, each attending to itself and those before it."""
+    def forward(self, x_BTE: torch.Tensor, rope: Rope | None, cache: LayerCache | None = None) -> torch.Tensor:
+        """Each token attends to itself and those before it, or all; with a cache, to those in it too."""
         norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm.weight, self.k_norm.weight)
         q, k, v = split_heads(self.qkv(x_BTE), self.n_heads, norms, rope)
-        attended_BNTK = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        if cache is not None:
+            attended_BNTK = cache.attend(q, k, v)
+        else:
+            attended_BNTK = attention(q, k, v, self.dropout if self.training else 0.0, causal=self.causal)
         return self.out(attended_BNTK.transpose(1, 2).flatten(2))
 
 
@@ -142,8 +179,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         d_model = config.shape.d_model
-        self.gate_up = nn.Linear(d_model, 2 * config.feed_forward_width, bias=False)
-        self.down = nn.Linear(config.feed_forward_width, d_model, bias=False)
+        self.gate_up = Linear(d_model, 2 * config.feed_forward_width, bias=False)
+        self.down = Linear(config.feed_forward_width, d_model, bias=False)
         hidden_matrix(self.gate_up.weight, 2)
         hidden_matrix(self.down.weight)
 
@@ -158,8 +195,8 @@ class GELUFeedForward(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         d_model = config.shape.d_model
-        self.up = nn.Linear(d_model, config.feed_forward_width)
-        self.down = nn.Linear(config.feed_forward_width, d_model)
+        self.up = Linear(d_model, config.feed_forward_width)
+        self.down = Linear(config.feed_forward_width, d_model)
         hidden_matrix(self.up.weight)
         hidden_matrix(self.down.weight)
 
@@ -185,9 +222,9 @@ class Block(nn.Module):
         self.feed_forward = GELUFeedForward(config) if config.block == "gpt" else FeedForward(config)
         self.dropout = Dropout(config.dropouts.residual)
 
-    def forward(self, x_BTE: torch.Tensor, rope: Rope | None) -> torch.Tensor:
-        """All tokens at once."""
-        x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope))
+    def forward(self, x_BTE: torch.Tensor, rope: Rope | None, cache: LayerCache | None = None) -> torch.Tensor:
+        """Tokens that follow those in the cache, or all tokens."""
+        x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), rope, cache))
         return x_BTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTE)))
 
     def initialize(self, std: float, n_layers: int) -> None:

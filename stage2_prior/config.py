@@ -106,6 +106,13 @@ class Regularizer:
         return Falling(self.noise, self.noise_until)
 
 
+_TRANSFORMER = "stage2_prior.transformer:TransformerPrior"
+KINDS = {"llama": _TRANSFORMER, "gpt": _TRANSFORMER, "pixelcnn": "stage2_prior.pixelcnn:PixelCNN"}
+"""block => dotted name of the class of priors that has it"""
+PREDICTED = ("raster", "random-to-raster", "any", "masked")
+"""orders in which a prior can predict codes"""
+
+
 class Dropouts(NamedTuple):
     """Dropout rates in training, 0 to below 1."""
 
@@ -137,7 +144,7 @@ class PriorConfig:
     """base of the rotary frequencies; small grids train better with a small base, such as 100"""
     target_aware: bool = False
     """add an embedding of the position that is predicted to each input, so that codes can be predicted in any order;
-    training in random order needs it"""
+    the orders random-to-raster and any always do"""
     qk_norm: bool = True
     """normalise queries and keys per head before rotating them"""
     dropout: float = 0.1
@@ -150,11 +157,18 @@ class PriorConfig:
     """dropout of attention weights; null takes dropout"""
     class_conditional: bool = True
     """condition on labels where the codes have them; false trains an unconditional prior"""
-    block: Literal["llama", "gpt"] = added_later("llama")
-    """layers of a block: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases"""
+    block: Literal["llama", "gpt", "pixelcnn"] = added_later("llama")
+    """layers of a block: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases; pixelcnn has
+    gated masked convolutions instead of attention"""
+    reach: int = added_later(2)  # type: ignore[assignment]
+    """block pixelcnn only: rows above and columns to each side that a layer sees"""
     class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
+    order: Literal["raster", "random-to-raster", "any", "masked"] = added_later("raster")
+    """which codes a code is predicted from: raster: those before it, row by row; random-to-raster: the same in the end,
+    after random orders in training; any: those before it in a random order of each image, so that known codes may lie
+    anywhere; masked: any that are known, all others at once"""
     extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
     never samples them"""
@@ -169,10 +183,16 @@ class PriorConfig:
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
         require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
-        require(self.block in ("llama", "gpt"), "block", self.block, "llama or gpt")
+        require(self.block in KINDS, "block", self.block, "one of " + ", ".join(KINDS))
+        in_raster, expected = self.block != "pixelcnn" or self.order == "raster", "raster where block is pixelcnn"
+        require(in_raster, "order", self.order, expected)
+        require(self.reach > 0, "reach", self.reach, "a positive whole number")
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
         found, expected = self.class_rotation, "identity, or zero where positions are rope"
         require(found in rotations, "class_rotation", found, expected)
+        require(self.order in PREDICTED, "order", self.order, "one of " + ", ".join(PREDICTED))
+        plain, expected = self.order == "raster" or self.extra_codes == 0, "0 where order is not raster"
+        require(plain, "extra_codes", self.extra_codes, expected)
         require(self.extra_codes >= 0, "extra_codes", self.extra_codes, "0 or more")
         for name in ("dropout", "token_dropout", "residual_dropout", "attention_dropout"):
             share = getattr(self, name)
@@ -183,6 +203,16 @@ class PriorConfig:
         """n_layers, n_heads and d_model as whole numbers."""
         assert self.d_model is not None and self.n_layers is not None and self.n_heads is not None
         return TransformerShape(self.n_layers, self.n_heads, self.d_model)
+
+    @property
+    def kind(self) -> str:
+        """Dotted name of the class of priors."""
+        return KINDS[self.block]
+
+    @property
+    def knows_target(self) -> bool:
+        """Whether each input knows the position that it predicts."""
+        return self.target_aware or self.order in ("random-to-raster", "any")
 
     @property
     def d_head(self) -> int:
@@ -283,7 +313,17 @@ class PriorTraining:
     """reAR's noise and alignment, in training alone: {} takes its defaults; null trains without"""
     random_order: RandomOrder | None = None
     """predict codes in random order first, in raster order at the end; needs a model that is target_aware; null
-    predicts in raster order throughout"""
+    predicts in raster order throughout, or where the model's order is random-to-raster, changes from half of the steps
+    to three quarters"""
+
+    def order_share(self, order: str, step: int) -> float:
+        """Share of images that a model of some ``order`` is given in random order at an optimizer step (from 0)."""
+        if order == "any":
+            return 1.0
+        annealed, steps = self.random_order, self.fit.steps
+        if annealed is None and order == "random-to-raster":
+            annealed = RandomOrder(until_step=steps // 2, zero_step=3 * steps // 4)
+        return 0.0 if annealed is None else annealed.share(step)
 
     def __post_init__(self) -> None:
         require(self.z_loss >= 0, "z_loss", self.z_loss, "0 or more")

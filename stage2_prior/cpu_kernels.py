@@ -32,10 +32,10 @@ def use_cpu_kernels(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def product_type(x: torch.Tensor) -> torch.dtype:
-    """The type of matrix products on x: autocast's where autocast is on."""
+def product_type(x: torch.Tensor, otherwise: torch.dtype | None = None) -> torch.dtype:
+    """The type of matrix products on x: autocast's where autocast is on, else that of x, or a given one."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else otherwise or x.dtype
 
 
 def sum_type(dtype: torch.dtype) -> torch.dtype:
@@ -81,12 +81,17 @@ def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     """X / rms(x) * weight, computed in float32, as ``kind``."""
-    return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
+    return _normed(x, weight, kind)[0]
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up; (..., 2 F) => (..., F)."""
-    return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled():
+        return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def split_heads(
@@ -94,26 +99,30 @@ def split_heads(
 ) -> Heads:
     """As ``block.split_heads``."""
     q_weight, k_weight = norms_K or (None, None)
-    return _SplitHeads.apply(qkv_BTF, n_heads, q_weight, k_weight, rope)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled():
+        return _SplitHeads.apply(qkv_BTF, n_heads, q_weight, k_weight, rope)  # type: ignore[no-any-return]
+    return _heads(qkv_BTF, n_heads, q_weight, k_weight, rope)[0]
 
 
-def causal_attention(q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float) -> torch.Tensor:
-    """As ``block.causal_attention``.
+def attention(
+    q_BNTK: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, dropout: float, causal: bool
+) -> torch.Tensor:
+    """As ``block.attention``.
 
     The library's flash kernel is slow backwards, several times so in bf16, and masks what no query can see. Here the
     scores of a block of queries against the keys up to its end are plain products, kept for the backward pass.
     """
     heads = (each.flatten(0, 1) for each in (q_BNTK, k_BNTK, v_BNTK))
     with torch.autocast("cpu", enabled=False):
-        return _CausalAttention.apply(*heads, dropout).view_as(q_BNTK)  # type: ignore[no-any-return]
+        return _Attention.apply(*heads, dropout, causal).view_as(q_BNTK)  # type: ignore[no-any-return]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-        normed = x.to(sum_type(x.dtype), copy=True)
-        ctx.save_for_backward(x, weight, normalize_(normed))
-        return normed.mul_(weight).to(kind)
+        normed, inverse = _normed(x, weight, kind)
+        ctx.save_for_backward(x, weight, inverse)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -124,6 +133,13 @@ class _RMSNorm(torch.autograd.Function):
         rows, rows_normed, rows_inverse = (each.flatten(0, -2) for each in (to_x, normed, inverse))
         to_weight = normalize_backward_(rows, rows_normed, rows_inverse, weight.to(kind))
         return to_x.to(x.dtype), to_weight.to(weight.dtype), None
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normalised x and 1 / rms."""
+    normed = x.to(sum_type(x.dtype), copy=True)
+    inverse = normalize_(normed)
+    return normed.mul_(weight).to(kind), inverse
 
 
 def normalize_(x: torch.Tensor) -> torch.Tensor:
@@ -173,18 +189,16 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rotate_(x_BNTK: torch.Tensor, rope: Rope, *, back: bool = False) -> torch.Tensor:
-    """``rope2d.rotate`` in place, or its inverse: each pair of channels is one complex number.
+    """``positions.rotate`` in place, or its inverse: each pair of channels is one complex number.
 
     Without gradients, for contiguous tensors of 32 or 64 bits, of any number of leading axes.
     """
-    cos, sin = (each[..., 1::2].to(x_BNTK.dtype) for each in rope)
-    torch.view_as_complex(x_BNTK.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, -sin if back else sin))
+    pairs = torch.view_as_complex(x_BNTK.unflatten(-1, (-1, 2)))
+    pairs.mul_(rope.turns.conj() if back else rope.turns)
     return x_BNTK
 
 
 class _SplitHeads(torch.autograd.Function):
-    """Queries and keys go through norm and rotation together, in one buffer (2, B, N, T, K) of float32."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -194,17 +208,10 @@ class _SplitHeads(torch.autograd.Function):
         k_weight: torch.Tensor | None,
         rope: Rope | None,
     ) -> Heads:
-        qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
-        both, inverse = _copy(qkv[:2]), None
-        if q_weight is not None and k_weight is not None:
-            inverse = normalize_(both)
-            both.mul_(torch.stack([q_weight, k_weight]).view(2, 1, 1, 1, -1))
-        if rope is not None:
-            rotate_(both, rope)
+        heads, inverse = _heads(qkv_BTF, n_heads, q_weight, k_weight, rope)
         ctx.rope, ctx.n_heads, ctx.shape = rope, n_heads, qkv_BTF.shape
         ctx.save_for_backward(q_weight, k_weight, inverse, None if inverse is None else qkv_BTF)
-        q, k = both.to(qkv_BTF.dtype)
-        return q, k, qkv[2].contiguous()
+        return heads
 
     @staticmethod
     @once_differentiable
@@ -226,26 +233,48 @@ class _SplitHeads(torch.autograd.Function):
         return to_qkv_BTF, None, *to_weights, None
 
 
+def _heads(
+    qkv_BTF: torch.Tensor,
+    n_heads: int,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    rope: Rope | None,
+) -> tuple[Heads, torch.Tensor | None]:
+    """Queries, keys and values, and 1 / rms of the first two.
+
+    Queries and keys go through norm and rotation together, in one buffer (2, B, N, T, K) of float32.
+    """
+    qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
+    both, inverse = _copy(qkv[:2]), None
+    if q_weight is not None and k_weight is not None:
+        inverse = normalize_(both)
+        both.mul_(torch.stack([q_weight, k_weight]).view(2, 1, 1, 1, -1))
+    if rope is not None:
+        rotate_(both, rope)
+    q, k = both.to(qkv_BTF.dtype)
+    return (q, k, qkv[2].contiguous()), inverse
+
+
 def _copy(x: torch.Tensor) -> torch.Tensor:
     """In contiguous memory, float32 where x has 16 bits."""
     return x.new_empty(x.shape, dtype=sum_type(x.dtype)).copy_(x)
 
 
-class _CausalAttention(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     """Over M = B * N heads: queries, keys and values are (M, T, K)."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_MTK: torch.Tensor, k_MTK: torch.Tensor, v_MTK: torch.Tensor, dropout: float
+        ctx: Any, q_MTK: torch.Tensor, k_MTK: torch.Tensor, v_MTK: torch.Tensor, dropout: float, causal: bool
     ) -> torch.Tensor:
-        out_MTK, kept = torch.empty_like(q_MTK), []
-        ctx.masks = []
-        for start, end in _blocks(q_MTK.shape[1]):
-            unseen = torch.full((end - start, end), -torch.inf, dtype=q_MTK.dtype).triu_(start + 1)
-            scores = torch.baddbmm(unseen, q_MTK[:, start:end], k_MTK[:, :end].mT, alpha=q_MTK.shape[2] ** -0.5)
+        out_MTK, kept, scale = torch.empty_like(q_MTK), [], q_MTK.shape[2] ** -0.5
+        ctx.masks, ctx.causal = [], causal
+        for start, end, seen in _blocks(q_MTK.shape[1], causal):
+            unseen = torch.full((end - start, seen), -torch.inf, dtype=q_MTK.dtype).triu_(start + 1)
+            scores = torch.baddbmm(unseen, q_MTK[:, start:end], k_MTK[:, :seen].mT, beta=int(causal), alpha=scale)
             weights = torch.softmax(scores, -1, out=scores)
             mask = sample_keep_mask(weights, dropout) if dropout else None
-            out_MTK[:, start:end] = torch.bmm(_masked(weights, mask), v_MTK[:, :end])
+            out_MTK[:, start:end] = torch.bmm(_masked(weights, mask), v_MTK[:, :seen])
             if any(ctx.needs_input_grad):
                 kept.append(weights)
                 ctx.masks.append(mask)
@@ -257,19 +286,22 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_MTK, k_MTK, v_MTK, *kept = ctx.saved_tensors
         to_q, to_k, to_v = torch.empty_like(q_MTK), torch.zeros_like(k_MTK), torch.zeros_like(v_MTK)
-        for (start, end), weights, mask in zip(_blocks(q_MTK.shape[1]), kept, ctx.masks, strict=True):
+        blocks = _blocks(q_MTK.shape[1], ctx.causal)
+        for (start, end, seen), weights, mask in zip(blocks, kept, ctx.masks, strict=True):
             to_out = gradient[:, start:end]
-            to_v[:, :end] += torch.bmm(_masked(weights, mask).mT, to_out)
-            to_weights = _masked(torch.bmm(to_out, v_MTK[:, :end].mT), mask)
+            to_v[:, :seen] += torch.bmm(_masked(weights, mask).mT, to_out)
+            to_weights = _masked(torch.bmm(to_out, v_MTK[:, :seen].mT), mask)
             to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_q[:, start:end] = torch.bmm(to_scores, k_MTK[:, :end])
-            to_k[:, :end] += torch.bmm(to_scores.mT, q_MTK[:, start:end])
+            to_q[:, start:end] = torch.bmm(to_scores, k_MTK[:, :seen])
+            to_k[:, :seen] += torch.bmm(to_scores.mT, q_MTK[:, start:end])
         scale = q_MTK.shape[2] ** -0.5
-        return to_q.mul_(scale), to_k.mul_(scale), to_v, None
+        return to_q.mul_(scale), to_k.mul_(scale), to_v, None, None
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + _QUERIES, length)) for start in range(0, length, _QUERIES)]
+def _blocks(length: int, causal: bool) -> list[tuple[int, int, int]]:
+    """Of queries: first, end, and how many keys they see."""
+    ends = [(start, min(start + _QUERIES, length)) for start in range(0, length, _QUERIES)]
+    return [(start, end, end if causal else length) for start, end in ends]
 
 
 def _masked(x: torch.Tensor, mask: KeepMask | None) -> torch.Tensor:

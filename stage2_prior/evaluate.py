@@ -20,7 +20,6 @@ from foundation.codes.spec import CodeSlot, CodeSpec, code_positions, require_co
 from foundation.codes.usage import UsageCounter, summarize
 from foundation.errors import DataError
 from foundation.images.buckets import grouped
-from foundation.training.learner import copy_with
 from foundation.training.shares import Share, chosen_examples, read_ahead
 from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
@@ -324,7 +323,8 @@ def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.nda
 
 @torch.no_grad()
 def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
-    """Negative log-likelihood of each code, (B, T) float64, of a prior in evaluation mode.
+    """Negative log-likelihood of each code in raster order, (B, T) float64, of a prior in evaluation mode; of a masked
+    prior the estimate of its mean over orders.
 
     Raises:
         DataError: codes that do not fit the prior's.
@@ -337,7 +337,8 @@ def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
     tokens = torch.from_numpy(batch.codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
     grids = None if batch.grids_B is None else torch.from_numpy(batch.grids_B).to(device)
-    return prior.nll(tokens, labels, grids).cpu().double().numpy()
+    order = "random" if prior.is_masked else "raster"
+    return prior.nll(tokens, labels, grids, order=order).cpu().double().numpy()
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,7 @@ class PreviewSamples:
 def sample_preview(prior: PriorModel, n_images: int, sampling: SamplingConfig, seed: int) -> torch.Tensor:
     """Codes of some images, the same for equal weights and arguments, whatever has been computed before.
 
-    Classes are spread evenly. torch's random state stays as it is, and the engine's copy of the weights is let go.
+    Classes are spread evenly. torch's random state stays as it is.
 
     Args:
         prior: in evaluation mode.
@@ -368,12 +369,12 @@ def sample_preview(prior: PriorModel, n_images: int, sampling: SamplingConfig, s
     Returns:
         (B, T) int64 on the prior's device.
     """
-    shell = copy_with(prior.within_codebook(), lambda each: each)
     n_classes, device = prior.n_classes, prior.head.weight.device
     spread = np.linspace(0, n_classes - 1, n_images).round() if n_classes else np.full(n_images, prior.null_class)
     labels_B = torch.from_numpy(spread.astype(np.int64)).to(device)
     codes_BT = torch.empty((n_images, prior.n_codes), dtype=torch.int64, device=device)
-    uniforms_BT = stream_uniforms(range(seed, seed + n_images), prior.n_codes)
-    for step in iterate_codes(shell, labels_B, uniforms_BT, sampling):
-        codes_BT[step.rows, step.position] = step.codes_B
+    seeds = range(seed, seed + n_images)
+    uniforms_BT = stream_uniforms(seeds, prior.n_codes)
+    for step in iterate_codes(prior.within_codebook(), labels_B, uniforms_BT, sampling, seeds=seeds):
+        codes_BT[step.rows].scatter_(1, step.positions_BK, step.codes_BK)
     return codes_BT

@@ -1,77 +1,90 @@
-"""The prior as a plain torch module: p(codes) = prod_t p(code_t | class, codes before t)."""
+"""The prior: what all kinds have in common, checks of codes and classes, likelihood, and folders."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from foundation.arguments import as_codes, as_path, require_type
-from foundation.codes.spec import CodeSpec
-from foundation.config import from_dict, require, to_dict
+from foundation.codes.spec import CodeSpec, code_positions
+from foundation.config import from_dict, to_dict
 from foundation.errors import DataError
 from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
-from foundation.training.optim import no_decay
-from stage2_prior.block import Block, Dropout, stream_norm
 from stage2_prior.config import PriorConfig
-from stage2_prior.head_loss import nll_per_code
-from stage2_prior.positions import Positions, PositionTables
+from stage2_prior.likelihood import nll_in_order
+from stage2_prior.orders import MASKED
+from stage2_prior.positions import PositionTables
 
 MODEL_TYPE = "tessera_prior"
 
 
-class PriorModel(nn.Module):
-    """A decoder-only transformer over [class, code 0, code 1, ...]; output t is the distribution of code t.
+class Programs(dict[Any, Any]):
+    """What sampling has compiled for a model. Copies of the model begin without."""
 
-    Codes of all levels and depths form one sequence, in the order of ``CodeSpec``. Each slot (a depth of a level) has
-    its own rows of the embedding; with several slots, an input also learns which one it predicts. Where images have
-    several shapes, an image's codes rotate by the rows and columns of their own grid, and an embedding of the grid,
-    zero at first, is added to the class: the prior knows the grid before the first code.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
+        """Empty."""
+        return Programs()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Empty after pickling."""
+        return Programs, ()
+
+
+class PriorModel(nn.Module):
+    """A distribution of the codes of images, as a plain torch module.
+
+    ``PriorModel(config, spec)`` makes the kind of prior that ``config.block`` names.
 
     Args:
         config: size and options.
         spec: of the codes; the prior serves no other.
 
     Attributes:
+        n_codes: T.
+        vocab_size: V, the size of the largest codebook, and ``extra_codes``.
+        n_classes: 0 for an unconditional prior.
+        n_grids: grids that an image's codes may form.
+        code_embedding: vectors of the codes.
+        position_tables: positions of the inputs and of what they predict.
+        blocks: the layers, as training shards and compiles them.
+        head: from hidden states to logits.
+        is_masked: whether it predicts codes from any others, which it takes in all at once.
+        is_cached: whether it takes in codes one after another, over a key-value cache.
         gradient_checkpointing: keep only the inputs of the blocks in training and recompute the rest in the backward
             pass: less memory, about a third more time. The name is the one that transformers looks for.
     """
+
+    head: nn.Linear
+    blocks: nn.ModuleList
+    code_embedding: nn.Embedding
+    position_tables: PositionTables
+    is_masked: bool
+    is_cached: bool
+
+    def __new__(cls, config: PriorConfig | None = None, *given: Any, **named: Any) -> Self:
+        """The kind of the configuration; without one, as copies are made, this class."""
+        kind = resolve_name(config.kind) if cls is PriorModel and isinstance(config, PriorConfig) else cls
+        made: Self = super().__new__(kind)
+        return made
 
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__()
         require_type("config", config, PriorConfig)
         require_type("spec", spec, CodeSpec)
         self.config, self.spec = config, spec
-        self.gradient_checkpointing, self.decodes_compiled = False, False
+        self.decodes_compiled, self.programs, self.gradient_checkpointing = False, Programs(), False
         self.adapter: Any = None  # peft's settings, see lora.py
-        self._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
         self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
-        single = config.extra_codes == 0 or len(spec.slots) == 1
-        require(single, "extra_codes", config.extra_codes, "0 where there are several levels or depths")
-        n_layers, _, d_model = config.shape
-        learned, n_grids = config.positions == "learned", spec.n_grids
-        self.n_grids = n_grids
-        self.position_tables = PositionTables(spec, config)
-        self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
-        self.code_embedding = nn.Embedding(self.position_tables.n_rows, d_model)
-        self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
-        n_places = n_grids * spec.n_codes
-        self.place_embedding = nn.Embedding(1 + n_places, d_model) if learned else None  # row 0 is the class's
-        self.target_embedding = nn.Embedding(n_places, d_model) if config.target_aware else None
-        self.grid_embedding = nn.Embedding(n_grids, d_model) if n_grids > 1 else None
-        self._unequal = len({slot.codebook_size for slot in spec.slots}) > 1
-        self.dropout = Dropout(config.dropouts.token)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
-        self.norm = stream_norm(config)
-        self.head = nn.Linear(d_model, self.vocab_size, bias=False)
-        self._initialize()
+        self.n_grids = spec.n_grids
+        sizes_T = code_positions(spec).codebook_size_T + config.extra_codes
+        self.sizes_T, self._unequal = sizes_T, len(set(sizes_T.tolist())) > 1
+        self._sizes_on: dict[torch.device, torch.Tensor] = {}
 
     @property
     def null_class(self) -> int:
@@ -83,7 +96,7 @@ class PriorModel(nn.Module):
 
         Args:
             tokens_BT: the T codes of each image, or its first ones, of any integer type, or the tokenizer's grids of
-                them; the last code is never an input.
+                them; the last code is never an input. Of a masked prior all T, ``MASKED`` where one is not known.
             labels_B: classes, ``null_class`` for none; None is no class for all.
             orders_BT: a permutation of the T positions for each image; None for raster order. The codes themselves
                 stay in raster order.
@@ -94,18 +107,20 @@ class PriorModel(nn.Module):
             (B, T, V): entry t is the distribution of code t given the class and codes 0..t-1; -inf beyond the codebook
             of position t, where it has fewer than V codes. V is the size of the largest, and ``extra_codes``. With
             orders, entry i is the distribution of code ``orders_BT[b, i]`` given the class and codes
-            ``orders_BT[b, :i]``.
+            ``orders_BT[b, :i]``. Of a masked prior, entry t is the distribution of code t given the class and all known
+            codes.
 
         Raises:
             DataError: other shapes, more than T codes, orders that are no permutations, or (checked on a CPU only,
                 elsewhere it would wait for the device) codes and classes that do not exist.
-            ConfigError: orders given to a prior that is not ``target_aware``.
+            ConfigError: orders given to a prior of one order, or one that needs none.
         """
         given = tokens_BT
         tokens_BT, labels_B = self.checked(given, labels_B)
         grids_B = self.checked_grids(given, grids_B)
         orders_BT = None if orders_BT is None else as_codes(orders_BT, "orders_BT", tokens_BT.device)
-        logits_BTV, size_N = self.head(self.hidden(tokens_BT, labels_B, orders_BT, grids_B)), self.sizes(tokens_BT)
+        logits_BTV = self.head(self.hidden(tokens_BT, labels_B, orders_BT, grids_B))
+        size_N = self.sizes(tokens_BT, orders_BT)
         if size_N is None:
             return logits_BTV
         beyond_BTV = torch.arange(self.vocab_size, device=size_N.device) >= size_N.view(*tokens_BT.shape, 1)
@@ -129,7 +144,7 @@ class PriorModel(nn.Module):
         grids_B: torch.Tensor | None = None,
         after: Collection[int] = (),
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Hidden states after the last norm, and after some blocks.
+        """Inputs of the head, and states after some blocks.
 
         Args:
             tokens_BT, labels_B, orders_BT, grids_B: as of ``forward``, int64, of which the length alone is checked;
@@ -139,49 +154,48 @@ class PriorModel(nn.Module):
         Returns:
             (B, T, E); and the same by block for those in ``after``.
         """
-        length = tokens_BT.shape[1]
-        require_length(self.n_codes, length)
-        tables = self.position_tables
-        if self.grid_embedding is not None and grids_B is None:
-            grids_B = torch.zeros_like(labels_B)
-        if orders_BT is not None:
-            aware = self.target_embedding is not None
-            require(aware, "target_aware", aware, "true for other orders", "set prior.model.target_aware to true")
-            positions = tables.ordered(orders_BT, len(tokens_BT), grids_B)
-            tokens_BT = tokens_BT.gather(1, orders_BT)
-        elif grids_B is None:
-            positions = tables.on(self.head.weight.device).part(0, length)
-        else:
-            positions = tables.of_grids(grids_B).part(0, length)
-        x = self.dropout(self._embed(labels_B, tokens_BT[:, :-1], positions, grids_B))
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        states = {}
-        for i, block in enumerate(self.blocks, start=1):
-            arguments = block, x, positions.rope
-            x = self._gradient_checkpointing_func(*arguments) if recompute else block(*arguments[1:])
-            if i in after:
-                states[i] = x
-        return self.norm(x), states
+        raise NotImplementedError
+
+    def within_codebook(self) -> PriorModel:
+        """This prior without its ``extra_codes``, so that every code belongs to an image."""
+        return self
+
+    def zero_residual_outputs(self) -> None:
+        """Let every block be the identity, as training may begin."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def nll(self, tokens_BT: Any, labels_B: Any = None, grids_B: Any = None) -> torch.Tensor:
+    def nll(
+        self, tokens_BT: Any, labels_B: Any = None, grids_B: Any = None, *, order: str = "raster", seed: int = 0
+    ) -> torch.Tensor:
         """Negative log-likelihood of each code given its class and the codes before it.
 
         Args:
             tokens_BT, labels_B, grids_B: as of ``forward``.
+            order: in which codes come: raster; of a prior of order any or masked also halton, or random, which is one
+                order for each image. A masked prior takes a pass for each code, but for random: there it takes one
+                pass, whose result is right on average alone (see ``likelihood.py``).
+            seed: of random orders.
 
         Returns:
-            (B, T) float32, nats. The logits of all B * T codes never exist at once.
+            (B, T) float32, nats, each at its code's position. The logits of all B * T codes never exist at once.
 
         Raises:
             DataError: as ``forward``.
+            ConfigError: an order that the prior does not know.
         """
         given = tokens_BT
         tokens_BT, labels_B = self.checked(given, labels_B)
-        grids_B = self.checked_grids(given, grids_B)
-        hidden_NE = self.hidden(tokens_BT, labels_B, grids_B=grids_B).flatten(0, 1)
-        nll_N = nll_per_code(hidden_NE, self.head.weight, tokens_BT.flatten(), self.sizes(tokens_BT))
-        return nll_N.view_as(tokens_BT)
+        return nll_in_order(self, tokens_BT, labels_B, self.checked_grids(given, grids_B), order, seed)
+
+    def compile_blocks(self) -> None:
+        """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
+        for block in self.blocks:
+            block.compile()
+
+    def compile_decoding(self) -> None:
+        """Sample codes with a compiled step from now on: faster on a GPU, tens of seconds for the first image."""
+        self.decodes_compiled = True
 
     def checked(
         self, tokens_BT: Any, labels_B: Any = None, *, check_range: bool | None = None
@@ -254,52 +268,41 @@ class PriorModel(nn.Module):
         return given
 
     def require_codes(self, tokens_BT: torch.Tensor, field: str) -> None:
-        """Refuse codes that do not exist. Waits for the device.
+        """Refuse codes that do not exist; a masked prior also takes ``MASKED``. Waits for the device.
 
         Raises:
             DataError: naming the first one.
         """
         size_T = torch.full((tokens_BT.shape[1],), self.vocab_size, device=tokens_BT.device)
         if self._unequal:
-            size_T = self.position_tables.on(tokens_BT.device).size_T[: tokens_BT.shape[1]]
-        wrong_BT = (tokens_BT < 0) | (tokens_BT >= size_T)
+            size_T = self.sizes_on(tokens_BT.device)[: tokens_BT.shape[1]]
+        least = MASKED if self.config.order == "masked" else 0
+        wrong_BT = (tokens_BT < least) | (tokens_BT >= size_T)
         if bool(wrong_BT.any()):
             image, t = (int(each) for each in wrong_BT.nonzero()[0])
             found, expected = int(tokens_BT[image, t]), f"0..{int(size_T[t]) - 1}"
             raise DataError("no such code", field=f"{field}[{image}, {t}]", found=found, expected=expected)
 
-    def sizes(self, tokens_BT: torch.Tensor) -> torch.Tensor | None:
-        """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes."""
+    def sizes(self, tokens_BT: torch.Tensor, orders_BT: torch.Tensor | None = None) -> torch.Tensor | None:
+        """(B * T,) int64: for each code, the size of its position's codebook; None where all have V codes.
+
+        Args:
+            tokens_BT: the T codes, or the first ones.
+            orders_BT: the order in which they are predicted; None for raster order.
+        """
         if not self._unequal:
             return None
-        positions = self.position_tables.on(tokens_BT.device)
-        return positions.size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
+        size_T = self.sizes_on(tokens_BT.device)
+        if orders_BT is not None:
+            return size_T[orders_BT].flatten()
+        return size_T[: tokens_BT.shape[1]].expand_as(tokens_BT).flatten()
 
-    def zero_residual_outputs(self) -> None:
-        """Let every block be the identity, as training may begin."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.zero_outputs()
-
-    def compile_blocks(self) -> None:
-        """Compile each block with ``torch.compile``; the names of parameters stay as they are."""
-        for block in self.blocks:
-            block.compile()
-
-    def compile_decoding(self) -> None:
-        """Sample codes with a compiled step from now on: faster on a GPU, tens of seconds for the first image."""
-        self.decodes_compiled = True
-
-    def within_codebook(self) -> PriorModel:
-        """This prior without its ``extra_codes``, so that every code belongs to an image."""
-        if not self.config.extra_codes:
-            return self
-        with torch.device(self.head.weight.device):
-            kept = PriorModel(dataclasses.replace(self.config, extra_codes=0), self.spec)
-        rows = {"code_embedding.weight", "head.weight"}
-        state = {name: x[: kept.vocab_size] if name in rows else x for name, x in self.state_dict().items()}
-        kept.load_state_dict(state)
-        return kept.to(self.head.weight.dtype).train(self.training)
+    def sizes_on(self, device: torch.device) -> torch.Tensor:
+        """(T,) int64, the size of each position's codebook, on a device."""
+        if device not in self._sizes_on:
+            with torch.inference_mode(False):
+                self._sizes_on[device] = torch.from_numpy(self.sizes_T).to(device)
+        return self._sizes_on[device]
 
     def save(self, folder: Path) -> None:
         """Fill an empty folder that ``load`` and ``Prior.from_pretrained`` open."""
@@ -307,7 +310,7 @@ class PriorModel(nn.Module):
         save_model_folder(folder, self, MODEL_TYPE, "Prior", settings)
 
     @classmethod
-    def load(cls, folder: str | Path) -> PriorModel:
+    def load(cls, folder: str | Path) -> Self:
         """Open a folder that ``save`` filled; the model is in evaluation mode.
 
         Raises:
@@ -319,46 +322,10 @@ class PriorModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> PriorModel:
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Build from the ``prior`` and ``code_spec`` entries of a ``config.json``; weights are random."""
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
         return cls(PriorConfig.saved(settings["prior"], "prior"), spec)
-
-    def _embed(
-        self,
-        labels_B: torch.Tensor,
-        tokens_BP: torch.Tensor,
-        positions: Positions,
-        grids_B: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """[class, codes] => (B, T, E), T = 1 + P inputs at these positions."""
-        if self.slot_embedding is not None:
-            tokens_BP = tokens_BP + positions.offset_T[1:]
-        class_BE = self.class_embedding(labels_B)
-        if self.grid_embedding is not None:
-            assert grids_B is not None
-            class_BE = class_BE + self.grid_embedding(grids_B)
-        x_BTE = torch.cat([class_BE.unsqueeze(1), self.code_embedding(tokens_BP)], dim=1)
-        if self.slot_embedding is not None:
-            x_BTE = x_BTE + self.slot_embedding(positions.slot_T)
-        if self.place_embedding is not None:
-            x_BTE = x_BTE + self.place_embedding(positions.own_T)
-        if self.target_embedding is not None:
-            x_BTE = x_BTE + self.target_embedding(positions.target_T)
-        return x_BTE
-
-    def _initialize(self) -> None:
-        """Normal(0, 0.02), residual outputs scaled by depth (Radford et al. 2019, GPT-2, section 2.3), head zero."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.initialize(0.02, len(self.blocks))
-        for embedding in self.children():
-            if isinstance(embedding, nn.Embedding):
-                nn.init.normal_(embedding.weight, std=0.02)
-                no_decay(embedding.weight)  # type: ignore[arg-type]
-        if self.grid_embedding is not None:
-            nn.init.zeros_(self.grid_embedding.weight)
-        nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
 
 def require_length(n_codes: int, length: int, field: str = "tokens_BT") -> None:

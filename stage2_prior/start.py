@@ -9,7 +9,8 @@ from foundation.errors import ContractError
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 
-_SHAPE = ("d_model", "n_layers", "n_heads", "feed_forward_width", "block")
+_SHAPE = ("d_model", "n_layers", "n_heads", "feed_forward_width", "block", "reach")
+_CLASSES = ("class_embedding.weight", "class_gates.weight")  # ends of the names of tables with a row for each class
 _OF_PLACES = ("place_embedding.weight", "target_embedding.weight", "grid_embedding.weight")
 _HEX = 64  # digits of a fingerprint; codes whose tokenizer is not known have another text
 _SHOWN = 5
@@ -39,14 +40,14 @@ def start_prior(model: PriorModel, source: PriorModel) -> list[str]:
             raise ContractError(what, field=f"prior.model.{name}", found=own, expected=other, fix=fix)
     kept, own = dict(source.state_dict()), model.state_dict()
     notes = _settings_that_differ(model.config, source.config) + _codes(model, source, kept)
-    classes = kept.pop("class_embedding.weight")
+    tables = {name: kept.pop(name) for name in list(kept) if name.endswith(_CLASSES)}
     fits = {name: value for name, value in kept.items() if name in own and own[name].shape == value.shape}
-    lost = [name for name in own if name not in fits and name != "class_embedding.weight"]
+    lost = [name for name in own if name not in fits and name not in tables]
     if lost:
         shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         notes.append(f"new with random weights: {shown}")
     model.load_state_dict({**own, **fits})
-    return notes + _keep_classes(model, source, classes)
+    return notes + _keep_classes(model, source, tables)
 
 
 def _value(config: PriorConfig, name: str) -> object:
@@ -54,7 +55,16 @@ def _value(config: PriorConfig, name: str) -> object:
 
 
 def _settings_that_differ(config: PriorConfig, other: PriorConfig) -> list[str]:
-    names = ("positions", "rope_base", "target_aware", "qk_norm", "class_conditional", "class_rotation", "extra_codes")
+    names = (
+        "positions",
+        "rope_base",
+        "order",
+        "target_aware",
+        "qk_norm",
+        "class_conditional",
+        "class_rotation",
+        "extra_codes",
+    )
     changed = [name for name in names if getattr(config, name) != getattr(other, name)]
     return [f"{name}: {getattr(config, name)} instead of {getattr(other, name)}" for name in changed]
 
@@ -91,12 +101,14 @@ def _grid_shapes(spec: CodeSpec) -> list[tuple[int, ...]]:
     return [level.shape for grid in range(spec.n_grids) for level in spec.of_grid(grid).levels]
 
 
-def _keep_classes(model: PriorModel, source: PriorModel, table_RE: torch.Tensor) -> list[str]:
-    """Fill the class table by names."""
+def _keep_classes(model: PriorModel, source: PriorModel, tables: dict[str, torch.Tensor]) -> list[str]:
+    """Fill the class tables by names."""
     names = model.spec.class_names[: model.n_classes]
     rows = {name: i for i, name in enumerate(source.spec.class_names[: source.n_classes])}
     taken = [rows.get(name, source.null_class) for name in names]
-    model.class_embedding.weight.copy_(table_RE[[*taken, source.null_class]])
+    own = model.state_dict()
+    for name, table_RE in tables.items():
+        own[name].copy_(table_RE[[*taken, source.null_class]])
     new = [name for name in names if name not in rows]
     gone = [name for name in rows if name not in names]
     notes = []

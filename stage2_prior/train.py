@@ -1,8 +1,9 @@
 """Training of a prior: the objective, and the task that ``foundation.training.fit`` drives.
 
 The loss is the mean negative log-likelihood of the codes, with an optional z-loss, label smoothing, and reAR's
-regularizer (``regularizer.py``). Codes are predicted in raster order, or in random orders that anneal to it (Yu et al.
-2024, "Randomized autoregressive visual generation", arXiv:2411.00776, section 3.2).
+regularizer (``regularizer.py``). Codes are predicted in raster order, in random orders that anneal to it (Yu et al.
+2024, "Randomized autoregressive visual generation", arXiv:2411.00776, section 3.2), in random orders throughout, or
+given codes of which a random share is masked.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +19,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import code_positions
 from foundation.config import require
 from foundation.hardware import send
-from foundation.randomness import derive_seed, uniforms
+from foundation.randomness import derive_seed
 from foundation.training.config import Falling
 from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
@@ -29,6 +29,7 @@ from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
 from stage2_prior.head_loss import head_loss
 from stage2_prior.lora import has_adapters, merged
+from stage2_prior.orders import KNOWN, MASKED, PREDICTED, Cells, random_orders, training_masks
 from stage2_prior.prior import PriorModel
 from stage2_prior.regularizer import Alignment, build_alignment, context_noise, require_one_slot
 
@@ -62,6 +63,7 @@ class PriorLoss(nn.Module):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         noise_BT: torch.Tensor | None = None,
+        masks_BT: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch.
 
@@ -71,6 +73,7 @@ class PriorLoss(nn.Module):
             orders_BT: the orders in which they are predicted; see ``PriorModel.forward``.
             grids_B: the grid of each image, int64; None where there is one.
             noise_BT: codes that replace others in the context, as of ``context_noise``; None for none.
+            masks_BT: what a masked prior sees and predicts, as of ``training_masks``; of no other prior.
 
         Returns:
             the loss, a float32 scalar: the mean of nll, smoothed, + z_loss * logsumexp^2 over the batch's codes; and
@@ -80,42 +83,46 @@ class PriorLoss(nn.Module):
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.
         """
+        if masks_BT is not None:
+            return self._masked(tokens_BT, labels_B, grids_B, masks_BT)
         context_BT = tokens_BT if noise_BT is None else torch.where(noise_BT < 0, tokens_BT, noise_BT)
         after = () if self.alignment is None else self.alignment.after
         hidden_BTE, states = self.model.hidden_states(context_BT, labels_B, orders_BT, grids_B, after)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
-        size_N = self.model.sizes(tokens_BT)  # None with orders, which need one slot
-        weight_VE, predicted_N = self.model.head.weight, predicted_BT.flatten()
-        loss, nll, squared_lse = head_loss(
-            hidden_BTE.flatten(0, 1), weight_VE, predicted_N, size_N, self.z_loss, self.smoothing
-        )
-        metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
-        if self.z_loss:
-            metrics["logsumexp"] = squared_lse.sqrt()
+        size_N = self.model.sizes(tokens_BT, orders_BT)
+        loss, metrics = self._likelihood(hidden_BTE.flatten(0, 1), predicted_BT.flatten(), size_N)
         if self.alignment is not None:
             ordered_BT = noise_BT if noise_BT is None or orders_BT is None else noise_BT.gather(1, orders_BT)
             term, cosines = self.alignment(states, predicted_BT, ordered_BT)
             loss, metrics = loss + term, {**metrics, **cosines}
         return loss, metrics
 
+    def _masked(
+        self,
+        tokens_BT: torch.Tensor,
+        labels_B: torch.Tensor,
+        grids_B: torch.Tensor | None,
+        masks_BT: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """As ``forward``, over the predicted codes; scaled by their number over the expected one, so that parts of a
+        batch add up to it.
+        """
+        context_BT, predicted_BT = tokens_BT.masked_fill(masks_BT != KNOWN, MASKED), masks_BT == PREDICTED
+        hidden_BTE, size_N = self.model.hidden(context_BT, labels_B, grids_B=grids_B), self.model.sizes(tokens_BT)
+        sizes = None if size_N is None else size_N[predicted_BT.flatten()]
+        loss, metrics = self._likelihood(hidden_BTE[predicted_BT], tokens_BT[predicted_BT], sizes)
+        expected = 2 / math.pi * tokens_BT.numel()
+        return loss * (predicted_BT.sum() / expected), metrics
 
-def sample_orders(positions_B: np.ndarray, length: int, share: float, seed: int) -> torch.Tensor:
-    """The order in which the codes of each sample are predicted.
-
-    Args:
-        positions_B: of each sample in the data order; a row depends on its own, ``share`` and ``seed`` alone.
-        length: T, codes per image.
-        share: of rows in random order, 0 to 1; the others are in raster order.
-        seed: of the permutations.
-
-    Returns:
-        (B, T) int64 on the CPU, a permutation of 0..T-1 in each row.
-    """
-    chosen_B = uniforms(positions_B, np.zeros_like(positions_B), seed, "in random order") < share
-    positions_T = np.arange(length)
-    keys_BT = uniforms(positions_B[:, None], positions_T[None, :], seed, "random order")
-    orders_BT = np.where(chosen_B[:, None], keys_BT.argsort(axis=1, kind="stable"), positions_T)
-    return torch.from_numpy(orders_BT)
+    def _likelihood(
+        self, hidden_NE: torch.Tensor, tokens_N: torch.Tensor, size_N: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        weight_VE = self.model.head.weight
+        loss, nll, squared_lse = head_loss(hidden_NE, weight_VE, tokens_N, size_N, self.z_loss, self.smoothing)
+        metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
+        if self.z_loss:
+            metrics["logsumexp"] = squared_lse.sqrt()
+        return loss, metrics
 
 
 class PriorTask:
@@ -148,7 +155,7 @@ class PriorTask:
         code_vectors_VC: torch.Tensor | None = None,
         is_new: bool = True,
     ) -> None:
-        require_orders(model.config, training, len(model.spec.slots))
+        require_orders(model.config, training)
         require_one_slot(training, len(model.spec.slots))
         sharded, fix = (
             has_adapters(model) and sharding_asked(accelerator),
@@ -161,7 +168,7 @@ class PriorTask:
         if is_new and training.residual_init == "zero":
             model.zero_residual_outputs()
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
-        self.accelerator, self.samples = accelerator, samples
+        self.accelerator, self.samples, self._cells = accelerator, samples, Cells(model.spec.of_grid(0))
         model.gradient_checkpointing = training.checkpoint_blocks
         if training.compile and compiles(accelerator, "prior"):
             model.compile_blocks()
@@ -218,11 +225,14 @@ class PriorTask:
         examples: dict[str, torch.Tensor] = {
             name: batch[name] for name in ("tokens", "labels", "grids") if name in batch
         }
-        order = self.training.random_order
-        share = 0.0 if order is None else order.share(step)
+        order = self.model.config.order
+        share = self.training.order_share(order, step)
         if share > 0:
-            orders_BT = sample_orders(batch["positions"].numpy(), batch["tokens"].shape[1], share, self.seed)
+            orders_BT = torch.from_numpy(random_orders(batch["positions"].numpy(), self._cells, share, self.seed))
             examples["orders"] = send(orders_BT, self.accelerator.device)
+        if order == "masked":
+            masks_BT = torch.from_numpy(training_masks(batch["positions"].numpy(), self._cells, self.seed))
+            examples["masks"] = send(masks_BT, self.accelerator.device)
         strength = self._noise_strength(step)
         if strength > 0:
             sizes_T = code_positions(self.model.spec).codebook_size_T
@@ -239,7 +249,7 @@ class PriorTask:
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
         """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
         with self.learner.autocast():
-            inputs = (part.get(name) for name in ("orders", "grids", "noise"))
+            inputs = (part.get(name) for name in ("orders", "grids", "noise", "masks"))
             loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], *inputs)
         (share * loss).backward()
         return {"loss": loss.detach(), **metrics}
@@ -286,15 +296,18 @@ class PriorTask:
         self.learner.load_state_dict(state)
 
 
-def require_orders(model: PriorConfig, training: PriorTraining, n_slots: int) -> None:
-    """Refuse random orders for a model without target embeddings and for codes of several slots.
+def require_orders(model: PriorConfig, training: PriorTraining) -> None:
+    """Refuse settings of training that do not go with the model's order.
 
     Raises:
         ConfigError: naming the field to set.
     """
-    if training.random_order is None:
-        return
-    aware, fix = model.target_aware, "set it, or set prior.training.random_order to null"
-    require(aware, "prior.model.target_aware", aware, "true for training in random order", fix)
-    expected, fix = f"null for codes of {n_slots} slots", "finer codes refine those before them"
-    require(n_slots == 1, "prior.training.random_order", training.random_order, expected, fix)
+    order, given = model.order, training.random_order
+    if given is not None:
+        aware, fix = model.knows_target, "set prior.model.order to random-to-raster, or random_order to null"
+        require(aware, "prior.model.target_aware", aware, "true for training in random order", fix)
+        expected = f"null where prior.model.order is {order}, which has no raster order at the end"
+        require(order != "any", "prior.training.random_order", given, expected)
+    regularized, expected = training.regularizer, "null where prior.model.order is masked"
+    fix = "a masked prior has no code before each one to align with"
+    require(order != "masked" or regularized is None, "prior.training.regularizer", regularized, expected, fix)

@@ -15,7 +15,7 @@ from pipeline.generation.drawing import SampleRequest, draw_best
 from pipeline.generation.outputs import BYTES_PER_PIXEL, GeneratorOutput, decode_batch, to_output_type
 from pipeline.generation.requests import DrawSettings, count, label_ids, require_flag, settings_of
 from stage1_tokenizer.tokenizer import TokenizerModel
-from stage2_prior.decoding.engine import free_bytes
+from stage2_prior.decoding.cache import free_bytes
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.lora import merged
 from stage2_prior.prior import PriorModel

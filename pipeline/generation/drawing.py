@@ -10,11 +10,12 @@ import torch
 from tqdm import tqdm
 
 from foundation.randomness import derive_seed
-from stage2_prior.decoding.decode import DecodedCode, iterate_codes, stream_uniforms
+from stage2_prior.decoding.batch import DecodedCodes
+from stage2_prior.decoding.decode import iterate_codes, stream_uniforms
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
-OnStep = Callable[[DecodedCode], None]
+OnStep = Callable[[DecodedCodes], None]
 _SCORED_TOKENS = 1 << 15
 """Codes whose likelihood is computed at once."""
 
@@ -26,10 +27,9 @@ class SampleRequest:
     Attributes:
         labels: class number of each; the prior's null class for none.
         seeds: of each image's random stream.
-        sampling: guidance, temperature and filters.
+        sampling: guidance, temperature, filters and order.
         known_BT: codes to keep, -1 where one is to be sampled; None samples all.
-        start: position from which codes are stepped through; all before it are known. Numbers are equal to the bit only
-            for equal starts, so that it must not depend on the other images of a call.
+        start: position from which codes are stepped through in raster order; all before it are known.
         max_rows: most images in one batch; None takes what fits.
         uniforms_BT: random numbers instead of the seeds' streams; None takes the streams.
         grid: of all images, an index into ``CodeSpec.grids``.
@@ -45,8 +45,8 @@ class SampleRequest:
     grid: int = 0
 
 
-def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCode]:
-    """The codes of a request, one position of a batch after another."""
+def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCodes]:
+    """The codes of a request, one pass of a batch after another."""
     device, uniforms_BT = prior.head.weight.device, request.uniforms_BT
     return iterate_codes(
         prior,
@@ -57,6 +57,7 @@ def steps(prior: PriorModel, request: SampleRequest) -> Iterator[DecodedCode]:
         max_rows=request.max_rows,
         start=request.start,
         grid=request.grid,
+        seeds=request.seeds,
     )
 
 
@@ -68,7 +69,7 @@ def draw(
     Args:
         prior: in evaluation mode.
         request: what to sample.
-        on_step: called after each position of each batch; it may change the codes of that step in place.
+        on_step: called after each pass of each batch; it may change the codes of that pass in place.
         show_progress: show a bar, if it takes longer than two seconds.
 
     Returns:
@@ -83,8 +84,8 @@ def draw(
         for step in steps(prior, request):
             if on_step is not None:
                 on_step(step)
-            codes_BT[step.rows, step.position] = step.codes_B
-            progress.update(len(step.codes_B))
+            codes_BT[step.rows].scatter_(1, step.positions_BK, step.codes_BK)
+            progress.update(step.codes_BK.numel())
     return codes_BT
 
 
@@ -128,7 +129,10 @@ def nats_of(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int], grid: 
 
 @torch.no_grad()
 def nats_of_codes(prior: PriorModel, codes_BT: torch.Tensor, labels: list[int], grid: int = 0) -> torch.Tensor:
-    """-ln p(code | class, codes before it), (B, T) float32 on the prior's device; memory does not grow with B."""
+    """-ln p(code | class, codes before it in raster order), (B, T) float32 on the prior's device.
+
+    Memory does not grow with B.
+    """
     labels_B = torch.tensor(labels, device=codes_BT.device)
     rows = max(1, _SCORED_TOKENS // codes_BT.shape[1])
     parts = zip(codes_BT.split(rows), labels_B.split(rows), strict=True)

@@ -21,8 +21,9 @@ from foundation.errors import ConfigError
 from foundation.images.preprocess import MAX_PIXELS
 from pipeline.generation.drawing import SampleRequest, steps
 from pipeline.generation.requests import shown, whole
-from stage2_prior.decoding.decode import MASKED, engine_for, stream_uniforms
-from stage2_prior.decoding.engine import images_that_fit
+from stage2_prior.decoding.cache import images_that_fit
+from stage2_prior.decoding.decode import MASKED, stream_uniforms
+from stage2_prior.linear import packed_weights
 from stage2_prior.prior import PriorModel
 
 _MAX_SIDE = 16_384
@@ -87,9 +88,14 @@ def draw_wide(
     """
     level, (n_rows, n_columns) = prior.spec.of_grid(request.grid).levels[0], grid
     per_image = 2 if request.sampling.guidance_scale != 1 else 1
-    size = request.max_rows or images_that_fit(engine_for(prior, request.grid), per_image)
+    size = request.max_rows or images_that_fit(prior, per_image)
     parts, total = [], len(request.labels) * n_rows * n_columns
-    with tqdm(total=total, desc="sampling", unit="position", delay=2, disable=not show_progress) as progress:
+    in_order = dataclasses.replace(request.sampling, order="raster", passes=None)
+    request = dataclasses.replace(request, sampling=in_order)
+    with (
+        packed_weights(prior),
+        tqdm(total=total, desc="sampling", unit="position", delay=2, disable=not show_progress) as progress,
+    ):
         for start in range(0, len(request.labels), size):
             part = slice(start, start + size)
             labels, seeds = request.labels[part], request.seeds[part]
@@ -131,5 +137,5 @@ def _sample_span(
     known_BT[:, before:] = MASKED
     uniforms_BT = uniforms_BHWD[:, rows, columns].flatten(1)
     piece = dataclasses.replace(request, known_BT=known_BT, start=before, uniforms_BT=uniforms_BT)
-    sampled_BN = torch.stack([step.codes_B for step in islice(steps(prior, piece), n_codes)], 1)
+    sampled_BN = torch.cat([step.codes_BK for step in islice(steps(prior, piece), n_codes)], 1)
     codes_BHWD[:, span.row, span.first : span.last] = sampled_BN.view(len(sampled_BN), -1, level.depth)

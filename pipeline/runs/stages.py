@@ -104,7 +104,7 @@ class Run:
             size, n = getattr(self.recipe, stage).training.fit.batch_size, self.accelerator.num_processes
             require(size % n == 0, f"{stage}.training.fit.batch_size", size, f"a multiple of {n} processes")
         slots = self.recipe.tokenizer.model.n_slots
-        require_orders(self.recipe.prior.model, self.recipe.prior.training, slots)
+        require_orders(self.recipe.prior.model, self.recipe.prior.training)
         require_one_slot(self.recipe.prior.training, slots)
         for stage in ("tokenizer", "prior"):
             if not extend.is_final(self.folder, stage):

@@ -1,8 +1,9 @@
-"""Autoregressive sampling of codes: batches of images with known and sampled codes, and guided and plain steps."""
+"""Sampling of codes: checks, orders and batches; ``batch.py`` and ``masked.py`` sample a batch."""
 
 from __future__ import annotations
 
-import weakref
+import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,35 +11,20 @@ import numpy as np
 import torch
 
 from foundation.arguments import require_type, shown
+from foundation.config import require
 from foundation.errors import DataError
 from foundation.hardware import has_float64
 from foundation.randomness import derive_seed
-from stage2_prior.decoding.compiled import CompiledEngine
-from stage2_prior.decoding.engine import DecodingEngine, images_that_fit
-from stage2_prior.decoding.probs import filters_for, sample_codes
-from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, guide
-from stage2_prior.decoding.weights import MIN_ROWS
+from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, Wanted
+from stage2_prior.decoding.cache import images_that_fit
+from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine, RecomputingEngine, require_ready
+from stage2_prior.decoding.masked import MaskedDecoder, PassStreams
+from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales
+from stage2_prior.linear import packed_weights
+from stage2_prior.orders import MASKED, ORDERS, Cells, known_first, pass_sizes
 from stage2_prior.prior import PriorModel
 
-MASKED = -1
-"""Marks a code to be sampled among known codes."""
-_State = list[tuple[int, int]]
-_Engines = dict[int, DecodingEngine]
-_ENGINES: weakref.WeakKeyDictionary[PriorModel, tuple[_State, bool, _Engines]] = weakref.WeakKeyDictionary()
-
-
-class DecodedCode(NamedTuple):
-    """One position of a batch of images.
-
-    Attributes:
-        position: of the code in the sequence, 0 to T - 1.
-        rows: which images of the call form the batch.
-        codes_B: their codes at this position, int64, sampled or known.
-    """
-
-    position: int
-    rows: slice
-    codes_B: torch.Tensor
+__all__ = ["MASKED", "DecodedCodes", "engine_for", "iterate_codes", "stream_uniforms"]
 
 
 def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
@@ -47,8 +33,7 @@ def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
     Raises:
         DataError: seeds that are no list of whole numbers, or no number of codes.
     """
-    sound = isinstance(seeds, (list, tuple, range)) and all(isinstance(each, int) for each in seeds)
-    DataError.unless(sound, "are not seeds", field="seeds", found=shown(seeds), expected="a list of whole numbers")
+    _require_seeds(seeds)
     sound = isinstance(n_codes, int) and n_codes > 0
     DataError.unless(sound, "is not a number of codes", field="n_codes", found=shown(n_codes), expected="1 or more")
     if not seeds:
@@ -58,21 +43,22 @@ def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
 
 
 def engine_for(prior: PriorModel, grid: int = 0) -> DecodingEngine:
-    """The engine of a prior for images of one grid; a ``CompiledEngine`` after ``prior.compile_decoding()``.
+    """The engine of a prior for images of one grid.
 
-    It holds a copy of the parameters of the plain modules, which the engines of all grids share. It is built at the
-    first call, and again where torch counts a change of a parameter (an in-place operation, a move, a load). Writes
-    through ``.data`` are not counted, and hooks and wrapped modules, such as adapters, have no effect.
+    After ``prior.compile_decoding()`` it is a ``CompiledEngine``, which is kept with its programs. That is for priors
+    with a key-value cache; the others have a ``RecomputingEngine``.
     """
-    state = [(each.data_ptr(), each._version) for each in prior.parameters()]
-    known = _ENGINES.get(prior)
-    if known is None or known[:2] != (state, prior.decodes_compiled):
-        known = _ENGINES[prior] = state, prior.decodes_compiled, {}
-    engines = known[2]
-    if grid not in engines:
-        kind = CompiledEngine if prior.decodes_compiled else DecodingEngine
-        engines[grid] = kind(prior, grid, next((each.weights for each in engines.values()), None))
-    return engines[grid]
+    if not prior.is_cached:
+        return RecomputingEngine(prior, grid)
+    if not prior.decodes_compiled:
+        return DecodingEngine(prior, grid)
+    require_ready(prior)
+    weight = prior.head.weight
+    key = grid, weight.device, weight.dtype
+    if key not in prior.programs:
+        prior.programs[key] = CompiledEngine(prior, grid)
+    engine: CompiledEngine = prior.programs[key]
+    return engine
 
 
 def iterate_codes(
@@ -85,59 +71,166 @@ def iterate_codes(
     max_rows: int | None = None,
     start: int | None = None,
     grid: int = 0,
-) -> Iterator[DecodedCode]:
-    """Sample the codes of an image per row: batch after batch, in each the positions from ``start`` to T - 1.
+    seeds: Sequence[int] | None = None,
+) -> Iterator[DecodedCodes]:
+    """Sample the codes of an image per row: batch after batch, in each the codes that are not known, pass by pass.
 
-    Lazy: stop iterating to stop computing. What is written into ``codes_B`` of a step replaces those codes: later ones
-    are sampled given them.
+    In raster order the passes are the positions from ``start`` to T - 1. In another order known codes come first, so
+    that all of them condition all others.
+
+    Lazy: stop iterating to stop computing. What is written into ``codes_BK`` of a step replaces those codes: later ones
+    are sampled given them. Weights that are changed in between have no effect.
 
     Args:
         prior: in evaluation mode.
         labels_B: class numbers, ``prior.null_class`` for none, int64.
         uniforms_BT: from ``stream_uniforms``.
-        sampling: guidance, temperature and filters.
-        known_BT: codes to keep, int64, ``MASKED`` where one is sampled given the class and all codes before it, known
-            ones included. None samples all.
-        max_rows: most images in one batch; None takes what fits the free memory. No result depends on it.
-        start: the first position that is stepped through and reported; all codes before it must be known. None takes
-            the number of codes that are known at the beginning of every image.
+        sampling: guidance, temperature, filters and order.
+        known_BT: codes to keep, int64, ``MASKED`` where one is sampled. None samples all.
+        max_rows: most images in one batch; None takes what fits the free memory. No code depends on it, but by rounding
+            where two codes are all but equally near to a uniform number.
+        start: in raster order the first position that is stepped through and reported; all codes before it must be
+            known. None takes the number of codes that are known at the beginning of every image.
         grid: of all images, an index into ``spec.grids``.
+        seeds: of the images, for random orders and masked priors.
 
     Raises:
         DataError: shapes that do not fit each other or the prior, a label or a known code that does not exist, an
-            unknown code before ``start``, or no such grid.
+            unknown code before ``start``, no such grid, or no seeds where they are needed.
+        ConfigError: an order or passes that the prior does not know, or a prior in training mode.
     """
     require_type("sampling", sampling, SamplingConfig)
     _require_inputs(prior, labels_B, uniforms_BT)
     known_grid = isinstance(grid, int) and 0 <= grid < prior.n_grids
     DataError.unless(known_grid, "no such grid", field="grid", found=shown(grid), expected=f"0..{prior.n_grids - 1}")
-    if known_BT is not None:
-        _require_known(known_BT, prior, len(labels_B))
-        known_BT = known_BT.to(labels_B.device)
     if max_rows is not None and not (isinstance(max_rows, int) and max_rows >= 1):
         found, expected = shown(max_rows), "1 or more, or None"
         raise DataError("is not a number of images", field="max_rows", found=found, expected=expected)
-    start = _first_step(known_BT, start)
-    labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
-    engine = engine_for(prior, grid)
-    size = max_rows or images_that_fit(engine, 2 if np.any(scales_T[start:] != 1) else 1)
-    uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
     if known_BT is None:
-        known_BT = torch.full((1, prior.n_codes), MASKED, device=labels_B.device).expand(len(labels_B), -1)
+        known_BT = torch.full((1, prior.n_codes), MASKED).expand(len(labels_B), -1)
+    _require_known(known_BT, prior, len(labels_B))
+    known_BT, start = known_BT.to(labels_B.device), _first_step(known_BT, start)
+    order = _order(prior, sampling)
+    if seeds is None and len(labels_B) and (prior.is_masked or order == "random"):
+        raise DataError("are missing", field="seeds", expected="one for each image, in this order of codes")
+    orders_BT = _orders(prior, order, known_BT, seeds or [0] * len(labels_B), sampling.passes, grid)
+    labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
+    uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
+    call = _Call(prior, Wanted(labels_B, uniforms_BT, known_BT, orders_BT), sampling, scales_T, start, grid, max_rows)
+    with contextlib.nullcontext() if prior.decodes_compiled else packed_weights(prior):
+        yield from _masked_batches(call, seeds or []) if prior.is_masked else _causal_batches(call)
+
+
+class _Call(NamedTuple):
+    """Arguments of ``iterate_codes``, checked."""
+
+    prior: PriorModel
+    wanted: Wanted
+    sampling: SamplingConfig
+    scales_T: np.ndarray
+    start: int
+    grid: int
+    max_rows: int | None
+
+    def size(self) -> int:
+        """Images in a batch."""
+        guided = np.any(self.scales_T[self.start :] != 1)
+        return self.max_rows or images_that_fit(self.prior, 2 if guided else 1)
+
+
+def _causal_batches(call: _Call) -> Iterator[DecodedCodes]:
+    engine, size, n_codes = engine_for(call.prior, call.grid), call.size(), call.prior.n_codes
     while engine.batch_for(size) > size:
         size -= 1
-    for first in range(0, len(labels_B), size):
-        rows = slice(first, min(first + size, len(labels_B)))
-        n_images = rows.stop - first
+    for rows, start in _batches(call, size):
+        n_images = rows.stop - rows.start
         last_again = [rows.stop - 1] * (engine.batch_for(n_images) - n_images)
-        images = torch.tensor([*range(first, rows.stop), *last_again], device=labels_B.device)
-        labels, uniforms, known = labels_B[images], uniforms_BT[images.to(uniforms_BT.device)], known_BT[images]
-        batch = BatchDecoder(engine, labels, uniforms, sampling, scales_T, known, start)
-        for position in range(start, prior.n_codes):
-            step = DecodedCode(position, rows, batch.step(position)[:n_images].clone())
+        images = torch.tensor([*range(rows.start, rows.stop), *last_again], device=call.wanted.labels_B.device)
+        sizes = _pass_sizes(n_codes, start, call.sampling.passes)
+        most = max(sizes, default=1)
+        batch = BatchDecoder(engine, call.wanted.take(images), call.sampling, call.scales_T, start, most)
+        for n_new in sizes:
+            positions_BK, codes_BK = batch.step(start, n_new)
+            step = DecodedCodes(start, rows, positions_BK[:n_images], codes_BK[:n_images].clone())
             yield step
-            batch.replace(position, step.codes_B)
+            batch.replace(start, step.codes_BK)
+            start += n_new
         del batch  # and its cache, before the next one takes memory
+
+
+def _batches(call: _Call, size: int) -> Iterator[tuple[slice, int]]:
+    """Rows of each batch, and its first step: with several codes in a pass, images with as many known codes."""
+    known_BT, orders_BT = call.wanted.known_BT, call.wanted.orders_BT
+    if orders_BT is None:
+        starts = [call.start] * len(known_BT)
+    else:
+        starts = (known_BT.gather(1, orders_BT) >= 0).long().cumprod(1).sum(1).tolist()
+        if call.sampling.passes is None:
+            starts = [min(starts)] * len(starts)
+    first = 0
+    for start, alike in itertools.groupby(starts):
+        end = first + len(list(alike))
+        for begin in range(first, end, size):
+            yield slice(begin, min(begin + size, end)), start
+        first = end
+
+
+def _pass_sizes(n_codes: int, start: int, passes: int | None) -> list[int]:
+    """Codes of each pass; before any is known, the first pass samples one, and the second what it leaves."""
+    sizes = pass_sizes(n_codes - start, passes)
+    if start == 0 and sizes and sizes[0] > 1:
+        sizes = [1, sizes[0] - 1 + sum(sizes[1:2]), *sizes[2:]]
+    return sizes
+
+
+def _masked_batches(call: _Call, seeds: Sequence[int]) -> Iterator[DecodedCodes]:
+    require_ready(call.prior)
+    size = call.size()
+    for first in range(0, len(call.wanted.labels_B), size):
+        rows = slice(first, min(first + size, len(call.wanted.labels_B)))
+        images = torch.arange(rows.start, rows.stop, device=call.wanted.labels_B.device)
+        streams = PassStreams(seeds[rows], call.prior.n_codes)
+        batch = MaskedDecoder(call.prior, call.grid, call.wanted.take(images), streams, call.sampling, call.scales_T)
+        done = 0
+        for positions_BK, codes_BK in batch.passes():
+            step = DecodedCodes(done, rows, positions_BK.clone(), codes_BK.clone())
+            yield step
+            batch.replace(positions_BK, step.codes_BK)
+            done += positions_BK.shape[1]
+
+
+def _order(prior: PriorModel, sampling: SamplingConfig) -> str:
+    """The order in force.
+
+    Raises:
+        ConfigError: one that the prior does not know.
+    """
+    kind, asked = prior.config.order, sampling.order
+    fix = "leave it out, or train a prior of order any or masked"
+    if kind not in ("any", "masked"):
+        require(asked in ("auto", "raster"), "order", asked, "raster for this prior", fix)
+        require(sampling.passes is None, "passes", sampling.passes, "null for a prior of raster order", fix)
+        return "raster"
+    require(asked != "confidence" or prior.is_masked, "order", asked, "raster, halton or random for this prior")
+    alone = prior.is_masked or sampling.passes is None or len(prior.spec.slots) == 1
+    expected = "null where there are several codes at a position: each is sampled given the one before it"
+    require(alone, "passes", sampling.passes, expected)
+    return asked if asked != "auto" else "confidence" if prior.is_masked else "raster"
+
+
+def _orders(
+    prior: PriorModel, order: str, known_BT: torch.Tensor, seeds: Sequence[int], passes: int | None, grid: int
+) -> torch.Tensor | None:
+    """The order of each image's codes; None for raster order of a causal prior, and for confidence."""
+    if order == "confidence" or (order == "raster" and prior.config.order not in ("any", "masked")):
+        return None
+    known = known_BT.cpu().numpy() >= 0
+    plain = passes is None and not prior.is_masked and order == "raster"
+    if plain and not (known[:, 1:] & ~known[:, :-1]).any():  # known codes come first as it is
+        return None
+    cells = Cells(prior.spec.of_grid(grid))
+    orders_BT = known_first(cells.codes(ORDERS[order](cells, seeds)), known, cells)
+    return torch.from_numpy(orders_BT).to(known_BT.device)
 
 
 def _plan_guidance(
@@ -162,7 +255,7 @@ def _require_inputs(prior: PriorModel, labels_B: torch.Tensor, uniforms_BT: torc
 
 def _require_known(known_BT: torch.Tensor, prior: PriorModel, n_images: int) -> None:
     _require_tensor("known_BT", known_BT, (n_images, prior.n_codes), torch.int64)
-    size_T = torch.from_numpy(prior.position_tables.size_T).to(known_BT.device)
+    size_T = prior.sizes_on(known_BT.device)
     wrong_BT = (known_BT < MASKED) | (known_BT >= size_T)
     if wrong_BT.any():
         image, t = wrong_BT.nonzero()[0].tolist()
@@ -176,109 +269,15 @@ def _require_tensor(field: str, x: torch.Tensor, shape: tuple[int, ...], dtype: 
     DataError.unless(found == expected, "has the wrong shape or type", field=field, found=found, expected=expected)
 
 
-def _first_step(known_BT: torch.Tensor | None, start: int | None) -> int:
+def _first_step(known_BT: torch.Tensor, start: int | None) -> int:
     """``start``, or the number of codes that all images begin with."""
-    known = 0
-    if known_BT is not None and len(known_BT):
-        known = int((known_BT >= 0).all(0).long().cumprod(0).sum())
+    known = int((known_BT >= 0).all(0).long().cumprod(0).sum()) if len(known_BT) else 0
     start, expected = known if start is None else start, f"0..{known}"
     right = isinstance(start, int) and 0 <= start <= known
     DataError.unless(right, "codes before it are not known", field="start", found=shown(start), expected=expected)
     return start
 
 
-class BatchDecoder:
-    """Steps through the positions of B images, in order.
-
-    The cache holds the conditional rows, one per image, then as many unconditional rows for the positions from the
-    first guided one, where one prefill enters the codes so far, to the last.
-
-    Args:
-        engine: computes the logits.
-        labels_B: class numbers.
-        uniforms_BT: one uniform number per code, float64, on the engine's device, or on the CPU if that one has no
-            float64: codes are then sampled on the CPU.
-        sampling: temperature and filters.
-        scales_T: of guidance, from ``guidance_scales``.
-        known_BT: codes to keep, -1 where one is sampled.
-        start: the first position of ``step``; codes before it are known.
-    """
-
-    def __init__(
-        self,
-        engine: DecodingEngine,
-        labels_B: torch.Tensor,
-        uniforms_BT: torch.Tensor,
-        sampling: SamplingConfig,
-        scales_T: np.ndarray,
-        known_BT: torch.Tensor,
-        start: int,
-    ) -> None:
-        self._engine, self._uniforms_BT, self._sampling = engine, uniforms_BT, sampling
-        self._codes_BT, self._unknown_BT = known_BT.clone(), known_BT < 0
-        self._sampled = [start <= t and any_row for t, any_row in enumerate(self._unknown_BT.any(0).tolist())]
-        self._mixed = [not all_rows for all_rows in self._unknown_BT.all(0).tolist()]
-        self._start, self._end = start, 1 + max((t for t, sampled in enumerate(self._sampled) if sampled), default=-1)
-        self._null_B = torch.full_like(labels_B, engine.null_class)
-        self._labels_B, self._scales = labels_B, scales_T.tolist()
-        self._plan_rows(len(labels_B))
-        filtered = bool(sampling.filters())
-        self._filters = filters_for(len(labels_B), engine.vocab_size, uniforms_BT.device) if filtered else None
-
-    def _plan_rows(self, n_images: int) -> None:
-        """Positions at which the unconditional rows join and leave."""
-        guided = [t for t in range(self._end) if self._sampled[t] and self._scales[t] != 1.0]
-        self._join, self._leave = (max(guided[0], self._start), guided[-1] + 1) if guided else (self._end, self._end)
-        if n_images < MIN_ROWS:  # a single row would be computed by another kernel
-            self._join, self._leave = self._start, self._end
-        both = self._join < self._leave
-        self._cache = self._engine.new_cache(n_images * (1 + both))
-
-    @torch.inference_mode()
-    def step(self, position: int) -> torch.Tensor:
-        """The codes at a position, (B,) int64; to be called for ``start``, ``start + 1`` and so on."""
-        if position < self._end:
-            self._advance(position)
-            if self._sampled[position]:
-                self._sample(position)
-        return self._codes_BT[:, position]
-
-    def replace(self, position: int, codes_B: torch.Tensor) -> None:
-        """Replace the codes of the first images at the position of the latest step."""
-        self._codes_BT[: len(codes_B), position] = codes_B
-
-    def _advance(self, t: int) -> None:
-        """Run the engine on the codes before position t."""
-        n_images, engine = len(self._labels_B), self._engine
-        before = self._codes_BT[:, :t]
-        if t == self._start:
-            together = self._join == t
-            labels = torch.cat([self._labels_B, self._null_B]) if together else self._labels_B
-            self._rows = self._cache.rows(0, len(labels))
-            self._x_RE = engine.prefill(labels, before.repeat(1 + together, 1), self._rows)
-            return
-        if t == self._leave and self._rows.n_rows > n_images:
-            self._rows = self._rows.rows(0, n_images)
-        latest = self._codes_BT[:, t - 1]
-        self._x_RE = engine.decode_one(latest.repeat(self._rows.n_rows // n_images), self._rows)
-        if t == self._join:
-            joining = self._cache.rows(n_images, 2 * n_images)
-            self._x_RE = torch.cat([self._x_RE, engine.prefill(self._null_B, before, joining)])
-            self._rows = self._cache.rows(0, 2 * n_images)
-            self._rows.filled = joining.filled
-
-    def _sample(self, t: int) -> None:
-        uniforms_B = self._uniforms_BT[:, t]
-        logits_BV = self._logits(t).to(uniforms_B.device)
-        codes_B = sample_codes(logits_BV, uniforms_B, self._sampling, self._filters).to(self._labels_B.device)
-        if self._mixed[t]:
-            codes_B = torch.where(self._unknown_BT[:, t], codes_B, self._codes_BT[:, t])
-        self._codes_BT[:, t] = codes_B
-
-    def _logits(self, t: int) -> torch.Tensor:
-        """Guided logits, (B, size of the codebook at t)."""
-        n_images, scale, x_RE = len(self._labels_B), self._scales[t], self._x_RE
-        if n_images >= MIN_ROWS and scale in (0.0, 1.0):
-            return self._engine.logits(x_RE[:n_images] if scale == 1.0 else x_RE[n_images:], t)
-        logits_RV = self._engine.logits(x_RE, t)
-        return guide(logits_RV[:n_images], logits_RV[n_images:], scale) if len(x_RE) > n_images else logits_RV
+def _require_seeds(seeds: object) -> None:
+    sound = isinstance(seeds, (list, tuple, range)) and all(isinstance(each, int) for each in seeds)
+    DataError.unless(sound, "are not seeds", field="seeds", found=shown(seeds), expected="a list of whole numbers")

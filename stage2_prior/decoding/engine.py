@@ -1,286 +1,243 @@
-"""Decoding engine: the transformer of a prior as plain tensor functions over a key-value cache.
+"""Decoding engine: the modules of a prior, run input by input over a key-value cache.
 
-It computes what ``PriorModel.forward`` does, up to rounding, on a copy of the weights that is merged and laid out for
-few rows (``weights.py``), without modules, hooks or gradients. One token takes about 25 calls per layer; at a batch of
-one, their number is the time. ``images_that_fit`` says how large a batch may be.
+It computes what ``PriorModel.forward`` does, up to rounding, by the modules' own forward functions: changed weights,
+hooks, adapters and other modules act as they do there. ``prior.compile_decoding()`` compiles a step of fixed shapes
+with ``torch.compile`` and, on a GPU, CUDA graphs: where each operation takes longer to launch than to compute, the
+whole step is launched at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
-from foundation.hardware import free_memory
-from stage2_prior.decoding.weights import InferenceWeights
+from foundation.errors import ConfigError
+from stage2_prior.block import Attention, LayerCache, RMSNorm
+from stage2_prior.decoding.cache import Cache, CodesCache, KVCache
+from stage2_prior.positions import Positions
 from stage2_prior.prior import PriorModel, require_length
+from stage2_prior.transformer import TransformerPrior
 
-_PREFILL_TOKENS = 4096
-"""tokens that go through a layer at once"""
-_ONE_THREAD = 32767
-"""numbers up to which torch computes an elementwise function with one thread"""
-_SHARE = 0.25
-"""of the free memory, which sampling may fill"""
-_MOST_IMAGES = {"cpu": 64, "other": 256}
-"""larger batches are no faster per image"""
-
-
-class KVCache:
-    """Keys and values of all T inputs of R rows, all layers in one tensor, and memory for one step's results.
-
-    >>> cache = KVCache(torch.empty(1, 2, 4 * 2, 3, 4), n_heads=2)
-    >>> cache.n_rows, cache.rows(0, 2).kv.shape
-    (4, torch.Size([1, 2, 4, 3, 4]))
-
-    Args:
-        kv: (L, 2, R * N, T, K): keys, then values.
-        n_heads: N.
-        filled: tokens held.
-
-    Attributes:
-        rotated_3RNK: float32 memory for one token's queries, keys and values of a layer; ``q`` and ``kv_new`` are views
-            of it.
-        lengths_3RN1: float32 memory for the lengths of queries, keys and values.
-        divisors_3RN1: their divisors; 1 for values.
-    """
-
-    def __init__(self, kv: torch.Tensor, n_heads: int, filled: int = 0) -> None:
-        self.kv, self.n_heads, self.filled = kv, n_heads, filled
-        self.n_rows, d_head = kv.shape[2] // n_heads, kv.shape[4]
-        self.rotated_3RNK = kv.new_empty(3, self.n_rows, n_heads, d_head, dtype=torch.float32)
-        self.q = self.rotated_3RNK[0].view(-1, 1, d_head)  # (R * N, 1, K)
-        self.kv_new = self.rotated_3RNK[1:].view(2, -1, d_head)  # (2, R * N, K)
-        self.lengths_3RN1 = kv.new_empty(3, self.n_rows, n_heads, 1, dtype=torch.float32)
-        self.divisors_3RN1 = torch.ones_like(self.lengths_3RN1)
-
-    def rows(self, first: int, last: int) -> KVCache:
-        """Rows ``first:last``: the same memory, with its own ``filled``."""
-        return KVCache(self.kv[:, :, first * self.n_heads : last * self.n_heads], self.n_heads, self.filled)
+Step = Callable[..., torch.Tensor]
+_MOST_TOKENS = 4096
+"""inputs that go through a block at once"""
+_PARTS = 4
+"""Programs are made for attention over this many lengths of the cache: a quarter of it, a half and so on."""
+_MOST_PROGRAMS = 256
+"""of one function, for all engines of a process; beyond them the step runs uncompiled"""
 
 
 class DecodingEngine:
-    """Prefill and single steps of a prior.
-
-    On a CPU with oneDNN a row's results do not depend on the other rows, to the last bit, as long as there are at
-    least ``weights.MIN_ROWS``.
+    """Runs inputs of a prior over a key-value cache.
 
     Args:
-        prior: the model; its parameters are copied and cast to the ``weight_type`` of their dtype. Later changes do not
-            reach the copy; hooks and wrapped modules have no effect.
+        prior: in evaluation mode.
         grid: of the images, an index into ``spec.grids``.
-        shared: the weights of an engine of the same prior for another grid, which are then not copied again.
 
     Attributes:
-        weights: the copy.
-        n_codes: T.
-        null_class: the label of no class.
-        vocab_size: V, the size of the largest codebook.
-        compiled: whether its steps are compiled.
+        prior, grid: as given.
+
+    Raises:
+        ConfigError: the prior is in training mode, or has a hook that its forward pass would not call.
     """
 
-    compiled = False
-
-    def __init__(self, prior: PriorModel, grid: int = 0, shared: InferenceWeights | None = None) -> None:
-        with torch.inference_mode():
-            if shared is None:
-                self.weights = InferenceWeights(prior, packed=not self.compiled, grid=grid)
-            else:
-                self.weights = shared.with_grid(prior, grid)
-        self._activate = _gelu if self.weights.gpt else _swiglu
-        self.n_codes, self._sizes = prior.n_codes, prior.position_tables.size_T.tolist()
-        self.null_class, self.vocab_size = prior.null_class, prior.vocab_size
+    def __init__(self, prior: PriorModel, grid: int = 0) -> None:
+        require_ready(prior)
+        self.prior, self.grid = prior, grid
 
     def batch_for(self, n_images: int) -> int:
         """The batch that is computed for ``n_images``: as many, or a few more."""
         return n_images
 
     @torch.inference_mode()
-    def new_cache(self, n_rows: int) -> KVCache:
-        """An empty cache for whole images."""
-        weights = self.weights
-        dtype = torch.float32 if weights.device.type == "cpu" else weights.dtype
-        shape = (len(weights.layers), 2, n_rows * weights.n_heads, self.n_codes, weights.d_head)
-        return KVCache(torch.empty(shape, device=weights.device, dtype=dtype), weights.n_heads)
+    def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:
+        """An empty cache for whole images, and for as many probes at a time."""
+        return KVCache.for_prior(self.prior, n_rows, n_probes)
 
     @torch.inference_mode()
-    def prefill(self, labels_R: torch.Tensor, tokens_RP: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Put the class and P known codes (P may be 0) into an empty cache.
+    def extend(
+        self,
+        tokens_RQ: torch.Tensor,
+        positions: Positions,
+        cache: Cache,
+        labels_R: torch.Tensor | None = None,
+        n_probes: int = 0,
+    ) -> torch.Tensor:
+        """Append inputs to the cache.
 
         Args:
-            labels_R: class numbers, int64.
-            tokens_RP: codes, int64.
-            cache: of R rows; overwritten.
+            tokens_RQ: codes, int64, of all inputs but the class.
+            positions: of all inputs, alike for all rows or by row.
+            cache: of R rows.
+            labels_R: class numbers, int64, where the cache is empty: the class is the first input.
+            n_probes: see ``KVCache.append``: the last inputs, which the cache does not keep.
 
         Returns:
-            (R, E), which ``logits`` turns into code P's logits.
+            (R, 1 + ``n_probes``, E), of the last input that is kept and the probes; ``logits`` turns them into logits.
 
         Raises:
-            DataError: P codes or more make an image.
+            DataError: more inputs than an image has.
         """
-        length = tokens_RP.shape[1] + 1
-        require_length(self.n_codes, length)
-        rows = max(1, _PREFILL_TOKENS // length)
-        parts = [
-            self._prefill(labels_R[i : i + rows], tokens_RP[i : i + rows], cache.kv[:, :, i * cache.n_heads :])
-            for i in range(0, len(labels_R), rows)
-        ]
-        cache.filled = length
+        assert isinstance(cache, KVCache)
+        n_inputs = tokens_RQ.shape[1] + (labels_R is not None) - n_probes
+        require_length(self.prior.n_codes, cache.filled + n_inputs)
+        rows = max(1, _MOST_TOKENS // (n_inputs + n_probes))
+        if rows >= len(tokens_RQ):
+            hidden_RQE = self._extend(tokens_RQ, positions, cache.append(n_inputs, n_probes), labels_R)
+            return hidden_RQE[:, n_inputs - 1 :]
+        parts = []
+        for first in range(0, len(tokens_RQ), rows):
+            part, some = slice(first, first + rows), cache.rows(first, first + rows)
+            labels = None if labels_R is None else labels_R[part]
+            parts.append(self.extend(tokens_RQ[part], positions.rows(first, first + rows), some, labels, n_probes))
+        cache.filled = some.filled
         return torch.cat(parts)
 
-    @torch.inference_mode()
-    def decode_one(self, tokens_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Append one code per row to the cache.
-
-        Returns:
-            (R, E), which ``logits`` turns into the next code's logits.
-
-        Raises:
-            DataError: the cache holds a whole image.
-        """
-        t, weights = cache.filled, self.weights
-        require_length(self.n_codes, t + 1)
-        x_RE = self._embed(tokens_R, slice(t, t + 1))
-        rotations = zip(weights.cos[..., t, :].unbind(0), weights.sin[..., t, :].unbind(0), strict=True)
-        slots = cache.kv[:, :, :, t].unbind(0)
-        keys = cache.kv[:, 0, :, : t + 1].transpose(2, 3).unbind(0)
-        values = cache.kv[:, 1, :, : t + 1].unbind(0)
-        for layer, rotation, slot, k, v in zip(weights.layers, rotations, slots, keys, values, strict=True):
-            qkv_RF = layer.qkv(self._normalize(x_RE))
-            self._rotate_into(qkv_RF.view(cache.n_rows, 3, cache.n_heads, -1).transpose(0, 1), rotation, cache)
-            slot.copy_(cache.kv_new)
-            x_RE = layer.out.add_to(x_RE, _attention(cache.q, k, v).view(x_RE.shape))
-            x_RE = layer.down.add_to(x_RE, self._activate(layer.gate_up(self._normalize(x_RE))))
-        cache.filled = t + 1
-        return x_RE
+    def _extend(
+        self,
+        tokens_RQ: torch.Tensor,
+        positions: Positions,
+        caches: list[LayerCache],
+        labels_R: torch.Tensor | None,
+    ) -> torch.Tensor:
+        several = labels_R is not None and self.prior.n_grids > 1
+        grids = torch.full_like(labels_R, self.grid) if several else None  # type: ignore[arg-type]
+        assert isinstance(self.prior, TransformerPrior)
+        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids)
 
     @torch.inference_mode()
-    def logits(self, x_RE: torch.Tensor, position: int) -> torch.Tensor:
-        """The logits of the codes that may stand at a position: (R, size of its codebook) float32."""
-        return self.weights.head(self._normalize(x_RE))[:, : self._sizes[position]]
-
-    def _embed(self, tokens: torch.Tensor, inputs: slice | torch.Tensor) -> torch.Tensor:
-        """Codes that are these inputs, (R,) or (R, P) => (R, E) or (R, P, E)."""
-        weights = self.weights
-        if weights.offset_T is not None:
-            tokens = tokens + weights.offset_T[inputs]
-        x = F.embedding(tokens, weights.code_SE)
-        return x if weights.position_TE is None else x.add_(weights.position_TE[inputs])
-
-    def _normalize(self, x_RE: torch.Tensor) -> torch.Tensor:
-        """RMSNorm, or LayerNorm, without the constants that the next weight holds."""
-        if self.weights.gpt:
-            x_RE = x_RE - x_RE.mean(1, keepdim=True)
-        return x_RE / torch.linalg.vector_norm(x_RE, dim=1, keepdim=True).hypot_(self.weights.eps_E)
-
-    def _rotated(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Normalise and rotate queries and keys, (3, ..., K); values stay as they are."""
-        rotated = (qkv * cos).addcmul_(qkv.roll(self.weights.d_head // 2, -1), sin)
-        if self.weights.normalized_heads:
-            rotated[:2].div_(torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).hypot_(self.weights.eps_K))
-        return rotated
-
-    def _rotate_into(self, qkv_3RNK: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], cache: KVCache) -> None:
-        """As ``_rotated``, into the cache's memory."""
-        rotated = torch.mul(qkv_3RNK, rotation[0], out=cache.rotated_3RNK)
-        rotated.addcmul_(qkv_3RNK.roll(rotated.shape[-1] // 2, -1), rotation[1])
-        if self.weights.normalized_heads:
-            torch.linalg.vector_norm(qkv_3RNK, dim=-1, keepdim=True, out=cache.lengths_3RN1)
-            torch.hypot(cache.lengths_3RN1[:2], self.weights.eps_K, out=cache.divisors_3RN1[:2])
-            rotated.div_(cache.divisors_3RN1)
-
-    def _prefill(self, labels_R: torch.Tensor, tokens_RP: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        """As ``prefill``, for the first R rows of a cache's memory, all layers and tokens at once."""
-        weights, (n_rows, length) = self.weights, (len(labels_R), tokens_RP.shape[1] + 1)
-        class_R1E = F.embedding(labels_R.unsqueeze(1), weights.class_CE)
-        if weights.position_TE is not None:
-            class_R1E.add_(weights.position_TE[:1])
-        x_XE = torch.cat([class_R1E, self._embed(tokens_RP, slice(1, length))], 1).flatten(0, 1)  # X = R * T
-        kv_LSRNTK = kv[:, :, : n_rows * weights.n_heads, :length].unflatten(2, (n_rows, weights.n_heads))
-        cos, sin = weights.cos[..., :length, :], weights.sin[..., :length, :]
-        for i, layer in enumerate(weights.layers):
-            qkv_XF = layer.qkv(self._normalize(x_XE))
-            qkv = qkv_XF.view(n_rows, length, 3, weights.n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, R, N, T, K)
-            rotated = self._rotated(qkv, cos[i], sin[i])
-            kv_LSRNTK[i].copy_(rotated[1:])
-            attended_RNTK = _causal_attention(rotated[0], *kv_LSRNTK[i])
-            x_XE = layer.out.add_to(x_XE, attended_RNTK.transpose(1, 2).reshape(x_XE.shape))
-            x_XE = layer.down.add_to(x_XE, self._activate(layer.gate_up(self._normalize(x_XE))))
-        return x_XE.view(n_rows, length, -1)[:, -1]
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., E) => (..., V) float32."""
+        return self.prior.head(hidden).float()
 
 
-def _causal_attention(q_RNTK: torch.Tensor, k_RNTK: torch.Tensor, v_RNTK: torch.Tensor) -> torch.Tensor:
-    """All queries of a prefill over the cache.
+class RecomputingEngine(DecodingEngine):
+    """Steps of a prior without a cache of features: each computes those of all codes so far."""
 
-    On a CPU one after another, by the calls of a step, so that it makes no difference to the last bit whether codes
-    were sampled or given; the products around it take longer. Elsewhere, where calls cost more, all at once.
-    """
-    if q_RNTK.device.type != "cpu":
-        q = q_RNTK.to(k_RNTK.dtype)
-        return F.scaled_dot_product_attention(q, k_RNTK, v_RNTK, is_causal=True, scale=1.0).float()
-    attended_RNTK = torch.empty_like(q_RNTK)
-    keys_XKT, values_XTK = k_RNTK.flatten(0, 1).transpose(1, 2), v_RNTK.flatten(0, 1)
-    for t in range(q_RNTK.shape[2]):
-        q_X1K = q_RNTK[:, :, t].flatten(0, 1).unsqueeze(1)
-        attended_X1K = _attention(q_X1K, keys_XKT[:, :, : t + 1], values_XTK[:, : t + 1])
-        attended_RNTK[:, :, t] = attended_X1K.view(attended_RNTK[:, :, t].shape)
-    return attended_RNTK
+    @torch.inference_mode()
+    def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:
+        """See ``DecodingEngine``."""
+        device = self.prior.head.weight.device
+        memory = torch.zeros(n_rows, 1 + self.prior.n_codes, dtype=torch.int64, device=device)
+        return CodesCache(memory[:, 0], memory[:, 1:])
 
-
-def _attention(q_X1K: torch.Tensor, keys_XKT: torch.Tensor, values_XTK: torch.Tensor) -> torch.Tensor:
-    """One query per row and head, X = R * N, (X, 1, K)."""
-    if keys_XKT.dtype == torch.float32:
-        return torch.bmm(torch.bmm(q_X1K, keys_XKT).softmax(-1), values_XTK)
-    scores = torch.bmm(q_X1K.to(keys_XKT.dtype), keys_XKT).float()
-    return torch.bmm(scores.softmax(-1).to(keys_XKT.dtype), values_XTK).float()
-
-
-def _swiglu(gate_up_RF: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, in the gate's memory."""
-    gate_RG, up_RG = gate_up_RF.chunk(2, 1)
-    for part in _parts(gate_RG):
-        F.silu(part, inplace=True)
-    return gate_RG.mul_(up_RG)
+    @torch.inference_mode()
+    def extend(
+        self,
+        tokens_RQ: torch.Tensor,
+        positions: Positions,
+        cache: Cache,
+        labels_R: torch.Tensor | None = None,
+        n_probes: int = 0,
+    ) -> torch.Tensor:
+        """See ``DecodingEngine``; there are no probes."""
+        assert isinstance(cache, CodesCache) and n_probes == 0
+        first, n_new = max(0, cache.filled - 1), tokens_RQ.shape[1]
+        require_length(self.prior.n_codes, first + n_new + 1)
+        cache.tokens_RT[:, first : first + n_new] = tokens_RQ
+        if labels_R is not None:
+            cache.labels_R.copy_(labels_R)
+        cache.filled = first + n_new + 1
+        return self.prior.hidden(cache.tokens_RT[:, : cache.filled], cache.labels_R)[:, -1:]
 
 
-def _gelu(x_RG: torch.Tensor) -> torch.Tensor:
-    """The exact GELU, x * Phi(x), in the memory of x."""
-    for part in _parts(x_RG):
-        torch.ops.aten.gelu_(part)
-    return x_RG
-
-
-def _parts(x_RG: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Rows that one thread computes, on a CPU: where a part is cut between threads, the numbers next to the cut are
-    computed by another formula for exp than the rest, and a row would depend on where it stands.
-    """
-    whole = x_RG.numel() < _ONE_THREAD or x_RG.device.type != "cpu"
-    return (x_RG,) if whole else x_RG.split(max(1, _ONE_THREAD // x_RG.shape[1]))
-
-
-def images_that_fit(engine: DecodingEngine, rows_per_image: int) -> int:
-    """Images whose cache, activations and probabilities take a quarter of the free memory; 1 or more, and no more
-    than are faster at once.
+class CompiledEngine(DecodingEngine):
+    """As ``DecodingEngine``, equal up to rounding; the first image takes tens of seconds more.
 
     Args:
-        engine: of the prior.
-        rows_per_image: 2 with guidance, else 1.
+        prior, grid: see ``DecodingEngine``.
     """
-    device = engine.weights.device
-    fitting = int(free_bytes(device) * _SHARE // bytes_per_image(engine, rows_per_image))
-    return min(max(1, fitting), _MOST_IMAGES["cpu" if device.type == "cpu" else "other"])
+
+    def __init__(self, prior: PriorModel, grid: int = 0) -> None:
+        super().__init__(prior, grid)
+        self._positions = prior.position_tables.of_grid(prior.head.weight.device, grid)
+        self._idle: dict[int, list[torch.Tensor]] = {}  # number of rows => memory of caches that are gone
+        self._programs: set[tuple[int, int]] = set()
+        self._refused: set[tuple[int, int]] = set()
+        self._step = self._compiled(self._one_token)
+
+    def batch_for(self, n_images: int) -> int:
+        """1, 2, 3, 4, 6, 8, 12, 16 and so on: few shapes to compile and to keep memory for."""
+        power = 1 << (n_images - 1).bit_length()
+        return 3 * power // 4 if power >= 4 and n_images <= 3 * power // 4 else power
+
+    @torch.inference_mode()
+    def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:
+        """See ``DecodingEngine``."""
+        if n_probes:
+            return super().new_cache(n_rows, n_probes)
+        idle = self._idle.setdefault(n_rows, [])
+        cache = KVCache(idle.pop()) if idle else KVCache.for_prior(self.prior, n_rows)
+        cache.kv.zero_()  # steps read beyond what is filled, and 0 times a NaN that lay in memory would be NaN
+        weakref.finalize(cache, idle.append, cache.kv)  # a CUDA graph is recorded for one address
+        return cache
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        tokens_RQ: torch.Tensor,
+        positions: Positions,
+        cache: Cache,
+        labels_R: torch.Tensor | None = None,
+        n_probes: int = 0,
+    ) -> torch.Tensor:
+        """See ``DecodingEngine``: one code of raster order goes through the program, all else uncompiled."""
+        assert isinstance(cache, KVCache)
+        if tokens_RQ.shape[1] != 1 or labels_R is not None or positions.own_T.ndim > 1:
+            return super().extend(tokens_RQ, positions, cache, labels_R, n_probes)
+        t, n_codes = cache.filled, self.prior.n_codes
+        require_length(n_codes, t + 1)
+        part = -(-n_codes // _PARTS)
+        length = min(n_codes, -(-(t + 1) // part) * part)
+        torch._dynamo.mark_static_address(cache.kv, guard=False)
+        torch.compiler.cudagraph_mark_step_begin()
+        at_1 = torch.full((1,), t, device=tokens_RQ.device)
+        hidden_R1E = self._run((len(tokens_RQ), length), tokens_RQ, at_1, cache.kv, length)
+        cache.filled = t + 1
+        return hidden_R1E
+
+    def _one_token(self, tokens_R1: torch.Tensor, at_1: torch.Tensor, kv: torch.Tensor, length: int) -> torch.Tensor:
+        """Input ``at_1``, which attends to the first ``length`` inputs of the cache up to it: (R, 1, E)."""
+        assert isinstance(self.prior, TransformerPrior)
+        return self.prior.extend(tokens_R1, self._positions.at(at_1), KVCache(kv).insert(at_1, length))
+
+    def _compiled(self, function: Step) -> Step:
+        mode = "reduce-overhead" if self.prior.head.weight.device.type == "cuda" else "default"
+        return torch.compile(function, dynamic=False, mode=mode)
+
+    def _run(self, shape: tuple[int, int], *arguments: object) -> torch.Tensor:
+        """Call the program that is made at the first call of each shape; torch's limit of a few is for programs whose
+        number grows with the data, as that of these hardly does.
+        """
+        if shape in self._refused:
+            return self._one_token(*arguments)  # type: ignore[arg-type]
+        if shape in self._programs:
+            return self._step(*arguments)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_MOST_PROGRAMS):
+                result = self._step(*arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            self._refused.add(shape)
+            return self._one_token(*arguments)  # type: ignore[arg-type]
+        self._programs.add(shape)
+        return result
 
 
-def bytes_per_image(engine: DecodingEngine, rows_per_image: int) -> int:
-    """Memory that one image takes during sampling."""
-    weights = engine.weights
-    cache = 2 * len(weights.layers) * engine.n_codes * weights.d_model * 4
-    logits, filters = 4 * engine.vocab_size, 32 * engine.vocab_size
-    return rows_per_image * (cache + logits + 64 * weights.d_model) + filters
+def require_ready(prior: PriorModel) -> None:
+    """Refuse a prior whose drawing would not be what its forward pass computes.
 
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_memory()
+    Raises:
+        ConfigError: training mode, or a hook or another module where a forward pass reads the weight alone.
+    """
+    fix = "call prior.eval() first"
+    ConfigError.unless(not prior.training, "is in training mode", field="prior", expected="evaluation mode", fix=fix)
+    for name, module in prior.named_modules():
+        if not isinstance(module, Attention):
+            continue
+        for part, norm in (("q_norm", module.q_norm), ("k_norm", module.k_norm)):
+            plain = norm is None or (type(norm) is RMSNorm and not (norm._forward_hooks or norm._forward_pre_hooks))
+            what, expected = "has a hook, or is another module", "a plain RMSNorm: attention reads its weight alone"
+            found, fix = type(norm).__name__, "put the hook on the attention"
+            ConfigError.unless(plain, what, field=f"prior.{name}.{part}", found=found, expected=expected, fix=fix)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from foundation.config import check_types, require
 from foundation.config_fields import added_later
@@ -30,6 +30,7 @@ _SMALLEST = 2.0**-126
 """of normal float32 numbers"""
 GUIDANCE = ("guidance_scale", "schedule", "schedule_power", "schedule_start", "guidance_interval")
 """fields of ``SamplingConfig`` that say how guidance acts"""
+Order = Literal["auto", "raster", "halton", "random", "confidence"]
 Schedule = Literal["constant", "linear", "cosine", "power-cosine", "step"]
 
 
@@ -63,6 +64,16 @@ class SamplingConfig:
     typical_p: float | None = added_later(None)
     """sample from the codes whose surprise is closest to the entropy; as many as reach this total probability, and
     those as close as the last of them; null samples from all"""
+    order: Order = added_later("auto")
+    """in which codes are sampled, of a prior of order any or masked: raster, row by row; halton, spread evenly from the
+    first code on; random, another order for each seed; confidence, the likeliest of each pass, of a masked prior; auto
+    takes raster, or confidence of a masked prior"""
+    passes: int | None = added_later(None)
+    """passes over the prior for an image, with several codes at once in each, few at first; of a prior of order any or
+    masked; null takes one for each code, or 16 in order of confidence"""
+    confidence_noise: float = added_later(4.5)  # type: ignore[assignment]
+    """order confidence only: Gumbel noise on the logarithm of confidence, times the share of the passes to come; 0 or
+    more; the more, the more varied"""
     entropy_temperature: tuple[float, float, float] | None = added_later(None)
     """a, b, c of a second temperature, a * exp(-entropy / b) + c; it acts after the first, with the entropy in nats of
     each code's distribution: a + c where the code is certain, about c where many are likely; null leaves it out"""
@@ -79,6 +90,10 @@ class SamplingConfig:
         require(ordered, "guidance_interval", interval, "two shares from 0 to 1, the first at most the last")
         hot = math.isfinite(self.temperature) and self.temperature >= 0
         require(hot, "temperature", self.temperature, "a finite number, 0 or more")
+        orders, passes, noise = get_args(Order), self.passes, self.confidence_noise
+        require(self.order in orders, "order", self.order, "one of " + ", ".join(orders))
+        require(passes is None or passes >= 1, "passes", passes, "1 or more, or null")
+        require(math.isfinite(noise) and noise >= 0, "confidence_noise", noise, "a finite number, 0 or more")
         for name, each in FILTERS.items():
             value = getattr(self, name)
             require(value is None or each.allows(value), name, value, f"{each.allowed}, or null")
@@ -216,7 +231,7 @@ def guidance_scales(sampling: SamplingConfig, n_codes: int) -> np.ndarray:
     return np.where((share_T >= first) & (share_T < last), scales_T, 1.0)
 
 
-def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(conditional_BV: torch.Tensor, unconditional_BV: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Logits of the guided distribution, u + scale * (c - u), as an interpolation between the two.
 
     Scale 1 gives the conditional logits and scale 0 the unconditional ones, exactly. Both must be finite: of a prior

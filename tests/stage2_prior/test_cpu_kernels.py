@@ -103,7 +103,7 @@ def test_split_heads(dtype: torch.dtype, normalised: bool, rotated: str) -> None
 def test_causal_attention(dtype: torch.dtype, length: int) -> None:
     """One block of queries, two, and three of which the last is short."""
     inputs = [leaf(1, 2, length, 8) for _ in range(3)]
-    assert_equal_steps(block.causal_attention, plain_attention, inputs, dtype)
+    assert_equal_steps(block.attention, plain_attention, inputs, dtype)
 
 
 def test_gradients_of_all_steps_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +113,15 @@ def test_gradients_of_all_steps_in_double_precision(monkeypatch: pytest.MonkeyPa
     tables = rope(4, 4)
     step = lambda qkv, q, k: block.split_heads(qkv, 2, (q, k), tables)  # noqa: E731
     assert torch.autograd.gradcheck(step, (leaf(2, 4, 24), leaf(4), leaf(4)), atol=1e-4)
-    assert torch.autograd.gradcheck(block.causal_attention, tuple(leaf(1, 2, 5, 4) for _ in range(3)))
+    assert torch.autograd.gradcheck(block.attention, tuple(leaf(1, 2, 5, 4) for _ in range(3)))
 
 
 def test_attention_dropout_zeroes_weights_and_its_gradient_sees_the_same_ones() -> None:
     """With values that are one-hot the output is the dropped weights themselves."""
     q, k = 0.3 * torch.randn(2, 1, 2, 200, 200)
     v = torch.eye(200).expand(1, 2, 200, 200).clone().requires_grad_(True)
-    kept = block.causal_attention(q, k, v.detach(), 0.0)
-    dropped = block.causal_attention(q, k, v, 0.25)
+    kept = block.attention(q, k, v.detach(), 0.0)
+    dropped = block.attention(q, k, v, 0.25)
     seen = torch.ones(200, 200).tril().bool().expand_as(kept)
     zero = (dropped == 0)[seen]
     assert 0.24 < zero.float().mean() < 0.26
@@ -136,6 +136,6 @@ def test_attention_dropout_differentiates_queries_and_keys(monkeypatch: pytest.M
 
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)
-        return block.causal_attention(q, k, v, 0.3)
+        return block.attention(q, k, v, 0.3)
 
     assert torch.autograd.gradcheck(step, tuple(leaf(1, 1, 5, 4) for _ in range(3)))

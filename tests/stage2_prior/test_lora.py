@@ -93,7 +93,7 @@ def test_merged_weights_compute_and_sample_the_same(tmp_path: Path) -> None:
     assert torch.allclose(logits(beside), logits(whole), atol=1e-5)
     uniforms, labels = stream_uniforms([1, 2, 3], 6), torch.tensor([0, 1, 2])
     codes = [
-        torch.stack([step.codes_B for step in iterate_codes(each.eval(), labels, uniforms, SamplingConfig())])
+        torch.cat([step.codes_BK for step in iterate_codes(each.eval(), labels, uniforms, SamplingConfig())])
         for each in (beside, whole, base())
     ]
     assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])

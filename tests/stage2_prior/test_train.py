@@ -14,7 +14,7 @@ from foundation.training.config import FitConfig, OptimConfig
 from foundation.training.log import read_metrics
 from stage2_prior.config import PriorConfig, PriorTraining, RandomOrder, Regularizer
 from stage2_prior.prior import PriorModel
-from stage2_prior.train import PriorTask, require_orders, sample_orders
+from stage2_prior.train import PriorTask, require_orders
 
 
 def gradients(**options: Any) -> tuple[float, torch.Tensor]:
@@ -139,8 +139,10 @@ def test_wrong_options_are_refused_before_anything_runs() -> None:
     blind = PriorModel(PriorConfig(d_model=16, n_layers=1, n_heads=2), tiny_task(Accelerator(cpu=True)).model.spec)
     with pytest.raises(ConfigError, match=r"prior\.model\.target_aware"):
         PriorTask(blind, PriorTraining(random_order=order), None, Accelerator(cpu=True))
-    with pytest.raises(ConfigError, match=r"prior\.training\.random_order(.|\n)*null for codes of 8 slots"):
-        require_orders(PriorConfig(target_aware=True), PriorTraining(random_order=order), n_slots=8)
+    with pytest.raises(ConfigError, match=r"prior\.training\.random_order(.|\n)*null where prior\.model\.order is any"):
+        require_orders(PriorConfig(order="any"), PriorTraining(random_order=order))
+    with pytest.raises(ConfigError, match=r"prior\.training\.regularizer(.|\n)*masked"):
+        require_orders(PriorConfig(order="masked"), PriorTraining(regularizer=Regularizer()))
     with pytest.raises(ConfigError, match="micro_batch_size"):
         PriorTraining(micro_batch_size=0)
     with pytest.raises(ConfigError, match=r"zero_step(.|\n)*below fit\.steps, 10"):
@@ -163,29 +165,6 @@ def test_the_share_is_one_then_falls_to_zero() -> None:
 def test_a_schedule_that_runs_backwards_is_refused() -> None:
     with pytest.raises(ConfigError, match="zero_step"):
         RandomOrder(until_step=5, zero_step=4)
-
-
-def test_rows_are_permutations_and_the_share_is_kept() -> None:
-    orders = sample_orders(np.arange(4000), 7, 0.25, seed=1)
-    raster = torch.arange(7).expand(4000, 7)
-    assert torch.equal(orders.sort(dim=1).values, raster)
-    random = (orders != raster).any(dim=1)
-    assert 0.22 < random.double().mean() < 0.28
-    assert torch.equal(sample_orders(np.arange(50), 7, 0.0, seed=1), raster[:50])
-
-
-def test_every_position_comes_first_equally_often() -> None:
-    first = sample_orders(np.arange(7000), 7, 1.0, seed=1)[:, 0]
-    counts = np.bincount(first.numpy(), minlength=7)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 22.5, "chi-square of 6 degrees of freedom, 0.1 %"
-
-
-def test_an_order_depends_on_its_own_position_and_the_seed_alone() -> None:
-    whole = sample_orders(np.arange(100), 9, 0.5, seed=1)
-    shares = torch.cat([sample_orders(part, 9, 0.5, seed=1) for part in np.split(np.arange(100), 4)])
-    assert torch.equal(whole, shares)
-    assert not torch.equal(whole, sample_orders(np.arange(100), 9, 0.5, seed=2))
-    assert not torch.equal(whole, sample_orders(np.arange(100, 200), 9, 0.5, seed=1))
 
 
 def test_codes_that_need_far_more_than_uniform_ones_are_not_sound() -> None:

@@ -10,6 +10,7 @@ from foundation.codes.spec import CodeLevel, CodeSpec, code_positions
 from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
+from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.probs import sample_codes
 from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales, guide
 from stage2_prior.prior import PriorModel
@@ -82,7 +83,7 @@ def decode_codes(
     """All codes of ``iterate_codes``, (B, T)."""
     codes_BT = labels_B.new_empty(len(labels_B), prior.n_codes) if known_BT is None else known_BT.clone()
     for step in iterate_codes(prior, labels_B, uniforms_BT, sampling, known_BT=known_BT, **options):
-        codes_BT[step.rows, step.position] = step.codes_B
+        codes_BT[step.rows].scatter_(1, step.positions_BK, step.codes_BK)
     return codes_BT
 
 
@@ -98,8 +99,23 @@ def decode_without_cache(
     null_B = torch.full_like(labels_B, prior.null_class)
     tokens_BT = torch.zeros(len(labels_B), prior.n_codes, dtype=torch.int64, device=labels_B.device)
     for t, scale in enumerate(guidance_scales(sampling, prior.n_codes)):
-        size = int(prior.position_tables.size_T[t])
+        size = int(prior.sizes_T[t])
         conditional, unconditional = (prior(tokens_BT, labels)[:, t, :size].float() for labels in (labels_B, null_B))
         codes_B = sample_codes(guide(conditional, unconditional, scale), uniforms_BT[:, t], sampling)
         tokens_BT[:, t] = codes_B if known_BT is None else torch.where(known_BT[:, t] < 0, codes_B, known_BT[:, t])
     return tokens_BT
+
+
+def cached_logits(
+    engine: DecodingEngine, tokens_BT: torch.Tensor, labels_B: torch.Tensor, given: int
+) -> list[torch.Tensor]:
+    """Logits of codes ``given`` and after, the first at once and the rest one by one: (B, V) each."""
+    prior = engine.prior
+    positions = prior.position_tables.of_grid(tokens_BT.device, engine.grid)
+    cache = engine.new_cache(len(tokens_BT))
+    x = engine.extend(tokens_BT[:, :given], positions.part(0, given + 1), cache, labels_B)
+    found = [engine.logits(x).squeeze(1)]
+    for t in range(given + 1, prior.n_codes):
+        x = engine.extend(tokens_BT[:, t - 1 : t], positions.part(t, t + 1), cache)
+        found.append(engine.logits(x).squeeze(1))
+    return found

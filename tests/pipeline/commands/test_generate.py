@@ -16,7 +16,7 @@ from pipeline import ImageGenerator
 from pipeline.cli import main
 from pipeline.generation.requests import image_seed
 from pipeline.runs.folder import RunFolder
-from stage2_prior.decoding.compiled import CompiledEngine
+from stage2_prior.decoding.engine import CompiledEngine
 
 
 @pytest.fixture(scope="module")

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model, with_norm_weights
+from support.random_prior import LEVELS, OPTIONS, cached_logits, decode_codes, examples, model, with_norm_weights
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import DataError
-from stage2_prior.decoding.compiled import CompiledEngine
 from stage2_prior.decoding.decode import engine_for, stream_uniforms
-from stage2_prior.decoding.engine import DecodingEngine
+from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.prior import PriorModel
-
-
-def all_logits(engine: DecodingEngine, prior: PriorModel, given: int) -> list[torch.Tensor]:
-    tokens_BT, labels_B = examples(prior)
-    cache = engine.new_cache(len(tokens_BT))
-    found = [engine.logits(engine.prefill(labels_B, tokens_BT[:, :given], cache), given)]
-    for t in range(given + 1, engine.n_codes):
-        found.append(engine.logits(engine.decode_one(tokens_BT[:, t - 1], cache), t))
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,7 +25,8 @@ def test_its_formulas_are_those_of_the_plain_engine(
     plain, compiled = DecodingEngine(prior), CompiledEngine(prior)
     tolerance = 2e-5 if dtype == torch.float32 else 0.2
     for given in (0, prior.n_codes // 2):
-        for one, other in zip(all_logits(plain, prior, given), all_logits(compiled, prior, given), strict=True):
+        found = (cached_logits(each, *examples(prior), given) for each in (plain, compiled))
+        for one, other in zip(*found, strict=True):
             assert one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=tolerance)
 
 
@@ -58,7 +48,7 @@ def test_compiled_it_draws_the_same_codes() -> None:
 
 
 def test_beyond_torch_s_limit_of_programs_the_step_runs_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage2_prior.decoding.compiled._MOST_PROGRAMS", 2)
+    monkeypatch.setattr("stage2_prior.decoding.engine._MOST_PROGRAMS", 2)
     torch._dynamo.reset()  # programs of other tests count
     prior = model((CodeLevel(height=2, width=2, codebook_size=50),))
     draws = {n: (torch.arange(n) % 3, stream_uniforms(range(n), 4)) for n in (2, 3, 4)}
@@ -82,20 +72,18 @@ def test_batches_of_every_size_have_few_shapes(monkeypatch: pytest.MonkeyPatch) 
         assert n <= engine.batch_for(n) <= max(n, 1.5 * n - 0.5) and engine.batch_for(2 * n) == 2 * engine.batch_for(n)
         assert torch.equal(decode_codes(prior, *draw, SamplingConfig()), expected[n])
         assert torch.equal(decode_codes(prior, *draw, SamplingConfig(), max_rows=5), expected[n])
-    assert {n_rows for n_rows, _ in engine._programs} == {2, 3, 4, 6, 8, 12, 16, 24, 32, 48}, (
-        "one image has a second row"
-    )
+    assert {n_rows for n_rows, _ in engine._programs} == {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48}
 
 
 def test_a_full_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledEngine, "_compiled", lambda self, function: function)
     prior = model()
     tokens, labels = examples(prior)
-    engine = CompiledEngine(prior)
+    engine, positions = CompiledEngine(prior), prior.position_tables.on(tokens.device)
     cache = engine.new_cache(3)
-    engine.prefill(labels, tokens[:, :-1], cache)
+    engine.extend(tokens[:, :-1], positions, cache, labels)
     with pytest.raises(DataError, match="more codes than an image has"):
-        engine.decode_one(tokens[:, -1], cache)
+        engine.extend(tokens[:, -1:], positions.part(15, 16), cache)
 
 
 def test_memory_of_a_cache_that_is_gone_is_used_again_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

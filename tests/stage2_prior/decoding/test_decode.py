@@ -88,13 +88,13 @@ def test_an_image_s_codes_do_not_depend_on_its_batch(dtype: torch.dtype) -> None
 
 def test_rows_that_guidance_does_not_need_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     prior, seen = model(), []
-    step = DecodingEngine.decode_one
+    extend = DecodingEngine.extend
 
-    def counting(self: DecodingEngine, tokens_R: torch.Tensor, cache: Any) -> torch.Tensor:
-        seen.append(len(tokens_R))
-        return step(self, tokens_R, cache)
+    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any) -> torch.Tensor:
+        seen.append(tuple(tokens_RQ.shape))
+        return extend(self, tokens_RQ, *given)
 
-    monkeypatch.setattr(DecodingEngine, "decode_one", counting)
+    monkeypatch.setattr(DecodingEngine, "extend", counting)
     labels, uniforms = inputs(prior, batch=4)
 
     def rows(**options: Any) -> list[int]:
@@ -102,32 +102,34 @@ def test_rows_that_guidance_does_not_need_are_not_computed(monkeypatch: pytest.M
         decode_codes(prior, labels, uniforms, SamplingConfig(**options))
         return list(seen)
 
-    assert rows() == rows(guidance_scale=0.0) == [4] * 15
-    assert rows(guidance_scale=2.0) == [8] * 15
+    alone, both = [(4, 0)] + [(4, 1)] * 15, [(8, 0)] + [(8, 1)] * 15
+    assert rows() == rows(guidance_scale=0.0) == alone
+    assert rows(guidance_scale=2.0) == both
     late = rows(guidance_scale=2.0, schedule="step", schedule_start=0.5)
-    assert late == [4] * 8 + [8] * 7  # the unconditional rows come in one go, before code 8
-    assert rows(guidance_scale=2.0, guidance_interval=(0.0, 0.5)) == [8] * 7 + [4] * 8
+    assert late == [*alone[:8], (4, 1), (4, 8), *both[9:]], "the unconditional rows come in one go, before code 8"
+    assert rows(guidance_scale=2.0, guidance_interval=(0.0, 0.5)) == [*both[:8], *alone[8:]]
     labels = torch.full_like(labels, prior.null_class)  # guided or not, the distributions are the same
-    assert rows(guidance_scale=2.0) == [4] * 15
-    labels, uniforms = inputs(prior, batch=1)  # never a single row: another kernel would compute it
-    for options in SETTINGS:
-        assert set(rows(**options)) == {2}
+    assert rows(guidance_scale=2.0) == alone
 
 
-def test_nothing_is_computed_after_the_last_unknown_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior = model()
+def test_nothing_is_computed_where_codes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, seen = model(), []
     labels, uniforms = inputs(prior)
     codes = decode_codes(prior, labels, uniforms, PLAIN)
-    calls = []
-    step = DecodingEngine.decode_one
-    monkeypatch.setattr(DecodingEngine, "decode_one", lambda *given: calls.append(1) or step(*given))
+    extend = DecodingEngine.extend
+
+    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any) -> torch.Tensor:
+        seen.append(tokens_RQ.shape[1])
+        return extend(self, tokens_RQ, *given)
+
+    monkeypatch.setattr(DecodingEngine, "extend", counting)
     known = codes.clone()
     known[:, 5] = MASKED
-    known[2, 6] = MASKED
+    known[2, 9] = MASKED
     assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=known), codes)
-    assert len(calls) == 1
+    assert seen == [5, 4], "all codes before the first one at once, then those up to the second"
     assert torch.equal(decode_codes(prior, labels, uniforms, PLAIN, known_BT=codes), codes)
-    assert len(calls) == 1
+    assert len(seen) == 2
 
 
 def test_steps_are_reported_in_order_and_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +137,12 @@ def test_steps_are_reported_in_order_and_on_demand(monkeypatch: pytest.MonkeyPat
     labels, uniforms = inputs(prior)
     codes = decode_codes(prior, labels, uniforms, PLAIN)
     reported = list(iterate_codes(prior, labels, uniforms, PLAIN, max_rows=3))
-    assert [(step.position, step.rows.start) for step in reported] == [
-        (t, first) for first in (0, 3) for t in range(16)
-    ]
-    assert all(torch.equal(step.codes_B, codes[step.rows, step.position]) for step in reported)
+    assert [(step.step, step.rows.start) for step in reported] == [(t, first) for first in (0, 3) for t in range(16)]
+    assert all(torch.equal(step.codes_BK[:, 0], codes[step.rows, step.step]) for step in reported)
     steps = iterate_codes(prior, labels, uniforms, PLAIN, known_BT=torch.where(torch.arange(16) < 4, codes, MASKED))
     first = next(steps)
-    assert (first.position, first.rows) == (4, slice(0, 5)) and torch.equal(first.codes_B, codes[:, 4])
-    monkeypatch.setattr(DecodingEngine, "decode_one", lambda *_: pytest.fail("nobody asked"))
+    assert (first.step, first.rows) == (4, slice(0, 5)) and torch.equal(first.codes_BK, codes[:, 4:5])
+    monkeypatch.setattr(DecodingEngine, "extend", lambda *_: pytest.fail("nobody asked"))
     steps.close()
 
 
@@ -151,9 +151,9 @@ def test_a_code_that_is_replaced_is_what_later_ones_are_sampled_given() -> None:
     labels, uniforms = inputs(prior)
     codes = decode_codes(prior, labels, uniforms, PLAIN)
     for step in iterate_codes(prior, labels, uniforms, PLAIN):
-        if step.position == 3:
-            step.codes_B[0] = changed = (codes[0, 3] + 1) % 29
-        codes[step.rows, step.position] = step.codes_B
+        if step.step == 3:
+            step.codes_BK[0] = changed = (codes[0, 3] + 1) % 29
+        codes[step.rows, step.step] = step.codes_BK[:, 0]
     known = torch.full_like(codes, MASKED)
     known[:, :4] = codes[:, :4]
     assert codes[0, 3] == changed
@@ -194,14 +194,14 @@ def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict, field: str) -
 
 
 def test_batches_fit_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stage2_prior.decoding import engine as module
+    from stage2_prior.decoding import cache as module
 
-    engine = DecodingEngine(model())
-    one, two = (module.bytes_per_image(engine, rows) for rows in (1, 2))
+    prior = model()
+    one, two = (module.bytes_per_image(prior, rows) for rows in (1, 2))
     assert one < two <= 2 * one
     for free, images in ((0, 1), (4 * two, 1), (40 * two, 10), (1 << 40, 64)):
         monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
-        assert module.images_that_fit(engine, 2) == images
+        assert module.images_that_fit(prior, 2) == images
     monkeypatch.undo()
     assert 0 < module.free_bytes(torch.device("cpu")) < 1 << 50
 

@@ -1,0 +1,134 @@
+"""Likelihood of codes in an order: the chain rule, exact for each order; a masked prior's average over orders.
+
+With known codes chosen by a uniform number n of 0..T-1 and a random order, T times the mean over the codes that may
+come next of -ln p(code | class, known codes) is on average the mean over all orders of the chain rule's -ln p(codes):
+Hoogeboom et al. 2021, "Autoregressive diffusion models", arXiv:2110.02037, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from foundation.config import require
+from foundation.images.buckets import grouped
+from foundation.randomness import derive_seed
+from stage2_prior.head_loss import nll_per_code
+from stage2_prior.orders import MASKED, ORDERS, Cells
+
+if TYPE_CHECKING:
+    from stage2_prior.prior import PriorModel
+
+
+def nll_in_order(
+    prior: PriorModel,
+    tokens_BT: torch.Tensor,
+    labels_B: torch.Tensor,
+    grids_B: torch.Tensor | None,
+    order: str,
+    seed: int,
+) -> torch.Tensor:
+    """See ``PriorModel.nll``; the arguments are checked but for the order."""
+    any_order = prior.config.order in ("any", "masked")
+    known = list(ORDERS) if any_order else ["raster"]
+    fix = "train a prior of order any or masked" if order in ORDERS else None
+    require(order in known, "order", order, "one of " + ", ".join(known), fix)
+    if order == "raster" and not prior.is_masked:
+        return _causal(prior, tokens_BT, labels_B, None, grids_B)
+    if prior.is_masked and order == "random":
+        return _masked_on_average(prior, tokens_BT, labels_B, grids_B, seed)
+    grids = np.zeros(len(tokens_BT), np.int64) if grids_B is None else grids_B.cpu().numpy()
+    orders_BT = torch.from_numpy(_orders(prior, order, grids, seed)).to(tokens_BT.device)
+    if prior.is_masked:
+        return _masked(prior, tokens_BT, labels_B, orders_BT, grids_B)
+    return _causal(prior, tokens_BT, labels_B, orders_BT, grids_B)
+
+
+def _orders(prior: PriorModel, order: str, grids_B: np.ndarray, seed: int) -> np.ndarray:
+    """(B, T), of images of these shapes."""
+    orders_BT = np.empty((len(grids_B), prior.n_codes), np.int64)
+    for grid, rows in grouped(grids_B):
+        cells = Cells(prior.spec.of_grid(grid))
+        orders_BT[rows] = cells.codes(ORDERS[order](cells, [derive_seed("order of", seed, i) for i in rows.tolist()]))
+    return orders_BT
+
+
+def _causal(
+    prior: PriorModel,
+    tokens_BT: torch.Tensor,
+    labels_B: torch.Tensor,
+    orders_BT: torch.Tensor | None,
+    grids_B: torch.Tensor | None,
+) -> torch.Tensor:
+    """One pass over all codes."""
+    hidden_NE = prior.hidden(tokens_BT, labels_B, orders_BT, grids_B).flatten(0, 1)
+    predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
+    nll_N = nll_per_code(hidden_NE, prior.head.weight, predicted_BT.flatten(), prior.sizes(tokens_BT, orders_BT))
+    nll_BT = nll_N.view_as(tokens_BT)
+    return nll_BT if orders_BT is None else torch.empty_like(nll_BT).scatter_(1, orders_BT, nll_BT)
+
+
+def _masked(
+    prior: PriorModel,
+    tokens_BT: torch.Tensor,
+    labels_B: torch.Tensor,
+    orders_BT: torch.Tensor,
+    grids_B: torch.Tensor | None,
+) -> torch.Tensor:
+    """One pass for each code, given those before it."""
+    known_BT, nll_BT = torch.full_like(tokens_BT, MASKED), torch.empty(tokens_BT.shape, device=tokens_BT.device)
+    size_T = prior.sizes_on(tokens_BT.device)
+    for position_B1 in orders_BT.split(1, dim=1):
+        hidden_BTE = prior.hidden(known_BT, labels_B, grids_B=grids_B)
+        hidden_BE = hidden_BTE.gather(1, position_B1.unsqueeze(2).expand(-1, -1, hidden_BTE.shape[2])).squeeze(1)
+        codes_B1 = tokens_BT.gather(1, position_B1)
+        nll_B = nll_per_code(hidden_BE, prior.head.weight, codes_B1.squeeze(1), size_T[position_B1.squeeze(1)])
+        nll_BT.scatter_(1, position_B1, nll_B.unsqueeze(1))
+        known_BT.scatter_(1, position_B1, codes_B1)
+    return nll_BT
+
+
+def _masked_on_average(
+    prior: PriorModel, tokens_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None, seed: int
+) -> torch.Tensor:
+    """One pass, at a random number of known codes: T / n at each of the n codes that may come next, 0 elsewhere.
+
+    The numbers of known codes are spread evenly over the images.
+    """
+    n_images, n_codes = tokens_BT.shape
+    cells = Cells(prior.spec.of_grid(0))
+    orders_BT = _orders(prior, "random", np.zeros(n_images, np.int64), seed)  # alike for all shapes
+    first = np.random.Generator(np.random.Philox(derive_seed("known", seed))).random()
+    n_known_B = ((np.arange(n_images) / max(1, n_images) + first) % 1 * n_codes).astype(np.int64)
+    known_BT, next_BT = (
+        torch.from_numpy(each).to(tokens_BT.device) for each in next_codes(cells, orders_BT, n_known_B)
+    )
+    hidden_BTE = prior.hidden(tokens_BT.masked_fill(~known_BT, MASKED), labels_B, grids_B=grids_B)
+    size_N = prior.sizes(tokens_BT)
+    nll_n = nll_per_code(
+        hidden_BTE[next_BT],
+        prior.head.weight,
+        tokens_BT[next_BT],
+        None if size_N is None else size_N[next_BT.flatten()],
+    )
+    weight_B1 = n_codes / next_BT.sum(1, keepdim=True).float()
+    nll_BT = torch.zeros(tokens_BT.shape, device=tokens_BT.device).masked_scatter_(next_BT, nll_n)
+    return nll_BT * weight_B1
+
+
+def next_codes(cells: Cells, orders_BT: np.ndarray, n_known_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first codes of orders, and the codes that may come next: the next depth of a cell that is begun, else the
+    outermost codes of all cells that are not.
+
+    Returns:
+        known, next: (B, T) bool.
+    """
+    rank_BT = np.empty_like(orders_BT)
+    np.put_along_axis(rank_BT, orders_BT, np.arange(orders_BT.shape[1])[None], 1)
+    known_BT = rank_BT < n_known_B[:, None]
+    depth_B = cells.depth_T[np.take_along_axis(orders_BT, n_known_B[:, None], 1)[:, 0]]
+    begun_B1 = depth_B[:, None] > 0
+    next_BT = np.where(begun_B1, rank_BT == n_known_B[:, None], ~known_BT & (cells.depth_T == 0))
+    return known_BT, next_BT

@@ -1,0 +1,111 @@
+"""Linear layers of the transformer, whose weights can be packed on a CPU for the time of a drawing.
+
+oneDNN packs a weight in the order in which its kernel reads it. Whether that pays depends on what stands behind
+``torch.mm``: MKL keeps its code for AVX512 to processors of Intel, and torch's product of bf16 packs again at each
+call. ``scripts/bench_sampling.py`` measures both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_ROWS_HINT = 32
+"""number of rows for which oneDNN chooses the order; as fast with 2 rows as any other, by measurement"""
+_LEAST_ROWS, _LARGE_WEIGHT = 3, 1 << 20
+"""rows, and numbers of a weight, from which on oneDNN's float32 product is the faster one, by measurement"""
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+class Linear(nn.Linear):
+    """As torch's, with a weight that ``packed_weights`` may hold in another form."""
+
+    packed: PackedWeight | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) => (..., N)."""
+        packed = self.packed
+        return F.linear(x, self.weight, self.bias) if packed is None else packed(x)
+
+
+class PackedWeight:
+    """A copy of a layer's weight, packed at the first product that is faster with it.
+
+    Args:
+        layer: on a CPU; later changes do not reach the copy.
+        dtype: of the copy, float32 or bfloat16.
+        least_rows: below it the product takes the layer's own weight.
+    """
+
+    def __init__(self, layer: Linear, dtype: torch.dtype, least_rows: int) -> None:
+        self._layer, self._dtype, self._least_rows, self._made = layer, dtype, least_rows, False
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) => (..., N), of the type of x."""
+        x_RK = x.reshape(-1, x.shape[-1])
+        if len(x_RK) < self._least_rows:
+            return F.linear(x, self._layer.weight, self._layer.bias)
+        if not self._made:
+            self._pack()
+        single = len(x_RK) == 1  # a single row would be summed in another order than the same row among others
+        x_RK = x_RK.expand(2, -1) if single else x_RK
+        y_RN = torch.ops.mkldnn._linear_pointwise(x_RK.to(self._dtype), self._weight, self._bias, "none", [], "")
+        return (y_RN[:1] if single else y_RN).view(*x.shape[:-1], -1).to(x.dtype)
+
+    def _pack(self) -> None:
+        weight, bias = self._layer.weight.detach().to(self._dtype).contiguous(), self._layer.bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self._bias = None if bias is None else bias.detach().to(self._dtype, copy=True)
+        self._made = True
+
+
+@contextlib.contextmanager
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Pack the weights of linear layers where that is faster; changes of a weight within are not seen."""
+    layers = [each for each in model.modules() if type(each) is Linear and each.packed is None]
+    made = {layer: PackedWeight(layer, *form) for layer in layers if (form := _form(layer.weight)) is not None}
+    for layer, packed in made.items():
+        layer.packed = packed
+    try:
+        yield
+    finally:
+        for layer, packed in made.items():
+            if layer.packed is packed:
+                layer.packed = None
+
+
+def _form(weight: torch.Tensor) -> tuple[torch.dtype, int] | None:
+    """The type to pack a weight in, and from how many rows on; None to leave it as it is.
+
+    A CPU that has no instructions for products of bf16 takes several times as long for them, and none gains by float16.
+    """
+    if not can_pack(weight.device) or weight.dtype == torch.float64:
+        return None
+    if weight.dtype == torch.float32:
+        least_rows = 1 if weight.numel() >= _LARGE_WEIGHT else _LEAST_ROWS
+        return (torch.float32, least_rows) if _has_slow_products() else None
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (torch.bfloat16 if fast and weight.dtype == torch.bfloat16 else torch.float32), 1
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether weights can be packed there: on a CPU, with a build of torch that has oneDNN."""
+    built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return device.type == "cpu" and built
+
+
+@functools.cache
+def _has_slow_products() -> bool:
+    """Whether ``torch.mm`` leaves the processor's AVX512 unused, as MKL does on those that Intel did not make."""
+    if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+        return False
+    try:
+        return "GenuineIntel" not in _CPUINFO.read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return False

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from foundation.arguments import as_codes, as_images, as_path, require_type, shown
+from foundation.codes.latents import N_CODES, codes_of, latents_of
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.config import digest, from_dict, require, to_dict
 from foundation.config_fields import without_defaults
@@ -115,13 +116,23 @@ class TokenizerModel(nn.Module):
         _require_pixels(images_BCYX)
         return self.bottleneck.encode(features)
 
+    def tokens(self, images_BCYX: Any) -> torch.Tensor:
+        """Pixels in [-1, 1] => the codes of ``spec`` in one sequence, (B, T) int64; a latent's bits are its codes.
+
+        Raises:
+            DataError: as ``encode``; latents beyond float16.
+        """
+        codes = self.encode(images_BCYX)
+        return (codes if self.is_discrete else codes_of(codes)).flatten(1)
+
     @torch.no_grad()
     def decode(self, codes: Any, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """Codes => pixels, (B, C, Y, X), nominally in [-1, 1] but not clamped.
 
         Args:
             codes: of any integer type, a tensor on the model's device or a NumPy array, such as ``TokenDataset.grids``,
-                in the layout that ``encode`` returns; of a continuous tokenizer (B, C, H, W) floating point latents.
+                in the layout that ``encode`` returns; of a continuous tokenizer (B, C, H, W) floating point latents, or
+                (B, H, W, C) codes, see ``tokens``.
             image_size: (Y, X) of the images; needed only for two grids of another size than the preprocess's. None
                 takes the size of one grid as it is.
 
@@ -132,6 +143,8 @@ class TokenizerModel(nn.Module):
         grid = self._grid(image_size)
         if self.is_discrete:
             codes = self._as_codes(codes, grid, is_sized=image_size is not None)
+        elif _are_whole(codes):
+            codes = latents_of(self._as_codes(codes, grid, is_sized=image_size is not None))
         else:
             codes = as_images(
                 codes, self.bottleneck.quantizer.width, "codes", device=next(self.parameters()).device, values=""
@@ -192,41 +205,28 @@ class TokenizerModel(nn.Module):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether it makes codes; a Gaussian latent has none, and so no prior."""
+        """Whether it makes codes; a Gaussian latent is continuous."""
         return self.config.is_discrete
 
     @property
     def levels(self) -> tuple[CodeLevel, ...]:
-        """The grids of an image of the configured size.
-
-        Raises:
-            ContractError: a continuous tokenizer has no codes.
-        """
-        if not self.is_discrete:
-            raise ContractError(
-                "this tokenizer makes no codes: its latent is continuous",
-                field="quantizer.type",
-                found=self.config.quantizer.type_name,
-                fix="use a discrete quantizer",
-            )
-        return self.bottleneck.levels(*self._grid(None))
+        """The grids of an image of the configured size; a latent has a depth for each channel."""
+        return self._levels(self._grid(None))
 
     @property
     def layout(self) -> CodeSpec:
-        """``spec`` without the fingerprint, which takes time to compute.
-
-        Raises:
-            ContractError: a continuous tokenizer has no codes.
-        """
-        return CodeSpec(levels=self.levels, stride=self.config.stride, preprocess=self.preprocess, fingerprint="")
+        """``spec`` without the fingerprint, which takes time to compute."""
+        return CodeSpec(
+            levels=self.levels,
+            stride=self.config.stride,
+            preprocess=self.preprocess,
+            fingerprint="",
+            latents=not self.is_discrete,
+        )
 
     @property
     def spec(self) -> CodeSpec:
-        """What the codes of an image of the configured size are. Computes hashes of the weights.
-
-        Raises:
-            ContractError: a continuous tokenizer has no codes.
-        """
+        """What the codes of an image of the configured size are. Computes hashes of the weights."""
         first = self.codes_of
         same = first is not None and first.coding_sha256 == self.coding_sha256
         return dataclasses.replace(self.layout, fingerprint=first.fingerprint if first and same else self.fingerprint)
@@ -251,9 +251,8 @@ class TokenizerModel(nn.Module):
         if self.stretch != Stretch():
             settings["preview"] = to_dict(self.stretch)
         save_model_folder(folder, self, MODEL_TYPE, "Tokenizer", {**settings, "fingerprint": self.fingerprint})
-        if self.is_discrete:
-            spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
-            durable.write_bytes(folder / "code_spec.json", spec.encode())
+        spec = json.dumps(to_dict(self.spec), indent=1, sort_keys=True)
+        durable.write_bytes(folder / "code_spec.json", spec.encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> TokenizerModel:
@@ -281,6 +280,12 @@ class TokenizerModel(nn.Module):
         model.codes_of = None if first is None else from_dict(CodesOf, first, "codes_of")
         return model
 
+    def _levels(self, grid: tuple[int, int]) -> tuple[CodeLevel, ...]:
+        if self.is_discrete:
+            return self.bottleneck.levels(*grid)
+        height, width = grid
+        return (CodeLevel(height=height, width=width, codebook_size=N_CODES, depth=self.quantizers[0].width),)
+
     def _grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         height, width = (self.preprocess.height, self.preprocess.width) if image_size is None else _sides(image_size)
         self._require_multiples("image_size", height, width)
@@ -293,7 +298,7 @@ class TokenizerModel(nn.Module):
         DataError.unless(fits, what, field=field, found=found, expected=expected, fix="crop or pad the images")
 
     def _as_codes(self, given: Any, grid: tuple[int, int], *, is_sized: bool) -> torch.Tensor:
-        levels = self.bottleneck.levels(*grid)
+        levels = self._levels(grid)
         several, depth = len(levels) > 1, levels[0].depth
         n_codes = sum(level.n_codes for level in levels)
         layout = f"(B, {n_codes})" if several else "(B, H, W)" if depth == 1 else f"(B, H, W, {depth})"
@@ -325,6 +330,13 @@ class TokenizerModel(nn.Module):
             inside = bool((codes < torch.tensor(limits, device=codes.device)).all())
         found, expected = f"{low}..{high}", " and ".join(f"0..{size - 1}" for size in sizes)
         DataError.unless(inside, "codes outside the codebook", field="codes", found=found, expected=expected)
+
+
+def _are_whole(codes: Any) -> bool:
+    """Whether these are codes, not latents."""
+    if isinstance(codes, torch.Tensor):
+        return not codes.is_floating_point() and not codes.is_complex()
+    return getattr(getattr(codes, "dtype", None), "kind", "f") in "iu"
 
 
 def _sides(image_size: Any) -> tuple[int, int]:

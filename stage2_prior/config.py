@@ -107,6 +107,8 @@ class Regularizer:
 
 
 _TRANSFORMER = "stage2_prior.transformer:TransformerPrior"
+LATENTS_KIND = "stage2_prior.mixture:MixturePrior"
+"""dotted name of the class of priors of a continuous tokenizer's latents"""
 KINDS = {"llama": _TRANSFORMER, "gpt": _TRANSFORMER, "pixelcnn": "stage2_prior.pixelcnn:PixelCNN"}
 """block => dotted name of the class of priors that has it"""
 PREDICTED = ("raster", "random-to-raster", "any", "masked")
@@ -169,6 +171,8 @@ class PriorConfig:
     """which codes a code is predicted from: raster: those before it, row by row; random-to-raster: the same in the end,
     after random orders in training; any: those before it in a random order of each image, so that known codes may lie
     anywhere; masked: any that are known, all others at once"""
+    mixtures: int = added_later(16)  # type: ignore[assignment]
+    """latents of a continuous tokenizer only: Gaussians in the mixture of each position"""
     extra_codes: int = added_later(0)
     """rows of the code table and the head beyond the codebook, which some published priors have; a generator of images
     never samples them"""
@@ -186,6 +190,7 @@ class PriorConfig:
         require(self.block in KINDS, "block", self.block, "one of " + ", ".join(KINDS))
         in_raster, expected = self.block != "pixelcnn" or self.order == "raster", "raster where block is pixelcnn"
         require(in_raster, "order", self.order, expected)
+        require(self.mixtures > 0, "mixtures", self.mixtures, "a positive whole number")
         require(self.reach > 0, "reach", self.reach, "a positive whole number")
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
         found, expected = self.class_rotation, "identity, or zero where positions are rope"

@@ -65,8 +65,10 @@ class PriorScores:
         classes: by class number, classes without images left out; empty where the codes have no labels. Also of an
             unconditional prior, which does not see them.
         unigram_bits: entropy of the validation codes' own frequencies in each slot, bits per code on average over all
-            codes: the best that code frequencies of each slot, and nothing else, can reach.
+            codes: the best that code frequencies of each slot, and nothing else, can reach. Of latents, that of a
+            Gaussian of each channel with its mean and variance.
         grids: where images have several shapes, the likelihood of those of each grid that occurs, by its number.
+        is_estimate: whether it is a masked prior's mean over orders, estimated with one mask for each image.
     """
 
     spec: CodeSpec
@@ -75,6 +77,7 @@ class PriorScores:
     classes: tuple[ClassScore, ...]
     unigram_bits: float
     grids: Mapping[int, GridScore] = field(default_factory=dict)
+    is_estimate: bool = False
 
     @property
     def nats_per_slot(self) -> tuple[float, ...]:
@@ -119,12 +122,12 @@ class PriorScores:
         return self.bits_per_image / (preprocess.height * preprocess.width * preprocess.n_channels)
 
     def bits_by_place(self) -> list[tuple[CodeSlot, np.ndarray]]:
-        """Each slot with the (H, W) mean bits of its codes at each position of the grid.
+        """Each slot with the (H, W) mean bits of its codes at each position of the grid; of latents bits per value.
 
         Where images have several shapes, the slots of each grid that occurs.
         """
         if not self.grids:
-            return _by_place(self.nats_T, self.spec)
+            return _by_place(self.nats_T, self.spec)[: 1 if self.spec.latents else None]
         of_grids = (_by_place(each.nats_T, self.spec.of_grid(grid)) for grid, each in self.grids.items())
         return [row for rows in of_grids for row in rows]
 
@@ -132,7 +135,7 @@ class PriorScores:
         """Numbers for the log; of the classes only the two extremes, by number."""
         return {
             "bits_per_code": self.bits_per_code,
-            "below_unigram": 1.0 - self.bits_per_code / self.unigram_bits if self.unigram_bits else 0.0,
+            **self._below_unigram(),
             "bits_per_image": self.bits_per_image,
             "nats_per_code": self.nats_per_code,
             "uniform_nats_per_code": self.uniform_nats,
@@ -142,9 +145,15 @@ class PriorScores:
             **self._extreme_classes(),
         }
 
+    def _below_unigram(self) -> dict[str, float]:
+        """The share of bits below code frequencies; of latents, whose bits may be negative, the difference."""
+        if self.spec.latents:
+            return {"bits_below_gaussian": self.unigram_bits - self.bits_per_code}
+        return {"below_unigram": 1.0 - self.bits_per_code / self.unigram_bits if self.unigram_bits else 0.0}
+
     def _bits_per_slot(self) -> dict[str, float]:
         """``bits_per_code_level0_depth1`` and so on; none where there is one slot, which is then all codes."""
-        if len(self.spec.slots) == 1:
+        if len(self.spec.slots) == 1 or self.spec.latents:
             return {}
         pairs = zip(self.spec.slots, self.nats_per_slot, strict=True)
         return {f"bits_per_code_level{slot.level}_depth{slot.depth}": nats / math.log(2) for slot, nats in pairs}
@@ -229,11 +238,46 @@ class ScoredRows:
         return CodeBatch(np.asarray(self.codes.codes_NT[self.rows_N[chunk]]), labels_B, grids_B)
 
 
+class CodeEntropy:
+    """Entropy of the frequencies of codes, bits per code."""
+
+    def __init__(self, spec: CodeSpec) -> None:
+        self._counter = UsageCounter(spec)
+
+    def add(self, codes_BT: np.ndarray) -> None:
+        """Count the codes of some images."""
+        self._counter.add(codes_BT)
+
+    def bits(self, share: Share) -> float:
+        """Of all processes."""
+        return summarize(self._counter.usages(share)).entropy_bits
+
+
+class ChannelMoments:
+    """Differential entropy of a Gaussian with each channel's mean and variance, bits per value on average."""
+
+    def __init__(self, spec: CodeSpec) -> None:
+        self._sums_3C = np.zeros((3, spec.levels[0].depth))
+
+    def add(self, codes_BT: np.ndarray) -> None:
+        """Take in the latents of some images."""
+        values = codes_BT.astype(np.uint16).view(np.float16).reshape(-1, self._sums_3C.shape[1]).astype(np.float64)
+        self._sums_3C += np.stack([np.full(values.shape[1], len(values)), values.sum(0), np.square(values).sum(0)])
+
+    def bits(self, share: Share) -> float:
+        """Of all processes."""
+        count, total, squares = share.joined(self._sums_3C)
+        variance_C = np.maximum(squares / count - np.square(total / count), np.finfo(np.float64).tiny)
+        return float(0.5 * np.log2(2 * np.pi * np.e * variance_C).mean())
+
+
 class PriorTally:
     """Adds up the likelihoods of chunks, in the order of the rows, whatever the order in which they come."""
 
-    def __init__(self, rows: ScoredRows, spec: CodeSpec) -> None:
-        self._rows, self._spec, self._counter = rows, spec, UsageCounter(spec)
+    def __init__(self, rows: ScoredRows, prior: PriorModel) -> None:
+        spec = prior.spec
+        self._rows, self._spec, self._is_estimate = rows, spec, prior.is_masked
+        self._counter = ChannelMoments(spec) if spec.latents else CodeEntropy(spec)
         n_images = len(rows.rows_N)
         self._nats_CGT = np.zeros((-(-n_images // rows.batch_size), spec.n_grids, spec.n_codes))
         self._nats_N = np.zeros(n_images)
@@ -253,8 +297,9 @@ class PriorTally:
         classes = () if rows.labels_N is None else _by_class(spec, rows.labels_N, nats_N)
         occurring = grouped(rows.grids_N) if spec.n_grids > 1 else []
         grids = {grid: GridScore(len(places), nats_GT[grid] / len(places)) for grid, places in occurring}
-        bits = summarize(self._counter.usages(share)).entropy_bits
-        return PriorScores(spec, n_images, nats_GT.sum(0) / n_images, classes, bits, grids)
+        bits = self._counter.bits(share)
+        mean_T = nats_GT.sum(0) / n_images
+        return PriorScores(spec, n_images, mean_T, classes, bits, grids, self._is_estimate)
 
 
 def score_prior(
@@ -283,7 +328,7 @@ def score_prior(
         DataError: there are no codes, or they do not fit the prior's.
     """
     share, rows = share or Share(), ScoredRows.of(validation, prior.spec, batch_size, limit)
-    tally, chunks = PriorTally(rows, prior.spec), share.chunks(len(rows.rows_N), batch_size)
+    tally, chunks = PriorTally(rows, prior), share.chunks(len(rows.rows_N), batch_size)
     was_training = prior.training
     prior.eval()
     try:
@@ -322,9 +367,13 @@ def _by_place(nats_T: np.ndarray, spec: CodeSpec) -> list[tuple[CodeSlot, np.nda
 
 
 @torch.no_grad()
-def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
-    """Negative log-likelihood of each code in raster order, (B, T) float64, of a prior in evaluation mode; of a masked
-    prior the estimate of its mean over orders.
+def nats_of(prior: PriorModel, batch: CodeBatch, order: str | None = None) -> np.ndarray:
+    """Negative log-likelihood of each code, (B, T) float64, of a prior in evaluation mode.
+
+    Args:
+        prior: as it is.
+        batch: the codes.
+        order: see ``PriorModel.nll``; None takes raster, or random of a masked prior.
 
     Raises:
         DataError: codes that do not fit the prior's.
@@ -337,7 +386,7 @@ def nats_of(prior: PriorModel, batch: CodeBatch) -> np.ndarray:
     tokens = torch.from_numpy(batch.codes_BT.astype(np.int64)).to(device)
     labels = torch.from_numpy(labels_B.astype(np.int64)).to(device)
     grids = None if batch.grids_B is None else torch.from_numpy(batch.grids_B).to(device)
-    order = "random" if prior.is_masked else "raster"
+    order = order or ("random" if prior.is_masked else "raster")
     return prior.nll(tokens, labels, grids, order=order).cpu().double().numpy()
 
 

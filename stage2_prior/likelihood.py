@@ -55,6 +55,27 @@ def _orders(prior: PriorModel, order: str, grids_B: np.ndarray, seed: int) -> np
     return orders_BT
 
 
+def nats_of_known(
+    prior: PriorModel, known_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None
+) -> torch.Tensor:
+    """-ln p(known codes | class) of each image by a prior of order any or masked, (B,) float32.
+
+    Args:
+        prior: in evaluation mode.
+        known_BT: codes, int64, ``MASKED`` where one is not known.
+        labels_B: class numbers, int64.
+        grids_B: as of ``PriorModel.hidden``.
+    """
+    is_known_BT = known_BT >= 0
+    orders_BT = is_known_BT.logical_not().long().argsort(dim=1, stable=True)
+    if prior.is_masked:
+        n_most = int(is_known_BT.sum(1).max())
+        nats_BT = _masked(prior, known_BT, labels_B, orders_BT[:, :n_most], grids_B)
+    else:
+        nats_BT = _causal(prior, known_BT.clamp_min(0), labels_B, orders_BT, grids_B)
+    return nats_BT.masked_fill(~is_known_BT, 0.0).sum(1)
+
+
 def _causal(
     prior: PriorModel,
     tokens_BT: torch.Tensor,
@@ -62,11 +83,13 @@ def _causal(
     orders_BT: torch.Tensor | None,
     grids_B: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One pass over all codes."""
+    """One pass over all codes. Of latents, each channel gets its share of its position."""
     hidden_NE = prior.hidden(tokens_BT, labels_B, orders_BT, grids_B).flatten(0, 1)
     predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
-    nll_N = nll_per_code(hidden_NE, prior.head.weight, predicted_BT.flatten(), prior.sizes(tokens_BT, orders_BT))
-    nll_BT = nll_N.view_as(tokens_BT)
+    predicted = prior.in_steps(predicted_BT)
+    nll_N = prior.nll_of(hidden_NE, predicted.flatten(0, 1), prior.sizes(tokens_BT, orders_BT))
+    n_channels = tokens_BT.shape[1] // predicted.shape[1]
+    nll_BT = nll_N.repeat_interleave(n_channels).view_as(tokens_BT) / n_channels
     return nll_BT if orders_BT is None else torch.empty_like(nll_BT).scatter_(1, orders_BT, nll_BT)
 
 
@@ -77,14 +100,16 @@ def _masked(
     orders_BT: torch.Tensor,
     grids_B: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One pass for each code, given those before it."""
-    known_BT, nll_BT = torch.full_like(tokens_BT, MASKED), torch.empty(tokens_BT.shape, device=tokens_BT.device)
+    """One pass for each code, given those before it; of the first codes of an order alone, the rest gets 0."""
+    known_BT, nll_BT = torch.full_like(tokens_BT, MASKED), torch.zeros(tokens_BT.shape, device=tokens_BT.device)
     size_T = prior.sizes_on(tokens_BT.device)
     for position_B1 in orders_BT.split(1, dim=1):
         hidden_BTE = prior.hidden(known_BT, labels_B, grids_B=grids_B)
         hidden_BE = hidden_BTE.gather(1, position_B1.unsqueeze(2).expand(-1, -1, hidden_BTE.shape[2])).squeeze(1)
         codes_B1 = tokens_BT.gather(1, position_B1)
-        nll_B = nll_per_code(hidden_BE, prior.head.weight, codes_B1.squeeze(1), size_T[position_B1.squeeze(1)])
+        nll_B = nll_per_code(
+            hidden_BE, prior.head.weight, codes_B1.squeeze(1).clamp_min(0), size_T[position_B1.squeeze(1)]
+        )
         nll_BT.scatter_(1, position_B1, nll_B.unsqueeze(1))
         known_BT.scatter_(1, position_B1, codes_B1)
     return nll_BT

@@ -7,6 +7,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,8 @@ from foundation.codes.spec import CodeSpec, code_positions
 from foundation.config import from_dict, to_dict
 from foundation.errors import DataError
 from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
-from stage2_prior.config import PriorConfig
+from stage2_prior.config import LATENTS_KIND, PriorConfig
+from stage2_prior.head_loss import HeadLoss, head_loss, nll_per_code
 from stage2_prior.likelihood import nll_in_order
 from stage2_prior.orders import MASKED
 from stage2_prior.positions import PositionTables
@@ -46,6 +48,7 @@ class PriorModel(nn.Module):
 
     Attributes:
         n_codes: T.
+        n_steps: predictions that make an image: T, or one for each position of a latent.
         vocab_size: V, the size of the largest codebook, and ``extra_codes``.
         n_classes: 0 for an unconditional prior.
         n_grids: grids that an image's codes may form.
@@ -68,7 +71,11 @@ class PriorModel(nn.Module):
 
     def __new__(cls, config: PriorConfig | None = None, *given: Any, **named: Any) -> Self:
         """The kind of the configuration; without one, as copies are made, this class."""
-        kind = resolve_name(config.kind) if cls is PriorModel and isinstance(config, PriorConfig) else cls
+        kind: type = cls
+        if cls is PriorModel and isinstance(config, PriorConfig):
+            spec = given[0] if given else named.get("spec")
+            latents = isinstance(spec, CodeSpec) and spec.latents
+            kind = resolve_name(LATENTS_KIND if latents else config.kind)
         made: Self = super().__new__(kind)
         return made
 
@@ -81,7 +88,7 @@ class PriorModel(nn.Module):
         self.adapter: Any = None  # peft's settings, see lora.py
         self.vocab_size, self.n_codes = spec.codebook_size + config.extra_codes, spec.n_codes
         self.n_classes = len(spec.class_names) if config.class_conditional else 0
-        self.n_grids = spec.n_grids
+        self.n_grids, self.n_steps = spec.n_grids, spec.n_codes // (spec.levels[0].depth if spec.latents else 1)
         sizes_T = code_positions(spec).codebook_size_T + config.extra_codes
         self.sizes_T, self._unequal = sizes_T, len(set(sizes_T.tolist())) > 1
         self._sizes_on: dict[torch.device, torch.Tensor] = {}
@@ -135,6 +142,33 @@ class PriorModel(nn.Module):
     ) -> torch.Tensor:
         """Hidden states after the last norm, (B, T, E); arguments as of ``hidden_states``."""
         return self.hidden_states(tokens_BT, labels_B, orders_BT, grids_B)[0]
+
+    def prepare(self, codes_NT: np.ndarray) -> None:
+        """Take what a new prior needs to know of its training codes, before training."""
+
+    def in_steps(self, codes_BT: torch.Tensor) -> torch.Tensor:
+        """Codes as steps take them: (B, T) => the same, or (B, S, C) of latents."""
+        return codes_BT
+
+    def orders_in_steps(self, orders_BT: torch.Tensor) -> torch.Tensor:
+        """Orders of codes => of steps."""
+        return orders_BT
+
+    def nll_of(self, hidden_NE: torch.Tensor, codes: torch.Tensor, size_N: torch.Tensor | None) -> torch.Tensor:
+        """-ln p of what each step predicts, (N,) float32, without gradients.
+
+        Args:
+            hidden_NE: from ``hidden``.
+            codes: (N,), as of ``in_steps``.
+            size_N: from ``sizes``.
+        """
+        return nll_per_code(hidden_NE, self.head.weight, codes, size_N)
+
+    def loss_of(
+        self, hidden_NE: torch.Tensor, codes: torch.Tensor, size_N: torch.Tensor | None, z_loss: float, smoothing: float
+    ) -> HeadLoss:
+        """The loss of what each step predicts; see ``head_loss``."""
+        return head_loss(hidden_NE, self.head.weight, codes, size_N, z_loss, smoothing)
 
     def hidden_states(
         self,
@@ -273,9 +307,7 @@ class PriorModel(nn.Module):
         Raises:
             DataError: naming the first one.
         """
-        size_T = torch.full((tokens_BT.shape[1],), self.vocab_size, device=tokens_BT.device)
-        if self._unequal:
-            size_T = self.sizes_on(tokens_BT.device)[: tokens_BT.shape[1]]
+        size_T = self.sizes_on(tokens_BT.device)[: tokens_BT.shape[1]]
         least = MASKED if self.config.order == "masked" else 0
         wrong_BT = (tokens_BT < least) | (tokens_BT >= size_T)
         if bool(wrong_BT.any()):

@@ -27,7 +27,6 @@ from foundation.training.parallel import sharding_asked
 from foundation.training.shares import Share
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
-from stage2_prior.head_loss import head_loss
 from stage2_prior.lora import has_adapters, merged
 from stage2_prior.orders import KNOWN, MASKED, PREDICTED, Cells, random_orders, training_masks
 from stage2_prior.prior import PriorModel
@@ -90,7 +89,8 @@ class PriorLoss(nn.Module):
         hidden_BTE, states = self.model.hidden_states(context_BT, labels_B, orders_BT, grids_B, after)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
         size_N = self.model.sizes(tokens_BT, orders_BT)
-        loss, metrics = self._likelihood(hidden_BTE.flatten(0, 1), predicted_BT.flatten(), size_N)
+        predicted = self.model.in_steps(predicted_BT).flatten(0, 1)
+        loss, metrics = self._likelihood(hidden_BTE.flatten(0, 1), predicted, size_N)
         if self.alignment is not None:
             ordered_BT = noise_BT if noise_BT is None or orders_BT is None else noise_BT.gather(1, orders_BT)
             term, cosines = self.alignment(states, predicted_BT, ordered_BT)
@@ -117,8 +117,7 @@ class PriorLoss(nn.Module):
     def _likelihood(
         self, hidden_NE: torch.Tensor, tokens_N: torch.Tensor, size_N: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        weight_VE = self.model.head.weight
-        loss, nll, squared_lse = head_loss(hidden_NE, weight_VE, tokens_N, size_N, self.z_loss, self.smoothing)
+        loss, nll, squared_lse = self.model.loss_of(hidden_NE, tokens_N, size_N, self.z_loss, self.smoothing)
         metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
         if self.z_loss:
             metrics["logsumexp"] = squared_lse.sqrt()

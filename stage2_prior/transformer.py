@@ -48,6 +48,7 @@ class TransformerPrior(PriorModel):
     def __init__(self, config: PriorConfig, spec: CodeSpec) -> None:
         super().__init__(config, spec)
         self._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        spec = self._spec_of_steps(spec)
         single = config.extra_codes == 0 or len(spec.slots) == 1
         require(single, "extra_codes", config.extra_codes, "0 where there are several levels or depths")
         n_layers, _, d_model = config.shape
@@ -55,7 +56,7 @@ class TransformerPrior(PriorModel):
         self.is_masked, self.is_cached = config.order == "masked", config.order != "masked"
         self.position_tables = PositionTables(spec, config)
         self.class_embedding = nn.Embedding(self.n_classes + 1, d_model)  # the last row is the null class
-        self.code_embedding = nn.Embedding(self.position_tables.n_rows, d_model)
+        self._build_codes(d_model)
         self.slot_embedding = nn.Embedding(len(spec.slots), d_model) if len(spec.slots) > 1 else None
         n_places = n_grids * spec.n_codes
         self.place_embedding = nn.Embedding(1 + n_places, d_model) if learned else None  # row 0 is the class's
@@ -65,8 +66,22 @@ class TransformerPrior(PriorModel):
         self.dropout = Dropout(config.dropouts.token)
         self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
         self.norm = stream_norm(config)
-        self.head = Linear(d_model, self.vocab_size, bias=False)
+        self._build_head(d_model)
         self._initialize()
+
+    def _spec_of_steps(self, spec: CodeSpec) -> CodeSpec:
+        """What the sequence of predictions is: the codes."""
+        return spec
+
+    def _build_codes(self, d_model: int) -> None:
+        self.code_embedding = nn.Embedding(self.position_tables.n_rows, d_model)
+
+    def _build_head(self, d_model: int) -> None:
+        self.head = Linear(d_model, self.vocab_size, bias=False)
+
+    def _vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows of the code table, (B, P) => (B, P, E)."""
+        return self.code_embedding(codes)
 
     def hidden_states(
         self,
@@ -86,8 +101,6 @@ class TransformerPrior(PriorModel):
         Returns:
             (B, T, E); and the same by block for those in ``after``.
         """
-        length = tokens_BT.shape[1]
-        require_length(self.n_codes, length)
         tables = self.position_tables
         if self.grid_embedding is not None and grids_B is None:
             grids_B = torch.zeros_like(labels_B)
@@ -99,13 +112,17 @@ class TransformerPrior(PriorModel):
             fix = "train a prior of order any, or leave the orders out"
             expected = "any, or random-to-raster, for other orders"
             require(self.target_embedding is not None, "order", self.config.order, expected, fix)
-            positions = tables.ordered(orders_BT, len(tokens_BT), grids_B)
+            positions = tables.ordered(self.orders_in_steps(orders_BT), len(tokens_BT), grids_B)
             tokens_BT = tokens_BT.gather(1, orders_BT)
-        elif grids_B is None:
+        inputs = self.in_steps(tokens_BT)
+        length = inputs.shape[1]
+        require_length(self.n_steps, length)
+        if orders_BT is None and grids_B is None:
             positions = tables.on(self.head.weight.device).part(0, length)
-        else:
+        elif orders_BT is None:
+            assert grids_B is not None
             positions = tables.of_grids(grids_B).part(0, length)
-        x, states = self._run(self._embed(labels_B, tokens_BT[:, :-1], positions, grids_B), positions.rope, after)
+        x, states = self._run(self._embed(labels_B, inputs[:, :-1], positions, grids_B), positions.rope, after)
         return self.norm(x), states
 
     def _run(
@@ -131,7 +148,7 @@ class TransformerPrior(PriorModel):
         """Hidden states of inputs that follow those in a cache, which takes in their keys and values.
 
         Args:
-            tokens_BQ: codes, int64; with ``labels_B`` the class is the first input, and they follow it.
+            tokens_BQ: codes, int64, as of ``in_steps``; with ``labels_B`` they follow the class, the first input.
             positions: of the inputs.
             caches: of each block.
             labels_B: class numbers, int64; None where the class is in the cache.
@@ -173,7 +190,7 @@ class TransformerPrior(PriorModel):
         n_before = 0 if labels_B is None else 1
         if self.slot_embedding is not None:
             tokens_BP = tokens_BP + positions.offset_T[..., n_before:]
-        x_BTE = _wide(self.code_embedding(tokens_BP))
+        x_BTE = _wide(self._vectors(tokens_BP))
         if labels_B is not None:
             class_BE = self.class_embedding(labels_B)
             if self.grid_embedding is not None:

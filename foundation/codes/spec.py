@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from foundation.config import check_types, differences, digest, require, require_range
-from foundation.config_fields import without_defaults
+from foundation.config_fields import added_later, without_defaults
 from foundation.errors import ContractError, DataError
 from foundation.images.config import Preprocess
 
@@ -97,6 +97,8 @@ class CodeSpec:
     """SHA-256 of the tokenizer's configuration and weights; empty where the tokenizer is not known"""
     class_names: tuple[str, ...] = ()
     """names of the labels, in label order; empty when there are none"""
+    latents: bool = added_later(False)
+    """whether codes are the bits of float16 numbers, channels of a continuous tokenizer's latent, one at each depth"""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -61,20 +61,16 @@ class Job:
         began = time.perf_counter()
         if self.run.recipe.codes is None or self.run.recipe.tokenizer.pretrained is not None:
             self.train_tokenizer()
-        has_codes = self.run.recipe.codes is not None or self.run.recipe.tokenizer.model.is_discrete
-        if has_codes:
-            self.encode()
-            self.train_prior()
-            with self.ledger.part(SAMPLE):
-                self.run.sample()
-            with self.ledger.part(REPORT):
-                self._draw_gallery()
-        else:
-            self._say("no codes, prior or samples: the tokenizer's latent is continuous")
+        self.encode()
+        self.train_prior()
+        with self.ledger.part(SAMPLE):
+            self.run.sample()
+        with self.ledger.part(REPORT):
+            self._draw_gallery()
         self.report()
         self._say(f"done in {time.perf_counter() - began:.0f} s")
         self._say_times()
-        self.say_where(has_codes=has_codes)
+        self.say_where()
 
     def _say_times(self) -> None:
         """Print what each part was expected to take, and what it took."""
@@ -83,14 +79,13 @@ class Job:
             for part, expected, taken in time_rows(vars(self.ledger)):
                 self._say(f"  {part:20} {expected:>10} {taken:>10}")
 
-    def say_where(self, *, has_codes: bool = True) -> None:
+    def say_where(self) -> None:
         """Print where the results are."""
         folder = self.run.folder
         self._say(f"  look at   {folder.report}")
-        if has_codes:
-            self._say(f"  samples   {folder.samples / 'grid.png'}")
-            latent = "" if folder.tokenizer.is_dir() else " --output-type latent"
-            self._say(f"  more      tessera sample {folder.root}{latent}")
+        self._say(f"  samples   {folder.samples / 'grid.png'}")
+        latent = "" if folder.tokenizer.is_dir() else " --output-type latent"
+        self._say(f"  more      tessera sample {folder.root}{latent}")
 
     def train_tokenizer(self) -> None:
         """Stage 1."""

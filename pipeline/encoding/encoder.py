@@ -224,8 +224,8 @@ class BatchEncoder:
         with arithmetic(self._device, self._precision):
             on_cpu = self._device.type == "cpu"
             pixels = pixels_BYXC if on_cpu else send(torch.from_numpy(pixels_BYXC), self._device)
-            codes = self.tokenizer.encode(to_unit_range(pixels))
-        return codes.flatten(1)[: len(decoded)].cpu().numpy()
+            codes_BT = self.tokenizer.tokens(to_unit_range(pixels))
+        return codes_BT[: len(decoded)].cpu().numpy()
 
 
 def _cancel(reading: Reading) -> None:
@@ -239,7 +239,7 @@ def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[i
 
 @torch.no_grad()
 def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
-    """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square.
+    """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square; of latents 0.
 
     Signs are random with a fixed seed. The share bounds how many codes differ between machines with other rounding.
 
@@ -248,6 +248,8 @@ def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin:
         images_BCYX: in [-1, 1], on the same device.
         margin: relative change.
     """
+    if not tokenizer.is_discrete:
+        return 0.0
     with arithmetic(images_BCYX.device):
         features = tokenizer.features(images_BCYX)
         codes = tokenizer.bottleneck.encode(features)

@@ -39,16 +39,18 @@ class PriorEvaluation:
     Attributes:
         split: split of the token dataset.
         scores: scores of the prior.
-        unigram_bits: bits per code of the unigram model of the training codes.
-        neighbour_bits: bits per code of the neighbour model of the training codes.
+        unigram_bits: bits per code of the unigram model of the training codes; of latents as of ``PriorScores``.
+        neighbour_bits: bits per code of the neighbour model of the training codes; None of latents.
         n_counted: rows that the neighbour model counted.
+        random_bits: of a prior of order any, bits per code with a random order for each image; None of the others.
     """
 
     split: str
     scores: PriorScores
     unigram_bits: float
-    neighbour_bits: float
+    neighbour_bits: float | None
     n_counted: int
+    random_bits: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """Log values."""
@@ -57,17 +59,25 @@ class PriorEvaluation:
             **self.scores.metrics(),
             **({"bits_per_value": self.scores.bits_per_value} if self.scores.spec.knows_images else {}),
             "count_unigram_bits_per_code": self.unigram_bits,
-            "count_neighbour_bits_per_code": self.neighbour_bits,
+            **({} if self.neighbour_bits is None else {"count_neighbour_bits_per_code": self.neighbour_bits}),
+            **({} if self.random_bits is None else {"random_order_bits_per_code": self.random_bits}),
         }
 
     @property
     def notes(self) -> list[str]:
         """Conditions for comparing these figures with others, a sentence each."""
+        if self.scores.spec.latents:
+            return [
+                "densities of latents, in bits per value: they depend on the latents' scale, may be negative, and "
+                "compare priors of one tokenizer alone"
+            ]
         notes = [
             "likelihoods of codes, without the tokenizer's loss: they compare priors of one tokenizer, and bits per "
             "pixel dimension are no likelihood of pixels",
             f"the count models were fitted on the training codes, the neighbour model on {self.n_counted:,} rows",
         ]
+        if self.scores.is_estimate:
+            notes.append("a masked prior: the mean over random orders, estimated with one mask for each image")
         if self.split == "train":
             notes.append("the prior and the count models have seen these codes: figures of memory, not prediction")
         return notes
@@ -96,23 +106,28 @@ class PriorEvaluation:
             f"{'':<26}{'bits per code':>14}{'per image':>13}{'  per pixel dimension' if knows_images else ''}",
         ]
         shares = scores.bits_per_value / scores.bits_per_code if scores.bits_per_code else 0.0
-        for label, bits in (
-            ("prior", scores.bits_per_code),
-            ("neighbours, counted", self.neighbour_bits),
-            ("frequencies, counted", self.unigram_bits),
-            ("uniform", scores.uniform_bits),
-        ):
+        for label, bits in self._rows():
             per_value = f"{bits * shares:>21.4f}" if knows_images else ""
             lines.append(f"{label:<26}{bits:>14.4f}{bits * n_codes:>13,.1f}{per_value}")
         found = [*lines, *self._by_slot(), *self._by_class(), *self._by_place()]
         return "\n".join([*found, "Notes", *(f"- {note}" for note in self.notes)])
+
+    def _rows(self) -> list[tuple[str, float]]:
+        """Bits per code of the prior and of what it is compared with."""
+        rows = [("prior", self.scores.bits_per_code)]
+        if self.random_bits is not None:
+            rows.append(("prior, in random orders", self.random_bits))
+        if self.neighbour_bits is None:
+            return [*rows, ("a Gaussian each channel", self.unigram_bits)]
+        counted = [("neighbours, counted", self.neighbour_bits), ("frequencies, counted", self.unigram_bits)]
+        return [*rows, *counted, ("uniform", self.scores.uniform_bits)]
 
     def _by_slot(self) -> list[str]:
         if grids := self.scores.grids:
             sides = {grid: " x ".join(map(str, self.scores.spec.grids[grid])) for grid in grids}
             rows = ((sides[grid], each.nats_T.mean() / math.log(2)) for grid, each in grids.items())
             return [f"{f'  grids of {name} codes':<26}{bits:>14.4f}" for name, bits in rows]
-        if len(self.scores.spec.slots) == 1:
+        if len(self.scores.spec.slots) == 1 or self.scores.spec.latents:
             return []
         return [
             f"{f'  grid {slot.level + 1}, depth {slot.depth + 1}':<26}{float(bits_HW.mean()):>14.4f}"
@@ -168,7 +183,12 @@ def evaluate_prior(
     """
     for dataset in (codes, train):
         require_same_codes(prior.spec, dataset.spec, owner="the prior", other="the token dataset")
-    scores = _scores(prior, codes, batch_size, engine or LocalEngine())
+    engine = engine or LocalEngine()
+    scores, random_bits = _scores(prior, codes, batch_size, engine), None
+    if prior.config.order == "any":
+        random_bits = _scores(prior, codes, batch_size, engine, "random").bits_per_code
+    if prior.spec.latents:
+        return PriorEvaluation(split, scores, scores.unigram_bits, None, 0, random_bits)
     counted = [_count(*rows, scores) for rows in _of_one_shape(codes, train)]
     shares = np.array([each.n_images for each in counted]) / len(codes)
     return PriorEvaluation(
@@ -177,23 +197,27 @@ def evaluate_prior(
         unigram_bits=float(shares @ [each.unigram_bits for each in counted]),
         neighbour_bits=float(shares @ [each.neighbour_bits for each in counted]),
         n_counted=sum(each.n_counted for each in counted),
+        random_bits=random_bits,
     )
 
 
-def _scores(prior: PriorModel, codes: TokenDataset, batch_size: int, engine: Engine) -> PriorScores:
+def _scores(
+    prior: PriorModel, codes: TokenDataset, batch_size: int, engine: Engine, order: str | None = None
+) -> PriorScores:
     rows = ScoredRows.of(codes, prior.spec, batch_size)
-    tally, chunks = PriorTally(rows, prior.spec), Share().chunks(len(rows.rows_N), batch_size)
+    tally, chunks = PriorTally(rows, prior), Share().chunks(len(rows.rows_N), batch_size)
     device = prior.head.weight.device.type
-    stream = Stream("scoring the prior", functools.partial(_open_scorer, Movable(prior.eval())), device=device)
+    scorer = functools.partial(_open_scorer, Movable(prior.eval()), order)
+    stream = Stream("scoring the prior", scorer, device=device)
     results = engine.results(stream, ((number, rows.batch(chunk)) for number, chunk in enumerate(chunks)))
     for number, nats_BT in tqdm(results, total=len(chunks), desc=stream.what, unit="batch", delay=2, leave=False):
         tally.add(chunks[number], rows.batch(chunks[number]).codes_BT, nats_BT)
     return tally.scores()
 
 
-def _open_scorer(prior: Movable[PriorModel]) -> Step:
+def _open_scorer(prior: Movable[PriorModel], order: str | None) -> Step:
     """A ``CodeBatch`` => (B, T) nats."""
-    return functools.partial(nats_of, prior.content)
+    return functools.partial(nats_of, prior.content, order=order)
 
 
 class _Counted(NamedTuple):

@@ -1,8 +1,9 @@
 """Editing of given images: completion, inpainting, variations, change of class.
 
-Codes are sampled in sequence order, each given the class and all codes before it. A kept code has no influence on the
-sampled codes before it, except through ``best_of``, which keeps the candidate with the likeliest codes in all, kept
-ones included.
+With a prior of order any or masked, each sampled code is given the class, all kept codes and the codes sampled before
+it. With a prior of raster order it is given the codes before it alone: a kept code has no influence on the sampled
+codes before it, except through ``best_of``, which keeps the candidate with the likeliest codes in all, kept ones
+included.
 
 The public functions are methods of ``ImageGenerator``, which is ``pipe``. Images are Pillow images, a (B, C, Y, X)
 tensor in [-1, 1] or codes; each gives ``num_images`` results. Of a generator of several shapes, images take the shape
@@ -38,7 +39,8 @@ from pipeline.generation.inputs import (
 from pipeline.generation.options import DrawOptions
 from pipeline.generation.outputs import GeneratorOutput, to_output_type
 from pipeline.generation.requests import DrawSettings, count, require_flag, require_one_or_all, shown, whole
-from stage2_prior.decoding.decode import MASKED
+from stage2_prior.likelihood import nats_of_known
+from stage2_prior.orders import MASKED
 
 _MAX_REACH = 4096  # pixels
 
@@ -118,7 +120,8 @@ def inpaint(
         grow: pixels around the mask that are sampled too, 0 to 4,096.
         blend: put the given pixels back outside the mask; over this many pixels next to it they fade into the new ones,
             0 for a hard edge. None leaves the picture as the tokenizer decodes it.
-        guess_class: take the class that makes the codes before the first sampled one the likeliest, instead of none.
+        guess_class: take the class that makes the kept codes the likeliest, instead of none; with a prior of raster
+            order the codes before the first sampled one.
         hide: encode images without what is under the mask; with False codes around it depend on it.
         options: see ``DrawOptions``.
 
@@ -249,7 +252,11 @@ def _settings(
 
 
 def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor, grid: int) -> list[int]:
-    """The class that makes the codes before the first sampled one of each image the likeliest; a uniform prior."""
+    """The class that makes the kept codes of each image the likeliest, all classes alike before; with a prior of raster
+    order, the codes before the first sampled one.
+    """
+    if pipe.prior.config.order in ("any", "masked"):
+        return _likeliest_by_all(pipe, known_BT, grid)
     n_first_B = _n_first(known_BT).tolist()
     problem = "needs codes at the beginning"
     ConfigError.unless(min(n_first_B) > 0, problem, field="guess_class", found="none", expected="some")
@@ -261,6 +268,16 @@ def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor, grid: int) -
         nats_BK = torch.stack([nats_of(pipe.prior, first_BP, [label] * len(rows), grid) for label in classes], 1)
         for row, label in zip(rows, nats_BK.argmin(1).tolist(), strict=True):
             likeliest[row] = label
+    return likeliest
+
+
+def _likeliest_by_all(pipe: BaseGenerator, known_BT: torch.Tensor, grid: int) -> list[int]:
+    problem = "needs kept codes"
+    ConfigError.unless(bool((known_BT >= 0).any(1).all()), problem, field="guess_class", found="none", expected="some")
+    grids_B = torch.full_like(known_BT[:, 0], grid) if pipe.prior.n_grids > 1 else None
+    classes = [torch.full_like(known_BT[:, 0], label) for label in range(pipe.prior.n_classes)]
+    nats_BK = torch.stack([nats_of_known(pipe.prior, known_BT, label_B, grids_B) for label_B in classes], 1)
+    likeliest: list[int] = nats_BK.argmin(1).tolist()
     return likeliest
 
 

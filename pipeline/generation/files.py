@@ -12,7 +12,6 @@ from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError, ConfigError, hub_refusals, one_line
 from foundation.storage import durable
 from foundation.storage.serialization import read_json
-from stage1_tokenizer.config import TokenizerConfig
 from stage2_prior.decoding.sampling import SamplingConfig
 
 INDEX = "model_index.json"
@@ -127,7 +126,6 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
     if (root / INDEX).is_file():
         return root
     if root.is_dir():
-        _require_discrete(root)
         fix = "run tessera run again; it continues where it stopped"
         raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder), fix=fix)
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
@@ -139,17 +137,6 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # the client also raises the errors of its transport
         what, fix = f"is neither a folder nor a model on the hub: {one_line(error)}", "check the path, or the network"
         raise CheckpointError(what, field=str(folder), fix=fix) from error
-
-
-def _require_discrete(root: Path) -> None:
-    """Refuse a run that will never have a prior."""
-    if (root / "tokenizer" / "config.json").is_file():
-        settings = read_json(root / "tokenizer" / "config.json", ("tokenizer",), fix=_FIX)
-        quantizer = from_dict(TokenizerConfig, settings["tokenizer"]).quantizer
-        if not quantizer.is_discrete:
-            what = "cannot generate images: its tokenizer is continuous, so it has no codes and no prior"
-            fix = "tessera reconstruct shows what the tokenizer keeps; choose a discrete quantizer to generate"
-            raise CheckpointError(what, field=str(root), found=f"quantizer {quantizer.type_name}", fix=fix)
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:

@@ -168,7 +168,7 @@ def read_given(
         require_one_or_all("mask", len(hidden_BYX), len(images_BCYX))
     seen_BCYX = images_BCYX if hidden_BYX is None else hide(images_BCYX, hidden_BYX.to(device))
     batch = decode_batch(images_BCYX.shape[2] * images_BCYX.shape[3])
-    codes_BT = torch.cat([tokenizer.encode(part).flatten(1) for part in seen_BCYX.split(batch)])
+    codes_BT = torch.cat([tokenizer.tokens(part) for part in seen_BCYX.split(batch)])
     return Given(codes_BT, images_BCYX)
 
 

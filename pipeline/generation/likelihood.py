@@ -90,7 +90,7 @@ def _nats(pipe: BaseGenerator, images: Any, labels: list[int], grid: int, batch_
         part = slice(start, start + batch_size)
         batch = given[part] if isinstance(given, torch.Tensor) else to_unit_range(np.stack(given[part]))
         batch = batch.to(pipe.device)
-        tokens_BT = tokenizer.encode(batch.float()).flatten(1) if batch.is_floating_point() else batch
+        tokens_BT = tokenizer.tokens(batch.float()) if batch.is_floating_point() else batch
         parts.append(prior.nll(tokens_BT, labels_B[part], grid).cpu().double().sum(1))
     return torch.cat(parts)
 

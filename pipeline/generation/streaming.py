@@ -208,6 +208,6 @@ def _replace_codes(pipe: BaseGenerator, step: DecodedCodes, codes: Any) -> None:
         found = (tuple(codes.shape), codes.dtype) if isinstance(codes, torch.Tensor) else type(codes).__name__
         raise DataError("are not codes", field=field, found=found, expected=expected)
     codes_BK = codes.view_as(step.codes_BK).to(step.codes_BK.device)
-    sound, found = bool(((codes_BK >= 0) & (codes_BK < size_BK)).all()), (int(codes.min()), int(codes.max()))
-    DataError.unless(sound, "do not exist", field=field, found=found, expected=expected)
+    sound, limits = bool(((codes_BK >= 0) & (codes_BK < size_BK)).all()), (int(codes.min()), int(codes.max()))
+    DataError.unless(sound, "do not exist", field=field, found=limits, expected=expected)
     step.codes_BK.copy_(codes_BK)

@@ -123,9 +123,7 @@ class Fitting:
         recipe, _ = settle_precision(recipe, self.accelerator.device)
         trains = recipe.codes is None and recipe.tokenizer.pretrained is None
         tokenizer = measure_tokenizer(recipe, self.accelerator) if recipe.codes is None else None
-        prior = None
-        if recipe.codes is not None or recipe.tokenizer.model.is_discrete:
-            prior = measure_prior(recipe, spec_of(recipe, self.counts.classes), self.accelerator)
+        prior = measure_prior(recipe, spec_of(recipe, self.counts.classes), self.accelerator)
         speeds = Speeds(tokenizer, prior, self.read)
         recipe = self._without_useless_views(recipe, speeds)
         first, second, notes = self._shares(recipe, speeds, trains=trains)

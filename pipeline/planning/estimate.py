@@ -162,13 +162,11 @@ def _images(recipe: Recipe, given: int | None) -> _Images:
 def _speeds(
     recipe: Recipe, accelerator: Accelerator, on: str | None
 ) -> tuple[TokenizerSpeed | None, PriorSpeed | None]:
-    """Of the tokenizer, which also encodes where it is given; of the prior where there is one."""
-    has_prior = recipe.tokenizer.model.is_discrete
+    """Of the tokenizer, which also encodes where it is given, and of the prior."""
     if on is not None:
         machine = named_machine(on)
-        return computed_tokenizer(recipe, machine), computed_prior(recipe, machine) if has_prior else None
-    tokenizer = measure_tokenizer(recipe, accelerator)
-    return tokenizer, measure_prior(recipe, code_layout(recipe), accelerator) if has_prior else None
+        return computed_tokenizer(recipe, machine), computed_prior(recipe, machine)
+    return measure_tokenizer(recipe, accelerator), measure_prior(recipe, code_layout(recipe), accelerator)
 
 
 def _model_rows(recipe: Recipe, steps: Mapping[Stage, StepMemory]) -> list[tuple[str, str]]:
@@ -181,16 +179,16 @@ def _model_rows(recipe: Recipe, steps: Mapping[Stage, StepMemory]) -> list[tuple
         encode = sum(each.flops for each in trace.work)
         tokenizer.decode(codes)
         decode = sum(each.flops for each in trace.work) - encode
-    values, discrete = image.numel(), tokenizer.is_discrete
+    values = image.numel()
     rows = [("image", f"{preprocess.height} x {preprocess.width} x {preprocess.n_channels} = {values:,} values")]
-    rows += _code_rows(tokenizer, values) if discrete else _latent_rows(codes, values)
+    rows += _code_rows(tokenizer, values) if tokenizer.is_discrete else _latent_rows(codes, values)
     parts = {name: getattr(tokenizer, name) for name in ("encoder", "bottleneck", "decoder")}
     rows.append(("tokenizer parameters", _parameter_counts(tokenizer, {name: [each] for name, each in parts.items()})))
     rows.append(("tokenizer FLOPs per image", f"encode {encode / 1e9:.3f}, decode {decode / 1e9:.3f} billion"))
     if "tokenizer" in steps:
         counted, fit = steps["tokenizer"], recipe.tokenizer.training.fit
         rows.append(("tokenizer FLOPs in training", _training_flops(counted, fit.batch_size, fit.steps)))
-    return rows + (_prior_rows(recipe, steps) if discrete else [])
+    return rows + _prior_rows(recipe, steps)
 
 
 def _code_rows(tokenizer: TokenizerModel, values: int) -> list[tuple[str, str]]:
@@ -268,9 +266,8 @@ def _held(recipe: Recipe, counts: Counts) -> dict[str, int]:
     p, limit = recipe.data.preprocess, recipe.data.cache_mib << 20
     splits = [n * p.height * p.width * p.n_channels * p.bits // 8 for n in (counts.train, counts.validation)]
     held = {"decoded images (data.cache_mib)": sum(n for n in splits if n <= limit)}
-    if recipe.tokenizer.model.is_discrete:
-        codes = _code_bytes(recipe, counts)
-        held["codes"] = codes if codes <= recipe.machine.tokens.memory_limit else 0
+    codes = _code_bytes(recipe, counts)
+    held["codes"] = codes if codes <= recipe.machine.tokens.memory_limit else 0
     return held
 
 
@@ -298,7 +295,7 @@ def _disk(recipe: Recipe, counts: Counts, steps: Mapping[Stage, StepMemory]) -> 
         kept = max(2, getattr(recipe, stage).training.fit.keep_checkpoints) + 1
         disk[f"checkpoints of the {stage}, up to {kept}"] = kept * memory.checkpoint
         disk[f"{stage}"] = memory.at_peak.get("moments", 0) // 2
-    if recipe.tokenizer.model.is_discrete and recipe.codes is None:
+    if recipe.codes is None:
         disk["codes, at most"] = _code_bytes(recipe, counts)
     return disk
 

@@ -80,8 +80,7 @@ def expect_run(run: Run) -> Fitted | None:
         return None
     counts, _, read = _images(run)
     tokenizer = measure_tokenizer(recipe, accelerator)
-    spec = spec_of(recipe, counts.classes) if recipe.tokenizer.model.is_discrete else None
-    prior = None if spec is None else measure_prior(recipe, spec, accelerator)
+    prior = measure_prior(recipe, spec_of(recipe, counts.classes), accelerator)
     speeds = Speeds(tokenizer, prior, read)
     return Fitted(recipe, run_times(recipe, counts, speeds), speeds, counts, 0.0)
 

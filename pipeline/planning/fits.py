@@ -129,7 +129,7 @@ def trained_stages(recipe: Recipe) -> list[Stage]:
     if recipe.codes is not None:  # their shape is known when they have been read
         return []
     first: list[Stage] = [] if recipe.tokenizer.pretrained is not None else ["tokenizer"]
-    return [*first, "prior"] if recipe.tokenizer.model.is_discrete else first
+    return [*first, "prior"]
 
 
 def device_memory(device: torch.device) -> int:

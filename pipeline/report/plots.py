@@ -41,7 +41,7 @@ def tokenizer_plot(train: Rows, validation: Rows) -> str:
         perplexity.plot(*_series(validation, "code_perplexity"), marker=".", color="tab:green")
         perplexity.set(ylabel="perplexity (green)", ylim=(0, None))
     else:
-        right.text(0.5, 0.5, "a continuous latent has no codes", ha="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "a continuous latent has no codebook", ha="center", transform=right.transAxes)
     several = ", dotted for each codebook" if "code_usage_0" in validation[-1] else ""
     return plot(figure, f"Training loss; reconstruction; share of codes in use{several}, and perplexity.")
 
@@ -101,10 +101,13 @@ def usage_plot(usages: dict[str, CodeUsage]) -> str:
 def likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table of figures, from ``PriorEvaluation.as_json``."""
     numbers = found["metrics"]
+    counted = numbers.get("count_neighbour_bits_per_code")  # absent of latents
+    name = "&nbsp;&nbsp;counts of left and upper neighbours need"
+    neighbours = [] if counted is None else [(name, f"{counted:.3f}")]
     per_value = numbers.get("bits_per_value")  # absent where the images of the codes are not known
     return [
         ("&nbsp;&nbsp;frequencies of training codes need", f"{numbers['count_unigram_bits_per_code']:.3f}"),
-        ("&nbsp;&nbsp;counts of left and upper neighbours need", f"{numbers['count_neighbour_bits_per_code']:.3f}"),
+        *neighbours,
         *([] if per_value is None else [("Codes' bits per pixel dimension, validation", f"{per_value:.4f}")]),
     ]
 

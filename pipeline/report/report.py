@@ -11,6 +11,7 @@ from PIL import Image
 
 from foundation.codes.dataset import TokenDataset
 from foundation.codes.manifest import read_manifest
+from foundation.codes.spec import CodeSpec
 from foundation.codes.usage import CodeUsage, count_codes_by_slot, summarize
 from foundation.errors import CheckpointError
 from foundation.hardware import TokenAccess, usable_device
@@ -23,6 +24,7 @@ from pipeline.encoding.own_codes import SOURCE
 from pipeline.evaluation.prior import kept_evaluation
 from pipeline.planning.ledger import read_times, time_rows
 from pipeline.report.gallery import gallery_section
+from pipeline.report.latents import latent_rows, normal_section
 from pipeline.report.plots import (
     adversary_plot,
     class_plot,
@@ -60,7 +62,7 @@ table.samples th { padding-right: .75rem; text-align: right; font-weight: normal
 
 
 def write_report(folder: RunFolder) -> None:
-    """Write ``report.html`` of a finished run, or of the first stage with a continuous tokenizer.
+    """Write ``report.html`` of a finished run.
 
     Raises:
         CheckpointError: the run is not finished, or has another file of that name.
@@ -72,23 +74,24 @@ def write_report(folder: RunFolder) -> None:
     train, validation = read_metrics(folder.metrics, "tokenizer", "train"), _validation(folder, "tokenizer")
     sections = [] if tokenizer is None else [("Reconstructions", _reconstructions(folder, tokenizer))]
     curves = tokenizer_plot(train, validation) + adversary_plot(train) if train else ""
-    if tokenizer is None or tokenizer.is_discrete:
-        usages = _usages(folder, recipe.machine.tokens)
-        likelihood = kept_evaluation(folder, "validation", _device(recipe))
-        gallery = gallery_section(folder.gallery)
-        curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _validation(folder, "prior"))
-        sections = [
-            ("Samples", _samples(folder)),
-            *([("Gallery", gallery)] if gallery else []),
-            ("Figures", _figures_table(folder, recipe.machine.tokens, usages, likelihood)),
-            *sections,
-            ("Training", _warnings(folder) + curves),
-            ("What the prior finds hard", position_plot(likelihood) + class_plot(likelihood)),
-            ("Use of the codebook", usage_plot(usages)),
-            ("Data", _data(folder)),
-        ]
-    else:
-        sections = [("Figures", _continuous_table(validation)), *sections, ("Training", _warnings(folder) + curves)]
+    codes = TokenDataset(folder.codes, "validation", recipe.machine.tokens)
+    usages = {} if codes.spec.latents else _usages(folder, recipe.machine.tokens)
+    likelihood = kept_evaluation(folder, "validation", _device(recipe))
+    gallery = gallery_section(folder.gallery)
+    curves += prior_plot(read_metrics(folder.metrics, "prior", "train"), _validation(folder, "prior"))
+    of_codes = [("Use of the codebook", usage_plot(usages))] if usages else []
+    if codes.spec.latents and tokenizer is not None:
+        of_codes = [("Without the prior", normal_section(tokenizer, codes))]
+    sections = [
+        ("Samples", _samples(folder)),
+        *([("Gallery", gallery)] if gallery else []),
+        ("Figures", _figures_table(folder, codes, usages, likelihood)),
+        *sections,
+        ("Training", _warnings(folder) + curves),
+        ("What the prior finds hard", position_plot(likelihood) + class_plot(likelihood)),
+        *of_codes,
+        ("Data", _data(folder)),
+    ]
     sections += _times(folder, recipe)
     sections.append(("Recipe", f"<pre>{html.escape(folder.recipe.read_text(encoding='utf-8'))}</pre>"))
     page = (
@@ -182,22 +185,29 @@ def _device(recipe: Recipe) -> str:
 
 
 def _figures_table(
-    folder: RunFolder, access: TokenAccess, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
+    folder: RunFolder, codes: TokenDataset, usages: dict[str, CodeUsage], likelihood: dict[str, Any]
 ) -> str:
-    validation = [usage for name, usage in usages.items() if name.startswith("validation")]
-    total, n_entries = summarize(validation), sum(usage.codebook_size for usage in validation)
     tokenizer, prior = _validation(folder, "tokenizer"), _validation(folder, "prior")
     if not prior:
         return "<p>There are no metrics in the run folder.</p>"
-    spec = TokenDataset(folder.codes, "validation", access).spec
+    of_tokenizer = _reconstruction_rows(tokenizer) if tokenizer else []  # a finished tokenizer was not trained here
+    if codes.spec.latents:
+        return _table(of_tokenizer + latent_rows(prior[-1], codes))
+    return _table(of_tokenizer + _code_rows(codes.spec, usages, prior, likelihood))
+
+
+def _code_rows(
+    spec: CodeSpec, usages: dict[str, CodeUsage], prior: list[dict[str, Any]], likelihood: dict[str, Any]
+) -> list[tuple[str, str]]:
+    validation = [usage for name, usage in usages.items() if name.startswith("validation")]
+    total, n_entries = summarize(validation), sum(usage.codebook_size for usage in validation)
     last, best = prior[-1], min(row["nats_per_code"] for row in prior)
     bits = sum(slot.n_codes * math.log2(slot.codebook_size) for slot in spec.slots)
     smaller = ""
     if spec.knows_images:
         values = spec.preprocess.height * spec.preprocess.width * spec.preprocess.n_channels
         smaller = f"; {values * spec.preprocess.bits / bits:,.1f}x smaller than pixels"
-    rows = [
-        *(_reconstruction_rows(tokenizer) if tokenizer else []),  # a finished tokenizer was not trained here
+    return [
         ("Codes in use, validation", f"{total.share_used:.1%} of {n_entries:,}"),
         ("Code perplexity, validation", f"{total.perplexity:,.1f}"),
         ("Codes per image", f"{spec.n_codes} ({bits:,.0f} bits{smaller})"),
@@ -209,15 +219,6 @@ def _figures_table(
         ("Prior, validation bits per image", f"{last['bits_per_image']:,.1f}"),
         ("Prior, loss at the end over its best", f"{last['nats_per_code'] / best - 1:+.2%}"),
     ]
-    return _table(rows)
-
-
-def _continuous_table(validation: list[dict[str, Any]]) -> str:
-    if not validation:
-        return "<p>There are no metrics in the run folder.</p>"
-    return _table(
-        [*_reconstruction_rows(validation), ("Codes", "none: the latent is continuous, so there is no prior")]
-    )
 
 
 def _reconstruction_rows(validation: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -138,7 +138,7 @@ def _codebook(recipe: Recipe, facts: ImageFacts) -> str:
 
 def _memorised(recipe: Recipe, facts: ImageFacts) -> str:
     model, fit = recipe.prior.model, recipe.prior.training.fit
-    if not recipe.tokenizer.model.is_discrete or recipe.codes is not None:
+    if recipe.codes is not None:
         return ""
     views = 10 if recipe.encode.ten_crop else 2 if recipe.encode.flip else 1
     n_examples = facts.n_train * views

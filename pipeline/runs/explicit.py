@@ -52,12 +52,6 @@ RULES = (
         refused=False,
     ),
     Rule(
-        ("encode", "prior", "samples"),
-        lambda recipe: not recipe.tokenizer.model.is_discrete,
-        "the tokenizer is continuous: there are no codes, and so no prior and no samples",
-        refused=False,
-    ),
-    Rule(
         (*(f"{_SAMPLING}.{name}" for name in GUIDANCE), "prior.training.label_dropout", "samples.images_per_class"),
         lambda recipe: not recipe.prior.model.class_conditional,
         "prior.model.class_conditional is false",

@@ -78,8 +78,7 @@ def _operations(recipe: Recipe) -> dict[str, tuple[Operation, ...]]:
             height, width = preprocess.height, preprocess.width
             blocks = ((one, other, max(1, height // n), max(1, width // n)) for one, other, n in _VGG16)
             found[PERCEPTUAL] = tuple(Convolution(one, other, 3, y, x) for one, other, y, x in blocks)
-    if recipe.codes is not None or stage.model.is_discrete:
-        found[PRIOR] = prior_operations(recipe.prior.model, recipe.prior.training.fit.batch_size)
+    found[PRIOR] = prior_operations(recipe.prior.model, recipe.prior.training.fit.batch_size)
     return found
 
 

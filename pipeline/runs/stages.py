@@ -18,7 +18,6 @@ from foundation.codes.fetched import fetch_run_codes
 from foundation.codes.manifest import read_manifest
 from foundation.codes.spec import CodeSpec, require_same_codes
 from foundation.config import digest, require, to_dict
-from foundation.errors import ContractError
 from foundation.images.image_set import ImageSet, first_readable
 from foundation.images.inventory import inventory_text
 from foundation.images.listing import Changes, Listing
@@ -311,10 +310,8 @@ class Run:
             Whether the token dataset is finished.
 
         Raises:
-            ContractError: the tokenizer is continuous.
             DataError: too many images failed.
         """
-        self._require_codes()
         recipe, accelerator = self.recipe, self.accelerator
         job = job or ExportJob(max_bad=recipe.data.max_failed_share)
         part = job.part.within(accelerator.process_index, accelerator.num_processes)
@@ -325,12 +322,7 @@ class Run:
         return finished
 
     def train_prior(self) -> None:
-        """Train stage 2 on the codes and save the averaged weights in ``prior/``.
-
-        Raises:
-            ContractError: the tokenizer is continuous.
-        """
-        self._require_codes()
+        """Train stage 2 on the codes and save the averaged weights in ``prior/``."""
         self.compare()
         if self.accelerator.is_main_process:
             fetch_run_codes(self.folder.root)
@@ -350,13 +342,6 @@ class Run:
         """Whether codes can be decoded to images; they cannot where they are given without their tokenizer."""
         return True
 
-    def _require_codes(self) -> None:
-        model = self.recipe.tokenizer.model
-        if not model.is_discrete:
-            what, found = "is continuous and makes no codes", model.quantizer.type_name
-            fix = "choose a discrete quantizer; tessera run ends after the tokenizer"
-            raise ContractError(what, field="tokenizer.model.quantizer.type", found=found, fix=fix)
-
     def _train_prior(self) -> None:
         recipe, stage = self.recipe, self.recipe.prior
         accelerator = self.accelerator
@@ -374,7 +359,9 @@ class Run:
         torch.manual_seed(derive_seed(recipe.seed, "prior weights"))
         model = PriorModel(stage.model, codes["train"].spec)
         start = find_start(self.folder, "prior", stage.start_from)
-        if start is not None:
+        if start is None:
+            model.prepare(codes["train"].codes_NT)
+        else:
             start = start_of_prior(model, start, accelerator.print)
             if stage.lora is not None:
                 add_adapters(model, stage.lora, new_classes=start.new_classes)

@@ -97,7 +97,7 @@ def start_tokenizer(model: TokenizerModel, start: Start) -> Start:
         field = name if name.startswith("data.") else f"tokenizer.model.{name}"
         raise ContractError(what, field=field, found=found, expected=expected, fix=fix)
     model.load_state_dict(source.state_dict())
-    if not source.is_discrete or source.preprocess != model.preprocess:
+    if source.preprocess != model.preprocess:
         return start
     return dataclasses.replace(start, codes_of=CodesOf(source.spec.fingerprint, source.coding_sha256))
 

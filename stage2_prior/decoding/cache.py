@@ -35,7 +35,7 @@ class KVCache:
         """Empty, for whole images and some probes; in float32 on a CPU, in the type of the weights elsewhere."""
         (n_layers, n_heads, _), weight = prior.config.shape, prior.head.weight
         dtype = torch.float32 if weight.device.type == "cpu" and weight.dtype.itemsize < 4 else weight.dtype
-        shape = (n_layers, 2, n_rows, n_heads, prior.n_codes + n_probes, prior.config.d_head)
+        shape = (n_layers, 2, n_rows, n_heads, prior.n_steps + n_probes, prior.config.d_head)
         return cls(torch.empty(shape, device=weight.device, dtype=dtype))
 
     def rows(self, first: int, last: int) -> KVCache:
@@ -104,7 +104,7 @@ def images_that_fit(prior: PriorModel, rows_per_image: int) -> int:
 def bytes_per_image(prior: PriorModel, rows_per_image: int) -> int:
     """Memory that one image takes during sampling."""
     n_layers, _, d_model = prior.config.shape
-    cache = 2 * n_layers * prior.n_codes * d_model * 4
+    cache = 2 * n_layers * prior.n_steps * d_model * 4
     logits, filters = 4 * prior.vocab_size, 32 * prior.vocab_size
     return rows_per_image * (cache + logits + 64 * d_model) + filters
 

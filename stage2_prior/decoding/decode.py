@@ -15,14 +15,16 @@ from foundation.config import require
 from foundation.errors import DataError
 from foundation.hardware import has_float64
 from foundation.randomness import derive_seed
-from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, Wanted
+from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, LatentStreams, MixtureDecoder, Wanted
 from stage2_prior.decoding.cache import images_that_fit
 from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine, RecomputingEngine, require_ready
 from stage2_prior.decoding.masked import MaskedDecoder, PassStreams
-from stage2_prior.decoding.sampling import SamplingConfig, guidance_scales
+from stage2_prior.decoding.sampling import FILTERS, SamplingConfig, guidance_scales
 from stage2_prior.linear import packed_weights
 from stage2_prior.orders import MASKED, ORDERS, Cells, known_first, pass_sizes
 from stage2_prior.prior import PriorModel
+
+_GUIDED_CANDIDATES = 32
 
 __all__ = ["MASKED", "DecodedCodes", "engine_for", "iterate_codes", "stream_uniforms"]
 
@@ -111,14 +113,14 @@ def iterate_codes(
     _require_known(known_BT, prior, len(labels_B))
     known_BT, start = known_BT.to(labels_B.device), _first_step(known_BT, start)
     order = _order(prior, sampling)
-    if seeds is None and len(labels_B) and (prior.is_masked or order == "random"):
+    if seeds is None and len(labels_B) and (prior.is_masked or prior.spec.latents or order == "random"):
         raise DataError("are missing", field="seeds", expected="one for each image, in this order of codes")
     orders_BT = _orders(prior, order, known_BT, seeds or [0] * len(labels_B), sampling.passes, grid)
-    labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_codes), start)
+    labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_steps), start)
     uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
     call = _Call(prior, Wanted(labels_B, uniforms_BT, known_BT, orders_BT), sampling, scales_T, start, grid, max_rows)
     with contextlib.nullcontext() if prior.decodes_compiled else packed_weights(prior):
-        yield from _masked_batches(call, seeds or []) if prior.is_masked else _causal_batches(call)
+        yield from _masked_batches(call, seeds or []) if prior.is_masked else _causal_batches(call, seeds or [])
 
 
 class _Call(NamedTuple):
@@ -138,24 +140,35 @@ class _Call(NamedTuple):
         return self.max_rows or images_that_fit(self.prior, 2 if guided else 1)
 
 
-def _causal_batches(call: _Call) -> Iterator[DecodedCodes]:
-    engine, size, n_codes = engine_for(call.prior, call.grid), call.size(), call.prior.n_codes
+def _causal_batches(call: _Call, seeds: Sequence[int]) -> Iterator[DecodedCodes]:
+    prior, engine, size = call.prior, engine_for(call.prior, call.grid), call.size()
+    n_channels = prior.n_codes // prior.n_steps
     while engine.batch_for(size) > size:
         size -= 1
     for rows, start in _batches(call, size):
         n_images = rows.stop - rows.start
         last_again = [rows.stop - 1] * (engine.batch_for(n_images) - n_images)
         images = torch.tensor([*range(rows.start, rows.stop), *last_again], device=call.wanted.labels_B.device)
-        sizes = _pass_sizes(n_codes, start, call.sampling.passes)
-        most = max(sizes, default=1)
-        batch = BatchDecoder(engine, call.wanted.take(images), call.sampling, call.scales_T, start, most)
+        start //= n_channels
+        sizes = _pass_sizes(prior.n_steps, start, call.sampling.passes)
+        given = engine, call.wanted.take(images), call.sampling, call.scales_T, start, max(sizes, default=1)
+        batch = BatchDecoder(*given)
+        if prior.spec.latents:
+            streams = LatentStreams([seeds[i] for i in images.tolist()], _candidates(call), n_channels)
+            batch = MixtureDecoder(*given, streams)
         for n_new in sizes:
             positions_BK, codes_BK = batch.step(start, n_new)
-            step = DecodedCodes(start, rows, positions_BK[:n_images], codes_BK[:n_images].clone())
+            first = start * n_channels
+            step = DecodedCodes(first, rows, positions_BK[:n_images], codes_BK[:n_images].clone())
             yield step
             batch.replace(start, step.codes_BK)
             start += n_new
         del batch  # and its cache, before the next one takes memory
+
+
+def _candidates(call: _Call) -> int:
+    """Latents among which guidance chooses one."""
+    return _GUIDED_CANDIDATES if np.any(call.scales_T != 1) else 1
 
 
 def _batches(call: _Call, size: int) -> Iterator[tuple[slice, int]]:
@@ -206,13 +219,16 @@ def _order(prior: PriorModel, sampling: SamplingConfig) -> str:
         ConfigError: one that the prior does not know.
     """
     kind, asked = prior.config.order, sampling.order
+    filtered = [name for name in FILTERS if getattr(sampling, name) is not None] if prior.spec.latents else []
+    for name in filtered:
+        require(False, name, getattr(sampling, name), "null for latents, whose probabilities are densities")
     fix = "leave it out, or train a prior of order any or masked"
     if kind not in ("any", "masked"):
         require(asked in ("auto", "raster"), "order", asked, "raster for this prior", fix)
         require(sampling.passes is None, "passes", sampling.passes, "null for a prior of raster order", fix)
         return "raster"
     require(asked != "confidence" or prior.is_masked, "order", asked, "raster, halton or random for this prior")
-    alone = prior.is_masked or sampling.passes is None or len(prior.spec.slots) == 1
+    alone = prior.is_masked or sampling.passes is None or len(prior.spec.slots) == 1 or prior.spec.latents
     expected = "null where there are several codes at a position: each is sampled given the one before it"
     require(alone, "passes", sampling.passes, expected)
     return asked if asked != "auto" else "confidence" if prior.is_masked else "raster"

@@ -82,7 +82,7 @@ class DecodingEngine:
         """
         assert isinstance(cache, KVCache)
         n_inputs = tokens_RQ.shape[1] + (labels_R is not None) - n_probes
-        require_length(self.prior.n_codes, cache.filled + n_inputs)
+        require_length(self.prior.n_steps, cache.filled + n_inputs)
         rows = max(1, _MOST_TOKENS // (n_inputs + n_probes))
         if rows >= len(tokens_RQ):
             hidden_RQE = self._extend(tokens_RQ, positions, cache.append(n_inputs, n_probes), labels_R)
@@ -187,10 +187,10 @@ class CompiledEngine(DecodingEngine):
         assert isinstance(cache, KVCache)
         if tokens_RQ.shape[1] != 1 or labels_R is not None or positions.own_T.ndim > 1:
             return super().extend(tokens_RQ, positions, cache, labels_R, n_probes)
-        t, n_codes = cache.filled, self.prior.n_codes
-        require_length(n_codes, t + 1)
-        part = -(-n_codes // _PARTS)
-        length = min(n_codes, -(-(t + 1) // part) * part)
+        t, n_steps = cache.filled, self.prior.n_steps
+        require_length(n_steps, t + 1)
+        part = -(-n_steps // _PARTS)
+        length = min(n_steps, -(-(t + 1) // part) * part)
         torch._dynamo.mark_static_address(cache.kv, guard=False)
         torch.compiler.cudagraph_mark_step_begin()
         at_1 = torch.full((1,), t, device=tokens_RQ.device)

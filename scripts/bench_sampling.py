@@ -8,16 +8,23 @@ floating-point operations at the fastest matrix product of this run. A second fl
 product of a row with a matrix of that size instead of the sum's. Filters and bf16 are compared with ours without.
 On a GPU both have bf16 weights, and ours is compiled.
 
+With ``--beside CHECKOUT`` the reference is the code of another checkout instead, each in processes of their own, in turn.
+
     OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
     python scripts/bench_sampling.py --device cuda --sizes gpt-b gpt-l --batches 1 16 128 --json FILE
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +35,10 @@ from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.decoding.weights import prepare
+from stage2_prior.linear import can_pack
 from stage2_prior.prior import PriorModel
 
+ROOT = Path(__file__).resolve().parents[1]
 VOCAB, GUIDANCE = 16384, 2.0
 SIZES = {
     "256x6": (256, 6, 4),
@@ -109,7 +117,8 @@ def our_run(prior: PriorModel, batch: int, **sampling: Any) -> Run:
     """Samples a batch of images."""
     labels_B = torch.zeros(batch, dtype=torch.int64, device=prior.head.weight.device)
     uniforms_BT = torch.rand(batch, prior.n_codes, dtype=torch.float64)
-    return lambda: deque(iterate_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling)), maxlen=0)
+    given = {"seeds": range(batch)} if sampling.get("random") == "gumbel" else {}
+    return lambda: deque(iterate_codes(prior, labels_B, uniforms_BT, SamplingConfig(**sampling), **given), maxlen=0)
 
 
 def reference_model(workload: Workload) -> Any:
@@ -170,8 +179,8 @@ def gemv_bandwidth(workload: Workload) -> float:
     """Bytes per second of the faster of torch's and oneDNN's product of one row with a weight of the weights' size."""
     width, like = workload.config.shape[2], {"device": workload.device, "dtype": workload.dtype}
     weight = torch.randn(workload.n_weights // width, width, **like)
-    x, linear, column = torch.randn(1, width, device=workload.device), prepare(weight, workload.dtype), weight[0]
-    cases = {"packed": lambda: linear(x), "plain": lambda: weight @ column}
+    x = torch.randn(1, width, **like)
+    cases = {"plain": lambda: weight @ x[0], **packed_product(weight, x)}
     with torch.inference_mode():
         timings = time_in_turn(cases, repeats=20, device=workload.device)
     return weight.nbytes / min(min(each.seconds) for each in timings.values())
@@ -179,12 +188,19 @@ def gemv_bandwidth(workload: Workload) -> float:
 
 def product_peak(workload: Workload) -> float:
     """FLOP/s of the faster of torch's and oneDNN's product."""
-    size, device = 1024, workload.device
-    x = torch.randn(size, size, device=device)
-    linear = prepare(torch.randn(size, size, device=device), workload.dtype)
+    size, device, peak = 1024, workload.device, matmul_peak(workload.device, dtype=workload.dtype)
+    weight, x = torch.randn(2, size, size, device=device, dtype=workload.dtype)
     with torch.inference_mode():
-        packed = time_in_turn({"packed": lambda: linear(x)}, repeats=8, device=device)["packed"]
-    return max(matmul_peak(device, dtype=workload.dtype), 2 * size**3 / min(packed.seconds))
+        timings = time_in_turn(packed_product(weight, x), repeats=8, device=device)
+    return max([peak, *(2 * size**3 / min(each.seconds) for each in timings.values())])
+
+
+def packed_product(weight: torch.Tensor, x: torch.Tensor) -> dict[str, Run]:
+    """OneDNN's product with a packed weight, where there is one."""
+    if not can_pack(weight.device):
+        return {}
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    return {"packed": lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")}
 
 
 def bench(workload: Workload, repeats: int) -> list[Row]:
@@ -245,6 +261,39 @@ def bench(workload: Workload, repeats: int) -> list[Row]:
     return rows
 
 
+def beside(workload: Workload, checkout: str, repeats: int) -> list[Row]:
+    """Float32 and bf16, without and with guidance, beside another checkout."""
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for guided in (False, True):
+            about = {
+                "size": SIZES[workload.size],
+                "batch": workload.batch,
+                "side": workload.side,
+                "vocab": VOCAB,
+                "dtype": dtype,
+                "sampling": {"guidance_scale": GUIDANCE} if guided else {},
+                "threads": torch.get_num_threads(),
+            }
+            found: dict[str, list[float]] = {"ours": [], "other": []}
+            for _ in range(repeats):
+                for key, root in (("ours", str(ROOT)), ("other", checkout)):
+                    found[key].append(_time_in(root, about))
+            name = f"{workload.size}, batch {workload.batch}, {dtype}, {'with' if guided else 'no'} guidance"
+            times = {key: sorted(each)[len(each) // 2] for key, each in found.items()}
+            config = {"threads": about["threads"], "repeats": repeats, "codes": workload.n_codes}
+            rows.append(compare(name, "ms/step", times["ours"], times["other"], checkout, config=config))
+    return rows
+
+
+def _time_in(root: str, workload: dict[str, Any]) -> float:
+    """What ``time_sampling.py`` takes with the code of a checkout."""
+    program = [sys.executable, str(ROOT / "scripts" / "time_sampling.py"), json.dumps(workload)]
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def _row(
     name: str, ours: Timing, reference: Timing, reference_name: str, workload: Workload, floor: float, config: dict
 ) -> Row:
@@ -271,11 +320,16 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--beside", metavar="CHECKOUT", help="compare with the code of another checkout, on the CPU")
     options = parser.parse_args()
     sizes, side, repeats = options.sizes, 16, options.repeats
     if options.quick:
         sizes, side, repeats = options.sizes[:1], 8, 2
     workloads = [Workload(size, batch, side, options.device) for size in sizes for batch in options.batches]
+    if options.beside:
+        root = str(Path(options.beside).resolve())
+        report([row for workload in workloads for row in beside(workload, root, repeats)], options.json)
+        return
     rows = [row for workload in workloads for row in bench(workload, repeats)]
     report(rows, options.json)
     for row in rows:

@@ -2,8 +2,9 @@
 
     python scripts/judge_holes.py runs/digits runs/digits-any [--json FILE] [--picture FILE]
 
-What is under a hole is hidden before encoding. An SVC of the real training digits reads the inpainted images, and the
-same ones with random codes under the hole. Each hole has a row; each run a column of what inpainting gains.
+No class is given: a prior of order any or masked guesses it from what is kept. What is under a hole is hidden before
+encoding. An SVC of the real training digits reads the inpainted images, and the same ones with random codes under the
+hole; "of no class" are images of the null class, without a guess.
 """
 
 from __future__ import annotations
@@ -46,16 +47,15 @@ def judge(run: Path, picture: list[np.ndarray]) -> dict[str, dict[str, float]]:
         mask[rows, columns] = True
         options: Any = {"num_images": RESULTS, "seed": 0, "output_type": "np"}
         found = generator.inpaint(images, mask, **options)
-        guessed = generator.inpaint(images, mask, guess_class=True, **options) if _can_guess(generator, mask) else None
-        random = _random_under(generator, found.codes, mask)
+        no_class = generator.inpaint(images, mask, guess_class=False, **options)
         repeated = truth.repeat(RESULTS)
         rates[name] = {
             "inpainted": _rate(reader, found.images, repeated),
-            "of a guessed class": np.nan if guessed is None else _rate(reader, guessed.images, repeated),
-            "random codes": _rate(reader, random, repeated),
+            "of no class": _rate(reader, no_class.images, repeated),
+            "random codes": _rate(reader, _random_under(generator, found.codes, mask), repeated),
         }
         hidden = np.where(mask[:, :, None], 0.5, validation.pixels(np.arange(SHOWN)) / 255)
-        picture += [hidden, found.images[:: RESULTS][:SHOWN]]
+        picture += [hidden, found.images[::RESULTS][:SHOWN]]
     return rates
 
 
@@ -66,10 +66,6 @@ def _reader(train: ImageSet) -> SVC:
 
 def _rate(reader: SVC, images_BYXC: np.ndarray, classes_B: np.ndarray) -> float:
     return float(reader.score(images_BYXC.reshape(len(images_BYXC), -1), classes_B))
-
-
-def _can_guess(generator: ImageGenerator, mask_YX: np.ndarray) -> bool:
-    return generator.prior.config.order in ("any", "masked") or not mask_YX[0, 0]
 
 
 def _random_under(generator: ImageGenerator, codes_BHW: torch.Tensor, mask_YX: np.ndarray) -> np.ndarray:
@@ -98,7 +94,7 @@ def main() -> int:
     arguments = parser.parse_args()
     picture: list[np.ndarray] = []
     rates = {run.name: judge(run, picture) for run in arguments.runs}
-    print("| run | hole | inpainted | of a guessed class | random codes | gain |\n|---|---|---|---|---|---|")
+    print("| run | hole | inpainted | of no class | random codes | gain |\n|---|---|---|---|---|---|")
     for run, holes in rates.items():
         for name, each in holes.items():
             shares = " | ".join(f"{value:.1%}" for value in each.values())

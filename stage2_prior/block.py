@@ -102,7 +102,7 @@ class LayerCache(NamedTuple):
 
     Attributes:
         keys_BNTK, values_BNTK: memory for all T inputs.
-        at: of the Q new inputs: a slice, or int64 (1,) for one of them.
+        at: of the Q new inputs: a slice, or int64 (Q,).
         length: the first inputs, those that may be attended to.
         mask_QT: which of those each new input attends to, bool; None for all.
         causal: whether there are no earlier inputs, so that each new one attends to those up to itself.

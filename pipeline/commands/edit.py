@@ -41,7 +41,7 @@ def complete(
     /,
     *,
     rows: float = 0.5,
-    guess_class: bool = False,
+    guess_class: bool | None = None,
     out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
@@ -49,7 +49,7 @@ def complete(
 
     Args:
         rows: rows of codes to keep: a share below 1, or a number of rows
-        guess_class: take the class that is likeliest given the kept part
+        guess_class: take the class that is likeliest given the kept part; default with a prior of any order
     """
     from pipeline import ImageGenerator
     from pipeline.generation.inputs import below_rows
@@ -68,6 +68,7 @@ def inpaint(
     mask: Annotated[str, Parameter(converter=read_path)],
     grow: int = 0,
     blend: int | None = None,
+    guess_class: bool | None = None,
     out: Annotated[str | None, _PICTURES] = None,
     edit: EditGroup = Edit(),
 ) -> None:
@@ -77,12 +78,13 @@ def inpaint(
         mask: an image file, white where to sample; resized and cropped like the images
         grow: pixels by which to grow the mask
         blend: put the given pixels back outside the mask, fading over this many pixels; default keeps only codes
+        guess_class: take the class that is likeliest given the kept part; default with a prior of any order
     """
     from pipeline import ImageGenerator
     from pipeline.generation.inputs import grown, pixel_mask
 
-    marks, about = read_mask(mask), {"mask": mask, "grow": grow, "blend": blend}
-    edits = partial(ImageGenerator.inpaint, mask=marks, grow=grow, blend=blend)
+    marks, about = read_mask(mask), {"mask": mask, "grow": grow, "blend": blend, "guess_class": guess_class}
+    edits = partial(ImageGenerator.inpaint, mask=marks, grow=grow, blend=blend, guess_class=guess_class)
     edit_to_folder(run, images, edits, lambda spec: grown(pixel_mask(marks, spec), grow), out, "inpainted", about, edit)
 
 

@@ -112,10 +112,12 @@ if TYPE_CHECKING:
 
 else:
     _DOCS = attribute_docs(SamplingConfig)
+    _SELDOM = ("schedule_power", "schedule_start", "guidance_interval", "confidence_noise", "entropy_temperature")
+    """options that work as the others do, and that help leaves to ``tessera fields``"""
     _SETTINGS = [
         (
             name,
-            Annotated[hint | None, Parameter(help=_DOCS[name].split("; ")[0])],
+            Annotated[hint | None, Parameter(help=_DOCS[name].split("; ")[0], show=name not in _SELDOM)],
             field(default=None),
         )
         for name, hint in SETTINGS.items()
@@ -182,7 +184,7 @@ class Many:
             raise ConfigError(what, field="--images-per-file", found=found, fix="give --format parquet")
 
 
-SamplingGroup = Annotated[Sampling, group("Sampling; tessera fields samples.sampling says more")]
+SamplingGroup = Annotated[Sampling, group("Sampling; for more settings: tessera fields samples.sampling")]
 PictureGroup = Annotated[Picture, group("Each image")]
 ManyGroup = Annotated[Many, group("Many images: --out is their folder; what is there is not made again")]
 SpeedGroup = Annotated[Speed, group("Engine and speed")]

@@ -239,9 +239,10 @@ def _results(numbers: list[int], futures: list[Future[Decoded]]) -> tuple[list[i
 
 @torch.no_grad()
 def near_tie_share(tokenizer: TokenizerModel, images_BCYX: torch.Tensor, margin: float = 1e-5) -> float:
-    """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square; of latents 0.
+    """Share of codes that change if the encoder's output changes by ``margin`` times its root mean square.
 
-    Signs are random with a fixed seed. The share bounds how many codes differ between machines with other rounding.
+    Signs are random with a fixed seed. The share bounds how many codes differ between machines with other rounding;
+    of latents it is 0.
 
     Args:
         tokenizer: frozen, on its device.

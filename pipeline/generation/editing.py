@@ -53,7 +53,7 @@ def complete(
     num_images: int = 1,
     *,
     rows: int | float | None = None,
-    guess_class: bool = False,
+    guess_class: bool | None = None,
     hide: bool = True,
     **options: Unpack[DrawOptions],
 ) -> GeneratorOutput:
@@ -67,7 +67,8 @@ def complete(
         rows: rows of the (finest) grid to keep, or a share of them between 0 and 1; None for codes that end where
             sampling begins.
         guess_class: take the class that makes the kept codes of an image the likeliest, instead of no class: a prior
-            that is mostly trained with classes completes better with one. Costs a pass for each class.
+            that is mostly trained with classes completes better with one. Costs a pass for each class. None does so
+            with a prior of order any or masked where no class is given.
         hide: encode images without what is below the rows; with False the encoder sees it, and codes near the edge
             depend on it.
         options: see ``DrawOptions``.
@@ -79,6 +80,7 @@ def complete(
         DataError, ConfigError: as a call; a number of rows that leaves nothing to keep or to sample.
     """
     settings = _settings(pipe, options, hide, guess_class, class_labels)
+    guesses = _guesses(pipe, guess_class, class_labels)
     grid = grid_of(images, pipe.spec)
     spec = pipe.spec.of_grid(grid)
     if rows is None:
@@ -90,7 +92,7 @@ def complete(
     else:
         below_1YX = below_rows(rows, spec)
         known_BT = _keep(_given(pipe, images, below_1YX if hide else None, spec), below_1YX, spec)
-    if guess_class:
+    if guesses:
         class_labels = _likeliest_classes(pipe, known_BT, grid)
     return sample(pipe, _request(pipe, known_BT, class_labels, num_images, settings, grid, shared=True), settings)
 
@@ -105,7 +107,7 @@ def inpaint(
     *,
     grow: int = 0,
     blend: int | None = None,
-    guess_class: bool = False,
+    guess_class: bool | None = None,
     hide: bool = True,
     **options: Unpack[DrawOptions],
 ) -> GeneratorOutput:
@@ -121,7 +123,8 @@ def inpaint(
         blend: put the given pixels back outside the mask; over this many pixels next to it they fade into the new ones,
             0 for a hard edge. None leaves the picture as the tokenizer decodes it.
         guess_class: take the class that makes the kept codes the likeliest, instead of none; with a prior of raster
-            order the codes before the first sampled one.
+            order the codes before the first sampled one. None does so with a prior of order any or masked where no
+            class is given and codes are kept.
         hide: encode images without what is under the mask; with False codes around it depend on it.
         options: see ``DrawOptions``.
 
@@ -140,7 +143,7 @@ def inpaint(
     mask_BYX = grown(pixel_mask(mask, spec), whole(grow))
     given = _given(pipe, images, mask_BYX if hide else None, spec)
     known_BT = _keep(given, mask_BYX, spec)
-    if guess_class:
+    if guess_class or (_guesses(pipe, guess_class, class_labels) and bool((known_BT >= 0).any(1).all())):
         class_labels = _likeliest_classes(pipe, known_BT, grid)
     request = _request(pipe, known_BT, class_labels, num_images, settings, grid, shared=len(mask_BYX) == 1)
     if blend is None:
@@ -239,16 +242,23 @@ def change_class(
 
 
 def _settings(
-    pipe: BaseGenerator, options: DrawOptions, hide: bool, guess_class: bool, class_labels: Labels
+    pipe: BaseGenerator, options: DrawOptions, hide: bool, guess_class: bool | None, class_labels: Labels
 ) -> DrawSettings:
     """The settings of a call that encodes images and may guess their classes."""
     settings = pipe.settings(options)
     require_flag("hide", hide)
-    require_flag("guess_class", guess_class)
+    if guess_class is not None:
+        require_flag("guess_class", guess_class)
     if guess_class and not (class_labels is None and pipe.labels):
         problem = "has no effect: " + ("the class is given" if pipe.labels else "this prior knows no classes")
         raise ConfigError(problem, field="guess_class", found=guess_class, fix="leave it out")
     return settings
+
+
+def _guesses(pipe: BaseGenerator, guess_class: bool | None, class_labels: Labels) -> bool:
+    """Whether the class is guessed, as ``guess_class`` says or by the kind of prior."""
+    knows_all = pipe.prior.config.order in ("any", "masked") and bool(pipe.labels) and class_labels is None
+    return knows_all if guess_class is None else guess_class
 
 
 def _likeliest_classes(pipe: BaseGenerator, known_BT: torch.Tensor, grid: int) -> list[int]:

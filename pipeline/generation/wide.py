@@ -90,7 +90,7 @@ def draw_wide(
     per_image = 2 if request.sampling.guidance_scale != 1 else 1
     size = request.max_rows or images_that_fit(prior, per_image)
     parts, total = [], len(request.labels) * n_rows * n_columns
-    in_order = dataclasses.replace(request.sampling, order="raster", passes=None)
+    in_order = dataclasses.replace(request.sampling, order="raster", passes=None, window=1)
     request = dataclasses.replace(request, sampling=in_order)
     with (
         packed_weights(prior),

@@ -56,6 +56,8 @@ def draw_gallery(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Pat
         drawn["completion"] = _completion(generator, pixels, images, first)
     if knows_nothing:
         drawn["inpainting"] = _inpainting(generator, pixels, images, first)
+        if generator.prior.config.order in ("any", "masked"):
+            drawn["outpainting"] = _outpainting(generator, pixels, images, first)
         drawn["variations"] = _variations(generator, pixels, images, first)
     if len(generator.labels) > 1:
         drawn["classes"] = _classes(generator, pixels, images, first)
@@ -98,6 +100,17 @@ def _inpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Ten
     output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, best_of=4, output_type="pt")
     kept = kept_pixels(pixels, pixel_mask(mask_HW, spec).numpy())
     caption = "Validation images; what is kept of them; three samples of the middle, each the best of four."
+    return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
+
+
+def _outpainting(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:
+    spec = _spec_of(generator, pixels)
+    level = spec.levels[-1]
+    mask_HW = torch.zeros(level.height, level.width, dtype=torch.bool)
+    mask_HW[: level.height // 2] = True
+    output = generator.inpaint(images, mask_HW, num_images=_N_RESULTS, seed=seed, output_type="pt")
+    kept = kept_pixels(pixels, pixel_mask(mask_HW, spec).numpy())
+    caption = "Validation images; the lower half, which is given; three samples of the upper half."
     return _rows(generator.tokenizer.preview, pixels, kept, output.images), caption
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from foundation.randomness import derive_seed
 from stage2_prior.decoding.cache import Cache
 from stage2_prior.decoding.engine import DecodingEngine
-from stage2_prior.decoding.probs import filters_for, sample_codes, sample_from
+from stage2_prior.decoding.filters import Filters
+from stage2_prior.decoding.probs import filters_for, least_race, probabilities, sample_codes, sample_from
 from stage2_prior.decoding.sampling import SamplingConfig, guide
+from stage2_prior.decoding.streams import GumbelStreams, LatentStreams
 from stage2_prior.mixture import MixturePrior
 from stage2_prior.positions import Positions
 
@@ -73,6 +73,7 @@ class BatchDecoder:
         scales_T: of guidance by step, from ``guidance_scales``.
         start: the first step; codes before it are known.
         most: the largest number of codes in a pass.
+        races: of the images, where codes are drawn by Gumbel noise; None takes the uniform numbers.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class BatchDecoder:
         scales_T: np.ndarray,
         start: int,
         most: int = 1,
+        races: GumbelStreams | None = None,
     ) -> None:
+        self._races, self._n_steps, self._guides_by_pass = races, engine.prior.n_steps, most > 1
         self._engine, self._sampling, self._scales, self._start = engine, sampling, scales_T.tolist(), start
         prior, labels_B, orders_BT = engine.prior, wanted.labels_B, wanted.orders_BT
         self._labels_B, self._null_B = labels_B, torch.full_like(labels_B, prior.null_class)
@@ -98,10 +101,9 @@ class BatchDecoder:
             self._uniforms_BT = self._uniforms_BT.gather(1, orders_BT.to(self._uniforms_BT.device))
             self._codes_BT = self._codes_BT.gather(1, orders_BT)
         self._orders_BT, self._codes_BT = prior.in_steps(orders_BT), prior.in_steps(self._codes_BT)
-        self._unknown_BT = self._codes_BT < 0
+        self._unknown_BT, self._known_BT = self._codes_BT < 0, self._codes_BT.clone()
         self._plan_rows(most)
-        n_rows, filtered = len(labels_B) * most, bool(sampling.filters())
-        self._filters = filters_for(n_rows, prior.vocab_size, self._uniforms_BT.device) if filtered else None
+        self._memories: dict[int, Filters] = {}
 
     def _plan_rows(self, most: int) -> None:
         """Steps at which the unconditional rows join and leave."""
@@ -114,6 +116,7 @@ class BatchDecoder:
         self._join, self._leave = (guided[0], guided[-1] + 1) if guided else (self._end, self._end)
         both = self._join < self._leave
         self._memory = memory = self._engine.new_cache(n_images * (1 + both), most - 1)
+        self.n_rows = memory.n_rows
         self._together = memory.rows(0, memory.n_rows)
         self._conditional = memory.rows(0, n_images)
         self._unconditional = memory.rows(n_images, 2 * n_images) if both else None
@@ -124,30 +127,91 @@ class BatchDecoder:
         steps = slice(first, first + n_codes)
         if any(self._sampled[steps]):
             codes = self._sample(first, n_codes, self._advance(first, n_codes))
-            if any(self._mixed[steps]):
-                codes = torch.where(self._unknown_BT[:, steps], codes, self._codes_BT[:, steps])
-            self._codes_BT[:, steps] = codes
+            self._codes_BT[:, steps] = self._with_known(first, codes)
         return self._orders_BT[:, steps].flatten(1), self._codes_BT[:, steps].flatten(1)
+
+    @torch.inference_mode()
+    def window(self, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``step``, for as many steps as one pass finds: (B, K), 1 <= K <= size.
+
+        The pass takes in guesses of the codes of the window. What it samples at a step is right if all guesses before
+        it are what it samples there: the first wrong guess ends what is kept, and what was sampled after it are the
+        next guesses. So codes are those of one step after another (Song et al. 2021, "Accelerating feedforward
+        computation via parallel nonlinear equation solving", arXiv:2002.03629, section 4, fixed-point iteration).
+        """
+        size = self._within(first, size)
+        if size == 1 or not any(self._sampled[first : first + size]):
+            return self.step(first, size if size > 1 else 1)
+        steps, unguessed = slice(first, first + size), self._codes_BT[:, first : first + size] < 0
+        before = self._codes_BT[:, max(0, first - 1), None].clamp_min(0).expand(-1, size)
+        before = before.minimum(self._positions.size_T[..., steps] - 1)
+        guesses = torch.where(unguessed, before, self._codes_BT[:, steps])
+        self._codes_BT[:, steps] = guesses
+        codes = self._with_known(first, self._sample(first, size, self._advance(first, size, probes=False)))
+        right = (codes == guesses)[:, :-1].long().cumprod(1).sum(1)
+        n_found = 1 + int(right.min())
+        self._codes_BT[:, steps] = codes
+        for cache in (self._together, self._conditional, self._unconditional):
+            if cache is not None:
+                cache.filled = min(cache.filled, first + n_found)
+        found = slice(first, first + n_found)
+        return self._orders_BT[:, found], self._codes_BT[:, found]
+
+    def _within(self, first: int, size: int) -> int:
+        """The size of a window that ends where the images do, or where guidance begins or ends."""
+        ends = [self._n_steps, *(each for each in (self._join, self._leave) if each > first)]
+        return min([size, *(end - first for end in ends)])
+
+    def _with_known(self, first: int, codes: torch.Tensor) -> torch.Tensor:
+        """Sampled codes, with those that are known as they are."""
+        steps = slice(first, first + codes.shape[1])
+        return (
+            torch.where(self._unknown_BT[:, steps], codes, self._known_BT[:, steps])
+            if any(self._mixed[steps])
+            else codes
+        )
 
     def replace(self, first: int, codes_BK: torch.Tensor) -> None:
         """Replace the codes of the first images at the latest steps."""
         codes = self._engine.prior.in_steps(codes_BK)
-        self._codes_BT[: len(codes), first : first + codes.shape[1]] = codes
+        steps = slice(first, first + codes.shape[1])
+        if codes.shape[1] > 1 and not torch.equal(self._codes_BT[: len(codes), steps], codes):
+            for cache in (self._together, self._conditional, self._unconditional):
+                if cache is not None:  # what a window took in after these codes is no longer right
+                    cache.filled = min(cache.filled, first + 1)
+        self._codes_BT[: len(codes), steps] = codes
 
-    def _advance(self, first: int, n_codes: int) -> torch.Tensor:
-        """Run the engine up to the codes before a step: (R, K, E), the conditional rows first."""
+    def _advance(self, first: int, n_codes: int, *, probes: bool = True) -> torch.Tensor:
+        """Run the engine up to the codes before a step: (R, K, E), the conditional rows first.
+
+        Args:
+            first: the step.
+            n_codes: K.
+            probes: whether the codes of the pass do not see each other; else each sees the guesses before it.
+        """
+        extend = self._extend if probes else self._extend_guessed
         guided = self._unconditional is not None and self._join < first + n_codes and first < self._leave
         if not guided:
-            return self._extend(self._conditional, self._labels_B, first, n_codes)
+            return extend(self._conditional, self._labels_B, first, n_codes)
         assert self._unconditional is not None
         if self._conditional.filled == self._unconditional.filled:
             self._together.filled = self._conditional.filled
             labels_R = torch.cat([self._labels_B, self._null_B])
-            hidden_RKE = self._extend(self._together, labels_R, first, n_codes)
+            hidden_RKE = extend(self._together, labels_R, first, n_codes)
             self._conditional.filled = self._unconditional.filled = self._together.filled
             return hidden_RKE
         both = ((self._conditional, self._labels_B), (self._unconditional, self._null_B))
-        return torch.cat([self._extend(cache, labels, first, n_codes) for cache, labels in both])
+        return torch.cat([extend(cache, labels, first, n_codes) for cache, labels in both])
+
+    def _extend_guessed(self, cache: Cache, labels_R: torch.Tensor, first: int, n_codes: int) -> torch.Tensor:
+        """Append all codes that the rows have not, up to the last but one of a window."""
+        begun, times = cache.filled, len(labels_R) // len(self._labels_B)
+        tokens_BQ = self._codes_BT[:, max(0, begun - 1) : first + n_codes - 1]
+        tokens_RQ = tokens_BQ if times == 1 else torch.cat([tokens_BQ] * times)
+        positions = self._positions.part(begun, first + n_codes)
+        positions = positions if times == 1 else positions.repeat(times)
+        labels = labels_R if begun == 0 else None
+        return self._engine.extend(tokens_RQ, positions, cache, labels, n_outputs=n_codes)
 
     def _extend(self, cache: Cache, labels_R: torch.Tensor, first: int, n_codes: int) -> torch.Tensor:
         """Append all codes before a step that the rows have not, with a probe for each further code of the pass."""
@@ -172,50 +236,41 @@ class BatchDecoder:
     def _sample(self, first: int, n_codes: int, hidden_RKE: torch.Tensor) -> torch.Tensor:
         """The codes of some steps, (B, K) int64."""
         steps, n_images = slice(first, first + n_codes), len(self._labels_B)
-        logits_BKV, uniforms_BK = self._logits(first, hidden_RKE), self._uniforms_BT[:, steps]
+        logits_BKV, uniforms_BK = self._logits(first, n_codes, hidden_RKE), self._uniforms_BT[:, steps]
         if not self._unequal:
             logits_NV = logits_BKV.flatten(0, 1)
-        elif self._positions.size_T.ndim == 1:
+        elif self._positions.size_T.ndim == 1 and n_codes == 1:
             logits_NV = logits_BKV.squeeze(1)[:, : int(self._engine.prior.sizes_T[first])]
         else:
-            size_BK1 = self._positions.size_T[:, steps].unsqueeze(2)
-            beyond_BKV = torch.arange(logits_BKV.shape[2], device=size_BK1.device) >= size_BK1
-            logits_NV = logits_BKV.masked_fill(beyond_BKV, -torch.inf).flatten(0, 1)
-        logits_NV, uniforms_N = logits_NV.to(uniforms_BK.device), uniforms_BK.flatten()
-        codes_N = sample_codes(logits_NV, uniforms_N, self._sampling, self._filters)
+            size_K1 = self._positions.size_T[..., steps].unsqueeze(-1)
+            beyond = torch.arange(logits_BKV.shape[2], device=size_K1.device) >= size_K1
+            logits_NV = logits_BKV.masked_fill(beyond, -torch.inf).flatten(0, 1)
+        logits_NV = logits_NV.to(uniforms_BK.device)
+        filters = self._filters(len(logits_NV)) if self._sampling.filters() else None
+        if self._races is None or self._sampling.takes_likeliest:
+            codes_N = sample_codes(logits_NV, uniforms_BK.flatten(), self._sampling, filters)
+        else:
+            race_NV = self._races.at(self._orders_BT[:, steps])[:, : logits_NV.shape[1]].to(logits_NV.device)
+            codes_N = least_race(probabilities(logits_NV, self._sampling, filters), race_NV)
         return codes_N.view(n_images, n_codes).to(self._labels_B.device)
 
-    def _logits(self, first: int, hidden_RKE: torch.Tensor) -> torch.Tensor:
+    def _filters(self, n_rows: int) -> Filters:
+        """Memory for as many rows of probabilities."""
+        if n_rows not in self._memories:
+            self._memories[n_rows] = filters_for(n_rows, self._engine.prior.vocab_size, self._uniforms_BT.device)
+        return self._memories[n_rows]
+
+    def _logits(self, first: int, n_codes: int, hidden_RKE: torch.Tensor) -> torch.Tensor:
         """Guided logits, (B, K, V)."""
-        n_images, scale = len(self._labels_B), self._scales[first]
-        if len(hidden_RKE) == n_images or scale in (0.0, 1.0):
+        n_images, scales = len(self._labels_B), self._scales[first : first + n_codes]
+        if self._guides_by_pass or len(set(scales)) == 1:
+            scale: float | torch.Tensor = scales[0]
+        else:
+            scale = torch.tensor(scales, device=hidden_RKE.device).unsqueeze(1)
+        if len(hidden_RKE) == n_images or (isinstance(scale, float) and scale in (0.0, 1.0)):
             return self._engine.logits(hidden_RKE[n_images:] if scale == 0.0 else hidden_RKE[:n_images])
         logits_RKV = self._engine.logits(hidden_RKE)
         return guide(logits_RKV[:n_images], logits_RKV[n_images:], scale)
-
-
-class LatentStreams:
-    """Random numbers of each image by position: those of image b depend on ``seeds[b]`` and the position alone.
-
-    Args:
-        seeds: of the images, or more of them.
-        n_candidates: M, values of which guidance chooses one.
-        n_channels: C.
-    """
-
-    def __init__(self, seeds: Sequence[int], n_candidates: int, n_channels: int) -> None:
-        self._seeds, self._size = seeds, (n_candidates, 1 + n_channels)
-
-    def at(self, cells_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numbers for the candidates, (B * K, M, 1 + C), and for the choice, (B * K,); float64 in [0, 1)."""
-        n_candidates, width = self._size
-        rows = []
-        for seed, cells in zip(self._seeds, cells_BK.tolist(), strict=True):
-            for cell in cells:
-                generator = torch.Generator().manual_seed(derive_seed("sample a latent", seed, cell))
-                rows.append(torch.rand(1 + n_candidates * width, dtype=torch.float64, generator=generator))
-        numbers = torch.stack(rows)
-        return numbers[:, 1:].unflatten(1, self._size), numbers[:, 0].contiguous()
 
 
 class MixtureDecoder(BatchDecoder):

@@ -63,10 +63,10 @@ class KVCache:
             mask[n_inputs:, first + n_inputs - 1 :] = torch.eye(n_probes + 1, dtype=torch.bool, device=mask.device)[1:]
         return mask
 
-    def insert(self, at_1: torch.Tensor, length: int) -> list[LayerCache]:
-        """For each block, room for one input at a position that is a tensor, among the first ``length``."""
-        mask_1T = (torch.arange(length, device=at_1.device) <= at_1).unsqueeze(0)
-        return [LayerCache(k, v, at_1, length, mask_1T, False) for k, v in self._layers]
+    def insert(self, at_Q: torch.Tensor, length: int) -> list[LayerCache]:
+        """For each block, room for inputs at positions that are a tensor, among the first ``length``."""
+        mask_QT = torch.arange(length, device=at_Q.device) <= at_Q.unsqueeze(1)
+        return [LayerCache(k, v, at_Q, length, mask_QT, False) for k, v in self._layers]
 
 
 class CodesCache:

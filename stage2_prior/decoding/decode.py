@@ -14,12 +14,13 @@ from foundation.arguments import require_type, shown
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.hardware import has_float64
-from foundation.randomness import derive_seed
-from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, LatentStreams, MixtureDecoder, Wanted
+from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, MixtureDecoder, Wanted
 from stage2_prior.decoding.cache import images_that_fit
 from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine, RecomputingEngine, require_ready
-from stage2_prior.decoding.masked import MaskedDecoder, PassStreams
+from stage2_prior.decoding.masked import MaskedDecoder
+from stage2_prior.decoding.pace import Pace
 from stage2_prior.decoding.sampling import FILTERS, SamplingConfig, guidance_scales
+from stage2_prior.decoding.streams import GumbelStreams, LatentStreams, PassStreams, stream
 from stage2_prior.linear import packed_weights
 from stage2_prior.orders import MASKED, ORDERS, Cells, known_first, pass_sizes
 from stage2_prior.prior import PriorModel
@@ -40,8 +41,7 @@ def stream_uniforms(seeds: Sequence[int], n_codes: int) -> torch.Tensor:
     DataError.unless(sound, "is not a number of codes", field="n_codes", found=shown(n_codes), expected="1 or more")
     if not seeds:
         return torch.empty(0, n_codes, dtype=torch.float64)
-    generators = [torch.Generator().manual_seed(derive_seed("sample", seed)) for seed in seeds]
-    return torch.stack([torch.rand(n_codes, dtype=torch.float64, generator=each) for each in generators])
+    return torch.stack([torch.rand(n_codes, dtype=torch.float64, generator=stream("sample", seed)) for seed in seeds])
 
 
 def engine_for(prior: PriorModel, grid: int = 0) -> DecodingEngine:
@@ -113,7 +113,8 @@ def iterate_codes(
     _require_known(known_BT, prior, len(labels_B))
     known_BT, start = known_BT.to(labels_B.device), _first_step(known_BT, start)
     order = _order(prior, sampling)
-    if seeds is None and len(labels_B) and (prior.is_masked or prior.spec.latents or order == "random"):
+    from_seeds = prior.is_masked or prior.spec.latents or order == "random" or sampling.random == "gumbel"
+    if seeds is None and len(labels_B) and from_seeds:
         raise DataError("are missing", field="seeds", expected="one for each image, in this order of codes")
     orders_BT = _orders(prior, order, known_BT, seeds or [0] * len(labels_B), sampling.passes, grid)
     labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_steps), start)
@@ -151,19 +152,42 @@ def _causal_batches(call: _Call, seeds: Sequence[int]) -> Iterator[DecodedCodes]
         images = torch.tensor([*range(rows.start, rows.stop), *last_again], device=call.wanted.labels_B.device)
         start //= n_channels
         sizes = _pass_sizes(prior.n_steps, start, call.sampling.passes)
-        given = engine, call.wanted.take(images), call.sampling, call.scales_T, start, max(sizes, default=1)
-        batch = BatchDecoder(*given)
-        if prior.spec.latents:
-            streams = LatentStreams([seeds[i] for i in images.tolist()], _candidates(call), n_channels)
-            batch = MixtureDecoder(*given, streams)
-        for n_new in sizes:
-            positions_BK, codes_BK = batch.step(start, n_new)
-            first = start * n_channels
-            step = DecodedCodes(first, rows, positions_BK[:n_images], codes_BK[:n_images].clone())
-            yield step
-            batch.replace(start, step.codes_BK)
-            start += n_new
+        batch = _decoder(engine, call, images, start, max(sizes, default=1), seeds)
+        for step, positions_BK, codes_BK in _passes(batch, prior, start, sizes, call.sampling):
+            done = DecodedCodes(step * n_channels, rows, positions_BK[:n_images], codes_BK[:n_images].clone())
+            yield done
+            batch.replace(step, done.codes_BK)
         del batch  # and its cache, before the next one takes memory
+
+
+def _passes(
+    batch: BatchDecoder, prior: PriorModel, step: int, sizes: Sequence[int], sampling: SamplingConfig
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """The first step, positions and codes of each pass: of the given sizes, or one by one with guesses ahead."""
+    if sampling.passes is not None or prior.spec.latents:
+        for size in sizes:
+            yield step, *batch.step(step, size)
+            step += size
+        return
+    windows = Pace(prior, batch.n_rows, sampling.window)
+    while step < prior.n_steps:
+        positions_BK, codes_BK = batch.step(step) if windows.size == 1 else batch.window(step, windows.size)
+        windows.took(codes_BK.shape[1])
+        yield step, positions_BK, codes_BK
+        step += codes_BK.shape[1]
+
+
+def _decoder(
+    engine: DecodingEngine, call: _Call, images: torch.Tensor, start: int, most: int, seeds: Sequence[int]
+) -> BatchDecoder:
+    """Of some images of the call."""
+    prior, wanted = call.prior, call.wanted.take(images)
+    of_images = [seeds[i] for i in images.tolist()] if seeds else []
+    if prior.spec.latents:
+        streams = LatentStreams(of_images, _candidates(call), prior.n_codes // prior.n_steps)
+        return MixtureDecoder(engine, wanted, call.sampling, call.scales_T, start, most, streams)
+    races = GumbelStreams(of_images, prior.vocab_size) if call.sampling.random == "gumbel" else None
+    return BatchDecoder(engine, wanted, call.sampling, call.scales_T, start, most, races)
 
 
 def _candidates(call: _Call) -> int:

@@ -64,6 +64,7 @@ class DecodingEngine:
         cache: Cache,
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
+        n_outputs: int = 1,
     ) -> torch.Tensor:
         """Append inputs to the cache.
 
@@ -73,9 +74,10 @@ class DecodingEngine:
             cache: of R rows.
             labels_R: class numbers, int64, where the cache is empty: the class is the first input.
             n_probes: see ``KVCache.append``: the last inputs, which the cache does not keep.
+            n_outputs: N, the last inputs that are kept whose hidden states are wanted.
 
         Returns:
-            (R, 1 + ``n_probes``, E), of the last input that is kept and the probes; ``logits`` turns them into logits.
+            (R, N + ``n_probes``, E), of the last inputs that are kept and of the probes; see ``logits``.
 
         Raises:
             DataError: more inputs than an image has.
@@ -86,12 +88,13 @@ class DecodingEngine:
         rows = max(1, _MOST_TOKENS // (n_inputs + n_probes))
         if rows >= len(tokens_RQ):
             hidden_RQE = self._extend(tokens_RQ, positions, cache.append(n_inputs, n_probes), labels_R)
-            return hidden_RQE[:, n_inputs - 1 :]
+            return hidden_RQE[:, n_inputs - n_outputs :]
         parts = []
         for first in range(0, len(tokens_RQ), rows):
             part, some = slice(first, first + rows), cache.rows(first, first + rows)
             labels = None if labels_R is None else labels_R[part]
-            parts.append(self.extend(tokens_RQ[part], positions.rows(first, first + rows), some, labels, n_probes))
+            of_part = positions.rows(first, first + rows)
+            parts.append(self.extend(tokens_RQ[part], of_part, some, labels, n_probes, n_outputs))
         cache.filled = some.filled
         return torch.cat(parts)
 
@@ -131,6 +134,7 @@ class RecomputingEngine(DecodingEngine):
         cache: Cache,
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
+        n_outputs: int = 1,
     ) -> torch.Tensor:
         """See ``DecodingEngine``; there are no probes."""
         assert isinstance(cache, CodesCache) and n_probes == 0
@@ -140,7 +144,7 @@ class RecomputingEngine(DecodingEngine):
         if labels_R is not None:
             cache.labels_R.copy_(labels_R)
         cache.filled = first + n_new + 1
-        return self.prior.hidden(cache.tokens_RT[:, : cache.filled], cache.labels_R)[:, -1:]
+        return self.prior.hidden(cache.tokens_RT[:, : cache.filled], cache.labels_R)[:, -n_outputs:]
 
 
 class CompiledEngine(DecodingEngine):
@@ -154,9 +158,9 @@ class CompiledEngine(DecodingEngine):
         super().__init__(prior, grid)
         self._positions = prior.position_tables.of_grid(prior.head.weight.device, grid)
         self._idle: dict[int, list[torch.Tensor]] = {}  # number of rows => memory of caches that are gone
-        self._programs: set[tuple[int, int]] = set()
-        self._refused: set[tuple[int, int]] = set()
-        self._step = self._compiled(self._one_token)
+        self._programs: set[tuple[int, int, int]] = set()
+        self._refused: set[tuple[int, int, int]] = set()
+        self._step = self._compiled(self._new_codes)
 
     def batch_for(self, n_images: int) -> int:
         """1, 2, 3, 4, 6, 8, 12, 16 and so on: few shapes to compile and to keep memory for."""
@@ -182,37 +186,39 @@ class CompiledEngine(DecodingEngine):
         cache: Cache,
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
+        n_outputs: int = 1,
     ) -> torch.Tensor:
-        """See ``DecodingEngine``: one code of raster order goes through the program, all else uncompiled."""
+        """See ``DecodingEngine``: new codes of raster order go through the program, all else uncompiled."""
         assert isinstance(cache, KVCache)
-        if tokens_RQ.shape[1] != 1 or labels_R is not None or positions.own_T.ndim > 1:
-            return super().extend(tokens_RQ, positions, cache, labels_R, n_probes)
-        t, n_steps = cache.filled, self.prior.n_steps
-        require_length(n_steps, t + 1)
+        n_new = tokens_RQ.shape[1]
+        if n_new != n_outputs or labels_R is not None or n_probes or positions.own_T.ndim > 1:
+            return super().extend(tokens_RQ, positions, cache, labels_R, n_probes, n_outputs)
+        end, n_steps = cache.filled + n_new, self.prior.n_steps
+        require_length(n_steps, end)
         part = -(-n_steps // _PARTS)
-        length = min(n_steps, -(-(t + 1) // part) * part)
+        length = min(n_steps, -(-end // part) * part)
         torch._dynamo.mark_static_address(cache.kv, guard=False)
         torch.compiler.cudagraph_mark_step_begin()
-        at_1 = torch.full((1,), t, device=tokens_RQ.device)
-        hidden_R1E = self._run((len(tokens_RQ), length), tokens_RQ, at_1, cache.kv, length)
-        cache.filled = t + 1
-        return hidden_R1E
+        at_Q = torch.arange(cache.filled, end, device=tokens_RQ.device)
+        hidden_RQE = self._run((len(tokens_RQ), n_new, length), tokens_RQ, at_Q, cache.kv, length)
+        cache.filled = end
+        return hidden_RQE
 
-    def _one_token(self, tokens_R1: torch.Tensor, at_1: torch.Tensor, kv: torch.Tensor, length: int) -> torch.Tensor:
-        """Input ``at_1``, which attends to the first ``length`` inputs of the cache up to it: (R, 1, E)."""
+    def _new_codes(self, tokens_RQ: torch.Tensor, at_Q: torch.Tensor, kv: torch.Tensor, length: int) -> torch.Tensor:
+        """Inputs ``at_Q``, which attend to the first ``length`` inputs of the cache up to each: (R, Q, E)."""
         assert isinstance(self.prior, TransformerPrior)
-        return self.prior.extend(tokens_R1, self._positions.at(at_1), KVCache(kv).insert(at_1, length))
+        return self.prior.extend(tokens_RQ, self._positions.at(at_Q), KVCache(kv).insert(at_Q, length))
 
     def _compiled(self, function: Step) -> Step:
         mode = "reduce-overhead" if self.prior.head.weight.device.type == "cuda" else "default"
         return torch.compile(function, dynamic=False, mode=mode)
 
-    def _run(self, shape: tuple[int, int], *arguments: object) -> torch.Tensor:
+    def _run(self, shape: tuple[int, int, int], *arguments: object) -> torch.Tensor:
         """Call the program that is made at the first call of each shape; torch's limit of a few is for programs whose
         number grows with the data, as that of these hardly does.
         """
         if shape in self._refused:
-            return self._one_token(*arguments)  # type: ignore[arg-type]
+            return self._new_codes(*arguments)  # type: ignore[arg-type]
         if shape in self._programs:
             return self._step(*arguments)
         try:
@@ -220,7 +226,7 @@ class CompiledEngine(DecodingEngine):
                 result = self._step(*arguments)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             self._refused.add(shape)
-            return self._one_token(*arguments)  # type: ignore[arg-type]
+            return self._new_codes(*arguments)  # type: ignore[arg-type]
         self._programs.add(shape)
         return result
 

@@ -12,36 +12,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from foundation.randomness import derive_seed
 from stage2_prior.decoding.batch import Wanted
 from stage2_prior.decoding.probs import filters_for, sample_codes
 from stage2_prior.decoding.sampling import SamplingConfig, guide
+from stage2_prior.decoding.streams import PassStreams
 from stage2_prior.orders import Cells, pass_sizes
 from stage2_prior.prior import PriorModel
 
 _TINY = 1e-20
 DEFAULT_PASSES = 16
 """in order of confidence"""
-
-
-class PassStreams:
-    """Random numbers of each image, pass by pass: image b depends on ``seeds[b]`` and the number of the pass alone.
-
-    Args:
-        seeds: of the images.
-        n_codes: T.
-    """
-
-    def __init__(self, seeds: Sequence[int], n_codes: int) -> None:
-        self._generators = [torch.Generator().manual_seed(derive_seed("sample in passes", seed)) for seed in seeds]
-        self._n_codes = n_codes
-
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numbers for codes and for confidence, (B, T) float64 in [0, 1) each."""
-        size = 2, self._n_codes
-        both = [torch.rand(size, dtype=torch.float64, generator=each) for each in self._generators]
-        codes, noise = torch.stack(both, 1)
-        return codes, noise
 
 
 class MaskedDecoder:

@@ -25,6 +25,16 @@ def sample_codes(
     return sample_from(probabilities(logits_BV, sampling, filters), uniforms_B)
 
 
+def least_race(probs_BV: torch.Tensor, race_BV: torch.Tensor) -> torch.Tensor:
+    """One code per row, (B,) int64: the one with the least race / p, a draw from p for exponential numbers.
+
+    Args:
+        probs_BV: (B, V) probabilities, float32.
+        race_BV: (B, V) numbers of the exponential distribution, see ``GumbelStreams``.
+    """
+    return (race_BV / probs_BV).argmin(1)
+
+
 def probabilities(logits_BV: torch.Tensor, sampling: SamplingConfig, filters: Filters | None = None) -> torch.Tensor:
     """Apply the temperature, then the filters.
 

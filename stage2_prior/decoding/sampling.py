@@ -65,15 +65,21 @@ class SamplingConfig:
     """sample from the codes whose surprise is closest to the entropy; as many as reach this total probability, and
     those as close as the last of them; null samples from all"""
     order: Order = added_later("auto")
-    """in which codes are sampled, of a prior of order any or masked: raster, row by row; halton, spread evenly from the
-    first code on; random, another order for each seed; confidence, the likeliest of each pass, of a masked prior; auto
-    takes raster, or confidence of a masked prior"""
+    """of codes, where prior.model.order is any or masked; raster goes row by row; halton spreads them evenly from the
+    first code on; random is another order for each seed; confidence takes the likeliest of each pass, of a masked
+    prior; auto is raster, or confidence of a masked prior"""
     passes: int | None = added_later(None)
-    """passes over the prior for an image, with several codes at once in each, few at first; of a prior of order any or
-    masked; null takes one for each code, or 16 in order of confidence"""
+    """passes over the prior for an image, with several codes in each; few at first, by the cosine schedule; for priors
+    of order any or masked; null takes one for each code, or 16 in order of confidence"""
     confidence_noise: float = added_later(4.5)  # type: ignore[assignment]
-    """order confidence only: Gumbel noise on the logarithm of confidence, times the share of the passes to come; 0 or
-    more; the more, the more varied"""
+    """order confidence only; Gumbel noise on the logarithm of confidence, times the share of the passes to come; 0 or
+    more: the more, the more varied"""
+    random: Literal["inverse", "gumbel"] = added_later("inverse")
+    """how a code is drawn; inverse: by the inverse of the cumulative probabilities; gumbel: as the largest of log p
+    plus noise; each has its own images for a seed, and gumbel takes fewer passes with a window"""
+    window: int | None = added_later(None)
+    """most codes that one pass may guess ahead and keep where the guess was right; the codes are those of 1, which
+    takes one at a time; null tries what is faster where few images are sampled"""
     entropy_temperature: tuple[float, float, float] | None = added_later(None)
     """a, b, c of a second temperature, a * exp(-entropy / b) + c; it acts after the first, with the entropy in nats of
     each code's distribution: a + c where the code is certain, about c where many are likely; null leaves it out"""
@@ -92,6 +98,8 @@ class SamplingConfig:
         require(hot, "temperature", self.temperature, "a finite number, 0 or more")
         orders, passes, noise = get_args(Order), self.passes, self.confidence_noise
         require(self.order in orders, "order", self.order, "one of " + ", ".join(orders))
+        require(self.random in ("inverse", "gumbel"), "random", self.random, "inverse or gumbel")
+        require(self.window is None or self.window >= 1, "window", self.window, "1 or more, or null")
         require(passes is None or passes >= 1, "passes", passes, "1 or more, or null")
         require(math.isfinite(noise) and noise >= 0, "confidence_noise", noise, "a finite number, 0 or more")
         for name, each in FILTERS.items():

@@ -62,6 +62,68 @@ def test_cached_split_and_completed_draws_are_the_reference_s(
     assert torch.equal(inpainted, decode_without_cache(prior, labels, uniforms, sampling, known))
 
 
+WINDOWED = [
+    *SETTINGS,
+    {"random": "gumbel"},
+    {"random": "gumbel", "guidance_scale": 2.5, "temperature": 0.7, "top_k": 9, "top_p": 0.8},
+    {"random": "gumbel", "guidance_scale": 3.0, "guidance_interval": (0.3, 0.7), "min_p": 0.05},
+]
+
+
+@pytest.mark.parametrize("options", WINDOWED)
+@pytest.mark.parametrize(("levels", "built"), [(LEVELS[0], {}), (LEVELS[5], {}), (LEVELS[0], {"block": "pixelcnn"})])
+def test_codes_that_are_guessed_ahead_are_those_of_one_after_another(
+    levels: tuple[CodeLevel, ...], built: dict, options: dict
+) -> None:
+    prior = with_norm_weights(model(levels, **built))
+    labels, uniforms = inputs(prior)
+    given = {"labels_B": labels, "uniforms_BT": uniforms, "seeds": [3, 4, 5, 6, 7]}
+    one_by_one = decode_codes(prior, **given, sampling=SamplingConfig(**options, window=1))
+    known = torch.where(uniforms < 0.4, one_by_one.roll(1, 0), MASKED)
+    inpainted = decode_codes(prior, **given, sampling=SamplingConfig(**options, window=1), known_BT=known)
+    for window in (2, 3, 16, 99):
+        sampling, passes = SamplingConfig(**options, window=window), []
+        codes = torch.empty_like(one_by_one)
+        for step in iterate_codes(prior, sampling=sampling, **given):
+            codes[step.rows].scatter_(1, step.positions_BK, step.codes_BK)
+            passes.append(step.codes_BK.shape[1])
+        assert torch.equal(codes, one_by_one)
+        assert sum(passes) == prior.n_codes and 1 <= min(passes) and max(passes) <= window
+        assert torch.equal(decode_codes(prior, **given, sampling=sampling, known_BT=known), inpainted)
+
+
+def test_a_code_that_is_replaced_in_a_window_is_what_later_ones_are_sampled_given() -> None:
+    prior = model()
+    torch.nn.init.zeros_(prior.head.weight)  # every guess of code 0 after code 0 is right at temperature 0
+    labels, uniforms = inputs(prior)
+    sampling, changed = SamplingConfig(temperature=0, window=4), 0
+    for step in iterate_codes(prior, labels, uniforms, sampling):
+        if step.codes_BK.shape[1] > 1 and not changed:
+            step.codes_BK[:, 0], changed = 5, 5
+            torch.nn.init.normal_(prior.head.weight, std=0.5)
+        last = step
+    assert changed == 5 and last.step < 16
+
+
+def test_gumbel_noise_draws_from_the_distribution() -> None:
+    prior = with_norm_weights(model((CodeLevel(height=1, width=1, codebook_size=5),)))
+    n = 4000
+    labels, seeds = torch.ones(n, dtype=torch.int64), list(range(n))
+    sampling = SamplingConfig(random="gumbel")
+    drawn = decode_codes(prior, labels, stream_uniforms(seeds, 1), sampling, seeds=seeds)
+    expected = prior(torch.zeros(1, 1, dtype=torch.int64), labels[:1]).detach()[0, 0].softmax(-1) * n
+    counts = torch.bincount(drawn.flatten(), minlength=5)
+    assert float(((counts - expected) ** 2 / expected).sum()) < 18.5, "chi-square of 4 degrees of freedom, 0.1 %"
+
+
+def test_where_few_images_are_sampled_the_fastest_window_is_found_by_trying() -> None:
+    prior = model((CodeLevel(height=8, width=8, codebook_size=20),))
+    labels, uniforms = inputs(prior, batch=2)
+    one_by_one = decode_codes(prior, labels, uniforms, SamplingConfig(window=1))
+    assert torch.equal(decode_codes(prior, labels, uniforms, SamplingConfig()), one_by_one)
+    assert prior.programs[("window", 2)] in (1, 2, 4)
+
+
 def test_guidance_of_one_is_conditional_and_of_zero_unconditional() -> None:
     prior = model()
     labels, uniforms = inputs(prior)

@@ -1,0 +1,67 @@
+"""How many codes a pass guesses ahead: as many as are the fastest here, found by trying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import torch
+
+from stage2_prior.prior import PriorModel
+
+_SIZES = (1, 2, 4)
+"""windows that are tried; more hold more wrong guesses"""
+_TRIED_PASSES = 5
+"""passes of each size that are timed"""
+_FEWEST_STEPS = 64
+"""of an image, for which trying pays"""
+_MOST_ROWS = {"cpu": 8, "other": 32}
+"""with more rows a pass over a window takes as many times as long"""
+
+
+class Pace:
+    """Sizes of the windows of a batch, one after another.
+
+    Codes do not depend on them, so that a choice by time changes no image.
+
+    Args:
+        prior: that is sampled from; it keeps what was found for as many rows.
+        n_rows: of the batch, the unconditional ones included.
+        window: the size to take; None tries.
+    """
+
+    def __init__(self, prior: PriorModel, n_rows: int, window: int | None) -> None:
+        self._device, self._key, self._found = prior.head.weight.device, ("window", n_rows), prior.programs
+        most = _MOST_ROWS["cpu" if self._device.type == "cpu" else "other"]
+        if window is None and (n_rows > most or prior.n_steps < _FEWEST_STEPS):
+            window = 1
+        self.size = self._found.get(self._key, 1) if window is None else window
+        self._tries = None if window is not None or self._key in self._found else self._try_all()
+        if self._tries is not None:
+            next(self._tries)
+
+    def took(self, n_codes: int) -> None:
+        """Say how many codes the latest pass found; sets the next ``size``."""
+        if self._tries is None:
+            return
+        try:
+            self._tries.send(n_codes)
+        except StopIteration:
+            self._tries = None
+
+    def _try_all(self) -> Generator[None, int, None]:
+        """Each size for some passes; then the one with the most codes a second."""
+        speeds = {}
+        for size in _SIZES:
+            self.size = size
+            yield  # a first pass, which may build something
+            began, n_codes = self._now(), 0
+            for _ in range(_TRIED_PASSES):
+                n_codes += yield
+            speeds[size] = n_codes / (self._now() - began)
+        self.size = self._found[self._key] = max(speeds, key=speeds.__getitem__)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

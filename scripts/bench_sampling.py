@@ -8,7 +8,7 @@ floating-point operations at the fastest matrix product of this run. A second fl
 product of a row with a matrix of that size instead of the sum's. Filters and bf16 are compared with ours without.
 On a GPU both have bf16 weights, and ours is compiled.
 
-With ``--beside CHECKOUT`` the reference is the code of another checkout instead, each in processes of their own, in turn.
+With ``--beside CHECKOUT`` the reference is the code of another checkout, each in processes of their own, in turn.
 
     OMP_NUM_THREADS=2 python scripts/bench_sampling.py [--quick] [--sizes 256x6] [--batches 1] [--json FILE]
     python scripts/bench_sampling.py --device cuda --sizes gpt-b gpt-l --batches 1 16 128 --json FILE
@@ -35,7 +35,7 @@ from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.linear import can_pack
+from foundation.training.linear import can_pack
 from stage2_prior.prior import PriorModel
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from foundation.training.linear import Linear
 from foundation.training.muon import hidden_matrix
 from foundation.training.optim import no_decay
 from stage2_prior import cpu_kernels
 from stage2_prior.config import PriorConfig
 from stage2_prior.cpu_kernels import EPSILON, Heads, product_type, sum_type, use_cpu_kernels
-from stage2_prior.linear import Linear
 from stage2_prior.positions import Rope, rotate
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from foundation.training.linear import linear, prefers_onednn, product
 from stage2_prior.cpu_kernels import product_type, sum_type
 
 _GROUP_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
@@ -56,6 +57,7 @@ def head_loss(
     size_N: torch.Tensor | None = None,
     z_loss: float = 0.0,
     smoothing: float = 0.0,
+    trained_NE: torch.Tensor | None = None,
 ) -> HeadLoss:
     """Mean cross entropy of ``softmax(hidden @ weight.T)``; its gradients are computed along with it.
 
@@ -70,9 +72,11 @@ def head_loss(
             arXiv:2204.02311, section 5).
         smoothing: share of each code's probability that its target spreads evenly over all possible codes (Szegedy et
             al. 2016, arXiv:1512.00567, section 7).
+        trained_NE: the part of the inputs whose logits train the head, where the others are constants; None takes all.
     """
     kind, wanted = product_type(hidden_NE), torch.is_grad_enabled()
-    return HeadLoss(*_HeadLoss.apply(hidden_NE, weight_VE, tokens_N, size_N, Terms(z_loss, smoothing), kind, wanted))
+    given = hidden_NE, weight_VE, tokens_N, size_N, Terms(z_loss, smoothing), kind, wanted
+    return HeadLoss(*_HeadLoss.apply(*given, None if trained_NE is None else trained_NE.detach()))
 
 
 @torch.no_grad()
@@ -102,8 +106,10 @@ class _HeadLoss(torch.autograd.Function):
         terms: Terms,
         kind: torch.dtype,
         wanted: bool,
+        trained_NE: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden, weight, rows_3N = hidden_NE.to(kind), weight_VE.to(kind), _empty_rows(hidden_NE)
+        trained = hidden if trained_NE is None else trained_NE.to(kind)
         to_hidden, to_weight, groups = torch.empty_like(hidden), None, _groups(hidden, weight)
         space_MV = hidden.new_empty(groups[0].stop, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -112,8 +118,8 @@ class _HeadLoss(torch.autograd.Function):
                 logits_MV = _logits(hidden[group], weight, sizes_M, space_MV)
                 _to_gradients_(logits_MV, tokens_N[group], rows_3N[:, group], sizes_M, terms, wanted)
                 if wanted:
-                    torch.mm(logits_MV, weight, out=to_hidden[group])
-                    share = logits_MV.T @ hidden[group]
+                    to_hidden[group] = linear(logits_MV, weight.T)
+                    share = linear(logits_MV.T, trained[group].T)
                     to_weight = share.to(rows_3N.dtype) if to_weight is None else to_weight.add_(share)
         ctx.types, ctx.gradients = (hidden_NE.dtype, weight_VE.dtype), (to_hidden, to_weight) if wanted else None
         nll, squared_lse = rows_3N[0].mean(), rows_3N[1].square().mean()
@@ -128,7 +134,7 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("the gradients of head_loss are handed over, not kept: take them once")
         (to_hidden, to_weight), ctx.gradients = ctx.gradients, None
         scale = gradient / len(to_hidden)
-        return to_hidden.to(ctx.types[0]).mul_(scale), to_weight.to(ctx.types[1]).mul_(scale), *[None] * 5
+        return to_hidden.to(ctx.types[0]).mul_(scale), to_weight.to(ctx.types[1]).mul_(scale), *[None] * 6
 
 
 def _empty_rows(hidden_NE: torch.Tensor) -> torch.Tensor:
@@ -191,10 +197,14 @@ def _groups(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> list[slice]:
 def _logits(
     hidden_ME: torch.Tensor, weight_VE: torch.Tensor, size_M: torch.Tensor | None, space_MV: torch.Tensor
 ) -> torch.Tensor:
-    """(M, V), the first rows of ``space_MV``, because fresh memory costs a CPU as much as the product; -inf from each
-    row's size on.
+    """(M, V), where torch computes it the first rows of ``space_MV``, because fresh memory costs a CPU as much as its
+    product; -inf from each row's size on.
     """
-    logits_MV = torch.mm(hidden_ME, weight_VE.T, out=space_MV[: len(hidden_ME)])
+    logits_MV = space_MV[: len(hidden_ME)]
+    if prefers_onednn(hidden_ME, weight_VE):
+        logits_MV = product(hidden_ME, weight_VE)
+    else:
+        torch.mm(hidden_ME, weight_VE.T, out=logits_MV)
     if size_M is not None:
         beyond_MV = torch.arange(len(weight_VE), device=weight_VE.device) >= size_M.unsqueeze(1)
         logits_MV.masked_fill_(beyond_MV, -torch.inf)

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from foundation.codes.latents import bits_of, values_of
 from foundation.codes.spec import CodeSpec
 from foundation.config import require
+from foundation.training.linear import Linear
 from stage2_prior.config import PriorConfig
-from stage2_prior.head_loss import HeadLoss
-from stage2_prior.linear import Linear
+from stage2_prior.head_loss import HeadLoss, Terms
 from stage2_prior.transformer import TransformerPrior
 
 _LOG_SCALE = (-7.0, 4.0)
@@ -97,6 +97,8 @@ class MixturePrior(TransformerPrior):
         self.n_channels = spec.levels[0].depth
         expected, fix = "raster or any for continuous latents", "set prior.model.order"
         require(config.order != "masked", "prior.model.order", config.order, expected, fix)
+        expected = "false for continuous latents"
+        require(not config.guidance_input, "prior.model.guidance_input", config.guidance_input, expected)
         super().__init__(config, spec)
         self.register_buffer("shift_C", torch.zeros(self.n_channels))
         self.register_buffer("scale_C", torch.ones(self.n_channels))
@@ -178,7 +180,12 @@ class MixturePrior(TransformerPrior):
         return self._nats(hidden_NE, codes)
 
     def loss_of(
-        self, hidden_NE: torch.Tensor, codes: torch.Tensor, size_N: torch.Tensor | None, z_loss: float, smoothing: float
+        self,
+        hidden_NE: torch.Tensor,
+        codes: torch.Tensor,
+        size_N: torch.Tensor | None,
+        terms: Terms,
+        trained_NE: torch.Tensor | None = None,
     ) -> HeadLoss:
         """Mean nats by channel; z-loss and smoothing are for codes alone."""
         nll = self._nats(hidden_NE, codes).mean() / self.n_channels

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from foundation.codes.spec import CodeSpec
 from foundation.config import require
+from foundation.training.linear import Linear
 from foundation.training.optim import no_decay
 from stage2_prior.config import PriorConfig
-from stage2_prior.linear import Linear
 from stage2_prior.positions import PositionTables
 from stage2_prior.prior import PriorModel
 
@@ -98,6 +98,7 @@ class PixelCNN(PriorModel):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         after: Collection[int] = (),
+        shares_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Features of each code, of those before it: (B, T, E); see ``PriorModel.hidden_states``.
 

@@ -17,7 +17,7 @@ from foundation.config import from_dict, to_dict
 from foundation.errors import DataError
 from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
 from stage2_prior.config import LATENTS_KIND, PriorConfig
-from stage2_prior.head_loss import HeadLoss, head_loss, nll_per_code
+from stage2_prior.head_loss import HeadLoss, Terms, head_loss, nll_per_code
 from stage2_prior.likelihood import nll_in_order
 from stage2_prior.orders import MASKED
 from stage2_prior.positions import PositionTables
@@ -165,10 +165,15 @@ class PriorModel(nn.Module):
         return nll_per_code(hidden_NE, self.head.weight, codes, size_N)
 
     def loss_of(
-        self, hidden_NE: torch.Tensor, codes: torch.Tensor, size_N: torch.Tensor | None, z_loss: float, smoothing: float
+        self,
+        hidden_NE: torch.Tensor,
+        codes: torch.Tensor,
+        size_N: torch.Tensor | None,
+        terms: Terms,
+        trained_NE: torch.Tensor | None = None,
     ) -> HeadLoss:
         """The loss of what each step predicts; see ``head_loss``."""
-        return head_loss(hidden_NE, self.head.weight, codes, size_N, z_loss, smoothing)
+        return head_loss(hidden_NE, self.head.weight, codes, size_N, *terms, trained_NE=trained_NE)
 
     def hidden_states(
         self,
@@ -177,6 +182,7 @@ class PriorModel(nn.Module):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         after: Collection[int] = (),
+        shares_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Inputs of the head, and states after some blocks.
 
@@ -184,6 +190,7 @@ class PriorModel(nn.Module):
             tokens_BT, labels_B, orders_BT, grids_B: as of ``forward``, int64, of which the length alone is checked;
                 ``grids_B`` has an entry for each image if there are several grids, else it is None.
             after: numbers of blocks, from 1.
+            shares_B: of a prior with ``guidance_input``: 1 / guidance scale of each image, above 0 to 1; None is 1.
 
         Returns:
             (B, T, E); and the same by block for those in ``after``.

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.codes.spec import code_positions
 from foundation.config import require
 from foundation.hardware import send
-from foundation.randomness import derive_seed
+from foundation.randomness import derive_seed, uniforms
 from foundation.training.config import Falling
 from foundation.training.learner import Learner, compiles, micro_batches
 from foundation.training.lengths import Rates
@@ -27,6 +28,7 @@ from foundation.training.parallel import sharding_asked
 from foundation.training.shares import Share
 from stage2_prior.config import PriorConfig, PriorTraining
 from stage2_prior.evaluate import PreviewSamples, sample_preview, score_prior
+from stage2_prior.head_loss import Terms
 from stage2_prior.lora import has_adapters, merged
 from stage2_prior.orders import KNOWN, MASKED, PREDICTED, Cells, random_orders, training_masks
 from stage2_prior.prior import PriorModel
@@ -37,6 +39,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Metrics = dict[str, torch.Tensor | float]
+Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""contexts, classes, orders and grids of a batch"""
+
+
+class Masks(NamedTuple):
+    """What a masked prior sees and predicts, on its device.
+
+    Attributes:
+        hidden_BT: codes that are not seen, bool.
+        predicted_n: numbers of the codes whose likelihood is the loss, among all of the batch, int64.
+    """
+
+    hidden_BT: torch.Tensor
+    predicted_n: torch.Tensor
+
+    @classmethod
+    def of(cls, masks_BT: torch.Tensor, device: torch.device) -> Masks:
+        """From ``training_masks``, on the CPU: how many codes are predicted is known without waiting for a GPU."""
+        predicted = torch.from_numpy(np.flatnonzero(masks_BT.numpy() == PREDICTED))
+        return cls(send(masks_BT != KNOWN, device), send(predicted, device))
 
 
 class PriorLoss(nn.Module):
@@ -62,7 +84,8 @@ class PriorLoss(nn.Module):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         noise_BT: torch.Tensor | None = None,
-        masks_BT: torch.Tensor | None = None,
+        masks: Masks | None = None,
+        shares_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch.
 
@@ -72,7 +95,8 @@ class PriorLoss(nn.Module):
             orders_BT: the orders in which they are predicted; see ``PriorModel.forward``.
             grids_B: the grid of each image, int64; None where there is one.
             noise_BT: codes that replace others in the context, as of ``context_noise``; None for none.
-            masks_BT: what a masked prior sees and predicts, as of ``training_masks``; of no other prior.
+            masks: what a masked prior sees and predicts; of no other prior.
+            shares_B: 1 / guidance scale of each image, of a prior with ``guidance_input``; see ``_guided``.
 
         Returns:
             the loss, a float32 scalar: the mean of nll, smoothed, + z_loss * logsumexp^2 over the batch's codes; and
@@ -82,15 +106,18 @@ class PriorLoss(nn.Module):
         Raises:
             DataError, ConfigError: see ``PriorModel.forward``.
         """
-        if masks_BT is not None:
-            return self._masked(tokens_BT, labels_B, grids_B, masks_BT)
+        if masks is not None:
+            return self._masked(tokens_BT, labels_B, grids_B, masks, shares_B)
         context_BT = tokens_BT if noise_BT is None else torch.where(noise_BT < 0, tokens_BT, noise_BT)
         after = () if self.alignment is None else self.alignment.after
-        hidden_BTE, states = self.model.hidden_states(context_BT, labels_B, orders_BT, grids_B, after)
+        given = context_BT, labels_B, orders_BT, grids_B
+        hidden_BTE, states = self.model.hidden_states(*given, after, shares_B)
+        hidden_BTE, trained_BTE = self._guided(hidden_BTE, given, shares_B)
         predicted_BT = tokens_BT if orders_BT is None else tokens_BT.gather(1, orders_BT)
         size_N = self.model.sizes(tokens_BT, orders_BT)
         predicted = self.model.in_steps(predicted_BT).flatten(0, 1)
-        loss, metrics = self._likelihood(hidden_BTE.flatten(0, 1), predicted, size_N)
+        trained = None if trained_BTE is None else trained_BTE.flatten(0, 1)
+        loss, metrics = self._likelihood(hidden_BTE.flatten(0, 1), predicted, size_N, trained)
         if self.alignment is not None:
             ordered_BT = noise_BT if noise_BT is None or orders_BT is None else noise_BT.gather(1, orders_BT)
             term, cosines = self.alignment(states, predicted_BT, ordered_BT)
@@ -102,22 +129,51 @@ class PriorLoss(nn.Module):
         tokens_BT: torch.Tensor,
         labels_B: torch.Tensor,
         grids_B: torch.Tensor | None,
-        masks_BT: torch.Tensor,
+        masks: Masks,
+        shares_B: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """As ``forward``, over the predicted codes; scaled by their number over the expected one, so that parts of a
         batch add up to it.
         """
-        context_BT, predicted_BT = tokens_BT.masked_fill(masks_BT != KNOWN, MASKED), masks_BT == PREDICTED
-        hidden_BTE, size_N = self.model.hidden(context_BT, labels_B, grids_B=grids_B), self.model.sizes(tokens_BT)
-        sizes = None if size_N is None else size_N[predicted_BT.flatten()]
-        loss, metrics = self._likelihood(hidden_BTE[predicted_BT], tokens_BT[predicted_BT], sizes)
+        context_BT, predicted_n = tokens_BT.masked_fill(masks.hidden_BT, MASKED), masks.predicted_n
+        given, size_N = (context_BT, labels_B, None, grids_B), self.model.sizes(tokens_BT)
+        hidden_BTE = self.model.hidden_states(*given, shares_B=shares_B)[0]
+        hidden_BTE, trained_BTE = self._guided(hidden_BTE, given, shares_B)
+        sizes = None if size_N is None else size_N[predicted_n]
+        trained = None if trained_BTE is None else trained_BTE.flatten(0, 1)[predicted_n]
+        hidden_nE, codes_n = hidden_BTE.flatten(0, 1)[predicted_n], tokens_BT.flatten()[predicted_n]
+        loss, metrics = self._likelihood(hidden_nE, codes_n, sizes, trained)
         expected = 2 / math.pi * tokens_BT.numel()
-        return loss * (predicted_BT.sum() / expected), metrics
+        return loss * (len(predicted_n) / expected), metrics
+
+    def _guided(
+        self, hidden_BTE: torch.Tensor, given: Given, shares_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states whose logits are to be those of the data, and the part of them that is trained.
+
+        With share b, the logits b l(class, b) + (1 - b) l(no class) are trained, the second part as it is: then
+        l(class, b) are the logits of guidance with scale 1 / b. Logits are linear in hidden states. Source: Chen et al.
+        2025, "Visual generation without guidance", arXiv:2501.15420, Eq. 9.
+        """
+        if shares_B is None:
+            return hidden_BTE, None
+        context_BT, labels_B, orders_BT, grids_B = given
+        with torch.no_grad():
+            null_B = torch.full_like(labels_B, self.model.null_class)
+            null_BTE = self.model.hidden(context_BT, null_B, orders_BT, grids_B)
+        share_B11 = shares_B.to(hidden_BTE.dtype).view(-1, 1, 1)
+        trained_BTE = share_B11 * hidden_BTE
+        return trained_BTE + (1 - share_B11) * null_BTE, trained_BTE
 
     def _likelihood(
-        self, hidden_NE: torch.Tensor, tokens_N: torch.Tensor, size_N: torch.Tensor | None
+        self,
+        hidden_NE: torch.Tensor,
+        tokens_N: torch.Tensor,
+        size_N: torch.Tensor | None,
+        trained_NE: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, nll, squared_lse = self.model.loss_of(hidden_NE, tokens_N, size_N, self.z_loss, self.smoothing)
+        terms = Terms(self.z_loss, self.smoothing)
+        loss, nll, squared_lse = self.model.loss_of(hidden_NE, tokens_N, size_N, terms, trained_NE)
         metrics = {"nll": nll, "bits_per_code": nll / math.log(2)}
         if self.z_loss:
             metrics["logsumexp"] = squared_lse.sqrt()
@@ -164,6 +220,9 @@ class PriorTask:
         spread, none = training.label_smoothing, model.config.extra_codes == 0
         expected, fix = "0 for a prior with extra_codes", "no image has those codes, so that nothing may teach them"
         require(none or spread == 0, "prior.training.label_smoothing", spread, expected, fix)
+        for name in ("label_smoothing", "z_loss") if model.spec.latents else ():
+            given = getattr(training, name)
+            require(given == 0, f"prior.training.{name}", given, "0 for continuous latents, which have no codes")
         if is_new and training.residual_init == "zero":
             model.zero_residual_outputs()
         self.model, self.training, self.validation, self.seed = model, training, validation, seed
@@ -230,8 +289,10 @@ class PriorTask:
             orders_BT = torch.from_numpy(random_orders(batch["positions"].numpy(), self._cells, share, self.seed))
             examples["orders"] = send(orders_BT, self.accelerator.device)
         if order == "masked":
-            masks_BT = torch.from_numpy(training_masks(batch["positions"].numpy(), self._cells, self.seed))
-            examples["masks"] = send(masks_BT, self.accelerator.device)
+            examples["masks"] = torch.from_numpy(training_masks(batch["positions"].numpy(), self._cells, self.seed))
+        if self.model.config.guidance_input:
+            shares_B = guidance_shares(batch["positions"].numpy(), batch["labels"].cpu().numpy(), self.model, self.seed)
+            examples["shares"] = send(torch.from_numpy(shares_B), self.accelerator.device)
         strength = self._noise_strength(step)
         if strength > 0:
             sizes_T = code_positions(self.model.spec).codebook_size_T
@@ -247,9 +308,10 @@ class PriorTask:
 
     def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
         """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
+        masks = None if "masks" not in part else Masks.of(part["masks"], self.accelerator.device)
+        orders, grids, noise, shares = (part.get(name) for name in ("orders", "grids", "noise", "shares"))
         with self.learner.autocast():
-            inputs = (part.get(name) for name in ("orders", "grids", "noise", "masks"))
-            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], *inputs)
+            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], orders, grids, noise, masks, shares)
         (share * loss).backward()
         return {"loss": loss.detach(), **metrics}
 
@@ -293,6 +355,12 @@ class PriorTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``; every process calls it."""
         self.learner.load_state_dict(state)
+
+
+def guidance_shares(positions_B: np.ndarray, labels_B: np.ndarray, model: PriorModel, seed: int) -> np.ndarray:
+    """1 / guidance scale of each training example, (B,) float32: evenly from 0 to 1, and 1 without a class."""
+    shares_B = 1 - uniforms(positions_B, np.zeros_like(positions_B), seed, "guidance")  # above 0
+    return np.where(labels_B == model.null_class, 1.0, shares_B).astype(np.float32)
 
 
 def require_orders(model: PriorConfig, training: PriorTraining) -> None:

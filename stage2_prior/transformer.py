@@ -17,14 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from foundation.codes.spec import CodeSpec
 from foundation.config import require
 from foundation.errors import DataError
+from foundation.training.linear import Linear
 from foundation.training.optim import no_decay
 from stage2_prior.block import Block, Dropout, LayerCache, stream_norm
 from stage2_prior.config import PriorConfig
 from stage2_prior.cpu_kernels import sum_type
-from stage2_prior.linear import Linear
 from stage2_prior.orders import MASKED
 from stage2_prior.positions import Positions, PositionTables, Rope
 from stage2_prior.prior import PriorModel, require_length
+
+_WAVES = 8
+"""of which the strength of guidance is told to the model"""
 
 
 class TransformerPrior(PriorModel):
@@ -62,6 +65,7 @@ class TransformerPrior(PriorModel):
         self.place_embedding = nn.Embedding(1 + n_places, d_model) if learned else None  # row 0 is the class's
         self.target_embedding = nn.Embedding(n_places, d_model) if config.knows_target else None
         self.grid_embedding = nn.Embedding(n_grids, d_model) if n_grids > 1 else None
+        self.guidance_projection = nn.Linear(_WAVES, d_model, bias=False) if config.guidance_input else None
         self.mask_embedding = nn.Embedding(1, d_model) if self.is_masked else None
         self.dropout = Dropout(config.dropouts.token)
         self.blocks = nn.ModuleList(Block(config) for _ in range(n_layers))
@@ -90,13 +94,15 @@ class TransformerPrior(PriorModel):
         orders_BT: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         after: Collection[int] = (),
+        shares_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Hidden states after the last norm, and after some blocks.
+        """Hidden states after the last norm, and after some blocks; see ``PriorModel.hidden_states``.
 
         Args:
             tokens_BT, labels_B, orders_BT, grids_B: as of ``forward``, int64, of which the length alone is checked;
                 ``grids_B`` has an entry for each image if there are several grids, else it is None.
             after: numbers of blocks, from 1.
+            shares_B: of a prior with ``guidance_input``: 1 / guidance scale of each image, above 0 to 1; None is 1.
 
         Returns:
             (B, T, E); and the same by block for those in ``after``.
@@ -105,7 +111,9 @@ class TransformerPrior(PriorModel):
         if self.grid_embedding is not None and grids_B is None:
             grids_B = torch.zeros_like(labels_B)
         if self.is_masked:
-            x, rope = self._embed_masked(labels_B, tokens_BT, orders_BT, grids_B)
+            x, rope = self._embed_masked(
+                self._class_vectors(labels_B, grids_B, shares_B), tokens_BT, orders_BT, grids_B
+            )
             x, states = self._run(x, rope, after)
             return self.norm(x)[:, 1:], {i: state[:, 1:] for i, state in states.items()}
         if orders_BT is not None:
@@ -122,7 +130,8 @@ class TransformerPrior(PriorModel):
         elif orders_BT is None:
             assert grids_B is not None
             positions = tables.of_grids(grids_B).part(0, length)
-        x, states = self._run(self._embed(labels_B, inputs[:, :-1], positions, grids_B), positions.rope, after)
+        class_BE = self._class_vectors(labels_B, grids_B, shares_B)
+        x, states = self._run(self._embed(class_BE, inputs[:, :-1], positions), positions.rope, after)
         return self.norm(x), states
 
     def _run(
@@ -144,6 +153,7 @@ class TransformerPrior(PriorModel):
         caches: Sequence[LayerCache],
         labels_B: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
+        shares_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states of inputs that follow those in a cache, which takes in their keys and values.
 
@@ -153,11 +163,13 @@ class TransformerPrior(PriorModel):
             caches: of each block.
             labels_B: class numbers, int64; None where the class is in the cache.
             grids_B: the grid of each image, where there are several and ``labels_B`` is given.
+            shares_B: as of ``hidden_states``, where ``labels_B`` is given.
 
         Returns:
             (B, Q, E), after the last norm; with the class among the Q.
         """
-        x_BQE = self._embed(labels_B, tokens_BQ, positions, grids_B)
+        class_BE = None if labels_B is None else self._class_vectors(labels_B, grids_B, shares_B)
+        x_BQE = self._embed(class_BE, tokens_BQ, positions)
         for block, cache in zip(self.blocks, caches, strict=True):
             x_BQE = block(x_BQE, positions.rope, cache)
         return self.norm(x_BQE)
@@ -179,23 +191,28 @@ class TransformerPrior(PriorModel):
         kept.load_state_dict(state)
         return kept.to(self.head.weight.dtype).train(self.training)
 
-    def _embed(
-        self,
-        labels_B: torch.Tensor | None,
-        tokens_BP: torch.Tensor,
-        positions: Positions,
-        grids_B: torch.Tensor | None,
+    def _class_vectors(
+        self, labels_B: torch.Tensor, grids_B: torch.Tensor | None, shares_B: torch.Tensor | None
     ) -> torch.Tensor:
+        """What the first input knows, (B, E): the class, the grid, and the strength of guidance."""
+        class_BE = self.class_embedding(labels_B)
+        if self.grid_embedding is not None:
+            assert grids_B is not None
+            class_BE = class_BE + self.grid_embedding(grids_B)
+        if self.guidance_projection is not None:
+            shares_B = class_BE.new_ones(len(labels_B)) if shares_B is None else shares_B.to(class_BE.dtype)
+            waves = torch.arange(1, _WAVES + 1, device=class_BE.device) * (torch.pi / 2)
+            away_BW = ((1 - shares_B).unsqueeze(1) * waves).sin()  # 0 without guidance
+            class_BE = class_BE + self.guidance_projection(away_BW.to(class_BE.dtype))
+        return class_BE
+
+    def _embed(self, class_BE: torch.Tensor | None, tokens_BP: torch.Tensor, positions: Positions) -> torch.Tensor:
         """Codes at these positions, after the class where it is given => (B, T, E), of 32 bits or more."""
-        n_before = 0 if labels_B is None else 1
+        n_before = 0 if class_BE is None else 1
         if self.slot_embedding is not None:
             tokens_BP = tokens_BP + positions.offset_T[..., n_before:]
         x_BTE = _wide(self._vectors(tokens_BP))
-        if labels_B is not None:
-            class_BE = self.class_embedding(labels_B)
-            if self.grid_embedding is not None:
-                assert grids_B is not None
-                class_BE = class_BE + self.grid_embedding(grids_B)
+        if class_BE is not None:
             x_BTE = torch.cat([_wide(class_BE).unsqueeze(1), x_BTE], dim=1)
         if self.slot_embedding is not None:
             x_BTE = x_BTE + self.slot_embedding(positions.slot_T)
@@ -207,7 +224,7 @@ class TransformerPrior(PriorModel):
 
     def _embed_masked(
         self,
-        labels_B: torch.Tensor,
+        class_BE: torch.Tensor,
         tokens_BT: torch.Tensor,
         orders_BT: torch.Tensor | None,
         grids_B: torch.Tensor | None,
@@ -228,9 +245,6 @@ class TransformerPrior(PriorModel):
         codes_BTE = torch.where(unknown_BT1, self.mask_embedding.weight, self.code_embedding(known_BT))
         if self.slot_embedding is not None:
             codes_BTE = codes_BTE + self.slot_embedding(slot_T)
-        class_BE = self.class_embedding(labels_B)
-        if self.grid_embedding is not None:
-            class_BE = class_BE + self.grid_embedding(grids_B)
         x = _wide(torch.cat([class_BE.unsqueeze(1), codes_BTE], dim=1))
         return x if self.place_embedding is None else x + self.place_embedding(own), rope
 
@@ -245,6 +259,8 @@ class TransformerPrior(PriorModel):
                 no_decay(embedding.weight)  # type: ignore[arg-type]
         if self.grid_embedding is not None:
             nn.init.zeros_(self.grid_embedding.weight)
+        if self.guidance_projection is not None:
+            nn.init.zeros_(self.guidance_projection.weight)
         nn.init.zeros_(self.head.weight)  # training starts at a loss of exactly ln(V)
 
 

@@ -23,7 +23,7 @@ from pipeline.generation.drawing import SampleRequest, steps
 from pipeline.generation.requests import shown, whole
 from stage2_prior.decoding.cache import images_that_fit
 from stage2_prior.decoding.decode import MASKED, stream_uniforms
-from stage2_prior.linear import packed_weights
+from foundation.training.linear import packed_weights
 from stage2_prior.prior import PriorModel
 
 _MAX_SIDE = 16_384

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from foundation.training.linear import Linear
 from foundation.training.muon import hidden_matrix
 from stage1_tokenizer.networks.blocks import attend, fast_layout
 from stage1_tokenizer.networks.config import ViTNetworks
@@ -66,11 +67,11 @@ class ViTBlock(Block):
         super().__init__()
         self.n_heads = n_heads
         self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.attention_out = Linear(width, width, bias=False)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, mlp_ratio * width)
-        self.mlp_out = nn.Linear(mlp_ratio * width, width)
+        self.mlp_in = Linear(width, mlp_ratio * width)
+        self.mlp_out = Linear(mlp_ratio * width, width)
         hidden_matrix(self.qkv.weight, n_stacked=3)
         for layer in (self.attention_out, self.mlp_in, self.mlp_out):
             hidden_matrix(layer.weight)

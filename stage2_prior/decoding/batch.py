@@ -44,18 +44,20 @@ class Wanted:
             no float64: codes are then sampled on the CPU.
         known_BT: codes to keep, ``MASKED`` where one is sampled.
         orders_BT: the order in which the codes of each image are sampled; None for raster order.
+        share: 1 / guidance scale, of a prior with ``guidance_input``.
     """
 
     labels_B: torch.Tensor
     uniforms_BT: torch.Tensor
     known_BT: torch.Tensor
     orders_BT: torch.Tensor | None = None
+    share: float = 1.0
 
     def take(self, images: torch.Tensor) -> Wanted:
         """Some images, by number."""
         orders_BT = None if self.orders_BT is None else self.orders_BT[images]
         uniforms_BT = self.uniforms_BT[images.to(self.uniforms_BT.device)]
-        return Wanted(self.labels_B[images], uniforms_BT, self.known_BT[images], orders_BT)
+        return Wanted(self.labels_B[images], uniforms_BT, self.known_BT[images], orders_BT, self.share)
 
 
 class BatchDecoder:
@@ -89,6 +91,7 @@ class BatchDecoder:
         self._races, self._n_steps, self._guides_by_pass = races, engine.prior.n_steps, most > 1
         self._engine, self._sampling, self._scales, self._start = engine, sampling, scales_T.tolist(), start
         prior, labels_B, orders_BT = engine.prior, wanted.labels_B, wanted.orders_BT
+        self._share = wanted.share
         self._labels_B, self._null_B = labels_B, torch.full_like(labels_B, prior.null_class)
         self._uniforms_BT, self._codes_BT = wanted.uniforms_BT, wanted.known_BT.clone()
         self._unequal = prior.sizes(wanted.known_BT[:1]) is not None
@@ -211,7 +214,7 @@ class BatchDecoder:
         positions = self._positions.part(begun, first + n_codes)
         positions = positions if times == 1 else positions.repeat(times)
         labels = labels_R if begun == 0 else None
-        return self._engine.extend(tokens_RQ, positions, cache, labels, n_outputs=n_codes)
+        return self._engine.extend(tokens_RQ, positions, cache, labels, n_outputs=n_codes, share=self._share)
 
     def _extend(self, cache: Cache, labels_R: torch.Tensor, first: int, n_codes: int) -> torch.Tensor:
         """Append all codes before a step that the rows have not, with a probe for each further code of the pass."""
@@ -223,7 +226,7 @@ class BatchDecoder:
         positions = positions if times == 1 else positions.repeat(times)
         labels = labels_R if begun == 0 else None
         tokens_RQ = tokens_BQ if times == 1 else torch.cat([tokens_BQ] * times)
-        return self._engine.extend(tokens_RQ, positions, cache, labels, n_codes - 1)
+        return self._engine.extend(tokens_RQ, positions, cache, labels, n_codes - 1, share=self._share)
 
     def _inputs(self, begun: int, first: int, n_codes: int) -> Positions:
         """Positions of inputs ``begun`` to ``first``, and of the probes."""

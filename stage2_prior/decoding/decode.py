@@ -14,6 +14,7 @@ from foundation.arguments import require_type, shown
 from foundation.config import require
 from foundation.errors import DataError
 from foundation.hardware import has_float64
+from foundation.training.linear import packed_weights
 from stage2_prior.decoding.batch import BatchDecoder, DecodedCodes, MixtureDecoder, Wanted
 from stage2_prior.decoding.cache import images_that_fit
 from stage2_prior.decoding.engine import CompiledEngine, DecodingEngine, RecomputingEngine, require_ready
@@ -21,7 +22,6 @@ from stage2_prior.decoding.masked import MaskedDecoder
 from stage2_prior.decoding.pace import Pace
 from stage2_prior.decoding.sampling import FILTERS, SamplingConfig, guidance_scales
 from stage2_prior.decoding.streams import GumbelStreams, LatentStreams, PassStreams, stream
-from stage2_prior.linear import packed_weights
 from stage2_prior.orders import MASKED, ORDERS, Cells, known_first, pass_sizes
 from stage2_prior.prior import PriorModel
 
@@ -117,9 +117,14 @@ def iterate_codes(
     if seeds is None and len(labels_B) and from_seeds:
         raise DataError("are missing", field="seeds", expected="one for each image, in this order of codes")
     orders_BT = _orders(prior, order, known_BT, seeds or [0] * len(labels_B), sampling.passes, grid)
-    labels_B, scales_T = _plan_guidance(prior, labels_B, guidance_scales(sampling, prior.n_steps), start)
+    share = _guidance_share(prior, sampling)
+    scales_T = guidance_scales(sampling, prior.n_steps)
+    if share is not None:
+        scales_T = np.ones_like(scales_T)
+    labels_B, scales_T = _plan_guidance(prior, labels_B, scales_T, start)
     uniforms_BT = uniforms_BT.to(labels_B.device if has_float64(labels_B.device) else "cpu")
-    call = _Call(prior, Wanted(labels_B, uniforms_BT, known_BT, orders_BT), sampling, scales_T, start, grid, max_rows)
+    wanted = Wanted(labels_B, uniforms_BT, known_BT, orders_BT, share or 1.0)
+    call = _Call(prior, wanted, sampling, scales_T, start, grid, max_rows)
     with contextlib.nullcontext() if prior.decodes_compiled else packed_weights(prior):
         yield from _masked_batches(call, seeds or []) if prior.is_masked else _causal_batches(call, seeds or [])
 
@@ -234,6 +239,22 @@ def _masked_batches(call: _Call, seeds: Sequence[int]) -> Iterator[DecodedCodes]
             yield step
             batch.replace(positions_BK, step.codes_BK)
             done += positions_BK.shape[1]
+
+
+def _guidance_share(prior: PriorModel, sampling: SamplingConfig) -> float | None:
+    """1 / guidance scale, of a prior that takes it as an input; None of others.
+
+    Raises:
+        ConfigError: a scale or schedule that it was not trained on.
+    """
+    if not prior.config.guidance_input:
+        return None
+    fix = "such a prior was trained with one scale for all codes of an image"
+    scale, schedule, interval = sampling.guidance_scale, sampling.schedule, tuple(sampling.guidance_interval)
+    require(scale >= 1, "guidance_scale", scale, "1 or more for a prior with guidance_input")
+    require(schedule == "constant" or scale == 1, "schedule", schedule, "constant", fix)
+    require(interval == (0.0, 1.0) or scale == 1, "guidance_interval", interval, "0 to 1", fix)
+    return 1 / scale
 
 
 def _order(prior: PriorModel, sampling: SamplingConfig) -> str:

@@ -65,6 +65,7 @@ class DecodingEngine:
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
         n_outputs: int = 1,
+        share: float = 1.0,
     ) -> torch.Tensor:
         """Append inputs to the cache.
 
@@ -75,6 +76,7 @@ class DecodingEngine:
             labels_R: class numbers, int64, where the cache is empty: the class is the first input.
             n_probes: see ``KVCache.append``: the last inputs, which the cache does not keep.
             n_outputs: N, the last inputs that are kept whose hidden states are wanted.
+            share: 1 / guidance scale, of a prior with ``guidance_input``.
 
         Returns:
             (R, N + ``n_probes``, E), of the last inputs that are kept and of the probes; see ``logits``.
@@ -87,14 +89,14 @@ class DecodingEngine:
         require_length(self.prior.n_steps, cache.filled + n_inputs)
         rows = max(1, _MOST_TOKENS // (n_inputs + n_probes))
         if rows >= len(tokens_RQ):
-            hidden_RQE = self._extend(tokens_RQ, positions, cache.append(n_inputs, n_probes), labels_R)
+            hidden_RQE = self._extend(tokens_RQ, positions, cache.append(n_inputs, n_probes), labels_R, share)
             return hidden_RQE[:, n_inputs - n_outputs :]
         parts = []
         for first in range(0, len(tokens_RQ), rows):
             part, some = slice(first, first + rows), cache.rows(first, first + rows)
             labels = None if labels_R is None else labels_R[part]
             of_part = positions.rows(first, first + rows)
-            parts.append(self.extend(tokens_RQ[part], of_part, some, labels, n_probes, n_outputs))
+            parts.append(self.extend(tokens_RQ[part], of_part, some, labels, n_probes, n_outputs, share))
         cache.filled = some.filled
         return torch.cat(parts)
 
@@ -104,11 +106,14 @@ class DecodingEngine:
         positions: Positions,
         caches: list[LayerCache],
         labels_R: torch.Tensor | None,
+        share: float,
     ) -> torch.Tensor:
         several = labels_R is not None and self.prior.n_grids > 1
         grids = torch.full_like(labels_R, self.grid) if several else None  # type: ignore[arg-type]
         assert isinstance(self.prior, TransformerPrior)
-        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids)
+        guided = labels_R is not None and share != 1
+        shares = torch.where(labels_R != self.prior.null_class, share, 1.0) if guided else None  # type: ignore[arg-type]
+        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids, shares)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -135,6 +140,7 @@ class RecomputingEngine(DecodingEngine):
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
         n_outputs: int = 1,
+        share: float = 1.0,
     ) -> torch.Tensor:
         """See ``DecodingEngine``; there are no probes."""
         assert isinstance(cache, CodesCache) and n_probes == 0
@@ -187,12 +193,13 @@ class CompiledEngine(DecodingEngine):
         labels_R: torch.Tensor | None = None,
         n_probes: int = 0,
         n_outputs: int = 1,
+        share: float = 1.0,
     ) -> torch.Tensor:
         """See ``DecodingEngine``: new codes of raster order go through the program, all else uncompiled."""
         assert isinstance(cache, KVCache)
         n_new = tokens_RQ.shape[1]
         if n_new != n_outputs or labels_R is not None or n_probes or positions.own_T.ndim > 1:
-            return super().extend(tokens_RQ, positions, cache, labels_R, n_probes, n_outputs)
+            return super().extend(tokens_RQ, positions, cache, labels_R, n_probes, n_outputs, share)
         end, n_steps = cache.filled + n_new, self.prior.n_steps
         require_length(n_steps, end)
         part = -(-n_steps // _PARTS)

@@ -46,6 +46,7 @@ class MaskedDecoder:
         scales_T: np.ndarray,
     ) -> None:
         self._prior, self._streams, self._sampling, self._scales_T = prior, streams, sampling, scales_T
+        self._share = wanted.share
         self._labels_B, self._codes_BT = wanted.labels_B, wanted.known_BT.clone()
         self._grids_B = torch.full_like(self._labels_B, grid) if prior.n_grids > 1 else None
         self._cells, device = Cells(prior.spec.of_grid(grid)), self._labels_B.device
@@ -135,7 +136,10 @@ class MaskedDecoder:
         return guide(conditional_NV, unconditional_NV, scale_B[images_N].unsqueeze(1))
 
     def _logits_of(self, labels_B: torch.Tensor, images_N: torch.Tensor, positions_N: torch.Tensor) -> torch.Tensor:
-        hidden_BTE = self._prior.hidden(self._codes_BT, labels_B, grids_B=self._grids_B)
+        shares_B = None
+        if self._share != 1:
+            shares_B = torch.where(labels_B != self._prior.null_class, self._share, 1.0)
+        hidden_BTE, _ = self._prior.hidden_states(self._codes_BT, labels_B, None, self._grids_B, (), shares_B)
         return self._prior.head(hidden_BTE[images_N, positions_N]).float()
 
     def _noise(

@@ -8,12 +8,12 @@ from torch import nn
 
 from foundation.codes.spec import CodeLevel
 from foundation.errors import ConfigError, DataError
+from foundation.training.linear import can_pack
 from stage2_prior.config import LoRAConfig
 from stage2_prior.decoding.cache import KVCache
 from stage2_prior.decoding.decode import engine_for, stream_uniforms
 from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.sampling import SamplingConfig
-from stage2_prior.linear import can_pack
 from stage2_prior.lora import add_adapters
 from stage2_prior.orders import MASKED
 from stage2_prior.prior import PriorModel
@@ -170,13 +170,13 @@ def test_a_prior_in_training_mode_is_refused() -> None:
 
 
 def test_weights_are_packed_for_a_drawing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage2_prior.linear._has_slow_products", lambda: can_pack(CPU))
+    monkeypatch.setattr("foundation.training.linear._has_slow_products", lambda: can_pack(CPU))
     prior = model(**WIDE)
     expected = decode_codes(prior, torch.arange(4), stream_uniforms(range(4), 16), SamplingConfig())
     prior.head.weight.data.neg_()
     changed = decode_codes(prior, torch.arange(4), stream_uniforms(range(4), 16), SamplingConfig())
     assert not torch.equal(changed, expected) and prior.head.packed is None
-    monkeypatch.setattr("stage2_prior.linear._has_slow_products", lambda: False)
+    monkeypatch.setattr("foundation.training.linear._has_slow_products", lambda: False)
     assert torch.equal(decode_codes(prior, torch.arange(4), stream_uniforms(range(4), 16), SamplingConfig()), changed)
 
 

@@ -11,15 +11,19 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _ROWS_HINT = 32
 """number of rows for which oneDNN chooses the order; as fast with 2 rows as any other, by measurement"""
 _LEAST_ROWS, _LARGE_WEIGHT = 3, 1 << 20
 """rows, and numbers of a weight, from which on oneDNN's float32 product is the faster one, by measurement"""
+_LEAST_ROWS_UNPACKED = 16
+"""rows from which on it is faster without packing too"""
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -31,7 +35,52 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) => (..., N)."""
         packed = self.packed
-        return F.linear(x, self.weight, self.bias) if packed is None else packed(x)
+        if packed is not None and not torch.is_grad_enabled():
+            return packed(x)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """X W^T + b, (..., K) => (..., N), by oneDNN where torch's product leaves half of the processor unused."""
+    if not prefers_onednn(x, weight_NK):
+        return F.linear(x, weight_NK, bias_N)
+    if torch.is_grad_enabled():
+        y: torch.Tensor = _Product.apply(x, weight_NK)
+        return y if bias_N is None else y + bias_N
+    return product(x.reshape(-1, x.shape[-1]), weight_NK, bias_N).view(*x.shape[:-1], -1)
+
+
+def product(x_RK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """X W^T + b by oneDNN, without gradients, of any strides."""
+    y_RN: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_RK, weight_NK, bias_N, "none", [], "")
+    return y_RN
+
+
+class _Product(torch.autograd.Function):
+    """x W^T by oneDNN; its gradients are such products too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        return product(x.reshape(-1, x.shape[-1]), weight_NK).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, to_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight_NK = ctx.saved_tensors
+        to_y_RN = to_y.reshape(-1, to_y.shape[-1])
+        to_x = linear(to_y_RN, weight_NK.t()).view_as(x)
+        return to_x, linear(to_y_RN.t(), x.reshape(-1, x.shape[-1]).t())
+
+
+def prefers_onednn(x: torch.Tensor, weight_NK: torch.Tensor) -> bool:
+    """Whether ``linear`` takes oneDNN: float32 on a processor whose AVX512 torch's product does not use."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight_NK.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not can_pack(x.device):
+        return False
+    if _get_current_dispatch_mode() is not None:  # what counts operations knows torch's products
+        return False
+    return _has_slow_products() and x.numel() >= _LEAST_ROWS_UNPACKED * x.shape[-1]
 
 
 class PackedWeight:
@@ -50,7 +99,7 @@ class PackedWeight:
         """(..., K) => (..., N), of the type of x."""
         x_RK = x.reshape(-1, x.shape[-1])
         if len(x_RK) < self._least_rows:
-            return F.linear(x, self._layer.weight, self._layer.bias)
+            return linear(x, self._layer.weight, self._layer.bias)
         if not self._made:
             self._pack()
         single = len(x_RK) == 1  # a single row would be summed in another order than the same row among others

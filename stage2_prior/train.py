@@ -55,10 +55,10 @@ class Masks(NamedTuple):
     predicted_n: torch.Tensor
 
     @classmethod
-    def of(cls, masks_BT: torch.Tensor, device: torch.device) -> Masks:
-        """From ``training_masks``, on the CPU: how many codes are predicted is known without waiting for a GPU."""
-        predicted = torch.from_numpy(np.flatnonzero(masks_BT.numpy() == PREDICTED))
-        return cls(send(masks_BT != KNOWN, device), send(predicted, device))
+    def of(cls, masks_BT: np.ndarray, device: torch.device) -> Masks:
+        """From ``training_masks``: how many codes are predicted is known without waiting for a GPU."""
+        hidden_BT, predicted_n = masks_BT != KNOWN, np.flatnonzero(masks_BT == PREDICTED)
+        return cls(*(send(torch.from_numpy(each), device) for each in (hidden_BT, predicted_n)))
 
 
 class PriorLoss(nn.Module):
@@ -278,7 +278,7 @@ class PriorTask:
         """Count the steps whose outcome waited on the device; see ``StepGuard``."""
         self.learner.settle(metrics["skipped_steps"])
 
-    def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, torch.Tensor]]:
+    def _parts(self, batch: dict[str, torch.Tensor], step: int) -> list[dict[str, Any]]:
         """The examples of each forward pass: as few passes as ``micro_batch_size`` allows, of almost equal size."""
         examples: dict[str, torch.Tensor] = {
             name: batch[name] for name in ("tokens", "labels", "grids") if name in batch
@@ -288,30 +288,32 @@ class PriorTask:
         if share > 0:
             orders_BT = torch.from_numpy(random_orders(batch["positions"].numpy(), self._cells, share, self.seed))
             examples["orders"] = send(orders_BT, self.accelerator.device)
-        if order == "masked":
-            examples["masks"] = torch.from_numpy(training_masks(batch["positions"].numpy(), self._cells, self.seed))
         if self.model.config.guidance_input:
-            shares_B = guidance_shares(batch["positions"].numpy(), batch["labels"].cpu().numpy(), self.model, self.seed)
-            examples["shares"] = send(torch.from_numpy(shares_B), self.accelerator.device)
+            examples["shares"] = guidance_shares(batch["positions"].numpy(), batch["labels"], self.model, self.seed)
         strength = self._noise_strength(step)
         if strength > 0:
             sizes_T = code_positions(self.model.spec).codebook_size_T
             noise_BT = context_noise(batch["positions"].numpy(), sizes_T, strength, self.seed)
             examples["noise"] = send(noise_BT, self.accelerator.device)
         size = self.training.micro_batch_size
-        columns = [[(name, each) for each in micro_batches(value, size)] for name, value in examples.items()]
+        columns: list[list[tuple[str, Any]]] = [
+            [(name, each) for each in micro_batches(value, size)] for name, value in examples.items()
+        ]
+        if order == "masked":
+            masks_BT = training_masks(batch["positions"].numpy(), self._cells, self.seed)
+            parts = np.array_split(masks_BT, len(columns[0]))
+            columns.append([("masks", Masks.of(each, self.accelerator.device)) for each in parts])
         return [dict(row) for row in zip(*columns, strict=True)]
 
     def _noise_strength(self, step: int) -> float:
         regularizer = self.training.regularizer
         return 0.0 if regularizer is None else regularizer.strength.value(step, self.training.fit.steps)
 
-    def _backward(self, part: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    def _backward(self, part: dict[str, Any], share: float) -> dict[str, torch.Tensor]:
         """Add the gradient of ``share`` times the mean loss of these examples; returns detached scalars."""
-        masks = None if "masks" not in part else Masks.of(part["masks"], self.accelerator.device)
-        orders, grids, noise, shares = (part.get(name) for name in ("orders", "grids", "noise", "shares"))
+        inputs = (part.get(name) for name in ("orders", "grids", "noise", "masks", "shares"))
         with self.learner.autocast():
-            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], orders, grids, noise, masks, shares)
+            loss, metrics = self.learner.wrapped(part["tokens"], part["labels"], *inputs)
         (share * loss).backward()
         return {"loss": loss.detach(), **metrics}
 
@@ -357,10 +359,11 @@ class PriorTask:
         self.learner.load_state_dict(state)
 
 
-def guidance_shares(positions_B: np.ndarray, labels_B: np.ndarray, model: PriorModel, seed: int) -> np.ndarray:
+def guidance_shares(positions_B: np.ndarray, labels_B: torch.Tensor, model: PriorModel, seed: int) -> torch.Tensor:
     """1 / guidance scale of each training example, (B,) float32: evenly from 0 to 1, and 1 without a class."""
     shares_B = 1 - uniforms(positions_B, np.zeros_like(positions_B), seed, "guidance")  # above 0
-    return np.where(labels_B == model.null_class, 1.0, shares_B).astype(np.float32)
+    evenly_B = send(torch.from_numpy(shares_B.astype(np.float32)), labels_B.device)
+    return torch.where(labels_B == model.null_class, 1.0, evenly_B)
 
 
 def require_orders(model: PriorConfig, training: PriorTraining) -> None:

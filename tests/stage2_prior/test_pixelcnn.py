@@ -1,4 +1,4 @@
-"""The gated PixelCNN: no blind spot, no look ahead, and the same commands of likelihood and sampling as other priors."""
+"""The gated PixelCNN: no blind spot, no look ahead, likelihood and sampling as of other priors."""
 
 import pytest
 import torch

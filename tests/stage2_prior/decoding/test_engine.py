@@ -1,5 +1,7 @@
 """The decoding engine computes what the model computes, on its own modules."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -110,7 +112,7 @@ def test_drawing_sees_every_change_of_the_weights() -> None:
     seen.append(drawn(prior))
     prior.norm.weight.data = torch.linspace(0, 2, 32)
     seen.append(drawn(prior))
-    assert all(not torch.equal(one, other) for one, other in zip(seen, seen[1:], strict=False))
+    assert all(not torch.equal(one, other) for one, other in pairwise(seen))
 
 
 class Doubled(nn.Module):

@@ -32,10 +32,10 @@ from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report
 
 from foundation.codes.spec import CodeLevel, CodeSpec
 from foundation.images.config import Preprocess
+from foundation.training.linear import can_pack
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
 from stage2_prior.decoding.sampling import SamplingConfig
-from foundation.training.linear import can_pack
 from stage2_prior.prior import PriorModel
 
 ROOT = Path(__file__).resolve().parents[1]

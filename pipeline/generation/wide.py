@@ -19,11 +19,11 @@ from tqdm import tqdm
 from foundation.codes.spec import CodeSpec
 from foundation.errors import ConfigError
 from foundation.images.preprocess import MAX_PIXELS
+from foundation.training.linear import packed_weights
 from pipeline.generation.drawing import SampleRequest, steps
 from pipeline.generation.requests import shown, whole
 from stage2_prior.decoding.cache import images_that_fit
 from stage2_prior.decoding.decode import MASKED, stream_uniforms
-from foundation.training.linear import packed_weights
 from stage2_prior.prior import PriorModel
 
 _MAX_SIDE = 16_384

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,8 +129,7 @@ class Fitting:
         if trains and tokenizer is not None:
             step = tokenizer.step + reading_of_a_step(recipe, self.counts, self.read)
             recipe = self._with_steps(recipe, "tokenizer", first, step, (tokenizer.score, tokenizer.score))
-        if prior is not None:
-            recipe = self._with_steps(recipe, "prior", second, prior.step, _scoring(prior, tokenizer))
+        recipe = self._with_steps(recipe, "prior", second, prior.step, _scoring(prior, tokenizer))
         return Fitted(recipe, run_times(recipe, self.counts, speeds), speeds, self.counts, self.spent(), notes)
 
     def fit_prior(self, spec: CodeSpec, tokenizer: TokenizerSpeed | None, done: Collection[str]) -> Fitted:
@@ -225,11 +223,9 @@ class Fitting:
         if not recipe.encode.flip or "encode.flip" in self.given:
             return recipe
         encoding, total = run_times(recipe, self.counts, speeds).get(ENCODE, 0.0), self.budget.total
-        seen = math.inf
-        if speeds.prior is not None:
-            first = _TOKENIZER_SHARE * total if self.budget.first_stage is None else self.budget.first_stage
-            seconds = _AIM * (total - first) - encoding
-            seen = seconds / speeds.prior.step * recipe.prior.training.fit.batch_size
+        first = _TOKENIZER_SHARE * total if self.budget.first_stage is None else self.budget.first_stage
+        seconds = _AIM * (total - first) - encoding
+        seen = seconds / speeds.prior.step * recipe.prior.training.fit.batch_size
         if encoding > _ENCODE_SHARE * total or seen < _MIRRORED_FROM * self.counts.train:
             return replaced(recipe, {"encode.flip": False})
         return recipe
@@ -244,13 +240,11 @@ class Fitting:
         rest = {name: value for name, value in run_times(recipe, self.counts, speeds).items() if name not in trained}
         total = self.budget.total * _AIM - self.spent()
         left = total - sum(rest.values())
-        first = left if speeds.prior is None else _TOKENIZER_SHARE * left if trains else 0.0
+        first = _TOKENIZER_SHARE * left if trains else 0.0
         if self.budget.first_stage is not None and trains:
             before = sum(value for name, value in rest.items() if name in FIRST_STAGE)
             first = self.budget.first_stage * _AIM - self.spent() - before
-        self._require_time(min(first if trains else left, left - first if speeds.prior else left), rest, speeds)
-        if speeds.prior is None:
-            return first, 0.0, ()
+        self._require_time(min(first if trains else left, left - first), rest, speeds)
         if trains and speeds.tokenizer is not None and "tokenizer.training.fit.steps" in self.given:
             first = min(left, recipe.tokenizer.training.fit.steps * speeds.tokenizer.step / (1 - _EVALUATIONS))
         second, notes = self._within_passes(recipe, left - first, speeds.prior)

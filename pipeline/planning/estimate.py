@@ -159,9 +159,7 @@ def _images(recipe: Recipe, given: int | None) -> _Images:
     return _Images(counts, 0.0, f"{given:,} images assumed ({why}); reading them is not counted")
 
 
-def _speeds(
-    recipe: Recipe, accelerator: Accelerator, on: str | None
-) -> tuple[TokenizerSpeed | None, PriorSpeed | None]:
+def _speeds(recipe: Recipe, accelerator: Accelerator, on: str | None) -> tuple[TokenizerSpeed | None, PriorSpeed]:
     """Of the tokenizer, which also encodes where it is given, and of the prior."""
     if on is not None:
         machine = named_machine(on)

@@ -170,7 +170,7 @@ def promise_text(fitted: Fitted, memory: Mapping[str, int]) -> str:
     rows = []
     if speeds.tokenizer is not None:
         rows += _tokenizer_rows(recipe, speeds.tokenizer)
-    if speeds.prior is not None and TRAIN_PRIOR in times:
+    if TRAIN_PRIOR in times:
         fit, model = recipe.prior.training.fit, recipe.prior.model
         passes = fit.steps * fit.batch_size / max(1, fitted.counts.train)
         size = f"{model.shape.n_layers} blocks of width {model.shape.d_model}, dropout {model.dropout:g}"

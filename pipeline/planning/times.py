@@ -49,7 +49,7 @@ class Speeds:
     """
 
     tokenizer: TokenizerSpeed | None
-    prior: PriorSpeed | None
+    prior: PriorSpeed
     read: float
 
 
@@ -69,8 +69,6 @@ def run_times(recipe: Recipe, counts: Counts, speeds: Speeds) -> dict[str, float
             times[DECODE] = n_images * speeds.read
         evaluation = evaluation_seconds(training.fit, counts, tokenizer.score, tokenizer.score)
         times[EVALUATE_TOKENIZER] = training.fit.n_evaluations * evaluation
-    if prior is None:
-        return {**times, REPORT: _REPORT}
     views = n_views(recipe)
     if recipe.codes is None and tokenizer is not None:
         n_encoded = counts.train * views + counts.validation

@@ -140,20 +140,6 @@ def test_broken_yaml_is_one_line_with_the_file_and_the_line(tmp_path: Path, caps
     assert error.startswith(f"error: {tmp_path / 'x.yaml'}, line 3: is not readable") and error.count("\n") == 1
 
 
-def test_a_run_of_a_continuous_tokenizer_says_that_it_cannot_generate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from foundation.images.config import Preprocess
-    from stage1_tokenizer.config import TokenizerConfig
-    from stage1_tokenizer.quantizers.config import KLConfig
-    from stage1_tokenizer.tokenizer import TokenizerModel
-
-    (tmp_path / "tokenizer").mkdir()
-    config = TokenizerConfig(quantizer=KLConfig(width=2))
-    TokenizerModel(config, Preprocess(height=16, width=16)).save(tmp_path / "tokenizer")
-    assert "cannot generate images: its tokenizer is continuous" in refused(capsys, "sample", str(tmp_path))
-
-
 def test_nothing_heavy_is_imported_to_answer_about_commands_and_recipes() -> None:
     code = (
         "import sys; from pipeline.cli import main\n"

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from foundation.codes.latents import codes_of
 from foundation.config import from_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError, DataError
 from foundation.images.config import Preprocess
@@ -159,14 +160,21 @@ def test_fsq_latents_of_each_grid_start_uncorrelated(coarse_halvings: int) -> No
     assert torch.allclose(channels.mean(1), torch.zeros(3), atol=1e-2)
 
 
-def test_a_continuous_tokenizer_has_latents_and_no_codes(tmp_path: Path) -> None:
+def test_a_continuous_tokenizer_has_latents_and_their_bits_as_codes(tmp_path: Path) -> None:
     model = small(KLConfig(width=4))
     images = torch.rand(2, 3, 16, 24) * 2 - 1
     latents = model.encode(images)
     assert latents.shape == (2, 4, 4, 6) and latents.dtype == torch.float32 and not model.is_discrete
     assert torch.equal(model.decode(latents), model(images).images_BCYX.detach())
-    with pytest.raises(ContractError, match=r"makes no codes(.|\n)*kl"):
-        _ = model.spec
+    spec, tokens = model.spec, model.tokens(images)
+    assert (spec.latents, spec.shape, spec.codebook_size) == (True, (4, 6, 4), 1 << 16)
+    assert tokens.shape == (2, spec.n_codes) and tokens.dtype == torch.int64
+    decoded = model.decode(spec.grid(tokens))
+    assert torch.allclose(decoded, model.decode(latents), atol=0.02) and torch.equal(
+        spec.grid(tokens), codes_of(latents)
+    )
+    with pytest.raises(DataError, match="codes"):
+        model.decode(spec.grid(tokens)[..., :2])
     model.save(tmp_path)
     assert torch.equal(TokenizerModel.load(tmp_path).encode(images), latents)
 

@@ -72,4 +72,4 @@ def test_estimate_counts_two_grids_depth_and_continuous_latents(capsys: pytest.C
     assert "32 (4 x 4 x 2)" in capsys.readouterr().out
     assert main([*base, "{type: kl, width: 4}"]) == 0
     printed = capsys.readouterr().out
-    assert "64 (4 x 4 x 4)" in printed and "prior" not in printed
+    assert "64 (4 x 4 x 4)" in printed and "prior parameters" in printed

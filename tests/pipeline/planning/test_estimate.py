@@ -44,11 +44,11 @@ def test_models_memory_time_and_disk_are_those_of_the_recipe(here: Accelerator) 
     assert "peak" in result.text() and "free here" in result.text()
 
 
-def test_a_continuous_tokenizer_has_no_prior_to_estimate(here: Accelerator) -> None:
+def test_the_prior_of_a_continuous_tokenizer_is_estimated_too(here: Accelerator) -> None:
     model = {**TINY["tokenizer.model"], "quantizer": {"type": "kl", "width": 4}}
     result = estimate(load_recipe("digits", {**TINY, "tokenizer.model": model}), here)
     assert dict(result.rows)["latent values per image"] == "64 (4 x 4 x 4)"
-    assert "prior" not in result.text()
+    assert "prior parameters" in dict(result.rows) and "prior" in result.numbers["memory"]
 
 
 def test_on_a_named_machine_times_are_computed_and_shrink_with_its_speed(here: Accelerator) -> None:

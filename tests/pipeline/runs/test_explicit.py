@@ -66,12 +66,6 @@ def test_a_file_s_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "encode.corner_scale has no effect: only encode.ten_crop cuts corners\n"
 
 
-def test_the_other_stage_of_a_continuous_tokenizer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    say.cache_clear()
-    load_recipe("cifar10-vae", {"prior.model.n_layers": 7})
-    assert "prior.model.n_layers has no effect: the tokenizer is continuous" in capsys.readouterr().err
-
-
 @pytest.fixture
 def pretrained(tmp_path: Path) -> str:
     (tmp_path / "t").mkdir()

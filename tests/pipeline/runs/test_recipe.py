@@ -182,18 +182,20 @@ def test_a_circle_and_an_unknown_base_are_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "one.yaml"))
 
 
-def test_a_continuous_tokenizer_runs_to_its_report_and_refuses_what_needs_codes(tmp_path: Path) -> None:
-    from foundation.errors import ContractError
+def test_a_continuous_tokenizer_runs_to_its_report_and_generates(tmp_path: Path) -> None:
+    from pipeline import ImageGenerator
 
     overrides = {**TINY, "tokenizer.model": {**TINY["tokenizer.model"], "quantizer": {"type": "kl", "width": 2}}}
     job = start_run("digits", str(tmp_path / "run"), overrides)
     job.all()
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "the latent is continuous" in page and "PSNR" in page
-    assert not (tmp_path / "run" / "codes").exists()
-    for stage in (job.encode, job.train_prior):
-        with pytest.raises(ContractError, match="makes no codes"):
-            stage()
+    assert "Without the prior" in page and "nats per value" in page and "PSNR" in page
+    generator = ImageGenerator.from_pretrained(tmp_path / "run")
+    out = generator("3", 2, seed=0, output_type="pt")
+    assert out.images.shape == (2, 1, 8, 8) and out.codes.shape == (2, 4, 4, 2)
+    kept = generator.complete(out.images, rows=0.5, seed=1, output_type="pt")
+    assert kept.images.shape == (2, 1, 8, 8)
+    assert bool(torch.isfinite(generator.score(out.images)).all())
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,54 @@ Hoogeboom et al. 2021, "Autoregressive diffusion models", arXiv:2110.02037, sect
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
+from foundation.codes.spec import CodeSpec
 from foundation.config import require
 from foundation.images.buckets import grouped
 from foundation.randomness import derive_seed
+from stage2_prior.config import PriorConfig
 from stage2_prior.head_loss import nll_per_code
 from stage2_prior.orders import MASKED, ORDERS, Cells
 
-if TYPE_CHECKING:
-    from stage2_prior.prior import PriorModel
+
+class Predictor(Protocol):
+    """What the likelihood needs of a prior; see ``PriorModel``."""
+
+    config: PriorConfig
+    spec: CodeSpec
+    n_codes: int
+    is_masked: bool
+    head: nn.Linear
+
+    def hidden(
+        self,
+        tokens_BT: torch.Tensor,
+        labels_B: torch.Tensor,
+        orders_BT: torch.Tensor | None = None,
+        grids_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Inputs of the head."""
+
+    def sizes(self, tokens_BT: torch.Tensor, orders_BT: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Size of each code's codebook."""
+
+    def sizes_on(self, device: torch.device) -> torch.Tensor:
+        """Size of each position's codebook."""
+
+    def in_steps(self, codes_BT: torch.Tensor) -> torch.Tensor:
+        """Codes as steps take them."""
+
+    def nll_of(self, hidden_NE: torch.Tensor, codes: torch.Tensor, size_N: torch.Tensor | None) -> torch.Tensor:
+        """-ln p of what each step predicts."""
 
 
 def nll_in_order(
-    prior: PriorModel,
+    prior: Predictor,
     tokens_BT: torch.Tensor,
     labels_B: torch.Tensor,
     grids_B: torch.Tensor | None,
@@ -46,7 +77,7 @@ def nll_in_order(
     return _causal(prior, tokens_BT, labels_B, orders_BT, grids_B)
 
 
-def _orders(prior: PriorModel, order: str, grids_B: np.ndarray, seed: int) -> np.ndarray:
+def _orders(prior: Predictor, order: str, grids_B: np.ndarray, seed: int) -> np.ndarray:
     """(B, T), of images of these shapes."""
     orders_BT = np.empty((len(grids_B), prior.n_codes), np.int64)
     for grid, rows in grouped(grids_B):
@@ -56,7 +87,7 @@ def _orders(prior: PriorModel, order: str, grids_B: np.ndarray, seed: int) -> np
 
 
 def nats_of_known(
-    prior: PriorModel, known_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None
+    prior: Predictor, known_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None
 ) -> torch.Tensor:
     """-ln p(known codes | class) of each image by a prior of order any or masked, (B,) float32.
 
@@ -77,7 +108,7 @@ def nats_of_known(
 
 
 def _causal(
-    prior: PriorModel,
+    prior: Predictor,
     tokens_BT: torch.Tensor,
     labels_B: torch.Tensor,
     orders_BT: torch.Tensor | None,
@@ -94,7 +125,7 @@ def _causal(
 
 
 def _masked(
-    prior: PriorModel,
+    prior: Predictor,
     tokens_BT: torch.Tensor,
     labels_B: torch.Tensor,
     orders_BT: torch.Tensor,
@@ -116,7 +147,7 @@ def _masked(
 
 
 def _masked_on_average(
-    prior: PriorModel, tokens_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None, seed: int
+    prior: Predictor, tokens_BT: torch.Tensor, labels_B: torch.Tensor, grids_B: torch.Tensor | None, seed: int
 ) -> torch.Tensor:
     """One pass, at a random number of known codes: T / n at each of the n codes that may come next, 0 elsewhere.
 

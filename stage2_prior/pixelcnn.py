@@ -37,7 +37,7 @@ class GatedLayer(nn.Module):
         self.reach, self.dropout = reach, dropout
         self.vertical = nn.Conv2d(width, 2 * width, (reach + 1, 2 * reach + 1))
         self.horizontal = nn.Conv2d(width, 2 * width, (1, reach + 1))
-        self.link = nn.Conv2d(2 * width, 2 * width, 1)
+        self.down = nn.Conv2d(2 * width, 2 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
         self.class_gates = nn.Embedding(n_classes, 4 * width)
         nn.init.zeros_(self.class_gates.weight)
@@ -50,7 +50,7 @@ class GatedLayer(nn.Module):
         reach = self.reach
         for_above, for_left = self.class_gates(labels_B)[:, :, None, None].chunk(2, 1)
         above = self.vertical(F.pad(above_BEHW, (reach, reach, reach, 0)))
-        left = self.horizontal(F.pad(left_BEHW, (reach, 0))) + self.link(above)
+        left = self.horizontal(F.pad(left_BEHW, (reach, 0))) + self.down(above)
         added = self.out(_gated(left + for_left))
         return _gated(above + for_above), left_BEHW + F.dropout(added, self.dropout, self.training)
 

@@ -152,9 +152,9 @@ def test_rows_that_guidance_does_not_need_are_not_computed(monkeypatch: pytest.M
     prior, seen = model(), []
     extend = DecodingEngine.extend
 
-    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any) -> torch.Tensor:
+    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         seen.append(tuple(tokens_RQ.shape))
-        return extend(self, tokens_RQ, *given)
+        return extend(self, tokens_RQ, *given, **named)
 
     monkeypatch.setattr(DecodingEngine, "extend", counting)
     labels, uniforms = inputs(prior, batch=4)
@@ -180,9 +180,9 @@ def test_nothing_is_computed_where_codes_are_known(monkeypatch: pytest.MonkeyPat
     codes = decode_codes(prior, labels, uniforms, PLAIN)
     extend = DecodingEngine.extend
 
-    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any) -> torch.Tensor:
+    def counting(self: DecodingEngine, tokens_RQ: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         seen.append(tokens_RQ.shape[1])
-        return extend(self, tokens_RQ, *given)
+        return extend(self, tokens_RQ, *given, **named)
 
     monkeypatch.setattr(DecodingEngine, "extend", counting)
     known = codes.clone()

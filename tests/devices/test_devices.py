@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from support.random_prior import LEVELS, OPTIONS, decode_codes, examples, model
 from support.tiny_run import TINY
 from support.training_steps import (
+    ARCHITECTURES,
     GAN,
     PERCEPTUAL,
     PRIORS,
@@ -277,6 +278,18 @@ def test_no_kind_of_training_of_a_prior_waits_in_a_step(name: str, device: torch
                 crossed.clear()
     assert dict(crossed) == {}
     assert sum(crossed.sent.values()) == 2 * (name in ("random order", "regularized")), "orders and noise of two steps"
+
+
+@pytest.mark.skipif(not FAR, reason="counts waits")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_kind_of_prior_waits_in_a_step(name: str, device: torch.device, crossed: Any) -> None:
+    with device_of_training(device) as accelerator:
+        take_step = prior_step({}, accelerator, ARCHITECTURES[name], levels=0)
+        for step in range(3):
+            take_step(step)
+            if step == 0:
+                crossed.clear()
+    assert dict(crossed) == {}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from support.tiny_prior import BATCH, EVERYTHING, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train
+from support.tiny_prior import BATCH, EVERYTHING, KINDS, N_IMAGES, STEPS, column, dataset, rows, tiny_task, train
 
 from foundation.errors import ConfigError
 from foundation.training.config import FitConfig, OptimConfig
@@ -48,6 +48,14 @@ def test_accumulation_gives_the_gradient_of_the_undivided_batch(micro_batch_size
     other_loss, parts = gradients(micro_batch_size=micro_batch_size, **options)
     assert other_loss == pytest.approx(loss, rel=1e-6)
     assert (whole - parts).norm() <= 1e-6 * whole.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_every_kind_of_prior_is_that_of_the_undivided_batch(kind: str) -> None:
+    loss, whole = gradients(options=KINDS[kind])
+    other_loss, parts = gradients(options=KINDS[kind], micro_batch_size=5, checkpoint_blocks=True)
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    assert 0 < (whole - parts).norm() <= 1e-6 * whole.norm()
 
 
 def test_recomputed_blocks_give_the_same_gradient_with_dropout() -> None:
@@ -92,6 +100,22 @@ def test_a_run_killed_at_ten_places_ends_with_the_same_bits(tmp_path: Path) -> N
     for one, other in ((expected.model, resumed.model), (expected.exported(), resumed.exported())):
         pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_of_every_kind_of_prior_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    how: dict[str, Any] = {"options": KINDS[kind], "dropout": 0.2, "micro_batch_size": 3, "average_decay": 0.9}
+    tasks = []
+    for name, stops in (("whole", ()), ("killed", (2, 7, 13))):
+        (tmp_path / name).mkdir()
+        for stop_at in (*stops, None):
+            task = train(tmp_path / name, tiny_task(accelerator, stop_at=stop_at, **how), accelerator)
+        tasks.append(task)
+    assert min(tasks[1].seen) > 1, "it continued"
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    for one, other in zip(*(task.exported().state_dict().values() for task in tasks), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_training_learns_and_logs_what_it_did(tmp_path: Path) -> None:

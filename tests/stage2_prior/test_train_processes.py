@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from support.tiny_prior import EVERYTHING, STEPS, column, rows, tiny_task, train
+from support.tiny_prior import EVERYTHING, KINDS, STEPS, column, rows, tiny_task, train
 
 from foundation.errors import TrainingError
 from foundation.training import learner, optim
@@ -79,6 +79,26 @@ def _require_loads_alone(folder: Path) -> None:
     exported = PriorModel.load(folder / "exported").state_dict()
     assert all(torch.equal(value, exported[name]) for name, value in task.exported().state_dict().items())
     assert any(not torch.equal(value, exported[name]) for name, value in task.model.state_dict().items())
+
+
+def _train_kind(folder: Path, kind: str) -> None:
+    accelerator = processes()
+    train(folder, tiny_task(accelerator, options=KINDS[kind], micro_batch_size=3), accelerator)
+
+
+@pytest.mark.parametrize("kind", ["any", "masked, guidance-input", "pixelcnn"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_train_every_kind_of_prior_like_one(
+    strategy: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir(), together.mkdir()
+    accelerator = Accelerator(cpu=True)
+    train(alone, tiny_task(accelerator, options=KINDS[kind]), accelerator)
+    launch(monkeypatch, strategy, _train_kind, together, kind)
+    assert column(together, "loss") == pytest.approx(column(alone, "loss"), rel=1e-4)
+    scores = [[row["nats_per_code"] for row in rows(folder, "held_out")] for folder in (together, alone)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
 def test_the_number_of_processes_may_change_in_the_middle_of_an_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,17 @@ EVERYTHING: dict[str, Any] = {
 }
 """Training options, all on."""
 
+AWARE = {"target_aware": True}
+KINDS: dict[str, dict[str, Any]] = {
+    "random-to-raster": {"order": "random-to-raster"},
+    "any": {"order": "any"},
+    "masked": {"order": "masked"},
+    "guidance-input": {"guidance_input": True},
+    "masked, guidance-input": {"order": "masked", "guidance_input": True},
+    "pixelcnn": {"block": "pixelcnn"},
+}
+"""name => options of a prior's architecture that change its training"""
+
 _SPEC = spec((CodeLevel(height=2, width=3, codebook_size=11),), N_CLASSES)
 
 
@@ -67,11 +79,16 @@ def dataset() -> Any:
 
 
 def tiny_task(
-    accelerator: Accelerator, *, dropout: float = 0.0, stop_at: int | None = None, **training: Any
+    accelerator: Accelerator,
+    *,
+    dropout: float = 0.0,
+    stop_at: int | None = None,
+    options: Mapping[str, Any] = AWARE,
+    **training: Any,
 ) -> TinyTask:
-    """A task with fresh weights, the same each time."""
+    """A task with fresh weights, the same each time; ``options`` are of the architecture."""
     torch.manual_seed(0)
-    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, rope_base=100.0, dropout=dropout, target_aware=True)
+    config = PriorConfig(d_model=16, n_layers=2, n_heads=2, rope_base=100.0, dropout=dropout, **options)
     training = {
         "fit": fit_config(),
         "optim": OptimConfig(learning_rate=3e-3, warmup_steps=4, schedule="wsd"),

@@ -111,6 +111,13 @@ PRIORS: dict[str, dict[str, Any]] = {
     "regularized": {"regularizer": {"noise": 0.5}},
 }
 """trainings of a prior"""
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "any order": {"order": "any"},
+    "masked": {"order": "masked"},
+    "guidance as an input": {"guidance_input": True},
+    "PixelCNN": {"block": "pixelcnn"},
+}
+"""options of a prior whose steps differ"""
 Step = Callable[[int], dict[str, Any]]
 
 
@@ -207,9 +214,11 @@ def waits_by_kind() -> dict[str, dict[str, int]]:
         for title, (name, kind) in kinds.items():
             with device_of_training(FAR) as accelerator:
                 found[title] = _most(tokenizer_step(kind, TRAININGS[name], accelerator), waits)
-        for name, settings in PRIORS.items():
+        priors = {name: (settings, {}, -1) for name, settings in PRIORS.items()}
+        priors |= {name: ({}, options, 0) for name, options in ARCHITECTURES.items()}
+        for name, arguments in priors.items():
             with device_of_training(FAR) as accelerator:
-                found[f"prior, {name}"] = _most(prior_step(settings, accelerator), waits)
+                found[f"prior, {name}"] = _most(prior_step(arguments[0], accelerator, *arguments[1:]), waits)
         steps = loop_waits(FAR, waits)
         found["loop, a step between log lines"], found["loop, a step with a log line"] = steps[5], steps[8]
     return found

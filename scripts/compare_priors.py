@@ -127,7 +127,7 @@ def steps_of(source: RunFolder, out: Path, minutes: float) -> int:
 def references(source: RunFolder) -> dict[str, float]:
     """Held-out bits per code of the models that count, fitted on the training codes."""
     train, validation = (TokenDataset(source.codes, split) for split in ("train", "validation"))
-    models = {
+    models: dict[str, UnigramModel | NeighbourModel] = {
         "counts of left and upper neighbours": NeighbourModel.fit(train.codes_NT, train.spec),
         "code frequencies": UnigramModel.fit(train.codes_NT, train.spec),
     }

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from foundation.config import require
 from foundation.training.config import Precision
+from foundation.training.linear import linear
 
 Settled = Literal["float32", "bf16"]
 VARIABLE = "TESSERA_PRECISION"
@@ -29,7 +30,7 @@ _HOPELESS = 5.0
 _FLOPS = {"cpu": 3e8}
 _FLOPS_OF_GPU = 5e10
 """of one timed forward pass: milliseconds"""
-_ROUNDS, _MOST_IMAGES = 3, 64
+_ROUNDS, _MOST_IMAGES = 9, 64
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,11 @@ class Product:
         return 2.0 * self.rows * self.width_in * self.width_out
 
     def build(self, flops: float, device: torch.device) -> tuple[Callable[[], torch.Tensor], float]:
-        """A forward pass of at most about ``flops``, with gradients to input and weight; and its share of this one."""
-        share = min(1.0, flops / self.flops)
-        rows = max(16, int(self.rows * share))
+        """A forward pass of about ``flops``, with gradients to input and weight; and how many of this one it is."""
+        rows = max(16, int(self.rows * min(_MOST_IMAGES, flops / self.flops)))
         x = torch.randn(rows, self.width_in, device=device, requires_grad=True)
         weight = torch.randn(self.width_out, self.width_in, device=device, requires_grad=True)
-        return lambda: F.linear(x, weight), rows / self.rows
+        return lambda: linear(x, weight), rows / self.rows
 
 
 @dataclass(frozen=True)
@@ -132,36 +132,38 @@ def settled(precision: Precision, device: torch.device, operations: Sequence[Ope
 
 @functools.cache
 def measure_precisions(operations: tuple[Operation, ...], device: str) -> Speeds:
-    """Time forward and backward passes of each operation in float32 and under bf16 autocast, a second or less."""
+    """Time forward and backward passes of each operation in float32 and under bf16 autocast, a second or less.
+
+    Both take turns, and the shortest time of each counts: other work on the machine slows both, or neither.
+    """
     place, totals = torch.device(device), {"float32": 0.0, "bf16": 0.0}
     flops = _FLOPS.get(place.type, _FLOPS_OF_GPU)
     with torch.random.fork_rng():
         for operation in operations:
             work, share = operation.build(flops, place)
-            exact = _seconds(work, place, bf16=False)
-            try:
-                lower = _seconds(work, place, bf16=True, limit=_HOPELESS * exact)
-            except (RuntimeError, NotImplementedError):  # no bf16 on this device
-                lower = float("inf")
+            exact, lower = float("inf"), float("inf")
+            for i in range(_ROUNDS):
+                exact = min(exact, _seconds(work, place, bf16=False))
+                if i > 0 and not lower < _HOPELESS * exact:
+                    continue
+                try:
+                    lower = min(lower, _seconds(work, place, bf16=True))
+                except (RuntimeError, NotImplementedError):  # no bf16 on this device
+                    break
             totals["float32"] += exact / share
             totals["bf16"] += lower / share
     return Speeds(**totals)
 
 
-def _seconds(work: Callable[[], torch.Tensor], device: torch.device, *, bf16: bool, limit: float = 0.0) -> float:
-    """The shortest of some forward and backward passes; fewer if one takes longer than ``limit``."""
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        _wait(device)
-        began = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            result = work()
-        result.sum().backward()
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-        if 0 < limit < best:
-            break
-    return best
+def _seconds(work: Callable[[], torch.Tensor], device: torch.device, *, bf16: bool) -> float:
+    """Of a forward and a backward pass."""
+    _wait(device)
+    began = time.perf_counter()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        result = work()
+    result.sum().backward()
+    _wait(device)
+    return time.perf_counter() - began
 
 
 def _wait(device: torch.device) -> None:

@@ -187,8 +187,11 @@ def tokenizer_flops(model: TokenizerConfig, n_channels: int, side: int) -> float
 
 def prior_cost(config: PriorConfig, spec: CodeSpec) -> tuple[float, int]:
     """FLOPs of a forward pass over the codes of one image; weights in the blocks."""
-    width, n_codes = config.shape.d_model, spec.n_codes
+    width, n_steps = config.shape.d_model, spec.n_codes
+    outputs = max(slot.codebook_size for slot in spec.slots)
+    if spec.latents:
+        depth = spec.levels[0].depth
+        n_steps, outputs = n_steps // depth, config.mixtures * (1 + 2 * depth)
     n_block = config.shape.n_layers * (4 * width**2 + 3 * width * config.feed_forward_width)
-    head = width * max(slot.codebook_size for slot in spec.slots)
-    attention = 4 * config.shape.n_layers * n_codes**2 * width
-    return 2.0 * n_codes * (n_block + head) + attention, n_block
+    attention = 4 * config.shape.n_layers * n_steps**2 * width
+    return 2.0 * n_steps * (n_block + width * outputs) + attention, n_block

@@ -89,10 +89,10 @@ def prior_operations(config: PriorConfig, batch_size: int) -> tuple[Operation, .
 
 
 def tokenizer_operations(config: TokenizerConfig, size_CYX: tuple[int, int, int]) -> tuple[Operation, ...]:
-    """The convolutions of encoder and decoder with the largest share of their FLOPs."""
+    """The convolutions and products of encoder and decoder with the largest share of their FLOPs, for one image."""
     channels, height, width = size_CYX
     side = config.stride
-    with torch.device("meta"), torch.no_grad(), _Convolutions() as watch:
+    with torch.device("meta"), torch.no_grad(), _Counted() as watch:
         try:
             config.networks.build_encoder(channels, config.encoder_channels)(torch.empty(1, channels, height, width))
             latents = torch.empty(1, config.latent_channels, height // side, width // side)
@@ -102,8 +102,8 @@ def tokenizer_operations(config: TokenizerConfig, size_CYX: tuple[int, int, int]
     return tuple(each for each, _ in watch.flops.most_common(_MOST_KINDS)) or TYPICAL
 
 
-class _Convolutions(TorchDispatchMode):
-    """Adds up the FLOPs of each kind of convolution."""
+class _Counted(TorchDispatchMode):
+    """Adds up the FLOPs of each kind of convolution and product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +114,10 @@ class _Convolutions(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             weight, transposed = args[1], args[6]
             one, other = (0, 1) if transposed else (1, 0)
-            kind = Convolution(weight.shape[one], weight.shape[other], weight.shape[2], *result.shape[2:])
+            kind: Operation = Convolution(weight.shape[one], weight.shape[other], weight.shape[2], *result.shape[2:])
+            self.flops[kind] += int(kind.flops)
+        elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            rows_RK, weight_KN = args[-2:]
+            kind = Product(rows_RK.shape[0], rows_RK.shape[1], weight_KN.shape[1])
             self.flops[kind] += int(kind.flops)
         return result

@@ -229,7 +229,7 @@ class CompiledEngine(DecodingEngine):
         if shape in self._programs:
             return self._step(*arguments)
         try:
-            with torch._dynamo.config.patch(recompile_limit=_MOST_PROGRAMS):
+            with torch._dynamo.config.patch(recompile_limit=_MOST_PROGRAMS, fail_on_recompile_limit_hit=True):
                 result = self._step(*arguments)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             self._refused.add(shape)

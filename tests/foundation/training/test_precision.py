@@ -1,9 +1,12 @@
 """Precision auto: a measurement, an environment variable, and what is clearly faster."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from foundation.errors import ConfigError
+from foundation.training import precision
 from foundation.training.precision import TYPICAL, VARIABLE, Convolution, Product, Speeds, measure_precisions, settled
 
 CPU = torch.device("cpu")
@@ -45,6 +48,23 @@ def test_speeds_are_said_in_words() -> None:
     assert Speeds(1.0, 1.02).text() == Speeds(1.0, 0.98).text() == "bf16 is about as fast here"
     assert Speeds(3.0, 1.0).text() == "bf16 is 3.0 times as fast here"
     assert Speeds(1.0, float("inf")).text() == "bf16 is not available here"
+
+
+def test_other_work_on_the_machine_slows_both_or_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest of times that take turns."""
+    times = iter([1.0, 9.0] + 16 * [1.5, 1.0])
+    seen: list[bool] = []
+
+    def seconds(work: object, device: object, *, bf16: bool) -> float:
+        seen.append(bf16)
+        return next(times)
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    operation = Product(640, 48, 16)
+    assert measure_precisions((operation,), "cpu").text() == "bf16 is 9.0 times slower here", "given up at once"
+    assert seen.count(True) == 1
+    times = iter([3.0, 2.0] + [3.0, 1.0] + 16 * [2.0, 4.0])
+    assert measure_precisions((dataclasses.replace(operation, rows=641),), "cpu").faster == "bf16"
 
 
 def test_a_measurement_leaves_the_random_numbers_as_they_were() -> None:

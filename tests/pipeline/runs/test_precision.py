@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny_run import TINY
 
-from foundation.training.precision import VARIABLE, Convolution, Speeds
+from foundation.training.precision import VARIABLE, Convolution, Product, Speeds
 from pipeline.runs import precision
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.precision import settle_precision, tokenizer_operations
@@ -62,6 +62,14 @@ def test_a_run_keeps_what_it_began_with(monkeypatch: pytest.MonkeyPatch, tmp_pat
         run.release()
         assert precisions(run.recipe)[0] == precisions(run.recipe)[2] == "bf16"
         assert precisions(folder.load_recipe()) == precisions(run.recipe)
+
+
+def test_products_decide_for_a_tokenizer_of_transformers() -> None:
+    """And not the one convolution that cuts its patches."""
+    recipe = load_recipe("cifar10-20min")
+    width = recipe.tokenizer.model.networks.width  # type: ignore[attr-defined]
+    found = tokenizer_operations(recipe.tokenizer.model, (3, 32, 32))
+    assert found[0] == Product(64, width, 3 * width) and all(isinstance(each, Product) for each in found)
 
 
 def test_convolutions_that_take_most_of_the_time_are_found() -> None:

@@ -98,7 +98,7 @@ def split_heads(
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one block's earlier inputs, and where those of new ones belong.
+    """Keys and values of one block's earlier inputs, and where new ones belong.
 
     Attributes:
         keys_BNTK, values_BNTK: memory for all T inputs.

@@ -149,7 +149,7 @@ class PriorLoss(nn.Module):
     def _guided(
         self, hidden_BTE: torch.Tensor, given: Given, shares_B: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states whose logits are to be those of the data, and the part of them that is trained.
+        """Hidden states whose logits are to match the data, and the part of them that is trained.
 
         With share b, the logits b l(class, b) + (1 - b) l(no class) are trained, the second part as it is: then
         l(class, b) are the logits of guidance with scale 1 / b. Logits are linear in hidden states. Source: Chen et al.

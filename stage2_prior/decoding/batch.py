@@ -139,7 +139,7 @@ class BatchDecoder:
 
         The pass takes in guesses of the codes of the window. What it samples at a step is right if all guesses before
         it are what it samples there: the first wrong guess ends what is kept, and what was sampled after it are the
-        next guesses. So codes are those of one step after another (Song et al. 2021, "Accelerating feedforward
+        next guesses. So codes are the same as step by step (Song et al. 2021, "Accelerating feedforward
         computation via parallel nonlinear equation solving", arXiv:2002.03629, section 4, fixed-point iteration).
         """
         size = self._within(first, size)

@@ -70,7 +70,7 @@ class KVCache:
 
 
 class CodesCache:
-    """The class and codes of R rows, for a prior that computes all features anew at each step.
+    """The class and codes of R rows, for a prior that computes all features again at each step.
 
     Args:
         labels_R, tokens_RT: memory, int64.

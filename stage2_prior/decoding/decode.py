@@ -81,7 +81,7 @@ def iterate_codes(
     that all of them condition all others.
 
     Lazy: stop iterating to stop computing. What is written into ``codes_BK`` of a step replaces those codes: later ones
-    are sampled given them. Weights that are changed in between have no effect.
+    are sampled given them. Do not change weights in between: a CPU may have packed a copy.
 
     Args:
         prior: in evaluation mode.

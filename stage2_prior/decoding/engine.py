@@ -122,7 +122,7 @@ class DecodingEngine:
 
 
 class RecomputingEngine(DecodingEngine):
-    """Steps of a prior without a cache of features: each computes those of all codes so far."""
+    """Steps of a prior without a cache of features: each computes the features of all codes so far."""
 
     @torch.inference_mode()
     def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:

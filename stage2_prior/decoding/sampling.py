@@ -78,7 +78,7 @@ class SamplingConfig:
     """how a code is drawn; inverse: by the inverse of the cumulative probabilities; gumbel: as the largest of log p
     plus noise; each has its own images for a seed, and gumbel takes fewer passes with a window"""
     window: int | None = added_later(None)
-    """most codes that one pass may guess ahead and keep where the guess was right; the codes are those of 1, which
+    """most codes that one pass may guess ahead and keep where the guess was right, with the same codes as 1, which
     takes one at a time; null tries what is faster where few images are sampled"""
     entropy_temperature: tuple[float, float, float] | None = added_later(None)
     """a, b, c of a second temperature, a * exp(-entropy / b) + c; it acts after the first, with the entropy in nats of

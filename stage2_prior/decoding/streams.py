@@ -31,7 +31,7 @@ class GumbelStreams:
         self._kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def at(self, positions_BK: torch.Tensor) -> torch.Tensor:
-        """(B * K, V) float32, above 0; those of the latest call are kept, as windows ask again."""
+        """(B * K, V) float32, above 0; the latest numbers are kept, as windows ask for them again."""
         keys = [(image, position) for image, row in enumerate(positions_BK.tolist()) for position in row]
         self._kept = {key: self._kept[key] if key in self._kept else self._drawn(*key) for key in keys}
         return torch.stack(list(self._kept.values()))

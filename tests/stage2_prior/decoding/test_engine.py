@@ -116,7 +116,7 @@ def test_drawing_sees_every_change_of_the_weights() -> None:
 
 
 class Doubled(nn.Module):
-    """Another module in the place of a layer."""
+    """Another module instead of a layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

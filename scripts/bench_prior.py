@@ -1,23 +1,26 @@
-"""Speed and memory of one step of training the prior: forward, loss, backward, clip, AdamW.
+"""Speed and memory of one step of training the prior: forward, loss, backward, clip, fused AdamW.
 
-Ours and transformers' LlamaForCausalLM of the same depth, width, heads, feed-forward width and vocabulary train on the
-same random codes, each in the fastest of its modes: float32 or bf16 autocast, and for the reference also the
-library's attention or the plain one. The fastest of each are then timed in turn, each in a process of its own, ours
-with the allocator as a run sets it up; memory is the peak resident set of another one. The floor is the step's
-products (6 per parameter and token, and 12 * layers * width * T per token for attention) at the speed of a 2,048-wide
-matrix product, measured in the same run.
+Ours, the same transformer in plain torch (``plain_transformer.py``) and transformers' LlamaForCausalLM of the same
+depth, width, heads, feed-forward width and vocabulary train on the same random codes, each in the fastest of its
+modes: float32 or bf16 autocast, and for Llama also the library's attention or the plain one. Ours and the plain one
+drop as many values; Llama, which has dropout of attention only, drops none. They are timed in turn, each in a process
+of its own, ours with the allocator as a run sets it up; memory is the peak resident set of another one. The floor is
+the step's products (6 per parameter and token, and 12 * layers * width * T per token for attention) at the speed of a
+2,048-wide matrix product, measured in the same run.
 
-    python scripts/bench_prior.py [--quick] [--only TEXT] [--threads N] [--json FILE]
+    python scripts/bench_prior.py [--quick] [--only TEXT] [--precision float32] [--threads N] [--json FILE]
+
+``bench_kernels.py`` takes the CPU kernels of our step away, one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from bench_report import (
-    OwnProcess,
     Row,
     bench_parser,
     compare,
@@ -26,8 +29,10 @@ from bench_report import (
     peak_memory_mib,
     report,
     resident_mib,
+    time_in_own_processes,
     time_in_turn,
 )
+from plain_transformer import PlainTransformer, Sizes
 from torch import nn
 
 from foundation.codes.spec import CodeLevel, CodeSpec
@@ -39,11 +44,8 @@ from stage2_prior.config import PriorConfig
 from stage2_prior.prior import PriorModel
 from stage2_prior.train import PriorLoss
 
-REFERENCE = "transformers LlamaForCausalLM"
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-OUR_MODES = tuple((kind, "") for kind in TYPES)
-REFERENCE_MODES = tuple((kind, attention) for kind in TYPES for attention in ("sdpa", "eager"))
-Mode = tuple[str, str]
+PLAIN, LLAMA = "plain torch", "transformers LlamaForCausalLM"
 Step = Callable[[], torch.Tensor]
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -78,15 +80,41 @@ class Workload:
 
 
 def _transformer(width: int, layers: int, heads: int) -> PriorConfig:
-    return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.0)
+    return PriorConfig(d_model=width, n_layers=layers, n_heads=heads, dropout=0.1)
 
 
 WORKLOADS = {
-    "256 x 6, V 16,384": Workload(_transformer(256, 6, 4), 16384, 16),
-    "256 x 6, V 65,536": Workload(_transformer(256, 6, 4), 65536, 16),
-    "512 x 8, V 16,384": Workload(_transformer(512, 8, 8), 16384, 8),
+    "256 x 6, 64 codes of 1,024": Workload(_transformer(256, 6, 4), 1024, 64, side=8),
+    "256 x 6, 256 codes of 16,384": Workload(_transformer(256, 6, 4), 16384, 16),
+    "512 x 8, 256 codes of 16,384": Workload(_transformer(512, 8, 8), 16384, 8),
 }
-QUICK = {"quick: 64 x 2, V 1,024": Workload(_transformer(64, 2, 2), 1024, 4, side=8)}
+QUICK = {"quick: 64 x 2, 64 codes of 1,024": Workload(_transformer(64, 2, 2), 1024, 4, side=8)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+        kind: ``ours``, ``plain`` or ``llama``.
+        precision: key of ``TYPES``.
+        attention: of ``llama``: ``sdpa`` or ``eager``.
+    """
+
+    kind: str
+    precision: str
+    attention: str = "sdpa"
+
+    @property
+    def mode(self) -> str:
+        """As a table names it."""
+        return self.precision + (f" {self.attention}" if self.kind == "llama" else "")
+
+
+def cases_of(kind: str, precisions: Sequence[str]) -> list[Case]:
+    """All modes of one competitor."""
+    attentions = ("sdpa", "eager") if kind == "llama" else ("sdpa",)
+    return [Case(kind, precision, attention) for precision in precisions for attention in attentions]
 
 
 def our_model(workload: Workload) -> tuple[nn.Module, Loss]:
@@ -98,7 +126,16 @@ def our_model(workload: Workload) -> tuple[nn.Module, Loss]:
     return prior, lambda tokens: objective(tokens, torch.full_like(tokens[:, 0], prior.null_class))[0]
 
 
-def reference_model(workload: Workload, attention: str) -> tuple[nn.Module, Loss]:
+def plain_model(workload: Workload) -> tuple[nn.Module, Loss]:
+    """The same transformer in plain torch, and its loss."""
+    config = workload.config
+    (n_layers, n_heads, width), wide = config.shape, config.feed_forward_width
+    sizes = Sizes(width, n_layers, n_heads, wide, workload.vocab_size, workload.side, config.dropout)
+    model = PlainTransformer(sizes).train()
+    return model, model
+
+
+def llama_model(workload: Workload, attention: str) -> tuple[nn.Module, Loss]:
     """The library's model, and its own loss; a code before the first stands in for the class."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -118,16 +155,18 @@ def reference_model(workload: Workload, attention: str) -> tuple[nn.Module, Loss
     return model, lambda tokens: model(tokens.roll(1, 1), labels=tokens, shift_labels=tokens).loss
 
 
-def build_step(workload: Workload, mode: Mode, *, ours: bool) -> Step:
+def build_step(workload: Workload, case: Case) -> Step:
     """A training step on fixed random codes, with fresh weights and optimizer; it returns the loss."""
     torch.manual_seed(0)
     tokens_BT = torch.randint(workload.vocab_size, (workload.batch, workload.side**2))
-    precision, attention = mode
-    model, loss_of = our_model(workload) if ours else reference_model(workload, attention)
+    if case.kind == "llama":
+        model, loss_of = llama_model(workload, case.attention)
+    else:
+        model, loss_of = our_model(workload) if case.kind == "ours" else plain_model(workload)
     optimizer = adamw(model, OptimConfig())
 
     def step() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.precision == "bf16"):
             loss = loss_of(tokens_BT)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,27 +177,28 @@ def build_step(workload: Workload, mode: Mode, *, ours: bool) -> Step:
     return step
 
 
-def own_step(name: str, mode: Mode, ours: bool, n_threads: int) -> Step:
+def own_step(name: str, case: Case, n_threads: int) -> Step:
     """The step in a process of its own, in which ours sets up the allocator as a run does."""
     torch.set_num_threads(n_threads)
-    if ours:
+    if case.kind == "ours":
         keep_freed_memory()
-    return build_step({**WORKLOADS, **QUICK}[name], mode, ours=ours)
+    return build_step({**WORKLOADS, **QUICK}[name], case)
 
 
-def fastest(workload: Workload, modes: tuple[Mode, ...], *, ours: bool) -> tuple[Mode, dict[str, float]]:
-    """The mode of the shortest step, and the seconds of all."""
-    cases = {" ".join(mode).strip(): build_step(workload, mode, ours=ours) for mode in modes}
-    seconds = {name: timing.median for name, timing in time_in_turn(cases, repeats=1, warm_up=1).items()}
-    return modes[min(range(len(modes)), key=list(seconds.values()).__getitem__)], seconds
+def fastest(name: str, cases: Sequence[Case]) -> tuple[Case, dict[str, float]]:
+    """The case of the shortest step, and the seconds of all by mode."""
+    workload = {**WORKLOADS, **QUICK}[name]
+    steps = {case.mode: build_step(workload, case) for case in cases}
+    seconds = {mode: timing.median for mode, timing in time_in_turn(steps, repeats=1, warm_up=1).items()}
+    return min(cases, key=lambda case: seconds[case.mode]), seconds
 
 
-def step_memory(name: str, mode: Mode, ours: bool, n_threads: int) -> tuple[float, float]:
+def step_memory(name: str, case: Case, n_threads: int) -> tuple[float, float]:
     """MiB: (peak above the imports, resident after the imports) of three steps; for a process of its own."""
-    import transformers.models.llama.modeling_llama  # noqa: F401  (imported by both, so that neither counts it)
+    import transformers.models.llama.modeling_llama  # noqa: F401  (imported by all, so that none counts it)
 
     def run() -> None:
-        step = own_step(name, mode, ours, n_threads)
+        step = own_step(name, case, n_threads)
         for _ in range(3):
             step()
 
@@ -166,62 +206,60 @@ def step_memory(name: str, mode: Mode, ours: bool, n_threads: int) -> tuple[floa
     return peak_memory_mib(run), imports
 
 
-def bench(name: str, workload: Workload, repeats: int) -> list[Row]:
-    """A row of speed and a row of memory."""
+def bench(name: str, workload: Workload, precisions: Sequence[str], repeats: int) -> list[Row]:
+    """Rows of speed and of memory, beside each reference."""
     n_threads = torch.get_num_threads()
-    our_mode, our_seconds = fastest(workload, OUR_MODES, ours=True)
-    reference_mode, reference_seconds = fastest(workload, REFERENCE_MODES, ours=False)
-    with (
-        OwnProcess(own_step, name, our_mode, True, n_threads) as ours,
-        OwnProcess(own_step, name, reference_mode, False, n_threads) as reference,
-    ):
-        timings = time_in_turn({"ours": ours, "reference": reference}, repeats=repeats)
-    peaks = {mode[0]: matmul_peak(dtype=TYPES[mode[0]]) for mode in (our_mode, reference_mode)}
-    shares = {
-        key: workload.step_flops / timings[key].median / peaks[mode[0]]
-        for key, mode in (("ours", our_mode), ("reference", reference_mode))
-    }
-    config = {
-        "batch": workload.batch,
-        "tokens": workload.side**2,
-        "threads": n_threads,
-        "repeats": repeats,
-        "spread_ours": timings["ours"].spread,
-        "spread_reference": timings["reference"].spread,
-        "modes": {"ours": our_mode[0], "reference": " ".join(reference_mode)},
-        "seconds_by_mode": {"ours": our_seconds, "reference": reference_seconds},
-        "matmul_gflops": {kind: peak / 1e9 for kind, peak in peaks.items()},
-        "gflop_per_step": workload.step_flops / 1e9,
-        "share_of_matmul_peak": shares,
-    }
-    rates = {key: workload.n_tokens / timing.median for key, timing in timings.items()}
-    floor = workload.n_tokens * peaks[our_mode[0]] / workload.step_flops
-    speed = compare(
-        f"step, {name}",
-        "tokens/s",
-        rates["ours"],
-        rates["reference"],
-        REFERENCE,
-        more_is_better=True,
-        floor=floor,
-        config=config,
-    )
-    our_peak, imports = in_fresh_process(step_memory, name, our_mode, True, n_threads)
-    reference_peak, _ = in_fresh_process(step_memory, name, reference_mode, False, n_threads)
-    settings = {"modes": config["modes"], "resident_after_imports_mib": imports, "threads": n_threads}
-    memory = compare(f"peak memory, {name}", "MiB above imports", our_peak, reference_peak, REFERENCE, config=settings)
-    return [speed, memory]
+    chosen = {kind: fastest(name, cases_of(kind, precisions)) for kind in ("ours", "plain", "llama")}
+    cases = {kind: case for kind, (case, _) in chosen.items()}
+    timings = time_in_own_processes(own_step, {kind: (name, case, n_threads) for kind, case in cases.items()}, repeats)
+    peaks = {kind: matmul_peak(dtype=TYPES[kind]) for kind in {case.precision for case in cases.values()}}
+    memory = {kind: in_fresh_process(step_memory, name, case, n_threads) for kind, case in cases.items()}
+    rates = {kind: workload.n_tokens / timing.median for kind, timing in timings.items()}
+    rows = []
+    for kind, reference in (("plain", PLAIN), ("llama", LLAMA)):
+        pair = ("ours", kind)
+        config = {
+            "batch": workload.batch,
+            "tokens": workload.side**2,
+            "threads": n_threads,
+            "repeats": repeats,
+            "spread_ours": timings["ours"].spread,
+            "spread_reference": timings[kind].spread,
+            "modes": {each: cases[each].mode for each in pair},
+            "seconds_by_mode": {each: chosen[each][1] for each in pair},
+            "matmul_gflops": {each: peak / 1e9 for each, peak in peaks.items()},
+            "gflop_per_step": workload.step_flops / 1e9,
+            "share_of_matmul_peak": {
+                each: workload.step_flops / timings[each].median / peaks[cases[each].precision] for each in pair
+            },
+        }
+        floor = workload.n_tokens * peaks[cases["ours"].precision] / workload.step_flops
+        what, unit = f"step, {name}", "tokens/s"
+        rows.append(
+            compare(what, unit, rates["ours"], rates[kind], reference, more_is_better=True, floor=floor, config=config)
+        )
+        settings = {"modes": config["modes"], "resident_after_imports_mib": memory["ours"][1], "threads": n_threads}
+        what, unit = f"peak memory, {name}", "MiB above imports"
+        rows.append(compare(what, unit, memory["ours"][0], memory[kind][0], reference, config=settings))
+    return rows
+
+
+def prior_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of this file and of ``bench_kernels.py``."""
+    parser = bench_parser(description)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each step")
+    parser.add_argument("--only", default="", help="run the workloads whose name contains this text")
+    parser.add_argument("--precision", choices=tuple(TYPES), help="this one alone; otherwise all, or the fastest")
+    return parser
 
 
 def main() -> None:
-    parser = bench_parser(str(__doc__).splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each step")
-    parser.add_argument("--only", default="", help="run the workloads whose name contains this text")
-    options = parser.parse_args()
+    options = prior_parser(str(__doc__).splitlines()[0]).parse_args()
     torch.set_num_threads(options.threads)
     workloads, repeats = (QUICK, 2) if options.quick else (WORKLOADS, 5)
+    precisions = (options.precision,) if options.precision else tuple(TYPES)
     chosen = {name: workload for name, workload in workloads.items() if options.only in name}
-    rows = [row for name, workload in chosen.items() for row in bench(name, workload, repeats)]
+    rows = [row for name, workload in chosen.items() for row in bench(name, workload, precisions, repeats)]
     report(rows, options.json)
     for row in rows:
         if "share_of_matmul_peak" in row.config:

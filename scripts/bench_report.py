@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,15 @@ class OwnProcess:
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown()
+
+
+def time_in_own_processes(
+    build: Callable[..., Callable[[], object]], cases: Mapping[str, tuple[Any, ...]], repeats: int
+) -> dict[str, Timing]:
+    """As ``time_in_turn``, each case in a process of its own, where ``build(*arguments)`` makes its run."""
+    with ExitStack() as stack:
+        runs = {name: stack.enter_context(OwnProcess(build, *arguments)) for name, arguments in cases.items()}
+        return time_in_turn(runs, repeats=repeats)
 
 
 _kept: Callable[[], object] | None = None

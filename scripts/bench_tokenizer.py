@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import bench_in_parts
 import torch
 from bench_report import (
-    OwnProcess,
     Row,
     bench_parser,
     compare,
@@ -27,7 +26,8 @@ from bench_report import (
     matmul_peak,
     peak_memory_mib,
     report,
-    time_in_turn,
+    resident_mib,
+    time_in_own_processes,
 )
 from plain_tokenizer import plain_tokenizer
 from torch import nn
@@ -138,7 +138,7 @@ def step_memory(name: str, precision: str, ours: bool, n_threads: int) -> tuple[
         for _ in range(3):
             step()
 
-    imports = _resident_mib()
+    imports = resident_mib()
     return peak_memory_mib(run), imports
 
 
@@ -153,11 +153,8 @@ def step_flops(workload: Workload, *, ours: bool) -> int:
 def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[Row]:
     """A row of speed and a row of memory."""
     n_threads = torch.get_num_threads()
-    with (
-        OwnProcess(own_step, name, precision, True, n_threads) as ours,
-        OwnProcess(own_step, name, precision, False, n_threads) as plain,
-    ):
-        timings = time_in_turn({"ours": ours, "plain": plain}, repeats=repeats)
+    cases = {key: (name, precision, key == "ours", n_threads) for key in ("ours", "plain")}
+    timings = time_in_own_processes(own_step, cases, repeats)
     peak = matmul_peak(dtype=TYPES[precision])
     flops = {key: step_flops(workload, ours=key == "ours") for key in ("ours", "plain")}
     rates = {key: workload.batch / timing.median for key, timing in timings.items()}
@@ -183,7 +180,7 @@ def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[R
         floor=workload.batch * peak / flops["ours"],
         config=config,
     )
-    peaks = {key: in_fresh_process(step_memory, name, precision, key == "ours", n_threads) for key in rates}
+    peaks = {key: in_fresh_process(step_memory, *case) for key, case in cases.items()}
     memory = compare(
         f"peak memory, {name}, {precision}",
         "MiB above imports",
@@ -193,11 +190,6 @@ def bench(name: str, workload: Workload, precision: str, repeats: int) -> list[R
         config={"resident_after_imports_mib": peaks["ours"][1], "threads": n_threads},
     )
     return [speed, memory]
-
-
-def _resident_mib() -> float:
-    with open("/proc/self/statm", encoding="utf-8") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
 
 
 def main() -> None:

@@ -111,8 +111,17 @@ LATENTS_KIND = "stage2_prior.mixture:MixturePrior"
 """dotted name of the class of priors of a continuous tokenizer's latents"""
 KINDS = {"llama": _TRANSFORMER, "gpt": _TRANSFORMER, "pixelcnn": "stage2_prior.pixelcnn:PixelCNN"}
 """block => dotted name of the class of priors that has it"""
+PLUGINS = "tessera.priors"
+"""group of the entry points with which other packages add to ``KINDS``"""
 PREDICTED = ("raster", "random-to-raster", "any", "masked")
 """orders in which a prior can predict codes"""
+
+
+def kinds() -> dict[str, str]:
+    """``KINDS``, and those of installed packages."""
+    from importlib import metadata
+
+    return {**{entry.name: entry.value for entry in metadata.entry_points(group=PLUGINS)}, **KINDS}
 
 
 class Dropouts(NamedTuple):
@@ -159,11 +168,11 @@ class PriorConfig:
     """dropout of attention weights; null takes dropout"""
     class_conditional: bool = True
     """condition on labels where the codes have them; false trains an unconditional prior"""
-    block: Literal["llama", "gpt", "pixelcnn"] = added_later("llama")
+    block: str = added_later("llama")
     """layers of a block: llama has RMSNorm, SwiGLU and no biases; gpt has LayerNorm, GELU and biases; pixelcnn has
-    gated masked convolutions instead of attention"""
+    gated masked convolutions instead of attention; or the name that an installed package gives to its own"""
     reach: int = added_later(2)  # type: ignore[assignment]
-    """block pixelcnn only: rows above and columns to each side that a layer sees"""
+    """block pixelcnn, or one of another package: rows above and columns to each side that a layer sees"""
     class_rotation: Literal["identity", "zero"] = added_later("identity")
     """positions rope only: identity leaves the query and key of the class as they are; zero makes them zero, so that
     every code scores the class with 0, as LlamaGen does"""
@@ -190,11 +199,11 @@ class PriorConfig:
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
         require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
-        require(self.block in KINDS, "block", self.block, "one of " + ", ".join(KINDS))
-        in_raster, expected = self.block != "pixelcnn" or self.order == "raster", "raster where block is pixelcnn"
-        require(in_raster, "order", self.order, expected)
-        fits = not self.guidance_input or (self.block != "pixelcnn" and self.class_conditional)
-        require(fits, "guidance_input", self.guidance_input, "false without classes, or where block is pixelcnn")
+        require(self.block in KINDS or self.block in kinds(), "block", self.block, "one of " + ", ".join(kinds()))
+        fits, expected = self.is_transformer or self.order == "raster", f"raster where block is {self.block}"
+        require(fits, "order", self.order, expected)
+        fits = not self.guidance_input or (self.is_transformer and self.class_conditional)
+        require(fits, "guidance_input", self.guidance_input, f"false without classes, or where block is {self.block}")
         require(self.mixtures > 0, "mixtures", self.mixtures, "a positive whole number")
         require(self.reach > 0, "reach", self.reach, "a positive whole number")
         rotations = ("identity", "zero") if self.positions == "rope" else ("identity",)
@@ -217,7 +226,12 @@ class PriorConfig:
     @property
     def kind(self) -> str:
         """Dotted name of the class of priors."""
-        return KINDS[self.block]
+        return KINDS[self.block] if self.block in KINDS else kinds()[self.block]
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether its class is the transformer."""
+        return KINDS.get(self.block) == _TRANSFORMER
 
     @property
     def knows_target(self) -> bool:

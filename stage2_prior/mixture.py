@@ -98,7 +98,7 @@ class MixturePrior(TransformerPrior):
         expected, fix = "raster or any for continuous latents", "set prior.model.order"
         require(config.order != "masked", "prior.model.order", config.order, expected, fix)
         blocks = "llama or gpt for continuous latents"
-        require(config.block != "pixelcnn", "prior.model.block", config.block, blocks)
+        require(config.is_transformer, "prior.model.block", config.block, blocks)
         expected = "false for continuous latents"
         require(not config.guidance_input, "prior.model.guidance_input", config.guidance_input, expected)
         super().__init__(config, spec)

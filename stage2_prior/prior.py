@@ -13,10 +13,10 @@ from torch import nn
 
 from foundation.arguments import as_codes, as_path, require_type
 from foundation.codes.spec import CodeSpec, code_positions
-from foundation.config import from_dict, to_dict
-from foundation.errors import DataError
+from foundation.config import from_dict, require, to_dict
+from foundation.errors import ConfigError, DataError
 from foundation.storage.serialization import load_model_folder, load_weights, save_model_folder
-from stage2_prior.config import LATENTS_KIND, PriorConfig
+from stage2_prior.config import LATENTS_KIND, PLUGINS, PriorConfig
 from stage2_prior.head_loss import HeadLoss, Terms, head_loss, nll_per_code
 from stage2_prior.likelihood import nll_in_order
 from stage2_prior.orders import MASKED
@@ -75,7 +75,7 @@ class PriorModel(nn.Module):
         if cls is PriorModel and isinstance(config, PriorConfig):
             spec = given[0] if given else named.get("spec")
             latents = isinstance(spec, CodeSpec) and spec.latents
-            kind = resolve_name(LATENTS_KIND if latents else config.kind)
+            kind = _class_named(LATENTS_KIND) if latents else _class_named(config.kind, config.block)
         made: Self = super().__new__(kind)
         return made
 
@@ -202,8 +202,13 @@ class PriorModel(nn.Module):
         return self
 
     def zero_residual_outputs(self) -> None:
-        """Let every block be the identity, as training may begin."""
-        raise NotImplementedError
+        """Let every block be the identity, as training may begin.
+
+        Raises:
+            ConfigError: the class has no such start.
+        """
+        expected = f"scaled where block is {self.config.block}, which has no other start"
+        require(False, "prior.training.residual_init", "zero", expected)
 
     @torch.no_grad()
     def nll(
@@ -365,6 +370,22 @@ class PriorModel(nn.Module):
         """Build from the ``prior`` and ``code_spec`` entries of a ``config.json``; weights are random."""
         spec = from_dict(CodeSpec, settings["code_spec"], "code_spec")
         return cls(PriorConfig.saved(settings["prior"], "prior"), spec)
+
+
+def _class_named(name: str, block: str = "") -> type:
+    """The class of priors of a dotted name; of another package's ``block``.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no ``PriorModel``.
+    """
+    where, fix = f"{PLUGINS}: {block}", "update its package, or uninstall it"
+    try:
+        kind = resolve_name(name)
+    except Exception as error:
+        raise ConfigError("a plug-in cannot be imported", field=where, found=repr(error), fix=fix) from error
+    if not (isinstance(kind, type) and issubclass(kind, PriorModel)):
+        raise ConfigError("is no class of priors", field=where, found=name, expected="a PriorModel", fix=fix)
+    return kind
 
 
 def require_length(n_codes: int, length: int, field: str = "tokens_BT") -> None:

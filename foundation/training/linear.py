@@ -67,9 +67,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight_NK = ctx.saved_tensors
-        to_y_RN = to_y.reshape(-1, to_y.shape[-1])
-        to_x = linear(to_y_RN, weight_NK.t()).view_as(x)
-        return to_x, linear(to_y_RN.t(), x.reshape(-1, x.shape[-1]).t())
+        to_y_RN, x_RK = to_y.reshape(-1, to_y.shape[-1]), x.reshape(-1, x.shape[-1])
+        return linear(to_y_RN, weight_NK.t()).view_as(x), _transposed_product(to_y_RN, x_RK)
+
+
+def _transposed_product(a_RN: torch.Tensor, b_RK: torch.Tensor) -> torch.Tensor:
+    """A^T B, (N, K). oneDNN copies the first factor of a product that is transposed: the narrower one goes first."""
+    if a_RN.shape[1] <= b_RK.shape[1]:
+        return linear(a_RN.t(), b_RK.t())
+    return linear(b_RK.t(), a_RN.t()).t()
 
 
 def prefers_onednn(x: torch.Tensor, weight_NK: torch.Tensor) -> bool:

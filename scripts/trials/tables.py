@@ -42,15 +42,25 @@ def inserted(document: str, name: str, text: str) -> str:
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a table for each budget and kind of machine, in the order of the file; pretrained features apart."""
+    """Markdown: a table for each budget and kind of machine, in the order of the file.
+
+    Trials with pretrained features have a table of their own, which begins with the same recipe without them.
+    """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["budget"], row["machine"], row["pretrained"]), []).append(row)
     parts = []
     for (budget, machine, pretrained), own in groups.items():
         says = "with features that were trained on other images" if pretrained else "nothing pretrained"
-        parts.append(f"`--budget {budget}`, {machine}, {says}:\n\n{table(own)}")
+        beside = _recipe_alone(own, groups.get((budget, machine, False), [])) if pretrained else []
+        parts.append(f"`--budget {budget}`, {machine}, {says}:\n\n{table([*beside, *own])}")
     return "\n\n".join(parts)
+
+
+def _recipe_alone(own: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results of the recipe of ``own`` as it stands, without fields of a trial."""
+    recipes = {row["recipe"] for row in own}
+    return [row for row in plain if row["recipe"] in recipes and not row["fields"] and row["revision"] is None]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

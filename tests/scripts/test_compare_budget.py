@@ -25,6 +25,9 @@ def result(**changes: Any) -> dict[str, Any]:
         "budget": "1m+1m",
         "machine": "2 cores",
         "pretrained": False,
+        "recipe": "digits",
+        "fields": {},
+        "revision": None,
         "seconds": 120.0,
         "parameters": sizes,
     }
@@ -77,12 +80,15 @@ def test_a_revision_is_trained_from_its_own_files(tmp_path: Path) -> None:
 
 
 def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() -> None:
-    rows = [result(), result(seconds=132.0), result(name="two", pretrained=True, figures={"psnr": 20.0})]
+    features = result(name="two", pretrained=True, figures={"psnr": 20.0}, fields={"seed": 2})
+    other = result(name="other", fields={"seed": 1})
+    rows = [result(), result(seconds=132.0), other, features]
     text = tables(rows)
     assert "| one, interrupted | 1 |" in tables([result(interrupted=True)])
     first, second = text.split("with features that were trained on other images")
     assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
-    assert "| two | 1 | 20.00 | - |" in second
+    assert "| one | 2 | 25.00 ± 0.00 |" in second and "| two | 1 | 20.00 | - |" in second
+    assert "other" in first and "other" not in second
 
 
 def test_tables_show_the_ratio_to_the_first_row_and_keep_machines_apart() -> None:

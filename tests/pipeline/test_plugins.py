@@ -29,6 +29,12 @@ tokenizer:
   training:
     fit: {{steps: 4, batch_size: 8, evaluate_every: 2, checkpoint_every: 2}}
 """
+SMALL_PRIOR = """
+prior:
+  training:
+    fit: {{steps: 4, batch_size: 8, evaluate_every: 2, checkpoint_every: 2}}
+samples: {{unconditional_images: 4}}
+"""
 
 
 def block(heading: str, language: str, number: int = 0) -> str:
@@ -49,22 +55,28 @@ def installed(tmp_path: Path, module: str, files: dict[str, str]) -> Path:
     return target
 
 
-def trained(tmp_path: Path, site: Path, recipe: str) -> dict:
-    """``config.json`` of a tokenizer that a process of its own trained in ``tmp_path``."""
+def finished(tmp_path: Path, site: Path, recipe: str, command: str, small: str = SMALL) -> Path:
+    """The run that a process of its own made in ``tmp_path``, of a recipe made small."""
     images = tmp_path / "images"
     images.mkdir()
     for i in range(24):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(images / f"{i}.png")
     (tmp_path / "base.yaml").write_text(recipe)
-    (tmp_path / "small.yaml").write_text(SMALL.format(base="base", images=images))
+    (tmp_path / "small.yaml").write_text(small.format(base="base", images=images))
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", "train-tokenizer", "small.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    words = [sys.executable, "-m", "pipeline.cli", command, "small.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    (config,) = tmp_path.glob("runs/*/tokenizer/config.json")
-    rows = [json.loads(line) for line in (config.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    (run,) = tmp_path.glob("runs/*")
+    return run
+
+
+def trained(tmp_path: Path, site: Path, recipe: str) -> dict:
+    """The settings of a tokenizer that was trained."""
+    run = finished(tmp_path, site, recipe, "train-tokenizer")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any(row["kind"] == "held_out" and row["step"] == 4 for row in rows)
-    return json.loads(config.read_text())["tokenizer"]
+    return json.loads((run / "tokenizer" / "config.json").read_text())["tokenizer"]
 
 
 def test_a_quantizer_of_another_package_trains_by_a_recipe(tmp_path: Path) -> None:
@@ -94,6 +106,17 @@ def test_a_term_of_another_package_is_part_of_the_loss_by_a_recipe(tmp_path: Pat
     (log,) = tmp_path.glob("runs/*/metrics.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(row.get("loss_gradients", 0) > 0 for row in rows)
+
+
+def test_a_prior_of_another_package_ends_in_images(tmp_path: Path) -> None:
+    heading = "Add a prior"
+    project = block("Add a quantizer", "toml").split("\n[project.entry-points")[0]
+    project = project.replace("tessera-ternary", "tessera-recurrent")
+    files = {"tessera_recurrent.py": block(heading, "python"), "pyproject.toml": f"{project}\n{block(heading, 'toml')}"}
+    site = installed(tmp_path, "tessera_recurrent", files)
+    run = finished(tmp_path, site, block(heading, "yaml"), "run", small=SMALL + SMALL_PRIOR)
+    config = json.loads((run / "prior" / "config.json").read_text())["prior"]
+    assert config["block"] == "recurrent" and list((run / "samples").glob("*.png"))
 
 
 def test_a_class_that_a_notebook_defines_is_known_and_may_be_defined_again() -> None:

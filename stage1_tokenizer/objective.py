@@ -217,13 +217,13 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def _learner(terms: Mapping[str, Term], training: TokenizerTraining, accelerator: Accelerator) -> Learner | None:
-    """Of what the terms train, with the tokenizer's optimizer and learning rate; None for nothing."""
+    """Of what the terms train, by AdamW with the tokenizer's learning rate; None for nothing."""
     trained = {name: each.trained for name, each in terms.items() if each.trained is not None}
     if not trained:
         return None
     return Learner(
         nn.ModuleDict(trained),
-        training.optim,
+        training.optim.without_muon,
         training.fit.steps,
         average_decay=0.0,
         precision="float32",

@@ -20,7 +20,7 @@ from stage2_prior.decoding.probs import filters_for
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = {name for commands in COMMANDS.values() for name in commands}
 PACKAGES = "foundation|stage1_tokenizer|stage2_prior|pipeline"
-OWN_FILES = {"tessera_ternary.py", "tessera_patches.py", "tessera_gradients.py"}
+OWN_FILES = {"tessera_ternary.py", "tessera_patches.py", "tessera_gradients.py", "tessera_recurrent.py"}
 """Files that a reader writes."""
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -126,6 +126,11 @@ class OptimConfig:
         require(fits, "clip_norm", self.clip_norm, "a positive number, or null")
 
     @property
+    def without_muon(self) -> OptimConfig:
+        """These settings with AdamW for all parameters."""
+        return replace(self, matrices="adamw")
+
+    @property
     def of_matrices(self) -> OptimConfig:
         """These settings with muon's learning rate and weight decay as the only ones."""
         rate = self.learning_rate if self.matrix_learning_rate is None else self.matrix_learning_rate

@@ -70,6 +70,12 @@ def seen(**changes: Any) -> Seen:
     return Seen(**values)
 
 
+def test_what_a_term_trains_takes_adamw_where_the_tokenizer_takes_muon() -> None:
+    found = objective({"type": "alignment", **LITE0}, optim={"matrices": "muon", "learning_rate": 2e-3})
+    assert found.learner is not None and found.learner.muon is None
+    assert found.learner.optimizer.param_groups[0]["lr"] == 2e-3
+
+
 def test_the_perceptual_distance_of_an_image_from_itself_is_0_and_grows_with_noise() -> None:
     term, batch = only(objective({"type": "lite0", **LITE0})), seen()
     noise = torch.randn_like(batch.images_BCYX)

@@ -35,6 +35,23 @@ def test_gradients_by_onednn_are_those_of_a_plain_layer(n_in: int, n_out: int, b
         torch.testing.assert_close(leaf.grad.double(), same.grad, atol=1e-4, rtol=1e-5)
 
 
+def test_an_expanded_gradient_is_copied_before_it_is_multiplied(monkeypatch: Any) -> None:
+    factors: list[torch.Tensor] = []
+    real = layers.product
+
+    def watched(x_RK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+        factors.extend([x_RK, weight_NK])
+        return real(x_RK, weight_NK, bias_N)
+
+    monkeypatch.setattr(layers, "product", watched)
+    layer = layers.Linear(24, 40, bias=False)
+    x = torch.randn(48, 24)
+    layer(x).sum().backward()
+    assert len(factors) == 6 and not any(0 in each.stride() for each in factors)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(40, -1), atol=1e-4, rtol=1e-5)
+
+
 def test_products_of_few_rows_and_of_other_types_are_plain() -> None:
     weight = torch.randn(8, 8)
     assert not layers.prefers_onednn(torch.randn(15, 8), weight)

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar
 
 from foundation.config import Extensible, require, require_range
+from foundation.config_fields import added_later
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,9 +153,14 @@ class ViTNetworks(NetworksConfig):
     """heads of attention; must divide width"""
     mlp_ratio: int = 4
     """channels inside a block's two layers, as a multiple of width"""
+    overlap: bool = added_later(False)
+    """let each token of the decoder draw a block of twice the side that fades out over its neighbours, so that no
+    borders of blocks can be seen; needs an even patch_size"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "patch_size", "width", "decoder_layers", "n_heads", "mlp_ratio")
+        even = not self.overlap or self.patch_size % 2 == 0
+        require(even, "overlap", self.overlap, f"false for an odd patch_size, {self.patch_size}")
         require_range(self, "0 or more", "encoder_layers")
         require(self.width % 4 == 0, "width", self.width, "a multiple of 4: rows and columns take two waves each")
         require(self.width % self.n_heads == 0, "n_heads", self.n_heads, f"a divisor of width, {self.width}")

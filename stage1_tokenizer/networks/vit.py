@@ -40,7 +40,7 @@ class ViTEncoder(nn.Module):
 
 
 class ViTDecoder(nn.Module):
-    """latents => pixels: blocks, then each token a patch. No final tanh or clamp."""
+    """latents => pixels: blocks, then each token a patch, or one of twice the side. No final tanh or clamp."""
 
     def __init__(self, config: ViTNetworks, channels_in: int, image_channels: int) -> None:
         super().__init__()
@@ -48,13 +48,44 @@ class ViTDecoder(nn.Module):
         self.conv_in = nn.Conv2d(channels_in, config.width, 1)
         self.blocks = _blocks(config, config.decoder_layers)
         self.norm_out = nn.LayerNorm(config.width)
-        self.conv_out = nn.Conv2d(config.width, image_channels * config.patch_size**2, 1)
+        self.overlap = config.overlap
+        n_parts = 4 if config.overlap else 1
+        self.conv_out = nn.Conv2d(config.width, n_parts * image_channels * config.patch_size**2, 1)
 
     def forward(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, channels_in, H, W) => (B, 3|1, Y, X)."""
         latents_BCHW = latents_BCHW.to(self.conv_in.weight.dtype)  # straight from a float32 quantizer they may be finer
         hidden = _transformed(self.conv_in(fast_layout(latents_BCHW)), self.blocks, self.norm_out)
-        return F.pixel_shuffle(self.conv_out(hidden), self.patch_size)
+        patches = self.conv_out(hidden)
+        return overlapped(patches, self.patch_size) if self.overlap else F.pixel_shuffle(patches, self.patch_size)
+
+
+def overlapped(patches: torch.Tensor, side: int) -> torch.Tensor:
+    """Blocks of twice the side around each place of a grid, their weighted mean where they overlap.
+
+    Weights fall linearly from a block's centre to its border.
+
+    Args:
+        patches: (B, 4 * C * side^2, H, W): upper left, upper right, lower left and lower right quarter of each block.
+        side: of a place in pixels, even.
+
+    Returns:
+        (B, C, H * side, W * side).
+    """
+    n_rows, n_columns = (n * side for n in patches.shape[2:])
+    rising = (torch.arange(side, dtype=patches.dtype, device=patches.device) + 0.5) / side
+    weights_2S = torch.stack([rising, rising.flip(0)])
+    total, covered = None, None
+    for i, quarter in enumerate(patches.chunk(4, 1)):
+        down, across = weights_2S[i // 2].repeat(n_rows // side), weights_2S[i % 2].repeat(n_columns // side)
+        weight_YX = down.unsqueeze(1) * across
+        around = (i % 2 * side, (1 - i % 2) * side, i // 2 * side, (1 - i // 2) * side)
+        drawn, weight_YX = F.pad(F.pixel_shuffle(quarter, side) * weight_YX, around), F.pad(weight_YX, around)
+        total = drawn if total is None else total + drawn
+        covered = weight_YX if covered is None else covered + weight_YX
+    assert total is not None and covered is not None
+    inner = (slice(side // 2, side // 2 + n_rows), slice(side // 2, side // 2 + n_columns))
+    return total[:, :, *inner] / covered[inner]
 
 
 class ViTBlock(Block):

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, TypeVar
 
 from foundation.config import Extensible, require, require_range
+from foundation.config_fields import added_later
 
 T = TypeVar("T", bound="TermConfig")
 _LITE0_SIDES = range(32, 513)
@@ -152,8 +153,13 @@ class TextureConfig(TermConfig):
     window: int = 4
     """side of the squares in pixels over which a band's energy is averaged, an even number; texture may shift within
     them"""
+    crop: int | None = added_later(None)
+    """side in pixels of the part of the images that a step compares, somewhere else in each step; null compares whole
+    images, which takes most of a step at 256 pixels"""
 
     def __post_init__(self) -> None:
         require_range(self, "above 0", "weight")
+        fits = self.crop is None or self.crop >= self.window + self.filter_size
+        require(fits, "crop", self.crop, f"{self.window + self.filter_size} pixels or more, or null")
         require(2 <= self.filter_size <= 16, "filter_size", self.filter_size, "from 2 to 16 pixels")
         require(self.window >= 2 and self.window % 2 == 0, "window", self.window, "an even number of pixels")

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation.config import require
+from foundation.randomness import derive_seed
 from stage1_tokenizer.terms.base import Metrics, Seen, Term, TermContext
 from stage1_tokenizer.terms.config import TextureConfig
 
@@ -32,13 +33,21 @@ class Texture(Term):
         side = min(preprocess.height, preprocess.width)
         most, fix = side - size + _STRIDE, "or take a smaller filter_size"
         require(config.window <= most, "window", config.window, f"{most} or less for images of {side} pixels", fix)
+        self.seed, self.process = context.seed, context.accelerator.process_index
         self.filters = cosine_filters(config.filter_size).to(context.accelerator.device)
 
     def __call__(self, seen: Seen) -> tuple[torch.Tensor, Metrics]:
         """See the base class."""
+        rows, columns = (self._part(length, seen.step, axis) for axis, length in enumerate(seen.images_BCYX.shape[2:]))
         with torch.no_grad():
-            wanted = self.amplitudes(seen.images_BCYX)
-        return F.mse_loss(self.amplitudes(seen.reconstructions_BCYX), wanted), {}
+            wanted = self.amplitudes(seen.images_BCYX[:, :, rows, columns])
+        return F.mse_loss(self.amplitudes(seen.reconstructions_BCYX[:, :, rows, columns]), wanted), {}
+
+    def _part(self, length: int, step: int, axis: int) -> slice:
+        """Pixels that a step compares along an axis: all, or ``crop`` of them, where (seed, step, process) say."""
+        side = length if self.config.crop is None else min(length, self.config.crop)
+        start = derive_seed(self.seed, "texture", step, self.process, axis) % (length - side + 1)
+        return slice(start, start + side)
 
     def amplitudes(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """(B, C, Y, X) => (B * C, bands, windows down, windows across): roots of mean squares."""

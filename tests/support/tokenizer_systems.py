@@ -40,6 +40,7 @@ TERMS = [
     {"type": "alignment", "stages": [4], **LITE0},
     {"type": "equivariance", "weight": 2.0},
     {"type": "texture", "weight": 2.0},
+    {"type": "texture", "weight": 2.0, "crop": 9},
 ]
 VQ = {"type": "vq", "codebook_size": 32, "width": 4}
 SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

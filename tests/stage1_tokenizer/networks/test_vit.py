@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from foundation.training.muon import is_hidden_matrix
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.networks.blocks import attend
 from stage1_tokenizer.networks.config import ViTNetworks
-from stage1_tokenizer.networks.vit import ViTBlock, positions
+from stage1_tokenizer.networks.vit import ViTBlock, overlapped, positions
 from stage1_tokenizer.quantizers.config import VQConfig
 from stage1_tokenizer.tokenizer import TokenizerModel
 
@@ -121,3 +122,40 @@ def test_settings_that_cannot_work_are_refused(field: str, value: int) -> None:
     values = {"networks": {"type": "vit", "width": 16, "n_heads": 2, field: value}}
     with pytest.raises(ConfigError, match=rf"networks\.{field}"):
         from_dict(TokenizerConfig, values)
+
+
+def test_overlapping_blocks_are_the_librarys_fold_of_faded_blocks() -> None:
+    torch.manual_seed(0)
+    side, n_rows, n_columns = 4, 3, 5
+    quarters_BQCSSHW = torch.randn(2, 4, 3, side, side, n_rows, n_columns, dtype=torch.float64)
+    found = overlapped(quarters_BQCSSHW.flatten(1, 4), side)
+    upper, lower = (torch.cat(list(quarters_BQCSSHW[:, i : i + 2].unbind(1)), 3) for i in (0, 2))
+    blocks = torch.cat([upper, lower], 2)  # (B, C, 2 S, 2 S, H, W)
+    rising = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    fade = torch.cat([rising, rising.flip(0)])
+    weights = (fade[:, None] * fade)[:, :, None, None].expand(2 * side, 2 * side, n_rows, n_columns)
+    how = {
+        "output_size": (n_rows * side, n_columns * side),
+        "kernel_size": 2 * side,
+        "stride": side,
+        "padding": side // 2,
+    }
+    total = F.fold((blocks * weights).flatten(4).flatten(1, 3), **how)
+    covered = F.fold(weights.flatten(2).flatten(0, 1).unsqueeze(0), **how)
+    torch.testing.assert_close(found, total / covered)
+
+
+def test_no_border_of_a_block_is_seen_where_blocks_overlap() -> None:
+    plain, soft = (small(dataclasses.replace(NETWORKS, overlap=each)) for each in (False, True))
+    codes = torch.randint(16, (8, 4, 6))
+    jumps = []
+    for model in (plain, soft):
+        images = model.decode(codes)
+        steps = images.diff(dim=3).abs().mean((0, 1, 2))  # between neighbouring columns
+        jumps.append(float(steps[3::4].mean() / steps[1::4].mean()))
+    assert jumps[0] > 1.5 > 1.2 > jumps[1]
+
+
+def test_blocks_of_an_odd_side_cannot_overlap() -> None:
+    with pytest.raises(ConfigError, match=r"overlap(.|\n)*false for an odd patch_size, 3"):
+        ViTNetworks(patch_size=3, overlap=True)

@@ -44,6 +44,7 @@ def test_a_list_can_be_typed(text: str) -> None:
         ({"type": "equivariance", "scales": [1], "flips": False, "rotations": False}, "scales"),
         ({"type": "texture", "window": 5}, "window"),
         ({"type": "texture", "filter_size": 1}, "filter_size"),
+        ({"type": "texture", "crop": 7}, "crop"),
         ({"type": "lite1"}, "did you mean 'lite0'"),
     ],
 )

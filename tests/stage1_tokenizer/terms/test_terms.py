@@ -85,7 +85,7 @@ def test_the_perceptual_distance_of_an_image_from_itself_is_0_and_grows_with_noi
     assert distances[0] == 0.0 and distances == sorted(distances) and distances[1] > 0
 
 
-@pytest.mark.parametrize("config", TERMS, ids=["lite0", "both", "one", "equivariance", "texture"])
+@pytest.mark.parametrize("config", TERMS, ids=["lite0", "both", "one", "equivariance", "texture", "texture of a part"])
 def test_gradients_are_those_of_finite_differences(config: dict[str, Any], in_float64: None) -> None:
     found = objective({**config, **({} if "stages" not in config else {"side": 32})})
     for each in found.networks().values():
@@ -297,6 +297,23 @@ def test_filters_of_texture_are_orthonormal_and_leave_out_the_mean(size: int) ->
     assert flat.shape == (size**2 - 1, size**2)
     assert torch.allclose(flat @ flat.T, torch.eye(size**2 - 1), atol=1e-6)
     assert torch.allclose(flat.sum(1), torch.zeros(size**2 - 1), atol=1e-6)
+
+
+def test_texture_of_a_part_is_that_of_the_same_part_for_all_images_and_moves_with_the_steps() -> None:
+    whole, part = (only(objective({"type": "texture", "crop": crop})) for crop in (16, 9))
+    batch = seen()
+    plain = only(objective({"type": "texture"}))(batch)[0]
+    assert torch.equal(whole(batch)[0], plain) and not torch.equal(part(batch)[0], plain)
+    halves = [
+        seen(**{name: getattr(batch, name)[i : i + 1] for name in ("images_BCYX", "reconstructions_BCYX")})
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(sum(part(each)[0] for each in halves) / 2, part(batch)[0])
+    assert len({float(part(seen(step=step))[0]) for step in range(8)}) > 4
+    expected = torch.stack([part(seen(step=step))[0] for step in range(64)]).mean()
+    assert float(expected) == pytest.approx(float(plain), rel=0.3), (
+        "the mean over steps is that of whole images, but for borders"
+    )
 
 
 def test_texture_needs_images_as_large_as_its_window() -> None:

@@ -1,6 +1,6 @@
 """What each CPU kernel of the prior's training step gives: the step with all of them beside the step without one.
 
-The steps are those of ``bench_prior.py``, in turn, each in a process of its own. Without a kernel the formula of
+The steps of ``bench_prior.py`` run in turn, each in a process of its own. Without a kernel the formula of
 ``block.py`` in plain torch takes its place, or for products torch's own, or for the loss all logits at once.
 
     python scripts/bench_kernels.py [--quick] [--only TEXT] [--precision float32] [--threads N] [--json FILE]

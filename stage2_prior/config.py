@@ -118,7 +118,7 @@ PREDICTED = ("raster", "random-to-raster", "any", "masked")
 
 
 def kinds() -> dict[str, str]:
-    """``KINDS``, and those of installed packages."""
+    """``KINDS``, and the blocks of installed packages, whose names cannot replace ours."""
     from importlib import metadata
 
     return {**{entry.name: entry.value for entry in metadata.entry_points(group=PLUGINS)}, **KINDS}

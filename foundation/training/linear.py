@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
 
 
 def _dense(x_RK: torch.Tensor) -> torch.Tensor:
-    """A copy of an expanded tensor, such as the gradient of a sum: oneDNN takes a thousand times as long for it."""
+    """A copy of an expanded tensor, such as the gradient of a sum: oneDNN takes hundreds of times as long for it."""
     return x_RK.contiguous() if 0 in x_RK.stride() else x_RK
 
 

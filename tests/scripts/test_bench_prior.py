@@ -109,7 +109,7 @@ def test_without_a_kernel_the_step_has_the_same_loss(bench, monkeypatch, kernel)
     (workload,) = bench.QUICK.values()
     workload = dataclasses.replace(workload, config=dataclasses.replace(workload.config, dropout=0.0))
     for owner, name in ((block.RMSNorm, "forward"), (block.Dropout, "forward"), (PriorModel, "loss_of")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test, as are those of the block
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test, as are the functions below
     for name in ("split_heads", "attention", "swiglu"):
         monkeypatch.setattr(block, name, getattr(block, name))
     monkeypatch.setattr(linear, "prefers_onednn", linear.prefers_onednn)

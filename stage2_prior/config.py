@@ -7,6 +7,7 @@ Of the named sizes, ``tiny`` and ``small`` are ours, for a CPU. The others have 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -118,10 +119,24 @@ PREDICTED = ("raster", "random-to-raster", "any", "masked")
 
 
 def kinds() -> dict[str, str]:
-    """``KINDS``, and the blocks of installed packages, whose names cannot replace ours."""
+    """``KINDS``, and the blocks of installed packages.
+
+    Raises:
+        ConfigError: a package's block has the name of one of ours.
+    """
     from importlib import metadata
 
-    return {**{entry.name: entry.value for entry in metadata.entry_points(group=PLUGINS)}, **KINDS}
+    added = {entry.name: entry.value for entry in metadata.entry_points(group=PLUGINS)}
+    for name in sorted(added.keys() & KINDS.keys()):
+        found, expected = f"{name}, the name of {KINDS[name]}", "a name of its own: rename it, or uninstall its package"
+        require(False, f"{PLUGINS}: {added[name]}", found, expected)
+    return {**KINDS, **added}
+
+
+@functools.cache
+def _require_other_names() -> None:
+    """See ``kinds``; asked once in a process, because it looks at all installed packages."""
+    kinds()
 
 
 class Dropouts(NamedTuple):
@@ -199,6 +214,7 @@ class PriorConfig:
         require(self.d_ff is None or self.d_ff > 0, "d_ff", self.d_ff, "a positive width, or null")
         require(self.positions in ("rope", "learned"), "positions", self.positions, "rope or learned")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
+        _require_other_names()
         require(self.block in KINDS or self.block in kinds(), "block", self.block, "one of " + ", ".join(kinds()))
         fits, expected = self.is_transformer or self.order == "raster", f"raster where block is {self.block}"
         require(fits, "order", self.order, expected)

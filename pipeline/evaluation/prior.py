@@ -25,8 +25,9 @@ from foundation.training.shares import Share
 from pipeline.engines.stream import Engine, LocalEngine, Movable, Step, Stream
 from pipeline.runs.folder import RunFolder
 from stage2_prior.count_models import NeighbourModel, UnigramModel, mean_bits
-from stage2_prior.evaluate import PriorScores, PriorTally, ScoredRows, nats_of
+from stage2_prior.evaluate import PriorTally, ScoredRows, nats_of
 from stage2_prior.prior import PriorModel
+from stage2_prior.scores import PriorScores
 
 _CLASSES_SHOWN = 3
 _SHADES, _WIDEST_MAP = ".:-=+*#%@", 32

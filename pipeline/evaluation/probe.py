@@ -23,8 +23,9 @@ from foundation.randomness import DataOrder
 from foundation.storage import durable
 from pipeline.runs.folder import RunFolder
 from stage2_prior.config import PriorConfig
-from stage2_prior.evaluate import PriorScores, score_prior
+from stage2_prior.evaluate import score_prior
 from stage2_prior.prior import PriorModel
+from stage2_prior.scores import PriorScores
 from stage2_prior.train import PriorLoss
 
 MODEL = PriorConfig(size="tiny", dropout=0.0)

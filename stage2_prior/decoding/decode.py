@@ -103,11 +103,7 @@ def iterate_codes(
     """
     require_type("sampling", sampling, SamplingConfig)
     _require_inputs(prior, labels_B, uniforms_BT)
-    known_grid = isinstance(grid, int) and 0 <= grid < prior.n_grids
-    DataError.unless(known_grid, "no such grid", field="grid", found=shown(grid), expected=f"0..{prior.n_grids - 1}")
-    if max_rows is not None and not (isinstance(max_rows, int) and max_rows >= 1):
-        found, expected = shown(max_rows), "1 or more, or None"
-        raise DataError("is not a number of images", field="max_rows", found=found, expected=expected)
+    _require_numbers(prior, grid, max_rows)
     if known_BT is None:
         known_BT = torch.full((1, prior.n_codes), MASKED).expand(len(labels_B), -1)
     _require_known(known_BT, prior, len(labels_B))
@@ -312,6 +308,13 @@ def _require_inputs(prior: PriorModel, labels_B: torch.Tensor, uniforms_BT: torc
         labels, expected = shown(labels_B.tolist()), f"0..{prior.null_class}"
         raise DataError("has labels that do not exist", field="labels_B", found=labels, expected=expected)
     _require_tensor("uniforms_BT", uniforms_BT, (len(labels_B), prior.n_codes), torch.float64)
+
+
+def _require_numbers(prior: PriorModel, grid: int, max_rows: int | None) -> None:
+    known = isinstance(grid, int) and 0 <= grid < prior.n_grids
+    DataError.unless(known, "no such grid", field="grid", found=shown(grid), expected=f"0..{prior.n_grids - 1}")
+    fits, found = max_rows is None or (isinstance(max_rows, int) and max_rows >= 1), shown(max_rows)
+    DataError.unless(fits, "is not a number of images", field="max_rows", found=found, expected="1 or more, or None")
 
 
 def _require_known(known_BT: torch.Tensor, prior: PriorModel, n_images: int) -> None:

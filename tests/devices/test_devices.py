@@ -45,7 +45,7 @@ from pipeline.cli import main
 from pipeline.commands.runs import start_run
 from stage1_tokenizer.networks.blocks import fast_layout
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
-from stage2_prior.decoding.decode import engine_for, stream_uniforms
+from stage2_prior.decoding.decode import engine_for, iterate_codes, stream_uniforms
 from stage2_prior.decoding.engine import CompiledEngine
 from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
@@ -342,6 +342,20 @@ def test_no_code_waits_for_the_one_before(sampling: dict, device: torch.device, 
         decode_codes(prior, labels, uniforms, SamplingConfig(**sampling))
         counts.append(dict(crossed))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.skipif(not FAR, reason="counts what is sent")
+def test_a_window_waits_once_a_pass(device: torch.device, crossed: Counter[str]) -> None:
+    prior = model((CodeLevel(height=6, width=6, codebook_size=29),)).to(device)
+    labels, uniforms = torch.arange(6, device=device) % 3, stream_uniforms(range(6), prior.n_codes)
+    counts, passes = [], []
+    for window in (1, 4):
+        crossed.clear()
+        sampling = SamplingConfig(random="gumbel", window=window)
+        passes.append(sum(1 for _ in iterate_codes(prior, labels, uniforms, sampling, seeds=range(6))))
+        counts.append(sum(crossed.values()))
+    assert passes[0] == prior.n_codes > passes[1]
+    assert passes[1] - 1 <= counts[1] - counts[0] <= passes[1], "the last code may stand alone"
 
 
 def test_a_whole_run_trains_there_and_its_generator_draws_the_same_in_both_places(

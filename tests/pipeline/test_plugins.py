@@ -17,6 +17,7 @@ from foundation.config import from_dict, to_dict, variants
 from foundation.errors import ConfigError
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.quantizers.config import QuantizerConfig
+from stage2_prior.config import kinds
 
 ROOT = next(each for each in Path(__file__).resolve().parents if (each / "CONTRIBUTING.md").exists())
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -79,6 +80,14 @@ def trained(tmp_path: Path, site: Path, recipe: str) -> dict:
     return json.loads((run / "tokenizer" / "config.json").read_text())["tokenizer"]
 
 
+def written_package(site: Path, entry_points: str) -> None:
+    """Write what pip leaves of an installed package, without its code."""
+    folder = site / "broken-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text(entry_points)
+
+
 def test_a_quantizer_of_another_package_trains_by_a_recipe(tmp_path: Path) -> None:
     heading = "Add a quantizer"
     files = {"tessera_ternary.py": block(heading, "python"), "pyproject.toml": block(heading, "toml")}
@@ -119,6 +128,13 @@ def test_a_prior_of_another_package_ends_in_images(tmp_path: Path) -> None:
     assert config["block"] == "recurrent" and list((run / "samples").glob("*.png"))
 
 
+def test_a_package_that_takes_the_name_of_our_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_package(tmp_path, "[tessera.priors]\ngpt = somewhere:TheirPrior\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tessera\.priors: somewhere:TheirPrior(.|\n)*found: gpt, the name"):
+        kinds()
+
+
 def test_a_class_that_a_notebook_defines_is_known_and_may_be_defined_again() -> None:
     for default in (3, 4):
 
@@ -151,10 +167,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "broken-1.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (folder / "entry_points.txt").write_text("[tessera.quantizers]\nbroken = no_such_module:Config\n")
+    written_package(tmp_path, "[tessera.quantizers]\nbroken = no_such_module:Config\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     from_dict(TokenizerConfig, {"quantizer": {"type": "fsq"}})  # built in: no plug-in is imported
     with pytest.raises(ConfigError, match=r"tessera\.quantizers: broken: a plug-in cannot be imported"):

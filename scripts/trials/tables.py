@@ -58,9 +58,16 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _recipe_alone(own: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results of the recipe of ``own`` as it stands, without fields of a trial."""
-    recipes = {row["recipe"] for row in own}
-    return [row for row in plain if row["recipe"] in recipes and not row["fields"] and row["revision"] is None]
+    """The results of the recipe of ``own`` in which nothing is switched: at their sizes, or as it stands."""
+    recipe, fields = own[0]["recipe"], own[0]["fields"]
+    alike = [
+        row
+        for row in plain
+        if row["recipe"] == recipe and row["revision"] is None and row["codes_of"] is None
+        if all(name in fields and fields[name] == value for name, value in row["fields"].items())
+    ]
+    most = max((len(row["fields"]) for row in alike), default=0)
+    return [row for row in alike if len(row["fields"]) == most]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -101,29 +101,33 @@ class LayerCache(NamedTuple):
     """Keys and values of one block's earlier inputs, and where new ones belong.
 
     Attributes:
-        keys_BNTK, values_BNTK: memory for all T inputs.
-        at: of the Q new inputs: a slice, or int64 (Q,).
-        length: the first inputs, those that may be attended to.
-        mask_QT: which of those each new input attends to, bool; None for all.
+        keys_BNTK, values_BNTK: memory of the T inputs that may be attended to, the new ones included.
+        new: the memory of the Q new inputs' keys and values, (B, N, Q, K) each; or their positions among the T, int64
+            (Q,).
+        mask_QT: which of the T each new input attends to, bool; None for all.
         causal: whether there are no earlier inputs, so that each new one attends to those up to itself.
     """
 
     keys_BNTK: torch.Tensor
     values_BNTK: torch.Tensor
-    at: slice | torch.Tensor
-    length: int
+    new: tuple[torch.Tensor, torch.Tensor] | torch.Tensor
     mask_QT: torch.Tensor | None
     causal: bool
 
     def attend(self, q_BNQK: torch.Tensor, k_BNQK: torch.Tensor, v_BNQK: torch.Tensor) -> torch.Tensor:
         """Append keys and values; each query's mean of the values it attends to, (B, N, Q, K)."""
-        for memory, new in ((self.keys_BNTK, k_BNQK), (self.values_BNTK, v_BNQK)):
-            if isinstance(self.at, slice):
-                memory[:, :, self.at] = new
-            else:
-                memory.index_copy_(2, self.at, new.to(memory.dtype))
-        k, v = self.keys_BNTK[:, :, : self.length], self.values_BNTK[:, :, : self.length]
-        attended = F.scaled_dot_product_attention(q_BNQK.to(k.dtype), k, v, self.mask_QT, is_causal=self.causal)
+        keys, values = self.keys_BNTK, self.values_BNTK
+        if isinstance(self.new, torch.Tensor):
+            keys.index_copy_(2, self.new, k_BNQK.to(keys.dtype))
+            values.index_copy_(2, self.new, v_BNQK.to(keys.dtype))
+        else:
+            self.new[0].copy_(k_BNQK)
+            self.new[1].copy_(v_BNQK)
+        q = q_BNQK.to(keys.dtype)
+        alone = q.shape[2] == 1 and self.mask_QT is None
+        if alone and q_BNQK.dtype == torch.float32 and use_cpu_kernels(q):
+            return cpu_kernels.attend_once(q, keys, values)
+        attended = F.scaled_dot_product_attention(q, keys, values, self.mask_QT, is_causal=self.causal)
         return attended.to(q_BNQK.dtype)
 
 

@@ -18,11 +18,14 @@ from stage2_prior.positions import Rope
 
 EPSILON = 1e-5
 """of all norms"""
+_ROOT_EPSILON = torch.tensor(EPSILON**0.5)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LONGEST_ATTENTION = 1024
 """tokens; the weights that ``causal_attention`` keeps grow with the square"""
 _QUERIES = 128
 """queries of one block of attention"""
+_MANY_QUERIES = 48
+"""rows times heads, from which on plain products are faster for one query each"""
 _LEVELS = 1 << 16
 """of a dropout mask's random numbers"""
 
@@ -83,7 +86,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.
     """X / rms(x) * weight, computed in float32, as ``kind``."""
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
-    return _normed(x, weight, kind)[0]
+    wide = x.to(sum_type(x.dtype))
+    return (wide / _rms(wide)).mul_(weight).to(kind)
+
+
+def _rms(x: torch.Tensor) -> torch.Tensor:
+    """Along the last axis, (..., 1), in few operations: each costs a step of drawing more than its numbers do."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5).hypot_(_ROOT_EPSILON)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -98,10 +107,10 @@ def split_heads(
     qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
 ) -> Heads:
     """As ``block.split_heads``."""
-    q_weight, k_weight = norms_K or (None, None)
     if torch.is_grad_enabled():
+        q_weight, k_weight = norms_K or (None, None)
         return _SplitHeads.apply(qkv_BTF, n_heads, q_weight, k_weight, rope)  # type: ignore[no-any-return]
-    return _heads(qkv_BTF, n_heads, q_weight, k_weight, rope)[0]
+    return _drawn_heads(qkv_BTF, n_heads, norms_K, rope)
 
 
 def attention(
@@ -115,6 +124,18 @@ def attention(
     heads = (each.flatten(0, 1) for each in (q_BNTK, k_BNTK, v_BNTK))
     with torch.autocast("cpu", enabled=False):
         return _Attention.apply(*heads, dropout, causal).view_as(q_BNTK)  # type: ignore[no-any-return]
+
+
+def attend_once(q_BN1K: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor) -> torch.Tensor:
+    """As ``block.attention`` of one query a row over all keys, without gradients.
+
+    The library's attention is faster for few rows, plain products are for many. They differ by rounding: what rounds
+    further, to 16 bits, takes the library's for any number of rows, so that no code depends on it.
+    """
+    if q_BN1K.shape[:2].numel() < _MANY_QUERIES:
+        return F.scaled_dot_product_attention(q_BN1K, k_BNTK, v_BNTK)
+    scores = torch.matmul(q_BN1K * q_BN1K.shape[-1] ** -0.5, k_BNTK.mT)
+    return torch.matmul(scores.softmax(-1), v_BNTK)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -253,6 +274,20 @@ def _heads(
         rotate_(both, rope)
     q, k = both.to(qkv_BTF.dtype)
     return (q, k, qkv[2].contiguous()), inverse
+
+
+def _drawn_heads(
+    qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
+) -> Heads:
+    """As ``_heads``, with fewer operations, for a step of drawing."""
+    qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
+    both = _copy(qkv[:2])
+    if norms_K is not None:
+        both.div_(_rms(both)).mul_(torch.stack(norms_K).view(2, 1, 1, 1, -1))
+    if rope is not None:
+        rotate_(both, rope)
+    q, k = both.to(qkv_BTF.dtype)
+    return q, k, qkv[2]
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _ROWS_HINT = 32
 """number of rows for which oneDNN chooses the order; as fast with 2 rows as any other, by measurement"""
-_LEAST_ROWS, _LARGE_WEIGHT = 3, 1 << 20
-"""rows, and numbers of a weight, from which on oneDNN's float32 product is the faster one, by measurement"""
 _LEAST_ROWS_UNPACKED = 16
-"""rows from which on it is faster without packing too"""
+"""rows from which on oneDNN's float32 product is the faster one without packing too, by measurement"""
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -95,41 +93,39 @@ def prefers_onednn(x: torch.Tensor, weight_NK: torch.Tensor) -> bool:
 
 
 class PackedWeight:
-    """A copy of a layer's weight, packed at the first product that is faster with it.
+    """A copy of a layer's weight, packed at the first product.
 
     Args:
         layer: on a CPU; later changes do not reach the copy.
         dtype: of the copy, float32 or bfloat16.
-        least_rows: below it the product takes the layer's own weight.
     """
 
-    def __init__(self, layer: Linear, dtype: torch.dtype, least_rows: int) -> None:
-        self._layer, self._dtype, self._least_rows, self._made = layer, dtype, least_rows, False
+    def __init__(self, layer: Linear, dtype: torch.dtype) -> None:
+        self._layer, self._dtype, self._made = layer, dtype, False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) => (..., N), of the type of x."""
-        x_RK = x.reshape(-1, x.shape[-1])
-        if len(x_RK) < self._least_rows:
-            return linear(x, self._layer.weight, self._layer.bias)
         if not self._made:
             self._pack()
-        single = len(x_RK) == 1  # a single row would be summed in another order than the same row among others
-        x_RK = x_RK.expand(2, -1) if single else x_RK
-        y_RN = torch.ops.mkldnn._linear_pointwise(x_RK.to(self._dtype), self._weight, self._bias, "none", [], "")
+        if x.dtype == self._dtype == torch.float32:
+            return self._product(x, self._weight, self._bias, "none", [], "")
+        x_RK = x.reshape(-1, x.shape[-1]).to(self._dtype)
+        single = len(x_RK) == 1  # its sums would have another order than those of the same row among others
+        y_RN = self._product(x_RK.expand(2, -1) if single else x_RK, self._weight, self._bias, "none", [], "")
         return (y_RN[:1] if single else y_RN).view(*x.shape[:-1], -1).to(x.dtype)
 
     def _pack(self) -> None:
         weight, bias = self._layer.weight.detach().to(self._dtype).contiguous(), self._layer.bias
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         self._bias = None if bias is None else bias.detach().to(self._dtype, copy=True)
-        self._made = True
+        self._product, self._made = torch.ops.mkldnn._linear_pointwise.default, True
 
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Pack the weights of linear layers where that is faster; changes of a weight within are not seen."""
     layers = [each for each in model.modules() if type(each) is Linear and each.packed is None]
-    made = {layer: PackedWeight(layer, *form) for layer in layers if (form := _form(layer.weight)) is not None}
+    made = {layer: PackedWeight(layer, dtype) for layer in layers if (dtype := _packed_type(layer.weight)) is not None}
     for layer, packed in made.items():
         layer.packed = packed
     try:
@@ -140,18 +136,17 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
                 layer.packed = None
 
 
-def _form(weight: torch.Tensor) -> tuple[torch.dtype, int] | None:
-    """The type to pack a weight in, and from how many rows on; None to leave it as it is.
+def _packed_type(weight: torch.Tensor) -> torch.dtype | None:
+    """The type to pack a weight in; None to leave it as it is.
 
     A CPU that has no instructions for products of bf16 takes several times as long for them, and none gains by float16.
     """
     if not can_pack(weight.device) or weight.dtype == torch.float64:
         return None
     if weight.dtype == torch.float32:
-        least_rows = 1 if weight.numel() >= _LARGE_WEIGHT else _LEAST_ROWS
-        return (torch.float32, least_rows) if _has_slow_products() else None
+        return torch.float32 if _has_slow_products() else None
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (torch.bfloat16 if fast and weight.dtype == torch.bfloat16 else torch.float32), 1
+    return torch.bfloat16 if fast and weight.dtype == torch.bfloat16 else torch.float32
 
 
 def can_pack(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from foundation.hardware import to_float64
+from foundation.hardware import has_float64, to_float64
 from foundation.training.parallel import all_reduce_mean, all_reduce_sum, broadcast, global_mean
 from stage1_tokenizer.quantizers.base import Quantized, Quantizer, to_rows, without_autocast
 from stage1_tokenizer.quantizers.config import FSQConfig
@@ -125,7 +125,8 @@ class FSQ(Quantizer):
 
 def _moments(latents_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and mean square of each channel, (C,) float64 where the device has it."""
-    rows = to_float64(to_rows(latents_BCHW.float()))
+    rows = to_rows(latents_BCHW.float())
+    rows = rows.double() if has_float64(rows.device) else rows  # to send them elsewhere would be to wait
     return rows.mean(0), rows.square().mean(0)
 
 

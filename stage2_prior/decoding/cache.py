@@ -28,7 +28,7 @@ class KVCache:
 
     def __init__(self, kv: torch.Tensor, filled: int = 0) -> None:
         self.kv, self.filled, self.n_rows = kv, filled, kv.shape[2]
-        self._layers = [layer.unbind(0) for layer in kv.unbind(0)]
+        self._kv_SRNTK = kv.flatten(0, 1)  # S = 2 L
 
     @classmethod
     def for_prior(cls, prior: PriorModel, n_rows: int, n_probes: int = 0) -> KVCache:
@@ -53,7 +53,9 @@ class KVCache:
         end, self.filled = first + n_new, first + n_inputs
         causal = first == 0 and n_probes == 0 and n_new > 1
         mask = None if causal or n_new == 1 else self._mask(first, n_inputs, n_probes)
-        return [LayerCache(k, v, slice(first, end), end, mask, causal) for k, v in self._layers]
+        seen, new = self._kv_SRNTK[:, :, :, :end].unbind(0), self._kv_SRNTK[:, :, :, first:end].unbind(0)
+        into = zip(new[::2], new[1::2], strict=True)
+        return [LayerCache(k, v, each, mask, causal) for k, v, each in zip(seen[::2], seen[1::2], into, strict=True)]
 
     def _mask(self, first: int, n_inputs: int, n_probes: int) -> torch.Tensor:
         """Which of the earlier and new inputs each new one attends to, bool."""
@@ -66,7 +68,8 @@ class KVCache:
     def insert(self, at_Q: torch.Tensor, length: int) -> list[LayerCache]:
         """For each block, room for inputs at positions that are a tensor, among the first ``length``."""
         mask_QT = torch.arange(length, device=at_Q.device) <= at_Q.unsqueeze(1)
-        return [LayerCache(k, v, at_Q, length, mask_QT, False) for k, v in self._layers]
+        seen = self._kv_SRNTK[:, :, :, :length].unbind(0)
+        return [LayerCache(k, v, at_Q, mask_QT, False) for k, v in zip(seen[::2], seen[1::2], strict=True)]
 
 
 class CodesCache:

@@ -13,6 +13,8 @@ _SIZES = (1, 2, 4)
 """windows that are tried; more hold more wrong guesses"""
 _TRIED_PASSES = 5
 """passes of each size that are timed"""
+_LEAST_GAIN = 1.1
+"""in codes a second, for which a window is taken: timings of a few passes differ by some percent"""
 _FEWEST_STEPS = 64
 """of an image, for which trying pays"""
 _MOST_ROWS = {"cpu": 8, "other": 32}
@@ -59,7 +61,8 @@ class Pace:
             for _ in range(_TRIED_PASSES):
                 n_codes += yield
             speeds[size] = n_codes / (self._now() - began)
-        self.size = self._found[self._key] = max(speeds, key=speeds.__getitem__)
+        best = max(speeds, key=speeds.__getitem__)
+        self.size = self._found[self._key] = best if speeds[best] > _LEAST_GAIN * speeds[1] else 1
 
     def _now(self) -> float:
         if self._device.type == "cuda":

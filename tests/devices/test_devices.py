@@ -345,7 +345,7 @@ def test_no_code_waits_for_the_one_before(sampling: dict, device: torch.device, 
 
 
 @pytest.mark.skipif(not FAR, reason="counts what is sent")
-def test_a_window_waits_once_a_pass(device: torch.device, crossed: Counter[str]) -> None:
+def test_a_window_waits_at_most_twice_a_pass(device: torch.device, crossed: Counter[str]) -> None:
     prior = model((CodeLevel(height=6, width=6, codebook_size=29),)).to(device)
     labels, uniforms = torch.arange(6, device=device) % 3, stream_uniforms(range(6), prior.n_codes)
     counts, passes = [], []
@@ -355,7 +355,7 @@ def test_a_window_waits_once_a_pass(device: torch.device, crossed: Counter[str])
         passes.append(sum(1 for _ in iterate_codes(prior, labels, uniforms, sampling, seeds=range(6))))
         counts.append(sum(crossed.values()))
     assert passes[0] == prior.n_codes > passes[1]
-    assert passes[1] - 1 <= counts[1] - counts[0] <= passes[1], "the last code may stand alone"
+    assert counts[1] - counts[0] <= 2 * passes[1], "how many guesses are right; whether the caller wrote into several"
 
 
 def test_a_whole_run_trains_there_and_its_generator_draws_the_same_in_both_places(

@@ -131,7 +131,7 @@ def test_a_prior_of_another_package_ends_in_images(tmp_path: Path) -> None:
 def test_a_package_that_takes_the_name_of_our_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written_package(tmp_path, "[tessera.priors]\ngpt = somewhere:TheirPrior\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"tessera\.priors: somewhere:TheirPrior(.|\n)*found: gpt, the name"):
+    with pytest.raises(ConfigError, match=r"tessera\.priors: somewhere:TheirPrior(.|\n)*found: +gpt, the name"):
         kinds()
 
 

@@ -110,6 +110,24 @@ def read_value(text: str, where: str) -> Any:
         raise ConfigError(f"is not a YAML value: {_problem(error)}", field=where, found=text) from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text that has one of Unicode's other line breaks in double quotes, which alone keep it as it is."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+    style = '"' if any(each in text for each in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+def write_value(value: Any) -> str:
+    """Plain values as YAML that ``read_value`` reads back, mappings in their order."""
+    written: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return written
+
+
 def guess(value: Any) -> Any:
     """Values as YAML reads them, for a field whose type does not say what it holds."""
     if isinstance(value, dict):

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from foundation.codes.config import OwnCodes
 from foundation.config import differences, from_dict, require, to_dict
 from foundation.config_fields import added_later, override, path_fields, without_defaults
@@ -25,6 +23,7 @@ from foundation.paths import PathText, absolute, relative_to
 from foundation.storage import durable
 from foundation.storage.names import is_portable
 from foundation.training.config import TrackerName
+from foundation.yaml_text import write_value
 from pipeline.encoding.plan import EncodeConfig
 from pipeline.runs.duration import Budget
 from pipeline.runs.explicit import require_agreement, require_effect
@@ -239,7 +238,7 @@ def recipe_text(recipe: Recipe, folder: Path | None = None) -> str:
         override(values, name, absolute(path, mark))
         relative = None if folder is None else relative_to(absolute(path, mark), folder.absolute())
         seen |= {} if relative is None else {name: relative}
-    return yaml.safe_dump({**values, "paths": seen, "versions": versions()}, sort_keys=False, allow_unicode=True)
+    return write_value({**values, "paths": seen, "versions": versions()})
 
 
 def versions() -> dict[str, str]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from foundation.config import from_dict
 from foundation.errors import ConfigError
-from foundation.yaml_text import Text, guess, read_file, read_value
+from foundation.yaml_text import Text, guess, read_file, read_value, write_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +108,11 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example("a\x85b", "\u2028")
 @given(st.text(st.characters(exclude_characters="\0")), st.none() | st.text(max_size=6))
 def test_what_is_written_is_read_back(text: str, column: str | None) -> None:
     for value in (text, column):
-        written = yaml.safe_dump({"text": text, "column": value}, allow_unicode=True)
+        written = write_value({"text": text, "column": value})
         assert from_dict(Fields, read_value(written, "x")) == Fields(text=text, column=value)
 
 

@@ -26,6 +26,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "machine": "2 cores",
         "pretrained": False,
         "recipe": "digits",
+        "codes_of": None,
         "fields": {},
         "revision": None,
         "seconds": 120.0,
@@ -89,6 +90,9 @@ def test_tables_keep_pretrained_features_apart_and_show_the_spread_of_seeds() ->
     assert "| one | 2 | 25.00 ± 0.00 |" in first and "2.1 ± 0.1" in first and "two" not in first
     assert "| one | 2 | 25.00 ± 0.00 |" in second and "| two | 1 | 20.00 | - |" in second
     assert "other" in first and "other" not in second
+    sized, both = result(name="sized", fields={"width": 96}), {"width": 96, "seed": 2}
+    second = tables([result(), sized, result(name="two", pretrained=True, fields=both)]).split("other images")[1]
+    assert "| sized |" in second and "| one |" not in second
 
 
 def test_tables_show_the_ratio_to_the_first_row_and_keep_machines_apart() -> None:

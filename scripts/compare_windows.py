@@ -112,7 +112,7 @@ def main() -> int:
         equal = equality(prior, -(-options.images // len(options.runs)))
         found[run.name] = {**equal, "codes": prior.n_codes, "timed": passes_and_time(prior)}
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

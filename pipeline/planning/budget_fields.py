@@ -48,10 +48,11 @@ def kept_fields(recipe: Recipe, overrides: Collection[str], own: Collection[str]
 
     Args:
         recipe: with all fields.
-        overrides: names of fields on the command line.
+        overrides: names of fields on the command line; a section that is given whole keeps all that is inside.
         own: names of fields in the user's own recipe file: a length or cadence there is what a budget replaces.
     """
-    return {*overrides, *(set(own) - set(_timed(recipe)))}
+    inside = {name for name in fittable(recipe) if any(name.startswith(f"{each}.") for each in overrides)}
+    return {*overrides, *inside, *(set(own) - set(_timed(recipe)))}
 
 
 def _timed(recipe: Recipe) -> list[str]:

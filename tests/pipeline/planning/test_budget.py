@@ -78,12 +78,20 @@ def test_given_fields_are_kept() -> None:
     assert fitted.data.preprocess == recipe.data.preprocess and fitted.prior.training.fit.steps == 77
 
 
+def test_a_section_that_is_given_whole_is_kept() -> None:
+    overrides = {"tokenizer.training.fit": {"steps": 77, "batch_size": 8, "evaluate_every": 20, "checkpoint_every": 20}}
+    recipe = load_recipe("folder", overrides)
+    fitted = fit(recipe, "20m", given=tuple(kept_fields(recipe, overrides, ()))).recipe
+    assert fitted.tokenizer.training.fit == recipe.tokenizer.training.fit
+    assert fitted.prior.training.fit.steps != recipe.prior.training.fit.steps
+
+
 def test_steps_of_ones_own_file_are_replaced_and_sizes_kept(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: folder\nname: mine\nprior: {model: {d_model: 64}, training: {fit: {steps: 9}}}\n")
     recipe = load_recipe(str(path))
     kept = kept_fields(recipe, {"seed"}, own_fields(str(path)))
-    assert kept == {"seed", "extends", "name", "prior.model.d_model"} - {"extends"}
+    assert kept == {"seed", "name", "prior.model.d_model"}
     fitted = fit(recipe, "20m", given=tuple(kept)).recipe
     assert fitted.prior.model == recipe.prior.model and fitted.prior.training.fit.steps > 9
 

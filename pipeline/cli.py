@@ -17,7 +17,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "encode": ("codes:encode", "images to codes, by any number of processes"),
         "train-prior": ("runs:train_prior", "stage 2 alone"),
         "estimate": ("runs:estimate", "what a recipe costs, before it runs"),
-        "report": ("runs:report", "write the report of a run again"),
         "recipes": ("runs:recipes", "list the built-in recipes"),
         "fields": ("fields:show_fields", "list the fields of a recipe"),
     },
@@ -35,6 +34,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "reconstruct": ("inspect:reconstruct", "images beside their reconstructions"),
         "evaluate": ("inspect:evaluate", "PSNR, SSIM, LPIPS, rFID, KID; bits of the prior"),
         "score": ("inspect:score", "rank images by likelihood"),
+        "report": ("report:report", "write the report of a run again"),
+        "show": ("report:show", "what a run is, how far, and how good"),
+        "compare": ("report:compare", "runs side by side on a page"),
         "doctor": ("inspect:doctor", "check the installation"),
     },
     "Convert": {

@@ -21,7 +21,6 @@ from pipeline.commands.options import (
     MirrorAddress,
     RecipeName,
     RecipeOrField,
-    RunName,
     RunOut,
     Track,
     output_file,
@@ -210,15 +209,6 @@ def estimate(
     print(result.text())
     if path is not None and outputs is not None:
         outputs.write(path.name, json_text(result.numbers, indent=1))
-
-
-def report(run: RunName, /) -> None:
-    """Write report.html of a finished run again."""
-    from pipeline.report.report import write_report
-
-    folder = RunFolder(Path(run))
-    write_report(folder)
-    print(folder.report)
 
 
 def recipes() -> None:

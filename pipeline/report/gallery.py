@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from foundation.storage import durable
 from foundation.storage.serialization import read_json
 from pipeline.generation.generator import ImageGenerator
 from pipeline.generation.inputs import below_rows, kept_pixels, pixel_mask
-from pipeline.report.plots import picture
 from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.canary import load_canary
 
@@ -71,16 +69,16 @@ def draw_gallery(generator: ImageGenerator, pixels_BYXC: np.ndarray, folder: Pat
     durable.publish_folder(folder, fill)
 
 
-def gallery_section(folder: Path) -> str:
-    """The pictures as HTML; empty where there are none.
+def gallery_pictures(folder: Path) -> list[tuple[Image.Image, str]]:
+    """The pictures and their captions; none where there is no gallery.
 
     Raises:
         CheckpointError: the folder is damaged.
     """
     if not folder.is_dir():
-        return ""
+        return []
     captions = read_json(folder / _CAPTIONS, (), fix="move that folder away and run tessera run again")
-    return "".join(picture(Image.open(folder / f"{name}.png"), html.escape(text)) for name, text in captions.items())
+    return [(Image.open(folder / f"{name}.png"), text) for name, text in captions.items()]
 
 
 def _completion(generator: ImageGenerator, pixels: np.ndarray, images: torch.Tensor, seed: int) -> Picture:

@@ -32,15 +32,23 @@ class Evaluations:
         log: where metrics and pictures go.
         health: called with the stage's metrics so far.
         previews: folder of the pictures; None draws none.
+        evaluated: called after each evaluation, where metrics are logged.
 
     Attributes:
         sound_until: step of the last evaluation that was sound, in this process or one before; -1 without one.
     """
 
     def __init__(
-        self, task: Task, config: FitConfig, log: MetricsLog, health: Health, previews: Path | None = None
+        self,
+        task: Task,
+        config: FitConfig,
+        log: MetricsLog,
+        health: Health,
+        previews: Path | None = None,
+        evaluated: Callable[[], None] = lambda: None,
     ) -> None:
         self._task, self._config, self._log, self._health = task, config, log, health
+        self._evaluated = evaluated
         self._previews = previews if config.preview_images else None
         self._began, self._seconds = time.perf_counter(), 0.0
         self.sound_until = _sound_until(task, log)
@@ -68,6 +76,8 @@ class Evaluations:
         for sentence in self._health(read_metrics(self._log.path, self._log.stage)) if self._log.enabled else ():
             self._log.warn(step, sentence)
             progress.write(f"warning, {self._log.stage} step {step}: {sentence}")
+        if self._log.enabled:
+            self._evaluated()
         return metrics
 
     def share_text(self) -> str:

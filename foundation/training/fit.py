@@ -56,6 +56,7 @@ def fit(
     work: ModelWork | None = None,
     at_rest: Callable[[], None] = lambda: None,
     previews: Path | None = None,
+    evaluated: Callable[[], None] = lambda: None,
     workers: int | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
@@ -76,6 +77,7 @@ def fit(
         work: what a step computes and the device could, for the share of the peak in the log; None leaves it out.
         at_rest: called by every process after each evaluation and before each checkpoint.
         previews: folder of the pictures of evaluations; None draws none.
+        evaluated: called after each evaluation by the process that logs.
         workers: processes that read examples; None takes one for each usable core where images are decoded, else none.
 
     Raises:
@@ -92,7 +94,7 @@ def fit(
     manager = CheckpointManager(task, checkpoints, identity, schedule, accelerator, config.batch_size, n_kept)
     start = manager.restore()
     log.forget_from(start)
-    evaluations = Evaluations(task, config, log, health, previews)
+    evaluations = Evaluations(task, config, log, health, previews, evaluated)
     manager.sound_until = evaluations.sound_until
     try:
         with manager, naming_the_dead(accelerator):

@@ -259,6 +259,7 @@ def start_run(
     from pipeline.planning.fits import require_fits
     from pipeline.planning.ledger import Ledger
     from pipeline.planning.times import START
+    from pipeline.report.live import LiveReport
 
     given = kept_fields(run.recipe, overrides or {}, own_fields(recipe))
     is_kept = run.accelerator.is_main_process and not run.folder.has_samples()
@@ -278,7 +279,7 @@ def start_run(
         memory = peak_memory(run.recipe, run.accelerator.device, process)
         run.accelerator.print(f"{title}:\n{promise_text(expected, memory)}", flush=True)
     ledger.add(START, time.perf_counter() - began)
-    run.work_of = model_work
+    run.work_of, run.evaluated = model_work, LiveReport()
     return Job(run, ledger, given, fitted, opened)
 
 

@@ -80,7 +80,6 @@ def write_progress(folder: RunFolder) -> None:
     sections = [
         facts_section(run),
         *_of_training(run),
-        data_section(run),
         time_section(run),
         recipe_section(run),
     ]

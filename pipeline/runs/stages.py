@@ -87,6 +87,8 @@ class Run:
     """that listing the images took"""
     work_of: WorkOf = lambda recipe, stage, device, spec: None
     """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
+    evaluated: Callable[[RunFolder], None] = lambda folder: None
+    """called after each evaluation in training, on one process"""
     _compared: bool = False
 
     def start(self, lock_seconds: float = 0.0) -> None:
@@ -272,6 +274,7 @@ class Run:
             checkpoints=self.folder.checkpoints(stage),
             log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process, tracker=self._tracker(stage)),
             previews=self.folder.previews(stage),
+            evaluated=lambda: self.evaluated(self.folder),
             identity=identify,
             optims=task.rates,
             work=self.work_of(self.recipe, stage, self.accelerator.device, layout),

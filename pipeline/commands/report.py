@@ -37,7 +37,7 @@ def show(run: RunName, /, *, json: bool = False) -> None:
 
     summary = RunSummary(RunFolder(Path(run)))
     if json:
-        print(json_text(summary.as_json(), indent=1))
+        print(json_text(summary.as_json(), indent=1).decode())
         return
     print(f"{summary.recipe.name}: {summary.state}")
     quality = quality_rows(summary, likelihood=summary.evaluations.get("prior-validation", {}))

@@ -83,7 +83,8 @@ def frequency_chart(usages: Mapping[str, CodeUsage]) -> Chart:
     """How often each code occurs, the most frequent first, a curve for each name."""
     series = []
     for name, usage in usages.items():
-        ordered = np.sort(usage.counts_U)[::-1] / max(1, usage.n_codes)
+        used = np.sort(usage.counts_U)[::-1] / max(1, usage.n_codes)
+        ordered = np.concatenate([used, np.zeros(usage.codebook_size - len(used))])
         says = f"{name}: {usage.share_used:.1%} used, perplexity {usage.perplexity:,.0f}"
         series.append(Series(says, list(range(1, len(ordered) + 1)), ordered.tolist()))
     caption = "A flat curve with a steep end: the codebook is used evenly."

@@ -30,8 +30,8 @@ def fact_rows(run: RunSummary) -> list[tuple[str, str]]:
     recipe, spec, rows = run.recipe, run.spec, []
     for stage in run.parameters:
         taken, _ = run.steps(stage)
-        fit = {"tokenizer": recipe.tokenizer, "prior": recipe.prior}[stage].training.fit
-        rows.append((stage, f"{millions(run.parameters[stage])} parameters, {taken:,} steps of {fit.batch_size}"))
+        size = run.fit(stage).batch_size
+        rows.append((stage, f"{millions(run.parameters[stage])} parameters, {taken:,} steps of {size}"))
     if spec is not None:
         rows.append(("codes of an image", codes_in_words(spec)))
         if spec.knows_images:

@@ -13,6 +13,7 @@ from foundation.codes.spec import CodeSpec
 from foundation.config import from_dict, to_dict
 from foundation.errors import CheckpointError
 from foundation.storage.serialization import read_json
+from foundation.training.config import FitConfig
 from foundation.training.log import read_metrics
 from pipeline.planning.ledger import read_times
 from pipeline.runs.duration import duration
@@ -85,9 +86,13 @@ class RunSummary:
         """Of all parts."""
         return sum(self.times.get("taken", {}).values())
 
+    def fit(self, stage: str) -> FitConfig:
+        """Length and batch of a stage."""
+        return (self.recipe.tokenizer if stage == "tokenizer" else self.recipe.prior).training.fit
+
     def steps(self, stage: str) -> tuple[int, int]:
         """Optimizer steps taken, as far as the log says, and planned."""
-        planned = {"tokenizer": self.recipe.tokenizer, "prior": self.recipe.prior}[stage].training.fit.steps
+        planned = self.fit(stage).steps
         if (self.folder.root / stage).is_dir():
             return planned, planned
         rows = self.rows(stage, "train")
@@ -160,7 +165,7 @@ class RunSummary:
             "figures": self.figures,
             "seconds": self.times.get("taken", {}),
             "warnings": self.warnings,
-            "evaluations": self.evaluations,
+            "evaluations": _finite(self.evaluations),
         }
 
 
@@ -168,6 +173,15 @@ _FIGURES = {
     "tokenizer": ("psnr", "ssim", "code_usage", "code_perplexity"),
     "prior": ("bits_per_code", "unigram_bits_per_code", "below_unigram", "bits_per_image"),
 }
+
+
+def _finite(value: Any) -> Any:
+    """The same without numbers that JSON does not have: None in their place."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def codes_in_words(spec: CodeSpec) -> str:

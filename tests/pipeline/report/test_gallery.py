@@ -14,7 +14,7 @@ from foundation.config import from_dict
 from foundation.errors import ConfigError
 from foundation.images.config import Preprocess
 from pipeline import ImageGenerator
-from pipeline.report.gallery import draw_gallery, gallery_section
+from pipeline.report.gallery import draw_gallery, gallery_pictures
 from pipeline.report.report import write_report
 from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.config import TokenizerConfig
@@ -39,12 +39,12 @@ def test_the_report_shows_what_can_be_done(run_copy: Path) -> None:
     sizes = {name: Image.open(folder.gallery / f"{name}.png").size for name in captions}
     assert sizes["completion"] == (5 * 50 - 2, 6 * 50 - 2) and sizes["classes"] == (11 * 50 - 2, 6 * 50 - 2)
     page = folder.report.read_text()
-    assert "<h2>Gallery</h2>" in page and all(caption in page for caption in captions.values())
+    assert ">Edits</h2>" in page and all(caption in page for caption in captions.values())
     import shutil
 
     shutil.rmtree(folder.gallery)
     write_report(folder)
-    assert "<h2>Gallery</h2>" not in folder.report.read_text() and gallery_section(folder.gallery) == ""
+    assert ">Edits</h2>" not in folder.report.read_text() and gallery_pictures(folder.gallery) == []
 
 
 def test_the_upper_half_in_the_picture_of_completion_is_the_image_s(run_copy: Path) -> None:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "interpolate": ("generate:interpolate", "images between two seeds or two images"),
         "tune-guidance": ("generate:tune_guidance", "search for the best guidance scale"),
         "decode": ("codes:decode", "codes to images"),
+        "serve": ("serve:serve", "a page to play with a generator, and its API"),
     },
     "Inspect": {
         "reconstruct": ("inspect:reconstruct", "images beside their reconstructions"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
-import zipfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from foundation.errors import TesseraError
+from pipeline.app.components import editor, unchecked, upload
+from pipeline.app.memory import MOST, Kept, write_archive
 from pipeline.app.studio import NO_CLASS, Drawn, Studio, Wish
 
 _SMALL, _SHOWN, _SHARP = 96, 256, 16
 """pixels; pictures up to the first are enlarged to about the second, up to the third without smoothing"""
-_REMEMBERED = 60
 _QUEUE = "generator"
 _LINK = ("class", "seed", "images", "guidance", "temperature")
 
@@ -34,6 +36,7 @@ class GeneratorPage:
 
     def __init__(self, studio: Studio, about: str) -> None:
         self.studio, self._about = studio, about
+        self._folder = tempfile.TemporaryDirectory(prefix="tessera-pictures-")
         side = max(studio.generator.shapes[0])
         self._scale, self._sharp = (max(1, _SHOWN // side), side <= _SHARP) if side <= _SMALL else (1, False)
 
@@ -55,35 +58,53 @@ class GeneratorPage:
             page.load(self._from_link, None, fields, api_visibility="private")
         return page
 
-    def serve(self, *, host: str, port: int | None, open_browser: bool) -> None:
-        """Serve until it is stopped."""
+    @contextlib.contextmanager
+    def running(self, **where: Any) -> Iterator[str]:
+        """Serve in the background; gives the address.
+
+        Args:
+            where: ``server_name``, ``server_port`` and ``inbrowser`` of Gradio; by default this machine alone.
+        """
         limits = self.studio.limits
+        Image.MAX_IMAGE_PIXELS = limits.upload_pixels // 2  # Pillow refuses twice as many
         page = self.build().queue(max_size=limits.queue, default_concurrency_limit=1)
-        fonts = ["system-ui", "sans-serif"]
-        theme = gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"])
-        page.launch(
-            server_name=host,
-            server_port=port,
-            inbrowser=open_browser,
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        _, address, _ = page.launch(
+            prevent_thread_lock=True,
             share=False,
             quiet=True,
             ssr_mode=False,
             max_file_size=limits.upload_mb << 20,
             footer_links=["api"],
-            theme=theme,
+            theme=gr.themes.Base(**fonts),
             enable_monitoring=False,
+            **where,
         )
+        try:
+            yield address
+        finally:
+            page.close()
+
+    def serve(self, *, host: str, port: int | None, open_browser: bool) -> None:
+        """Serve until a signal comes."""
+        with self.running(server_name=host, server_port=port, inbrowser=open_browser) as address:
+            print(f"serving {self.studio.name} at {address}; stop with Ctrl-C", flush=True)
+            threading.Event().wait()
 
     def _settings(self) -> list[gr.components.Component]:
         """Fields that every way of drawing reads: class, seed, images, guidance, temperature."""
         studio, defaults = self.studio, self.studio.generator.defaults
         classes, guided = studio.classes, bool(studio.generator.labels) and studio.generator.label_dropout != 0
         with gr.Row():
-            label = gr.Dropdown(classes, value=classes[0], label="Class", visible=len(classes) > 1)
+            label = unchecked(gr.Dropdown(classes, value=classes[0], label="Class", visible=len(classes) > 1))
             seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1)
-            images = gr.Slider(1, studio.limits.images, value=min(4, studio.limits.images), step=1, label="Pictures")
-            scale = gr.Slider(1, 8, value=defaults.guidance_scale, step=0.1, label="Guidance", visible=guided)
-            temperature = gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature")
+            images = unchecked(
+                gr.Slider(1, studio.limits.images, value=min(4, studio.limits.images), step=1, label="Pictures")
+            )
+            scale = unchecked(
+                gr.Slider(1, 8, value=defaults.guidance_scale, step=0.1, label="Guidance", visible=guided)
+            )
+            temperature = unchecked(gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"))
         return [label, seed, images, scale, temperature]
 
     def _draw_tab(self, fields: list[Any], remembered: gr.State) -> gr.State:
@@ -106,26 +127,23 @@ class GeneratorPage:
             else "This prior draws row by row: codes after the painted part have no influence on it."
         )
         gr.Markdown(f"Load a picture, paint over what should change, and draw it anew. {after}")
-        brush = gr.Brush(colors=["#ffffff"], color_mode="fixed")
-        editor = gr.ImageEditor(
-            type="pil", image_mode="RGBA", brush=brush, label="Picture", layers=False, transforms=()
-        )
+        painted = editor("Picture")
         with gr.Row():
             take = gr.Button("Take the first drawn picture")
             paint = gr.Button("Draw the painted part", variant="primary")
             keep = gr.Checkbox(True, label="Keep the other pixels exactly")
-            rows = gr.Slider(0.1, 0.9, value=0.5, step=0.1, label="Upper part to keep")
+            rows = unchecked(gr.Slider(0.1, 0.9, value=0.5, step=0.1, label="Upper part to keep"))
             complete = gr.Button("Draw the rest below it")
         gallery, last = self._gallery("Results"), gr.State(None)
         about = gr.Markdown("")
         out = [gallery, last, remembered]
-        take.click(self._first, drawn, editor, api_visibility="private")
+        take.click(self._first, drawn, painted, api_visibility="private")
         paint.click(
-            self._inpaint, [editor, keep, *fields, remembered], out, api_visibility="private", **_one_at_a_time()
+            self._inpaint, [painted, keep, *fields, remembered], out, api_visibility="private", **_one_at_a_time()
         )
         complete.click(
             self._complete_edited,
-            [editor, rows, *fields, remembered],
+            [painted, rows, *fields, remembered],
             out,
             api_visibility="private",
             **_one_at_a_time(),
@@ -144,7 +162,7 @@ class GeneratorPage:
     def _codes_tab(self, fields: list[Any]) -> None:
         gr.Markdown("The grid of codes over a picture; brighter places take more bits: they surprise the prior.")
         with gr.Row():
-            given = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"])
+            given = upload("Picture")
             shown = gr.Image(type="pil", format="png", label="Bits of each code", interactive=False)
         table = gr.Dataframe(label="Codes", interactive=False, wrap=True)
         words = gr.Markdown("")
@@ -152,14 +170,16 @@ class GeneratorPage:
         button.click(self._look, [given, fields[0]], [shown, table, words], api_name="look", **_one_at_a_time())
 
     def _memory_tab(self, tab: gr.Tab, remembered: gr.State) -> None:
-        gallery = self._gallery(f"The last {_REMEMBERED} pictures of this visit")
-        download, about = gr.DownloadButton("Download all", variant="primary"), gr.Markdown("")
-        tab.select(lambda kept: [each["picture"] for each in kept], remembered, gallery, api_visibility="private")
+        gallery = self._gallery(f"The last {MOST} pictures of this visit")
+        download = gr.DownloadButton("Download all", variant="primary", interactive=False)
+        about = gr.Markdown("")
+        tab.select(self._recall, remembered, [gallery, download], api_visibility="private")
         gallery.select(self._recalled, remembered, about, api_visibility="private")
-        download.click(self._archive, remembered, download, api_visibility="private")
 
     def _gallery(self, label: str) -> gr.Gallery:
-        return gr.Gallery(label=label, columns=4, format="png", object_fit="contain", interactive=False)
+        return gr.Gallery(
+            label=label, columns=4, format="png", object_fit="contain", interactive=False, buttons=["fullscreen"]
+        )
 
     def _draw(self, *given: Any) -> Iterator[tuple[Any, Any, Any]]:
         *fields, remembered = given
@@ -170,15 +190,27 @@ class GeneratorPage:
 
     def _inpaint(self, edited: Any, keep: bool, *given: Any) -> tuple[Any, Any, Any]:
         *fields, remembered = given
-        picture, mask = _painted(edited)
+        picture, mask = self._painted(edited)
         drawn = _answer(lambda: self.studio.inpaint(picture, mask, _wish(*fields), keep=keep))
         return self._enlarged(drawn), drawn, self._remember(remembered, drawn)
 
     def _complete_edited(self, edited: Any, share: float, *given: Any) -> tuple[Any, Any, Any]:
         *fields, remembered = given
-        picture, _ = _painted(edited)
+        picture, _ = self._painted(edited)
         drawn = _answer(lambda: self.studio.complete(picture, share, _wish(*fields)))
         return self._enlarged(drawn), drawn, self._remember(remembered, drawn)
+
+    def _painted(self, edited: Any) -> tuple[Image.Image, Image.Image]:
+        """The picture of the editor, and what is painted on it; of an enlarged picture its own pixels."""
+        if not isinstance(edited, dict) or edited.get("background") is None:
+            raise gr.Error("picture: is missing; load or paste one", print_exception=False)
+        picture = edited["background"].convert("RGB")
+        layers = [layer.getchannel("A") for layer in edited.get("layers") or [] if layer is not None]
+        mask = layers[0] if layers else Image.new("L", picture.size)
+        height, width = self.studio.generator.shapes[0]
+        if picture.size == mask.size == (self._scale * width, self._scale * height):
+            return picture.reduce(self._scale), mask.reduce(self._scale)
+        return picture, mask
 
     def _inpaint_files(self, picture: Any, mask: Any, *fields: Any) -> list[Image.Image]:
         def answer() -> Drawn:
@@ -212,12 +244,10 @@ class GeneratorPage:
         how = Image.Resampling.NEAREST if self._sharp else Image.Resampling.BICUBIC
         return [each.resize((self._scale * each.width, self._scale * each.height), how) for each in drawn.pictures]
 
-    def _remember(self, remembered: list[dict[str, Any]], drawn: Drawn) -> list[dict[str, Any]]:
-        new = [
-            {"picture": picture, "name": f"{drawn.class_name}-seed{seed}", "about": self._about_picture(drawn, seed)}
-            for picture, seed in zip(self._enlarged(drawn), drawn.seeds, strict=True)
-        ]
-        return [*remembered, *new][-_REMEMBERED:]
+    def _remember(self, remembered: list[Kept], drawn: Drawn) -> list[Kept]:
+        pictures = zip(self._enlarged(drawn), drawn.seeds, strict=True)
+        about = [(each, f"{drawn.class_name}-seed{seed}", self._about_picture(drawn, seed)) for each, seed in pictures]
+        return [*remembered, *(Kept(*each) for each in about)][-MOST:]
 
     def _about_picture(self, drawn: Drawn, seed: int) -> str:
         settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in drawn.settings.items())
@@ -227,26 +257,21 @@ class GeneratorPage:
     def _chosen(self, drawn: Drawn | None, event: gr.SelectData) -> str:
         return "" if drawn is None else self._about_picture(drawn, drawn.seeds[event.index])
 
-    def _recalled(self, remembered: list[dict[str, Any]], event: gr.SelectData) -> str:
-        return str(remembered[event.index]["about"]) if event.index < len(remembered) else ""
+    def _recalled(self, remembered: list[Kept], event: gr.SelectData) -> str:
+        return remembered[event.index].about if event.index < len(remembered) else ""
 
     def _first(self, drawn: Drawn | None) -> Any:
         if drawn is None:
             raise gr.Error("draw a picture first", print_exception=False)
-        return self._enlarged(drawn)[0].convert("RGB")
+        first = drawn.pictures[0].convert("RGB")
+        return first.resize((self._scale * first.width, self._scale * first.height), Image.Resampling.NEAREST)
 
-    def _archive(self, remembered: list[dict[str, Any]]) -> str:
+    def _recall(self, remembered: list[Kept], request: gr.Request) -> tuple[Any, Any]:
+        """Pictures of the visit, and the button with their archive."""
         if not remembered:
-            raise gr.Error("nothing is drawn yet", print_exception=False)
-        folder = tempfile.mkdtemp(prefix="tessera-download-")
-        path = Path(folder) / "pictures.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            for i, each in enumerate(remembered):
-                with archive.open(
-                    f"{i:03d}-{''.join(c if c.isalnum() or c == '-' else '_' for c in each['name'])}.png", "w"
-                ) as file:
-                    each["picture"].save(file, "PNG")
-        return str(path)
+            return [], gr.DownloadButton(value=None, interactive=False)
+        archive = write_archive(remembered, Path(self._folder.name), str(request.session_hash))
+        return [each.picture for each in remembered], gr.DownloadButton(value=str(archive), interactive=True)
 
     def _link(self, label: str, seed: str, images: float, scale: float, temperature: float, request: gr.Request) -> str:
         values = dict(zip(_LINK, (label, seed, int(images), scale, temperature), strict=True))
@@ -297,16 +322,6 @@ def _wish(label: Any, seed: Any, images: Any, scale: Any, temperature: Any) -> W
     chosen = None if seed in (None, "") else number("seed", seed, int)
     given = (number("guidance", scale, float), number("temperature", temperature, float))
     return Wish(str(label), chosen, number("images", images, int), *given)
-
-
-def _painted(edited: Any) -> tuple[Image.Image, Image.Image]:
-    """The picture of an editor, and what is painted on it."""
-    if not isinstance(edited, dict) or edited.get("background") is None:
-        raise gr.Error("picture: is missing; load or paste one", print_exception=False)
-    picture = edited["background"].convert("RGB")
-    layers = [layer.getchannel("A") for layer in edited.get("layers") or [] if layer is not None]
-    mask = layers[0] if layers else Image.new("L", picture.size)
-    return picture, mask
 
 
 def _path(value: Any, name: str) -> str:

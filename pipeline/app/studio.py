@@ -55,6 +55,7 @@ class Drawn:
         class_name: of all of them.
         settings: sampling settings that differ from the generator's default.
         share: of the codes that are drawn, 0 to 1.
+        edit: words of the command that changes a picture, such as ``inpaint PICTURE --mask MASK``; empty for new ones.
     """
 
     pictures: Sequence[Image.Image]
@@ -62,6 +63,7 @@ class Drawn:
     class_name: str
     settings: dict[str, float]
     share: float = 1.0
+    edit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Studio:
         blend = self.generator.spec.stride // 2 if keep else None
         how: Any = {"seed": wish.seed, "blend": blend, **options}
         output = self.generator.inpaint(picture, marked, self._label(wish), wish.images, **how)
-        return Drawn(output.images, output.seeds, wish.class_name, options)
+        words = ("inpaint", "PICTURE", "--mask", "MASK", *(() if blend is None else ("--blend", str(blend))))
+        return Drawn(output.images, output.seeds, wish.class_name, options, edit=words)
 
     def complete(self, picture: Image.Image, share: float, wish: Wish) -> Drawn:
         """The upper part of a picture, and new ones below it.
@@ -151,7 +154,8 @@ class Studio:
         require(0 < share < 1, "share", share, "between 0 and 1")
         how: Any = {"rows": float(share), "seed": wish.seed, **options}
         output = self.generator.complete(picture, self._label(wish), wish.images, **how)
-        return Drawn(output.images, output.seeds, wish.class_name, options)
+        words = ("complete", "PICTURE", "--rows", f"{share:g}")
+        return Drawn(output.images, output.seeds, wish.class_name, options, edit=words)
 
     @torch.no_grad()
     def look(self, picture: Image.Image, class_name: str = NO_CLASS) -> CodeMap:
@@ -174,9 +178,16 @@ class Studio:
 
     def command(self, drawn: Drawn, seed: int) -> str:
         """The command that draws one of the pictures again."""
-        words = ["tessera", "sample", self.name, "--seed", str(seed)]
+        words, field = ["tessera", "sample", shlex.quote(self.name)], "--class-labels"
+        if drawn.edit:
+            verb, *rest = drawn.edit
+            words, field = (
+                ["tessera", "edit", verb, shlex.quote(self.name), *rest, "--num-images", "1"],
+                "--class-label",
+            )
+        words += ["--seed", str(seed)]
         if drawn.class_name != NO_CLASS:
-            words += ["--class-labels", shlex.quote(drawn.class_name)]
+            words += [field, shlex.quote(drawn.class_name)]
         for name, value in drawn.settings.items():
             words += [f"--{name.replace('_', '-')}", f"{value:g}"]
         return " ".join(words)

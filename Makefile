@@ -22,7 +22,7 @@ check: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[demo,dev,eval,onnx,diffusers,finetune,features,track,ray,s3]"
+	$(BIN)/python -m pip install --quiet -e ".[demo,dev,eval,onnx,diffusers,finetune,features,track,ray,s3,app]"
 	touch $@
 
 clean:

@@ -68,7 +68,7 @@ class GeneratorPage:
         limits = self.studio.limits
         Image.MAX_IMAGE_PIXELS = limits.upload_pixels // 2  # Pillow refuses twice as many
         page = self.build().queue(max_size=limits.queue, default_concurrency_limit=1)
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             share=False,
@@ -76,7 +76,7 @@ class GeneratorPage:
             ssr_mode=False,
             max_file_size=limits.upload_mb << 20,
             footer_links=["api"],
-            theme=gr.themes.Base(**fonts),
+            theme=theme,
             enable_monitoring=False,
             **where,
         )
@@ -275,7 +275,8 @@ class GeneratorPage:
 
     def _link(self, label: str, seed: str, images: float, scale: float, temperature: float, request: gr.Request) -> str:
         values = dict(zip(_LINK, (label, seed, int(images), scale, temperature), strict=True))
-        return f"{str(request.request.base_url).rstrip('/')}/?{urlencode(values)}"
+        address = "" if request.request is None else str(request.request.base_url)
+        return f"{address.rstrip('/')}/?{urlencode(values)}"
 
     def _from_link(self, request: gr.Request) -> list[Any]:
         """Values of the fields from the address; what makes no sense leaves a field as it is."""

@@ -51,9 +51,15 @@ def address(finished_run: Path) -> Iterator[str]:
 
 
 def draw(page: Any, seed: str) -> None:
-    page.wait_for_function(f"[...document.querySelectorAll('textarea, input')].some(each => each.value === '{seed}')")
+    page.wait_for_function(f"document.querySelector('[placeholder=random]')?.value === '{seed}'")
     page.get_by_role("button", name="Draw", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('.thumbnail-item img, .grid-container img').length > 0")
+    pictures(page, 1)
+
+
+def pictures(page: Any, n: int) -> None:
+    """Wait until n pictures can be seen."""
+    seen = "[...document.querySelectorAll('.grid-container img')].filter(each => each.offsetParent !== null).length"
+    page.wait_for_function(f"{seen} >= {n}", timeout=60_000)
 
 
 def test_a_link_fills_the_fields_rows_come_one_by_one_and_a_picture_says_its_command(
@@ -81,7 +87,7 @@ def test_a_painted_part_is_drawn_anew_and_the_rest_kept(browser: Any, address: s
     with opened(browser, f"{address}?class=3&seed=1&images=1") as watched:
         page = watched.page
         draw(page, "1")
-        page.wait_for_timeout(2500)
+        page.wait_for_timeout(3000)
         page.get_by_role("tab", name="Change a picture").click()
         page.get_by_role("button", name="Take the first drawn picture").click()
         page.wait_for_timeout(2500)
@@ -92,11 +98,11 @@ def test_a_painted_part_is_drawn_anew_and_the_rest_kept(browser: Any, address: s
         for i in range(10):
             page.mouse.move(x - 20 + 4 * i, y - 20 + i % 3 * 15)
         page.mouse.up()
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(3000)  # the editor sends what is painted
         page.get_by_role("button", name="Draw the painted part").click()
-        page.wait_for_timeout(4000)
+        pictures(page, 1)
         page.get_by_role("tab", name="Remembered").click()
-        page.wait_for_function("document.querySelectorAll('.grid-container img').length >= 2")
+        pictures(page, 2)
         with page.expect_download() as waited:
             page.get_by_role("button", name="Download all").click()
         waited.value.save_as(tmp_path / "all.zip")

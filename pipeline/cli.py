@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Convert": {
         "import": ("convert:import_checkpoint", "a published checkpoint to a model folder"),
         "export": ("convert:export", "encoder and decoder as graphs, .pt2 and .onnx"),
+        "push": ("report:push", "a run to the hub as a model, with its card and a Space"),
         "export-diffusers": ("convert:export_diffusers", "a tokenizer in the layout of diffusers"),
     },
 }

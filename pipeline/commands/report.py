@@ -1,4 +1,4 @@
-"""What a run looks like: ``report``, ``show``, ``compare``."""
+"""What a run looks like, for oneself and for others: ``report``, ``show``, ``compare``, ``push``."""
 
 from __future__ import annotations
 
@@ -64,3 +64,40 @@ def compare(
     page = Path(out)
     write_comparison([Path(each) for each in runs], page, usable_device(device))
     print(page)
+
+
+def push(
+    run: RunName,
+    repository: Annotated[str, Parameter(help="OWNER/NAME on the hub; made if there is none")],
+    /,
+    *,
+    license: str | None = None,
+    private: bool = False,
+    space: str | None = None,
+    out: Annotated[
+        str | None, out_option("write what would be uploaded to this new folder, and upload nothing")
+    ] = None,
+) -> None:
+    """Upload a run as a model: both networks, and a card with samples, figures and the recipe.
+
+    Args:
+        license: of the model, as the hub names it: apache-2.0, cc-by-4.0, ...; default none stated
+        private: make a private repository
+        space: also make a Space OWNER/NAME that serves the page of tessera serve
+    """
+    import tempfile
+
+    from pipeline.report.model_card import push_run, write_model, write_space
+
+    folder = RunFolder(Path(run))
+    if out is not None:
+        write_model(folder, repository, Path(out), license=license)
+        print(out)
+        if space is not None:
+            write_space(repository, Path(f"{out}-space"))
+            print(f"{out}-space")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        how = {"license": license, "private": private, "space": space}
+        for address in push_run(folder, repository, out=Path(temporary) / "model", **how):  # type: ignore[arg-type]
+            print(address)

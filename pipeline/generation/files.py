@@ -153,5 +153,23 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool | None, token: st
     with hub_refusals(repo_id):
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_CONTENT, commit_message=message)
+        patterns = [*_CONTENT, "README.md", "*.png"]
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message=message)
         return str(commit)
+
+
+def upload_space(folder: Path, repo_id: str, *, private: bool | None, message: str) -> str:
+    """Upload a folder to a Space on the hub that runs Gradio, which is made if there is none.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        StorageError: the hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_refusals(repo_id):
+        api = HfApi()
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, commit_message=message))

@@ -38,6 +38,12 @@ def render_page(title: str, lead: str, sections: Sequence[Section], *, renewed: 
     return text.encode()
 
 
+def render_text(template: str, **given: Any) -> str:
+    """A text of another kind, from a template whose values stay as they are."""
+    text: str = _environment().overlay(autoescape=False).get_template(template).render(**given)
+    return text
+
+
 def is_page(path: Path) -> bool:
     """Whether a file is a page of ours."""
     if not path.is_file():

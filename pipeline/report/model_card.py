@@ -123,7 +123,7 @@ def write_space(repository: str, out: Path) -> None:
         raise ConfigError("needs Gradio, whose version it names", field="--space", fix=fix) from error
     given = {"repository": repository, "name": repository.split("/")[1], "gradio": version}
     out.mkdir()
-    durable.write_bytes(out / "app.py", render_text("space.py", **given).encode())
+    durable.write_bytes(out / "app.py", render_text("space_app.txt", **given).encode())
     durable.write_bytes(out / "README.md", render_text("space.md", **given).encode())
     durable.write_bytes(out / "requirements.txt", b"tessera-images[app]\n")
 

@@ -27,6 +27,8 @@ from stage1_tokenizer.image_metrics import channel_psnr, premultiplied, psnr, ss
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 PairScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_COLOURS = 128
+"""images whose mean colours are taken"""
 _SMALL = 48
 """pixels: smaller pictures are enlarged"""
 
@@ -331,6 +333,21 @@ def _possible(usages: tuple[CodeUsage, ...]) -> float:
     sizes = np.array([usage.codebook_size for usage in usages], float)
     n_codes = np.array([usage.n_codes for usage in usages], float)
     return float((sizes * -np.expm1(n_codes * np.log1p(-1 / np.maximum(sizes, 2)))).sum() / sizes.sum())
+
+
+def mean_colour_psnr(images: ImageSet) -> float:
+    """PSNR in dB of images of one colour each, the mean of their own, over at most 128 of a set: what codes without
+    any detail reach.
+
+    NaN where none of them can be read.
+    """
+    found = [torch.empty(0)]
+    for rows in batches_of_one_shape(images.buckets, chosen_examples(len(images), _COLOURS), _COLOURS):
+        pixels_KYXC, _ = images.readable(rows)
+        images_KCYX = to_unit_range(pixels_KYXC)
+        if len(images_KCYX):
+            found.append(psnr(images_KCYX, images_KCYX.mean((2, 3), keepdim=True).expand_as(images_KCYX)))
+    return float(torch.cat(found).mean())
 
 
 def reconstruction_picture(model: TokenizerModel, images: ImageSet, n_images: int) -> Image.Image | None:

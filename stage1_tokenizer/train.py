@@ -16,7 +16,7 @@ from foundation.training.lengths import Rates
 from foundation.training.optim import known_skipped, undone_unless
 from foundation.training.shares import Share
 from stage1_tokenizer.config import TokenizerTraining
-from stage1_tokenizer.evaluate import SetDistance, reconstruction_picture, score_tokenizer
+from stage1_tokenizer.evaluate import SetDistance, mean_colour_psnr, reconstruction_picture, score_tokenizer
 from stage1_tokenizer.health import codebook_health, gan_health, latent_health
 from stage1_tokenizer.micro_batches import MicroBatches, Pass, last_kernel, to_log
 from stage1_tokenizer.networks.recompute import compile_blocks, recompute_blocks
@@ -67,6 +67,7 @@ class TokenizerTask:
     ) -> None:
         self.model, self.training, self.objective = model, training, objective
         self.validation, self.distance, self.seed = validation, distance, seed
+        self._plain_psnr: float | None = None
         self.frozen, self.is_new = frozenset(frozen), is_new
         freeze(model, self.frozen)
         tag_kernels(model.encoder, model.decoder)
@@ -190,6 +191,13 @@ class TokenizerTask:
         if not self.learner.accelerator.is_main_process:
             return None
         return reconstruction_picture(self.exported(), self.validation, n_images)
+
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """PSNR, beside that of images of one colour each, the mean of their own."""
+        assert self.validation is not None, "built without images to evaluate on"
+        if self._plain_psnr is None:
+            self._plain_psnr = mean_colour_psnr(self.validation)
+        return {"PSNR": f"{metrics['psnr']:.2f} dB (mean colour {self._plain_psnr:.1f})"}
 
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether reconstructions are better than noise: a grey image alone has a PSNR of 6 dB or more."""

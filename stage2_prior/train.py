@@ -336,6 +336,14 @@ class PriorTask:
         seed = derive_seed(self.seed, "preview") % 2**31
         return self.samples.show(sample_preview(prior, n_images, self.samples.sampling, seed))
 
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Bits per code, beside those of the frequencies of codes and of uniform ones, as far as they are known."""
+        beside = {"frequencies": metrics.get("unigram_bits_per_code")}
+        if "uniform_nats_per_code" in metrics:
+            beside["uniform"] = metrics["uniform_nats_per_code"] / math.log(2)
+        known = ", ".join(f"{name} {bits:.2f}" for name, bits in beside.items() if bits is not None)
+        return {"bits": f"{metrics['nats_per_code'] / math.log(2):.3f}" + (f" ({known})" if known else "")}
+
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         """Whether codes need no more than twice the bits that uniform ones would need."""
         return metrics["nats_per_code"] < 2 * math.log(max(2, self.model.vocab_size))

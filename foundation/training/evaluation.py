@@ -36,6 +36,7 @@ class Evaluations:
 
     Attributes:
         sound_until: step of the last evaluation that was sound, in this process or one before; -1 without one.
+        headline: for the progress bar, of the last evaluation in this process.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Evaluations:
         self._previews = previews if config.preview_images else None
         self._began, self._seconds = time.perf_counter(), 0.0
         self.sound_until = _sound_until(task, log)
+        self.headline: dict[str, str] = {}
 
     def is_due(self, step: int) -> bool:
         """Whether an evaluation comes before this step."""
@@ -72,7 +74,8 @@ class Evaluations:
         self._log.write("held_out", step, {**metrics, SECONDS: seconds})
         if picture is not None:
             self._log.picture(step, picture)
-        progress.set_postfix({name: f"{value:.4g}" for name, value in list(metrics.items())[:3]}, refresh=False)
+        self.headline = self._task.headline(metrics)
+        progress.set_postfix(self.headline, refresh=False)
         for sentence in self._health(read_metrics(self._log.path, self._log.stage)) if self._log.enabled else ():
             self._log.warn(step, sentence)
             progress.write(f"warning, {self._log.stage} step {step}: {sentence}")

@@ -57,6 +57,7 @@ def fit(
     at_rest: Callable[[], None] = lambda: None,
     previews: Path | None = None,
     evaluated: Callable[[], None] = lambda: None,
+    words: Callable[[], dict[str, str]] = dict,
     workers: int | None = None,
 ) -> None:
     """Train ``task`` to ``config.steps``, continuing from the newest checkpoint that verifies.
@@ -78,6 +79,7 @@ def fit(
         at_rest: called by every process after each evaluation and before each checkpoint.
         previews: folder of the pictures of evaluations; None draws none.
         evaluated: called after each evaluation by the process that logs.
+        words: more for the progress bar, called with each line of the log.
         workers: processes that read examples; None takes one for each usable core where images are decoded, else none.
 
     Raises:
@@ -101,7 +103,7 @@ def fit(
             share = BatchShare(config.batch_size, accelerator.process_index, accelerator.num_processes)
             span, device = {"start": start, "end": config.steps}, accelerator.device
             batches = read_batches(examples, share, seed=seed, **span, workers=workers, device=device)
-            training = _Training(task, config, accelerator, seed, manager, log, evaluations, at_rest)
+            training = _Training(task, config, accelerator, seed, manager, log, evaluations, at_rest, words)
             training.run(batches, start, work)
     except DivergedError as error:
         raise _advised(error, manager, log) from error
@@ -122,6 +124,7 @@ class _Training:
     log: MetricsLog
     evaluations: Evaluations
     at_rest: Callable[[], None]
+    words: Callable[[], dict[str, str]]
 
     def run(self, batches: Generator[dict[str, torch.Tensor], None, None], start: int, work: ModelWork | None) -> None:
         """Take the steps, evaluate, save.
@@ -155,7 +158,7 @@ class _Training:
         clock.end_step()
         if logging:
             self.log.write("train", step, {**numbers, **clock.read()})
-            bar.set_postfix({**clock.shown(numbers)}, refresh=False)
+            bar.set_postfix({**self.evaluations.headline, **clock.shown(numbers), **self.words()}, refresh=False)
             self.task.settle(numbers)
             self.manager.report()
 

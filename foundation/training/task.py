@@ -66,6 +66,10 @@ class Task(Protocol):
         """Whether finite metrics of ``evaluate`` come from a model that works at all, however badly."""
         ...
 
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """For the progress bar: the metric of ``evaluate`` that matters, beside what is normal."""
+        ...
+
     def exported(self) -> nn.Module:
         """The model that users load, normally with averaged weights; every process calls it."""
         ...

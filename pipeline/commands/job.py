@@ -18,6 +18,7 @@ from pipeline.planning.ledger import Ledger, time_rows
 from pipeline.planning.times import ENCODE, READ, REPORT, SAMPLE, START
 from pipeline.report.gallery import draw_run_gallery
 from pipeline.report.report import write_report
+from pipeline.runs.duration import Budget
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.mirror import RunMirror
 from pipeline.runs.stages import Run
@@ -45,6 +46,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self._mirrored = contextlib.ExitStack()
+        self._since, self.run.words = time.perf_counter(), self._words
 
     def __enter__(self) -> Job:
         if self.mirror is not None:
@@ -72,6 +74,14 @@ class Job:
         self._say_times()
         self.say_where()
 
+    def _words(self, stage: str) -> dict[str, str]:
+        """For the progress bar of a stage: the share of the budget that is gone, and what comes next."""
+        following = {"then": "encoding" if stage == "tokenizer" else "sampling"}
+        if self.run.recipe.budget is None:
+            return following
+        spent = self.ledger.spent + time.perf_counter() - self._since
+        return {"budget": f"{spent / Budget.parse(self.run.recipe.budget).total:.0%}", **following}
+
     def _say_times(self) -> None:
         """Print what each part was expected to take, and what it took."""
         if self.ledger.expected:
@@ -89,6 +99,7 @@ class Job:
 
     def train_tokenizer(self) -> None:
         """Stage 1."""
+        self._since = time.perf_counter()
         with self.ledger.part("tokenizer"):
             self.run.train_tokenizer()
         self.ledger.move("tokenizer", READ, self.run.reading_seconds)
@@ -106,6 +117,7 @@ class Job:
             self._require_prior_fits()
         elif self.fitted is not None:
             self._fit_prior(self.fitted)
+        self._since = time.perf_counter()
         with self.ledger.part("prior"):
             self.run.train_prior()
         self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")

@@ -89,6 +89,8 @@ class Run:
     """what a training step of a stage computes, for the share of the device's peak; None where that is not known"""
     evaluated: Callable[[RunFolder], None] = lambda folder: None
     """called after each evaluation in training, on one process"""
+    words: Callable[[str], dict[str, str]] = lambda stage: {}
+    """more for the progress bar of a stage"""
     _compared: bool = False
 
     def start(self, lock_seconds: float = 0.0) -> None:
@@ -275,6 +277,7 @@ class Run:
             log=MetricsLog(log, stage, enabled=self.accelerator.is_main_process, tracker=self._tracker(stage)),
             previews=self.folder.previews(stage),
             evaluated=lambda: self.evaluated(self.folder),
+            words=lambda: self.words(stage),
             identity=identify,
             optims=task.rates,
             work=self.work_of(self.recipe, stage, self.accelerator.device, layout),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from support.multispectral import hill
 from support.small_tokenizer import CONFIG, training
 
@@ -18,7 +19,7 @@ from foundation.images.preprocess import to_unit_range
 from foundation.images.preview import Stretch, find_stretch
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.canary import check_canary, check_canary_quickly, save_canary
-from stage1_tokenizer.evaluate import score_tokenizer, scores_of
+from stage1_tokenizer.evaluate import mean_colour_psnr, score_tokenizer, scores_of
 from stage1_tokenizer.image_metrics import channel_psnr, psnr
 from stage1_tokenizer.objective import Objective
 from stage1_tokenizer.tokenizer import TokenizerModel
@@ -104,3 +105,24 @@ def test_the_colour_of_transparent_pixels_has_no_part_in_the_scores() -> None:
     other[:, 3, :8] = 1.0
     scores = scores_of(images, other, Preprocess(mode="RGBA"))
     assert (scores["psnr_colour"] < 20).all() and (scores["psnr_alpha"] < 10).all()
+
+
+class Given:
+    """A source of given pixels, (N, 16, 16, 3) uint8."""
+
+    class_names = ()
+    labels = None
+
+    def __init__(self, pixels_NYXC: np.ndarray) -> None:
+        self._pixels, self.ids = pixels_NYXC, [str(i) for i in range(len(pixels_NYXC))]
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self._pixels[index])
+
+
+def test_the_psnr_of_mean_colours_is_that_of_flat_images() -> None:
+    rng, plain = np.random.default_rng(0), Preprocess(height=16, width=16)
+    flat = np.repeat(rng.integers(0, 256, (3, 1, 1, 3), np.uint8), 16, 1).repeat(16, 2)
+    assert mean_colour_psnr(ImageSet(Given(flat), plain)) > 99
+    halves = np.concatenate([np.zeros((2, 16, 8, 3), np.uint8), np.full((2, 16, 8, 3), 255, np.uint8)], 2)
+    assert mean_colour_psnr(ImageSet(Given(halves), plain)) == pytest.approx(10 * np.log10(4), abs=1e-3)

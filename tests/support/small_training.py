@@ -61,6 +61,9 @@ class Regression:
     def settle(self, metrics: Mapping[str, float]) -> None:
         self.learner.settle(metrics["skipped_steps"])
 
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        return {}
+
     def is_sound(self, metrics: Mapping[str, float]) -> bool:
         return True
 

@@ -58,6 +58,9 @@ def test_no_picture_is_drawn_where_none_is_wanted_or_the_weights_are_no_good(tmp
     assert not (tmp_path / "none" / "previews").exists()
 
     class Senseless(Painted):
+        def headline(self, metrics: Any) -> dict[str, str]:
+            return {}
+
         def is_sound(self, metrics: Any) -> bool:
             return False
 

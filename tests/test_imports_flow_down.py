@@ -29,7 +29,7 @@ ROOMS = {
         ["encoding", "generation"],
         ["runs"],
         ["interop", "evaluation", "planning"],
-        ["report"],
+        ["report", "app"],
         ["commands"],
         ["cli"],
     ],

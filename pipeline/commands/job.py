@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Collection
@@ -46,7 +47,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self._mirrored = contextlib.ExitStack()
-        self._since, self.run.words = time.perf_counter(), self._words
+        self.run.words = functools.partial(progress_words, self.ledger, self.run.recipe.budget)
 
     def __enter__(self) -> Job:
         if self.mirror is not None:
@@ -74,14 +75,6 @@ class Job:
         self._say_times()
         self.say_where()
 
-    def _words(self, stage: str) -> dict[str, str]:
-        """For the progress bar of a stage: the share of the budget that is gone, and what comes next."""
-        following = {"then": "encoding" if stage == "tokenizer" else "sampling"}
-        if self.run.recipe.budget is None:
-            return following
-        spent = self.ledger.spent + time.perf_counter() - self._since
-        return {"budget": f"{spent / Budget.parse(self.run.recipe.budget).total:.0%}", **following}
-
     def _say_times(self) -> None:
         """Print what each part was expected to take, and what it took."""
         if self.ledger.expected:
@@ -99,7 +92,6 @@ class Job:
 
     def train_tokenizer(self) -> None:
         """Stage 1."""
-        self._since = time.perf_counter()
         with self.ledger.part("tokenizer"):
             self.run.train_tokenizer()
         self.ledger.move("tokenizer", READ, self.run.reading_seconds)
@@ -117,7 +109,6 @@ class Job:
             self._require_prior_fits()
         elif self.fitted is not None:
             self._fit_prior(self.fitted)
-        self._since = time.perf_counter()
         with self.ledger.part("prior"):
             self.run.train_prior()
         self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")
@@ -175,3 +166,11 @@ def _last(folder: RunFolder, stage: str) -> str:
         f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
         f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
     )
+
+
+def progress_words(ledger: Ledger, budget: str | None, stage: str) -> dict[str, str]:
+    """For the progress bar of a stage: the share of the budget that is gone, and what comes next."""
+    following = {"then": "encoding" if stage == "tokenizer" else "sampling"}
+    if budget is None:
+        return following
+    return {"budget": f"{ledger.spent_now / Budget.parse(budget).total:.0%}", **following}

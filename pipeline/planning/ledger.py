@@ -51,6 +51,7 @@ class Ledger:
         known = read_times(path) if path is not None else {}
         self.expected: dict[str, float] = dict(known.get("expected", {}))
         self.taken: dict[str, float] = dict(known.get("taken", {}))
+        self._began: float | None = None
 
     def expect(self, times: Mapping[str, float]) -> None:
         """Add expectations, by names of ``run_times``; those that are there already stay."""
@@ -73,16 +74,22 @@ class Ledger:
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time a part, also one that is interrupted."""
-        began = time.perf_counter()
+        began = self._began = time.perf_counter()
         try:
             yield
         finally:
+            self._began = None
             self.add(name, time.perf_counter() - began)
 
     @property
     def spent(self) -> float:
         """Seconds of all parts together."""
         return sum(self.taken.values())
+
+    @property
+    def spent_now(self) -> float:
+        """Seconds of all parts, of the one that runs up to now."""
+        return self.spent + (0.0 if self._began is None else time.perf_counter() - self._began)
 
     def _save(self) -> None:
         if self._path is not None and self._path.parent.is_dir():

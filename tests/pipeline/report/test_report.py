@@ -1,6 +1,7 @@
 """The report of a run: everything that the run has, while it trains and when it is finished."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def test_a_finished_run_has_every_section_and_the_page_is_small(finished_run: Pa
     text = page.read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in text and f"tessera sample {finished_run}" in text
     assert "counts of left and upper neighbours alone need" in text and "A prior of " in text
+    assert not re.search(r"""(?:src|href)=["']?(?!["'#]|data:)""", text), "one file, without a network"
 
 
 def test_a_run_that_trains_has_a_report_that_loads_itself_again(run_copy: Path) -> None:

@@ -69,16 +69,6 @@ def test_the_sample_grid_has_a_row_per_class(finished_run: Path) -> None:
     assert Image.open(finished_run / "samples" / "grid.png").size == (2 * 64 + 2, 10 * 64 + 9 * 2)
 
 
-def test_the_report_is_one_file_that_shows_everything(finished_run: Path) -> None:
-    page = (finished_run / "report.html").read_text()
-    titles = ["Samples", "Gallery", "Figures", "Reconstructions", "Training", "Use of the codebook", "Data", "Recipe"]
-    for title in titles:
-        assert f"<h2>{title}</h2>" in page
-    assert page.count("data:image/png;base64,") == 20
-    assert "http" not in page.replace("https://", "http://").split("<h2>Recipe</h2>")[0]
-    assert "src='/" not in page and "href=" not in page
-
-
 def test_a_flat_folder_of_mixed_images_runs_unconditionally(mixed_folder: Path, tmp_path: Path) -> None:
     overrides = {
         **TINY,

@@ -37,7 +37,18 @@ def test_everything_runs_in_order(finished_run: Path, tmp_path: Path, monkeypatc
 
 
 def shortened(arguments: list[str]) -> list[str]:
-    """A training of the cookbook with few steps; any other command as it is."""
+    """A training of the cookbook with few steps; diffusers gets codes that it knows; any other command as it is."""
+    if arguments[0] == "export-diffusers":
+        learned = {**TINY["tokenizer.model"], "quantizer": {"type": "vq", "codebook_size": 32}}
+        fields = {**SMALL, "tokenizer.model": learned}
+        words = [
+            word
+            for name, value in fields.items()
+            if name.startswith("tokenizer")
+            for word in (f"--{name}", json.dumps(value))
+        ]
+        assert main(["train-tokenizer", "digits", "-o", "runs/vq", *words]) == 0
+        return ["runs/vq" if word == "runs/digits" else word for word in arguments]
     if arguments[0] not in ("run", "train-tokenizer"):
         return arguments
     given = [word for word in arguments if word != "2m" and word != "--budget"]

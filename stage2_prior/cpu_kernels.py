@@ -18,7 +18,6 @@ from stage2_prior.positions import Rope
 
 EPSILON = 1e-5
 """of all norms"""
-_ROOT_EPSILON = torch.tensor(EPSILON**0.5)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LONGEST_ATTENTION = 1024
 """tokens; the weights that ``causal_attention`` keeps grow with the square"""
@@ -87,12 +86,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
     wide = x.to(sum_type(x.dtype))
-    return (wide / _rms(wide)).mul_(weight).to(kind)
-
-
-def _rms(x: torch.Tensor) -> torch.Tensor:
-    """Along the last axis, (..., 1), in few operations: each costs a step of drawing more than its numbers do."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5).hypot_(_ROOT_EPSILON)
+    return (wide * _inverse_rms(wide)).mul_(weight).to(kind)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -107,10 +101,10 @@ def split_heads(
     qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
 ) -> Heads:
     """As ``block.split_heads``."""
+    q_weight, k_weight = norms_K or (None, None)
     if torch.is_grad_enabled():
-        q_weight, k_weight = norms_K or (None, None)
         return _SplitHeads.apply(qkv_BTF, n_heads, q_weight, k_weight, rope)  # type: ignore[no-any-return]
-    return _drawn_heads(qkv_BTF, n_heads, norms_K, rope)
+    return _heads(qkv_BTF, n_heads, q_weight, k_weight, rope)[0]
 
 
 def attention(
@@ -165,10 +159,14 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> tuple[t
 
 def normalize_(x: torch.Tensor) -> torch.Tensor:
     """Divide x by its root mean square along the last axis, in place; returns 1 / rms, (..., 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+    inverse = _inverse_rms(x)
     x.mul_(inverse)
     return inverse
+
+
+def _inverse_rms(x: torch.Tensor) -> torch.Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
 
 
 def normalize_backward_(
@@ -274,20 +272,6 @@ def _heads(
         rotate_(both, rope)
     q, k = both.to(qkv_BTF.dtype)
     return (q, k, qkv[2].contiguous()), inverse
-
-
-def _drawn_heads(
-    qkv_BTF: torch.Tensor, n_heads: int, norms_K: tuple[torch.Tensor, torch.Tensor] | None, rope: Rope | None
-) -> Heads:
-    """As ``_heads``, with fewer operations, for a step of drawing."""
-    qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
-    both = _copy(qkv[:2])
-    if norms_K is not None:
-        both.div_(_rms(both)).mul_(torch.stack(norms_K).view(2, 1, 1, 1, -1))
-    if rope is not None:
-        rotate_(both, rope)
-    q, k = both.to(qkv_BTF.dtype)
-    return q, k, qkv[2]
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,7 @@ class PackedWeight:
         if x.dtype == self._dtype == torch.float32:
             return self._product(x, self._weight, self._bias, "none", [], "")
         x_RK = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        single = len(x_RK) == 1  # its sums would have another order than those of the same row among others
+        single = len(x_RK) == 1  # alone, a row would be summed in another order than among others
         y_RN = self._product(x_RK.expand(2, -1) if single else x_RK, self._weight, self._bias, "none", [], "")
         return (y_RN[:1] if single else y_RN).view(*x.shape[:-1], -1).to(x.dtype)
 

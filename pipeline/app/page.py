@@ -126,7 +126,7 @@ class GeneratorPage:
             if self.studio.knows_what_follows
             else "This prior draws row by row: codes after the painted part have no influence on it."
         )
-        gr.Markdown(f"Load a picture, paint over what should change, and draw it anew. {after}")
+        gr.Markdown(f"Load a picture, paint over what should change, and draw that part again. {after}")
         painted = editor("Picture")
         with gr.Row():
             take = gr.Button("Take the first drawn picture")

@@ -26,7 +26,7 @@ class FaultyServer:
         files: path without the first slash => content.
         share: of requests that fail.
         seed: of the faults.
-        faults: kinds of failures.
+        faults: kinds of failures; ``halved`` fails HEAD and states half the size of a file to GET.
         ranges: whether parts of files are sent.
 
     Attributes:
@@ -71,8 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         served, name = self.served, urlsplit(self.path).path.lstrip("/")
         fault = served.fault()
-        if fault in ("500", "503"):
-            self._send(int(fault), b"busy", with_body)
+        if fault in ("500", "503") or (fault == "halved" and not with_body):
+            self._send(503 if fault == "halved" else int(fault), b"busy", with_body)
         elif fault == "refused":
             self.close_connection = True
         elif fault == "silent":
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         part = content[first:last]
         if with_body:
             self.served.gets.append((name, first))
-        if fault == "short":
+        if fault == "halved" or (fault == "short" and "Range" in self.headers):
             part = part[: len(part) // 2]  # a gateway that lost the end, and says nothing
         etag = hashlib.md5(content).hexdigest()
         cut = len(part) // 2 if fault == "cut" else None

@@ -30,6 +30,7 @@ from foundation.images.source_config import ArchiveData, DatasetData, DataSource
 from foundation.images.sources import ImageSource, open_sources
 from foundation.storage import retrying
 from foundation.storage.remote import objects, transfer
+from foundation.storage.remote.errors import RemoteError
 
 PREPROCESS = Preprocess(height=8, width=8)
 TAR, TABLE = "train-{0000..0004}.tar", "train-*.parquet"
@@ -114,6 +115,29 @@ def test_a_store_that_fails_loses_nothing_and_gives_nothing_twice(
             pixels = Counter(image.tobytes() for image in images.pixels(indices))
             assert pixels == Counter({data: n for (data, _), n in expected.items()}), name
     assert sum(served.counts.values()) - served.counts["answered"] > 10, served.counts
+
+
+class _OneWrongLook(FaultyServer):
+    """Once ``wrong``, the next look at a file fails HEAD and is told half the size."""
+
+    wrong = 0
+
+    def fault(self) -> str:
+        self.wrong -= 1
+        return "halved" if self.wrong >= 0 else super().fault()
+
+
+def test_one_wrong_size_of_a_gateway_is_not_another_file(sets: Path) -> None:
+    served = _OneWrongLook(dict(files_below(sets)))
+    with serving(served) as address:
+        listed = objects.current(f"{address}/tars/train-0000.tar")
+        served.wrong = 2
+        assert objects.current(listed.address).size == listed.size // 2
+        served.wrong = 2
+        objects.require_same(listed)
+        served.files["tars/train-0000.tar"] += bytes(512)
+        with pytest.raises(RemoteError, match="is another file than when it was listed"):
+            objects.require_same(listed)
 
 
 def test_a_web_server_without_ranges_sends_each_file_whole_and_once(sets: Path) -> None:

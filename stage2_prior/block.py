@@ -33,8 +33,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) => the same."""
-        kind = product_type(x, self.weight.dtype)
-        return cpu_kernels.rms_norm(x, self.weight, kind) if use_cpu_kernels(x) else _rms_norm(x, self.weight, kind)
+        weight = self.weight
+        kind = product_type(x, weight.dtype)
+        return cpu_kernels.rms_norm(x, weight, kind) if use_cpu_kernels(x) else _rms_norm(x, weight, kind)
 
 
 class LayerNorm(nn.Module):
@@ -116,18 +117,16 @@ class LayerCache(NamedTuple):
 
     def attend(self, q_BNQK: torch.Tensor, k_BNQK: torch.Tensor, v_BNQK: torch.Tensor) -> torch.Tensor:
         """Append keys and values; each query's mean of the values it attends to, (B, N, Q, K)."""
-        keys, values = self.keys_BNTK, self.values_BNTK
-        if isinstance(self.new, torch.Tensor):
-            keys.index_copy_(2, self.new, k_BNQK.to(keys.dtype))
-            values.index_copy_(2, self.new, v_BNQK.to(keys.dtype))
+        keys, values, new, mask_QT, causal = self
+        if isinstance(new, torch.Tensor):
+            keys.index_copy_(2, new, k_BNQK.to(keys.dtype))
+            values.index_copy_(2, new, v_BNQK.to(keys.dtype))
         else:
-            self.new[0].copy_(k_BNQK)
-            self.new[1].copy_(v_BNQK)
-        q = q_BNQK.to(keys.dtype)
-        alone = q.shape[2] == 1 and self.mask_QT is None
-        if alone and q_BNQK.dtype == torch.float32 and use_cpu_kernels(q):
-            return cpu_kernels.attend_once(q, keys, values)
-        attended = F.scaled_dot_product_attention(q, keys, values, self.mask_QT, is_causal=self.causal)
+            new[0].copy_(k_BNQK)
+            new[1].copy_(v_BNQK)
+        if q_BNQK.dtype == torch.float32 and q_BNQK.shape[2] == 1 and mask_QT is None and use_cpu_kernels(q_BNQK):
+            return cpu_kernels.attend_once(q_BNQK, keys, values)
+        attended = F.scaled_dot_product_attention(q_BNQK.to(keys.dtype), keys, values, mask_QT, is_causal=causal)
         return attended.to(q_BNQK.dtype)
 
 

@@ -31,7 +31,7 @@ _LEVELS = 1 << 16
 
 def use_cpu_kernels(x: torch.Tensor) -> bool:
     """Whether the block computes x with the kernels of this file instead of the plain formulas."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def product_type(x: torch.Tensor, otherwise: torch.dtype | None = None) -> torch.dtype:
@@ -85,8 +85,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.
     """X / rms(x) * weight, computed in float32, as ``kind``."""
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
-    wide = x.to(sum_type(x.dtype))
-    return (wide * _inverse_rms(wide)).mul_(weight).to(kind)
+    wide = x if x.dtype == torch.float32 else x.to(sum_type(x.dtype))
+    normed = (wide * _inverse_rms(wide)).mul_(weight)
+    return normed if kind == normed.dtype else normed.to(kind)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -128,8 +129,9 @@ def attend_once(q_BN1K: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor
     """
     if q_BN1K.shape[:2].numel() < _MANY_QUERIES:
         return F.scaled_dot_product_attention(q_BN1K, k_BNTK, v_BNTK)
-    scores = torch.matmul(q_BN1K * q_BN1K.shape[-1] ** -0.5, k_BNTK.mT)
-    return torch.matmul(scores.softmax(-1), v_BNTK)
+    q_M1K, k_MTK, v_MTK = (each.flatten(0, 1) for each in (q_BN1K, k_BNTK, v_BNTK))
+    scores = torch.bmm(q_M1K * q_M1K.shape[-1] ** -0.5, k_MTK.mT)
+    return torch.bmm(scores.softmax(-1), v_MTK).view_as(q_BN1K)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -166,7 +168,8 @@ def normalize_(x: torch.Tensor) -> torch.Tensor:
 
 def _inverse_rms(x: torch.Tensor) -> torch.Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+    epsilon = norm.new_full((), EPSILON)  # torch takes as long to wrap a number as for the operation
+    return torch.addcmul(epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 def normalize_backward_(
@@ -212,7 +215,7 @@ def rotate_(x_BNTK: torch.Tensor, rope: Rope, *, back: bool = False) -> torch.Te
 
     Without gradients, for contiguous tensors of 32 or 64 bits, of any number of leading axes.
     """
-    pairs = torch.view_as_complex(x_BNTK.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x_BNTK.view(*x_BNTK.shape[:-1], -1, 2))
     pairs.mul_(rope.turns.conj() if back else rope.turns)
     return x_BNTK
 
@@ -263,14 +266,17 @@ def _heads(
 
     Queries and keys go through norm and rotation together, in one buffer (2, B, N, T, K) of float32.
     """
-    qkv = qkv_BTF.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
+    qkv = qkv_BTF.view(*qkv_BTF.shape[:2], 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, N, T, K)
     both, inverse = _copy(qkv[:2]), None
+    q, k = both.unbind(0)
     if q_weight is not None and k_weight is not None:
         inverse = normalize_(both)
-        both.mul_(torch.stack([q_weight, k_weight]).view(2, 1, 1, 1, -1))
+        q.mul_(q_weight)
+        k.mul_(k_weight)
     if rope is not None:
         rotate_(both, rope)
-    q, k = both.to(qkv_BTF.dtype)
+    if both.dtype != qkv_BTF.dtype:
+        q, k = both.to(qkv_BTF.dtype).unbind(0)
     return (q, k, qkv[2].contiguous()), inverse
 
 

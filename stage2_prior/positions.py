@@ -32,7 +32,8 @@ class Rope(NamedTuple):
 
     def part(self, start: int, end: int | None) -> Rope:
         """Tokens ``start:end`` (views)."""
-        return Rope(*(each[..., start:end, :] for each in self))
+        n_tokens = (self.cos.shape[-2] if end is None else end) - start
+        return Rope(*[each.narrow(-2, start, n_tokens) for each in self])
 
     def of(self, rows_BT: torch.Tensor) -> Rope:
         """Tokens of each image by their rows of these tables, (B, 1, T, K)."""
@@ -103,7 +104,8 @@ class Positions(NamedTuple):
     def part(self, start: int, end: int | None) -> Positions:
         """Inputs ``start:end`` of raster order (views)."""
         rope, *tables = self
-        return Positions(None if rope is None else rope.part(start, end), *(table[..., start:end] for table in tables))
+        n_inputs = (self.own_T.shape[-1] if end is None else end) - start
+        return Positions(rope and rope.part(start, end), *[table.narrow(-1, start, n_inputs) for table in tables])
 
     def at(self, inputs_Q: torch.Tensor, targets_Q: torch.Tensor | None = None) -> Positions:
         """Some inputs, by number, int64, with what others predict; None for what they themselves predict."""

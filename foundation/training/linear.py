@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _ROWS_HINT = 32
 _LEAST_ROWS_UNPACKED = 16
 """rows from which on oneDNN's float32 product is the faster one without packing too, by measurement"""
 _CPUINFO = Path("/proc/cpuinfo")
+_KEPT: weakref.WeakKeyDictionary[Linear, PackedWeight] = weakref.WeakKeyDictionary()
 
 
 class Linear(nn.Linear):
@@ -34,8 +36,14 @@ class Linear(nn.Linear):
         """(..., K) => (..., N)."""
         packed = self.packed
         if packed is not None and not torch.is_grad_enabled():
-            return packed(x)
+            return packed(x, self)
         return linear(x, self.weight, self.bias)
+
+    def train(self, mode: bool = True) -> Linear:
+        """As torch's; training gives back the memory of the packed weight."""
+        if mode:
+            _KEPT.pop(self, None)
+        return super().train(mode)
 
 
 def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -93,47 +101,72 @@ def prefers_onednn(x: torch.Tensor, weight_NK: torch.Tensor) -> bool:
 
 
 class PackedWeight:
-    """A copy of a layer's weight, packed at the first product.
+    """A copy of a layer's weight and bias, packed at the first product.
+
+    Packing takes as long as tens of products with one row: what was packed stays until the layer is trained, beside a
+    plain copy by which a change is seen.
 
     Args:
-        layer: on a CPU; later changes do not reach the copy.
         dtype: of the copy, float32 or bfloat16.
     """
 
-    def __init__(self, layer: Linear, dtype: torch.dtype) -> None:
-        self._layer, self._dtype, self._made = layer, dtype, False
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._made = dtype, False
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) => (..., N), of the type of x."""
+    def __call__(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
+        """(..., K) => (..., N), of the type of x; a later change of the layer does not reach the copy."""
         if not self._made:
-            self._pack()
+            self._pack(layer)
         if x.dtype == self._dtype == torch.float32:
-            return self._product(x, self._weight, self._bias, "none", [], "")
-        x_RK = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        single = len(x_RK) == 1  # alone, a row would be summed in another order than among others
-        y_RN = self._product(x_RK.expand(2, -1) if single else x_RK, self._weight, self._bias, "none", [], "")
-        return (y_RN[:1] if single else y_RN).view(*x.shape[:-1], -1).to(x.dtype)
+            return self._product(x, self._packed, self._bias, "none", [], "")
+        y: torch.Tensor = self._product(x.to(self._dtype), self._packed, self._bias, "none", [], "")
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def _pack(self) -> None:
-        weight, bias = self._layer.weight.detach().to(self._dtype).contiguous(), self._layer.bias
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
-        self._bias = None if bias is None else bias.detach().to(self._dtype, copy=True)
+    def is_of(self, layer: Linear, dtype: torch.dtype) -> bool:
+        """Whether it is what would be packed now, to the bit."""
+        if dtype != self._dtype or not self._made:
+            return dtype == self._dtype
+        return all(map(_same_bits, self._plain, (layer.weight, layer.bias)))
+
+    def _pack(self, layer: Linear) -> None:
+        weight, bias = (None if each is None else each.detach().clone() for each in (layer.weight, layer.bias))
+        assert weight is not None
+        self._plain = weight, bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self._dtype).contiguous(), _ROWS_HINT)
+        self._bias = None if bias is None else bias.to(self._dtype)
         self._product, self._made = torch.ops.mkldnn._linear_pointwise.default, True
+
+
+def _same_bits(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    bits = torch.uint8 if a.shape[-1] * a.itemsize % 8 else torch.int64
+    return torch.equal(a.contiguous().view(bits), b.detach().contiguous().view(bits))
 
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Pack the weights of linear layers where that is faster; changes of a weight within are not seen."""
     layers = [each for each in model.modules() if type(each) is Linear and each.packed is None]
-    made = {layer: PackedWeight(layer, dtype) for layer in layers if (dtype := _packed_type(layer.weight)) is not None}
-    for layer, packed in made.items():
+    using = {layer: _packed(layer, dtype) for layer in layers if (dtype := _packed_type(layer.weight)) is not None}
+    for layer, packed in using.items():
         layer.packed = packed
     try:
         yield
     finally:
-        for layer, packed in made.items():
+        for layer, packed in using.items():
             if layer.packed is packed:
                 layer.packed = None
+
+
+def _packed(layer: Linear, dtype: torch.dtype) -> PackedWeight:
+    """What is kept for a layer, or an empty one if the layer has changed."""
+    kept = _KEPT.get(layer)
+    if kept is None or not kept.is_of(layer, dtype):
+        kept = _KEPT[layer] = PackedWeight(dtype)
+    return kept
 
 
 def _packed_type(weight: torch.Tensor) -> torch.dtype | None:
@@ -147,6 +180,11 @@ def _packed_type(weight: torch.Tensor) -> torch.dtype | None:
         return torch.float32 if _has_slow_products() else None
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast and weight.dtype == torch.bfloat16 else torch.float32
+
+
+def least_rows(weight: torch.Tensor) -> int:
+    """Rows to multiply with a packed weight: in 16 bits one alone is summed in another order than among others."""
+    return 2 if _packed_type(weight) == torch.bfloat16 else 1
 
 
 def can_pack(device: torch.device) -> bool:

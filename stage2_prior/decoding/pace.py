@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Generator
 
@@ -52,15 +53,19 @@ class Pace:
             self._tries = None
 
     def _try_all(self) -> Generator[None, int, None]:
-        """Each size for some passes; then the one with the most codes a second."""
+        """Each size for some passes; then the one with the most codes a second.
+
+        The least time of a pass counts: other work on the machine makes some passes several times as long.
+        """
         speeds = {}
         for size in _SIZES:
             self.size = size
             yield  # a first pass, which may build something
-            began, n_codes = self._now(), 0
+            times, n_codes = [self._now()], 0
             for _ in range(_TRIED_PASSES):
                 n_codes += yield
-            speeds[size] = n_codes / (self._now() - began)
+                times.append(self._now())
+            speeds[size] = n_codes / _TRIED_PASSES / min(end - begin for begin, end in itertools.pairwise(times))
         best = max(speeds, key=speeds.__getitem__)
         self.size = self._found[self._key] = best if speeds[best] > _LEAST_GAIN * speeds[1] else 1
 

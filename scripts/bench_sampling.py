@@ -31,6 +31,7 @@ import torch
 from bench_report import Row, Timing, bench_parser, compare, matmul_peak, report, time_in_turn
 
 from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.hardware import keep_freed_memory
 from foundation.images.config import Preprocess
 from foundation.training.linear import can_pack
 from stage2_prior.config import PriorConfig
@@ -322,6 +323,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--beside", metavar="CHECKOUT", help="compare with the code of another checkout, on the CPU")
     options = parser.parse_args()
+    keep_freed_memory()  # as every command does
     sizes, side, repeats = options.sizes, 16, options.repeats
     if options.quick:
         sizes, side, repeats = options.sizes[:1], 8, 2

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from foundation.codes.spec import CodeLevel, CodeSpec
+from foundation.hardware import keep_freed_memory
 from foundation.images.config import Preprocess
 from stage2_prior.config import PriorConfig
 from stage2_prior.decoding.decode import iterate_codes
@@ -37,6 +38,7 @@ def build(size: list[int], side: int, vocab: int, dtype: str) -> PriorModel:
 
 def main(workload: dict[str, Any]) -> float:
     """The least time of some repeats, after a warm-up."""
+    keep_freed_memory()  # as every command does
     torch.set_num_threads(workload.get("threads", torch.get_num_threads()))
     prior = build(workload["size"], workload["side"], workload["vocab"], workload.get("dtype", "float32"))
     batch = workload["batch"]

@@ -119,7 +119,12 @@ class PackedWeight:
             self._pack(layer)
         if x.dtype == self._dtype == torch.float32:
             return self._product(x, self._packed, self._bias, "none", [], "")
-        y: torch.Tensor = self._product(x.to(self._dtype), self._packed, self._bias, "none", [], "")
+        narrow = x.to(self._dtype)
+        if x.numel() > x.shape[-1]:
+            y: torch.Tensor = self._product(narrow, self._packed, self._bias, "none", [], "")
+        else:  # alone, a row would be summed in another order than among others
+            twice = narrow.expand(2, *narrow.shape[1:])
+            y = self._product(twice, self._packed, self._bias, "none", [], "").narrow(0, 0, 1)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def is_of(self, layer: Linear, dtype: torch.dtype) -> bool:
@@ -180,11 +185,6 @@ def _packed_type(weight: torch.Tensor) -> torch.dtype | None:
         return torch.float32 if _has_slow_products() else None
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast and weight.dtype == torch.bfloat16 else torch.float32
-
-
-def least_rows(weight: torch.Tensor) -> int:
-    """Rows to multiply with a packed weight: in 16 bits one alone is summed in another order than among others."""
-    return 2 if _packed_type(weight) == torch.bfloat16 else 1
 
 
 def can_pack(device: torch.device) -> bool:

@@ -145,7 +145,7 @@ class _Call(NamedTuple):
 def _causal_batches(call: _Call, seeds: Sequence[int]) -> Iterator[DecodedCodes]:
     prior, engine, size = call.prior, engine_for(call.prior, call.grid), call.size()
     n_channels = prior.n_codes // prior.n_steps
-    while size > 1 and engine.batch_for(size) > size:
+    while engine.batch_for(size) > size:
         size -= 1
     for rows, start in _batches(call, size):
         n_images = rows.stop - rows.start

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 
 from foundation.errors import ConfigError
-from foundation.training.linear import least_rows
 from stage2_prior.block import Attention, LayerCache, RMSNorm
 from stage2_prior.decoding.cache import Cache, CodesCache, KVCache
 from stage2_prior.positions import Positions
@@ -50,7 +49,7 @@ class DecodingEngine:
 
     def batch_for(self, n_images: int) -> int:
         """The batch that is computed for ``n_images``: as many, or a few more."""
-        return max(n_images, least_rows(self.prior.head.weight))
+        return n_images
 
     @torch.inference_mode()
     def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:

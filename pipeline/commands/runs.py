@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from foundation.config import require
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, DataError
 from foundation.paths import expand, is_remote
 from pipeline.commands.fields import read_fields
 from pipeline.commands.options import (
@@ -33,6 +33,8 @@ from pipeline.runs.recipe import Recipe, load_recipe, recipe_text
 from pipeline.runs.recipe_files import built_in_recipes, own_fields
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from pipeline.commands.job import Job
     from pipeline.runs.mirror import RunMirror
     from pipeline.runs.stages import Run
@@ -187,12 +189,15 @@ def estimate(
 ) -> None:
     """Print what a recipe costs before it runs: models, memory, time and disk, by part.
 
+    With a budget it first chooses what a run would choose here now.
+
     Args:
         on: compute times for a named machine instead of measuring here: h100, h200, a100-40, a100-80, l4, l40s,
             rtx-4090, rtx-3090, t4, cpu-8, cpu-32-avx512
         images: how many images there are; default the recipe's
     """
-    loaded, _ = resolve(recipe, None, read_fields(fields, estimate))
+    overrides = read_fields(fields, estimate)
+    loaded, _ = resolve(recipe, None, overrides)
     require(images is None or images > 1, "--images", images, "2 or more")
     path = None if json is None else output_file(json, (".json",), "--json")
     about = {"command": "estimate", "recipe": recipe, "on": on}
@@ -202,13 +207,38 @@ def estimate(
 
     from foundation.hardware import usable_device
     from foundation.storage.serialization import json_text
+    from pipeline.planning.budget_fields import kept_fields
     from pipeline.planning.estimate import estimate as estimate_costs
 
     here = "cpu" if on is not None else usable_device(device)
-    result = estimate_costs(loaded, Accelerator(cpu=here == "cpu"), on=on, images=images)
+    accelerator = Accelerator(cpu=here == "cpu")
+    given = kept_fields(loaded, overrides, own_fields(recipe))
+    is_open = "budget" in given or not RunFolder(Path(recipe)).recipe.is_file()
+    if loaded.budget is not None and is_open and on is None and images is None:
+        loaded = _fitted(loaded, given, accelerator)
+    elif "budget" in given:
+        fix = "leave --budget out, and set steps and sizes, or estimate without --on and --images"
+        raise ConfigError("has no effect: a budget measures this machine and these images", field="--budget", fix=fix)
+    result = estimate_costs(loaded, accelerator, on=on, images=images)
     print(result.text())
     if path is not None and outputs is not None:
         outputs.write(path.name, json_text(result.numbers, indent=1))
+
+
+def _fitted(recipe: Recipe, given: Collection[str], accelerator: Accelerator) -> Recipe:
+    """The recipe with what its budget would choose now, which is printed; as it is, where it only names images that
+    are not here.
+    """
+    from pipeline.planning.fit_run import fit_recipe, promise_text
+
+    try:
+        fitted = fit_recipe(recipe, given, accelerator)
+    except DataError:
+        if "budget" in given:
+            raise
+        return recipe
+    print(f"budget {recipe.budget}:\n{promise_text(fitted, {})}\n", flush=True)
+    return fitted.recipe
 
 
 def recipes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from foundation.codes.dataset import TokenDataset
 from foundation.errors import TesseraError
 from foundation.hardware import usable_cores
+from foundation.images.image_set import open_splits
 from foundation.images.sources import ImageSource
 from pipeline.planning.budget import Fitted, Fitting, spec_of
 from pipeline.planning.budget_fields import adopt_fit
@@ -64,9 +66,21 @@ def fit_run(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fit
     """
     if run.recipe.budget is None:
         return None
-    fitted = _fitting(run, given, spent).fit()
+    fitted = _fitting(run.recipe, _splits(run), given, spent, run.accelerator).fit()
     run.recipe = _of_process_0(fitted.recipe, run.accelerator)
     return fitted
+
+
+def fit_recipe(recipe: Recipe, given: Collection[str], accelerator: Accelerator) -> Fitted:
+    """What ``fit_run`` would choose for a recipe with a budget if it began now; writes nothing.
+
+    Raises:
+        ConfigError: too short a budget.
+        DataError: no images.
+    """
+    began = time.perf_counter()
+    splits = open_splits(recipe.data)
+    return _fitting(recipe, splits, given, lambda: time.perf_counter() - began, accelerator).fit()
 
 
 def expect_run(run: Run) -> Fitted | None:
@@ -78,7 +92,7 @@ def expect_run(run: Run) -> Fitted | None:
     recipe, accelerator = run.recipe, run.accelerator
     if recipe.codes is not None:
         return None
-    counts, _, read = _images(run)
+    counts, _, read = _images(recipe, _splits(run))
     tokenizer = measure_tokenizer(recipe, accelerator)
     prior = measure_prior(recipe, spec_of(recipe, counts.classes), accelerator)
     speeds = Speeds(tokenizer, prior, read)
@@ -97,7 +111,8 @@ def fit_run_prior(
         return None
     spec = TokenDataset(folder.codes, "train", recipe.machine.tokens).spec
     done = {*FIRST_STAGE, ENCODE}
-    fitted = _fitting(run, given, spent).fit_prior(spec, tokenizer, done)
+    fitting = _fitting(recipe, _splits(run), given, spent, run.accelerator)
+    fitted = fitting.fit_prior(spec, tokenizer, done)
     run.recipe = _of_process_0(fitted.recipe, run.accelerator)
     return fitted
 
@@ -107,23 +122,32 @@ def _has_checkpoint(run: Run) -> bool:
     return checkpoints.is_dir() and any(checkpoints.glob("step-*"))
 
 
-def _fitting(run: Run, given: Collection[str], spent: Callable[[], float]) -> Fitting:
-    recipe = run.recipe
+def _fitting(
+    recipe: Recipe,
+    splits: Mapping[str, ImageSource],
+    given: Collection[str],
+    spent: Callable[[], float],
+    accelerator: Accelerator,
+) -> Fitting:
     assert recipe.budget is not None
-    counts, side, read = _images(run)
-    return Fitting(recipe, Budget.parse(recipe.budget), given, counts, side, read, spent, run.accelerator)
+    counts, side, read = _images(recipe, splits)
+    return Fitting(recipe, Budget.parse(recipe.budget), given, counts, side, read, spent, accelerator)
 
 
-def _images(run: Run) -> tuple[Counts, int | None, float]:
-    """Numbers of images, their usual shorter side, and seconds to read one."""
+def _splits(run: Run) -> Mapping[str, ImageSource]:
+    """The images of a run."""
     stage = run.recipe.tokenizer
     if stage.pretrained is None and stage.training.perceptual.weight > 0:
         locate_vgg16(stage.training.perceptual.vgg_weights)  # a missing file stops the run before data is read
-    splits = open_run_sources(run.folder, run.recipe).splits
+    return open_run_sources(run.folder, run.recipe).splits
+
+
+def _images(recipe: Recipe, splits: Mapping[str, ImageSource]) -> tuple[Counts, int | None, float]:
+    """Numbers of images, their usual shorter side, and seconds to read one."""
     train, validation = splits["train"], splits["validation"]
     classes = 0 if train.labels is None else len(train.class_names)
     counts = Counts(len(train.ids), len(validation.ids), classes)
-    read = measure_reading(train, run.recipe.data.preprocess, usable_cores())
+    read = measure_reading(train, recipe.data.preprocess, usable_cores())
     return counts, _usual_side(train), read
 
 

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.cli import main
 
@@ -34,6 +36,23 @@ def test_estimate_refuses_machines_and_numbers_of_images_that_do_not_exist(capsy
     assert "--on" in capsys.readouterr().err
     assert main(["estimate", "digits", "--images", "1"]) == 2
     assert "--images" in capsys.readouterr().err
+
+
+def test_an_estimate_with_a_budget_is_of_what_a_run_would_choose(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    words = ["estimate", "folder", "--data.source.path", str(tmp_path), "--budget", "1m"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    chosen = re.search(r"budget 1m:\n +images +(\d+) x (\d+) pixels, (\d+) x (\d+) codes of (\d+)", printed)
+    assert chosen is not None and int(chosen[1]) <= 32, printed
+    assert re.search(rf"image +{chosen[1]} x {chosen[2]} x 3", printed)
+    assert re.search(rf"tokens per image +\d+ \({chosen[3]} x {chosen[4]}\)\n +codebook +{chosen[5]}\n", printed)
+    assert main([*words, "--on", "h100"]) == 2
+    assert "--budget" in capsys.readouterr().err
 
 
 def test_estimate_names_parameters_tokens_compression_and_time(capsys: pytest.CaptureFixture[str]) -> None:

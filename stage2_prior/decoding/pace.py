@@ -10,7 +10,7 @@ import torch
 
 from stage2_prior.prior import PriorModel
 
-_SIZES = (1, 2, 4)
+_SIZES = (1, 2, 4, 8)
 """windows that are tried; more hold more wrong guesses"""
 _TRIED_PASSES = 5
 """passes of each size that are timed"""

@@ -197,7 +197,7 @@ class GeneratorPage:
     def _complete_edited(self, edited: Any, share: float, *given: Any) -> tuple[Any, Any, Any]:
         *fields, remembered = given
         picture, _ = self._painted(edited)
-        drawn = _answer(lambda: self.studio.complete(picture, share, _wish(*fields)))
+        drawn = _answer(lambda: self.studio.complete(picture, _number("share", share, float), _wish(*fields)))
         return self._enlarged(drawn), drawn, self._remember(remembered, drawn)
 
     def _painted(self, edited: Any) -> tuple[Image.Image, Image.Image]:
@@ -223,7 +223,9 @@ class GeneratorPage:
 
     def _complete_file(self, picture: Any, share: float, *fields: Any) -> list[Image.Image]:
         drawn = _answer(
-            lambda: self.studio.complete(self.studio.open_upload(_path(picture, "picture")), share, _wish(*fields))
+            lambda: self.studio.complete(
+                self.studio.open_upload(_path(picture, "picture")), _number("share", share, float), _wish(*fields)
+            )
         )
         return list(drawn.pictures)
 
@@ -313,16 +315,17 @@ def heat_over(picture: Image.Image, bits_HW: np.ndarray, side: int) -> Image.Ima
 
 def _wish(label: Any, seed: Any, images: Any, scale: Any, temperature: Any) -> Wish:
     """Fields of the page as a wish; a field of another type is named."""
+    chosen = None if seed in (None, "") else _number("seed", seed, int)
+    given = (_number("guidance", scale, float), _number("temperature", temperature, float))
+    return Wish(str(label), chosen, _number("images", images, int), *given)
 
-    def number(name: str, value: Any, kind: type) -> Any:
-        try:
-            return kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise gr.Error(f"{name}: is no number; found: {str(value)[:80]}", print_exception=False) from None
 
-    chosen = None if seed in (None, "") else number("seed", seed, int)
-    given = (number("guidance", scale, float), number("temperature", temperature, float))
-    return Wish(str(label), chosen, number("images", images, int), *given)
+def _number(name: str, value: Any, kind: type) -> Any:
+    """A field of the page as a number, or an error that the page shows."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise gr.Error(f"{name}: is no number; found: {str(value)[:80]}", print_exception=False) from None
 
 
 def _path(value: Any, name: str) -> str:

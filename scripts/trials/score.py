@@ -48,7 +48,6 @@ def score_run(trial: Trial, seed: int, place: Place) -> dict[str, Any]:
     """Figures of a finished run: reconstructions, held-out bits, samples."""
     folder = RunFolder(place.run(trial.name, seed))
     generator = ImageGenerator.from_pretrained(folder.root)
-    likelihood = score_prior(generator.prior, TokenDataset(folder.codes, "validation"))
     labels = np.arange(SAMPLES) % len(generator.labels)
     began = time.perf_counter()
     samples = generator([int(each) for each in labels], seed=1_000_000, output_type="np").images
@@ -58,8 +57,10 @@ def score_run(trial: Trial, seed: int, place: Place) -> dict[str, Any]:
         "seconds_an_image": seconds,
         **_of_tokenizer(folder, generator),
         **_of_samples(folder, place, pixels, labels),
-        "bits": likelihood.metrics()["bits_per_code"] * generator.spec.n_codes,
     }
+    if not generator.spec.latents:  # bits of a density are no bits of codes
+        likelihood = score_prior(generator.prior, TokenDataset(folder.codes, "validation"))
+        figures["bits"] = likelihood.metrics()["bits_per_code"] * generator.spec.n_codes
     if generator.prior.config.order in ("any", "masked"):
         figures.update(_in_passes(generator, folder, place, labels))
     _save_picture(trial, seed, place, pixels, labels)

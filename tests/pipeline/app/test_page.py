@@ -78,6 +78,12 @@ def test_wrong_values_are_refused_with_words(client: Client, fields: tuple, says
         client.predict(*fields, api_name="/draw")
 
 
+@pytest.mark.parametrize("share", [None, "half", 2.0])
+def test_a_share_that_is_none_is_refused_with_words(client: Client, picture: Path, share: object) -> None:
+    with pytest.raises(AppError, match="share"):
+        client.predict(handle_file(picture), share, "3", "1", 1, 2.0, 1.0, api_name="/complete")
+
+
 def test_a_bad_upload_is_refused_with_words(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(b"\x89PNG nothing")

@@ -28,7 +28,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 _WARM_UP = 0.1
-_INTERNAL = ("Traceback", "Internal Server", "NoneType", "object has no attribute")
+_INTERNAL = ("Traceback", "Internal Server", "NoneType", "object has no attribute", "upstream Gradio app has raised")
 """words of an error that was not meant for people"""
 
 

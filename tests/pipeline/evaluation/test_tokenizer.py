@@ -1,4 +1,5 @@
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def test_table_says_what_was_measured_and_what_does_not_compare(digits: ImageSet
 
 def test_too_few_images_for_the_features_are_noted(digits: ImageSet) -> None:
     few = ImageSet(SubsetSource(digits._source, np.arange(20)), digits.preprocess)
-    with pytest.warns(UserWarning, match="20 images and 64 features"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the note says it
         found = evaluate_tokenizer(tokenizer(digits.preprocess), few, extractor=build_extractor(SmallConfig()))
     assert any("too few images" in note for note in found.notes)
     single = ImageSet(SubsetSource(digits._source, np.arange(1)), digits.preprocess)

@@ -182,6 +182,7 @@ def estimate(
     recipe: RecipeName,
     /,
     *fields: Fields,
+    budget: str | None = None,
     device: Device = "auto",
     on: str | None = None,
     images: int | None = None,
@@ -189,14 +190,15 @@ def estimate(
 ) -> None:
     """Print what a recipe costs before it runs: models, memory, time and disk, by part.
 
-    With a budget it first chooses what a run would choose here now.
-
     Args:
+        budget: time for everything, as of run: what a run would choose here now is chosen first
         on: compute times for a named machine instead of measuring here: h100, h200, a100-40, a100-80, l4, l40s,
             rtx-4090, rtx-3090, t4, cpu-8, cpu-32-avx512
         images: how many images there are; default the recipe's
     """
     overrides = read_fields(fields, estimate)
+    if budget is not None:
+        overrides["budget"] = budget
     loaded, _ = resolve(recipe, None, overrides)
     require(images is None or images > 1, "--images", images, "2 or more")
     path = None if json is None else output_file(json, (".json",), "--json")

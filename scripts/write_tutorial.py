@@ -1,0 +1,122 @@
+"""Makes docs/tutorial.ipynb of docs/TUTORIAL.md: the same text, its commands and its Python as cells.
+
+    python scripts/write_tutorial.py               # new cells without results, where the text has changed
+    python scripts/write_tutorial.py --run FOLDER  # runs them in a new folder, keeps results and times
+    python scripts/write_tutorial.py --check       # says whether the notebook has the cells of the text
+
+Commands run in the folder, with the ``tessera`` of this Python. Blocks without a language are shown and not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT, NOTEBOOK = DOCS / "TUTORIAL.md", DOCS / "tutorial.ipynb"
+TIMES = "## What each step took"
+_MOST_LINES = 40
+_BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n", re.DOTALL)
+
+
+def notebook_of(text: str) -> NotebookNode:
+    """The cells of a text, without results; the table of times is left out."""
+    parts = _BLOCK.split(text.split(TIMES)[0])
+    cells = []
+    for i in range(0, len(parts), 3):
+        if parts[i].strip():
+            cells.append(nbformat.v4.new_markdown_cell(parts[i].strip()))
+        if i + 1 < len(parts):
+            magic = "%%bash\n" if parts[i + 1] == "bash" else ""
+            cells.append(nbformat.v4.new_code_cell(magic + parts[i + 2].rstrip()))
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def run(notebook: NotebookNode, folder: Path) -> list[tuple[str, float]]:
+    """Execute the cells in a folder; returns each heading with the seconds of the cells below it.
+
+    Raises:
+        CellExecutionError: a cell failed.
+    """
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    steps: dict[str, float] = {}
+    heading = ""
+    with client.setup_kernel():
+        for number, cell in enumerate(notebook.cells):
+            headings = re.findall(r"^## (.*)", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+            heading = headings[-1] if headings else heading
+            if cell.cell_type == "code":
+                begun = time.monotonic()
+                client.execute_cell(cell, number)
+                steps[heading] = steps.get(heading, 0.0) + time.monotonic() - begun
+                print(f"{heading}: {steps[heading]:.1f} s", flush=True)
+    return list(steps.items())
+
+
+def tidied(notebook: NotebookNode) -> NotebookNode:
+    """Without what a progress line has overwritten, long outputs, and the times of the kernel."""
+    notebook.metadata.pop("language_info", None)
+    for cell in notebook.cells:
+        cell.metadata = {}
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                lines = [line.split("\r")[-1].rstrip() for line in output.text.rstrip("\r\n").split("\n")]
+                output.text = "\n".join(line for line in lines[-_MOST_LINES:] if line) + "\n"
+    return notebook
+
+
+def times_table(steps: list[tuple[str, float]]) -> str:
+    """The steps that took time, with a sentence about the machine."""
+    rows = [f"| {name} | {seconds / 60:.0f} min {seconds % 60:.0f} s |" for name, seconds in steps if seconds >= 60]
+    rows += [f"| {name} | {seconds:.0f} s |" for name, seconds in steps if seconds < 60]
+    ordered = [next(row for row in rows if row.startswith(f"| {name} |")) for name, _ in steps]
+    machine = f"On {os.cpu_count()} cores ({processor()}), by `python scripts/write_tutorial.py --run FOLDER`:"
+    return "\n".join([TIMES, "", machine, "", "| step | time |", "|---|---|", *ordered]) + "\n"
+
+
+def processor() -> str:
+    """Its name, or its architecture where the system keeps no name."""
+    cores = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cores.read_text()) if cores.exists() else []
+    return names[0].strip() if names else platform.machine()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a new folder, in which the cells are executed")
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    options = parser.parse_args()
+    text = TEXT.read_text()
+    made = notebook_of(text)
+    sources = [cell.source for cell in made.cells]
+    same = NOTEBOOK.exists() and [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells] == sources
+    if options.check:
+        if not same:
+            print(f"{NOTEBOOK} has other cells than {TEXT}: python scripts/write_tutorial.py", file=sys.stderr)
+        return int(not same)
+    if options.run is not None:
+        options.run.mkdir(parents=True)
+        steps = run(made, options.run)
+        TEXT.write_text(text.split(TIMES)[0] + times_table(steps))
+    if options.run is not None or not same:
+        nbformat.write(tidied(made), NOTEBOOK)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,7 +92,7 @@ def times_table(steps: list[tuple[str, float]]) -> str:
 def processor() -> str:
     """Its name, or its architecture where the system keeps no name."""
     cores = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cores.read_text()) if cores.exists() else []
+    names = re.findall(r"model name\s*: (.*)", cores.read_text(encoding="utf-8")) if cores.exists() else []
     return names[0].strip() if names else platform.machine()
 
 
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="a new folder, in which the cells are executed")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     options = parser.parse_args()
-    text = TEXT.read_text()
+    text = TEXT.read_text(encoding="utf-8")
     made = notebook_of(text)
     sources = [cell.source for cell in made.cells]
     same = NOTEBOOK.exists() and [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells] == sources
@@ -112,7 +112,7 @@ def main() -> int:
     if options.run is not None:
         options.run.mkdir(parents=True)
         steps = run(made, options.run)
-        TEXT.write_text(text.split(TIMES)[0] + times_table(steps))
+        TEXT.write_text(text.split(TIMES)[0] + times_table(steps), encoding="utf-8")
     if options.run is not None or not same:
         nbformat.write(tidied(made), NOTEBOOK)
     return 0

@@ -20,7 +20,11 @@ from pipeline import ImageGenerator
 from pipeline.cli import main
 
 OTHERS = ("RESULTS.md", "REFERENCE.md", "COOKBOOK.md", "TUTORIAL.md")
-TEXTS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in OTHERS}
+TEXTS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.name not in OTHERS
+}
 BLOCKS = [
     (name, *found) for name, text in TEXTS.items() for found in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
 ]

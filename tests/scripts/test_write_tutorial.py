@@ -23,11 +23,13 @@ SMALL = {**TINY, "data.preprocess": {"height": 16, "width": 16}}
 def test_the_notebook_has_the_cells_of_the_text_and_was_run() -> None:
     kept = nbformat.read(NOTEBOOK, 4)
     assert NOTEBOOK.stat().st_size < 1_000_000
-    assert [each.source for each in kept.cells] == [each.source for each in notebook_of(TEXT.read_text()).cells]
+    assert [each.source for each in kept.cells] == [
+        each.source for each in notebook_of(TEXT.read_text(encoding="utf-8")).cells
+    ]
     outputs = [each.outputs for each in kept.cells if each.cell_type == "code"]
     assert all(outputs) and not any(each.output_type == "error" for found in outputs for each in found)
-    steps = re.findall(r"^\| (\d+\. .*) \| .*\d s \|$", TEXT.read_text().split(TIMES)[1], re.MULTILINE)
-    headings = re.findall(r"^## (\d+\. .*)$", TEXT.read_text(), re.MULTILINE)
+    steps = re.findall(r"^\| (\d+\. .*) \| .*\d s \|$", TEXT.read_text(encoding="utf-8").split(TIMES)[1], re.MULTILINE)
+    headings = re.findall(r"^## (\d+\. .*)$", TEXT.read_text(encoding="utf-8"), re.MULTILINE)
     assert steps == [each for each in headings if "page" not in each]
 
 
@@ -35,7 +37,7 @@ def test_the_steps_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("crystal_small", reason="pip install crystal-small brings the icons of the tutorial")
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    for language, code in re.findall(r"```(bash|python)\n(.*?)```", TEXT.read_text(), re.DOTALL):
+    for language, code in re.findall(r"```(bash|python)\n(.*?)```", TEXT.read_text(encoding="utf-8"), re.DOTALL):
         if language == "python":
             exec(code, found)
             continue

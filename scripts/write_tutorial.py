@@ -24,7 +24,8 @@ from nbformat import NotebookNode
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT, NOTEBOOK = DOCS / "TUTORIAL.md", DOCS / "tutorial.ipynb"
 TIMES = "## What each step took"
-_MOST_LINES = 40
+_MOST_LINES = 24
+"""that are kept of the beginning and of the end of what a cell prints"""
 _BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n", re.DOTALL)
 
 
@@ -73,11 +74,31 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
     notebook.metadata.pop("language_info", None)
     for cell in notebook.cells:
         cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                lines = [line.split("\r")[-1].rstrip() for line in output.text.rstrip("\r\n").split("\n")]
-                output.text = "\n".join(line for line in lines[-_MOST_LINES:] if line) + "\n"
+                output.text = _lines(output.text)
     return notebook
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """All that was printed as one output, in the order in which it came, and all else after it."""
+    streams = [each for each in outputs if each.output_type == "stream"]
+    others = [each for each in outputs if each.output_type != "stream"]
+    if not streams:
+        return others
+    text = "".join(each.text for each in streams).replace(f"{DOCS.parent}{os.sep}", "")
+    return [nbformat.v4.new_output("stream", name="stdout", text=text), *others]
+
+
+def _lines(text: str) -> str:
+    """The first and last lines of what a terminal would show in the end."""
+    shown = [line.rstrip("\r").split("\r")[-1].rstrip() for line in text.rstrip("\r\n").split("\n")]
+    shown = [line for line in shown if line]
+    if len(shown) > 2 * _MOST_LINES:
+        shown = [*shown[:_MOST_LINES], f"... ({len(shown) - 2 * _MOST_LINES} more lines)", *shown[-_MOST_LINES:]]
+    return "\n".join(shown) + "\n"
 
 
 def times_table(steps: list[tuple[str, float]]) -> str:
@@ -111,6 +132,7 @@ def main() -> int:
         return int(not same)
     if options.run is not None:
         options.run.mkdir(parents=True)
+        (options.run / "scripts").symlink_to(DOCS.parent / "scripts")  # as in a clone
         steps = run(made, options.run)
         TEXT.write_text(text.split(TIMES)[0] + times_table(steps), encoding="utf-8")
     if options.run is not None or not same:

@@ -1,5 +1,5 @@
 # make demo: set up, train both stages on handwritten digits, show where the report is.
-# make demo-color: the same on 800 icons in colour, for fifteen minutes; its picture is runs/icons/front.png.
+# make demo-color: the same on 800 icons in colour, within fifteen minutes; its picture is runs/icons/front.png.
 # make test: set up, lint, type-check, run the tests.
 PYTHON ?= python3
 VENV := .venv

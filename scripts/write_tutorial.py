@@ -103,11 +103,12 @@ def _lines(text: str) -> str:
 
 def times_table(steps: list[tuple[str, float]]) -> str:
     """The steps that took time, with a sentence about the machine."""
-    rows = [f"| {name} | {seconds / 60:.0f} min {seconds % 60:.0f} s |" for name, seconds in steps if seconds >= 60]
-    rows += [f"| {name} | {seconds:.0f} s |" for name, seconds in steps if seconds < 60]
-    ordered = [next(row for row in rows if row.startswith(f"| {name} |")) for name, _ in steps]
+    rows = []
+    for name, taken in steps:
+        minutes, seconds = divmod(round(taken), 60)
+        rows.append(f"| {name} | {f'{minutes} min ' if minutes else ''}{seconds} s |")
     machine = f"On {os.cpu_count()} cores ({processor()}), by `python scripts/write_tutorial.py --run FOLDER`:"
-    return "\n".join([TIMES, "", machine, "", "| step | time |", "|---|---|", *ordered]) + "\n"
+    return "\n".join([TIMES, "", machine, "", "| step | time |", "|---|---|", *rows]) + "\n"
 
 
 def processor() -> str:

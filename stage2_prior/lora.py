@@ -98,7 +98,7 @@ def save_adapter(model: PriorModel, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load_adapter(model: PriorModel, folder: Path) -> PriorModel:
+def load_adapter(model: PriorModel, folder: str | Path) -> PriorModel:
     """A prior with the adapters of a folder merged into its weights.
 
     Args:
@@ -109,7 +109,7 @@ def load_adapter(model: PriorModel, folder: Path) -> PriorModel:
         CheckpointError: damaged, or of a prior of another shape.
         ConfigError: peft is not installed.
     """
-    fix = "copy the folder again"
+    folder, fix = Path(folder), "copy the folder again"
     saved = read_json(folder / _FILES[0], ("r", "lora_alpha", "target_modules"), fix=fix)
     config = LoRAConfig(rank=saved["r"], alpha=saved["lora_alpha"], target=tuple(sorted(saved["target_modules"])))
     changed = copy.deepcopy(model)

@@ -53,7 +53,7 @@ SMALL_PRIOR = {"prior.training.fit": TINY["prior.training.fit"]}
 def workplace(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the paths of the documents exist."""
     monkeypatch.chdir(tmp_path)
-    for name in ("digits", "other", "first", "refit"):
+    for name in ("digits", "other", "first", "refit", "NAME"):
         shutil.copytree(finished_run, tmp_path / "runs" / name)
     rng = np.random.default_rng(0)
     for folder in ("path/to/images", "photos"):
@@ -81,6 +81,8 @@ def test_every_line_runs_here_or_in_a_test_that_exists() -> None:
 @pytest.mark.parametrize("line", HERE)
 def test_a_command_runs_as_written(line: str, workplace: Path) -> None:
     words = shortened(shlex.split(line)[1:])
+    if words[0] in TRAINS and "-o" in words:
+        shutil.rmtree(words[words.index("-o") + 1], ignore_errors=True)
     if "imported" in words:
         stage = "tokenizer" if words[0] == "train-tokenizer" else "prior"
         shutil.copytree(workplace / "runs" / "digits" / stage, workplace / "imported")
@@ -91,12 +93,16 @@ def test_a_command_runs_as_written(line: str, workplace: Path) -> None:
 
 def shortened(words: list[str]) -> list[str]:
     """A training with few steps, on digits where the images are elsewhere; few samples."""
-    words = [{"10000": "20", "50000": "20", "2000": "9"}.get(each, each) for each in words]
+    fewer = {"10000": "20", "50000": "20", "2000": "9"}
+    pairs = zip(["", *words], words, strict=False)  # each word with the one before it
+    words = [word if name.startswith("--data") else fewer.get(word, word) for name, word in pairs]
     if words[0] == "evaluate" and "--samples" not in words and "--images" not in words:
         words += ["--samples", "20"]
     if words[0] not in TRAINS:
         return words
-    words = ["digits" if each == "cifar10" else each for each in words]
+    if "cifar10" in words:
+        words = ["digits" if each == "cifar10" else each for each in words]
+        words += [] if "-o" in words else ["-o", "new-run"]
     if "--budget" in words:
         at = words.index("--budget")
         del words[at : at + 2]

@@ -38,7 +38,7 @@ def judge(run: Path) -> dict[str, Any]:
     known = {row.tobytes() for row in codes["train"].codes_NT.astype(np.int64)}
     drawn = samples.codes.flatten(1).numpy()
     repeated = float(np.mean([row.tobytes() in known for row in drawn]))
-    real, sampled = _svc_accuracies(train, validation, samples.images, np.array(samples.labels))
+    real, sampled = svc_accuracies(train, validation, samples.images, np.array(samples.labels))
     return {
         "validation PSNR, dB": (reconstruction["psnr"], ">=", 27.0),
         "share of codes in use, validation": (reconstruction["code_usage"], ">=", 0.8),
@@ -50,7 +50,8 @@ def judge(run: Path) -> dict[str, Any]:
     }
 
 
-def _svc_accuracies(train: Any, validation: Any, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def svc_accuracies(train: Any, validation: Any, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Shares of held-out images and of samples that an SVC of the training images reads as their class."""
     from sklearn.svm import SVC
 
     def features(pixels: np.ndarray) -> np.ndarray:

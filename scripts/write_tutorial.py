@@ -1,6 +1,6 @@
 """Makes docs/tutorial.ipynb of docs/TUTORIAL.md: the same text, its commands and its Python as cells.
 
-    python scripts/write_tutorial.py               # new cells without results, where the text has changed
+    python scripts/write_tutorial.py               # new cells where the text has changed; results stay if no code has
     python scripts/write_tutorial.py --run FOLDER  # runs them in a new folder, keeps results and times
     python scripts/write_tutorial.py --check       # says whether the notebook has the cells of the text
 
@@ -69,6 +69,14 @@ def run(notebook: NotebookNode, folder: Path) -> list[tuple[str, float]]:
     return list(steps.items())
 
 
+def keep_results(before: NotebookNode, notebook: NotebookNode) -> None:
+    """Give the cells of a notebook the results of an earlier one, where all code is the same."""
+    old, new = ([each for each in found.cells if each.cell_type == "code"] for found in (before, notebook))
+    if [each.source for each in old] == [each.source for each in new]:
+        for kept, cell in zip(old, new, strict=True):
+            cell.outputs, cell.execution_count = kept.outputs, kept.execution_count
+
+
 def tidied(notebook: NotebookNode) -> NotebookNode:
     """Without what a progress line has overwritten, long outputs, and the times of the kernel."""
     notebook.metadata.pop("language_info", None)
@@ -131,6 +139,8 @@ def main() -> int:
         if not same:
             print(f"{NOTEBOOK} has other cells than {TEXT}: python scripts/write_tutorial.py", file=sys.stderr)
         return int(not same)
+    if options.run is None and NOTEBOOK.exists():
+        keep_results(nbformat.read(NOTEBOOK, 4), made)
     if options.run is not None:
         options.run.mkdir(parents=True)
         (options.run / "scripts").symlink_to(DOCS.parent / "scripts")  # as in a clone

@@ -244,7 +244,8 @@ def listed_files(
     if folder.is_file():
         name, fix = way_to_open(folder)
         raise DataError(f"is {name}", field=field, found=str(folder), expected="a folder of images", fix=fix)
-    DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix="check the path")
+    fix = f"check the path; --{field} FOLDER names the folder of your images"
+    DataError.unless(folder.is_dir(), "no such folder", field=field, found=str(folder), fix=fix)
     suffixes = suffixes_of(arrays=arrays)
     walk = _Walk(follow_links, PassedOverFiles() if passed_over is None else passed_over, suffixes)
     walk.enter(str(folder), "")

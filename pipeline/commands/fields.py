@@ -67,7 +67,8 @@ def _unknown(option: str, known: list[str]) -> str:
     last = closest(name.rpartition(".")[2], {each.rpartition(".")[2] for each in known})
     alike = [each for each in known if each.rpartition(".")[2] == last]
     near = closest(name, alike) if "." in name else None
-    names = " or ".join(f"--{each.replace('_', '-')}" for each in ([near] if near else alike[:3]))
+    alike = [near] if near else list(dict.fromkeys(alike))[:3]
+    names = " or ".join(f"--{each.replace('_', '-')}" for each in alike)
     advice = f"did you mean {names}?" if names else "tessera fields lists the fields of a recipe"
     return f"unknown option {option}; {advice}"
 

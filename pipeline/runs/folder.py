@@ -124,6 +124,10 @@ class RunFolder:
             return []
         return differences(determining(to_dict(self.load_recipe())), determining(to_dict(recipe)))
 
+    def is_moved(self, recipe: Recipe, section: str) -> bool:
+        """Whether files that a section names lie at another place than in the folder's recipe."""
+        return any(row[0].startswith(section) and _is_moved(*row) for row in self._differences(recipe))
+
     def has_samples(self) -> bool:
         """Whether the sample grid is complete."""
         return all((self.samples / name).is_file() for name in ("grid.png", "codes.npy", "samples.json"))

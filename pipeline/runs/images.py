@@ -180,6 +180,23 @@ def differences_since(folder: RunFolder, recipe: Recipe) -> str:
     return found.sentence()
 
 
+def require_own_images(folder: RunFolder, recipe: Recipe) -> None:
+    """Require that a run which has begun, and is given its images at another place, finds most of them there.
+
+    Raises:
+        DataError: most are other images, or there are none.
+    """
+    listing = run_listing(folder)
+    if listing is None or recipe.codes is not None or not folder.is_moved(recipe, "data.source"):
+        return
+    n_images = sum(len(each.ids) for each in listing.splits.values())
+    n_gone = len(open_run_sources(folder, recipe).changes.gone)
+    found, expected = f"{n_images - n_gone:,} of {n_images:,}", f"the images in {folder.listing}"
+    fix = "correct the path, or give another --out for a new run"
+    few = "holds few of the run's images"
+    DataError.unless(2 * n_gone <= n_images, few, field="data.source", found=found, expected=expected, fix=fix)
+
+
 def list_images(folder: RunFolder, recipe: Recipe) -> tuple[RunSources, Listing]:
     """The listing of a run that continues, or of one that begins now, which is written then; for one process.
 

@@ -98,6 +98,8 @@ def _built_in_file(name: str, field: str, advice: str) -> Path:
     if name in built_in_recipes():
         return _built_in() / f"{name}.yaml"
     fix = f"{advice}: {nearest(name, built_in_recipes())}"
+    if Path(expand(name, field)).is_dir():
+        fix = f"it is a folder; for its images: the recipe folder with --data.source.path {name}"
     raise ConfigError("is neither a file nor a built-in recipe", field=field, found=name, fix=fix)
 
 

@@ -42,6 +42,7 @@ from pipeline.runs.images import (
     identities,
     known_sources,
     list_images,
+    require_own_images,
     training_images,
 )
 from pipeline.runs.precision import adopt_precision, settle_precision
@@ -112,6 +113,7 @@ class Run:
         for stage in ("tokenizer", "prior"):
             if not extend.is_final(self.folder, stage):
                 find_start(self.folder, stage, getattr(self.recipe, stage).start_from)
+        require_own_images(self.folder, self.recipe)
         sharding_asked(self.accelerator)  # refuses impossible sharding before any work
         if self.recipe.machine.track is not None:
             require_tracker(self.recipe.machine.track)

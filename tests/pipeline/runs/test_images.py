@@ -204,6 +204,19 @@ def test_a_folder_with_none_of_the_images_is_refused(home: Path) -> None:
         held_out(home)
 
 
+def test_a_finished_run_refuses_a_folder_with_few_of_its_images(home: Path, tmp_path: Path) -> None:
+    recipe = (home / "run" / "recipe.yaml").read_bytes()
+    shutil.copytree(home / "images" / "cat", tmp_path / "others" / "cat")
+    save_pictures(tmp_path / "others" / "dog", range(30, 32))
+    for name in sorted((tmp_path / "others" / "cat").glob("*.png"))[8:]:
+        name.unlink()
+    with pytest.raises(DataError, match=r"holds few of the run's images(.|\n)*another --out"):
+        begin(home / "run", tmp_path / "others")
+    assert (home / "run" / "recipe.yaml").read_bytes() == recipe
+    shutil.rmtree(home / "images")  # the images are not needed any more, where they are said to be
+    begin(home / "run", home / "images").run.release()
+
+
 def test_a_damaged_list_is_refused_and_kept(home: Path) -> None:
     folder = RunFolder(home / "run")
     folder.listing.write_bytes(folder.listing.read_bytes()[:-20])

@@ -7,6 +7,7 @@ command is refused before it computes anything. Files whose settings are others 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -207,12 +208,16 @@ def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _require_writable(folder: Path) -> None:
-    """Make the folder, and try a file in it.
+    """Try a file in the folder; one that is new is made for that and removed, as what follows may be refused.
 
     Raises:
         StorageError: it cannot be written.
     """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     probe = durable.temporary_name(folder / RECORD)
     with durable.writing(probe):
         probe.touch()
         probe.unlink()
+    for each in made:
+        with contextlib.suppress(OSError):  # another process has begun to write there
+            each.rmdir()

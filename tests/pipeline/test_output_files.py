@@ -129,6 +129,13 @@ def test_sampling_again_with_other_settings_replaces_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "new_samples", "new_samples-2", "new_samples-3"}
 
 
+def test_a_refused_command_leaves_no_folder(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "place"
+    for wrong in (["--class-labels", "walrus"], ["--guidance-scale", "-1"]):
+        assert main(["sample", str(finished_run), *wrong, "-o", str(out)]) == 2
+        assert not out.parent.exists()
+
+
 def test_pictures_of_several_images_are_not_scored(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 _EDIT = "complete, inpaint, vary or change the class of images"
 _STOPPED = "stopped; run the same command again to continue"
+_KEEP_NOTHING = ("serve", "estimate")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.filename}: cannot be used: {error.strerror}; fix: {fix}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(_STOPPED, file=sys.stderr)
+        print("stopped" if arguments[:1] and arguments[0] in _KEEP_NOTHING else _STOPPED, file=sys.stderr)
         return 128 + getattr(stop, "signal_number", signal.SIGINT)
     except BrokenPipeError:
         return _nobody_reads()

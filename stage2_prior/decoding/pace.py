@@ -12,8 +12,8 @@ from stage2_prior.prior import PriorModel
 
 _SIZES = (1, 2, 4, 8)
 """windows that are tried; more hold more wrong guesses"""
-_TRIED_PASSES = 5
-"""passes of each size that are timed"""
+_TRIED_PASSES = 3
+"""passes of each size that are timed, after one that is not: at most 60 codes in all"""
 _LEAST_GAIN = 1.1
 """in codes a second, for which a window is taken: timings of a few passes differ by some percent"""
 _FEWEST_STEPS = 64

@@ -111,7 +111,7 @@ class Job:
             self._fit_prior(self.fitted)
         with self.ledger.part("prior"):
             self.run.train_prior()
-        self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}")
+        self._say(f"prior: {self.run.folder.prior}{_last(self.run.folder, 'prior')}", *poor_prior(self.run.folder))
 
     def report(self) -> None:
         """The report."""
@@ -153,6 +153,9 @@ class Job:
         self.run.accelerator.print("\n  note: ".join([text, *notes]), flush=True)
 
 
+_BITS = ("bits_per_code", "unigram_bits_per_code")
+
+
 def _last(folder: RunFolder, stage: str) -> str:
     rows = read_metrics(folder.metrics, stage, "held_out")
     if not rows:
@@ -166,6 +169,17 @@ def _last(folder: RunFolder, stage: str) -> str:
         f" {row['nats_per_code']:.3f} nats beside ln(V) = {row['uniform_nats_per_code']:.3f};"
         f" code frequencies alone need {row['unigram_bits_per_code']:.3f} bits)"
     )
+
+
+def poor_prior(folder: RunFolder) -> list[str]:
+    """What to do about a prior that predicts held-out codes no better than their frequencies; nothing if it does."""
+    rows = read_metrics(folder.metrics, "prior", "held_out")
+    bits, frequencies = (rows[-1].get(name) for name in _BITS) if rows else (None, None)
+    if bits is None or frequencies is None or bits < frequencies:
+        return []
+    best = min(row[_BITS[0]] for row in rows if row.get(_BITS[0]) is not None)
+    fix = "more images, a smaller prior or fewer steps" if bits > best else "more steps"
+    return [f"it is no better than code frequencies, and its samples will be noise; it needs {fix}"]
 
 
 def progress_words(ledger: Ledger, budget: str | None, stage: str) -> dict[str, str]:

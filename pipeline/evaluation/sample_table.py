@@ -9,7 +9,7 @@ from pipeline.evaluation.bootstrap import CONFIDENCE, N_REPLICATES
 from pipeline.evaluation.samples import MOST_COMPARED, SampleScores
 
 _RELIABLE = 10_000
-_LABELS = {
+LABELS = {
     "kernel_distance": ("kernel distance", "lower is better; unbiased, 0 where nothing tells the sets apart"),
     "frechet_distance": ("Frechet distance", "lower is better; few samples raise it"),
     "inception_score": ("Inception score", "higher is better: certain of class, and varied"),
@@ -19,11 +19,13 @@ _LABELS = {
     "density": ("density", "how deep samples lie among the real images"),
     "coverage": ("coverage", "real images that have a sample near them"),
     "nearer": ("nearer", "to a training image than new images are; higher: copies, or blur"),
-    "close": ("close", "as close to a training image as 1 % of new images"),
+    "close": ("close", "as close to a training image as 1 % of new images are; far more: copies"),
     "nearer_codes": ("nearer, codes", "the same by codes that differ"),
     "close_codes": ("close, codes", "the same by codes that differ"),
 }
-_SHARES = ("class_accuracy", "precision", "recall", "coverage", "nearer", "close", "nearer_codes", "close_codes")
+"""figure => its name, and what it says"""
+SHARES = ("class_accuracy", "precision", "recall", "coverage", "nearer", "close", "nearer_codes", "close_codes")
+"""figures that are shares"""
 _PUBLISHED = {"kernel_distance": "KID", "frechet_distance": "FID"}
 
 
@@ -48,7 +50,7 @@ class SampleReport:
     @property
     def names(self) -> list[str]:
         """Figures in the order in which they are shown: the Frechet distance first only where samples suffice."""
-        there = [name for name in _LABELS if name in self.scores.figures]
+        there = [name for name in LABELS if name in self.scores.figures]
         if self.scores.n_samples < _RELIABLE:
             return there
         return ["frechet_distance", *(name for name in there if name != "frechet_distance")]
@@ -95,7 +97,7 @@ class SampleReport:
             f"{'':<17}{'samples':>9}  {f'{CONFIDENCE:.0%} interval':<21}{'real':>9}",
         ]
         for name in self.names:
-            label, remark = _LABELS[name]
+            label, remark = LABELS[name]
             label = _PUBLISHED.get(name, label) if scores.extractor == "inception" else label
             figure, real = scores.figures[name], scores.real.get(name)
             interval = f"{_text(name, figure.low)} to {_text(name, figure.high)}"
@@ -120,4 +122,4 @@ class SampleReport:
 
 
 def _text(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return f"{value:.1%}" if name in SHARES else f"{value:.4g}"

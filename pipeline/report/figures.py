@@ -8,6 +8,7 @@ from typing import Any
 
 from foundation.codes.spec import CodeSpec
 from foundation.codes.usage import CodeUsage, summarize
+from pipeline.evaluation.sample_table import LABELS, SHARES
 from pipeline.report.blocks import Bar, Bars, HeatMap, Table
 from pipeline.report.charts import Chart, Series
 from pipeline.report.summary import RunSummary, codes_in_words, millions
@@ -15,14 +16,6 @@ from pipeline.runs.duration import duration
 
 _NONE: Mapping[str, Any] = {}
 _CLASSES_SHOWN = 40
-_SHARES = ("accuracy", "precision", "recall", "coverage", "nearer", "close")
-_BETTER = {"kernel_distance": "lower", "frechet_distance": "lower", "density": "", "nearer": "50 %", "close": "1 %"}
-_SAYS = {
-    "kernel_distance": "kernel distance",
-    "frechet_distance": "Frechet distance",
-    "class_accuracy": "class accuracy",
-}
-"""names of figures of samples that a reader would not guess"""
 
 
 def fact_rows(run: RunSummary) -> list[tuple[str, str]]:
@@ -96,9 +89,9 @@ def _code_rows(
     if counted.get("count_neighbour_bits_per_code") is not None:
         needs["counts of left and upper neighbours"] = counted["count_neighbour_bits_per_code"]
     rows += [(f"{name} alone need", f"{value:.3f}", "") for name, value in needs.items()]
-    rows.append(
-        ("prior, bits per image", f"{last['bits_per_image']:,.1f}", f"{last['below_unigram']:.1%} below frequencies")
-    )
+    below = last["below_unigram"]
+    beside = f"{abs(below):.1%} {'below' if below >= 0 else 'above'} frequencies"
+    rows.append(("prior, bits per image", f"{last['bits_per_image']:,.1f}", beside))
     if counted.get("bits_per_value") is not None:
         rows.append(("codes, bits per value of a pixel", f"{counted['bits_per_value']:.4f}", ""))
     rows.append(("prior, end over its best loss", f"{last['nats_per_code'] / best - 1:+.2%}", "above 0: it overfits"))
@@ -145,12 +138,13 @@ def sample_table(found: Mapping[str, Any]) -> Table:
         own, real = each["samples"], each["real"]
         interval = f"{_text(name, own['low'])} to {_text(name, own['high'])}"
         beside = "" if real is None else _text(name, real["value"])
-        rows.append((_SAYS.get(name, name.replace("_", " ")), _text(name, own["value"]), interval, beside))
-    return Table(rows, ("", "samples", "95 % interval", "real images"), "; ".join(found["notes"]) + ".")
+        label, says = LABELS.get(name, (name.replace("_", " "), ""))
+        rows.append((label, _text(name, own["value"]), interval, beside, says))
+    return Table(rows, ("", "samples", "95 % interval", "real images", ""), "Real images were held out.")
 
 
 def _text(name: str, value: float) -> str:
-    return f"{value:.1%}" if any(part in name for part in _SHARES) else f"{value:.4g}"
+    return f"{value:.1%}" if name in SHARES else f"{value:.4g}"
 
 
 def guidance_chart(found: Mapping[str, Any]) -> Chart:

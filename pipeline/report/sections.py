@@ -151,11 +151,12 @@ def judged_section(run: RunSummary) -> Section:
     folder = run.folder.root / "evaluation"
     for name, found in run.evaluations.items():
         if name.startswith("samples-") and "figures" in found:
-            blocks.append(sample_table(found))
+            blocks += [sample_table(found), Notes(found["notes"])]
             picture = folder / f"{name}.png"
             if picture.is_file():
                 caption = (
-                    "The samples nearest to training images, each beside its nearest ones: no copies should be here."
+                    "The samples nearest to training images, at the left, each beside its nearest ones. A sample that"
+                    " is one of them is a copy."
                 )
                 blocks.append(Picture(embed(Image.open(picture), "samples beside training images"), caption))
     if "tried" in run.evaluations.get("guidance", {}):

@@ -64,9 +64,8 @@ def test_the_sweep_of_guidance_has_a_curve_for_each_schedule_in_order_of_the_sca
 def test_samples_stand_beside_real_images_with_their_interval() -> None:
     own = {"value": 0.5, "low": 0.4, "high": 0.6}
     figures = {"precision": {"samples": own, "real": {"value": 0.75}}, "density": {"samples": own, "real": None}}
-    table = sample_table({"figures": figures, "notes": ["2,000 samples", "features of lite0"]})
+    table = sample_table({"figures": figures})
     assert table.rows == [
-        ("precision", "50.0%", "40.0% to 60.0%", "75.0%"),
-        ("density", "0.5", "0.4 to 0.6", ""),
+        ("precision", "50.0%", "40.0% to 60.0%", "75.0%", "samples among the real images"),
+        ("density", "0.5", "0.4 to 0.6", "", "how deep samples lie among the real images"),
     ]
-    assert table.caption == "2,000 samples; features of lite0."

@@ -126,7 +126,7 @@ def local_folder(folder: str | Path, revision: str | None = None) -> Path:
     if (root / INDEX).is_file():
         return root
     if root.is_dir():
-        fix = "run tessera run again; it continues where it stopped"
+        fix = "wait for it if it runs now; else run tessera run again, which continues where it stopped"
         raise CheckpointError("the run is not finished: it has no model_index.json", field=str(folder), fix=fix)
     if root.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1 or root.parent.is_dir():
         raise CheckpointError("no such folder", field=str(folder), fix="give a run folder, e.g. runs/digits")

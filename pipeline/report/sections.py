@@ -193,7 +193,7 @@ def data_section(run: RunSummary) -> Section:
         rows += [("codes from", about["source"]), *(("", note) for note in about["notes"])]
     blocks: list[Block] = [Table(rows, numeric=False)] if rows else []
     if failures:
-        caption = f"{len(failures):,} unusable images."
+        caption = f"{len(failures):,} unusable image{'' if len(failures) == 1 else 's'}."
         blocks.append(Table(failures[:_MOST_FAILURES], ("image", "reason"), caption, numeric=False))
     return Section("Data", blocks)
 

@@ -189,8 +189,8 @@ def edit_to_folder(
             given = [to_pil(preview(each[i : i + 1])[0]) for each in (batch_BYXC, *shown)]
             _write(outputs, stem, given, output.images[i * n : (i + 1) * n], preview)
             print(f"{name}  ->  {outputs.folder / f'{stem}-all.png'}")
-    images, results = (f"{k} {what}{'' if k == 1 else 's'}" for k, what in ((len(names), "image"), (n, "result")))
-    print(f"{images}, {results} each, in {outputs.folder} (seeds from {seed})")
+    counts = [f"{k} {what}{'' if k == 1 else 's'}" for k, what in ((len(names), "image"), (n, "result"))]
+    print(f"{', '.join(counts)} each, in {outputs.folder} (seeds from {seed})")
 
 
 def _read(generator: ImageGenerator, images: list[str]) -> tuple[list[str], list[np.ndarray]]:

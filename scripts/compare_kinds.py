@@ -3,7 +3,7 @@
     python scripts/compare_kinds.py runs/raster runs/any runs/masked [--json FILE]
 
 A prior of order any or masked is sampled in Halton order with one code in each pass, and with fewer passes; the others
-one code after the other. Milliseconds are those of an image among 500, with decoding.
+one code after the other. The time is that of drawing and decoding 500 images, divided by 500.
 """
 
 from __future__ import annotations

@@ -172,14 +172,16 @@ def _last(folder: RunFolder, stage: str) -> str:
 
 
 def poor_prior(folder: RunFolder) -> list[str]:
-    """What to do about a prior that predicts held-out codes no better than their frequencies; nothing if it does."""
+    """What to do about a prior that predicts held-out codes no better than their frequencies do, or latents no better
+    than a Gaussian of each channel; nothing if it does.
+    """
     rows = read_metrics(folder.metrics, "prior", "held_out")
     bits, frequencies = (rows[-1].get(name) for name in _BITS) if rows else (None, None)
     if bits is None or frequencies is None or bits < frequencies:
         return []
     best = min(row[_BITS[0]] for row in rows if row.get(_BITS[0]) is not None)
     fix = "more images, a smaller prior or fewer steps" if bits > best else "more steps"
-    return [f"it is no better than code frequencies, and its samples will be noise; it needs {fix}"]
+    return [f"it predicts no better than frequencies alone, so that its samples are random; it needs {fix}"]
 
 
 def progress_words(ledger: Ledger, budget: str | None, stage: str) -> dict[str, str]:

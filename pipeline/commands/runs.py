@@ -221,6 +221,8 @@ def estimate(
     elif "budget" in given:
         fix = "leave --budget out, and set steps and sizes, or estimate without --on and --images"
         raise ConfigError("has no effect: a budget measures this machine and these images", field="--budget", fix=fix)
+    elif loaded.budget is not None and is_open:
+        print(f"note: steps and sizes are the recipe's; its budget of {loaded.budget} would choose others")
     result = estimate_costs(loaded, accelerator, on=on, images=images)
     print(result.text())
     if path is not None and outputs is not None:
@@ -238,6 +240,7 @@ def _fitted(recipe: Recipe, given: Collection[str], accelerator: Accelerator) ->
     except DataError:
         if "budget" in given:
             raise
+        print(f"note: without its images a budget of {recipe.budget} chooses nothing; steps and sizes are the recipe's")
         return recipe
     print(f"budget {recipe.budget}:\n{promise_text(fitted, {})}\n", flush=True)
     return fitted.recipe

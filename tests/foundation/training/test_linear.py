@@ -58,3 +58,28 @@ def test_products_of_few_rows_and_of_other_types_are_plain() -> None:
     assert not layers.prefers_onednn(torch.randn(16, 8).double(), weight.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not layers.prefers_onednn(torch.randn(16, 8), weight)
+
+
+@pytest.mark.parametrize("change", ["one weight", "bias", "dtype", "training"])
+def test_what_was_packed_stays_until_a_bit_changes_or_the_layer_is_trained(change: str) -> None:
+    if not layers.can_pack(torch.device("cpu")):
+        pytest.skip("this build of torch has no oneDNN")
+    layer = layers.Linear(24, 40).eval()
+    x = torch.randn(3, 24)
+
+    def packed() -> layers.PackedWeight | None:
+        with torch.no_grad(), layers.packed_weights(layer):
+            layer(x.to(layer.weight.dtype))
+            return layer.packed
+
+    first = packed()
+    assert first is not None and packed() is first and layer.packed is None
+    if change == "one weight":
+        layer.weight.data[5, 7] += 1e-3
+    elif change == "bias":
+        layer.bias.data.neg_()
+    elif change == "dtype":
+        layer.bfloat16()
+    else:
+        layer.train().eval()
+    assert packed() not in (None, first)

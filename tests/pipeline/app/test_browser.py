@@ -83,7 +83,7 @@ def test_a_link_fills_the_fields_rows_come_one_by_one_and_a_picture_says_its_com
         assert watched.errors == [] and watched.outside == []
 
 
-def test_a_painted_part_is_drawn_anew_and_the_rest_kept(browser: Any, address: str, tmp_path: Path) -> None:
+def test_a_painted_part_is_drawn_again_and_the_rest_kept(browser: Any, address: str, tmp_path: Path) -> None:
     with opened(browser, f"{address}?class=3&seed=1&images=1") as watched:
         page = watched.page
         draw(page, "1")

@@ -139,8 +139,8 @@ def sample_table(found: Mapping[str, Any]) -> Table:
         interval = f"{_text(name, own['low'])} to {_text(name, own['high'])}"
         beside = "" if real is None else _text(name, real["value"])
         label, says = LABELS.get(name, (name.replace("_", " "), ""))
-        rows.append((label, _text(name, own["value"]), interval, beside, says))
-    return Table(rows, ("", "samples", "95 % interval", "real images", ""), "Real images were held out.")
+        rows.append((f"{label}: {says}" if says else label, _text(name, own["value"]), interval, beside))
+    return Table(rows, ("", "samples", "95 % interval", "real images"), "Real images were held out.")
 
 
 def _text(name: str, value: float) -> str:

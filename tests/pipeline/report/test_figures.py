@@ -66,6 +66,6 @@ def test_samples_stand_beside_real_images_with_their_interval() -> None:
     figures = {"precision": {"samples": own, "real": {"value": 0.75}}, "density": {"samples": own, "real": None}}
     table = sample_table({"figures": figures})
     assert table.rows == [
-        ("precision", "50.0%", "40.0% to 60.0%", "75.0%", "samples among the real images"),
-        ("density", "0.5", "0.4 to 0.6", "", "how deep samples lie among the real images"),
+        ("precision: samples among the real images", "50.0%", "40.0% to 60.0%", "75.0%"),
+        ("density: how deep samples lie among the real images", "0.5", "0.4 to 0.6", ""),
     ]

@@ -136,17 +136,24 @@ def test_a_package_that_takes_the_name_of_our_prior_is_refused(tmp_path: Path, m
 
 
 def test_a_class_that_a_notebook_defines_is_known_and_may_be_defined_again() -> None:
-    for default in (3, 4):
+    defined: list[type[QuantizerConfig]] = []
+    try:
+        for default in (3, 4):
 
-        @dataclass(frozen=True, kw_only=True)
-        class Own(QuantizerConfig):
-            type_name: ClassVar[str] = "of-a-notebook"
-            width: int = default
+            @dataclass(frozen=True, kw_only=True)
+            class Own(QuantizerConfig):
+                type_name: ClassVar[str] = "of-a-notebook"
+                width: int = default
 
-        config = from_dict(TokenizerConfig, {"quantizer": {"type": "of-a-notebook"}})
-        assert isinstance(config.quantizer, Own) and config.quantizer.width == default
-        assert variants(QuantizerConfig)["of-a-notebook"] is Own
-        assert from_dict(TokenizerConfig, to_dict(config)) == config
+            defined.append(Own)
+            config = from_dict(TokenizerConfig, {"quantizer": {"type": "of-a-notebook"}})
+            assert isinstance(config.quantizer, Own) and config.quantizer.width == default
+            assert variants(QuantizerConfig)["of-a-notebook"] is Own
+            assert from_dict(TokenizerConfig, to_dict(config)) == config
+    finally:
+        for each in defined:
+            del each.type_name
+    assert "of-a-notebook" not in variants(QuantizerConfig)
 
 
 def test_two_classes_of_one_name_are_refused() -> None:

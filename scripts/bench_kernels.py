@@ -44,11 +44,9 @@ def _all_logits(
 
 WITHOUT: dict[str, Callable[[], object]] = {
     NONE: lambda: None,
-    "norms": partial(_plainly, block.RMSNorm, "forward"),
     "dropout": partial(_plainly, block.Dropout, "forward"),
     "heads": partial(_plainly, block, "split_heads"),
     "attention": partial(_plainly, block, "attention"),
-    "gating": partial(_plainly, block, "swiglu"),
     "products": patch("foundation.training.linear.prefers_onednn", lambda x, weight_NK: False).start,
     "loss": patch.object(PriorModel, "loss_of", _all_logits).start,
 }

@@ -21,7 +21,7 @@ from foundation.errors import ConfigError, DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.storage.serialization import read_json
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.planning.measure import measure_prior
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.recipe import load_recipe

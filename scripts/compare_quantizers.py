@@ -19,7 +19,7 @@ from typing import Any
 from foundation.errors import DataError, TesseraError, nearest
 from foundation.hardware import keep_freed_memory
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.folder import RunFolder
 
 VQ: dict[str, Any] = {"type": "vq", "width": 8}

@@ -23,7 +23,7 @@ from foundation.images.config import Preprocess
 from foundation.training.config import FitConfig
 from foundation.training.evaluation import SECONDS
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.recipe import load_recipe
 
 RECIPES = ("digits", "cifar10", "pictures", "folder")

@@ -1,7 +1,7 @@
 """The transformer block in plain formulas: normalised attention, then a normalised feed-forward layer, each residual.
 
 Two kinds: that of Llama (Touvron et al. 2023, arXiv:2302.13971, section 2.2) and that of GPT-2 (Radford et al. 2019).
-On a CPU, where ``use_cpu_kernels`` says so, ``cpu_kernels.py`` computes the same formulas.
+On a CPU ``cpu_kernels.py`` computes some of the same formulas, where ``use_cpu_kernels`` says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class RMSNorm(nn.Module):
         """(..., width) => the same."""
         weight = self.weight
         kind = product_type(x, weight.dtype)
-        return cpu_kernels.rms_norm(x, weight, kind) if use_cpu_kernels(x) else _rms_norm(x, weight, kind)
+        drawing = use_cpu_kernels(x) and not torch.is_grad_enabled()
+        return cpu_kernels.rms_norm(x, weight, kind) if drawing else _rms_norm(x, weight, kind)
 
 
 class LayerNorm(nn.Module):
@@ -103,7 +104,7 @@ class LayerCache(NamedTuple):
 
     Attributes:
         keys_BNTK, values_BNTK: memory of the T inputs that may be attended to, the new ones included.
-        new: the memory of the Q new inputs' keys and values, (B, N, Q, K) each; or their positions among the T, int64
+        new: the memory of the Q new inputs' keys and values, (2, B, N, Q, K); or their positions among the T, int64
             (Q,).
         mask_QT: which of the T each new input attends to, bool; None for all.
         causal: whether there are no earlier inputs, so that each new one attends to those up to itself.
@@ -111,23 +112,28 @@ class LayerCache(NamedTuple):
 
     keys_BNTK: torch.Tensor
     values_BNTK: torch.Tensor
-    new: tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+    new: torch.Tensor
     mask_QT: torch.Tensor | None
     causal: bool
 
     def attend(self, q_BNQK: torch.Tensor, k_BNQK: torch.Tensor, v_BNQK: torch.Tensor) -> torch.Tensor:
         """Append keys and values; each query's mean of the values it attends to, (B, N, Q, K)."""
-        keys, values, new, mask_QT, causal = self
-        if isinstance(new, torch.Tensor):
+        keys, values, new, _, _ = self
+        if new.ndim == 1:
             keys.index_copy_(2, new, k_BNQK.to(keys.dtype))
             values.index_copy_(2, new, v_BNQK.to(keys.dtype))
         else:
             new[0].copy_(k_BNQK)
             new[1].copy_(v_BNQK)
-        if q_BNQK.dtype == torch.float32 and q_BNQK.shape[2] == 1 and mask_QT is None and use_cpu_kernels(q_BNQK):
-            return cpu_kernels.attend_once(q_BNQK, keys, values)
-        attended = F.scaled_dot_product_attention(q_BNQK.to(keys.dtype), keys, values, mask_QT, is_causal=causal)
-        return attended.to(q_BNQK.dtype)
+        return self.attended(q_BNQK)
+
+    def attended(self, q_BNQK: torch.Tensor) -> torch.Tensor:
+        """As ``attend``, where the keys and values of the new inputs are in the memory."""
+        keys, values, _, mask_QT, causal = self
+        q, dtype = q_BNQK.to(keys.dtype), q_BNQK.dtype
+        if keys.dtype == torch.float32 and q.shape[2] == 1 and mask_QT is None and use_cpu_kernels(q):
+            return cpu_kernels.attend_once(q, keys, values, exactly=dtype.itemsize < 4).to(dtype)
+        return F.scaled_dot_product_attention(q, keys, values, mask_QT, is_causal=causal).to(dtype)
 
 
 def attention(
@@ -144,10 +150,9 @@ def attention(
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up; (..., 2 F), the gates first => (..., F). Source: Shazeer 2020, arXiv:2002.05202, Eq. 6."""
-    if use_cpu_kernels(gate_up):
-        return cpu_kernels.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    gate = F.silu(gate)
+    return gate * up if torch.is_grad_enabled() else gate.mul_(up)
 
 
 class Attention(nn.Module):

@@ -1,8 +1,9 @@
-"""CPU kernels of the transformer block: one autograd step for each formula of ``block.py``, and in which types it runs.
+"""CPU kernels of the transformer block: formulas of ``block.py``, and in which types they run.
 
-On a GPU and under ``torch.compile`` the plain formulas are fast. On a CPU the library's backward passes of attention,
-normalisation and gating move several times the memory that they need; each step here keeps little and recomputes the
-rest.
+On a GPU and under ``torch.compile`` the plain formulas are fast. On a CPU the library's backward passes of attention
+and of normalised, rotated heads move several times the memory that they need; each step here keeps little and
+recomputes the rest. ``scripts/bench_kernels.py`` measures what each gives. Norms are here for drawing alone, where an
+operation of the library costs as much as what it computes.
 """
 
 from __future__ import annotations
@@ -82,20 +83,10 @@ def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """X / rms(x) * weight, computed in float32, as ``kind``."""
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, weight, kind)  # type: ignore[no-any-return]
+    """X / rms(x) * weight, computed in float32, as ``kind``; without gradients."""
     wide = x if x.dtype == torch.float32 else x.to(sum_type(x.dtype))
     normed = (wide * _inverse_rms(wide)).mul_(weight)
     return normed if kind == normed.dtype else normed.to(kind)
-
-
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up; (..., 2 F) => (..., F)."""
-    if torch.is_grad_enabled():
-        return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
 
 
 def split_heads(
@@ -121,103 +112,20 @@ def attention(
         return _Attention.apply(*heads, dropout, causal).view_as(q_BNTK)  # type: ignore[no-any-return]
 
 
-def attend_once(q_BN1K: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor) -> torch.Tensor:
-    """As ``block.attention`` of one query a row over all keys, without gradients.
-
-    The library's attention is faster for few rows, plain products are for many. They differ by rounding: what rounds
-    further, to 16 bits, takes the library's for any number of rows, so that no code depends on it.
-    """
-    if q_BN1K.shape[:2].numel() < _MANY_QUERIES:
-        return F.scaled_dot_product_attention(q_BN1K, k_BNTK, v_BNTK)
-    q_M1K, k_MTK, v_MTK = (each.flatten(0, 1) for each in (q_BN1K, k_BNTK, v_BNTK))
-    scores = torch.bmm(q_M1K * q_M1K.shape[-1] ** -0.5, k_MTK.mT)
-    return torch.bmm(scores.softmax(-1), v_MTK).view_as(q_BN1K)
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-        normed, inverse = _normed(x, weight, kind)
-        ctx.save_for_backward(x, weight, inverse)
-        return normed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        normed, kind = x * inverse, inverse.dtype
-        to_x = gradient.to(kind, copy=True)
-        rows, rows_normed, rows_inverse = (each.flatten(0, -2) for each in (to_x, normed, inverse))
-        to_weight = normalize_backward_(rows, rows_normed, rows_inverse, weight.to(kind))
-        return to_x.to(x.dtype), to_weight.to(weight.dtype), None
-
-
-def _normed(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normalised x and 1 / rms."""
-    normed = x.to(sum_type(x.dtype), copy=True)
-    inverse = normalize_(normed)
-    return normed.mul_(weight).to(kind), inverse
-
-
-def normalize_(x: torch.Tensor) -> torch.Tensor:
-    """Divide x by its root mean square along the last axis, in place; returns 1 / rms, (..., 1)."""
-    inverse = _inverse_rms(x)
-    x.mul_(inverse)
-    return inverse
-
-
-def _inverse_rms(x: torch.Tensor) -> torch.Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    epsilon = norm.new_full((), EPSILON)  # torch takes as long to wrap a number as for the operation
-    return torch.addcmul(epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-
-
-def normalize_backward_(
-    gradient: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """From the gradient to ``normed * weight`` to that of x, in place; overwrites ``normed`` too.
+def attend_once(q_BN1K: torch.Tensor, k_BNTK: torch.Tensor, v_BNTK: torch.Tensor, *, exactly: bool) -> torch.Tensor:
+    """As ``block.attention`` of one query a row over all keys, in float32 without gradients.
 
     Args:
-        gradient, normed: (..., M, K).
-        inverse: (..., M, 1), as of ``normalize_``.
-        weight: (..., K).
-
-    Returns:
-        the gradient to the weight, (..., K).
+        q_BN1K, k_BNTK, v_BNTK: queries, keys and values.
+        exactly: whether a row has the same bits among any others. The library's attention, which is faster for few
+            rows, sums in an order that depends on their number: where its result is rounded to 16 bits, codes would
+            too.
     """
-    product = gradient * normed
-    shared = (product @ weight.unsqueeze(-1)).div_(-normed.shape[-1])
-    gradient.mul_(weight.unsqueeze(-2)).addcmul_(normed, shared).mul_(inverse)
-    return product.sum(-2)
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        to_both = torch.empty_like(gate_up)
-        to_gate, to_up = to_both.chunk(2, dim=-1)
-        torch.mul(gradient, F.silu(gate), out=to_up)
-        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
-        return to_both
-
-
-def rotate_(x_BNTK: torch.Tensor, rope: Rope, *, back: bool = False) -> torch.Tensor:
-    """``positions.rotate`` in place, or its inverse: each pair of channels is one complex number.
-
-    Without gradients, for contiguous tensors of 32 or 64 bits, of any number of leading axes.
-    """
-    pairs = torch.view_as_complex(x_BNTK.view(*x_BNTK.shape[:-1], -1, 2))
-    pairs.mul_(rope.turns.conj() if back else rope.turns)
-    return x_BNTK
+    if not exactly and q_BN1K.shape[:2].numel() < _MANY_QUERIES:
+        return F.scaled_dot_product_attention(q_BN1K, k_BNTK, v_BNTK)
+    q_M1K, k_MTK, v_MTK = (each.flatten(0, 1) for each in (q_BN1K, k_BNTK, v_BNTK))
+    scores = torch.baddbmm(q_M1K.new_empty(1), q_M1K, k_MTK.mT, beta=0, alpha=q_M1K.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1), v_MTK).view_as(q_BN1K)
 
 
 class _SplitHeads(torch.autograd.Function):
@@ -248,7 +156,7 @@ class _SplitHeads(torch.autograd.Function):
             normed = _copy(qkv_BTF.unflatten(-1, (3, ctx.n_heads, -1)).permute(2, 0, 3, 1, 4)[:2]).mul_(inverse)
             rows, rows_normed, rows_inverse = (each.flatten(1, 3) for each in (to_both, normed, inverse))
             weights_2K = torch.stack([q_weight, k_weight]).to(normed.dtype)
-            to_weights = tuple(normalize_backward_(rows, rows_normed, rows_inverse, weights_2K).to(q_weight.dtype))
+            to_weights = tuple(_normalize_backward_(rows, rows_normed, rows_inverse, weights_2K).to(q_weight.dtype))
         to_qkv_BTF = to_q.new_empty(ctx.shape)
         to_qkv = to_qkv_BTF.unflatten(-1, (3, ctx.n_heads, -1)).permute(2, 0, 3, 1, 4)
         to_qkv[:2], to_qkv[2] = to_both, to_v
@@ -270,7 +178,8 @@ def _heads(
     both, inverse = _copy(qkv[:2]), None
     q, k = both.unbind(0)
     if q_weight is not None and k_weight is not None:
-        inverse = normalize_(both)
+        inverse = _inverse_rms(both)
+        both.mul_(inverse)
         q.mul_(q_weight)
         k.mul_(k_weight)
     if rope is not None:
@@ -283,6 +192,41 @@ def _heads(
 def _copy(x: torch.Tensor) -> torch.Tensor:
     """In contiguous memory, float32 where x has 16 bits."""
     return x.new_empty(x.shape, dtype=sum_type(x.dtype)).copy_(x)
+
+
+def _normalize_backward_(
+    gradient: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """From the gradient to ``normed * weight`` to that of x, in place; overwrites ``normed`` too.
+
+    Args:
+        gradient, normed: (..., M, K).
+        inverse: (..., M, 1), 1 / rms.
+        weight: (..., K).
+
+    Returns:
+        the gradient to the weight, (..., K).
+    """
+    product = gradient * normed
+    shared = (product @ weight.unsqueeze(-1)).div_(-normed.shape[-1])
+    gradient.mul_(weight.unsqueeze(-2)).addcmul_(normed, shared).mul_(inverse)
+    return product.sum(-2)
+
+
+def rotate_(x_BNTK: torch.Tensor, rope: Rope, *, back: bool = False) -> torch.Tensor:
+    """``positions.rotate`` in place, or its inverse: each pair of channels is one complex number.
+
+    Without gradients, for contiguous tensors of 32 or 64 bits, of any number of leading axes.
+    """
+    pairs = torch.view_as_complex(x_BNTK.view(*x_BNTK.shape[:-1], -1, 2))
+    pairs.mul_(rope.turns.conj() if back else rope.turns)
+    return x_BNTK
+
+
+def _inverse_rms(x: torch.Tensor) -> torch.Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    epsilon = norm.new_full((), EPSILON)  # torch takes as long to wrap a number as for the operation
+    return torch.addcmul(epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 class _Attention(torch.autograd.Function):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -154,6 +154,7 @@ class TransformerPrior(PriorModel):
         labels_B: torch.Tensor | None = None,
         grids_B: torch.Tensor | None = None,
         shares_B: torch.Tensor | None = None,
+        blocks: Sequence[Callable[..., torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Hidden states of inputs that follow those in a cache, which takes in their keys and values.
 
@@ -164,13 +165,15 @@ class TransformerPrior(PriorModel):
             labels_B: class numbers, int64; None where the class is in the cache.
             grids_B: the grid of each image, where there are several and ``labels_B`` is given.
             shares_B: as of ``hidden_states``, where ``labels_B`` is given.
+            blocks: what computes the same as the model's blocks; None takes these.
 
         Returns:
             (B, Q, E), after the last norm; with the class among the Q.
         """
         class_BE = None if labels_B is None else self._class_vectors(labels_B, grids_B, shares_B)
         x_BQE = self._embed(class_BE, tokens_BQ, positions)
-        for block, cache in zip(self.blocks, caches, strict=True):
+        used: Iterable[Callable[..., torch.Tensor]] = self.blocks if blocks is None else blocks
+        for block, cache in zip(used, caches, strict=True):
             x_BQE = block(x_BQE, positions.rope, cache)
         return self.norm(x_BQE)
 

@@ -96,7 +96,7 @@ def parities(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the digits recipe, tiny; read only."""
-    from pipeline.commands.runs import start_run
+    from pipeline.commands.start import start_run
 
     folder = tmp_path_factory.mktemp("finished") / "digits"
     job = start_run("digits", str(folder), overrides=TINY)

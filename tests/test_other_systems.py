@@ -34,7 +34,7 @@ def require_patience_at_most(refused: Counter[str]) -> None:
 
 @SYSTEMS
 def test_a_run_ends_in_the_same_bytes(system: System, finished_run: Path, tmp_path: Path) -> None:
-    from pipeline.commands.runs import start_run
+    from pipeline.commands.start import start_run
 
     with system() as refused:
         start_run("digits", str(tmp_path / "digits"), overrides=TINY).all()

@@ -49,7 +49,7 @@ def encode(
 
     from foundation.codes.fetched import codes_place
     from foundation.training.heartbeat import wait_for_everyone
-    from pipeline.commands.runs import prepared_run, resolve
+    from pipeline.commands.start import prepared_run, resolve
     from pipeline.encoding.accounts import share
     from pipeline.encoding.card import push_token_dataset
     from pipeline.encoding.status import export_status

@@ -129,7 +129,11 @@ def neighbours_picture(samples_NYXC: np.ndarray, neighbours_NKYXC: np.ndarray) -
     sound = neighbours_NKYXC.ndim == 5 and neighbours_NKYXC.shape[:1] + neighbours_NKYXC.shape[2:] == samples_NYXC.shape
     found, expected = neighbours_NKYXC.shape, "(N, K, Y, X, C), N, Y, X and C of the samples"
     DataError.unless(sound, "are of another shape", field="neighbours", found=found, expected=expected)
-    gap_NYXC = np.full_like(samples_NYXC, 255)
-    rows = np.concatenate([samples_NYXC[:, None], gap_NYXC[:, None], neighbours_NKYXC], axis=1)
     scale = max(1, 64 // max(samples_NYXC.shape[1:3]))
-    return image_grid(rows.reshape(-1, *samples_NYXC.shape[1:]), rows.shape[1], scale=scale)
+    left = image_grid(samples_NYXC, 1, scale=scale)
+    right = image_grid(neighbours_NKYXC.reshape(-1, *samples_NYXC.shape[1:]), neighbours_NKYXC.shape[1], scale=scale)
+    gap = left.width // 4
+    picture = Image.new(left.mode, (left.width + gap + right.width, left.height), "white")
+    picture.paste(left, (0, 0))
+    picture.paste(right, (left.width + gap, 0))
+    return picture

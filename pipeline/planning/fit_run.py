@@ -43,7 +43,8 @@ def adopt_run(run: Run, given: Collection[str]) -> None:
         return
     run.recipe = adopt_fit(recipe, saved, given)
     if Budget.parse(recipe.budget) != Budget.parse(saved.budget):
-        fix = "more steps continue a stage, e.g. --prior.training.fit.steps"
+        steps = 2 * saved.prior.training.fit.steps
+        fix = f"more steps continue a stage: tessera run {run.folder.root} --prior.training.fit.steps {steps}"
         run.accelerator.print(f"the run keeps what fits the budget that it began with, {saved.budget}; {fix}")
 
 

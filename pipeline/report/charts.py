@@ -84,9 +84,10 @@ class Chart:
         if low == high:
             low, high = (low / 2, high * 2) if self.log else (low - 0.5, high + 0.5)
         edge = 0.0 if self.log else 0.04 * (high - low)
+        first, last = min(xs), max(xs)
         return (
-            min(xs),
-            max(max(xs), min(xs) + 1e-9),
+            first,
+            last if last > first else first + 1,
             low if self.low is not None else low - edge,
             high if self.high is not None else high + edge,
         )

@@ -25,7 +25,8 @@ from pipeline.report.latents import NORMAL, latent_rows, normal_picture
 from pipeline.report.summary import STAGES, RunSummary
 from pipeline.runs.advice import advice
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import differences_since, inventory_of
+from pipeline.runs.found_images import inventory_of
+from pipeline.runs.images import differences_since
 from stage1_tokenizer.canary import load_canary
 from stage1_tokenizer.tokenizer import TokenizerModel
 

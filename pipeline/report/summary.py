@@ -18,7 +18,7 @@ from foundation.training.log import read_metrics
 from pipeline.planning.ledger import read_times
 from pipeline.runs.duration import duration
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import inventory_of
+from pipeline.runs.found_images import inventory_of
 from pipeline.runs.recipe import Recipe
 
 STAGES = ("tokenizer", "prior")
@@ -105,12 +105,14 @@ class RunSummary:
             return "finished"
         if self.folder.prior.is_dir():
             return "the prior is trained, nothing is sampled yet"
-        for stage, before in (("prior", "encoding"), ("tokenizer", "")):
+        for stage in reversed(STAGES):
             taken, planned = self.steps(stage)
             if taken:
                 return f"training the {stage}: step {taken:,} of {planned:,}"
+            if stage == "prior" and (self.folder.codes / MANIFEST).is_file():
+                return "the images are encoded, the prior comes next"
             if stage == "prior" and self.folder.tokenizer.is_dir():
-                return f"the tokenizer is trained; {before} or the prior comes next"
+                return "the tokenizer is trained, encoding comes next"
         return "before the first step"
 
     @cached_property

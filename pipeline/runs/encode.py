@@ -22,7 +22,8 @@ from pipeline.encoding.export import Export, is_encoded, retry_failed
 from pipeline.encoding.streamed_export import encode_on
 from pipeline.engines.stream import Engine
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import found_in, listing_of_plan, open_run_sources
+from pipeline.runs.found_images import found_in
+from pipeline.runs.images import listing_of_plan, open_run_sources
 from pipeline.runs.recipe import Recipe
 from pipeline.work_sharing import Part
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from foundation.codes.dataset import TokenDataset
 from foundation.training.parallel import build_accelerator
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.planning.ledger import read_times
 from pipeline.planning.measure import measure_prior
 from pipeline.runs.folder import RunFolder

@@ -53,9 +53,8 @@ class KVCache:
         end, self.filled = first + n_new, first + n_inputs
         causal = first == 0 and n_probes == 0 and n_new > 1
         mask = None if causal or n_new == 1 else self._mask(first, n_inputs, n_probes)
-        seen, new = self._kv_SRNTK.narrow(3, 0, end).unbind(0), self._kv_SRNTK.narrow(3, first, n_new).unbind(0)
-        into = zip(new[::2], new[1::2], strict=True)
-        return [LayerCache(k, v, each, mask, causal) for k, v, each in zip(seen[::2], seen[1::2], into, strict=True)]
+        seen, into = self._kv_SRNTK.narrow(3, 0, end).unbind(0), self.kv.narrow(4, first, n_new).unbind(0)
+        return [LayerCache(k, v, new, mask, causal) for k, v, new in zip(seen[::2], seen[1::2], into, strict=True)]
 
     def _mask(self, first: int, n_inputs: int, n_probes: int) -> torch.Tensor:
         """Which of the earlier and new inputs each new one attends to, bool."""

@@ -170,7 +170,7 @@ def _passes(
             yield step, *batch.step(step, size)
             step += size
         return
-    windows = Pace(prior, batch.n_rows, sampling.window)
+    windows = Pace(prior, batch.n_rows, sampling.window, by_noise=sampling.random == "gumbel")
     while step < prior.n_steps:
         positions_BK, codes_BK = batch.step(step) if windows.size == 1 else batch.window(step, windows.size)
         windows.took(codes_BK.shape[1])

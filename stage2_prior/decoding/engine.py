@@ -1,9 +1,9 @@
 """Decoding engine: the modules of a prior, run input by input over a key-value cache.
 
 It computes what ``PriorModel.forward`` does, up to rounding, by the modules' own forward functions: changed weights,
-hooks, adapters and other modules act as they do there. ``prior.compile_decoding()`` compiles a step of fixed shapes
-with ``torch.compile`` and, on a GPU, CUDA graphs: where each operation takes longer to launch than to compute, the
-whole step is launched at once.
+hooks, adapters and other modules act as they do there. Without any of these ``plain_blocks.py`` does the same on a CPU
+with fewer calls. ``prior.compile_decoding()`` compiles a step of fixed shapes with ``torch.compile`` and, on a GPU,
+CUDA graphs: where each operation takes longer to launch than to compute, the whole step is launched at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from foundation.errors import ConfigError
 from stage2_prior.block import Attention, LayerCache, RMSNorm
 from stage2_prior.decoding.cache import Cache, CodesCache, KVCache
+from stage2_prior.decoding.plain_blocks import plain_blocks
 from stage2_prior.positions import Positions
 from stage2_prior.prior import PriorModel, require_length
 from stage2_prior.transformer import TransformerPrior
@@ -46,6 +47,7 @@ class DecodingEngine:
     def __init__(self, prior: PriorModel, grid: int = 0) -> None:
         require_ready(prior)
         self.prior, self.grid = prior, grid
+        self._blocks = plain_blocks(prior.blocks) if isinstance(prior, TransformerPrior) else None
 
     def batch_for(self, n_images: int) -> int:
         """The batch that is computed for ``n_images``: as many, or a few more."""
@@ -113,7 +115,8 @@ class DecodingEngine:
         assert isinstance(self.prior, TransformerPrior)
         guided = labels_R is not None and share != 1
         shares = torch.where(labels_R != self.prior.null_class, share, 1.0) if guided else None  # type: ignore[arg-type]
-        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids, shares)
+        blocks = None if torch.is_autocast_enabled("cpu") else self._blocks
+        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids, shares, blocks)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

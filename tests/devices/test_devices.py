@@ -42,7 +42,7 @@ from foundation.training import optim
 from foundation.training.checkpoints import named_tensors
 from pipeline import ImageGenerator
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from stage1_tokenizer.networks.blocks import fast_layout
 from stage1_tokenizer.networks.fused_norm import norm_silu_conv
 from stage2_prior.decoding.decode import engine_for, iterate_codes, stream_uniforms

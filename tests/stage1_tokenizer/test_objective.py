@@ -104,7 +104,7 @@ def test_a_nan_in_an_image_leaves_the_discriminator_alone_too() -> None:
 def test_missing_vgg_weights_stop_it_before_any_data_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuse_download: Callable[[], None]
 ) -> None:
-    from pipeline.commands.runs import start_run
+    from pipeline.commands.start import start_run
 
     job = start_run(
         "digits",

@@ -1,7 +1,10 @@
 """CPU kernels compute what the plain formulas do, and so do their gradients."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from stage2_prior import block, cpu_kernels
@@ -35,7 +38,11 @@ def gradients(step, inputs: list[torch.Tensor], dtype: torch.dtype) -> list[torc
 
 def assert_equal_steps(step, plain, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
     """Ours in this type against the formula in float64, relative to the size of each result."""
-    for found, expected in zip(gradients(step, inputs, dtype), gradients(plain, inputs, torch.float64), strict=True):
+    assert_near(gradients(step, inputs, dtype), gradients(plain, inputs, torch.float64), dtype)
+
+
+def assert_near(all_found: Sequence[torch.Tensor], all_expected: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+    for found, expected in zip(all_found, all_expected, strict=True):
         assert found.dtype == dtype and found.shape == expected.shape
         assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
 
@@ -58,8 +65,12 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 
 @BOTH
 def test_rms_norm(dtype: torch.dtype) -> None:
-    inputs = [leaf(2, 5, 12), leaf(12)]
-    assert_equal_steps(lambda x, w: cpu_kernels.rms_norm(x, w, x.dtype), plain_norm, inputs, dtype)
+    x, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 5, 12), (12,)))
+    layer = RMSNorm(12).to(dtype)
+    layer.load_state_dict({"weight": weight})
+    assert_equal_steps(lambda x, w: functional_call(layer, {"weight": w}, x), plain_norm, [x, weight], dtype)
+    with torch.no_grad():
+        assert_near([layer(x.to(dtype))], [plain_norm(x, weight)], dtype)
 
 
 def test_rms_norm_gives_what_products_read() -> None:
@@ -76,7 +87,10 @@ def test_swiglu(dtype: torch.dtype) -> None:
         gate, up = x.chunk(2, -1)
         return gate * gate.sigmoid() * up
 
-    assert_equal_steps(block.swiglu, plain, [leaf(2, 3, 20)], dtype)
+    inputs = [leaf(2, 3, 20)]
+    assert_equal_steps(block.swiglu, plain, inputs, dtype)
+    with torch.no_grad():
+        assert_near([block.swiglu(inputs[0].to(dtype))], [plain(*inputs)], dtype)
 
 
 @BOTH
@@ -96,6 +110,8 @@ def test_split_heads(dtype: torch.dtype, normalised: bool, rotated: str) -> None
 
     inputs = [leaf(2, 6, 72), *([leaf(8), leaf(8)] if normalised else [])]
     assert_equal_steps(step, plain, inputs, dtype)
+    with torch.no_grad():
+        assert_near(step(*(each.to(dtype) for each in inputs)), plain(*inputs), dtype)
 
 
 @BOTH
@@ -108,8 +124,6 @@ def test_causal_attention(dtype: torch.dtype, length: int) -> None:
 
 def test_gradients_of_all_steps_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "_QUERIES", 3)
-    assert torch.autograd.gradcheck(lambda x, w: cpu_kernels.rms_norm(x, w, x.dtype), (leaf(2, 3, 4), leaf(4)))
-    assert torch.autograd.gradcheck(block.swiglu, (leaf(2, 6),))
     tables = rope(4, 4)
     step = lambda qkv, q, k: block.split_heads(qkv, 2, (q, k), tables)  # noqa: E731
     assert torch.autograd.gradcheck(step, (leaf(2, 4, 24), leaf(4), leaf(4)), atol=1e-4)

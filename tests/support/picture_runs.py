@@ -10,7 +10,7 @@ from PIL import Image
 from support.tiny_run import TINY
 
 from pipeline.commands.job import Job
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 
 SIDE = 8
 STEPS = {"steps": 2, "batch_size": 8, "evaluate_every": 2, "checkpoint_every": 1}

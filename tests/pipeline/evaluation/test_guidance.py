@@ -9,7 +9,7 @@ import pytest
 
 from foundation.errors import ConfigError, DataError
 from pipeline import ImageGenerator
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.evaluation.guidance import (
     LOG,
     SCALES,

@@ -14,7 +14,7 @@ from support.picture_runs import QUICK, save_pictures
 from support.several_shapes import make_pictures
 
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 
 
 def run_on(images: Path, folder: Path, preprocess: dict[str, Any]) -> Path:

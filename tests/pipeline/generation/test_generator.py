@@ -12,7 +12,7 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.images.config import Preprocess
 from foundation.images.preview import Preview
 from pipeline import ImageGenerator
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.generation.requests import image_seed
 from stage1_tokenizer.tokenizer import TokenizerModel
 from stage2_prior.config import PriorConfig

@@ -7,7 +7,7 @@ import torch
 
 from foundation.errors import ConfigError
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.planning import budget
 from pipeline.planning.ledger import read_times
 from pipeline.planning.measure import PriorSpeed, TokenizerSpeed

@@ -46,6 +46,7 @@ def test_a_logarithmic_axis_spreads_decades_evenly() -> None:
 def test_limits_can_be_given_and_a_constant_curve_has_room() -> None:
     shares = Chart("title", "step", "share", [Series("one", [0, 1], [0.4, 0.4])], low=0.0, high=1.0)
     assert shares.limits == (0, 1, 0.0, 1.0)
+    assert Chart("first", "step", "loss", [Series("a", [40], [2.0])]).limits[:2] == (40, 41)
     constant = Chart("title", "step", "loss", [Series("one", [5], [2.0])])
     assert constant.limits[2] < 2.0 < constant.limits[3]
 

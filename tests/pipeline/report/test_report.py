@@ -87,7 +87,9 @@ def test_a_summary_says_how_far_a_run_is(run_copy: Path) -> None:
     shutil.rmtree(run_copy / "prior")
     assert RunSummary(folder).state.startswith("training the prior: step ")
     (run_copy / "metrics.jsonl").unlink()
-    assert RunSummary(folder).state == "the tokenizer is trained; encoding or the prior comes next"
+    assert RunSummary(folder).state == "the images are encoded, the prior comes next"
+    (run_copy / "codes" / "manifest.json").unlink()
+    assert RunSummary(folder).state == "the tokenizer is trained, encoding comes next"
     shutil.rmtree(run_copy / "tokenizer")
     assert RunSummary(folder).state == "before the first step"
 

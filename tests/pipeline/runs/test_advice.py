@@ -11,7 +11,8 @@ from PIL import Image
 from support.tiny_run import TINY
 
 from pipeline.commands.fields import read_fields
-from pipeline.commands.runs import run, start_run
+from pipeline.commands.runs import run
+from pipeline.commands.start import start_run
 from pipeline.runs.advice import advice, advice_text, codes_per_image, facts_in, weights
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.images import list_images

@@ -15,7 +15,7 @@ from foundation.images.sources import open_sources
 from foundation.storage.serialization import read_json
 from pipeline import ImageGenerator
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.folder import RunFolder
 from stage1_tokenizer.tokenizer import TokenizerModel
 

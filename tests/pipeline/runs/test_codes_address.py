@@ -13,7 +13,7 @@ from foundation.codes.config import CODES_ADDRESS
 from foundation.codes.dataset import TokenDataset
 from foundation.storage.durable import file_sha256
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 
 
 @pytest.fixture(autouse=True)

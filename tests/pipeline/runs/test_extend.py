@@ -10,7 +10,7 @@ from foundation.errors import CheckpointError
 from foundation.storage import durable
 from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs import extend
 from pipeline.runs.folder import RunFolder
 

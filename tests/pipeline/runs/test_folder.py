@@ -11,7 +11,7 @@ from support.tiny_run import TINY
 
 from foundation.codes.dataset import TokenDataset
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from stage1_tokenizer.tokenizer import TokenizerModel
 
 

@@ -14,7 +14,8 @@ from foundation.storage import durable
 from pipeline.cli import main
 from pipeline.runs.failed_images import failed_images
 from pipeline.runs.folder import RunFolder
-from pipeline.runs.images import differences_since, inventory_of, open_run_split
+from pipeline.runs.found_images import inventory_of
+from pipeline.runs.images import differences_since, open_run_split
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from foundation.training.checkpoints import latest_checkpoint
 from foundation.training.log import read_metrics
 from pipeline.cli import main
 from pipeline.commands.job import Job
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.restore import newest_steps, progress_text
 from pipeline.runs.stages import Run
 from stage1_tokenizer.train import TokenizerTask

@@ -16,7 +16,7 @@ from foundation.errors import ConfigError
 from foundation.images.listing import Listing
 from pipeline import ImageGenerator
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 
 SHAPES = {"data.preprocess": {"height": 8, "width": 12, "shapes": [[12, 8]]}}
 

@@ -19,7 +19,7 @@ from foundation.errors import ConfigError, ContractError
 from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
 from pipeline.cli import main
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.planning import fits
 from pipeline.runs.folder import RunFolder
 

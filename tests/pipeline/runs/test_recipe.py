@@ -12,7 +12,7 @@ from foundation.config import to_dict
 from foundation.errors import CheckpointError, ConfigError, ContractError
 from foundation.images.config import Preprocess
 from foundation.training.log import read_metrics
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.named_models import with_named_models
 from pipeline.runs.recipe import adopt_tokenizer, load_recipe

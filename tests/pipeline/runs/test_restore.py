@@ -13,7 +13,7 @@ from foundation.errors import CheckpointError, ConfigError
 from foundation.storage.durable import file_sha256
 from foundation.storage.remote.mirror import Mirror
 from foundation.storage.remote.mirror_index import TakenOver, object_name
-from pipeline.commands.runs import fetched_run
+from pipeline.commands.start import fetched_run
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.mirror import RunMirror, choose, is_left_out, open_mirror
 from pipeline.runs.restore import progress, progress_text

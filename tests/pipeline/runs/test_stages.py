@@ -20,7 +20,7 @@ from foundation.errors import CheckpointError, ConfigError, ContractError, DataE
 from foundation.storage.durable import file_sha256
 from foundation.training.log import read_metrics
 from pipeline import ImageGenerator
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.runs.recipe import load_recipe
 from pipeline.runs.recipe_files import built_in_recipes
 from stage2_prior.prior import PriorModel

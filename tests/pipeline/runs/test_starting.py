@@ -14,7 +14,7 @@ from foundation.codes.dataset import TokenDataset
 from foundation.errors import CheckpointError, ConfigError, ContractError
 from foundation.storage.durable import file_sha256
 from pipeline import ImageGenerator
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from stage1_tokenizer.hub import Tokenizer
 from stage1_tokenizer.parts import part_of
 from stage1_tokenizer.tokenizer import TokenizerModel

@@ -15,7 +15,7 @@ from foundation.images.sources import open_sources
 from foundation.images.tables.row_groups import ParquetRows
 from foundation.storage import retrying
 from foundation.storage.durable import file_sha256
-from pipeline.commands.runs import start_run
+from pipeline.commands.start import start_run
 from pipeline.encoding.export import Export
 from pipeline.encoding.plan import EncodeConfig
 

@@ -1,0 +1,86 @@
+"""Blocks of a prior for a few inputs on a CPU: the operations of ``block.py``, without its calls of modules.
+
+For a row or a few, calling modules costs as much as what they compute. What is done here reads the weights of the
+modules and gives their results, up to the rounding of rotations; where a hook, an adapter or another module stands, it
+does not apply.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_modules
+
+from foundation.training.linear import Linear
+from stage2_prior.block import Attention, Block, Dropout, FeedForward, LayerCache, RMSNorm
+from stage2_prior.cpu_kernels import EPSILON, sum_type
+from stage2_prior.positions import Rope
+
+_PLAIN = (Block, Attention, FeedForward, RMSNorm, Linear, Dropout)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl")
+
+
+def plain_blocks(blocks: nn.ModuleList) -> list[PlainBlock] | None:
+    """What computes the same as the blocks do now; None where only they themselves do."""
+    plain = all(type(each) is nn.Parameter and each.is_cpu for each in blocks.parameters())
+    plain = plain and not _has_hooks() and all(_is_plain(each) for block in blocks for each in block.modules())
+    return [PlainBlock(block) for block in blocks] if plain else None  # type: ignore[arg-type]
+
+
+def _has_hooks() -> bool:
+    """Whether torch calls something for every module."""
+    return bool(torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether calling a module is its class's forward function and no more."""
+    hooked = any(getattr(module, name) for name in _HOOKS)
+    return type(module) in _PLAIN and not hooked and "forward" not in module.__dict__
+
+
+class PlainBlock:
+    """A block in evaluation, without gradients and autocast.
+
+    Args:
+        block: on a CPU.
+    """
+
+    def __init__(self, block: Block) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        assert isinstance(feed_forward, FeedForward)
+        self._norms = block.attention_norm.weight, block.feed_forward_norm.weight
+        self._qkv, self._out, self._n_heads = attention.qkv.forward, attention.out.forward, attention.n_heads
+        self._gate_up, self._down = feed_forward.gate_up.forward, feed_forward.down.forward
+        norms = [each.weight for each in (attention.q_norm, attention.k_norm) if each is not None]
+        self._norms_2111K = torch.stack([*norms])[:, None, None, None] if norms else None
+        dtype = self._norms[0].dtype
+        self._epsilon, self._is_wide = torch.full((), EPSILON, dtype=sum_type(dtype)), sum_type(dtype) == dtype
+
+    def __call__(self, x_BQE: torch.Tensor, rope: Rope | None, cache: LayerCache) -> torch.Tensor:
+        """As ``Block.forward``; overwrites x, which is of 32 bits or more."""
+        attention_norm, feed_forward_norm = self._norms
+        x_BQE.add_(self._attention(self._normed(x_BQE, attention_norm), rope, cache))
+        gate, up = self._gate_up(self._normed(x_BQE, feed_forward_norm)).chunk(2, -1)
+        return x_BQE.add_(self._down(F.silu(gate).mul_(up)))
+
+    def _attention(self, x_BQE: torch.Tensor, rope: Rope | None, cache: LayerCache) -> torch.Tensor:
+        n_images, n_inputs, _ = x_BQE.shape
+        qkv = self._qkv(x_BQE).view(n_images, n_inputs, 3, self._n_heads, -1).permute(2, 0, 3, 1, 4)
+        both = qkv[:2] if self._is_wide else qkv[:2].to(self._epsilon.dtype)
+        if self._norms_2111K is not None:
+            both.mul_(self._inverse_rms(both)).mul_(self._norms_2111K)
+        if rope is not None:
+            torch.view_as_complex(both.unflatten(-1, (-1, 2))).mul_(rope.turns)
+        if not self._is_wide:
+            qkv[:2].copy_(both)
+        cache.new.copy_(qkv[1:])
+        return self._out(cache.attended(qkv[0]).transpose(1, 2).flatten(2))
+
+    def _normed(self, x_BQE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
+        normed = (x_BQE * self._inverse_rms(x_BQE)).mul_(weight_E)
+        return normed if self._is_wide else normed.to(weight_E.dtype)
+
+    def _inverse_rms(self, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(self._epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()

@@ -54,9 +54,9 @@ def test_the_picture_has_a_row_for_each_sample() -> None:
     samples = RNG.integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
     neighbours = RNG.integers(0, 255, (3, 4, 8, 8, 3)).astype(np.uint8)
     picture = np.asarray(neighbours_picture(samples, neighbours))
-    assert picture.shape == (3 * 64 + 4, 6 * 64 + 10, 3)
-    assert np.array_equal(picture[:64:8, :64:8], samples[0]) and (picture[:64, 66:130] == 255).all()
-    assert np.array_equal(picture[132::8, 132:196:8][:8], neighbours[2, 0])
+    assert picture.shape == (3 * 64 + 4, 64 + 16 + 4 * 64 + 6, 3)
+    assert np.array_equal(picture[:64:8, :64:8], samples[0]) and (picture[:, 64:80] == 255).all()
+    assert np.array_equal(picture[132::8, 80:144:8][:8], neighbours[2, 0])
     with pytest.raises(DataError, match="another shape"):
         neighbours_picture(samples, neighbours[:, :, :4])
 

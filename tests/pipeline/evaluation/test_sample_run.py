@@ -51,7 +51,7 @@ def test_samples_are_scored_beside_real_images(run_copy: Path, capsys: pytest.Ca
     pair = found["nearest"]["closest"][0]
     assert pair["training_image"].startswith("digit-") and pair["distance"] >= 0
     with Image.open(run_copy / "evaluation" / "samples-small.png") as picture:
-        assert picture.size == (6 * 64 + 10, 12 * 64 + 22)
+        assert picture.size == (64 + 16 + 4 * 64 + 6, 12 * 64 + 22)
 
 
 def test_the_same_seed_gives_the_same_figures_and_others_beside_them(run_copy: Path, tmp_path: Path) -> None:

@@ -78,8 +78,15 @@ class RunSummary:
 
     @cached_property
     def times(self) -> dict[str, dict[str, float]]:
-        """Seconds of each part, ``expected`` and ``taken``."""
-        return read_times(self.folder.times)
+        """Seconds of each part, ``expected`` and ``taken``; of a stage that trains, until the log's last line."""
+        times = read_times(self.folder.times)
+        if not times or self.folder.has_samples():
+            return times
+        taken = dict(times.get("taken", {}))
+        for stage in STAGES:
+            rows = self.rows(stage, "train")
+            taken[stage] = max(taken.get(stage, 0.0), (rows[-1].get("seconds") or 0.0) if rows else 0.0)
+        return {**times, "taken": {part: seconds for part, seconds in taken.items() if seconds}}
 
     @property
     def seconds(self) -> float:

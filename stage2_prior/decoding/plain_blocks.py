@@ -52,8 +52,8 @@ class PlainBlock:
         self._norms = block.attention_norm.weight, block.feed_forward_norm.weight
         self._qkv, self._out, self._n_heads = attention.qkv.forward, attention.out.forward, attention.n_heads
         self._gate_up, self._down = feed_forward.gate_up.forward, feed_forward.down.forward
-        norms = [each.weight for each in (attention.q_norm, attention.k_norm) if each is not None]
-        self._norms_2111K = torch.stack([*norms])[:, None, None, None] if norms else None
+        norms = [each.weight.detach() for each in (attention.q_norm, attention.k_norm) if each is not None]
+        self._norms_2111K = torch.stack(norms)[:, None, None, None] if norms else None
         dtype = self._norms[0].dtype
         self._epsilon, self._is_wide = torch.full((), EPSILON, dtype=sum_type(dtype)), sum_type(dtype) == dtype
 

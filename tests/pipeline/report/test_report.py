@@ -94,6 +94,17 @@ def test_a_summary_says_how_far_a_run_is(run_copy: Path) -> None:
     assert RunSummary(folder).state == "before the first step"
 
 
+def test_the_time_of_a_stage_that_trains_is_that_of_its_log(run_copy: Path) -> None:
+    folder = RunFolder(run_copy)
+    times = json.loads(folder.times.read_text())
+    folder.times.write_text(json.dumps({**times, "taken": {"start": 2.0}}))
+    assert RunSummary(folder).seconds == 2.0, "a finished run's times are all there"
+    shutil.rmtree(run_copy / "samples")
+    logged = {stage: RunSummary(folder).rows(stage, "train")[-1]["seconds"] for stage in ("tokenizer", "prior")}
+    assert RunSummary(folder).times["taken"] == {"start": 2.0, **logged}
+    assert RunSummary(folder).seconds == 2.0 + sum(logged.values())
+
+
 def test_parameters_are_counted_from_the_files(finished_run: Path) -> None:
     from stage2_prior.prior import PriorModel
 

@@ -254,4 +254,5 @@ class Block(nn.Module):
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    return F.rms_norm(x.float(), weight.shape, weight.float(), EPSILON).to(kind)
+    wide = sum_type(x.dtype)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), EPSILON).to(kind)

@@ -21,7 +21,7 @@ EPSILON = 1e-5
 """of all norms"""
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LONGEST_ATTENTION = 1024
-"""tokens; the weights that ``causal_attention`` keeps grow with the square"""
+"""tokens; the weights that ``attention`` keeps grow with the square"""
 _QUERIES = 128
 """queries of one block of attention"""
 _MANY_QUERIES = 48
@@ -83,7 +83,7 @@ def dropout(x: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """X / rms(x) * weight, computed in float32, as ``kind``; without gradients."""
+    """X / rms(x) * weight, computed in 32 bits or more, as ``kind``; without gradients."""
     wide = x if x.dtype == torch.float32 else x.to(sum_type(x.dtype))
     normed = (wide * _inverse_rms(wide)).mul_(weight)
     return normed if kind == normed.dtype else normed.to(kind)

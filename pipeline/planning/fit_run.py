@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -44,7 +45,8 @@ def adopt_run(run: Run, given: Collection[str]) -> None:
     run.recipe = adopt_fit(recipe, saved, given)
     if Budget.parse(recipe.budget) != Budget.parse(saved.budget):
         steps = 2 * saved.prior.training.fit.steps
-        fix = f"more steps continue a stage: tessera run {run.folder.root} --prior.training.fit.steps {steps}"
+        command = f"tessera run {shlex.quote(str(run.folder.root))} --prior.training.fit.steps {steps}"
+        fix = f"more steps continue a stage, for example: {command}"
         run.accelerator.print(f"the run keeps what fits the budget that it began with, {saved.budget}; {fix}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,9 +85,14 @@ class RunSummary:
             return times
         taken = dict(times.get("taken", {}))
         for stage in STAGES:
-            rows = self.rows(stage, "train")
-            taken[stage] = max(taken.get(stage, 0.0), (rows[-1].get("seconds") or 0.0) if rows else 0.0)
+            taken[stage] = max(taken.get(stage, 0.0), self._logged(stage))
         return {**times, "taken": {part: seconds for part, seconds in taken.items() if seconds}}
+
+    def _logged(self, stage: str) -> float:
+        """Seconds of training in the log, which begin at 0 in each process that continued."""
+        known = [row["seconds"] for row in self.rows(stage, "train") if row.get("seconds") is not None]
+        ends = [each for each, after in itertools.pairwise([*known, 0.0]) if after < each]
+        return math.fsum(ends)
 
     @property
     def seconds(self) -> float:
@@ -117,7 +123,7 @@ class RunSummary:
             if taken:
                 return f"training the {stage}: step {taken:,} of {planned:,}"
             if stage == "prior" and (self.folder.codes / MANIFEST).is_file():
-                return "the images are encoded, the prior comes next"
+                return "the codes are there, the prior comes next"
             if stage == "prior" and self.folder.tokenizer.is_dir():
                 return "the tokenizer is trained, encoding comes next"
         return "before the first step"

@@ -170,7 +170,8 @@ def _passes(
             yield step, *batch.step(step, size)
             step += size
         return
-    windows = Pace(prior, batch.n_rows, sampling.window, by_noise=sampling.random == "gumbel")
+    guesses_well = sampling.random == "gumbel" or sampling.takes_likeliest
+    windows = Pace(prior, batch.n_rows, sampling.window, guesses_well=guesses_well)
     while step < prior.n_steps:
         positions_BK, codes_BK = batch.step(step) if windows.size == 1 else batch.window(step, windows.size)
         windows.took(codes_BK.shape[1])

@@ -16,7 +16,7 @@ import torch
 from foundation.errors import ConfigError
 from stage2_prior.block import Attention, LayerCache, RMSNorm
 from stage2_prior.decoding.cache import Cache, CodesCache, KVCache
-from stage2_prior.decoding.plain_blocks import plain_blocks
+from stage2_prior.decoding.plain_blocks import PlainBlock, plain_blocks
 from stage2_prior.positions import Positions
 from stage2_prior.prior import PriorModel, require_length
 from stage2_prior.transformer import TransformerPrior
@@ -47,7 +47,7 @@ class DecodingEngine:
     def __init__(self, prior: PriorModel, grid: int = 0) -> None:
         require_ready(prior)
         self.prior, self.grid = prior, grid
-        self._blocks = plain_blocks(prior.blocks) if isinstance(prior, TransformerPrior) else None
+        self._blocks: list[PlainBlock] | None = None
 
     def batch_for(self, n_images: int) -> int:
         """The batch that is computed for ``n_images``: as many, or a few more."""
@@ -55,7 +55,8 @@ class DecodingEngine:
 
     @torch.inference_mode()
     def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:
-        """An empty cache for whole images, and for as many probes at a time."""
+        """An empty cache for whole images, and for as many probes at a time. Modules act as they are now."""
+        self._blocks = plain_blocks(self.prior) if isinstance(self.prior, TransformerPrior) else None
         return KVCache.for_prior(self.prior, n_rows, n_probes)
 
     @torch.inference_mode()
@@ -115,8 +116,9 @@ class DecodingEngine:
         assert isinstance(self.prior, TransformerPrior)
         guided = labels_R is not None and share != 1
         shares = torch.where(labels_R != self.prior.null_class, share, 1.0) if guided else None  # type: ignore[arg-type]
-        blocks = None if torch.is_autocast_enabled("cpu") else self._blocks
-        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids, shares, blocks)
+        plain = self._blocks is not None and not torch.is_autocast_enabled("cpu")
+        blocks = {"blocks": self._blocks} if plain else {}
+        return self.prior.extend(tokens_RQ, positions, caches, labels_R, grids, shares, **blocks)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -180,7 +182,7 @@ class CompiledEngine(DecodingEngine):
     def new_cache(self, n_rows: int, n_probes: int = 0) -> Cache:
         """See ``DecodingEngine``."""
         if n_probes:
-            return super().new_cache(n_rows, n_probes)
+            return KVCache.for_prior(self.prior, n_rows, n_probes)
         idle = self._idle.setdefault(n_rows, [])
         cache = KVCache(idle.pop()) if idle else KVCache.for_prior(self.prior, n_rows)
         cache.kv.zero_()  # steps read beyond what is filled, and 0 times a NaN that lay in memory would be NaN

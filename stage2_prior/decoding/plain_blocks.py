@@ -1,11 +1,14 @@
-"""Blocks of a prior for a few inputs on a CPU: the operations of ``block.py``, without its calls of modules.
+"""Blocks of a prior that draws on a CPU: the operations of ``block.py``, without its calls of modules.
 
 For a row or a few, calling modules costs as much as what they compute. What is done here reads the weights of the
-modules and gives their results, up to the rounding of rotations; where a hook, an adapter or another module stands, it
-does not apply.
+modules and gives their results, up to the rounding of rotations. ``plain_blocks`` tells whether a module is not what it
+was built as, such as one with a hook or an adapter: then the modules run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,16 +19,18 @@ from foundation.training.linear import Linear
 from stage2_prior.block import Attention, Block, Dropout, FeedForward, LayerCache, RMSNorm
 from stage2_prior.cpu_kernels import EPSILON, sum_type
 from stage2_prior.positions import Rope
+from stage2_prior.transformer import TransformerPrior
 
-_PLAIN = (Block, Attention, FeedForward, RMSNorm, Linear, Dropout)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl")
 
 
-def plain_blocks(blocks: nn.ModuleList) -> list[PlainBlock] | None:
-    """What computes the same as the blocks do now; None where only they themselves do."""
-    plain = all(type(each) is nn.Parameter and each.is_cpu for each in blocks.parameters())
-    plain = plain and not _has_hooks() and all(_is_plain(each) for block in blocks for each in block.modules())
-    return [PlainBlock(block) for block in blocks] if plain else None  # type: ignore[arg-type]
+def plain_blocks(prior: TransformerPrior) -> list[PlainBlock] | None:
+    """What computes the same as a prior's blocks do now; None where only they themselves do."""
+    plain = type(prior).extend is TransformerPrior.extend and not _has_hooks()
+    plain = plain and all(type(each) is nn.Parameter and each.is_cpu for each in prior.parameters())
+    plain = plain and len({each.dtype for each in prior.parameters()}) == 1
+    plain = plain and all(_is_plain(*part) for block in prior.blocks for part in _parts(block))
+    return [PlainBlock(block) for block in prior.blocks] if plain else None  # type: ignore[arg-type]
 
 
 def _has_hooks() -> bool:
@@ -33,17 +38,29 @@ def _has_hooks() -> bool:
     return bool(torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether calling a module is its class's forward function and no more."""
-    hooked = any(getattr(module, name) for name in _HOOKS)
-    return type(module) in _PLAIN and not hooked and "forward" not in module.__dict__
+def _parts(block: Any) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of a block, each with its class; what is found to be of another class has no parts to ask for."""
+    yield block, Block
+    attention, feed_forward = block.attention, block.feed_forward
+    yield from ((attention, Attention), (feed_forward, FeedForward), (block.dropout, Dropout))
+    yield from ((norm, RMSNorm) for norm in (block.attention_norm, block.feed_forward_norm))
+    yield from ((layer, Linear) for layer in (attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down))
+    norms = attention.q_norm, attention.k_norm
+    yield from () if norms == (None, None) else ((norm, RMSNorm) for norm in norms)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module is the forward function of this class, in evaluation, and no more."""
+    if type(module) is not kind or module.training or "forward" in module.__dict__:
+        return False
+    return not any(getattr(module, name) for name in _HOOKS)
 
 
 class PlainBlock:
-    """A block in evaluation, without gradients and autocast.
+    """A block in evaluation, without gradients and autocast, of which all weights have one type.
 
     Args:
-        block: on a CPU.
+        block: on a CPU; its norms of queries and keys are read now, other weights at each call.
     """
 
     def __init__(self, block: Block) -> None:
@@ -58,9 +75,9 @@ class PlainBlock:
         self._epsilon, self._is_wide = torch.full((), EPSILON, dtype=sum_type(dtype)), sum_type(dtype) == dtype
 
     def __call__(self, x_BQE: torch.Tensor, rope: Rope | None, cache: LayerCache) -> torch.Tensor:
-        """As ``Block.forward``; overwrites x, which is of 32 bits or more."""
+        """As ``Block.forward``, of x in 32 bits or more."""
         attention_norm, feed_forward_norm = self._norms
-        x_BQE.add_(self._attention(self._normed(x_BQE, attention_norm), rope, cache))
+        x_BQE = x_BQE + self._attention(self._normed(x_BQE, attention_norm), rope, cache)
         gate, up = self._gate_up(self._normed(x_BQE, feed_forward_norm)).chunk(2, -1)
         return x_BQE.add_(self._down(F.silu(gate).mul_(up)))
 

@@ -124,6 +124,9 @@ def test_causal_attention(dtype: torch.dtype, length: int) -> None:
 
 def test_gradients_of_all_steps_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "_QUERIES", 3)
+    norm = RMSNorm(4).double()
+    assert torch.autograd.gradcheck(lambda x, w: functional_call(norm, {"weight": w}, x), (leaf(2, 3, 4), leaf(4)))
+    assert torch.autograd.gradcheck(block.swiglu, (leaf(2, 6),))
     tables = rope(4, 4)
     step = lambda qkv, q, k: block.split_heads(qkv, 2, (q, k), tables)  # noqa: E731
     assert torch.autograd.gradcheck(step, (leaf(2, 4, 24), leaf(4), leaf(4)), atol=1e-4)
@@ -147,6 +150,9 @@ def test_attention_dropout_zeroes_weights_and_its_gradient_sees_the_same_ones() 
 def test_attention_dropout_differentiates_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """gradcheck draws the same masks again, because every call starts at the same seed."""
     monkeypatch.setattr(cpu_kernels, "_QUERIES", 3)
+    norm = RMSNorm(4).double()
+    assert torch.autograd.gradcheck(lambda x, w: functional_call(norm, {"weight": w}, x), (leaf(2, 3, 4), leaf(4)))
+    assert torch.autograd.gradcheck(block.swiglu, (leaf(2, 6),))
 
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)

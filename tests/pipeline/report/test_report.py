@@ -87,7 +87,7 @@ def test_a_summary_says_how_far_a_run_is(run_copy: Path) -> None:
     shutil.rmtree(run_copy / "prior")
     assert RunSummary(folder).state.startswith("training the prior: step ")
     (run_copy / "metrics.jsonl").unlink()
-    assert RunSummary(folder).state == "the images are encoded, the prior comes next"
+    assert RunSummary(folder).state == "the codes are there, the prior comes next"
     (run_copy / "codes" / "manifest.json").unlink()
     assert RunSummary(folder).state == "the tokenizer is trained, encoding comes next"
     shutil.rmtree(run_copy / "tokenizer")
@@ -103,6 +103,10 @@ def test_the_time_of_a_stage_that_trains_is_that_of_its_log(run_copy: Path) -> N
     logged = {stage: RunSummary(folder).rows(stage, "train")[-1]["seconds"] for stage in ("tokenizer", "prior")}
     assert RunSummary(folder).times["taken"] == {"start": 2.0, **logged}
     assert RunSummary(folder).seconds == 2.0 + sum(logged.values())
+    again = {"stage": "prior", "kind": "train", "step": 10**6, "seconds": 0.01}  # of a process that continued
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    assert RunSummary(folder).times["taken"]["prior"] == pytest.approx(logged["prior"] + 0.01)
 
 
 def test_parameters_are_counted_from_the_files(finished_run: Path) -> None:

@@ -4,14 +4,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.random_prior import model, with_norm_weights
+from support.random_prior import cached_logits, decode_codes, examples, model, with_norm_weights
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from foundation.training.linear import packed_weights
+from foundation.training.linear import Linear, packed_weights
+from stage2_prior.block import RMSNorm
 from stage2_prior.decoding.cache import KVCache
+from stage2_prior.decoding.decode import stream_uniforms
 from stage2_prior.decoding.engine import DecodingEngine
 from stage2_prior.decoding.plain_blocks import plain_blocks
+from stage2_prior.decoding.sampling import SamplingConfig
 from stage2_prior.prior import PriorModel
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-13}
@@ -39,7 +42,7 @@ def through(blocks: object, prior: PriorModel, n_rows: int, n_new: int) -> list[
 def test_states_and_cache_are_those_of_the_modules(dtype: torch.dtype, options: dict, n_new: int) -> None:
     prior = with_norm_weights(model(**options)).to(dtype)
     with torch.inference_mode(), packed_weights(prior):
-        blocks = plain_blocks(prior.blocks)
+        blocks = plain_blocks(prior)
         assert blocks is not None
         for n_rows in (1, 2, 40):
             both = through(blocks, prior, n_rows, n_new), through(prior.blocks, prior, n_rows, n_new)
@@ -75,30 +78,82 @@ def compiled(prior: PriorModel) -> None:
     prior.compile_blocks()
 
 
+def dropping(prior: PriorModel) -> Callable[[], object]:
+    return prior.blocks[1].dropout.train().eval
+
+
+def misplaced(prior: PriorModel) -> None:
+    prior.blocks[1].dropout = RMSNorm(32).eval()
+
+
+def without_inner_layers(prior: PriorModel) -> None:
+    prior.blocks[1].feed_forward = Linear(32, 32).eval()
+
+
+def with_one_norm(prior: PriorModel) -> None:
+    prior.blocks[1].attention.k_norm = None
+
+
+def of_two_types(prior: PriorModel) -> Callable[[], object]:
+    return prior.blocks[1].feed_forward.double().float
+
+
 @pytest.mark.parametrize(
-    "change", [hooked, hooked_before, hooked_everywhere, replaced, patched, parametrized, compiled]
+    "change",
+    [
+        hooked,
+        hooked_before,
+        hooked_everywhere,
+        replaced,
+        patched,
+        parametrized,
+        compiled,
+        dropping,
+        misplaced,
+        without_inner_layers,
+        with_one_norm,
+        of_two_types,
+    ],
 )
 def test_where_a_module_is_another_the_modules_run(change: Callable[[PriorModel], Callable[[], object] | None]) -> None:
     prior = model()
-    assert plain_blocks(prior.blocks) is not None
+    assert plain_blocks(prior) is not None
     undo = change(prior)
-    assert plain_blocks(prior.blocks) is None
+    assert plain_blocks(prior) is None
     if undo is not None:
         undo()
-        assert plain_blocks(prior.blocks) is not None
+        assert plain_blocks(prior) is not None
+
+
+def test_what_an_embedding_gives_stays_as_it_is() -> None:
+    prior, seen = model(), []
+    prior.code_embedding.register_forward_hook(lambda module, given, output: seen.append((output, output.clone())))
+    codes = decode_codes(prior, torch.arange(3), stream_uniforms([1, 2, 3], prior.n_codes), SamplingConfig())
+    assert len(codes) and seen and all(torch.equal(*each) for each in seen)
+
+
+def test_an_engine_that_is_kept_sees_later_changes() -> None:
+    prior = with_norm_weights(model())
+    (tokens, labels), engine = examples(prior), DecodingEngine(prior)
+    for change in (lambda: prior.blocks[0].attention.q_norm.weight.data.mul_(3), lambda: hooked(prior)):
+        change()
+        found = torch.stack(cached_logits(engine, tokens, labels, 0), 1)
+        assert torch.allclose(found, prior(tokens, labels), atol=2e-5)
 
 
 def test_blocks_of_the_gpt_kind_run_as_modules() -> None:
-    assert plain_blocks(model(block="gpt", positions="learned", qk_norm=False).blocks) is None
+    assert plain_blocks(model(block="gpt", positions="learned", qk_norm=False)) is None
 
 
 def test_autocast_runs_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     prior, given = model(), []
     extend = type(prior).extend
-    monkeypatch.setattr(type(prior), "extend", lambda *args: given.append(args[-1]) or extend(*args))
+    monkeypatch.setattr(
+        type(prior), "extend", lambda *args, **options: given.append(options) or extend(*args, **options)
+    )
     engine, positions = DecodingEngine(prior), prior.position_tables.on(torch.device("cpu"))
     tokens, labels = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     engine.extend(tokens, positions.part(0, 1), engine.new_cache(2), labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         engine.extend(tokens, positions.part(0, 1), engine.new_cache(2), labels)
-    assert given[0] is not None and given[1] is None
+    assert [*given[0]] == ["blocks"] and not given[1]

@@ -13,8 +13,8 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-from bench_prior import QUICK, TYPES, WORKLOADS, Case, Step, own_step, prior_parser
-from bench_report import Row, compare, report, time_in_own_processes
+from bench_prior import QUICK, TYPES, WORKLOADS, Case, Step, own_step, prior_parser, step_memory
+from bench_report import Row, compare, in_fresh_process, report, time_in_own_processes
 from torch.nn import functional as F
 
 from stage2_prior import block
@@ -59,17 +59,27 @@ def step_without(kernel: str, name: str, precision: str, n_threads: int) -> Step
     return own_step(name, Case("ours", precision), n_threads)
 
 
+def memory_without(kernel: str, name: str, precision: str, n_threads: int) -> float:
+    """Peak MiB of the step above the imports, for a process of its own."""
+    WITHOUT[kernel]()
+    return step_memory(name, Case("ours", precision), n_threads)[0]
+
+
 def bench(name: str, precision: str, repeats: int) -> list[Row]:
-    """A row for each kernel; ``reference`` is the step without it."""
+    """Rows of speed and of memory for each kernel; ``reference`` is the step without it."""
     n_threads = torch.get_num_threads()
     cases = {kernel: (kernel, name, precision, n_threads) for kernel in WITHOUT}
     timings = time_in_own_processes(step_without, cases, repeats)
+    memory = {kernel: in_fresh_process(memory_without, *case) for kernel, case in cases.items()}
     ours, rows = timings.pop(NONE), []
     for kernel, timing in timings.items():
         config = {"threads": n_threads, "repeats": repeats}
         config |= {"spread_ours": ours.spread, "spread_reference": timing.spread}
         milliseconds = (1e3 * ours.median, 1e3 * timing.median)
         rows.append(compare(f"step, {name}, {precision}", "ms", *milliseconds, f"without {kernel}", config=config))
+        peaks = memory[NONE], memory[kernel]
+        what = f"peak memory, {name}, {precision}"
+        rows.append(compare(what, "MiB above imports", *peaks, f"without {kernel}", config={"threads": n_threads}))
     return rows
 
 

@@ -79,7 +79,8 @@ class SamplingConfig:
     plus noise; each has its own images for a seed, and gumbel takes fewer passes with a window"""
     window: int | None = added_later(None)
     """most codes that one pass may guess ahead and keep where the guess was right, with the same codes as 1, which
-    takes one at a time; null tries what is faster where few images are sampled"""
+    takes one at a time; null tries what is faster where few images are sampled, on a CPU only with
+    gumbel or a temperature of 0"""
     entropy_temperature: tuple[float, float, float] | None = added_later(None)
     """a, b, c of a second temperature, a * exp(-entropy / b) + c; it acts after the first, with the entropy in nats of
     each code's distribution: a + c where the code is certain, about c where many are likely; null leaves it out"""
